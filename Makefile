@@ -1,0 +1,36 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN ?= demo-run
+# Two busy thread pools slow each other down: idle threads sleep instead of spinning.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: demo demo-full test check lint slow bench clean
+
+$(BIN)/.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	touch $@
+
+demo: $(BIN)/.installed  ## the whole job on embedded digits, at most 8 minutes on 2 cores
+	$(BIN)/dcdm demo --run $(RUN)
+
+demo-full: $(BIN)/.installed  ## all arms, 8 seeds: at most 45 minutes
+	$(BIN)/dcdm demo --full --run $(RUN)-full
+
+lint: $(BIN)/.installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+
+check: lint
+	$(BIN)/python -m pytest
+
+test: check  ## lint, types, layer contract and tests, at most 12 minutes
+
+bench: $(BIN)/.installed  ## every script in benchmarks/, results in benchmarks/results/
+	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) $(RUN) build dist

@@ -1,0 +1,1 @@
+"""Captions for training images: from templates, or from an image-to-text model."""

@@ -1,0 +1,107 @@
+"""The app and the error boundary: every failure leaves through `main`, as a sentence, a remedy and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import typer
+
+from dcdm_cli.console import Console, reserve_stdout
+from dcdm_cli.errors import DcdmError, ExitCode, InterruptedRunError, OutOfMemoryError, StorageError
+from dcdm_cli.signals import install_handlers
+
+# In pipeline order. Only the command that is asked for is imported: --help must not wait for torch or pydantic.
+COMMANDS = {
+    "score": "Score how hard each real image is: s = 1 - p(true class), out of fold.",
+    "caption": "Write a caption for each image, from templates or by a captioning model.",
+    "finetune": "Fine-tune LoRA and the difficulty encoder, then calibrate.",
+    "generate": "Generate images of chosen difficulty.",
+    "evaluate": "Measure adherence, label agreement and what the images are worth.",
+    "demo": "Run the whole job on embedded digits, offline, on a CPU.",
+    "config": "Show the settings and where each value comes from.",
+}
+EPILOG = "Pipeline: dcdm score → caption → finetune → generate → evaluate, all in one run folder (--run, $DCDM_RUN)."
+
+
+def build_app(words: Sequence[str]) -> typer.Typer:
+    """The app with the real command that `words` asks for, and one-line stand-ins for the others."""
+    app = typer.Typer(
+        name="dcdm",
+        help="Extra training images of chosen difficulty for image classifiers (DCDM, arXiv 2411.18109).",
+        epilog=EPILOG,
+        no_args_is_help=True,
+        add_completion=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    app.callback()(_root)
+    for name, summary in COMMANDS.items():
+        if name in words:
+            importlib.import_module(f"dcdm_cli.commands.{name}").register(app, summary)
+        else:
+            app.command(name, help=summary)(_stand_in)
+    return app
+
+
+def main() -> None:
+    """Console entry point. Exit codes: dcdm_cli.errors.ExitCode."""
+    console = Console(as_json="--json" in sys.argv, out=reserve_stdout())
+    install_handlers(console.warn)
+    try:
+        words = [*sys.argv[1:], *os.environ.get("COMP_WORDS", "").split()]
+        code = build_app(words)(standalone_mode=False, obj=console)
+    except BaseException as error:
+        code = exit_code(error, console)
+    sys.exit(code if isinstance(code, int) else ExitCode.OK)
+
+
+def exit_code(error: BaseException, console: Console) -> int:
+    """Prints what the user needs to know about a failure and returns the code for the shell."""
+    if os.environ.get("DCDM_DEBUG"):
+        traceback.print_exception(error, file=sys.stderr)
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else ExitCode.FAILED
+    known = _known(error)
+    if known is not None:
+        console.error(known)
+        return known.code
+    if isinstance(error, BrokenPipeError):
+        return ExitCode.BROKEN_PIPE
+    if hasattr(error, "exit_code") and hasattr(error, "show"):  # Typer's own usage errors
+        error.show()  # pyright: ignore[reportAttributeAccessIssue]
+        return error.exit_code  # pyright: ignore[reportAttributeAccessIssue]
+    console.error(DcdmError(f"{type(error).__name__}: {error}", "set DCDM_DEBUG=1 for the traceback; please report it"))
+    return ExitCode.FAILED
+
+
+def _known(error: BaseException) -> DcdmError | None:
+    if isinstance(error, DcdmError):
+        return error
+    if isinstance(error, (KeyboardInterrupt, typer.Abort)):
+        return InterruptedRunError("stopped; finished work is kept", "run the same command again to continue")
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return OutOfMemoryError(
+            f"out of memory: {error}", "use a smaller --batch-size; for fine-tuning also --gradient-checkpointing"
+        )
+    if isinstance(error, OSError) and error.errno in (28, 30, 122):
+        return StorageError(
+            f"cannot write: {error}", "free some space and run the same command again", file=error.filename
+        )
+    return None
+
+
+def _root(version: bool = typer.Option(False, "--version", help="Show the version and stop.", is_eager=True)) -> None:
+    if version:
+        from dcdm_cli import __version__
+
+        sys.stderr.flush()
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def _stand_in() -> None:
+    raise AssertionError("the command that is asked for is always imported")

@@ -1,0 +1,175 @@
+"""`dcdm finetune`: LoRA and difficulty encoder, then calibration of what comes out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from dcdm_cli.commands.options import Context, stage_command
+from dcdm_cli.config import FinetuneConfig
+from dcdm_cli.demo.base import resolve_base
+from dcdm_cli.errors import UsageError
+from dcdm_cli.job import Job
+from dcdm_cli.store import Outcome, Stage, StageRecord
+
+if TYPE_CHECKING:
+    from dcdm_cli.data.manifest import Manifest
+    from dcdm_cli.difficulty.calibration import Calibration
+
+EXAMPLES = (
+    "dcdm finetune --run birds --preset sd15",
+    "dcdm finetune --run birds --base ./my-sd15 --steps 3000 --batch-size 4 --gradient-accumulation 2",
+    "dcdm finetune --run birds --mode replace",
+)
+
+
+def register(app: typer.Typer, summary: str) -> None:
+    @stage_command(app, "finetune", help=summary, sections=("finetune",), examples=EXAMPLES)
+    def finetune(context: Context) -> None:
+        record = run_finetune(context)
+        calibrated = run_calibrate(context)
+        results = record.results | ({"calibration": calibrated.results} if calibrated else {})
+        context.console.result({"stage": "finetune", "path": str(context.run.adapter), **results}, context.run.adapter)
+
+
+def run_finetune(context: Context) -> StageRecord:
+    run, config = context.run, context.config.finetune
+    run.create()
+    with run.lock("dcdm finetune"):
+        inputs = {"score": run.require("score").id, "caption": run.require("caption").id}
+        stage = Stage("finetune", {**config.model_dump(mode="json"), "run_seed": context.config.seed}, inputs)
+        if context.force:
+            _drop(run.checkpoints / "adapter")
+        record, done = run.run(stage, lambda: _work(context, config, run.adapter), force=context.force)
+    if not done:
+        context.console.note("finetune: nothing changed, skipped (--force runs it again)")
+    return record
+
+
+def run_calibrate(context: Context) -> StageRecord | None:
+    """The closed loop, unless it is switched off, there is no scorer, or the adapter has no difficulty."""
+    run, config = context.run, context.config
+    plain = config.finetune.conditioning == "none"
+    if not config.calibrate.enabled or plain or not run.scorer.exists():
+        return None
+    from dcdm_cli.generation.engine import sampler_settings
+    from dcdm_cli.model.adapter import CALIBRATION_FILE
+
+    file = run.adapter / CALIBRATION_FILE
+    with run.lock("dcdm finetune (calibration)"):
+        settings = {**config.calibrate.model_dump(mode="json"), "sampler": sampler_settings(config.generate)}
+        inputs = {"finetune": run.require("finetune").id, "score": run.require("score").id}
+        stage = Stage("calibrate", settings, inputs)
+        record, _ = run.run(stage, lambda: _calibrate(context, file), force=context.force)
+    low, high = record.results["reachable"]
+    context.console.note(f"calibrated: mean difficulty {low:.2f} to {high:.2f} can be reached")
+    return record
+
+
+def training_rows(manifest: Manifest, keep_suspects: bool) -> Manifest:
+    """Scored, captioned training images, without likely mislabels. Raises UsageError when too little is left."""
+    import numpy as np
+
+    train = manifest.split("train")
+    keep = np.isfinite(train.column("difficulty"))
+    if not keep_suspects:
+        keep &= ~train.column("suspect_label")
+    chosen = train.select(keep)
+    counts = chosen.class_counts()
+    if (counts > 0).sum() < 2:
+        raise UsageError(
+            "difficulty needs at least two classes with images", "add a second class folder and run dcdm score again"
+        )
+    if (counts == 0).any():
+        names = [n for n, c in zip(manifest.class_names, counts, strict=True) if c == 0]
+        raise UsageError(
+            f"no usable training image in class {names[0]!r} ({len(names)} such classes)",
+            "add images or remove the class folder, then run dcdm score again; --keep-suspects keeps doubtful labels",
+        )
+    return chosen
+
+
+def train_adapter(context: Context, config: FinetuneConfig, folder: Path, job: Job) -> dict[str, Any]:
+    """Fine-tunes on the run's manifest and writes an adapter folder. Returns losses and counts."""
+    import torch
+
+    from dcdm_cli.data.manifest import read_manifest
+    from dcdm_cli.files import atomic_folder
+    from dcdm_cli.model.adapter import AdapterInfo, save_adapter
+    from dcdm_cli.model.base import load_base
+    from dcdm_cli.training.dataset import TrainingSet, cache_latents, encode_captions
+    from dcdm_cli.training.loop import finetune
+
+    manifest = read_manifest(context.run.samples)
+    rows = training_rows(manifest, config.keep_suspects)
+    base = load_base(resolve_base(config.base), revision=config.revision, dtype=config.precision, device=job.device)
+    latents = cache_latents(
+        base, rows.paths(), config.resolution, context.run.cache, mirror=config.hflip, progress=job.progress
+    )
+    text, caption = encode_captions(base, [str(c) for c in rows.column("caption")], job.progress)
+    data = TrainingSet(
+        latents,
+        text,
+        caption,
+        torch.from_numpy(rows.column("label")).long(),
+        torch.from_numpy(rows.column("difficulty").copy()),
+    )
+    fingerprint = base.fingerprint
+    config = config.model_copy(update={"seed": config.seed + context.config.seed})
+    trained = finetune(base, data, len(rows.class_names), config, context.run.checkpoints / folder.name, job)
+    encoder = trained.network.encoder
+    info = AdapterInfo(
+        base=base.source,
+        base_fingerprint=fingerprint,
+        revision=config.revision,
+        class_names=rows.class_names,
+        resolution=config.resolution,
+        encoder=encoder.config if encoder else None,
+        training=config.model_dump(mode="json"),
+    )
+    with atomic_folder(folder) as part:
+        save_adapter(part, trained.network.unet, encoder, info)
+    _drop(context.run.checkpoints / folder.name)
+    return {"images": len(data), "losses": trained.losses, "skipped_steps": trained.skipped}
+
+
+def _work(context: Context, config: FinetuneConfig, folder: Path) -> Outcome:
+    from dcdm_cli.model.adapter import adapter_hash
+    from dcdm_cli.reports.plots import loss_curve
+
+    job = context.job()
+    results = train_adapter(context, config, folder, job)
+    steps, losses = zip(*results["losses"], strict=True) if results["losses"] else ((), ())
+    context.run.figures.mkdir(exist_ok=True)
+    figure = loss_curve(context.run.figures / "loss.png", steps, losses)
+    return Outcome([folder, figure], adapter_hash(folder), results, job.device)
+
+
+def _calibrate(context: Context, file: Path) -> Outcome:
+    from dcdm_cli.commands.probing import open_run_engine, probe
+    from dcdm_cli.difficulty.calibration import save_calibration
+    from dcdm_cli.files import hash_file
+
+    config, job = context.config, context.job()
+    engine = open_run_engine(context, context.run.adapter, job)
+    points = [i / (config.calibrate.points - 1) for i in range(config.calibrate.points)]
+    measured = probe(context, engine, points, config.calibrate.images, job, seed=config.seed + 500, calibrated=False)
+    calibration = _fit(measured, engine.config)
+    save_calibration(calibration, file)
+    results = {"reachable": list(calibration.reachable), "realised": list(calibration.realised)}
+    return Outcome([file], hash_file(file), results | {"requested": list(calibration.requested)}, job.device)
+
+
+def _fit(measured: Any, config: Any) -> Calibration:
+    from dcdm_cli.difficulty.calibration import fit_calibration
+    from dcdm_cli.generation.engine import sampler_settings
+
+    return fit_calibration(measured.requested, measured.realised, measured.agrees, sampler_settings(config))
+
+
+def _drop(folder: Path) -> None:
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,201 @@
+"""Options, defined once. A stage's flags are its settings: names, help and types come from config.py."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import tomllib
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import typer
+from pydantic import BaseModel
+
+from dcdm_cli.config import Config, Resolved, flat_items, resolve
+from dcdm_cli.console import Console
+from dcdm_cli.errors import UsageError
+from dcdm_cli.job import Job
+from dcdm_cli.signals import asked_to_stop
+from dcdm_cli.store import RunFolder
+
+DEFAULT_RUN = "dcdm-run"
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every command works with, made from the shared options."""
+
+    run: RunFolder
+    resolved: Resolved
+    console: Console
+    force: bool
+    dry_run: bool
+    given: Mapping[str, Any]  # settings given as flags, dotted
+
+    @property
+    def config(self) -> Config:
+        return self.resolved.config
+
+    def job(self, device: str | None = None) -> Job:
+        """Settles the device (imports torch) unless the caller has one."""
+        if device is None:
+            from dcdm_cli.backends.base import settle_device
+
+            device, reason = settle_device(self.config.device)
+            self.console.note(f"device: {device} ({reason})")
+        return Job(device, self.console.progress, asked_to_stop)
+
+
+SHARED: dict[str, tuple[Any, Any]] = {
+    "run": (Annotated[Path, typer.Option(help="Run folder.", envvar="DCDM_RUN")], Path(DEFAULT_RUN)),
+    "preset": (Annotated[str | None, typer.Option(help="Settings to start from: digits, sd15.")], None),
+    "config": (Annotated[Path | None, typer.Option(help="TOML file with settings.")], None),
+    "settings": (
+        Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting: score.folds=3")],
+        None,
+    ),
+    "device": (Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")], None),
+    "threads": (Annotated[int | None, typer.Option(help="CPU threads.")], None),
+    "seed": (Annotated[int | None, typer.Option(help="Run seed.")], None),
+    "force": (Annotated[bool, typer.Option("--force", help="Run again even if nothing changed.")], False),
+    "dry_run": (Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")], False),
+    "as_json": (Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")], False),
+    "quiet": (Annotated[bool, typer.Option("--quiet", "-q", help="Only the result's path on stdout.")], False),
+}
+
+
+def stage_command(
+    app: typer.Typer, name: str, *, help: str, sections: Sequence[str] = (), examples: Sequence[str] = ()
+) -> Callable[[Callable[..., None]], None]:
+    """Registers `function(context, **own)` with its own parameters, the flags of `sections`, and the shared options."""
+
+    def decorate(function: Callable[..., None]) -> None:
+        own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+        flags = {param: key for section in sections for param, key in _section_flags(section)}
+        taken = {p.name for p in own} | set(SHARED)
+        flags = {param: key for param, key in flags.items() if param not in taken}
+
+        @functools.wraps(function)
+        def command(ctx: typer.Context, **values: Any) -> None:
+            given = {key: _parse_flag(key, values.pop(param)) for param, key in flags.items()}
+            context = _open_context(ctx, {name: values.pop(name) for name in SHARED}, given)
+            if context.dry_run:
+                print_settings(context)
+            else:
+                function(context, **values)
+
+        parameters = [inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
+        parameters += [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+        parameters += [_flag_parameter(param, key) for param, key in flags.items()]
+        parameters += [_parameter(param, annotation, default) for param, (annotation, default) in SHARED.items()]
+        command.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        text = help + "\n\n" + "\n\n".join(f"Example: {example}" for example in examples)
+        app.command(name, help=text)(command)
+
+    return decorate
+
+
+def print_settings(context: Context, *, origin: bool = False) -> None:
+    """The resolved settings, as a document or as key = value lines."""
+    values = flat_items(context.config)
+    origins = context.resolved.origins
+    if context.console.as_json:
+        document = {k: {"value": v, "origin": origins[k]} if origin else v for k, v in values.items()}
+        context.console.result(document, context.run.path)
+        return
+    from rich.text import Text
+
+    lines = [f"{k} = {v!r}" + (f"    # {origins[k]}" if origin else "") for k, v in values.items()]
+    context.console.result({}, context.run.path, [Text(line) for line in lines])
+
+
+def _open_context(ctx: typer.Context, shared: dict[str, Any], given: dict[str, Any]) -> Context:
+    console = ctx.obj if isinstance(ctx.obj, Console) else Console()
+    console.as_json, console.quiet = shared["as_json"], shared["quiet"]
+    flags = {key: value for key, value in given.items() if value is not None}
+    flags |= {name: shared[name] for name in ("preset", "device", "threads", "seed") if shared[name] is not None}
+    flags |= _parse_settings(shared["settings"] or [])
+    run = RunFolder(shared["run"])
+    resolved = resolve(flags=flags, config_file=shared["config"], run_file=run.config_file)
+    if resolved.config.threads:
+        os.environ["OMP_NUM_THREADS"] = str(resolved.config.threads)  # read when torch is imported
+    return Context(run, resolved, console, shared["force"], shared["dry_run"], flags)
+
+
+def _parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
+    parsed = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise UsageError(f"--set {pair!r} has no '='", "write --set score.folds=3")
+        parsed[key.strip()] = _toml_value(text.strip())
+    return parsed
+
+
+def _toml_value(text: str) -> Any:
+    """A TOML value; text that is none is taken as a string."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _section_flags(section: str) -> list[tuple[str, str]]:
+    """(parameter name, dotted key) of the section's settings; tables are left to --set and TOML."""
+    model = Config.model_fields[section].annotation
+    assert isinstance(model, type) and issubclass(model, BaseModel)
+    return [(n, f"{section}.{n}") for n, f in model.model_fields.items() if get_origin(f.annotation) is not dict]
+
+
+def _field(key: str) -> Any:
+    section, name = key.split(".")
+    model: Any = Config.model_fields[section].annotation
+    return model.model_fields[name]
+
+
+def _plain_type(annotation: Any) -> Any:
+    """The type without `| None`."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        return next(a for a in get_args(annotation) if a is not type(None))
+    return annotation
+
+
+def _flag_parameter(param: str, key: str) -> inspect.Parameter:
+    info = _field(key)
+    kind, flag = _plain_type(info.annotation), "--" + param.replace("_", "-")
+    help = f"{info.description or key.replace('_', ' ').replace('.', ': ')} [default: {_shown(info.default)}]"
+    if kind is bool:
+        option = typer.Option(f"{flag}/--no-{param.replace('_', '-')}", help=help)
+        return _parameter(param, Annotated[bool | None, option], None)
+    option = typer.Option(flag, help=help, metavar=_metavar(kind))
+    return _parameter(param, Annotated[str | None, option], None)
+
+
+def _shown(default: Any) -> str:
+    return ",".join(map(str, default)) if isinstance(default, tuple) else "none" if default is None else str(default)
+
+
+def _metavar(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "|".join(get_args(kind))
+    if get_origin(kind) is tuple:
+        return "A,B,…"
+    return {int: "INT", float: "FLOAT", Path: "PATH"}.get(kind, "TEXT")
+
+
+def _parse_flag(key: str, value: Any) -> Any:
+    """Flags arrive as text; config.py checks the type. Lists are written with commas, `none` switches off."""
+    if value is None or isinstance(value, bool):
+        return value
+    if get_origin(_plain_type(_field(key).annotation)) is tuple:
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return value
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

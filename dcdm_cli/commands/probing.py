@@ -1,0 +1,135 @@
+"""Opening the run's engine and measuring what it makes: shared by calibration, generation and evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dcdm_cli.job import Job
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from dcdm_cli.commands.options import Context
+    from dcdm_cli.generation.bulk import Measure
+    from dcdm_cli.generation.engine import Engine
+    from dcdm_cli.generation.plan import PlanInputs
+
+
+@dataclass(frozen=True)
+class Probed:
+    """One entry per image. target, requested, realised float32 [N]; label int64 [N]; agrees bool [N]: the scorer still
+    gives the image its label; images uint8 [N, H, W, 3]."""
+
+    target: np.ndarray
+    requested: np.ndarray
+    realised: np.ndarray
+    label: np.ndarray
+    agrees: np.ndarray
+    images: np.ndarray
+
+
+def open_run_engine(context: Context, adapter: Path, job: Job) -> Engine:
+    from dcdm_cli.generation.engine import open_engine
+
+    engine = open_engine(adapter, context.config.generate, job.device)
+    context.console.note(f"backend: {engine.denoiser.name} ({engine.reason})")
+    return engine
+
+
+def plan_inputs(context: Context) -> PlanInputs:
+    """Classes, captions, real difficulties and the calibration that fits the sampler settings."""
+    import numpy as np
+
+    from dcdm_cli.data.manifest import read_manifest
+    from dcdm_cli.generation.plan import PlanInputs
+
+    config = context.config.generate
+    train = read_manifest(context.run.samples).split("train")
+    labels, captions = train.column("label"), train.column("caption")
+    allowed: list[list[str]] = [[] for _ in train.class_names]
+    for label, caption in zip(labels, captions, strict=True):
+        allowed[label].append(caption)
+    if config.captions == "class":
+        from dcdm_cli.captioning.templates import caption_from_template
+
+        template = context.config.caption.template
+        allowed = [[caption_from_template(template, name)] for name in train.class_names]
+    real = np.asarray(train.column("difficulty"), np.float32)
+    return PlanInputs(train.class_names, allowed, real, config.difficulty_cap, usable_calibration(context))
+
+
+def usable_calibration(context: Context):
+    """The stored calibration, if wanted and measured with these sampler settings; otherwise None, and a warning."""
+    from dcdm_cli.difficulty.calibration import load_calibration
+    from dcdm_cli.generation.engine import sampler_settings
+    from dcdm_cli.model.adapter import CALIBRATION_FILE
+
+    config = context.config.generate
+    if not config.calibrated:
+        return None
+    calibration = load_calibration(context.run.adapter / CALIBRATION_FILE)
+    if calibration is None:
+        context.console.warn("no calibration: difficulties are requested as they are (dcdm finetune makes one)")
+        return None
+    if calibration.settings != sampler_settings(config):
+        changed = [k for k, v in sampler_settings(config).items() if calibration.settings.get(k) != v]
+        context.console.warn(
+            f"the calibration was measured with other sampler settings ({', '.join(changed)}) and is not used: "
+            "run dcdm finetune with these settings to calibrate again"
+        )
+        return None
+    return calibration
+
+
+def make_measure(context: Context, job: Job) -> Measure | None:
+    """Scores finished images with the run's scorer; None when the run has no classifier of its own."""
+    if not context.run.scorer.exists():
+        return None
+    from dcdm_cli.difficulty.scorer import Scorer
+
+    scorer = Scorer.load(context.run.scorer, job.device)
+
+    def measure(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        measured = scorer.measure(images, labels)
+        return measured.difficulty, measured.predicted
+
+    return measure
+
+
+def probe(
+    context: Context,
+    engine: Engine,
+    targets: Sequence[float],
+    per_target: int,
+    job: Job,
+    *,
+    seed: int,
+    calibrated: bool,
+) -> Probed:
+    """Generates `per_target` images at each difficulty, in memory, and scores them."""
+    import numpy as np
+
+    from dcdm_cli.generation.engine import render
+    from dcdm_cli.generation.plan import grid_plan
+
+    plan = grid_plan(plan_inputs(context), targets, per_target, seed, engine.generator, calibrated=calibrated)
+    measure = make_measure(context, job)
+    assert measure is not None, "callers check that the run has a scorer"
+    images, realised, predicted = [], [], []
+    for rows, batch in render(engine, plan.rows(), job):
+        s, guess = measure(batch, np.array([row.label for row in rows]))
+        images.append(batch)
+        realised.append(s)
+        predicted.append(guess)
+    label = np.array(plan.table["label"])
+    return Probed(
+        target=np.array(plan.table["target_difficulty"]),
+        requested=np.array(plan.table["requested_difficulty"]),
+        realised=np.concatenate(realised),
+        label=label,
+        agrees=np.concatenate(predicted) == label,
+        images=np.concatenate(images),
+    )

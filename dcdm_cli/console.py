@@ -1,0 +1,117 @@
+"""The only printer. stdout carries the result, stderr everything else."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console as RichConsole
+from rich.console import RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from dcdm_cli.errors import DcdmError
+from dcdm_cli.safe_text import show
+
+LINE_EVERY_S = 5.0
+
+
+def reserve_stdout() -> TextIO:
+    """Points file descriptor 1 at stderr, so that libraries that print cannot soil the result; returns the real stdout.
+
+    Results are written to the returned stream only.
+    """
+    real = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="backslashreplace")
+    sys.stdout.flush()
+    os.dup2(2, 1)
+    return real
+
+
+@dataclass
+class Console:
+    """as_json: one JSON document on stdout. quiet: only the result's path. out: the real stdout."""
+
+    as_json: bool = False
+    quiet: bool = False
+    out: TextIO = field(default_factory=lambda: sys.stdout)
+    _bars: Progress | None = None
+    _tasks: dict[str, Any] = field(default_factory=dict)
+    _last_line: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.err = RichConsole(stderr=True, highlight=False, markup=False)
+
+    def note(self, message: str) -> None:
+        """A line for the person watching."""
+        if not self.quiet:
+            self.err.print(Text(show(message)))
+
+    def warn(self, message: str) -> None:
+        self.err.print(Text(f"warning: {show(message)}", style="yellow"))
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """Bars on a terminal; otherwise a line every few seconds and at the end."""
+        if self.quiet:
+            return
+        if self.err.is_terminal:
+            self._bar(what, done, total)
+        elif done >= total or time.monotonic() - self._last_line > LINE_EVERY_S:
+            self._last_line = time.monotonic()
+            self.err.print(Text(f"{what}: {done}/{total}"))
+
+    def end_progress(self) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+        self._bars, self._tasks = None, {}
+
+    def result(self, document: dict[str, Any], path: Path, shown: Iterable[RenderableType] = ()) -> None:
+        """The command's result: the document as JSON, or tables and the path, or the path alone."""
+        self.end_progress()
+        if self.as_json:
+            self.out.write(json.dumps(document, ensure_ascii=False, allow_nan=False) + "\n")
+        elif self.quiet:
+            self.out.write(f"{path}\n")
+        else:
+            human = RichConsole(file=self.out, highlight=False, markup=False)
+            for renderable in shown:
+                human.print(renderable)
+            human.print(Text(show(path)))
+        self.out.flush()
+
+    def error(self, error: DcdmError) -> None:
+        """What failed and how to go on; with --json the same as the last line of stderr."""
+        self.end_progress()
+        self.err.print(Text(f"error: {show(error.message)}", style="bold red"))
+        if error.hint:
+            self.err.print(Text(f"  try: {show(error.hint)}"))
+        if self.as_json:
+            sys.stderr.write(json.dumps(_error_document(error)) + "\n")
+
+    def _bar(self, what: str, done: int, total: int) -> None:
+        if self._bars is None:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bars = Progress(*columns, console=self.err, transient=True)
+            self._bars.start()
+        if what not in self._tasks:
+            self._tasks[what] = self._bars.add_task(show(what), total=total)
+        self._bars.update(self._tasks[what], completed=done, total=total)
+        if done >= total:
+            self._bars.remove_task(self._tasks.pop(what))
+
+
+def _error_document(error: DcdmError) -> dict[str, Any]:
+    kind = type(error).__name__
+    return {
+        "type": "error",
+        "code": int(error.code),
+        "kind": kind,
+        "message": error.message,
+        "hint": error.hint,
+        "file": error.file,
+    }

@@ -1,0 +1,1 @@
+"""Images and the table that describes them."""

@@ -1,0 +1,167 @@
+"""Candidates: images that a source lists but nobody has decoded yet, and the rules for reading their names and labels.
+
+Sources are not trusted: a path must stay inside its root, and a fault of one image becomes that candidate's
+`RejectedImage` instead of stopping the listing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dcdm_cli.data.images import DEFAULT_OPTIONS, DecodeOptions, RejectedImage
+from dcdm_cli.errors import UsageError
+
+SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("judge", "val", "valid", "validation"), "judge"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+
+
+@dataclass(frozen=True)
+class ScanOptions:
+    """How a source is read.
+
+    split: keep only this split; in a source without splits, the split its rows are. The columns: names in tables and
+    manifest files. max_bad: largest share of unusable images, in [0, 1]; strict: stop at the first. judge_fraction,
+    test_fraction: see `sources.assign_splits`. class_map: JSON file with a list of class names, or {name: index}.
+    """
+
+    split: str | None = None
+    image_column: str = "image"
+    label_column: str = "label"
+    caption_column: str | None = None
+    score_column: str | None = None
+    max_bad: float = 0.01
+    strict: bool = False
+    follow_links: bool = False
+    judge_fraction: float = 0.3
+    test_fraction: float = 0.2
+    class_map: Path | None = None
+    decode: DecodeOptions = DEFAULT_OPTIONS
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One listed image. name: how the source calls it; image: a file, the encoded bytes, or why there is neither."""
+
+    name: str
+    image: Path | bytes | RejectedImage
+    label: str | None
+    split: str | None = None
+    caption: str | None = None
+    difficulty: float | None = None
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A listed image that is left out. reason: a stable code, of `RejectedImage` or `no_label`."""
+
+    path: str
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Listing:
+    """candidates: lazy, to be read once. class_names: in label order, None where the source does not state it.
+
+    root: what relative names start from. origin: the source with everything that pins it (absolute path, commit).
+    default_split: of candidates that name none. notes: things passed over and how often, complete after the reading.
+    """
+
+    candidates: Iterator[Candidate]
+    root: Path
+    origin: str
+    class_names: list[str] | None = None
+    default_split: str | None = None
+    notes: Counter[str] = field(default_factory=Counter)
+
+
+def known_split(word: str, where: str) -> str:
+    """train, judge or test. Raises UsageError for a word that means none of them."""
+    split = SPLIT_WORDS.get(word.strip().casefold())
+    if split is None:
+        raise UsageError(f"{where}: {word!r} is not a split", f"known: {', '.join(SPLIT_WORDS)}")
+    return split
+
+
+def path_inside(root: Path, given: str) -> Path:
+    """The file a listed path means, after links. Raises RejectedImage: `outside_root`, or `bad_name`.
+
+    root: resolved. An absolute path is accepted when it is inside.
+    """
+    if not given or "\0" in given or not is_text(given):
+        raise RejectedImage("bad_name", "the path is empty or not valid text")
+    if "://" in given:
+        raise RejectedImage("outside_root", "URLs are not read: download the image and list the file")
+    try:
+        path = (root / given).resolve()
+    except (OSError, RuntimeError) as error:  # a loop of links
+        raise RejectedImage("unreadable", str(error)) from error
+    if not path.is_relative_to(root):
+        raise RejectedImage("outside_root", f"leads out of {root}")
+    return path
+
+
+def pick_columns(available: Sequence[str], options: ScanOptions, where: str, image: str) -> dict[str, str]:
+    """Role -> column. Raises UsageError for a column that was asked for and is not there."""
+    chosen = {"image": image, "label": options.label_column}
+    if options.caption_column or "caption" in available:
+        chosen["caption"] = options.caption_column or "caption"
+    if options.score_column:
+        chosen["difficulty"] = options.score_column
+    missing = [column for column in chosen.values() if column not in available]
+    if missing:
+        raise UsageError(
+            f"{where} has no column {', '.join(missing)}; it has {', '.join(map(str, available))}",
+            "name the columns with --image-column, --label-column, --caption-column and --score-column",
+        )
+    return chosen
+
+
+def read_label(value: Any, names: Sequence[str] | None) -> str | None:
+    """The class name a cell means; None where it means none, as -1 does by convention."""
+    if isinstance(value, float):
+        value = int(value) if value.is_integer() else None  # tables with gaps hold integers as floats
+    if isinstance(value, int):
+        if names is None:
+            return str(value) if value >= 0 else None
+        return names[value] if 0 <= value < len(names) else None
+    return read_text(value)
+
+
+def read_difficulty(value: Any, where: str) -> float | None:
+    """A score of the user's own: empty and NaN mean not scored. Raises UsageError outside [0, 1]."""
+    try:
+        score = math.nan if value is None or value == "" else float(value)
+    except (TypeError, ValueError):
+        score = math.inf
+    if math.isnan(score):
+        return None
+    if not 0.0 <= score <= 1.0:
+        raise UsageError(f"{where}: difficulty {value!r} is not a number in [0, 1]", "0 is easy, 1 is hard")
+    return score
+
+
+def read_text(value: Any) -> str | None:
+    return value.strip() or None if isinstance(value, str) and is_text(value) else None
+
+
+def is_text(name: str) -> bool:
+    """False for file names that are not UTF-8: Python carries their bytes as lone surrogates."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def clean_name(name: str) -> str:
+    """A name that every UTF-8 writer accepts: what is no text shows as an escape."""
+    return name.encode("utf-8", "backslashreplace").decode()

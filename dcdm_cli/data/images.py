@@ -1,0 +1,137 @@
+"""Decoding: the one way an image file enters the program.
+
+A file or its bytes come in; an 8-bit RGB image leaves, or `RejectedImage` with a reason code. Safe in threads.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from dcdm_cli.files import hash_bytes
+
+# Everything else Pillow opens by default (EPS, PDF, PSD, FITS, ...) has no business in an image set.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+_UINT16_MAX = 65535
+
+
+@dataclass(frozen=True)
+class DecodeOptions:
+    """What is accepted and how it becomes RGB. Sizes in pixels.
+
+    exif: rotate as the camera says; turn off to match a classifier trained without. background: any Pillow colour, put
+    behind transparent pixels. animated: take the first frame of an animation or multi-page file, or reject it.
+    """
+
+    max_pixels: int = 64_000_000
+    min_size: int = 1
+    max_aspect: float = 100.0
+    exif: bool = True
+    background: str = "white"
+    animated: Literal["first", "reject"] = "first"
+
+
+class RejectedImage(Exception):
+    """An image that cannot be used. reason: a stable code for counting; detail: a sentence for people.
+
+    Codes raised here: not_an_image, truncated, unreadable, too_large, too_small, extreme_aspect, bad_range, animated.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason, self.detail = reason, detail
+
+
+DEFAULT_OPTIONS = DecodeOptions()
+
+
+def decode_image(source: Path | bytes, options: DecodeOptions = DEFAULT_OPTIONS) -> Image.Image:
+    """Decodes every pixel and returns mode RGB. Raises RejectedImage, and no other error, for a bad file."""
+    if isinstance(source, Path) and not os.path.isfile(source):  # opening a FIFO or a device would block
+        raise RejectedImage("unreadable", "missing, or not a regular file")
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+            _check_header(image, options)
+            image.load()
+            if options.exif:
+                ImageOps.exif_transpose(image, in_place=True)
+            return _to_rgb(image, options.background)
+    except (RejectedImage, MemoryError):
+        raise
+    except Exception as error:  # damaged files make Pillow raise OSError, ValueError, SyntaxError, struct.error, ...
+        raise _rejection(error) from error
+
+
+def image_format(content: bytes) -> str:
+    """Pillow's name of the format, from the header alone: "JPEG", "PNG", ..."""
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        return image.format or "PNG"
+
+
+def image_hash(image: Image.Image) -> str:
+    """Hash of the size and the RGB bytes: equal for equal pictures, whatever file they came from."""
+    rgb = image if image.mode == "RGB" else image.convert("RGB")
+    return hash_bytes(f"{rgb.width}x{rgb.height}".encode(), rgb.tobytes())
+
+
+def _check_header(image: Image.Image, options: DecodeOptions) -> None:
+    """Runs before any pixel is decoded, so that a bomb costs nothing."""
+    width, height = image.size
+    if width * height > options.max_pixels:
+        raise RejectedImage("too_large", f"{width}x{height} is more than {options.max_pixels} pixels")
+    if min(width, height) < options.min_size:
+        raise RejectedImage("too_small", f"{width}x{height}, the shorter side must have {options.min_size} pixels")
+    if max(width, height) > options.max_aspect * min(width, height):
+        raise RejectedImage("extreme_aspect", f"{width}x{height} is longer than {options.max_aspect:g} to 1")
+    # A camera's MPO is a photo with a preview behind it, not an animation.
+    if options.animated == "reject" and image.format != "MPO" and getattr(image, "is_animated", False):
+        raise RejectedImage("animated", "more than one frame or page")
+
+
+def _rejection(error: Exception) -> RejectedImage:
+    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        return RejectedImage("too_large", str(error))
+    if isinstance(error, UnidentifiedImageError):
+        return RejectedImage("not_an_image", f"none of {', '.join(FORMATS)}")
+    reason = "truncated" if isinstance(error, EOFError) or "truncated" in str(error).lower() else "unreadable"
+    return RejectedImage(reason, str(error) or type(error).__name__)
+
+
+def _to_rgb(image: Image.Image, background: str) -> Image.Image:
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _from_deep_grey(image)
+    if image.has_transparency_data:
+        front = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", front.size, background), front).convert("RGB")
+    if image.mode == "CMYK":
+        return _from_cmyk(image)
+    # A copy, because `image` belongs to a file that is about to close.
+    return image.copy() if image.mode == "RGB" else image.convert("RGB")
+
+
+def _from_deep_grey(image: Image.Image) -> Image.Image:
+    """Float grey must lie in [0, 1], integer grey in [0, 65535]; Pillow's own conversion clips both to white."""
+    grey = np.asarray(image).astype(np.float64)
+    limit = 1.0 if image.mode == "F" else float(_UINT16_MAX)
+    if not (grey.min() >= 0.0 and grey.max() <= limit):  # written so that NaN fails
+        raise RejectedImage("bad_range", f"values {grey.min():g} to {grey.max():g} are not in 0 to {limit:g}")
+    return Image.fromarray(np.rint(grey * (255 / limit)).astype(np.uint8)).convert("RGB")
+
+
+def _from_cmyk(image: Image.Image) -> Image.Image:
+    profile = image.info.get("icc_profile")
+    if profile:
+        try:
+            inks = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            converted = ImageCms.profileToProfile(image, inks, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            if converted is not None:
+                return converted
+        except (ImageCms.PyCMSError, OSError):
+            pass  # a profile that does not fit its pixels: better colours without it than no image
+    return image.convert("RGB")

@@ -1,0 +1,152 @@
+"""The manifest: one row per image, the same schema for real and generated images.
+
+Stored as `samples.parquet`. The class names, in label order, and the folder relative paths start from are kept in the
+file's metadata, so that the table explains itself.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dcdm_cli.errors import MismatchError, NotFoundError, UsageError
+from dcdm_cli.files import atomic_path
+
+SCHEMA = pa.schema(
+    [
+        # identity
+        ("sample_id", pa.string()),  # content hash of the decoded image, or of the plan row for generated images
+        ("path", pa.string()),  # POSIX; relative to `root` unless absolute
+        ("label", pa.int32()),
+        ("class_name", pa.string()),
+        ("split", pa.string()),  # train | judge | test
+        ("width", pa.int32()),  # pixels, after EXIF rotation
+        ("height", pa.int32()),
+        ("synthetic", pa.bool_()),
+        # scores
+        ("difficulty", pa.float32()),  # s in [0, 1], 0 easy, 1 hard; null where it could not be computed
+        ("p_true", pa.float32()),
+        ("loss", pa.float32()),
+        ("margin", pa.float32()),
+        ("entropy", pa.float32()),
+        ("predicted", pa.int32()),
+        ("fold", pa.int32()),
+        ("suspect_label", pa.bool_()),
+        ("caption", pa.string()),
+        # generated images only
+        ("prompt", pa.string()),
+        ("seed", pa.int64()),  # below 2**53: larger values lose digits in some readers
+        ("target_difficulty", pa.float32()),  # what the user wants to come out
+        ("requested_difficulty", pa.float32()),  # what the encoder is given, after calibration
+        ("measured_difficulty", pa.float32()),  # what the scorer finds in the finished image
+        ("generator", pa.string()),  # hash of base model, adapter and sampler settings
+    ]
+)
+COLUMNS = tuple(SCHEMA.names)
+SCORE_COLUMNS = ("difficulty", "p_true", "loss", "margin", "entropy", "predicted", "fold", "suspect_label")
+_META_KEY = b"dcdm"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """An immutable table of samples.
+
+    table: pyarrow table with exactly `SCHEMA`. class_names: label i is class_names[i]; a class may have no rows.
+    root: folder that relative paths start from; None = the manifest's own folder.
+    """
+
+    table: pa.Table
+    class_names: tuple[str, ...]
+    root: Path | None = None
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    @classmethod
+    def from_rows(
+        cls, rows: Iterable[Mapping[str, Any]], class_names: Sequence[str], root: Path | None = None
+    ) -> Manifest:
+        """Missing keys become null. Raises UsageError for a key outside the schema or a value of a wrong type."""
+        listed = list(rows)
+        unknown = {key for row in listed for key in row} - set(COLUMNS)
+        if unknown:
+            raise UsageError(f"manifest rows have unknown columns {sorted(unknown)}", f"known: {', '.join(COLUMNS)}")
+        try:
+            table = pa.Table.from_pylist([{c: row.get(c) for c in COLUMNS} for row in listed], schema=SCHEMA)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError) as error:
+            raise UsageError(f"manifest rows do not fit the schema: {error}") from error
+        return cls(table, tuple(class_names), root)
+
+    def column(self, name: str) -> np.ndarray:
+        """One column as a NumPy array: floats with NaN for null, integers with -1 for null, strings as objects."""
+        column = self.table[name]
+        if pa.types.is_integer(column.type):
+            return column.fill_null(-1).to_numpy()
+        if pa.types.is_boolean(column.type):
+            return column.fill_null(False).to_numpy()
+        return column.to_numpy(zero_copy_only=False)
+
+    def rows(self) -> list[dict[str, Any]]:
+        return self.table.to_pylist()
+
+    def paths(self) -> list[Path]:
+        """Absolute paths of the images."""
+        base = self.root or Path()
+        return [base / p for p in self.table["path"].to_pylist()]
+
+    def with_columns(self, columns: Mapping[str, Any]) -> Manifest:
+        """Replaces whole columns. NaN becomes null in float columns."""
+        table = self.table
+        for name, values in columns.items():
+            index = SCHEMA.get_field_index(name)
+            field = SCHEMA.field(index)
+            array = pa.array(values, from_pandas=True)
+            table = table.set_column(index, field, array.cast(field.type))
+        return replace(self, table=table)
+
+    def select(self, keep: np.ndarray) -> Manifest:
+        """Rows by boolean mask or by integer positions."""
+        keep = np.asarray(keep)
+        if keep.dtype == bool:
+            return replace(self, table=self.table.filter(pa.array(keep)))
+        return replace(self, table=self.table.take(pa.array(keep, pa.int64())))
+
+    def split(self, *names: str) -> Manifest:
+        return self.select(np.isin(self.column("split").astype(str), names))
+
+    def class_counts(self) -> np.ndarray:
+        """int64 [classes]"""
+        labels = self.column("label")
+        return np.bincount(labels[labels >= 0], minlength=len(self.class_names))
+
+
+def write_manifest(manifest: Manifest, path: Path) -> None:
+    """Writes Parquet through a temporary file, so that readers never see a torn table."""
+    root = str(manifest.root) if manifest.root else None
+    meta = json.dumps({"schema": 1, "class_names": list(manifest.class_names), "root": root})
+    table = manifest.table.replace_schema_metadata({_META_KEY: meta.encode()})
+    with atomic_path(path) as part:
+        pq.write_table(table, part)
+
+
+def read_manifest(path: Path, *, made_by: str = "dcdm score") -> Manifest:
+    """Raises NotFoundError when there is no such file, MismatchError when it is not a dcdm manifest."""
+    if not path.is_file():
+        raise NotFoundError(f"no manifest at {path}", f"make it first: {made_by}", file=path)
+    try:
+        table = pq.read_table(path)
+        meta = json.loads((table.schema.metadata or {})[_META_KEY])
+        table = table.select(COLUMNS).cast(SCHEMA)
+    except (pa.ArrowInvalid, KeyError, ValueError, OSError) as error:  # a damaged page is an OSError
+        raise MismatchError(
+            f"{path} is not a dcdm manifest: {error}", f"make it again: {made_by} --force", file=path
+        ) from error
+    root = Path(meta["root"]) if meta.get("root") else path.parent
+    return Manifest(table.replace_schema_metadata(None), tuple(meta["class_names"]), root)

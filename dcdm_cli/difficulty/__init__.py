@@ -1,0 +1,1 @@
+"""How hard an image is for a classifier: scores, classifiers, out-of-fold fitting and the stored scorer."""

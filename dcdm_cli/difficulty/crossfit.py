@@ -1,0 +1,101 @@
+"""Out-of-fold scores: every image is scored by a classifier that was trained on the other folds (not from the paper).
+
+Scores of the images a classifier was trained on pile up at 0 and rank nothing.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sklearn.model_selection import StratifiedKFold
+from torch import nn
+
+from dcdm_cli.config import ScoreConfig
+from dcdm_cli.data.manifest import Manifest
+from dcdm_cli.difficulty.classifier import Progress, predict_logits, train_classifier
+from dcdm_cli.difficulty.scores import score_all
+from dcdm_cli.errors import UsageError
+
+
+@dataclass(frozen=True)
+class CrossFit:
+    """Honest scores and the classifiers behind them.
+
+    columns: the manifest's score columns, one value per row; fold = k means that models[k] did not see the row.
+    temperature: divides the logits. accuracy: share of the scored rows whose prediction matches the label.
+    """
+
+    columns: dict[str, np.ndarray]
+    models: tuple[nn.Module, ...]
+    temperature: float
+    accuracy: float
+
+
+def crossfit(
+    manifest: Manifest, config: ScoreConfig, device: torch.device | str, progress: Progress | None = None
+) -> CrossFit:
+    """Trains one classifier per fold of `manifest` (the training split) and scores each image with the one that did
+    not see it.
+
+    Classes with fewer images than folds are spread over as many folds as they have images. A class whose only image
+    (or all copies of it) is in one fold is unknown to that fold's classifier: its scores are NaN, not a difficulty of
+    1 that says nothing about the image. Raises UsageError unless two classes have images and one of them at least two.
+    """
+    labels = manifest.column("label").astype(np.int64)
+    folds = fold_of(_identities(manifest), labels, config.folds, config.seed)
+    count = int(folds.max()) + 1
+    paths, classes = manifest.paths(), len(manifest.class_names)
+    logits, usable, models = np.zeros((len(labels), classes), np.float32), labels.copy(), []
+    for fold in range(count):
+        train, test = np.flatnonzero((folds != fold) & (labels >= 0)), np.flatnonzero(folds == fold)
+        report = _shifted(progress, fold, count)
+        model = train_classifier(
+            [paths[i] for i in train], labels[train], classes, config, config.seed + fold, device, report
+        )
+        logits[test] = predict_logits(model, [paths[i] for i in test], config, device)
+        usable[test[~np.isin(labels[test], labels[train])]] = -1
+        models.append(model)
+    scored = score_all(logits, usable, calibrate=config.temperature)
+    columns = scored.columns | {"fold": folds.astype(np.int32)}
+    return CrossFit(columns, tuple(models), scored.temperature, scored.accuracy)
+
+
+def fold_of(identities: Sequence[str], labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """int64 [N]: the fold each image belongs to, stratified by class, at most `folds` of them.
+
+    Images with the same identity share a fold: a copy in another fold would be a look at the answer. The order of the
+    images does not matter.
+    """
+    _, first, copy_of = np.unique(np.asarray(identities, dtype=str), return_index=True, return_inverse=True)
+    distinct = labels[first]
+    counts = np.bincount(distinct[distinct >= 0])
+    if np.count_nonzero(counts) < 2 or counts.max() < 2:
+        raise UsageError(
+            f"out-of-fold scores need 2 classes, one with 2 different images; there are {counts.tolist()[:20]} of each",
+            "add images, or score with your own classifier: --method classifier",
+        )
+    folds = min(folds, int(counts.max()))
+    fold = np.empty(len(distinct), np.int64)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)  # wanted: see `crossfit`
+        splits = StratifiedKFold(folds, shuffle=True, random_state=seed).split(distinct, distinct)
+        for number, (_, members) in enumerate(splits):
+            fold[members] = number
+    return fold[copy_of]
+
+
+def _identities(manifest: Manifest) -> list[str]:
+    """The content hash where there is one, else the path."""
+    rows = zip(manifest.column("sample_id"), manifest.column("path"), strict=True)
+    return [str(sample_id or path) for sample_id, path in rows]
+
+
+def _shifted(progress: Progress | None, fold: int, folds: int) -> Progress | None:
+    """One bar over all folds."""
+    if progress is None:
+        return None
+    return lambda _, done, total: progress("cross-fitting", fold * total + done, folds * total)

@@ -1,0 +1,119 @@
+"""The scorer in the run folder: what measures the difficulty of generated images.
+
+It is the fold models of the cross-fit, or the one classifier a user brought, behind one question: how hard is this
+image for the classifiers that scored the real ones? Safetensors (or the user's ONNX file) and JSON, no pickles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.special import log_softmax, logsumexp
+from torch import nn
+
+from dcdm_cli.config import ClassifierConfig
+from dcdm_cli.difficulty.classifier import (
+    Images,
+    Preprocessing,
+    Progress,
+    load_classifier,
+    logits_of,
+    preprocessing_of,
+    read_json,
+    save_classifier,
+)
+from dcdm_cli.difficulty.crossfit import CrossFit
+from dcdm_cli.difficulty.own_classifier import OwnClassifier, copy_own_classifier, load_own_classifier
+from dcdm_cli.difficulty.scores import score_columns
+from dcdm_cli.errors import MismatchError, NotFoundError
+from dcdm_cli.files import atomic_folder, write_json
+
+DESCRIPTION = "scorer.json"
+_NO_SETTINGS = ClassifierConfig.model_validate({})  # a copied classifier has a full sidecar
+
+
+@dataclass(frozen=True)
+class Measured:
+    """difficulty, p_true: float32 [N] in [0, 1], difficulty = 1 - p_true = the mean over the models of 1 - p_k(label).
+    predicted: int32 [N], the class with the largest mean probability. probs: float32 [N, C], mean over the models.
+
+    NaN, and predicted -1, where a model's answer is not finite; NaN difficulty and p_true where the label is -1.
+    """
+
+    difficulty: np.ndarray
+    p_true: np.ndarray
+    predicted: np.ndarray
+    probs: np.ndarray
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """models: K networks that share one preprocessing and one temperature. Class i is class_names[i]."""
+
+    models: tuple[nn.Module, ...]
+    class_names: tuple[str, ...]
+    preprocessing: Preprocessing
+    temperature: float
+    device: torch.device
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device | str = "cpu") -> Scorer:
+        """Raises NotFoundError when there is no scorer, MismatchError when its files do not fit each other."""
+        if not (folder / DESCRIPTION).is_file():
+            raise NotFoundError(f"no scorer in {folder}", "make it first: dcdm score", file=folder)
+        document, device = read_json(folder / DESCRIPTION), torch.device(device)
+        try:
+            names, temperature = tuple(document["class_names"]), float(document["temperature"])
+            models, preprocessing = _load_models(folder, document, names, device)
+        except (KeyError, TypeError, ValueError) as error:
+            raise MismatchError(
+                f"{folder / DESCRIPTION} does not describe a scorer: {error!r}", "make it again: dcdm score --force"
+            ) from error
+        return cls(models, names, preprocessing, temperature, device)
+
+    def measure(
+        self, images: Images, labels: np.ndarray, *, batch_size: int = 256, progress: Progress | None = None
+    ) -> Measured:
+        """images: files, PIL images or a uint8 array [N, H, W, 3]. labels: int [N] in [-1, C)."""
+        logits = logits_of(self.models, images, self.preprocessing, self.device, batch_size, progress)
+        with np.errstate(invalid="ignore"):
+            log_probs = log_softmax(logits.astype(np.float64) / self.temperature, axis=2)
+            mean = np.asarray(logsumexp(log_probs, axis=0)) - np.log(len(self.models))
+        columns = score_columns(mean, labels)  # softmax of log-probabilities gives them back
+        measured = {name: columns[name] for name in ("difficulty", "p_true", "predicted")}
+        return Measured(**measured, probs=np.exp(mean).astype(np.float32))
+
+
+def save_scorer(folder: Path, fitted: CrossFit, class_names: Sequence[str], config: ClassifierConfig) -> None:
+    """Writes `folder` as a whole: one folder per fold model, and the description."""
+    with atomic_folder(folder) as part:
+        for fold, model in enumerate(fitted.models):
+            save_classifier(model, part / f"fold-{fold}", class_names, config, fitted.temperature)
+        _describe(part, class_names, fitted.temperature, folds=len(fitted.models))
+
+
+def save_own_scorer(folder: Path, own: OwnClassifier, temperature: float) -> None:
+    """Writes `folder` as a whole: a copy of the user's classifier with its sidecar, and the description."""
+    with atomic_folder(folder) as part:
+        _describe(part, own.class_names, temperature, own=copy_own_classifier(own, part))
+
+
+def _describe(folder: Path, class_names: Sequence[str], temperature: float, **members: Any) -> None:
+    write_json(folder / DESCRIPTION, {**members, "class_names": list(class_names), "temperature": temperature})
+
+
+def _load_models(
+    folder: Path, document: dict[str, Any], class_names: Sequence[str], device: torch.device
+) -> tuple[tuple[nn.Module, ...], Preprocessing]:
+    if "own" in document:
+        own = load_own_classifier(folder / Path(document["own"]).name, class_names, _NO_SETTINGS, device)
+        return (own.model,), own.preprocessing
+    stored = [load_classifier(folder / f"fold-{fold}", device) for fold in range(document["folds"])]
+    if any(one.class_names != tuple(class_names) for one in stored):
+        raise MismatchError(f"the fold models in {folder} have other classes", "make it again: dcdm score --force")
+    return tuple(one.model for one in stored), preprocessing_of(stored[0].model, stored[0].config)

@@ -1,0 +1,134 @@
+"""Writing files so that a reader, or the next run, never sees half of one.
+
+Recipe: a unique temporary name in the same folder, write, flush, fsync, rename. Used by every room that writes.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dcdm_cli.errors import StorageError
+
+_STORAGE_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
+PART_SUFFIX = ".part"
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turns a full, over-quota, read-only or forbidden disk into StorageError with the remedy."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _STORAGE_ERRNO:
+            raise StorageError(
+                f"cannot write {path}: {error.strerror}",
+                "free some space (or choose another folder with --run) and run the same command again: finished work is kept",
+                file=path,
+            ) from error
+        if isinstance(error, PermissionError):
+            raise StorageError(
+                f"cannot write {path}: {error.strerror}", "choose a folder you may write to with --run", file=path
+            ) from error
+        raise
+
+
+@contextmanager
+def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """Yields a temporary path in the same folder; renames it to `path` when the block ends well, else removes it.
+
+    durable: fsync file and folder (a few milliseconds); pass False for one of many images. Raises StorageError.
+    """
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name[:100]}.{os.getpid()}.{secrets.token_hex(4)}{PART_SUFFIX}")
+        try:
+            yield part
+            if durable:
+                _fsync(part)
+            os.replace(part, path)
+            if durable:
+                _fsync(path.parent)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yields a temporary folder beside `path`; swaps it in when the block ends well, and only then drops the old one."""
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}{PART_SUFFIX}")
+        part.mkdir()
+        try:
+            yield part
+            for file in part.rglob("*"):
+                if file.is_file():
+                    _fsync(file)
+            old = part.with_name(part.name + ".old")
+            if path.exists():
+                os.replace(path, old)
+            os.replace(part, path)
+            _fsync(path.parent)
+            shutil.rmtree(old, ignore_errors=True)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
+    with atomic_path(path, durable=durable) as part:
+        part.write_bytes(content)
+
+
+def write_text(path: Path, content: str) -> None:
+    write_bytes(path, content.encode("utf-8"))
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Strict JSON: NaN is an error, not a bare word that other readers refuse."""
+    write_text(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def hash_bytes(*parts: bytes) -> str:
+    """First 32 hex digits of SHA-256 over the length-prefixed parts."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return digest.hexdigest()[:32]
+
+
+def hash_json(document: Any) -> str:
+    return hash_bytes(json.dumps(document, sort_keys=True, default=str).encode())
+
+
+def hash_file(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:32]
+
+
+def hash_tree(path: Path) -> str:
+    """Hash of a file, or of every regular file below a folder with its relative name."""
+    if path.is_file():
+        return hash_file(path)
+    files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.endswith(PART_SUFFIX))
+    return hash_bytes(*(part for p in files for part in (str(p.relative_to(path)).encode(), hash_file(p).encode())))
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot sync folders
+            raise
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""Plan, seeds, sampler and the bulk loop."""

@@ -1,0 +1,31 @@
+"""What a long-running stage is given besides its data: a device, a way to report progress, a way to be stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dcdm_cli.errors import InterruptedRunError
+
+Progress = Callable[[str, int, int], None]  # what is being done, how many are done, how many there are
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Progress that goes nowhere."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """device: a torch device name. stop_signal: the signal that asked to stop, or None; polled between units of work."""
+
+    device: str = "cpu"
+    progress: Progress = silent
+    stop_signal: Callable[[], str | None] = lambda: None
+
+    def stop_if_asked(self, saved: str) -> None:
+        """Raises InterruptedRunError at a point where everything finished is saved. saved: says what."""
+        name = self.stop_signal()
+        if name:
+            raise InterruptedRunError(
+                f"stopped by {name}; {saved}", "run the same command again to continue", terminated=name == "SIGTERM"
+            )

@@ -1,0 +1,1 @@
+"""The conditioned diffusion model: encoder, LoRA, latents, schedule."""

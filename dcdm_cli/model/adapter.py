@@ -1,0 +1,97 @@
+"""The adapter folder: what fine-tuning leaves behind and generation, export and other tools read.
+
+pytorch_lora_weights.safetensors  loads in plain diffusers with `load_lora_weights`
+difficulty_encoder.safetensors    the encoder's weights; absent for a plain LoRA
+config.json                       base, class names, encoder shape, training settings, hashes
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from diffusers import UNet2DConditionModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from dcdm_cli.errors import MismatchError, NotFoundError
+from dcdm_cli.files import hash_tree, write_json, write_text
+from dcdm_cli.model.conditioning import DifficultyEncoder, EncoderConfig
+from dcdm_cli.model.lora import LORA_FILE, save_lora
+
+ENCODER_FILE, CONFIG_FILE, CALIBRATION_FILE = "difficulty_encoder.safetensors", "config.json", "calibration.json"
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """config.json. encoder None = plain LoRA, the control without difficulty."""
+
+    base: str
+    base_fingerprint: str
+    revision: str | None
+    class_names: tuple[str, ...]
+    resolution: int
+    encoder: EncoderConfig | None
+    training: dict[str, Any]
+    schema: int = 1
+
+
+def save_adapter(
+    folder: Path, unet: UNet2DConditionModel, encoder: DifficultyEncoder | None, info: AdapterInfo
+) -> None:
+    """Writes into an existing (temporary) folder."""
+    save_lora(unet, folder)
+    if encoder is not None:
+        state = {name: p.detach().cpu().contiguous() for name, p in encoder.state_dict().items()}
+        save_file(state, folder / ENCODER_FILE, metadata={"config": json.dumps(asdict(encoder.config))})
+    write_json(folder / CONFIG_FILE, asdict(info))
+    write_text(folder / "README.md", _card(info))
+
+
+def read_adapter(folder: Path) -> AdapterInfo:
+    """Raises NotFoundError when there is none, MismatchError when config.json is not ours."""
+    file = folder / CONFIG_FILE
+    if not file.is_file() or not (folder / LORA_FILE).is_file():
+        raise NotFoundError(f"no adapter in {folder}", "make it first: dcdm finetune", file=folder)
+    try:
+        raw = json.loads(file.read_text())
+        encoder = EncoderConfig(**raw["encoder"]) if raw["encoder"] else None
+        return AdapterInfo(**{**raw, "class_names": tuple(raw["class_names"]), "encoder": encoder})
+    except (ValueError, TypeError, KeyError) as error:
+        raise MismatchError(f"{file} is damaged: {error}", "make it again: dcdm finetune --force", file=file) from error
+
+
+def load_encoder(folder: Path, info: AdapterInfo) -> DifficultyEncoder | None:
+    if info.encoder is None:
+        return None
+    encoder = DifficultyEncoder(info.encoder)
+    try:
+        encoder.load_state_dict(load_file(folder / ENCODER_FILE))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        file = folder / ENCODER_FILE
+        raise MismatchError(f"{file} does not fit config.json: {error}", "dcdm finetune --force", file=file) from error
+    return encoder.eval()
+
+
+def adapter_hash(folder: Path) -> str:
+    """Over the weights alone, so that a new calibration does not change it."""
+    return hash_tree(folder / LORA_FILE) + (
+        hash_tree(folder / ENCODER_FILE) if (folder / ENCODER_FILE).is_file() else ""
+    )
+
+
+def _card(info: AdapterInfo) -> str:
+    use = (
+        "The LoRA alone (no difficulty) in plain diffusers:\n\n```python\n"
+        "pipeline = StableDiffusionPipeline.from_pretrained(BASE)\n"
+        "pipeline.load_lora_weights(THIS_FOLDER)\n```\n"
+    )
+    encoder = (
+        f"`{ENCODER_FILE}` holds an MLP (label, difficulty) -> tokens, described in `{CONFIG_FILE}` under `encoder`; its "
+        f"tokens are joined to the text encoding (mode `{info.encoder.mode}`). `dcdm generate` does it.\n"
+        if info.encoder
+        else "A plain LoRA without difficulty: the control.\n"
+    )
+    return f"# DCDM adapter\n\nBase model: `{info.base}` (its licence applies). Classes: {len(info.class_names)}.\n\n{use}\n{encoder}"

@@ -1,0 +1,45 @@
+"""Pixels <-> latents. Images are uint8 [B, H, W, 3]; latents are float32 [B, 4, h, w], scaled to unit variance."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from torch import Tensor
+
+
+def to_pixels(images: list[Image.Image], size: int) -> Tensor:
+    """RGB images -> float32 [B, 3, size, size] in [-1, 1]: shorter side resized, centre cropped."""
+    return torch.stack([_square(image, size) for image in images])
+
+
+@torch.no_grad()
+def encode_moments(vae: AutoencoderKL, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the scaled latents, float32 [B, 4, h, w] each."""
+    posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
+    shift, scale = _shift(vae), vae.config.scaling_factor
+    return ((posterior.mean - shift) * scale).float(), (posterior.std * scale).float()
+
+
+@torch.no_grad()
+def decode_latents(vae: AutoencoderKL, latents: Tensor, chunk: int) -> np.ndarray:
+    """Scaled latents [B, 4, h, w] -> uint8 [B, H, W, 3], `chunk` images at once (decoding is the memory peak)."""
+    unscaled = latents.to(vae.dtype) / vae.config.scaling_factor + _shift(vae)
+    pixels = [vae.decode(part, return_dict=False)[0] for part in unscaled.split(chunk)]
+    images = torch.cat(pixels).float().add(1).mul(127.5).round().clamp(0, 255)
+    return images.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _shift(vae: AutoencoderKL) -> float:
+    return getattr(vae.config, "shift_factor", None) or 0.0
+
+
+def _square(image: Image.Image, size: int) -> Tensor:
+    scale = size / min(image.size)
+    width, height = (max(size, round(side * scale)) for side in image.size)
+    if (width, height) != image.size:
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
+    left, top = (width - size) // 2, (height - size) // 2
+    array = np.asarray(image.crop((left, top, left + size, top + size)), np.float32)
+    return torch.from_numpy(array).permute(2, 0, 1).div(127.5).sub(1)

@@ -1,0 +1,89 @@
+"""Noise schedules and samplers: diffusers' own, plus the clipping that keeps small bases from blowing up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    PNDMScheduler,
+    SchedulerMixin,
+    UniPCMultistepScheduler,
+)
+from torch import Tensor
+
+SAMPLERS: dict[str, type] = {
+    "ddim": DDIMScheduler,
+    "unipc": UniPCMultistepScheduler,
+    "dpmpp": DPMSolverMultistepScheduler,
+    "pndm": PNDMScheduler,
+}
+
+
+def sampling_scheduler(name: str, base_config: Mapping[str, Any]) -> SchedulerMixin:
+    """A fresh scheduler with the base model's betas and prediction type. It never clips by itself: see `clip_clean`."""
+    return SAMPLERS[name].from_config({**base_config, "clip_sample": False, "thresholding": False})
+
+
+def training_scheduler(base_config: Mapping[str, Any]) -> DDPMScheduler:
+    return DDPMScheduler.from_config(dict(base_config))
+
+
+def signal_to_noise(alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor:
+    """alpha_bar / (1 - alpha_bar) at each timestep, float32 [B]."""
+    alpha_bar = alphas_cumprod.to(timesteps.device)[timesteps]
+    return alpha_bar / (1 - alpha_bar)
+
+
+def clip_clean(noise: Tensor, sample: Tensor, alpha_bar: Tensor, limit: float) -> Tensor:
+    """Rewrites a noise prediction so that the clean latents it implies lie in +-limit.
+
+    The same as DDIM's `clip_sample` with `use_clipped_model_output`, for every solver. Not from the paper: a small base
+    under guidance overshoots, and blown-up samples look like "difficulty" (DESIGN.md section 6).
+    noise, sample: [B, 4, h, w]; alpha_bar: scalar.
+    """
+    clean = (sample - (1 - alpha_bar).sqrt() * noise) / alpha_bar.sqrt()
+    return (sample - alpha_bar.sqrt() * clean.clamp(-limit, limit)) / (1 - alpha_bar).sqrt()
+
+
+def add_noise(scheduler: DDPMScheduler, latents: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+    """Noisy latents and what the network should predict for them (noise, or velocity), float32 [B, 4, h, w] each."""
+    noisy = scheduler.add_noise(latents, noise, timesteps)
+    if scheduler.config.prediction_type == "v_prediction":
+        return noisy, scheduler.get_velocity(latents, noise, timesteps)
+    if scheduler.config.prediction_type != "epsilon":
+        raise ValueError(f"unsupported prediction type {scheduler.config.prediction_type!r}")
+    return noisy, noise
+
+
+def as_noise(prediction: Tensor, sample: Tensor, alpha_bar: Tensor, prediction_type: str) -> Tensor:
+    """Noise implied by a prediction of either type."""
+    if prediction_type == "epsilon":
+        return prediction
+    return alpha_bar.sqrt() * prediction + (1 - alpha_bar).sqrt() * sample
+
+
+def from_noise(noise: Tensor, sample: Tensor, alpha_bar: Tensor, prediction_type: str) -> Tensor:
+    """Inverse of `as_noise`."""
+    if prediction_type == "epsilon":
+        return noise
+    return (noise - (1 - alpha_bar).sqrt() * sample) / alpha_bar.sqrt()
+
+
+def clipped_prediction(
+    prediction: Tensor, sample: Tensor, timestep: Tensor, scheduler: SchedulerMixin, limit: float
+) -> Tensor:
+    """`clip_clean` for whatever the scheduler's prediction type is."""
+    alpha_bar = scheduler.alphas_cumprod.to(sample)[timestep.long()]
+    kind = scheduler.config.prediction_type
+    noise = clip_clean(as_noise(prediction, sample, alpha_bar, kind), sample, alpha_bar, limit)
+    return from_noise(noise, sample, alpha_bar, kind)
+
+
+def seeded_noise(seeds: list[int], shape: tuple[int, ...]) -> Tensor:
+    """One generator per image: float32 [len(seeds), *shape], the same whatever the batch."""
+    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])

@@ -1,0 +1,1 @@
+"""What the metrics say: terminal tables, figures and one self-contained HTML page."""

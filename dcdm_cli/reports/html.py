@@ -1,0 +1,62 @@
+"""The report: one HTML file with everything inside, readable offline, on a phone, in light and dark.
+
+Names, captions and facts are untrusted text: jinja2 escapes them, control characters are shown as escapes, and the
+page's own policy forbids scripts and every outside request.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from dcdm_cli.errors import NotFoundError
+from dcdm_cli.files import write_text
+from dcdm_cli.reports.tables import summary_sheets
+from dcdm_cli.reports.words import Metrics, summary_sentences
+from dcdm_cli.safe_text import show
+
+
+@dataclass(frozen=True)
+class ReportFigure:
+    """A PNG file and what to read in it. The file is copied into the page."""
+
+    title: str
+    path: Path
+    text: str = ""
+
+    @property
+    def data(self) -> str:
+        """base64; raises NotFoundError when the file is missing"""
+        if not self.path.is_file():
+            raise NotFoundError(
+                f"no figure at {show(self.path)}", "make it again: dcdm evaluate --force", file=self.path
+            )
+        return base64.b64encode(self.path.read_bytes()).decode("ascii")
+
+
+def write_report(
+    path: Path,
+    metrics: Metrics,
+    figures: Sequence[ReportFigure] = (),
+    facts: Mapping[str, str] | None = None,
+    *,
+    title: str = "What the generated images were worth",
+) -> Path:
+    """Summary sentences, figures, tables of `metrics`, then `facts` (name -> value: settings, versions, sources)."""
+    # `finalize` sees each value before it is escaped: no control or bidi character reaches the page.
+    environment = Environment(
+        loader=PackageLoader("dcdm_cli.reports", ""), autoescape=True, undefined=StrictUndefined, finalize=show
+    )
+    page = environment.get_template("report.html.j2").render(
+        title=title,
+        sentences=summary_sentences(metrics),
+        figures=figures,
+        sheets=summary_sheets(metrics),
+        facts=facts or {},
+    )
+    write_text(path, page + "\n")
+    return path

@@ -1,0 +1,186 @@
+"""Tables of scores and metrics: once as plain cells (`Sheet`, which the HTML page shows), once drawn for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+from rich.text import Text
+
+from dcdm_cli.data.manifest import Manifest
+from dcdm_cli.reports.words import Metrics, duration, interval, number, percent, points, verdict
+from dcdm_cli.safe_text import show
+
+MAX_CLASSES = 20
+HARD = 0.5  # more likely wrong than right, for the scorer
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Cells as text. The first column names the row; the others are numbers or short words."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def table(self) -> Table:
+        """For a terminal. Cells are `Text`: markup in a name stays plain text."""
+        table = Table(title=Text(self.title), title_justify="left")
+        for index, name in enumerate(self.columns):
+            table.add_column(Text(name), justify="left" if index == 0 else "right", overflow="fold")
+        for row in self.rows:
+            table.add_row(*(Text(show(cell)) for cell in row))
+        return table
+
+
+def score_table(manifest: Manifest) -> Table:
+    return score_sheet(manifest).table()
+
+
+def adherence_table(metrics: Metrics) -> Table:
+    return adherence_sheet(metrics).table()
+
+
+def frontier_table(metrics: Metrics) -> Table:
+    return frontier_sheet(metrics).table()
+
+
+def downstream_table(metrics: Metrics) -> Table:
+    return downstream_sheet(metrics).table()
+
+
+def stages_table(metrics: Metrics) -> Table:
+    return stages_sheet(metrics).table()
+
+
+def summary_tables(metrics: Metrics) -> list[Table]:
+    return [sheet.table() for sheet in summary_sheets(metrics)]
+
+
+def summary_sheets(metrics: Metrics) -> list[Sheet]:
+    """The sheets that have something to say, in reading order."""
+    sheets = (
+        downstream_sheet(metrics),
+        paired_sheet(metrics),
+        adherence_sheet(metrics),
+        frontier_sheet(metrics),
+        stages_sheet(metrics),
+    )
+    return [sheet for sheet in sheets if sheet.rows]
+
+
+def score_sheet(manifest: Manifest) -> Sheet:
+    """Per class, hardest first; beyond MAX_CLASSES classes the rest is one row. The last row is all images."""
+    sums = _class_sums(manifest)
+    with np.errstate(invalid="ignore"):
+        hardest = np.argsort(-np.nan_to_num(sums[:, 2] / sums[:, 1], nan=-1.0), kind="stable")
+    shown = hardest if len(hardest) <= MAX_CLASSES else hardest[: MAX_CLASSES - 1]
+    rows = [_score_row(manifest.class_names[i], sums[i]) for i in shown]
+    if rest := len(hardest) - len(shown):
+        rows.append(_score_row(f"other ({rest} classes)", sums[hardest[len(shown) :]].sum(0)))
+    rows.append(_score_row("all", sums.sum(0)))
+    columns = ("class", "images", "mean difficulty", f"share > {HARD}", "suspect labels")
+    return Sheet("Difficulty by class, hardest first", columns, tuple(rows))
+
+
+def adherence_sheet(metrics: Metrics) -> Sheet:
+    rows = (
+        (
+            number(row["target"]),
+            number(row["realised_mean"]),
+            percent(row["label_agreement"]),
+            str(row["n"]),
+        )
+        for row in _section(metrics, "adherence").get("targets", ())
+    )
+    return Sheet("Target and realised difficulty", ("target", "realised", "label agreement", "images"), tuple(rows))
+
+
+def frontier_sheet(metrics: Metrics) -> Sheet:
+    rows = (
+        (
+            "{:.1f} to {:.1f}".format(*row["bin"]),
+            percent(row["real_agreement"]),
+            str(row["real_n"]),
+            percent(row["generated_agreement"]),
+            str(row["generated_n"]),
+        )
+        for row in _section(metrics, "adherence").get("frontier", ())
+    )
+    columns = ("realised difficulty", "real agree", "real images", "generated agree", "generated images")
+    return Sheet("Label frontier: does the judge still see the label?", columns, tuple(rows))
+
+
+def downstream_sheet(metrics: Metrics) -> Sheet:
+    downstream = _section(metrics, "downstream")
+    rows = (
+        (
+            arm["name"],
+            str(arm["synthetic_images"]),
+            percent(arm["accuracy_mean"], 2),
+            interval(arm["accuracy_ci95"], " %"),
+            str(len(arm["accuracy"])),
+        )
+        for arm in downstream.get("arms", ())
+    )
+    columns = ("training set", "generated images", "accuracy", "95 % interval", "seeds")
+    return Sheet(f"Accuracy on {downstream.get('test_images', '?')} test images", columns, tuple(rows))
+
+
+def paired_sheet(metrics: Metrics) -> Sheet:
+    rows = (
+        (
+            f"{pair['arm']} vs {pair['against']}",
+            points(pair["difference_mean"]),
+            interval(pair["difference_ci95"]),
+            str(pair["seeds"]),
+            verdict(pair),
+        )
+        for pair in _section(metrics, "downstream").get("paired", ())
+    )
+    columns = ("comparison", "points", "95 % interval", "paired seeds", "verdict")
+    return Sheet("Differences in accuracy, seed by seed", columns, tuple(rows))
+
+
+def stages_sheet(metrics: Metrics) -> Sheet:
+    seconds = _section(metrics, "seconds")
+    return Sheet("Where the time went", ("stage", "time", "share"), tuple(_stage_rows(seconds)))
+
+
+def _stage_rows(seconds: Mapping[str, float]) -> Iterator[tuple[str, str, str]]:
+    total = sum(seconds.values())
+    for stage, spent in seconds.items():
+        yield stage, duration(spent), percent(spent / total if total else None, 0)
+    if seconds:
+        yield "all", duration(total), percent(1.0 if total else None, 0)
+
+
+def _section(metrics: Metrics, name: str) -> Mapping[str, Any]:
+    """A part of the metrics; empty when that evaluation was not run."""
+    return metrics.get(name) or {}
+
+
+def _class_sums(manifest: Manifest) -> np.ndarray:
+    """float64 [classes, 5]: images, scored images, sum of difficulty, hard images, suspects. Rows can be added up."""
+    labels = manifest.column("label")
+    difficulty = manifest.column("difficulty")
+    columns = (
+        np.ones(len(labels)),
+        np.isfinite(difficulty),
+        np.nan_to_num(difficulty),
+        difficulty > HARD,
+        manifest.column("suspect_label"),
+    )
+    classes = len(manifest.class_names)
+    known = labels >= 0
+    sums = [np.bincount(labels[known], weights=column[known], minlength=classes) for column in columns]
+    return np.stack(sums, axis=1)
+
+
+def _score_row(name: str, sums: np.ndarray) -> tuple[str, ...]:
+    images, scored, total, hard, suspects = sums.tolist()
+    mean, share = (total / scored, hard / scored) if scored else (None, None)
+    return name, f"{images:.0f}", number(mean), percent(share), f"{suspects:.0f}"

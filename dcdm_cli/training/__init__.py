@@ -1,0 +1,1 @@
+"""Fine-tuning: LoRA and the difficulty encoder, trained together."""

@@ -1,0 +1,84 @@
+"""Training checkpoints: safetensors and JSON only, whole folders renamed into place, exact resume."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dcdm_cli.errors import MismatchError
+from dcdm_cli.files import atomic_folder, hash_file, write_json
+
+log = logging.getLogger(__name__)
+STATE, TENSORS = "state.json", "tensors.safetensors"
+
+
+def save_checkpoint(
+    folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], keep: int
+) -> None:
+    """Writes `step-00000100/`, then deletes all but the newest `keep`: never the other way round."""
+    with atomic_folder(folder / f"step-{step:08d}") as part:
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part / TENSORS)
+        write_json(part / STATE, {**state, "step": step, "sha256": hash_file(part / TENSORS)})
+    for old in _checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+
+
+def load_checkpoint(folder: Path, settings: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """The newest whole checkpoint, or None when there is none at all.
+
+    settings: hash of what must not change between the runs. A damaged one is skipped with a warning. Raises
+    MismatchError when there are checkpoints but none is usable, rather than starting again unasked.
+    """
+    found = _checkpoints(folder)
+    for path in reversed(found):
+        try:
+            state = json.loads((path / STATE).read_text())
+            if state["sha256"] != hash_file(path / TENSORS):
+                raise ValueError("the tensors differ from their recorded hash")
+            tensors = load_file(path / TENSORS)
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            log.warning("checkpoint %s is damaged (%s); using the one before", path.name, error)
+            continue
+        if state["settings"] != settings:
+            raise MismatchError(
+                f"the checkpoint {path} was made with other settings or data",
+                "run again with --force to start over, or restore the settings to go on",
+                file=path,
+            )
+        return tensors, state
+    if found:
+        raise MismatchError(
+            f"no checkpoint in {folder} is readable", "run again with --force to start over", file=folder
+        )
+    return None
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """AdamW's moments and step counts, flat: 'optimizer.<parameter>.<name>'."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"optimizer.{i}.{name}": torch.as_tensor(value) for i, slots in state.items() for name, value in slots.items()
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    state = optimizer.state_dict()
+    slots: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".")
+            slots.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({**state, "state": slots})
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.glob("step-*") if p.is_dir())

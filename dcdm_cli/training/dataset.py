@@ -1,0 +1,137 @@
+"""What training reads: cached latents and text encodings, and the random draws of every step.
+
+Everything random in step n comes from (seed, n) for the whole global batch at once; each process takes its share. So a
+resumed run, and a run on more devices with the same global batch, see the same images, noise and timesteps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from dcdm_cli.data.images import decode_image
+from dcdm_cli.files import PART_SUFFIX, hash_json
+from dcdm_cli.job import Progress
+from dcdm_cli.model.base import BaseModel, encode_text
+from dcdm_cli.model.latents import encode_moments, to_pixels
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """latents float32 [N * views, 2, 4, h, w] (mean, std; view 1 is mirrored), text [captions, T, D] with the empty
+    prompt last, caption row per image int64 [N], label int64 [N], difficulty float32 [N]."""
+
+    latents: np.ndarray
+    text: np.ndarray
+    caption: Tensor
+    label: Tensor
+    difficulty: Tensor
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    @property
+    def views(self) -> int:
+        return len(self.latents) // len(self)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Everything random about one global batch, on the CPU."""
+
+    image: Tensor  # int64 [B]
+    view: Tensor  # int64 [B]
+    timestep: Tensor  # int64 [B]
+    noise: Tensor  # float32 [B, 4, h, w]
+    posterior: Tensor  # float32 [B, 4, h, w]
+    drop_text: Tensor  # bool [B]
+    drop_difficulty: Tensor  # bool [B]
+
+
+@dataclass(frozen=True)
+class DrawSettings:
+    seed: int
+    batch: int
+    timesteps: int
+    text_dropout: float
+    difficulty_dropout: float
+
+
+def draw(data: TrainingSet, settings: DrawSettings, step: int) -> Draws:
+    """The draws of one optimiser step. Images come from a permutation per epoch, so each is seen equally often."""
+    generator = torch.Generator().manual_seed(_step_seed(settings.seed, step))
+    size, shape = settings.batch, tuple(data.latents.shape[2:])
+    drop_text = torch.rand(size, generator=generator) < settings.text_dropout
+    return Draws(
+        image=_epoch_rows(len(data), settings, step),
+        view=torch.randint(data.views, (size,), generator=generator),
+        timestep=torch.randint(settings.timesteps, (size,), generator=generator),
+        noise=torch.randn((size, *shape), generator=generator),
+        posterior=torch.randn((size, *shape), generator=generator),
+        drop_text=drop_text,
+        drop_difficulty=drop_text | (torch.rand(size, generator=generator) < settings.difficulty_dropout),
+    )
+
+
+def cache_latents(
+    base: BaseModel, paths: Sequence[Path], resolution: int, folder: Path, *, mirror: bool, progress: Progress
+) -> np.ndarray:
+    """Memory-mapped moments [N * views, 2, 4, h, w], encoded once and reused while images and VAE are the same."""
+    stamps = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
+    file = folder / f"latents-{hash_json([stamps, resolution, mirror, base.fingerprint])}.npy"
+    if file.is_file():
+        return np.load(file, mmap_mode="r")
+    views = 2 if mirror else 1
+    side = resolution // base.latent_size
+    channels = base.vae.config.latent_channels
+    folder.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(file.name + PART_SUFFIX)
+    shape = (len(paths) * views, 2, channels, side, side)
+    cache = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=shape)
+    for start in range(0, len(paths), 32):
+        images = [decode_image(p) for p in paths[start : start + 32]]
+        for view in range(views):
+            rows = slice(view * len(paths) + start, view * len(paths) + start + len(images))
+            cache[rows] = _moments(base, images if view == 0 else [ImageOps.mirror(i) for i in images], resolution)
+        progress("encoding images", start + len(images), len(paths))
+    cache.flush()
+    part.replace(file)
+    return np.load(file, mmap_mode="r")
+
+
+def encode_captions(base: BaseModel, captions: Sequence[str], progress: Progress) -> tuple[np.ndarray, Tensor]:
+    """Text encodings of the distinct captions, the empty prompt last, and each image's row in them."""
+    distinct = [*dict.fromkeys(captions), ""]
+    rows = {caption: i for i, caption in enumerate(distinct)}
+    encoded = []
+    for start in range(0, len(distinct), 64):
+        encoded.append(encode_text(base, distinct[start : start + 64]).float().cpu().numpy())
+        progress("encoding captions", min(start + 64, len(distinct)), len(distinct))
+    return np.concatenate(encoded), torch.tensor([rows[c] for c in captions])
+
+
+def _moments(base: BaseModel, images: list[Image.Image], resolution: int) -> np.ndarray:
+    mean, std = encode_moments(base.vae, to_pixels(images, resolution))
+    return torch.stack([mean, std], dim=1).cpu().numpy()
+
+
+def _epoch_rows(count: int, settings: DrawSettings, step: int) -> Tensor:
+    positions = torch.arange(step * settings.batch, (step + 1) * settings.batch)
+    rows = torch.empty_like(positions)
+    for epoch in (positions // count).unique().tolist():
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(_step_seed(settings.seed, ~epoch)))
+        here = positions // count == epoch
+        rows[here] = order[positions[here] % count]
+    return rows
+
+
+def _step_seed(seed: int, step: int) -> int:
+    """Epochs use negative step numbers, so that their permutations are independent of the steps' draws."""
+    stream = (seed, 0, step) if step >= 0 else (seed, 1, ~step)
+    return int(np.random.SeedSequence(stream).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -1,0 +1,243 @@
+"""The fine-tuning loop: LoRA carries the domain, the encoder carries difficulty, one loss trains both (paper).
+
+accelerate moves it to the device, the precision and the processes there are; every random draw of a step is fixed by
+(seed, step) alone (dataset.py), so that 100 steps equal 50, a restart, and 50 more.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+
+from dcdm_cli.config import FinetuneConfig
+from dcdm_cli.errors import CapabilityError, NumericalError
+from dcdm_cli.files import hash_json
+from dcdm_cli.job import Job
+from dcdm_cli.model.base import BaseModel
+from dcdm_cli.model.conditioning import NULL_DIFFICULTY, DifficultyEncoder, EncoderConfig
+from dcdm_cli.model.denoiser import ConditionedUNet
+from dcdm_cli.model.lora import add_lora, lora_parameters
+from dcdm_cli.model.schedule import add_noise, training_scheduler
+from dcdm_cli.training.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
+from dcdm_cli.training.dataset import Draws, DrawSettings, TrainingSet, draw
+from dcdm_cli.training.objective import denoising_loss, min_snr_weights
+
+log = logging.getLogger(__name__)
+MAX_BAD_STEPS = 20
+
+
+@dataclass(frozen=True)
+class Trained:
+    """network: EMA weights in place. losses: one mean per stretch of steps; skipped: steps with a non-finite loss."""
+
+    network: ConditionedUNet
+    losses: list[tuple[int, float]]
+    skipped: int
+
+
+def finetune(
+    base: BaseModel, data: TrainingSet, classes: int, config: FinetuneConfig, checkpoints: Path, job: Job
+) -> Trained:
+    """Trains in place of `base.unet`. Raises NumericalError after 20 non-finite losses in a row, InterruptedRunError
+    when asked to stop; both leave a checkpoint from which the same call goes on."""
+    trainer = Trainer(base, data, classes, config, checkpoints, job)
+    trainer.resume()
+    while trainer.step < config.steps:
+        trainer.train_step()
+        trainer.report()
+        if trainer.step % config.checkpoint_every == 0 or trainer.step == config.steps or job.stop_signal():
+            trainer.save()
+        job.stop_if_asked(f"checkpoint at step {trainer.step} of {config.steps}")
+    return trainer.finish()
+
+
+def build_network(base: BaseModel, classes: int, config: FinetuneConfig) -> ConditionedUNet:
+    """Adds LoRA to the base's UNet and makes a fresh encoder (none for the plain control)."""
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        add_lora(base.unet, config.rank, config.alpha, config.lora_targets)
+        encoder = None
+        if config.conditioning == "difficulty":
+            encoder = DifficultyEncoder(
+                EncoderConfig(
+                    classes=classes,
+                    dim=base.unet.config.cross_attention_dim,
+                    tokens=config.tokens,
+                    hidden=config.hidden,
+                    label_embedding=config.label_embedding,
+                    mode=config.mode,
+                )
+            )
+    return ConditionedUNet(base.unet, encoder)
+
+
+class Trainer:
+    """State of one fine-tuning run; `step` counts finished optimiser steps."""
+
+    def __init__(
+        self, base: BaseModel, data: TrainingSet, classes: int, config: FinetuneConfig, checkpoints: Path, job: Job
+    ) -> None:
+        self.config, self.data, self.checkpoints, self.job = config, data, checkpoints, job
+        self.accelerator = _accelerator(config, job)
+        self.schedule = training_scheduler(base.scheduler_config)
+        network = build_network(base, classes, config)
+        if config.gradient_checkpointing:
+            network.unet.enable_gradient_checkpointing()
+        self.names, parameters = _trainable(network)
+        self.optimizer = torch.optim.AdamW(_groups(network, config), weight_decay=1e-2)
+        self.lr = get_scheduler(
+            config.lr_schedule, self.optimizer, num_warmup_steps=config.warmup_steps, num_training_steps=config.steps
+        )
+        self.network, self.optimizer = self.accelerator.prepare(network, self.optimizer)
+        self.parameters = parameters
+        self.ema = EMAModel(parameters, decay=config.ema_decay)
+        self.settings = _settings_hash(config, data, base)
+        self.step, self.skipped, self.bad_in_a_row = 0, 0, 0
+        self.losses: list[tuple[int, float]] = []
+        self._window: list[float] = []
+        world = self.accelerator.num_processes
+        self.draws = DrawSettings(
+            seed=config.seed,
+            batch=config.batch_size * config.gradient_accumulation * world,
+            timesteps=self.schedule.config.num_train_timesteps,
+            text_dropout=config.text_dropout,
+            difficulty_dropout=config.difficulty_dropout,
+        )
+
+    def train_step(self) -> None:
+        draws = draw(self.data, self.draws, self.step)
+        size, accumulation = self.config.batch_size, self.config.gradient_accumulation
+        first = self.accelerator.process_index * size * accumulation
+        total = 0.0
+        for micro in range(accumulation):
+            rows = slice(first + micro * size, first + (micro + 1) * size)
+            with self.accelerator.accumulate(self.network):
+                loss = self._loss(draws, rows)
+                total += self.accelerator.reduce(loss.detach(), "mean").item() / accumulation
+                self.accelerator.backward(loss)
+        self._apply(total)
+        self.step += 1
+
+    def report(self) -> None:
+        self.job.progress("fine-tuning", self.step, self.config.steps)
+        if self._window and (self.step % max(1, self.config.steps // 50) == 0 or self.step == self.config.steps):
+            self.losses.append((self.step, sum(self._window) / len(self._window)))
+            self._window.clear()
+
+    def save(self) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        tensors = {f"model.{n}": p for n, p in zip(self.names, self.parameters, strict=True)}
+        tensors |= {f"ema.{n}": p for n, p in zip(self.names, self.ema.shadow_params, strict=True)}
+        state = {
+            "settings": self.settings,
+            "lr": self.lr.state_dict(),
+            "ema_step": self.ema.optimization_step,
+            "losses": self.losses,
+            "window": self._window,
+            "skipped": self.skipped,
+            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
+        }
+        save_checkpoint(
+            self.checkpoints,
+            self.step,
+            tensors | optimizer_tensors(self.optimizer),
+            state,
+            self.config.keep_checkpoints,
+        )
+
+    def resume(self) -> None:
+        found = load_checkpoint(self.checkpoints, self.settings)
+        if found is None:
+            return
+        tensors, state = found
+        with torch.no_grad():
+            for name, parameter, shadow in zip(self.names, self.parameters, self.ema.shadow_params, strict=True):
+                parameter.copy_(tensors[f"model.{name}"])
+                shadow.copy_(tensors[f"ema.{name}"])
+        restore_optimizer(self.optimizer, tensors)
+        self.lr.load_state_dict(state["lr"])
+        self.ema.optimization_step = state["ema_step"]
+        self.step, self.skipped, self._window = state["step"], state["skipped"], state["window"]
+        self.losses = [(int(step), float(loss)) for step, loss in state["losses"]]
+        if self.accelerator.scaler and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+
+    def finish(self) -> Trained:
+        self.ema.copy_to(self.parameters)
+        network = self.accelerator.unwrap_model(self.network)
+        return Trained(network.eval(), self.losses, self.skipped)
+
+    def _loss(self, draws: Draws, rows: slice) -> Tensor:
+        device = self.accelerator.device
+        image, caption = draws.image[rows], self.data.caption[draws.image[rows]]
+        caption = torch.where(draws.drop_text[rows], len(self.data.text) - 1, caption)
+        moments = torch.from_numpy(self.data.latents[(image + draws.view[rows] * len(self.data)).numpy()]).to(device)
+        latents = moments[:, 0] + moments[:, 1] * draws.posterior[rows].to(device)
+        noise, timestep = draws.noise[rows].to(device), draws.timestep[rows].to(device)
+        noisy, target = add_noise(self.schedule, latents, noise, timestep)
+        text = torch.from_numpy(self.data.text[caption.numpy()]).to(device)
+        difficulty = torch.where(draws.drop_difficulty[rows], NULL_DIFFICULTY, self.data.difficulty[image])
+        with self.accelerator.autocast():
+            prediction = self.network(noisy, timestep, text, self.data.label[image].to(device), difficulty.to(device))
+        kind = self.schedule.config.prediction_type
+        weights = min_snr_weights(self.schedule.alphas_cumprod, timestep, self.config.snr_gamma, kind)
+        return denoising_loss(prediction, target, weights)
+
+    def _apply(self, loss: float) -> None:
+        if not torch.isfinite(torch.tensor(loss)):
+            self._skip(loss)
+        else:
+            self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+            self.optimizer.step()
+            self.ema.step(self.parameters)
+            self._window.append(loss)
+            self.bad_in_a_row = 0
+        self.lr.step()
+        self.optimizer.zero_grad()
+
+    def _skip(self, loss: float) -> None:
+        self.skipped += 1
+        self.bad_in_a_row += 1
+        log.warning("step %d: the loss is %s; step skipped", self.step + 1, loss)
+        if self.bad_in_a_row >= MAX_BAD_STEPS:
+            raise NumericalError(
+                f"the loss was not finite for {MAX_BAD_STEPS} steps in a row (step {self.step + 1})",
+                "lower --lr, or use --precision fp32; no such weights were saved",
+            )
+
+
+def _accelerator(config: FinetuneConfig, job: Job) -> Accelerator:
+    precision = "no" if config.precision == "fp32" else config.precision
+    if precision == "fp16" and job.device == "cpu":
+        raise CapabilityError("fp16 training needs a GPU", "use --precision fp32 on a CPU")
+    return Accelerator(
+        mixed_precision=precision, gradient_accumulation_steps=config.gradient_accumulation, cpu=job.device == "cpu"
+    )
+
+
+def _trainable(network: ConditionedUNet) -> tuple[list[str], list[nn.Parameter]]:
+    pairs = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
+    return [name for name, _ in pairs], [p for _, p in pairs]
+
+
+def _groups(network: ConditionedUNet, config: FinetuneConfig) -> Sequence[Mapping[str, Any]]:
+    groups: list[Mapping[str, Any]] = [{"params": lora_parameters(network.unet), "lr": config.lr}]
+    if network.encoder is not None:
+        groups.append({"params": list(network.encoder.parameters()), "lr": config.encoder_lr})
+    return groups
+
+
+def _settings_hash(config: FinetuneConfig, data: TrainingSet, base: BaseModel) -> str:
+    """What a checkpoint must agree on to be continued; how often to save is not part of it."""
+    ours = config.model_dump(mode="json", exclude={"checkpoint_every", "keep_checkpoints", "gradient_checkpointing"})
+    return hash_json([ours, len(data), data.difficulty.tolist(), data.caption.tolist(), base.fingerprint])

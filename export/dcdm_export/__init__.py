@@ -1,0 +1,1 @@
+"""Exported networks: a module and its signature in, files out. Imports nothing of dcdm_cli."""

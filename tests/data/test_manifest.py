@@ -1,0 +1,78 @@
+"""The manifest: round trip, and what a wrong or damaged file does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dcdm_cli.data.manifest import Manifest, read_manifest, write_manifest
+from dcdm_cli.errors import MismatchError, NotFoundError, UsageError
+
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+score = st.none() | st.floats(0, 1, width=32)
+row = st.fixed_dictionaries(
+    {"sample_id": text, "path": text, "label": st.integers(0, 2), "split": st.sampled_from(["train", "judge", "test"])},
+    optional={
+        "caption": st.none() | text,
+        "difficulty": score,
+        "synthetic": st.booleans(),
+        "seed": st.integers(0, 2**53 - 1),
+        "suspect_label": st.none() | st.booleans(),
+    },
+)
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(row, max_size=20), class_names=st.lists(text, min_size=3, max_size=3, unique=True))
+def test_round_trip(tmp_path: Path, rows: list[dict[str, object]], class_names: list[str]) -> None:
+    manifest = Manifest.from_rows(rows, class_names, tmp_path)
+    write_manifest(manifest, tmp_path / "samples.parquet")
+    read = read_manifest(tmp_path / "samples.parquet")
+    assert read.table.equals(manifest.table)
+    assert (read.class_names, read.root) == (tuple(class_names), tmp_path)
+    assert read.rows() == manifest.rows()
+
+
+def test_without_a_root_paths_start_at_the_file(tmp_path: Path) -> None:
+    write_manifest(Manifest.from_rows([{"path": "a.png"}], ["x"]), tmp_path / "run/samples.parquet")
+    assert read_manifest(tmp_path / "run/samples.parquet").paths() == [tmp_path / "run/a.png"]
+
+
+def test_columns_selection_and_counts() -> None:
+    rows = [{"label": i % 2, "split": "train" if i < 3 else "test", "difficulty": i / 4} for i in range(4)]
+    manifest = Manifest.from_rows(rows, ["a", "b", "c"])
+    assert manifest.class_counts().tolist() == [2, 2, 0]
+    assert len(manifest.split("train")) == 3 and len(manifest.split("train", "test")) == 4
+    assert manifest.select(np.array([3, 0])).column("difficulty").tolist() == [0.75, 0.0]
+    scored = manifest.with_columns({"difficulty": [0.1, np.nan, 0.3, 0.4]})
+    assert scored.table["difficulty"].null_count == 1 and np.isnan(scored.column("difficulty")[1])
+    assert manifest.column("seed").tolist() == [-1] * 4
+
+
+@pytest.mark.parametrize("bad", [{"nonsense": 1}, {"label": "x"}, {"label": 2**40}, {"path": "\ud800"}, {"path": 3}])
+def test_rows_that_do_not_fit_are_usage_errors(bad: dict[str, object]) -> None:
+    with pytest.raises(UsageError):
+        Manifest.from_rows([bad], ["x"])
+
+
+def test_a_missing_manifest_names_the_command(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError) as caught:
+        read_manifest(tmp_path / "samples.parquet", made_by="dcdm score")
+    assert "dcdm score" in caught.value.hint
+
+
+def test_any_damage_is_a_mismatch(tmp_path: Path) -> None:
+    file = tmp_path / "samples.parquet"
+    write_manifest(Manifest.from_rows([{"path": f"{i}.png", "label": 0} for i in range(20)], ["x"]), file)
+    content = file.read_bytes()
+    for position in range(0, len(content), 499):
+        for damaged in (content[:position], content[:position] + bytes(8) + content[position + 8 :]):
+            file.write_bytes(damaged)
+            try:
+                read_manifest(file)
+            except MismatchError as error:
+                assert "--force" in error.hint
