@@ -185,10 +185,10 @@ class Config(Section):
 
 _DIGITS_NET = {
     "model": "resnet10t",
-    "model_args": {"channels": [16, 32, 64, 96], "stem_width": 16},
+    "model_args": {"channels": [16, 24, 32, 64], "stem_width": 8},
     "image_size": 32,
     "batch_size": 32,
-    "lr": 3e-3,
+    "lr": 6e-3,
     "scale": [0.7, 1.0],
     "hflip": 0.0,
     "rotate": 10.0,
@@ -200,9 +200,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "digits": {
         "data": {"source": "digits"},
-        "score": {**_DIGITS_NET, "steps": 300},
-        "judge": {**_DIGITS_NET, "steps": 500},
-        "downstream": {**_DIGITS_NET, "steps": 400},
+        "score": {**_DIGITS_NET, "steps": 150},
+        "judge": {**_DIGITS_NET, "steps": 300},
+        "downstream": {**_DIGITS_NET, "steps": 300},
         "caption": {"template": "a photo of the digit {class}"},
         "finetune": {
             "base": "tiny",

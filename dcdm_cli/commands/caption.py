@@ -70,7 +70,7 @@ def _work(context: Context) -> Outcome:
 
 
 def _captions(context: Context, manifest: Manifest) -> list[str]:
-    from dcdm_cli.captioning.templates import caption_from_template, template_captions
+    from dcdm_cli.captioning.templates import prefixed, template_captions
 
     config = context.config.caption
     if config.method == "template":
@@ -79,10 +79,10 @@ def _captions(context: Context, manifest: Manifest) -> list[str]:
 
     job = context.job()
     captioner = Captioner(config, job.device)
-    prefixes = [caption_from_template(config.prefix, name) for name in manifest.column("class_name")]
+    names = manifest.column("class_name")
     captions = []
     for i, text in enumerate(captioner.caption(manifest.paths())):
-        captions.append(prefixes[i] + text)
+        captions.append(prefixed(config.prefix, names[i], text))
         job.progress("captioning", i + 1, len(manifest))
     return captions
 

@@ -126,10 +126,12 @@ def _columns(context: Context, manifest: Manifest, job: Job) -> tuple[dict[str, 
             raise UsageError(
                 "--method classifier needs the classifier", "name it with --classifier FILE.safetensors|FILE.onnx"
             )
-        own = load_own_classifier(config.classifier, config, manifest.class_names, job.device)
-        scored = score_with(own, train)
-        save_own_scorer(scorer, own)
-        return scored.columns, {"method": "classifier", "accuracy": scored.accuracy}
+        names = manifest.class_names
+        class_map = names if context.config.data.class_map else None
+        own = load_own_classifier(config.classifier, names, config, job.device, class_map=class_map)
+        scored = score_with(own, train, job.device, calibrate=config.temperature, progress=job.progress)
+        save_own_scorer(scorer, own, scored.temperature)
+        return scored.columns, {"method": "classifier", "accuracy": scored.accuracy, "temperature": scored.temperature}
     fitted = crossfit(train, config, job.device, job.progress)
     save_scorer(scorer, fitted, manifest.class_names, config)
     suspects = int(fitted.columns["suspect_label"].sum())
