@@ -113,7 +113,7 @@ def train_adapter(context: Context, config: FinetuneConfig, folder: Path, job: J
         latents,
         text,
         caption,
-        torch.from_numpy(rows.column("label")).long(),
+        torch.from_numpy(rows.column("label").astype("int64")),
         torch.from_numpy(rows.column("difficulty").copy()),
     )
     fingerprint = base.fingerprint

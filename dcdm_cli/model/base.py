@@ -49,7 +49,7 @@ def load_base(source: str, *, revision: str | None = None, dtype: str = "fp32", 
         pipeline = StableDiffusionPipeline.from_pretrained(
             source,
             revision=revision,
-            torch_dtype=DTYPES[dtype],
+            dtype=DTYPES[dtype],
             safety_checker=None,
             requires_safety_checker=False,
             use_safetensors=True,
@@ -68,7 +68,8 @@ def load_base(source: str, *, revision: str | None = None, dtype: str = "fp32", 
         ) from error
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         part.requires_grad_(False).eval().to(device)
-    pipeline.vae.to(torch.float32)
+    if dtype != "fp32":
+        pipeline.vae.to(torch.float32)
     return BaseModel(
         str(source),
         pipeline.unet,

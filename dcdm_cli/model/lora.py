@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
@@ -35,7 +34,7 @@ def add_lora(unet: UNet2DConditionModel, rank: int, alpha: int, targets: Sequenc
 
 def save_lora(unet: UNet2DConditionModel, folder: Path) -> None:
     """Writes `pytorch_lora_weights.safetensors` with the adapter's metadata, without which alpha would be guessed."""
-    state = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet, adapter_name=ADAPTER_NAME))
+    state = get_peft_model_state_dict(unet, adapter_name=ADAPTER_NAME)
     StableDiffusionPipeline.save_lora_weights(
         folder,
         unet_lora_layers={name: tensor.detach().cpu().contiguous() for name, tensor in state.items()},
