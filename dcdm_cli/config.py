@@ -29,97 +29,105 @@ class Section(BaseModel):
 
 class DataConfig(Section):
     source: str = Field(
-        "", description="class folder, hf:owner/name@revision, Parquet, CSV/JSONL manifest, - or digits"
+        default="", description="class folder, hf:owner/name@revision, Parquet, CSV/JSONL manifest, - or digits"
     )
-    split: str | None = Field(None, description="which split the source's rows are, where it does not say")
+    split: str | None = Field(default=None, description="which split the source's rows are, where it does not say")
     image_column: str = "image"
     label_column: str = "label"
-    class_map: Path | None = Field(None, description="JSON list or {name: index} that fixes the class order")
-    judge_fraction: float = Field(0.3, gt=0, lt=1, description="share of the test split kept for the judge")
-    test_fraction: float = Field(0.2, gt=0, lt=1, description="share of train carved out when there is no test split")
-    max_bad: float = Field(0.01, ge=0, le=1, description="largest share of unreadable images that is tolerated")
-    strict: bool = Field(False, description="stop at the first unreadable image")
-    exif: bool = Field(True, description="turn images as their EXIF tag says")
-    background: str = Field("white", description="colour behind transparent pixels")
+    class_map: Path | None = Field(default=None, description="JSON list or {name: index} that fixes the class order")
+    judge_fraction: float = Field(default=0.3, gt=0, lt=1, description="share of the test split kept for the judge")
+    test_fraction: float = Field(
+        default=0.2, gt=0, lt=1, description="share of train carved out when there is no test split"
+    )
+    max_bad: float = Field(default=0.01, ge=0, le=1, description="largest share of unreadable images that is tolerated")
+    strict: bool = Field(default=False, description="stop at the first unreadable image")
+    exif: bool = Field(default=True, description="turn images as their EXIF tag says")
+    background: str = Field(default="white", description="colour behind transparent pixels")
     animated: Literal["first", "reject"] = "first"
 
 
 class ClassifierConfig(Section):
     """A timm classifier trained from scratch; used for the scorer, the judge and the downstream arms."""
 
-    model: str = Field("resnet18", description="timm model name")
+    model: str = Field(default="resnet18", description="timm model name")
     model_args: dict[str, Any] = Field(default_factory=dict, description="keyword arguments for timm.create_model")
-    pretrained: bool = Field(False, description="start from timm's weights (needs the hub or its cache)")
-    image_size: int = Field(224, ge=8, description="pixels per side")
-    steps: int = Field(2000, ge=1, description="optimiser steps")
-    batch_size: int = Field(64, ge=2)
-    lr: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.05, ge=0)
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    scale: tuple[float, float] = Field((0.35, 1.0), description="area range of the random crop")
-    hflip: float = Field(0.5, ge=0, le=1, description="probability of a left-right flip; 0 for digits and text")
-    rotate: float = Field(0.0, ge=0, le=180, description="largest random rotation, degrees")
+    pretrained: bool = Field(default=False, description="start from timm's weights (needs the hub or its cache)")
+    image_size: int = Field(default=224, ge=8, description="pixels per side")
+    steps: int = Field(default=2000, ge=1, description="optimiser steps")
+    batch_size: int = Field(default=64, ge=2)
+    lr: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=0.05, ge=0)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    scale: tuple[float, float] = Field(default=(0.35, 1.0), description="area range of the random crop")
+    hflip: float = Field(default=0.5, ge=0, le=1, description="probability of a left-right flip; 0 for digits and text")
+    rotate: float = Field(default=0.0, ge=0, le=180, description="largest random rotation, degrees")
 
 
 class ScoreConfig(ClassifierConfig):
     method: Literal["crossfit", "classifier", "column"] = "crossfit"
-    folds: int = Field(5, ge=2)
-    temperature: bool = Field(True, description="scale the logits by a temperature fitted out of fold")
-    classifier: Path | None = Field(None, description="your own classifier: .safetensors of `model`, or .onnx")
-    column: str | None = Field(None, description="score column of the source, for --method column")
+    folds: int = Field(default=5, ge=2)
+    temperature: bool = Field(default=True, description="scale the logits by a temperature fitted out of fold")
+    classifier: Path | None = Field(default=None, description="your own classifier: .safetensors of `model`, or .onnx")
+    column: str | None = Field(default=None, description="score column of the source, for --method column")
     seed: int = 0
 
 
 class CaptionConfig(Section):
     method: Literal["template", "model"] = "template"
-    template: str = Field("a photo of a {class}", description="{class} is replaced by the class name")
-    templates_file: Path | None = Field(None, description="JSON {class name: template} for single classes")
+    template: str = Field(default="a photo of a {class}", description="{class} is replaced by the class name")
+    templates_file: Path | None = Field(default=None, description="JSON {class name: template} for single classes")
     model: str = Field(
-        "Salesforce/blip2-opt-2.7b", description="image-to-text or image-text-to-text model (the paper's)"
+        default="Salesforce/blip2-opt-2.7b", description="image-to-text or image-text-to-text model (the paper's)"
     )
     revision: str | None = None
-    prompt: str | None = Field(None, description="question for image-text-to-text models")
-    max_new_tokens: int = Field(40, ge=1)
-    batch_size: int = Field(8, ge=1)
-    prefix: str = Field("a photo of a {class}, ", description="put before a model's caption")
-    sidecars: Path | None = Field(None, description="also write .txt files below this folder")
-    metadata: Path | None = Field(None, description="also write metadata.jsonl into this folder")
+    prompt: str | None = Field(default=None, description="question for image-text-to-text models")
+    max_new_tokens: int = Field(default=40, ge=1)
+    batch_size: int = Field(default=8, ge=1)
+    prefix: str = Field(default="a photo of a {class}, ", description="put before a model's caption")
+    sidecars: Path | None = Field(default=None, description="also write .txt files below this folder")
+    metadata: Path | None = Field(default=None, description="also write metadata.jsonl into this folder")
 
 
 class FinetuneConfig(Section):
-    base: str = Field("stable-diffusion-v1-5/stable-diffusion-v1-5", description="hub id or folder of the pipeline")
+    base: str = Field(
+        default="stable-diffusion-v1-5/stable-diffusion-v1-5", description="hub id or folder of the pipeline"
+    )
     revision: str | None = None
-    resolution: int = Field(512, ge=8, description="pixels per side")
-    steps: int = Field(5000, ge=1, description="optimiser steps")
-    batch_size: int = Field(8, ge=1, description="images per device and forward pass")
-    gradient_accumulation: int = Field(1, ge=1)
+    resolution: int = Field(default=512, ge=8, description="pixels per side")
+    steps: int = Field(default=5000, ge=1, description="optimiser steps")
+    batch_size: int = Field(default=8, ge=1, description="images per device and forward pass")
+    gradient_accumulation: int = Field(default=1, ge=1)
     gradient_checkpointing: bool = False
-    lr: float = Field(1e-4, gt=0, description="LoRA learning rate")
-    encoder_lr: float = Field(1e-3, gt=0, description="difficulty encoder learning rate")
-    warmup_steps: int = Field(100, ge=0)
+    lr: float = Field(default=1e-4, gt=0, description="LoRA learning rate")
+    encoder_lr: float = Field(default=1e-3, gt=0, description="difficulty encoder learning rate")
+    warmup_steps: int = Field(default=100, ge=0)
     lr_schedule: Literal["constant_with_warmup", "cosine", "linear"] = "constant_with_warmup"
-    max_grad_norm: float = Field(1.0, gt=0)
-    rank: int = Field(16, ge=1)
-    alpha: int = Field(16, ge=1)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    rank: int = Field(default=16, ge=1)
+    alpha: int = Field(default=16, ge=1)
     lora_targets: tuple[str, ...] = Field(
-        ("to_q", "to_k", "to_v", "to_out.0"), description="UNet modules that get LoRA, by name ending"
+        default=("to_q", "to_k", "to_v", "to_out.0"), description="UNet modules that get LoRA, by name ending"
     )
     conditioning: Literal["difficulty", "none"] = Field(
-        "difficulty", description="none = plain LoRA, the control without difficulty"
+        default="difficulty", description="none = plain LoRA, the control without difficulty"
     )
-    mode: Literal["append", "replace"] = Field("append", description="append to the text tokens, or replace the last")
-    tokens: int = Field(1, ge=1, description="difficulty tokens")
+    mode: Literal["append", "replace"] = Field(
+        default="append", description="append to the text tokens, or replace the last"
+    )
+    tokens: int = Field(default=1, ge=1, description="difficulty tokens")
     label_embedding: Literal["onehot", "learned"] = "onehot"
-    hidden: int = Field(256, ge=8, description="width of the encoder's MLP")
-    difficulty_dropout: float = Field(0.1, ge=0, lt=1, description="share of steps with the null token")
-    text_dropout: float = Field(0.1, ge=0, lt=1, description="share of steps with the empty prompt and the null token")
-    snr_gamma: float | None = Field(5.0, description="Min-SNR weighting; null = the paper's plain MSE")
-    ema_decay: float = Field(0.999, ge=0, lt=1)
-    hflip: bool = Field(False, description="also train on mirrored images")
-    keep_suspects: bool = Field(False, description="train on images whose label is suspect too")
+    hidden: int = Field(default=256, ge=8, description="width of the encoder's MLP")
+    difficulty_dropout: float = Field(default=0.1, ge=0, lt=1, description="share of steps with the null token")
+    text_dropout: float = Field(
+        default=0.1, ge=0, lt=1, description="share of steps with the empty prompt and the null token"
+    )
+    snr_gamma: float | None = Field(default=5.0, description="Min-SNR weighting; null = the paper's plain MSE")
+    ema_decay: float = Field(default=0.999, ge=0, lt=1)
+    hflip: bool = Field(default=False, description="also train on mirrored images")
+    keep_suspects: bool = Field(default=False, description="train on images whose label is suspect too")
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
-    checkpoint_every: int = Field(500, ge=1, description="optimiser steps between checkpoints")
-    keep_checkpoints: int = Field(2, ge=1)
+    checkpoint_every: int = Field(default=500, ge=1, description="optimiser steps between checkpoints")
+    keep_checkpoints: int = Field(default=2, ge=1)
     seed: int = 0
 
 
@@ -127,51 +135,61 @@ class CalibrateConfig(Section):
     """The closed loop after fine-tuning: probe, score, fit requested -> realised. Not from the paper."""
 
     enabled: bool = True
-    points: int = Field(9, ge=3, description="difficulties probed, evenly over [0, 1]")
-    images: int = Field(40, ge=4, description="images per point, spread over the classes")
+    points: int = Field(default=9, ge=3, description="difficulties probed, evenly over [0, 1]")
+    images: int = Field(default=40, ge=4, description="images per point, spread over the classes")
 
 
 class GenerateConfig(Section):
-    difficulty: str = Field("normal:0.5,0.1", description="normal:MEAN,STD | uniform:LO,HI | fixed:S | real")
-    difficulty_cap: float = Field(0.8, gt=0, le=1, description="nothing harder is asked for: beyond it labels break")
-    calibrated: bool = Field(True, description="ask for what comes out at the target, by the stored calibration")
-    ratio: float | None = Field(0.1, gt=0, description="images as a share of the real training set")
-    count: int | None = Field(None, ge=1, description="images in all, spread like the real classes")
-    per_class: int | None = Field(None, ge=1, description="images of each class")
-    captions: Literal["class", "real"] = Field("real", description="captions of real images, or one per class")
+    difficulty: str = Field(default="normal:0.5,0.1", description="normal:MEAN,STD | uniform:LO,HI | fixed:S | real")
+    difficulty_cap: float = Field(
+        default=0.8, gt=0, le=1, description="nothing harder is asked for: beyond it labels break"
+    )
+    calibrated: bool = Field(
+        default=True, description="ask for what comes out at the target, by the stored calibration"
+    )
+    ratio: float | None = Field(default=0.1, gt=0, description="images as a share of the real training set")
+    count: int | None = Field(default=None, ge=1, description="images in all, spread like the real classes")
+    per_class: int | None = Field(default=None, ge=1, description="images of each class")
+    captions: Literal["class", "real"] = Field(default="real", description="captions of real images, or one per class")
     negative_prompt: str = ""
     scheduler: Literal["ddim", "unipc", "dpmpp", "pndm"] = "ddim"
-    steps: int = Field(30, ge=1)
-    text_guidance: float = Field(2.0, ge=1, description="w_text; 1 = off")
-    difficulty_guidance: float = Field(4.0, ge=0, description="w_difficulty; equal to text_guidance = one scale")
-    lora_scale: float = Field(1.0, ge=0, le=2)
-    clip_range: float | None = Field(
-        None, gt=0, description="clip the clean-latent estimate to +-this; for small bases"
+    steps: int = Field(default=30, ge=1)
+    text_guidance: float = Field(default=2.0, ge=1, description="w_text; 1 = off")
+    difficulty_guidance: float = Field(
+        default=4.0, ge=0, description="w_difficulty; equal to text_guidance = one scale"
     )
-    batch_size: int = Field(8, ge=1)
-    decode_batch: int = Field(8, ge=1, description="images decoded at once")
+    lora_scale: float = Field(default=1.0, ge=0, le=2)
+    clip_range: float | None = Field(
+        default=None, gt=0, description="clip the clean-latent estimate to +-this; for small bases"
+    )
+    batch_size: int = Field(default=8, ge=1)
+    decode_batch: int = Field(default=8, ge=1, description="images decoded at once")
     backend: Literal["auto", "torch"] = "auto"
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     image_format: Literal["png", "webp", "jpg"] = "png"
-    score: bool = Field(True, description="score finished images: the measured_difficulty column")
+    score: bool = Field(default=True, description="score finished images: the measured_difficulty column")
     seed: int = 0
 
 
 class EvaluateConfig(Section):
-    targets: tuple[float, ...] = Field((0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8), description="difficulties checked")
-    per_target: int = Field(100, ge=4, description="fresh images per target")
-    arms: tuple[str, ...] = Field(("real", "upsampled", "dcdm"), description="real upsampled plain easy dcdm hard")
-    seeds: int = Field(3, ge=1, description="paired classifier seeds, each with its own generated set")
-    synthetic_ratio: float = Field(1.0, gt=0, description="generated images per real one in the arms")
-    fresh_sets: bool = Field(False, description="a generated set of its own for every seed and arm")
+    targets: tuple[float, ...] = Field(
+        default=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8), description="difficulties checked"
+    )
+    per_target: int = Field(default=100, ge=4, description="fresh images per target")
+    arms: tuple[str, ...] = Field(
+        default=("real", "upsampled", "dcdm"), description="real upsampled plain easy dcdm hard"
+    )
+    seeds: int = Field(default=3, ge=1, description="paired classifier seeds, each with its own generated set")
+    synthetic_ratio: float = Field(default=1.0, gt=0, description="generated images per real one in the arms")
+    fresh_sets: bool = Field(default=False, description="a generated set of its own for every seed and arm")
     seed: int = 1000
 
 
 class Config(Section):
     preset: str | None = None
-    seed: int = Field(0, description="run seed; stages add their own")
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:0, mps")
-    threads: int | None = Field(None, ge=1, description="CPU threads; null = the library's choice")
+    seed: int = Field(default=0, description="run seed; stages add their own")
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:0, mps")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads; null = the library's choice")
     data: DataConfig = DataConfig()
     score: ScoreConfig = ScoreConfig()
     caption: CaptionConfig = CaptionConfig()
@@ -214,7 +232,8 @@ PRESETS: dict[str, dict[str, Any]] = {
             "warmup_steps": 20,
             "lr_schedule": "cosine",
             "lora_targets": [
-                "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "conv1", "conv2", "ff.net.0.proj", "ff.net.2",
+                "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "conv1", "conv2",
+                "ff.net.0.proj", "ff.net.2",
             ],
             "hidden": 128,
             "ema_decay": 0.99,

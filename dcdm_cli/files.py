@@ -31,7 +31,7 @@ def storage_errors(path: Path) -> Iterator[None]:
         if error.errno in _STORAGE_ERRNO:
             raise StorageError(
                 f"cannot write {path}: {error.strerror}",
-                "free some space (or choose another folder with --run) and run the same command again: finished work is kept",
+                "free some space, or choose another folder with --run, and run it again: finished work is kept",
                 file=path,
             ) from error
         if isinstance(error, PermissionError):
@@ -63,7 +63,7 @@ def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yields a temporary folder beside `path`; swaps it in when the block ends well, and only then drops the old one."""
+    """Yields a temporary folder beside `path`; when the block ends well, swaps it in and drops the old one."""
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}{PART_SUFFIX}")

@@ -16,7 +16,7 @@ def silent(what: str, done: int, total: int) -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """device: a torch device name. stop_signal: the signal that asked to stop, or None; polled between units of work."""
+    """device: a torch device name. stop_signal: the signal that asked to stop, or None; polled between units."""
 
     device: str = "cpu"
     progress: Progress = silent

@@ -53,7 +53,7 @@ def _work(context: Context) -> Outcome:
         context.console.warn("the base model's tokenizer is not at hand: captions are not checked for length")
     else:
         captions, cut = cut_to_limit(captions, tokenizer)
-    if cut:
+    if tokenizer is not None and cut:
         context.console.warn(
             f"{cut} captions were cut at the text encoder's limit of {tokenizer.model_max_length} tokens"
         )

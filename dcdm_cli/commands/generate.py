@@ -72,7 +72,7 @@ def _work(context: Context) -> Outcome:
     plan = draw_plan(context, config, engine)
     if plan.unreachable:
         context.console.warn(
-            f"{plan.unreachable} of {len(plan)} targets lie outside the difficulties this adapter can reach on average; "
+            f"{plan.unreachable} of {len(plan)} targets lie outside what this adapter can reach on average; "
             "they get the nearest end (dcdm evaluate shows the range)"
         )
     if context.force:

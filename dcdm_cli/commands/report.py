@@ -35,8 +35,8 @@ def write_evaluation_report(
         "classes": str(len(manifest.class_names)),
         "real training images": str(len(manifest.split("train"))),
         "scorer": f"{config.score.model}, {config.score.method}",
-        "sampler": f"{config.generate.scheduler}, {config.generate.steps} steps, guidance {config.generate.text_guidance} "
-        f"(text) and {config.generate.difficulty_guidance} (difficulty)",
+        "sampler": f"{config.generate.scheduler}, {config.generate.steps} steps, guidance "
+        f"{config.generate.text_guidance} (text) and {config.generate.difficulty_guidance} (difficulty)",
         "device": str(metrics["device"]),
     }
     write_report(report, metrics, figures, facts)
@@ -65,7 +65,7 @@ def _figures(context: Context, manifest: Manifest, probed: Probed, metrics: Mapp
         ReportFigure(
             "Label frontier",
             plots.frontier(folder / "frontier.png", adherence),
-            "Where generated images keep their label as often as real ones of the same difficulty, they are hard, not broken.",
+            "Where generated images keep their label as often as equally hard real ones, they are hard, not wrong.",
         ),
         ReportFigure(
             "What the images are worth",

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -21,7 +22,7 @@ SPLIT_SIZES = {"train": 200, "judge": 600}  # everything else is the test split
 
 def digit_images() -> tuple[np.ndarray, np.ndarray]:
     """uint8 [1797, 32, 32] (white ink on black, upscaled bicubically from 8x8) and int64 labels."""
-    raw = load_digits()
+    raw: Any = load_digits()
     ink = (raw.images / 16 * 255).round().astype(np.uint8)
     size = (IMAGE_SIZE, IMAGE_SIZE)
     images = [np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)) for image in ink]

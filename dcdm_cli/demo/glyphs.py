@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -197,7 +198,7 @@ def _smooth(path: np.ndarray) -> np.ndarray:
 
 def _draw_path(draw: ImageDraw.ImageDraw, path: np.ndarray, width: float) -> None:
     points = [(24 + 48 * float(x), 16 + 64 * float(y)) for x, y in path]
-    draw.line(points, 255, int(round(width)), joint="curve")
+    draw.line(points, 255, round(width), joint="curve")
     for x, y in points:  # round pen: caps and joints
         draw.ellipse((x - width / 2, y - width / 2, x + width / 2, y + width / 2), 255)
 
@@ -209,13 +210,14 @@ def _affine(ink: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     rotate = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     matrix = rotate @ np.array([[1, 0], [shear, 1]]) @ np.diag(scale)
     centre = np.array([CANVAS / 2, CANVAS / 2])
-    return ndimage.affine_transform(ink, matrix, centre - matrix @ centre, order=1)
+    offset: Any = centre - matrix @ centre  # one per axis; scipy annotates a scalar only
+    return ndimage.affine_transform(ink, matrix, offset, order=1)
 
 
 def _elastic(ink: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     strength = rng.uniform(0, 5)
     coarse = rng.normal(0, strength, (2, 6, 6))
-    shift = np.stack([ndimage.zoom(c, CANVAS / 6, order=3)[:CANVAS, :CANVAS] for c in coarse])
+    shift = np.stack([np.asarray(ndimage.zoom(c, CANVAS / 6, order=3))[:CANVAS, :CANVAS] for c in coarse])
     grid = np.indices((CANVAS, CANVAS)) + shift
     return ndimage.map_coordinates(ink, grid, order=1)
 

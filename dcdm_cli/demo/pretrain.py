@@ -2,9 +2,12 @@
 
 Trained from scratch on drawn digits only (glyphs.py), never on the target data. Stages: a tokenizer from a word list,
 an AutoencoderKL (f = 4, 32 px -> 8x8x4), then UNet2DConditionModel and CLIPTextModel together with the noise-prediction
-loss and SD's `scaled_linear` betas. The recipe, the seconds and the loss curves are written to `pretraining.json` beside
+loss and SD's `scaled_linear` betas. Recipe, seconds and loss curves are written to `pretraining.json` beside
 the weights. Not from the paper: it stands in for Stable Diffusion so that the whole job runs offline on a CPU.
 """
+
+# diffusers annotates these calls more narrowly than what it takes (one-element tuples, IntTensor, no None).
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
 
 from __future__ import annotations
 
@@ -27,7 +30,26 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from dcdm_cli.demo.glyphs import draw_digits
 
 TINY_BASE = Path(__file__).parent / "tiny_base"
-WORDS = ["a", "an", "the", "of", "photo", "image", "picture", "handwritten", "drawn", "written", "digit", "number", "numeral", "class", "in", "with", "hard", "easy"]
+WORDS = [
+    "a",
+    "an",
+    "the",
+    "of",
+    "photo",
+    "image",
+    "picture",
+    "handwritten",
+    "drawn",
+    "written",
+    "digit",
+    "number",
+    "numeral",
+    "class",
+    "in",
+    "with",
+    "hard",
+    "easy",
+]
 DIGIT_WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 TEMPLATES = (
     "a photo of the digit {}",

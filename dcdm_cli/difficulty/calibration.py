@@ -66,12 +66,13 @@ def fit_calibration(
     fitted = IsotonicRegression(y_min=0, y_max=1).fit_transform(grid, means, sample_weight=counts)
     if fitted[-1] - fitted[0] < 1e-3:
         raise NumericalError(
-            f"realised difficulty does not rise with the request ({means[0]:.2f} at {grid[0]:.2f}, {means[-1]:.2f} at {grid[-1]:.2f})",
+            f"realised difficulty does not rise with the request: {means[0]:.2f} at {grid[0]:.2f}, "
+            f"{means[-1]:.2f} at {grid[-1]:.2f}",
             "train longer (--steps), or raise --difficulty-guidance",
         )
     agreement = [float(agrees[requested == r].mean()) for r in grid]
-    rounded = [tuple(round(float(v), 6) for v in values) for values in (grid, means, fitted, agreement)]
-    return Calibration(*rounded, images=len(requested), settings=settings)
+    curves = [tuple(round(float(v), 6) for v in values) for values in (grid, means, fitted, agreement)]
+    return Calibration(*curves, images=len(requested), settings=settings)
 
 
 def save_calibration(calibration: Calibration, file: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ def adherence(target: np.ndarray, realised: np.ndarray, agrees: np.ndarray) -> d
     errors = [abs(b["realised_mean"] - b["target"]) for b in bins]
     return {
         "n": len(target),
-        "spearman": _rounded(stats.spearmanr(target, realised).statistic) if len(bins) > 1 else None,
+        "spearman": _rounded(stats.spearmanr(target, realised)[0]) if len(bins) > 1 else None,
         "mean_absolute_error": _rounded(np.mean(errors)),
         "targets": bins,
     }
@@ -36,7 +37,7 @@ def frontier(
     real, generated: (realised difficulty [N], judge agrees [N]). A bin with no images has agreement None.
     """
     rows = []
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in pairwise(edges):
         row: dict[str, Any] = {"bin": [low, high]}
         for name, (s, agrees) in (("real", real), ("generated", generated)):
             inside = (s >= low) & ((s < high) | (high == edges[-1]))

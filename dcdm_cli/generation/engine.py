@@ -98,7 +98,7 @@ def _render_batch(engine: Engine, rows: Sequence[PlanRow], null_text: torch.Tens
         difficulty=torch.tensor([row.requested_difficulty for row in rows], dtype=torch.float32, device=device),
         null_text=null_text,
     )
-    shape = (engine.base.vae.config.latent_channels, side, side)
+    shape = (engine.base.vae.config["latent_channels"], side, side)
     latents = sample(
         engine.denoiser,
         sampling_scheduler(engine.config.scheduler, engine.base.scheduler_config),

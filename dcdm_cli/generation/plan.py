@@ -117,7 +117,7 @@ def grid_plan(
 ) -> Plan:
     """`per_target` images at each difficulty, classes in turn: probes for calibration and adherence."""
     rng = np.random.default_rng((seed, 11))
-    labels = np.tile(np.arange(per_target) % len(inputs.class_names), len(targets))
+    labels = [i % len(inputs.class_names) for _ in targets for i in range(per_target)]
     wanted = np.repeat(np.asarray(targets, np.float32), per_target)
     requested, outside = wanted, np.zeros(len(wanted), bool)
     if calibrated and inputs.calibration is not None:
@@ -152,7 +152,7 @@ def read_plan(path: Path) -> Plan:
 
 def _plan(
     class_names: Sequence[str],
-    labels: np.ndarray,
+    labels: Sequence[int],
     captions: Sequence[str],
     targets: np.ndarray,
     requested: np.ndarray,
@@ -172,11 +172,11 @@ def _plan(
     )
 
 
-def _interleave(counts: np.ndarray) -> np.ndarray:
+def _interleave(counts: np.ndarray) -> list[int]:
     """Labels in rounds, one of each class while it has budget: every prefix of the plan is balanced."""
     rounds = np.concatenate([np.arange(count) for count in counts])
     labels = np.repeat(np.arange(len(counts)), counts)
-    return labels[np.lexsort((labels, rounds))]
+    return labels[np.lexsort((labels, rounds))].tolist()
 
 
 def _pick(captions: Sequence[str], class_name: str, rng: np.random.Generator) -> str:

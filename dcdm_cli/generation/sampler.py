@@ -11,13 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from diffusers import SchedulerMixin
 from torch import Tensor
 
 from dcdm_cli.backends.base import Denoiser
 from dcdm_cli.errors import NumericalError
 from dcdm_cli.model.conditioning import NULL_DIFFICULTY
-from dcdm_cli.model.schedule import clipped_prediction
+from dcdm_cli.model.schedule import Sampler, clipped_prediction
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Guidance:
 
 def sample(
     denoiser: Denoiser,
-    scheduler: SchedulerMixin,
+    scheduler: Sampler,
     noise: Tensor,
     conditioning: Conditioning,
     guidance: Guidance,
@@ -52,7 +51,7 @@ def sample(
     clip_range: float | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """Pure noise float32 [B, 4, h, w] -> clean latents of the same shape. Raises NumericalError when they are not finite."""
+    """Pure noise float32 [B, 4, h, w] -> clean latents [B, 4, h, w]. Raises NumericalError when they are not finite."""
     scheduler.set_timesteps(steps, device=noise.device)
     latents = noise * scheduler.init_noise_sigma
     weights = guidance.weights()

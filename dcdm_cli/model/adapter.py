@@ -89,9 +89,10 @@ def _card(info: AdapterInfo) -> str:
         "pipeline.load_lora_weights(THIS_FOLDER)\n```\n"
     )
     encoder = (
-        f"`{ENCODER_FILE}` holds an MLP (label, difficulty) -> tokens, described in `{CONFIG_FILE}` under `encoder`; its "
-        f"tokens are joined to the text encoding (mode `{info.encoder.mode}`). `dcdm generate` does it.\n"
+        f"`{ENCODER_FILE}` holds an MLP (label, difficulty) -> tokens, described in `{CONFIG_FILE}` under `encoder`; "
+        f"its tokens are joined to the text encoding (mode `{info.encoder.mode}`). `dcdm generate` does it.\n"
         if info.encoder
         else "A plain LoRA without difficulty: the control.\n"
     )
-    return f"# DCDM adapter\n\nBase model: `{info.base}` (its licence applies). Classes: {len(info.class_names)}.\n\n{use}\n{encoder}"
+    head = f"Base model: `{info.base}` (its licence applies). Classes: {len(info.class_names)}."
+    return f"# DCDM adapter\n\n{head}\n\n{use}\n{encoder}"

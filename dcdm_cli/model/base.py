@@ -32,7 +32,7 @@ class BaseModel:
     @property
     def latent_size(self) -> int:
         """Pixels per latent cell, 8 for Stable Diffusion."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
 
     @property
     def fingerprint(self) -> str:
@@ -83,7 +83,7 @@ def load_base(source: str, *, revision: str | None = None, dtype: str = "fp32", 
 def load_tokenizer(source: str, revision: str | None = None) -> CLIPTokenizer | None:
     """The base model's tokenizer alone, or None when it cannot be had here."""
     try:
-        return CLIPTokenizer.from_pretrained(source, subfolder="tokenizer", revision=revision)
+        return CLIPTokenizer.from_pretrained(source, subfolder="tokenizer", revision=revision or "main")
     except (OSError, ValueError):
         return None
 

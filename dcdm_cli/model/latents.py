@@ -17,22 +17,22 @@ def to_pixels(images: list[Image.Image], size: int) -> Tensor:
 @torch.no_grad()
 def encode_moments(vae: AutoencoderKL, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of the scaled latents, float32 [B, 4, h, w] each."""
-    posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
-    shift, scale = _shift(vae), vae.config.scaling_factor
+    posterior = vae.encode(pixels.to(vae.device, vae.dtype), return_dict=False)[0]
+    shift, scale = _shift(vae), vae.config["scaling_factor"]
     return ((posterior.mean - shift) * scale).float(), (posterior.std * scale).float()
 
 
 @torch.no_grad()
 def decode_latents(vae: AutoencoderKL, latents: Tensor, chunk: int) -> np.ndarray:
     """Scaled latents [B, 4, h, w] -> uint8 [B, H, W, 3], `chunk` images at once (decoding is the memory peak)."""
-    unscaled = latents.to(vae.dtype) / vae.config.scaling_factor + _shift(vae)
+    unscaled = latents.to(vae.dtype) / vae.config["scaling_factor"] + _shift(vae)
     pixels = [vae.decode(part, return_dict=False)[0] for part in unscaled.split(chunk)]
     images = torch.cat(pixels).float().add(1).mul(127.5).round().clamp(0, 255)
     return images.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
 def _shift(vae: AutoencoderKL) -> float:
-    return getattr(vae.config, "shift_factor", None) or 0.0
+    return vae.config.get("shift_factor") or 0.0
 
 
 def _square(image: Image.Image, size: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
@@ -49,7 +50,8 @@ def load_lora(unet: UNet2DConditionModel, folder: Path, scale: float = 1.0) -> N
     if not file.is_file():
         raise NotFoundError(f"no adapter at {file}", "make it first: dcdm finetune", file=file)
     try:
-        state, alphas, metadata = StableDiffusionPipeline.lora_state_dict(folder, return_lora_metadata=True)
+        loaded: Any = StableDiffusionPipeline.lora_state_dict(str(folder), return_lora_metadata=True)
+        state, alphas, metadata = loaded
         StableDiffusionPipeline.load_lora_into_unet(
             state, network_alphas=alphas, unet=unet, adapter_name=ADAPTER_NAME, metadata=metadata
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from diffusers import (
@@ -11,12 +11,25 @@ from diffusers import (
     DDPMScheduler,
     DPMSolverMultistepScheduler,
     PNDMScheduler,
-    SchedulerMixin,
     UniPCMultistepScheduler,
 )
 from torch import Tensor
 
-SAMPLERS: dict[str, type] = {
+
+class Sampler(Protocol):
+    """What the denoising loop needs of a diffusers scheduler."""
+
+    config: Mapping[str, Any]
+    timesteps: Tensor
+    init_noise_sigma: Any
+    alphas_cumprod: Tensor
+
+    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None: ...
+    def scale_model_input(self, sample: Tensor, timestep: Any) -> Tensor: ...
+    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True) -> Any: ...
+
+
+SAMPLERS: dict[str, Any] = {
     "ddim": DDIMScheduler,
     "unipc": UniPCMultistepScheduler,
     "dpmpp": DPMSolverMultistepScheduler,
@@ -24,13 +37,15 @@ SAMPLERS: dict[str, type] = {
 }
 
 
-def sampling_scheduler(name: str, base_config: Mapping[str, Any]) -> SchedulerMixin:
+def sampling_scheduler(name: str, base_config: Mapping[str, Any]) -> Sampler:
     """A fresh scheduler with the base model's betas and prediction type. It never clips by itself: see `clip_clean`."""
     return SAMPLERS[name].from_config({**base_config, "clip_sample": False, "thresholding": False})
 
 
 def training_scheduler(base_config: Mapping[str, Any]) -> DDPMScheduler:
-    return DDPMScheduler.from_config(dict(base_config))
+    scheduler = DDPMScheduler.from_config(dict(base_config))
+    assert isinstance(scheduler, DDPMScheduler)
+    return scheduler
 
 
 def signal_to_noise(alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor:
@@ -50,13 +65,13 @@ def clip_clean(noise: Tensor, sample: Tensor, alpha_bar: Tensor, limit: float) -
     return (sample - alpha_bar.sqrt() * clean.clamp(-limit, limit)) / (1 - alpha_bar).sqrt()
 
 
-def add_noise(scheduler: DDPMScheduler, latents: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+def add_noise(scheduler: DDPMScheduler, latents: Tensor, noise: Tensor, timesteps: Any) -> tuple[Tensor, Tensor]:
     """Noisy latents and what the network should predict for them (noise, or velocity), float32 [B, 4, h, w] each."""
     noisy = scheduler.add_noise(latents, noise, timesteps)
-    if scheduler.config.prediction_type == "v_prediction":
+    if scheduler.config["prediction_type"] == "v_prediction":
         return noisy, scheduler.get_velocity(latents, noise, timesteps)
-    if scheduler.config.prediction_type != "epsilon":
-        raise ValueError(f"unsupported prediction type {scheduler.config.prediction_type!r}")
+    if scheduler.config["prediction_type"] != "epsilon":
+        raise ValueError(f"unsupported prediction type {scheduler.config['prediction_type']!r}")
     return noisy, noise
 
 
@@ -75,11 +90,11 @@ def from_noise(noise: Tensor, sample: Tensor, alpha_bar: Tensor, prediction_type
 
 
 def clipped_prediction(
-    prediction: Tensor, sample: Tensor, timestep: Tensor, scheduler: SchedulerMixin, limit: float
+    prediction: Tensor, sample: Tensor, timestep: Tensor, scheduler: Sampler, limit: float
 ) -> Tensor:
     """`clip_clean` for whatever the scheduler's prediction type is."""
     alpha_bar = scheduler.alphas_cumprod.to(sample)[timestep.long()]
-    kind = scheduler.config.prediction_type
+    kind = scheduler.config["prediction_type"]
     noise = clip_clean(as_noise(prediction, sample, alpha_bar, kind), sample, alpha_bar, limit)
     return from_noise(noise, sample, alpha_bar, kind)
 

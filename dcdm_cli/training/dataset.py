@@ -89,7 +89,7 @@ def cache_latents(
         return np.load(file, mmap_mode="r")
     views = 2 if mirror else 1
     side = resolution // base.latent_size
-    channels = base.vae.config.latent_channels
+    channels = base.vae.config["latent_channels"]
     folder.mkdir(parents=True, exist_ok=True)
     part = file.with_name(file.name + PART_SUFFIX)
     shape = (len(paths) * views, 2, channels, side, side)

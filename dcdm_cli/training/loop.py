@@ -7,7 +7,6 @@ accelerate moves it to the device, the precision and the processes there are; ev
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +69,7 @@ def build_network(base: BaseModel, classes: int, config: FinetuneConfig) -> Cond
             encoder = DifficultyEncoder(
                 EncoderConfig(
                     classes=classes,
-                    dim=base.unet.config.cross_attention_dim,
+                    dim=base.unet.config["cross_attention_dim"],
                     tokens=config.tokens,
                     hidden=config.hidden,
                     label_embedding=config.label_embedding,
@@ -108,7 +107,7 @@ class Trainer:
         self.draws = DrawSettings(
             seed=config.seed,
             batch=config.batch_size * config.gradient_accumulation * world,
-            timesteps=self.schedule.config.num_train_timesteps,
+            timesteps=self.schedule.config["num_train_timesteps"],
             text_dropout=config.text_dropout,
             difficulty_dropout=config.difficulty_dropout,
         )
@@ -122,7 +121,7 @@ class Trainer:
             rows = slice(first + micro * size, first + (micro + 1) * size)
             with self.accelerator.accumulate(self.network):
                 loss = self._loss(draws, rows)
-                total += self.accelerator.reduce(loss.detach(), "mean").item() / accumulation
+                total += self._mean_over_processes(loss) / accumulation
                 self.accelerator.backward(loss)
         self._apply(total)
         self.step += 1
@@ -189,9 +188,14 @@ class Trainer:
         difficulty = torch.where(draws.drop_difficulty[rows], NULL_DIFFICULTY, self.data.difficulty[image])
         with self.accelerator.autocast():
             prediction = self.network(noisy, timestep, text, self.data.label[image].to(device), difficulty.to(device))
-        kind = self.schedule.config.prediction_type
+        kind = self.schedule.config["prediction_type"]
         weights = min_snr_weights(self.schedule.alphas_cumprod, timestep, self.config.snr_gamma, kind)
         return denoising_loss(prediction, target, weights)
+
+    def _mean_over_processes(self, loss: Tensor) -> float:
+        gathered = self.accelerator.gather(loss.detach())
+        assert isinstance(gathered, Tensor)
+        return gathered.mean().item()
 
     def _apply(self, loss: float) -> None:
         if not torch.isfinite(torch.tensor(loss)):
@@ -230,8 +234,8 @@ def _trainable(network: ConditionedUNet) -> tuple[list[str], list[nn.Parameter]]
     return [name for name, _ in pairs], [p for _, p in pairs]
 
 
-def _groups(network: ConditionedUNet, config: FinetuneConfig) -> Sequence[Mapping[str, Any]]:
-    groups: list[Mapping[str, Any]] = [{"params": lora_parameters(network.unet), "lr": config.lr}]
+def _groups(network: ConditionedUNet, config: FinetuneConfig) -> list[dict[str, Any]]:
+    groups: list[dict[str, Any]] = [{"params": lora_parameters(network.unet), "lr": config.lr}]
     if network.encoder is not None:
         groups.append({"params": list(network.encoder.parameters()), "lr": config.encoder_lr})
     return groups
