@@ -1,7 +1,7 @@
 """The difficulty encoder E(y, s) and how its tokens join the text tokens.
 
 Paper: an MLP trained from scratch takes the class label joined with the score; its output is concatenated with the text
-embedding and goes to cross-attention. Not from the paper: one-hot or learned label, Fourier features of s, depth, width,
+embedding and goes to cross-attention. Not from the paper: one-hot or learned label, Fourier features, depth, width,
 the number of tokens, the learned null token, and mode `replace`.
 """
 
