@@ -19,12 +19,12 @@ from dcdm_cli.data.images import decode_image
 from dcdm_cli.files import PART_SUFFIX, hash_json
 from dcdm_cli.job import Progress
 from dcdm_cli.model.base import BaseModel, encode_text
-from dcdm_cli.model.latents import encode_moments, to_pixels
+from dcdm_cli.model.latents import encode_latents, to_pixels
 
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """latents float32 [N * views, 2, 4, h, w] (mean, std; view 1 is mirrored), text [captions, T, D] with the empty
+    """latents float32 [N * views, 4, h, w] (view 1 is mirrored), text [captions, T, D] with the empty
     prompt last, caption row per image int64 [N], label int64 [N], difficulty float32 [N]."""
 
     latents: np.ndarray
@@ -49,7 +49,6 @@ class Draws:
     view: Tensor  # int64 [B]
     timestep: Tensor  # int64 [B]
     noise: Tensor  # float32 [B, 4, h, w]
-    posterior: Tensor  # float32 [B, 4, h, w]
     drop_text: Tensor  # bool [B]
     drop_difficulty: Tensor  # bool [B]
 
@@ -66,14 +65,13 @@ class DrawSettings:
 def draw(data: TrainingSet, settings: DrawSettings, step: int) -> Draws:
     """The draws of one optimiser step. Images come from a permutation per epoch, so each is seen equally often."""
     generator = torch.Generator().manual_seed(_step_seed(settings.seed, step))
-    size, shape = settings.batch, tuple(data.latents.shape[2:])
+    size, shape = settings.batch, tuple(data.latents.shape[1:])
     drop_text = torch.rand(size, generator=generator) < settings.text_dropout
     return Draws(
         image=_epoch_rows(len(data), settings, step),
         view=torch.randint(data.views, (size,), generator=generator),
         timestep=torch.randint(settings.timesteps, (size,), generator=generator),
         noise=torch.randn((size, *shape), generator=generator),
-        posterior=torch.randn((size, *shape), generator=generator),
         drop_text=drop_text,
         drop_difficulty=drop_text | (torch.rand(size, generator=generator) < settings.difficulty_dropout),
     )
@@ -82,7 +80,7 @@ def draw(data: TrainingSet, settings: DrawSettings, step: int) -> Draws:
 def cache_latents(
     base: BaseModel, paths: Sequence[Path], resolution: int, folder: Path, *, mirror: bool, progress: Progress
 ) -> np.ndarray:
-    """Memory-mapped moments [N * views, 2, 4, h, w], encoded once and reused while images and VAE are the same."""
+    """Memory-mapped latents [N * views, 4, h, w], encoded once and reused while images and VAE are the same."""
     stamps = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
     file = folder / f"latents-{hash_json([stamps, resolution, mirror, base.fingerprint])}.npy"
     if file.is_file():
@@ -92,13 +90,13 @@ def cache_latents(
     channels = base.vae.config["latent_channels"]
     folder.mkdir(parents=True, exist_ok=True)
     part = file.with_name(file.name + PART_SUFFIX)
-    shape = (len(paths) * views, 2, channels, side, side)
+    shape = (len(paths) * views, channels, side, side)
     cache = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=shape)
     for start in range(0, len(paths), 32):
         images = [decode_image(p) for p in paths[start : start + 32]]
         for view in range(views):
             rows = slice(view * len(paths) + start, view * len(paths) + start + len(images))
-            cache[rows] = _moments(base, images if view == 0 else [ImageOps.mirror(i) for i in images], resolution)
+            cache[rows] = _encode(base, images if view == 0 else [ImageOps.mirror(i) for i in images], resolution)
         progress("encoding images", start + len(images), len(paths))
     cache.flush()
     part.replace(file)
@@ -116,9 +114,8 @@ def encode_captions(base: BaseModel, captions: Sequence[str], progress: Progress
     return np.concatenate(encoded), torch.tensor([rows[c] for c in captions])
 
 
-def _moments(base: BaseModel, images: list[Image.Image], resolution: int) -> np.ndarray:
-    mean, std = encode_moments(base.vae, to_pixels(images, resolution))
-    return torch.stack([mean, std], dim=1).cpu().numpy()
+def _encode(base: BaseModel, images: list[Image.Image], resolution: int) -> np.ndarray:
+    return encode_latents(base.vae, to_pixels(images, resolution)).cpu().numpy()
 
 
 def _epoch_rows(count: int, settings: DrawSettings, step: int) -> Tensor:
