@@ -34,6 +34,8 @@ class DataConfig(Section):
     split: str | None = Field(default=None, description="which split the source's rows are, where it does not say")
     image_column: str = "image"
     label_column: str = "label"
+    caption_column: str | None = Field(default=None, description="column with captions; `caption` is found by itself")
+    follow_links: bool = Field(default=False, description="follow links to folders outside the source")
     class_map: Path | None = Field(default=None, description="JSON list or {name: index} that fixes the class order")
     judge_fraction: float = Field(default=0.3, gt=0, lt=1, description="share of the test split kept for the judge")
     test_fraction: float = Field(
@@ -66,6 +68,7 @@ class ClassifierConfig(Section):
 class ScoreConfig(ClassifierConfig):
     method: Literal["crossfit", "classifier", "column"] = "crossfit"
     folds: int = Field(default=5, ge=2)
+    repeats: int = Field(default=1, ge=1, description="rounds of cross-fitting with other folds, averaged")
     temperature: bool = Field(default=True, description="scale the logits by a temperature fitted out of fold")
     classifier: Path | None = Field(default=None, description="your own classifier: .safetensors of `model`, or .onnx")
     column: str | None = Field(default=None, description="score column of the source, for --method column")
@@ -116,6 +119,7 @@ class FinetuneConfig(Section):
     )
     tokens: int = Field(default=1, ge=1, description="difficulty tokens")
     label_embedding: Literal["onehot", "learned"] = "onehot"
+    frequencies: int = Field(default=2, ge=0, description="octaves of Fourier features of s; more fit single images")
     hidden: int = Field(default=256, ge=8, description="width of the encoder's MLP")
     difficulty_dropout: float = Field(default=0.1, ge=0, lt=1, description="share of steps with the null token")
     text_dropout: float = Field(
@@ -218,7 +222,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "digits": {
         "data": {"source": "digits"},
-        "score": {**_DIGITS_NET, "steps": 150},
+        "score": {**_DIGITS_NET, "steps": 40, "repeats": 4},
         "judge": {**_DIGITS_NET, "steps": 300},
         "downstream": {**_DIGITS_NET, "steps": 300},
         "caption": {"template": "a photo of the digit {class}"},

@@ -46,7 +46,7 @@ def _work(context: Context) -> Outcome:
 
     run = context.run
     manifest = read_manifest(run.samples)
-    captions = _captions(context, manifest)
+    captions, revision = _captions(context, manifest)
     tokenizer = load_tokenizer(resolve_base(context.config.finetune.base), context.config.finetune.revision)
     cut = 0
     if tokenizer is None:
@@ -65,16 +65,18 @@ def _work(context: Context) -> Outcome:
         "distinct": len(set(captions)),
         "cut": cut,
         "method": context.config.caption.method,
+        "revision": revision,
     }
     return Outcome([run.samples], hash_json(captions), results)
 
 
-def _captions(context: Context, manifest: Manifest) -> list[str]:
+def _captions(context: Context, manifest: Manifest) -> tuple[list[str], str | None]:
+    """One caption per row, and the commit of the captioning model that wrote them."""
     from dcdm_cli.captioning.templates import prefixed, template_captions
 
     config = context.config.caption
     if config.method == "template":
-        return template_captions(manifest, config)
+        return template_captions(manifest, config), None
     from dcdm_cli.captioning.captioner import Captioner
 
     job = context.job()
@@ -84,7 +86,7 @@ def _captions(context: Context, manifest: Manifest) -> list[str]:
     for i, text in enumerate(captioner.caption(manifest.paths())):
         captions.append(prefixed(config.prefix, names[i], text))
         job.progress("captioning", i + 1, len(manifest))
-    return captions
+    return captions, captioner.revision
 
 
 def _write_extras(context: Context, manifest: Manifest) -> None:

@@ -47,7 +47,14 @@ class Context:
 
             device, reason = settle_device(self.config.device)
             self.console.note(f"device: {device} ({reason})")
+        self._use_decode_options()
         return Job(device, self.console.progress, asked_to_stop)
+
+    def _use_decode_options(self) -> None:
+        from dcdm_cli.data.images import DecodeOptions, set_decode_options
+
+        data = self.config.data
+        set_decode_options(DecodeOptions(exif=data.exif, background=data.background, animated=data.animated))
 
 
 SHARED: dict[str, tuple[Any, Any]] = {

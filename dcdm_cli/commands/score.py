@@ -63,7 +63,7 @@ def show_score(context: Context, record: StageRecord) -> None:
     from dcdm_cli.reports.tables import score_table
 
     manifest = read_manifest(context.run.samples)
-    shown = [] if _machine(context.console) else [score_table(manifest)]
+    shown = [] if _machine(context.console) else [score_table(manifest.split("train"))]
     context.console.result(
         {"stage": "score", "path": str(context.run.samples), **record.results}, context.run.samples, shown
     )
@@ -82,17 +82,22 @@ def _prepare(source: str, context: Context) -> str:
 
 def _work(context: Context, source: str) -> Outcome:
     from dcdm_cli.data.manifest import write_manifest
-    from dcdm_cli.data.sources import scan
+    from dcdm_cli.data.sources import TooManyRejectedError, scan
     from dcdm_cli.data.writers import write_rejected
 
     run, job = context.run, context.job()
-    found = scan(source, scan_options(context), run.images)
+    try:
+        found = scan(source, scan_options(context), run.images)
+    except TooManyRejectedError as error:
+        write_rejected(run.rejected, error.rejected)
+        raise
     for warning in found.warnings:
         context.console.warn(warning)
     write_rejected(run.rejected, found.rejected)
     manifest, results = _score(context, found.manifest, job)
     write_manifest(manifest, run.samples)
     results |= {"images": len(manifest), "rejected": len(found.rejected), "classes": len(manifest.class_names)}
+    results["origin"] = found.origin
     outputs = [run.samples, *([run.scorer] if run.scorer.exists() else []), *_figures(run, manifest)]
     fingerprint = hash_json([manifest.column("sample_id").tolist(), manifest.column("difficulty").tolist()])
     return Outcome(outputs, fingerprint, results, job.device)
@@ -175,15 +180,16 @@ def grid_rows(manifest: Manifest, width: int) -> list[Any]:
 
 
 def scan_options(context: Context) -> Any:
-    from dcdm_cli.data.images import DecodeOptions
+    from dcdm_cli.data.images import decode_options
     from dcdm_cli.data.sources import ScanOptions
 
     data = context.config.data
-    decode = DecodeOptions(exif=data.exif, background=data.background, animated=data.animated)
     shared = (
         "split",
         "image_column",
         "label_column",
+        "caption_column",
+        "follow_links",
         "class_map",
         "judge_fraction",
         "test_fraction",
@@ -191,7 +197,9 @@ def scan_options(context: Context) -> Any:
         "strict",
     )
     return ScanOptions(
-        **{name: getattr(data, name) for name in shared}, score_column=context.config.score.column, decode=decode
+        **{name: getattr(data, name) for name in shared},
+        score_column=context.config.score.column,
+        decode=decode_options(),
     )
 
 

@@ -49,10 +49,26 @@ class RejectedImage(Exception):
 
 
 DEFAULT_OPTIONS = DecodeOptions()
+_run_options = DEFAULT_OPTIONS
 
 
-def decode_image(source: Path | bytes, options: DecodeOptions = DEFAULT_OPTIONS) -> Image.Image:
-    """Decodes every pixel and returns mode RGB. Raises RejectedImage, and no other error, for a bad file."""
+def set_decode_options(options: DecodeOptions) -> None:
+    """How this process decodes from now on: one run has one convention, from the scan to the last classifier."""
+    global _run_options
+    _run_options = options
+
+
+def decode_options() -> DecodeOptions:
+    """What `set_decode_options` said; hand it to worker processes."""
+    return _run_options
+
+
+def decode_image(source: Path | bytes, options: DecodeOptions | None = None) -> Image.Image:
+    """Decodes every pixel and returns mode RGB. options None: the run's.
+
+    Raises RejectedImage, and no other error, for a bad file.
+    """
+    options = options or _run_options
     if isinstance(source, Path) and not os.path.isfile(source):  # opening a FIFO or a device would block
         raise RejectedImage("unreadable", "missing, or not a regular file")
     try:

@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose, InterpolationMode, RandomRotation
 
 from dcdm_cli.config import ClassifierConfig
-from dcdm_cli.data.images import RejectedImage, decode_image
+from dcdm_cli.data.images import DecodeOptions, RejectedImage, decode_image, decode_options
 from dcdm_cli.errors import MismatchError, NotFoundError, NumericalError, UsageError
 from dcdm_cli.files import atomic_folder, write_json
 
@@ -93,7 +93,7 @@ class LabelledImages(Dataset[tuple[torch.Tensor, int]]):
         """labels: int [N], None = all -1. max_side: images whose shorter side is twice this or more are reduced."""
         self._images = images
         self._labels = np.full(len(images), -1) if labels is None else np.asarray(labels)
-        self._transform, self._max_side = transform, max_side
+        self._transform, self._max_side, self._options = transform, max_side, decode_options()
         if keep and len(images) * _bytes(self.image(0)) <= KEEP_BYTES:
             self._images = [self.image(i) for i in range(len(images))]
 
@@ -107,7 +107,7 @@ class LabelledImages(Dataset[tuple[torch.Tensor, int]]):
         """The RGB image before the transform; another image never takes its place. Raises UsageError for a bad file."""
         source = self._images[index]
         if isinstance(source, Path):
-            image = _decoded(source)
+            image = _decoded(source, self._options)
         else:
             image = source if isinstance(source, Image.Image) else Image.fromarray(source)
         factor = min(image.size) // self._max_side if self._max_side else 1
@@ -378,9 +378,9 @@ def _in_stable_order(images: Images, labels: np.ndarray) -> tuple[Images, np.nda
     return [images[i] for i in order], labels[order]
 
 
-def _decoded(path: Path) -> Image.Image:
+def _decoded(path: Path, options: DecodeOptions) -> Image.Image:
     try:
-        return decode_image(path)
+        return decode_image(path, options)
     except RejectedImage as error:
         raise UsageError(
             f"{path} can no longer be read: {error}", "read the images again: dcdm score --force", file=path

@@ -8,16 +8,18 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.special import log_softmax, logsumexp
 from sklearn.model_selection import StratifiedKFold
 from torch import nn
 
 from dcdm_cli.config import ScoreConfig
 from dcdm_cli.data.manifest import Manifest
 from dcdm_cli.difficulty.classifier import Progress, predict_logits, train_classifier
-from dcdm_cli.difficulty.scores import score_all
+from dcdm_cli.difficulty.scores import fit_temperature, score_all
 from dcdm_cli.errors import UsageError
 
 
@@ -25,7 +27,8 @@ from dcdm_cli.errors import UsageError
 class CrossFit:
     """Honest scores and the classifiers behind them.
 
-    columns: the manifest's score columns, one value per row; fold = k means that models[k] did not see the row.
+    columns: the manifest's score columns, one value per row; fold = k means that models[k] did not see the row
+    (of the first round; models holds the rounds one after the other).
     temperature: divides the logits. accuracy: share of the scored rows whose prediction matches the label.
     """
 
@@ -39,29 +42,59 @@ def crossfit(
     manifest: Manifest, config: ScoreConfig, device: torch.device | str, progress: Progress | None = None
 ) -> CrossFit:
     """Trains one classifier per fold of `manifest` (the training split) and scores each image with the one that did
-    not see it.
+    not see it; `config.repeats` times with other folds, averaging the probabilities: one small classifier's opinion of
+    an image is mostly luck.
 
     Classes with fewer images than folds are spread over as many folds as they have images. A class whose only image
     (or all copies of it) is in one fold is unknown to that fold's classifier: its scores are NaN, not a difficulty of
     1 that says nothing about the image. Raises UsageError unless two classes have images and one of them at least two.
     """
     labels = manifest.column("label").astype(np.int64)
-    folds = fold_of(_identities(manifest), labels, config.folds, config.seed)
+    rounds = [_fit_round(manifest, labels, config, number, device, progress) for number in range(config.repeats)]
+    usable = np.where(np.any([r.unknown for r in rounds], axis=0), -1, labels)
+    logits = np.stack([r.logits for r in rounds])
+    temperature = 1.0
+    if config.temperature:
+        temperature = fit_temperature(np.concatenate(logits), np.tile(usable, len(rounds)))
+    log_probs = log_softmax(logits.astype(np.float64) / temperature, axis=2)
+    mean = np.asarray(logsumexp(log_probs, axis=0)) - np.log(len(rounds))
+    scored = score_all(mean, usable, calibrate=False)
+    columns = scored.columns | {"fold": rounds[0].folds.astype(np.int32)}
+    return CrossFit(columns, tuple(m for r in rounds for m in r.models), temperature, scored.accuracy)
+
+
+class _Round(NamedTuple):
+    """logits float32 [N, C], out of fold; unknown bool [N]: the fold's classifier never saw the class."""
+
+    logits: np.ndarray
+    unknown: np.ndarray
+    folds: np.ndarray
+    models: list[nn.Module]
+
+
+def _fit_round(
+    manifest: Manifest,
+    labels: np.ndarray,
+    config: ScoreConfig,
+    number: int,
+    device: torch.device | str,
+    progress: Progress | None,
+) -> _Round:
+    folds = fold_of(_identities(manifest), labels, config.folds, config.seed + number)
     count = int(folds.max()) + 1
     paths, classes = manifest.paths(), len(manifest.class_names)
-    logits, usable, models = np.zeros((len(labels), classes), np.float32), labels.copy(), []
+    logits, unknown, models = np.zeros((len(labels), classes), np.float32), np.zeros(len(labels), bool), []
     for fold in range(count):
         train, test = np.flatnonzero((folds != fold) & (labels >= 0)), np.flatnonzero(folds == fold)
-        report = _shifted(progress, fold, count)
+        done = number * count + fold
+        report = _shifted(progress, done, config.repeats * count)
         model = train_classifier(
-            [paths[i] for i in train], labels[train], classes, config, config.seed + fold, device, report
+            [paths[i] for i in train], labels[train], classes, config, config.seed + done, device, report
         )
         logits[test] = predict_logits(model, [paths[i] for i in test], config, device)
-        usable[test[~np.isin(labels[test], labels[train])]] = -1
+        unknown[test] = ~np.isin(labels[test], labels[train])
         models.append(model)
-    scored = score_all(logits, usable, calibrate=config.temperature)
-    columns = scored.columns | {"fold": folds.astype(np.int32)}
-    return CrossFit(columns, tuple(models), scored.temperature, scored.accuracy)
+    return _Round(logits, unknown, folds, models)
 
 
 def fold_of(identities: Sequence[str], labels: np.ndarray, folds: int, seed: int) -> np.ndarray:

@@ -28,7 +28,7 @@ class EncoderConfig:
     tokens: int = 1
     hidden: int = 256
     label_embedding: Literal["onehot", "learned"] = "onehot"
-    frequencies: int = 6
+    frequencies: int = 2
     mode: Mode = "append"
 
 
@@ -49,16 +49,17 @@ class DifficultyEncoder(nn.Module):
             nn.Linear(config.hidden, config.hidden),
             nn.SiLU(),
             nn.Linear(config.hidden, config.tokens * config.dim),
+            nn.Unflatten(1, (config.tokens, config.dim)),
+            nn.LayerNorm(config.dim),  # as large as the text tokens, or attention overlooks them
         )
-        self.null = nn.Parameter(torch.randn(config.tokens, config.dim) * 0.02)
+        self.null = nn.Parameter(torch.randn(config.tokens, config.dim))
 
     def forward(self, label: Tensor, difficulty: Tensor) -> Tensor:
         known = label.clamp_min(0)
         one_hot = F.one_hot(known, self.config.classes).to(difficulty.dtype)
         joined = one_hot if self.embedding is None else self.embedding(known)
         features = torch.cat([joined, fourier_features(difficulty, self.config.frequencies)], dim=1)
-        tokens = self.mlp(features).unflatten(1, (self.config.tokens, self.config.dim))
-        return torch.where((difficulty < 0)[:, None, None], self.null, tokens)
+        return torch.where((difficulty < 0)[:, None, None], self.null, self.mlp(features))
 
 
 def fourier_features(difficulty: Tensor, frequencies: int) -> Tensor:

@@ -72,6 +72,7 @@ def build_network(base: BaseModel, classes: int, config: FinetuneConfig) -> Cond
                     dim=base.unet.config["cross_attention_dim"],
                     tokens=config.tokens,
                     hidden=config.hidden,
+                    frequencies=config.frequencies,
                     label_embedding=config.label_embedding,
                     mode=config.mode,
                 )
