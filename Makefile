@@ -2,8 +2,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= demo-run
-# Two busy thread pools slow each other down: idle threads sleep instead of spinning.
-export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: demo demo-full test check lint slow bench clean
 

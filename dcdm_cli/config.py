@@ -140,7 +140,7 @@ class CalibrateConfig(Section):
 
     enabled: bool = True
     points: int = Field(default=9, ge=3, description="difficulties probed, evenly over [0, 1]")
-    images: int = Field(default=40, ge=4, description="images per point, spread over the classes")
+    images: int = Field(default=60, ge=4, description="images per point, spread over the classes")
 
 
 class GenerateConfig(Section):
@@ -222,15 +222,15 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "digits": {
         "data": {"source": "digits"},
-        "score": {**_DIGITS_NET, "steps": 40, "repeats": 4},
+        "score": {**_DIGITS_NET, "steps": 60, "batch_size": 16, "repeats": 4},
         "judge": {**_DIGITS_NET, "steps": 300},
         "downstream": {**_DIGITS_NET, "steps": 300},
         "caption": {"template": "a photo of the digit {class}"},
         "finetune": {
             "base": "tiny",
             "resolution": 32,
-            "steps": 500,
-            "batch_size": 64,
+            "steps": 600,
+            "batch_size": 32,
             "lr": 2e-3,
             "encoder_lr": 4e-3,
             "warmup_steps": 20,
@@ -239,21 +239,23 @@ PRESETS: dict[str, dict[str, Any]] = {
                 "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "conv1", "conv2",
                 "ff.net.0.proj", "ff.net.2",
             ],
+            "tokens": 4,
             "hidden": 128,
             "ema_decay": 0.99,
             "snr_gamma": None,
-            "checkpoint_every": 250,
+            "checkpoint_every": 200,
         },
         "generate": {
-            "ratio": 2.0,
-            "steps": 25,
-            "text_guidance": 1.5,
-            "difficulty_guidance": 3.0,
+            "ratio": 1.0,
+            "scheduler": "dpmpp",
+            "steps": 10,
+            "text_guidance": 2.0,
+            "difficulty_guidance": 6.0,
             "clip_range": 4.0,
             "batch_size": 64,
             "decode_batch": 64,
         },
-        "evaluate": {"synthetic_ratio": 2.0, "fresh_sets": True},
+        "evaluate": {"fresh_sets": True},
     },
 }  # fmt: skip
 

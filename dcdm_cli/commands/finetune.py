@@ -156,17 +156,19 @@ def _calibrate(context: Context, file: Path) -> Outcome:
     engine = open_run_engine(context, context.run.adapter, job)
     points = [i / (config.calibrate.points - 1) for i in range(config.calibrate.points)]
     measured = probe(context, engine, points, config.calibrate.images, job, seed=config.seed + 500, calibrated=False)
-    calibration = _fit(measured, engine.config)
+    calibration = _fit(measured, len(engine.info.class_names), engine.config)
     save_calibration(calibration, file)
     results = {"reachable": list(calibration.reachable), "realised": list(calibration.realised)}
     return Outcome([file], hash_file(file), results | {"requested": list(calibration.requested)}, job.device)
 
 
-def _fit(measured: Any, config: Any) -> Calibration:
+def _fit(measured: Any, classes: int, config: Any) -> Calibration:
     from dcdm_cli.difficulty.calibration import fit_calibration
     from dcdm_cli.generation.engine import sampler_settings
 
-    return fit_calibration(measured.requested, measured.realised, measured.agrees, sampler_settings(config))
+    return fit_calibration(
+        measured.requested, measured.realised, measured.agrees, measured.label, classes, sampler_settings(config)
+    )
 
 
 def _drop(folder: Path) -> None:

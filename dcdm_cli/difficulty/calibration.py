@@ -1,7 +1,8 @@
 """The closed loop: what difficulty comes out when s is asked for, and what to ask for so that s comes out.
 
-Not from the paper. Control is monotone but compressed at the hard end, so a probe batch over a grid of s is generated
-and scored, isotonic regression fits requested -> realised, and generation inverts it.
+Not from the paper. Control is monotone but compressed at the hard end, and an "easy" image of a hard class is harder
+than one of an easy class. So a probe batch over a grid of s is generated and scored, isotonic regression fits
+requested -> realised for every class, and generation inverts it.
 """
 
 from __future__ import annotations
@@ -17,62 +18,94 @@ from sklearn.isotonic import IsotonicRegression
 from dcdm_cli.errors import MismatchError, NumericalError
 from dcdm_cli.files import write_json
 
+PRIOR_IMAGES = 3  # a class's own probes count against this many of all classes together
+REACH = 0.05  # a target is reachable when the mean over the classes can come this close to it
+
 
 @dataclass(frozen=True)
 class Calibration:
-    """Per grid point: requested s, mean realised s, its isotonic fit, and the share of images that the scorer still
-    gives their label. settings: the sampler settings it was measured with; it holds for those only."""
+    """Per grid point: requested s, mean realised s over all probes, its isotonic fit, and the share of images that the
+    scorer still gives their label. classes: the isotonic fit of each class, [C][grid]. images: probes in all.
+    settings: the sampler settings it was measured with; it holds for those only."""
 
     requested: tuple[float, ...]
     realised: tuple[float, ...]
     fitted: tuple[float, ...]
     agreement: tuple[float, ...]
+    classes: tuple[tuple[float, ...], ...]
     images: int
     settings: dict[str, Any]
 
     @property
     def reachable(self) -> tuple[float, float]:
-        """Lowest and highest mean difficulty that asking for s in [0, 1] produces."""
-        return self.fitted[0], self.fitted[-1]
+        """Lowest and highest target that comes out within `REACH` as the mean over the classes."""
+        targets = np.linspace(0, 1, 201)
+        curves = np.asarray(self.classes)
+        means = np.clip(targets[:, None], curves[:, 0], curves[:, -1]).mean(1)
+        inside = targets[np.abs(means - targets) <= REACH]
+        return (float(inside[0]), float(inside[-1])) if len(inside) else (self.fitted[0], self.fitted[-1])
 
-    def request_for(self, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What to ask for so that `target` comes out on average, and which targets lie outside the reachable range
-        (those get the nearest end). float32 [N], bool [N]."""
-        low, high = self.reachable
-        requested = np.interp(target, *self._inverse())
-        return requested.astype(np.float32), (target < low) | (target > high)
-
-    def _inverse(self) -> tuple[np.ndarray, np.ndarray]:
-        """Points of the inverse map; flat stretches collapse to their middle, which is the least biased request."""
-        fitted, requested = np.asarray(self.fitted), np.asarray(self.requested)
-        levels = np.unique(fitted)
-        middle = np.array([requested[fitted == level].mean() for level in levels])
-        middle[0], middle[-1] = requested[fitted == levels[0]].max(), requested[fitted == levels[-1]].min()
-        return levels, middle
+    def request_for(self, target: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What to ask for so that `target` float [N] comes out on average in class `label` int [N], and which targets
+        lie outside what that class can reach (those get the nearest end). float32 [N], bool [N]."""
+        target, label = np.asarray(target), np.asarray(label)
+        requested, outside = np.zeros(len(target), np.float32), np.zeros(len(target), bool)
+        for known in np.unique(label):
+            mine, curve = label == known, np.asarray(self.classes[known])
+            requested[mine] = np.interp(target[mine], *_inverse(np.asarray(self.requested), curve))
+            outside[mine] = (target[mine] < curve[0]) | (target[mine] > curve[-1])
+        return requested, outside
 
 
 def fit_calibration(
-    requested: np.ndarray, realised: np.ndarray, agrees: np.ndarray, settings: dict[str, Any]
-) -> Calibration:
-    """requested, realised float [N] in [0, 1] and agrees bool [N], one entry per probe image.
+    requested: np.ndarray, realised: np.ndarray, agrees: np.ndarray, label: np.ndarray, classes: int,
+    settings: dict[str, Any],
+) -> Calibration:  # fmt: skip
+    """requested, realised float [N] in [0, 1], agrees bool [N], label int [N]: one entry per probe image.
 
+    A class's means are drawn towards those of all classes by `PRIOR_IMAGES`; a class without probes gets those.
     Raises NumericalError when the scores are not finite, or when realised difficulty does not rise with the request.
     """
     if not np.isfinite(realised).all():
         raise NumericalError("the probe images' scores are not finite", "dcdm score --force, then calibrate again")
     grid = np.unique(requested)
-    means = np.array([realised[requested == r].mean() for r in grid])
-    counts = np.array([(requested == r).sum() for r in grid])
-    fitted = IsotonicRegression(y_min=0, y_max=1).fit_transform(grid, means, sample_weight=counts)
+    at = [requested == r for r in grid]
+    means = np.array([realised[rows].mean() for rows in at])
+    counts = np.array([rows.sum() for rows in at])
+    fitted = _isotonic(grid, means, counts)
     if fitted[-1] - fitted[0] < 1e-3:
         raise NumericalError(
             f"realised difficulty does not rise with the request: {means[0]:.2f} at {grid[0]:.2f}, "
             f"{means[-1]:.2f} at {grid[-1]:.2f}",
             "train longer (--steps), or raise --difficulty-guidance",
         )
-    agreement = [float(agrees[requested == r].mean()) for r in grid]
-    curves = [tuple(round(float(v), 6) for v in values) for values in (grid, means, fitted, agreement)]
-    return Calibration(*curves, images=len(requested), settings=settings)
+    own = [_isotonic(grid, *_shrunk(realised, [rows & (label == c) for rows in at], fitted)) for c in range(classes)]
+    agreement = [float(agrees[rows].mean()) for rows in at]
+    curves = [_rounded(values) for values in (grid, means, fitted, agreement)]
+    return Calibration(*curves, classes=tuple(map(_rounded, own)), images=len(requested), settings=settings)
+
+
+def _shrunk(realised: np.ndarray, rows: list[np.ndarray], prior: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means and weights of one class per grid point."""
+    counts = np.array([r.sum() for r in rows])
+    sums = np.array([realised[r].sum() for r in rows])
+    return (sums + PRIOR_IMAGES * prior) / (counts + PRIOR_IMAGES), counts + PRIOR_IMAGES
+
+
+def _isotonic(grid: np.ndarray, means: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return IsotonicRegression(y_min=0, y_max=1).fit_transform(grid, means, sample_weight=weights)
+
+
+def _inverse(requested: np.ndarray, fitted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Points of the inverse map; flat stretches collapse to their middle, which is the least biased request."""
+    levels = np.unique(fitted)
+    middle = np.array([requested[fitted == level].mean() for level in levels])
+    middle[0], middle[-1] = requested[fitted == levels[0]].max(), requested[fitted == levels[-1]].min()
+    return levels, middle
+
+
+def _rounded(values: Any) -> tuple[float, ...]:
+    return tuple(round(float(v), 6) for v in values)
 
 
 def save_calibration(calibration: Calibration, file: Path) -> None:
@@ -86,8 +119,7 @@ def load_calibration(file: Path) -> Calibration | None:
     try:
         raw = json.loads(file.read_text())
         curves = {key: tuple(raw[key]) for key in ("requested", "realised", "fitted", "agreement")}
-        return Calibration(**curves, images=raw["images"], settings=raw["settings"])
+        classes = tuple(tuple(curve) for curve in raw["classes"])
+        return Calibration(**curves, classes=classes, images=raw["images"], settings=raw["settings"])
     except (ValueError, KeyError, TypeError) as error:
-        raise MismatchError(
-            f"{file} is damaged: {error}", "make it again: dcdm finetune --recalibrate", file=file
-        ) from error
+        raise MismatchError(f"{file} is damaged: {error}", "make it again: dcdm finetune --force", file=file) from error

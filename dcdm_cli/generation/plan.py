@@ -50,7 +50,7 @@ class PlanRow:
 @dataclass(frozen=True)
 class Plan:
     """rows as a table of `SCHEMA`; generator: hash of the model and sampler settings the rows are meant for;
-    unreachable: rows whose target lies outside the calibrated range."""
+    unreachable: rows whose target lies outside what their class can reach."""
 
     table: pa.Table
     generator: str
@@ -107,7 +107,7 @@ def make_plan(inputs: PlanInputs, counts: np.ndarray, target: Target, seed: int,
     targets = target.draw(len(labels), rng, inputs.cap, inputs.real)
     requested, outside = targets, np.zeros(len(labels), bool)
     if inputs.calibration is not None:
-        requested, outside = inputs.calibration.request_for(targets)
+        requested, outside = inputs.calibration.request_for(targets, np.asarray(labels))
     captions = [_pick(inputs.captions[label], inputs.class_names[label], rng) for label in labels]
     return _plan(inputs.class_names, labels, captions, targets, requested, seed, generator, int(outside.sum()))
 
@@ -121,7 +121,7 @@ def grid_plan(
     wanted = np.repeat(np.asarray(targets, np.float32), per_target)
     requested, outside = wanted, np.zeros(len(wanted), bool)
     if calibrated and inputs.calibration is not None:
-        requested, outside = inputs.calibration.request_for(wanted)
+        requested, outside = inputs.calibration.request_for(wanted, np.asarray(labels))
     captions = [_pick(inputs.captions[label], inputs.class_names[label], rng) for label in labels]
     return _plan(inputs.class_names, labels, captions, wanted, requested, seed, generator, int(outside.sum()))
 

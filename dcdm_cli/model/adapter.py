@@ -56,7 +56,7 @@ def read_adapter(folder: Path) -> AdapterInfo:
     if not file.is_file() or not (folder / LORA_FILE).is_file():
         raise NotFoundError(f"no adapter in {folder}", "make it first: dcdm finetune", file=folder)
     try:
-        raw = json.loads(file.read_text())
+        raw = json.loads(file.read_text(encoding="utf-8"))
         encoder = EncoderConfig(**raw["encoder"]) if raw["encoder"] else None
         return AdapterInfo(**{**raw, "class_names": tuple(raw["class_names"]), "encoder": encoder})
     except (ValueError, TypeError, KeyError) as error:
@@ -64,12 +64,13 @@ def read_adapter(folder: Path) -> AdapterInfo:
 
 
 def load_encoder(folder: Path, info: AdapterInfo) -> DifficultyEncoder | None:
+    """None for a plain LoRA. Raises MismatchError when the weights are missing, damaged or of another shape."""
     if info.encoder is None:
         return None
-    encoder = DifficultyEncoder(info.encoder)
     try:
+        encoder = DifficultyEncoder(info.encoder)
         encoder.load_state_dict(load_file(folder / ENCODER_FILE))
-    except (OSError, SafetensorError, RuntimeError) as error:
+    except (OSError, SafetensorError, RuntimeError, TypeError) as error:
         file = folder / ENCODER_FILE
         raise MismatchError(f"{file} does not fit config.json: {error}", "dcdm finetune --force", file=file) from error
     return encoder.eval()

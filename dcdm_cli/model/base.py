@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
+from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -16,11 +18,16 @@ from dcdm_cli.errors import MismatchError, NotFoundError
 from dcdm_cli.files import hash_json
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+NOISE_SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
 
 
 @dataclass(frozen=True)
 class BaseModel:
-    """The frozen parts. `vae` stays in float32: half precision overflows in SD's decoder."""
+    """The frozen parts. `vae` stays in float32: half precision overflows in SD's decoder.
+
+    fingerprint: hash of the weights as loaded in float32, the same for every dtype and wherever the folder lies.
+    """
 
     source: str
     unet: UNet2DConditionModel
@@ -28,17 +35,12 @@ class BaseModel:
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
     scheduler_config: dict[str, Any]
+    fingerprint: str
 
     @property
     def latent_size(self) -> int:
         """Pixels per latent cell, 8 for Stable Diffusion."""
         return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash over the configurations and a sample of every UNet tensor: cheap, and different for other weights."""
-        probe = {name: p.detach().flatten()[:4].float().tolist() for name, p in self.unet.named_parameters()}
-        return hash_json([dict(self.unet.config), dict(self.vae.config), self.scheduler_config, probe])
 
 
 def load_base(source: str, *, revision: str | None = None, dtype: str = "fp32", device: str = "cpu") -> BaseModel:
@@ -46,15 +48,19 @@ def load_base(source: str, *, revision: str | None = None, dtype: str = "fp32", 
     transformers_logging.disable_progress_bar()
     diffusers_logging.disable_progress_bar()
     try:
+        layout: Any = StableDiffusionPipeline.load_config(source, revision=revision)
+        missing = set(PARTS) - layout.keys()
+        if missing:
+            raise _other_layout(source, f"it has no {', '.join(sorted(missing))}")
         pipeline = StableDiffusionPipeline.from_pretrained(
             source,
             revision=revision,
-            dtype=DTYPES[dtype],
+            dtype=torch.float32,
             safety_checker=None,
             requires_safety_checker=False,
             use_safetensors=True,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise NotFoundError(
             f"cannot load the base model {source!r}: {reason}",
@@ -62,22 +68,17 @@ def load_base(source: str, *, revision: str | None = None, dtype: str = "fp32", 
             file=source if Path(source).exists() else None,
         ) from error
     except TypeError as error:
-        raise MismatchError(
-            f"{source!r} is not in the Stable Diffusion layout: {error}",
-            "the folder needs unet, vae, text_encoder, tokenizer, scheduler",
-        ) from error
-    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        raise _other_layout(source, str(error)) from error
+    _check_layout(pipeline, source)
+    networks = (pipeline.unet, pipeline.vae, pipeline.text_encoder)
+    scheduler_config = dict(pipeline.scheduler.config)
+    fingerprint = _fingerprint(networks, scheduler_config)
+    for part in networks:
         part.requires_grad_(False).eval().to(device)
     if dtype != "fp32":
-        pipeline.vae.to(torch.float32)
-    return BaseModel(
-        str(source),
-        pipeline.unet,
-        pipeline.vae,
-        pipeline.text_encoder,
-        pipeline.tokenizer,
-        dict(pipeline.scheduler.config),
-    )
+        for part in (pipeline.unet, pipeline.text_encoder):
+            part.to(dtype=DTYPES[dtype])
+    return BaseModel(str(source), *networks, pipeline.tokenizer, scheduler_config, fingerprint)
 
 
 def load_tokenizer(source: str, revision: str | None = None) -> CLIPTokenizer | None:
@@ -99,3 +100,32 @@ def encode_text(base: BaseModel, captions: list[str]) -> torch.Tensor:
         return_tensors="pt",
     ).input_ids
     return base.text_encoder(tokens.to(base.text_encoder.device))[0]
+
+
+def _check_layout(pipeline: StableDiffusionPipeline, source: str) -> None:
+    """Refuses what loads but is conditioned otherwise: SDXL, inpainting, models that predict the clean image."""
+    unet, scheduler = pipeline.unet.config, pipeline.scheduler.config
+    width = pipeline.text_encoder.config.hidden_size
+    channels = pipeline.vae.config["latent_channels"]
+    if unet["cross_attention_dim"] != width or unet["addition_embed_type"]:
+        raise _other_layout(source, f"its UNet does not attend to the {width} values per token of its text encoder")
+    if unet["in_channels"] != channels or unet["out_channels"] != channels:
+        raise _other_layout(source, f"its UNet does not map {channels} latent channels to as many")
+    if scheduler["prediction_type"] not in ("epsilon", "v_prediction"):
+        raise _other_layout(source, f"it predicts {scheduler['prediction_type']!r}, not noise or velocity")
+
+
+def _other_layout(source: str, reason: str) -> MismatchError:
+    return MismatchError(
+        f"{source!r} is not a text-to-image model in the Stable Diffusion layout: {reason}",
+        f"give one with {', '.join(PARTS)}, such as Stable Diffusion 1.5",
+    )
+
+
+def _fingerprint(networks: tuple[torch.nn.Module, ...], scheduler_config: Mapping[str, Any]) -> str:
+    """Over a sample of every tensor: cheap, and different for other weights."""
+    probes = [
+        {name: [*p.shape, *p.detach().flatten()[:4].tolist()] for name, p in network.named_parameters()}
+        for network in networks
+    ]
+    return hash_json([probes, {name: scheduler_config.get(name) for name in NOISE_SCHEDULE}])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -17,19 +17,24 @@ from torch import Tensor, nn
 
 NULL_DIFFICULTY = -1.0  # any negative difficulty means "no difficulty given": the learned null token
 Mode = Literal["append", "replace"]
+LabelEmbedding = Literal["onehot", "learned"]
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Everything needed to build the encoder; stored as JSON beside its weights."""
+    """Everything needed to build the encoder; stored as JSON beside its weights. ValueError for unknown words."""
 
     classes: int
     dim: int  # cross-attention width of the UNet
     tokens: int = 1
     hidden: int = 256
-    label_embedding: Literal["onehot", "learned"] = "onehot"
+    label_embedding: LabelEmbedding = "onehot"
     frequencies: int = 2
     mode: Mode = "append"
+
+    def __post_init__(self) -> None:
+        if self.mode not in get_args(Mode) or self.label_embedding not in get_args(LabelEmbedding):
+            raise ValueError(f"unknown mode {self.mode!r} or label embedding {self.label_embedding!r}")
 
 
 class DifficultyEncoder(nn.Module):

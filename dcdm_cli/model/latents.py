@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 
 def to_pixels(images: list[Image.Image], size: int) -> Tensor:
-    """RGB images -> float32 [B, 3, size, size] in [-1, 1]: shorter side resized, centre cropped."""
+    """RGB images -> float32 [B, 3, size, size] in [-1, 1]: the middle square, resized."""
     return torch.stack([_square(image, size) for image in images])
 
 
@@ -39,10 +39,5 @@ def _shift(vae: AutoencoderKL) -> float:
 
 
 def _square(image: Image.Image, size: int) -> Tensor:
-    scale = size / min(image.size)
-    width, height = (max(size, round(side * scale)) for side in image.size)
-    if (width, height) != image.size:
-        image = image.resize((width, height), Image.Resampling.LANCZOS)
-    left, top = (width - size) // 2, (height - size) // 2
-    array = np.asarray(image.crop((left, top, left + size, top + size)), np.float32)
+    array = np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS), np.float32)
     return torch.from_numpy(array).permute(2, 0, 1).div(127.5).sub(1)

@@ -10,6 +10,7 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
+from safetensors import SafetensorError
 
 from dcdm_cli.errors import MismatchError, NotFoundError, UsageError
 
@@ -45,17 +46,22 @@ def save_lora(unet: UNet2DConditionModel, folder: Path) -> None:
 
 
 def load_lora(unet: UNet2DConditionModel, folder: Path, scale: float = 1.0) -> None:
-    """Loads an adapter and fuses it into the weights at `scale`, so that inference pays nothing for it."""
+    """Loads an adapter and fuses it into the weights at `scale`, so that inference pays nothing for it.
+
+    Raises NotFoundError when there is none, MismatchError when it is damaged or made for another UNet.
+    """
     file = folder / LORA_FILE
     if not file.is_file():
         raise NotFoundError(f"no adapter at {file}", "make it first: dcdm finetune", file=file)
     try:
-        loaded: Any = StableDiffusionPipeline.lora_state_dict(str(folder), return_lora_metadata=True)
+        loaded: Any = StableDiffusionPipeline.lora_state_dict(
+            str(folder), weight_name=LORA_FILE, use_safetensors=True, return_lora_metadata=True
+        )
         state, alphas, metadata = loaded
         StableDiffusionPipeline.load_lora_into_unet(
             state, network_alphas=alphas, unet=unet, adapter_name=ADAPTER_NAME, metadata=metadata
         )
-    except (ValueError, RuntimeError, KeyError) as error:
+    except (OSError, SafetensorError, ValueError, RuntimeError, KeyError) as error:
         raise MismatchError(
             f"{file} does not fit this base model: {error}",
             "use the base it was trained on, or fine-tune again",

@@ -75,18 +75,11 @@ def add_noise(scheduler: DDPMScheduler, latents: Tensor, noise: Tensor, timestep
     return noisy, noise
 
 
-def as_noise(prediction: Tensor, sample: Tensor, alpha_bar: Tensor, prediction_type: str) -> Tensor:
-    """Noise implied by a prediction of either type."""
-    if prediction_type == "epsilon":
-        return prediction
-    return alpha_bar.sqrt() * prediction + (1 - alpha_bar).sqrt() * sample
-
-
-def from_noise(noise: Tensor, sample: Tensor, alpha_bar: Tensor, prediction_type: str) -> Tensor:
-    """Inverse of `as_noise`."""
-    if prediction_type == "epsilon":
-        return noise
-    return (noise - (1 - alpha_bar).sqrt() * sample) / alpha_bar.sqrt()
+def clip_velocity(velocity: Tensor, sample: Tensor, alpha_bar: Tensor, limit: float) -> Tensor:
+    """`clip_clean` for a velocity prediction; needs no division by alpha_bar, which zero-SNR schedules let reach 0."""
+    signal, spread = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+    clean = (signal * sample - spread * velocity).clamp(-limit, limit)
+    return signal * (sample - signal * clean) / spread - spread * clean
 
 
 def clipped_prediction(
@@ -94,9 +87,8 @@ def clipped_prediction(
 ) -> Tensor:
     """`clip_clean` for whatever the scheduler's prediction type is."""
     alpha_bar = scheduler.alphas_cumprod.to(sample)[timestep.long()]
-    kind = scheduler.config["prediction_type"]
-    noise = clip_clean(as_noise(prediction, sample, alpha_bar, kind), sample, alpha_bar, limit)
-    return from_noise(noise, sample, alpha_bar, kind)
+    clip = clip_velocity if scheduler.config["prediction_type"] == "v_prediction" else clip_clean
+    return clip(prediction, sample, alpha_bar, limit)
 
 
 def seeded_noise(seeds: list[int], shape: tuple[int, ...]) -> Tensor:

@@ -15,11 +15,14 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from dcdm_cli.data.images import decode_image
-from dcdm_cli.files import PART_SUFFIX, hash_json
+from dcdm_cli.data.images import RejectedImage, decode_image
+from dcdm_cli.errors import NotFoundError
+from dcdm_cli.files import atomic_path, hash_json
 from dcdm_cli.job import Progress
 from dcdm_cli.model.base import BaseModel, encode_text
 from dcdm_cli.model.latents import encode_latents, to_pixels
+
+CHUNK = 32  # images encoded at once
 
 
 @dataclass(frozen=True)
@@ -88,18 +91,14 @@ def cache_latents(
     views = 2 if mirror else 1
     side = resolution // base.latent_size
     channels = base.vae.config["latent_channels"]
-    folder.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(file.name + PART_SUFFIX)
-    shape = (len(paths) * views, channels, side, side)
-    cache = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=shape)
-    for start in range(0, len(paths), 32):
-        images = [decode_image(p) for p in paths[start : start + 32]]
-        for view in range(views):
-            rows = slice(view * len(paths) + start, view * len(paths) + start + len(images))
-            cache[rows] = _encode(base, images if view == 0 else [ImageOps.mirror(i) for i in images], resolution)
-        progress("encoding images", start + len(images), len(paths))
-    cache.flush()
-    part.replace(file)
+    header = {"descr": "<f4", "fortran_order": False, "shape": (len(paths) * views, channels, side, side)}
+    # Written from front to back: writing to a memory map ends the process when the disk is full.
+    with atomic_path(file) as part, part.open("wb") as stream:
+        np.lib.format.write_array_header_1_0(stream, header)
+        for done in range(0, len(paths) * views, CHUNK):
+            rows = range(done, min(done + CHUNK, len(paths) * views))
+            stream.write(_encode(base, [_view(paths, row) for row in rows], resolution).tobytes())
+            progress("encoding images", rows.stop, len(paths) * views)
     return np.load(file, mmap_mode="r")
 
 
@@ -112,6 +111,16 @@ def encode_captions(base: BaseModel, captions: Sequence[str], progress: Progress
         encoded.append(encode_text(base, distinct[start : start + 64]).float().cpu().numpy())
         progress("encoding captions", min(start + 64, len(distinct)), len(distinct))
     return np.concatenate(encoded), torch.tensor([rows[c] for c in captions])
+
+
+def _view(paths: Sequence[Path], row: int) -> Image.Image:
+    """Raises NotFoundError for an image that could be read when it was scored and no longer can."""
+    path = paths[row % len(paths)]
+    try:
+        image = decode_image(path)
+    except RejectedImage as error:
+        raise NotFoundError(f"{path}: {error}", "run dcdm score again: the images have changed", file=path) from error
+    return image if row < len(paths) else ImageOps.mirror(image)
 
 
 def _encode(base: BaseModel, images: list[Image.Image], resolution: int) -> np.ndarray:

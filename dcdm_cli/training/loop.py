@@ -7,6 +7,7 @@ accelerate moves it to the device, the precision and the processes there are; ev
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def finetune(
     base: BaseModel, data: TrainingSet, classes: int, config: FinetuneConfig, checkpoints: Path, job: Job
 ) -> Trained:
     """Trains in place of `base.unet`. Raises NumericalError after 20 non-finite losses in a row, InterruptedRunError
-    when asked to stop; both leave a checkpoint from which the same call goes on."""
+    when asked to stop. The same call goes on from the newest checkpoint, which a stop writes first."""
     trainer = Trainer(base, data, classes, config, checkpoints, job)
     trainer.resume()
     while trainer.step < config.steps:
@@ -61,7 +62,7 @@ def finetune(
 
 def build_network(base: BaseModel, classes: int, config: FinetuneConfig) -> ConditionedUNet:
     """Adds LoRA to the base's UNet and makes a fresh encoder (none for the plain control)."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         add_lora(base.unet, config.rank, config.alpha, config.lora_targets)
         encoder = None
@@ -166,6 +167,8 @@ class Trainer:
                 shadow.copy_(tensors[f"ema.{name}"])
         restore_optimizer(self.optimizer, tensors)
         self.lr.load_state_dict(state["lr"])
+        for group, rate in zip(self.optimizer.param_groups, self.lr.get_last_lr(), strict=True):
+            group["lr"] = rate  # the scheduler sets it for the step after next only
         self.ema.optimization_step = state["ema_step"]
         self.step, self.skipped, self._window = state["step"], state["skipped"], state["window"]
         self.losses = [(int(step), float(loss)) for step, loss in state["losses"]]
@@ -198,24 +201,27 @@ class Trainer:
         return gathered.mean().item()
 
     def _apply(self, loss: float) -> None:
-        if not torch.isfinite(torch.tensor(loss)):
-            self._skip(loss)
-        else:
-            self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+        norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+        assert norm is not None
+        finite = math.isfinite(loss) and math.isfinite(norm)
+        if finite or self.accelerator.scaler is not None:  # fp16's scaler skips such a step itself, and adapts to it
             self.optimizer.step()
+        if finite:
+            self.lr.step()
             self.ema.step(self.parameters)
             self._window.append(loss)
             self.bad_in_a_row = 0
-        self.lr.step()
+        else:
+            self._skip(loss)
         self.optimizer.zero_grad()
 
     def _skip(self, loss: float) -> None:
         self.skipped += 1
         self.bad_in_a_row += 1
-        log.warning("step %d: the loss is %s; step skipped", self.step + 1, loss)
+        log.warning("step %d: loss %.4g or its gradient is not finite; step skipped", self.step + 1, loss)
         if self.bad_in_a_row >= MAX_BAD_STEPS:
             raise NumericalError(
-                f"the loss was not finite for {MAX_BAD_STEPS} steps in a row (step {self.step + 1})",
+                f"loss or gradient were not finite for {MAX_BAD_STEPS} steps in a row (step {self.step + 1})",
                 "lower --lr, or use --precision fp32; no such weights were saved",
             )
 
@@ -244,4 +250,5 @@ def _groups(network: ConditionedUNet, config: FinetuneConfig) -> list[dict[str, 
 def _settings_hash(config: FinetuneConfig, data: TrainingSet, base: BaseModel) -> str:
     """What a checkpoint must agree on to be continued; how often to save is not part of it."""
     ours = config.model_dump(mode="json", exclude={"checkpoint_every", "keep_checkpoints", "gradient_checkpointing"})
-    return hash_json([ours, len(data), data.difficulty.tolist(), data.caption.tolist(), base.fingerprint])
+    rows = [data.label.tolist(), data.difficulty.tolist(), data.caption.tolist()]
+    return hash_json([ours, rows, base.fingerprint])

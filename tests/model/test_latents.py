@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dcdm_cli.demo.digits import digit_images
+from dcdm_cli.model.base import BaseModel
+from dcdm_cli.model.latents import decode_latents, encode_latents, to_pixels
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Image.Image]:
+    return [Image.fromarray(image).convert("RGB") for image in digit_images()[0][:5]]
+
+
+def test_pixels_run_from_minus_one_to_one() -> None:
+    white, black = Image.new("RGB", (8, 8), "white"), Image.new("RGB", (8, 8), "black")
+    pixels = to_pixels([white, black], 8)
+    assert pixels.shape == (2, 3, 8, 8) and pixels.dtype == torch.float32
+    assert torch.equal(pixels[0], torch.ones(3, 8, 8))
+    assert torch.equal(pixels[1], -torch.ones(3, 8, 8))
+
+
+@pytest.mark.parametrize("size", [(64, 32), (32, 64), (33, 32)])
+def test_the_middle_square_of_an_image_is_kept(size: tuple[int, int]) -> None:
+    image = Image.new("RGB", size, "white")
+    left, top = (size[0] - 32) // 2, (size[1] - 32) // 2
+    image.paste("red", (left, top, left + 32, top + 32))
+    red = to_pixels([image], 32)[0, 1:, 1:-1, 1:-1]
+    assert red.max() < -0.95
+
+
+def test_a_panorama_is_cropped_before_it_is_enlarged() -> None:
+    assert to_pixels([Image.new("RGB", (60_000, 2))], 512).shape == (1, 3, 512, 512)
+
+
+def test_images_come_back_from_their_latents(tiny: BaseModel, pictures: list[Image.Image]) -> None:
+    latents = encode_latents(tiny.vae, to_pixels(pictures, 32))
+    images = decode_latents(tiny.vae, latents, chunk=8)
+    assert latents.shape == (5, 4, 8, 8) and latents.dtype == torch.float32
+    assert images.shape == (5, 32, 32, 3) and images.dtype == np.uint8
+    difference = np.abs(images.astype(int) - np.stack([np.asarray(p) for p in pictures]))
+    assert difference.mean() < 12
+
+
+def test_latents_have_about_unit_variance(tiny: BaseModel, pictures: list[Image.Image]) -> None:
+    assert 0.5 < encode_latents(tiny.vae, to_pixels(pictures, 32)).std() < 1.5
+
+
+def test_an_image_always_has_the_same_latents(tiny: BaseModel, pictures: list[Image.Image]) -> None:
+    pixels = to_pixels(pictures, 32)
+    assert torch.equal(encode_latents(tiny.vae, pixels), encode_latents(tiny.vae, pixels))
+
+
+def test_decoding_in_chunks_changes_nothing(tiny: BaseModel) -> None:
+    latents = torch.randn(5, 4, 8, 8)
+    together, alone = (decode_latents(tiny.vae, latents, chunk).astype(int) for chunk in (5, 2))
+    assert np.abs(together - alone).max() <= 1  # a rounding step: kernels differ with the batch
