@@ -90,10 +90,10 @@ def _captions(context: Context, manifest: Manifest) -> tuple[list[str], str | No
 
 
 def _write_extras(context: Context, manifest: Manifest) -> None:
-    from dcdm_cli.data.writers import write_metadata, write_sidecars
+    from dcdm_cli.data.writers import metadata_rows, write_metadata, write_sidecars
 
     config = context.config.caption
     if config.sidecars is not None:
         write_sidecars(manifest, config.sidecars)
     if config.metadata is not None:
-        write_metadata(config.metadata, manifest.rows())
+        write_metadata(config.metadata, metadata_rows(manifest, config.metadata))

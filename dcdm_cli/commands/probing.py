@@ -39,8 +39,8 @@ def open_run_engine(context: Context, adapter: Path, job: Job) -> Engine:
     return engine
 
 
-def plan_inputs(context: Context) -> PlanInputs:
-    """Classes, captions, real difficulties and the calibration that fits the sampler settings."""
+def plan_inputs(context: Context, *, calibrated: bool = True) -> PlanInputs:
+    """Classes, captions, real difficulties and, if asked for, the calibration that fits the sampler settings."""
     import numpy as np
 
     from dcdm_cli.data.manifest import read_manifest
@@ -58,7 +58,8 @@ def plan_inputs(context: Context) -> PlanInputs:
         template = context.config.caption.template
         allowed = [[caption_from_template(template, name)] for name in train.class_names]
     real = np.asarray(train.column("difficulty"), np.float32)
-    return PlanInputs(train.class_names, allowed, real, config.difficulty_cap, usable_calibration(context))
+    calibration = usable_calibration(context) if calibrated else None
+    return PlanInputs(train.class_names, allowed, real, config.difficulty_cap, calibration)
 
 
 def usable_calibration(context: Context):
@@ -115,7 +116,8 @@ def probe(
     from dcdm_cli.generation.engine import render
     from dcdm_cli.generation.plan import grid_plan
 
-    plan = grid_plan(plan_inputs(context), targets, per_target, seed, engine.generator, calibrated=calibrated)
+    inputs = plan_inputs(context, calibrated=calibrated)
+    plan = grid_plan(inputs, targets, per_target, seed, engine.generator)
     measure = make_measure(context, job)
     assert measure is not None, "callers check that the run has a scorer"
     images, realised, predicted = [], [], []

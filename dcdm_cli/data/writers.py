@@ -129,6 +129,22 @@ def write_metadata(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     _write_json_lines(folder / "metadata.jsonl", (row | {"file_name": _relative(row["file_name"])} for row in cleaned))
 
 
+def metadata_rows(manifest: Manifest, folder: Path) -> list[dict[str, Any]]:
+    """Rows for `write_metadata(folder, ...)`, one per image below `folder`.
+
+    A folder that lies outside the images' root mirrors it: all images, by their paths relative to the root.
+    """
+    root = (manifest.root or Path()).absolute()
+    start = folder.absolute()
+    start = start if start.is_relative_to(root) else root
+    rows = []
+    for row, path in zip(manifest.rows(), manifest.paths(), strict=True):
+        if path.absolute().is_relative_to(start):
+            name = path.absolute().relative_to(start).as_posix()
+            rows.append({**{c: row.get(c) for c in METADATA_COLUMNS}, "file_name": name})
+    return rows
+
+
 def write_card(folder: Path, class_names: Sequence[str], facts: Mapping[str, str]) -> None:
     """The dataset card, README.md. The fixed front matter keeps `datasets` from guessing splits out of class names.
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from dcdm_cli.data.manifest import Manifest, write_manifest
-from dcdm_cli.data.writers import class_folders, save_image, write_card, write_metadata
+from dcdm_cli.data.writers import class_folders, metadata_rows, save_image, write_card, write_metadata
 from dcdm_cli.errors import MismatchError
 from dcdm_cli.files import storage_errors
 from dcdm_cli.generation.engine import Engine, render
@@ -111,7 +111,7 @@ def _publish(entries: Sequence[dict[str, Any]], folder: Path, engine: Engine) ->
     ]
     manifest = Manifest.from_rows(rows, engine.info.class_names, folder)
     write_manifest(manifest, folder / "samples.parquet")
-    write_metadata(folder / SPLIT, manifest.rows())
+    write_metadata(folder / SPLIT, metadata_rows(manifest, folder / SPLIT))
     facts = {"base model": engine.info.base, "generator": engine.generator, "backend": engine.denoiser.name}
     write_card(folder, engine.info.class_names, facts)
     return manifest

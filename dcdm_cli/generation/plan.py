@@ -112,15 +112,13 @@ def make_plan(inputs: PlanInputs, counts: np.ndarray, target: Target, seed: int,
     return _plan(inputs.class_names, labels, captions, targets, requested, seed, generator, int(outside.sum()))
 
 
-def grid_plan(
-    inputs: PlanInputs, targets: Sequence[float], per_target: int, seed: int, generator: str, *, calibrated: bool
-) -> Plan:
+def grid_plan(inputs: PlanInputs, targets: Sequence[float], per_target: int, seed: int, generator: str) -> Plan:
     """`per_target` images at each difficulty, classes in turn: probes for calibration and adherence."""
     rng = np.random.default_rng((seed, 11))
     labels = [i % len(inputs.class_names) for _ in targets for i in range(per_target)]
     wanted = np.repeat(np.asarray(targets, np.float32), per_target)
     requested, outside = wanted, np.zeros(len(wanted), bool)
-    if calibrated and inputs.calibration is not None:
+    if inputs.calibration is not None:
         requested, outside = inputs.calibration.request_for(wanted, np.asarray(labels))
     captions = [_pick(inputs.captions[label], inputs.class_names[label], rng) for label in labels]
     return _plan(inputs.class_names, labels, captions, wanted, requested, seed, generator, int(outside.sum()))

@@ -54,9 +54,11 @@ def finetune(
     while trainer.step < config.steps:
         trainer.train_step()
         trainer.report()
-        if trainer.step % config.checkpoint_every == 0 or trainer.step == config.steps or job.stop_signal():
+        stopping = job.stop_signal() is not None  # asked once: a signal between save and stop would lose the save
+        if trainer.step % config.checkpoint_every == 0 or trainer.step == config.steps or stopping:
             trainer.save()
-        job.stop_if_asked(f"checkpoint at step {trainer.step} of {config.steps}")
+        if stopping:
+            job.stop_if_asked(f"checkpoint at step {trainer.step} of {config.steps}")
     return trainer.finish()
 
 

@@ -1,0 +1,18 @@
+"""Shared by every room's tests: the embedded base model, and digit images to train on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quiet_threads() -> Iterator[None]:
+    """Two threads at most: tests share small machines, and sums in another order are other sums."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(2, before))
+    yield
+    torch.set_num_threads(before)

@@ -1,0 +1,111 @@
+"""Readers, and the next run, never see half a file; a disk that refuses is named."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+
+from dcdm_cli.errors import StorageError
+from dcdm_cli.files import (
+    atomic_folder,
+    atomic_path,
+    hash_bytes,
+    hash_file,
+    hash_json,
+    hash_tree,
+    storage_errors,
+    write_bytes,
+    write_json,
+)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "a.txt"
+    with atomic_path(target) as part:
+        part.write_text("new")
+        assert part.parent == target.parent and not target.exists()
+    assert target.read_text() == "new"
+    assert names(target.parent) == ["a.txt"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+    target.write_text("old")
+    with pytest.raises(RuntimeError), atomic_path(target) as part:
+        part.write_text("half")
+        raise RuntimeError
+    assert target.read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_a_folder_is_swapped_whole(tmp_path: Path) -> None:
+    target = tmp_path / "adapter"
+    target.mkdir()
+    (target / "old").write_text("old")
+    with atomic_folder(target) as part:
+        (part / "new").write_text("new")
+        assert names(target) == ["old"]
+    assert names(target) == ["new"]
+    assert names(tmp_path) == ["adapter"]
+
+
+def test_a_failed_folder_leaves_the_old_one(tmp_path: Path) -> None:
+    target = tmp_path / "adapter"
+    target.mkdir()
+    (target / "old").write_text("old")
+    with pytest.raises(RuntimeError), atomic_folder(target) as part:
+        (part / "new").write_text("half")
+        raise RuntimeError
+    assert names(target) == ["old"]
+    assert names(tmp_path) == ["adapter"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
+def test_a_disk_that_refuses_is_an_error_with_a_remedy(code: int) -> None:
+    with pytest.raises(StorageError, match=r"cannot write /x/y") as caught, storage_errors(Path("/x/y")):
+        raise OSError(code, "refused")
+    assert caught.value.file == "/x/y"
+    assert "--run" in caught.value.hint
+
+
+def test_other_system_errors_pass_through() -> None:
+    with pytest.raises(FileNotFoundError), storage_errors(Path("/x")):
+        raise FileNotFoundError(errno.ENOENT, "none")
+
+
+def test_a_full_disk_is_reported_by_the_real_device() -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    with pytest.raises(StorageError, match="No space left"), storage_errors(Path("/dev/full")):
+        Path("/dev/full").write_bytes(b"x")
+
+
+def test_json_that_others_refuse_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Out of range"):
+        write_json(tmp_path / "a.json", {"x": float("nan")})
+    assert names(tmp_path) == []
+    write_json(tmp_path / "a.json", {"x": "é"})
+    assert json.loads((tmp_path / "a.json").read_text("utf-8")) == {"x": "é"}
+
+
+def test_hashes_tell_apart_where_one_part_ends() -> None:
+    assert hash_bytes(b"ab", b"c") != hash_bytes(b"a", b"bc")
+    assert hash_json({"a": 1, "b": 2}) == hash_json({"b": 2, "a": 1})
+    assert hash_json([1]) != hash_json(["1"])
+
+
+def test_the_hash_of_a_folder_sees_names_and_content_but_no_leftovers(tmp_path: Path) -> None:
+    write_bytes(tmp_path / "a" / "x", b"1")
+    before = hash_tree(tmp_path)
+    (tmp_path / "a" / "y.part").write_bytes(b"rest")
+    assert hash_tree(tmp_path) == before
+    (tmp_path / "a" / "x").rename(tmp_path / "a" / "z")
+    assert hash_tree(tmp_path) != before
+    assert hash_tree(tmp_path / "a" / "z") == hash_file(tmp_path / "a" / "z")

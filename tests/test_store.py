@@ -1,0 +1,152 @@
+"""Records, staleness, the lock, and the starter file."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dcdm_cli.config import resolve
+from dcdm_cli.errors import LockedError, MismatchError, NotFoundError, StorageError
+from dcdm_cli.store import Outcome, RunFolder, Stage, write_starter_config
+
+STAGE = Stage("score", {"folds": 5}, {"source": "abc"})
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    folder = RunFolder(tmp_path / "run")
+    folder.create()
+    return folder
+
+
+class Work:
+    """Writes its output and counts how often it was asked to."""
+
+    def __init__(self, run: RunFolder, content: str = "x") -> None:
+        self.run, self.content, self.times = run, content, 0
+
+    def __call__(self) -> Outcome:
+        self.times += 1
+        self.run.samples.write_text(self.content)
+        return Outcome([self.run.samples], self.content, {"images": 3})
+
+
+def test_an_unchanged_stage_is_skipped(run: RunFolder) -> None:
+    work = Work(run)
+    first, done = run.run(STAGE, work)
+    second, again = run.run(STAGE, work)
+    assert (done, again, work.times) == (True, False, 1)
+    assert first == second == run.require("score")
+    assert first.results == {"images": 3} and first.outputs == ["samples.parquet"]
+    assert first.versions["torch"] and first.peak_memory_mib > 0
+
+
+@pytest.mark.parametrize(
+    "changed", [Stage("score", {"folds": 4}, {"source": "abc"}), Stage("score", {"folds": 5}, {"source": "abd"})]
+)
+def test_other_settings_or_inputs_run_it_again(run: RunFolder, changed: Stage) -> None:
+    work = Work(run)
+    run.run(STAGE, work)
+    assert run.is_fresh(changed) is None
+    run.run(changed, work)
+    assert work.times == 2
+
+
+def test_a_missing_output_or_force_run_it_again(run: RunFolder) -> None:
+    work = Work(run)
+    run.run(STAGE, work)
+    run.samples.unlink()
+    run.run(STAGE, work)
+    run.run(STAGE, work, force=True)
+    assert work.times == 3
+
+
+def test_a_stage_that_fails_leaves_no_record(run: RunFolder) -> None:
+    def fail() -> Outcome:
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        run.run(STAGE, fail)
+    assert run.record("score") is None
+
+
+def test_later_stages_depend_on_what_came_out(run: RunFolder) -> None:
+    one, _ = run.run(STAGE, Work(run, "one"))
+    same, _ = run.run(STAGE, Work(run, "one"), force=True)
+    other, _ = run.run(STAGE, Work(run, "two"), force=True)
+    assert one.id == same.id != other.id
+
+
+def test_a_run_folder_can_move(run: RunFolder) -> None:
+    run.run(STAGE, Work(run))
+    moved = RunFolder(run.path.rename(run.path.with_name("moved")))
+    assert moved.is_fresh(STAGE) is not None
+
+
+def test_a_stage_that_was_forgotten_is_named(run: RunFolder) -> None:
+    with pytest.raises(NotFoundError, match="no finished score stage") as caught:
+        run.require("score")
+    assert f"dcdm score --run {run.path}" in caught.value.hint
+
+
+def test_a_damaged_record_names_the_file_and_the_remedy(run: RunFolder) -> None:
+    run.run(STAGE, Work(run))
+    file = run.path / "records" / "score.json"
+    file.write_text(file.read_text()[:50])
+    with pytest.raises(MismatchError, match=r"score\.json is damaged") as caught:
+        run.record("score")
+    assert "dcdm score --force" in caught.value.hint
+
+
+def test_only_one_process_writes_and_the_holder_is_named(run: RunFolder) -> None:
+    code = (
+        "import sys; from pathlib import Path; from dcdm_cli.store import RunFolder\n"
+        "with RunFolder(Path(sys.argv[1])).lock('dcdm caption'): print('held', flush=True); sys.stdin.readline()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(run.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with other:
+        assert other.stdout is not None and other.stdin is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(LockedError, match=f"dcdm caption \\(process {other.pid} ") as caught, run.lock("dcdm score"):
+            pass
+        assert "--run" in caught.value.hint
+        other.stdin.write("\n")
+    with run.lock("dcdm score"):
+        assert json.loads((run.path / ".lock.json").read_text())["pid"] == os.getpid()
+
+
+def test_the_lock_of_a_killed_process_is_free(run: RunFolder) -> None:
+    code = "import os, sys; from pathlib import Path; from dcdm_cli.store import RunFolder\n"
+    code += "lock = RunFolder(Path(sys.argv[1])).lock('x'); lock.__enter__(); os._exit(9)"
+    subprocess.run([sys.executable, "-c", code, str(run.path)], check=False)
+    with run.lock("dcdm score"):
+        pass
+
+
+def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot write to the run folder") as caught:
+        RunFolder(tmp_path / "file" / "run").create()
+    assert "--run" in caught.value.hint
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir(mode=0o500)
+    with pytest.raises(StorageError, match="cannot write to the run folder"):
+        RunFolder(tmp_path / "run").create()
+
+
+def test_the_starter_file_is_written_once_and_read_back(run: RunFolder) -> None:
+    write_starter_config(run, "digits", {"data.source": 'a "b"', "seed": 3})
+    write_starter_config(run, "sd15", {"data.source": "other"})
+    resolved = resolve(run_file=run.config_file)
+    assert (resolved.config.preset, resolved.config.data.source, resolved.config.seed) == ("digits", 'a "b"', 3)
+    assert resolved.origins["data.source"] == str(run.config_file)

@@ -1,0 +1,92 @@
+"""Cached encodings, and draws that depend on seed and step alone."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dcdm_cli.errors import NotFoundError
+from dcdm_cli.job import silent
+from dcdm_cli.model.base import BaseModel
+from dcdm_cli.training.dataset import DrawSettings, TrainingSet, cache_latents, draw, encode_captions
+
+from .conftest import IMAGES
+
+DRAWS = DrawSettings(seed=1, batch=8, timesteps=1000, text_dropout=0.1, difficulty_dropout=0.1)
+
+
+def test_a_step_is_drawn_the_same_whatever_came_before(data: TrainingSet) -> None:
+    first, second = draw(data, DRAWS, 7), draw(data, DRAWS, 7)
+    for name in ("image", "view", "timestep", "noise", "drop_text", "drop_difficulty"):
+        assert torch.equal(getattr(first, name), getattr(second, name)), name
+    assert not torch.equal(first.noise, draw(data, DRAWS, 8).noise)
+
+
+def test_every_image_is_seen_once_per_epoch_in_a_new_order(data: TrainingSet) -> None:
+    settings = DrawSettings(seed=0, batch=8, timesteps=1000, text_dropout=0, difficulty_dropout=0)
+    seen = torch.cat([draw(data, settings, step).image for step in range(6)])
+    epochs = seen.view(-1, IMAGES)
+    assert all(sorted(epoch.tolist()) == list(range(IMAGES)) for epoch in epochs)
+    assert len({tuple(epoch.tolist()) for epoch in epochs}) == len(epochs)
+
+
+def test_dropout_is_as_frequent_as_asked_and_text_takes_difficulty_along(data: TrainingSet) -> None:
+    settings = DrawSettings(seed=0, batch=4000, timesteps=1000, text_dropout=0.1, difficulty_dropout=0.2)
+    drawn = draw(data, settings, 0)
+    assert drawn.drop_text.float().mean() == pytest.approx(0.1, abs=0.02)
+    assert drawn.drop_difficulty.float().mean() == pytest.approx(0.28, abs=0.03)
+    assert not (drawn.drop_text & ~drawn.drop_difficulty).any()
+    assert drawn.timestep.min() < 10 and drawn.timestep.max() > 990
+
+
+def test_latents_are_encoded_once(tiny: BaseModel, paths: list[Path], tmp_path: Path) -> None:
+    told: list[int] = []
+
+    def cache() -> np.ndarray:
+        return cache_latents(tiny, paths, 32, tmp_path, mirror=False, progress=lambda _, done, __: told.append(done))
+
+    first, second = cache(), cache()
+    assert told == [IMAGES]
+    assert np.array_equal(first, second)
+    assert first.shape == (IMAGES, 4, 8, 8) and first.dtype == np.float32
+    os.utime(paths[0], (1, 1))
+    cache()
+    assert told == [IMAGES, IMAGES]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_mirrored_views_follow_all_plain_ones(tiny: BaseModel, paths: list[Path], tmp_path: Path) -> None:
+    both = cache_latents(tiny, paths, 32, tmp_path, mirror=True, progress=silent)
+    for path in paths:
+        with Image.open(path) as image:
+            image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / path.name)
+    mirrored = cache_latents(
+        tiny, [tmp_path / path.name for path in paths], 32, tmp_path / "other", mirror=False, progress=silent
+    )
+    assert len(both) == 2 * IMAGES
+    assert np.allclose(both[IMAGES:], mirrored, atol=1e-4)
+    data = TrainingSet(both, np.zeros((1, 1, 1)), *(torch.zeros(IMAGES) for _ in range(3)))
+    assert data.views == 2
+
+
+def test_an_image_that_is_gone_is_named_and_nothing_is_cached(
+    tiny: BaseModel, paths: list[Path], tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"\x89PNG\r\n")
+    with pytest.raises(NotFoundError, match=r"broken\.png") as caught:
+        cache_latents(tiny, [*paths, broken], 32, tmp_path / "cache", mirror=False, progress=silent)
+    assert "dcdm score" in caught.value.hint
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_captions_are_encoded_once_each_with_the_empty_prompt_last(tiny: BaseModel) -> None:
+    text, rows = encode_captions(tiny, ["a one", "a two", "a one"], silent)
+    assert text.shape == (3, 16, 64) and rows.tolist() == [0, 1, 0]
+    empty, _ = encode_captions(tiny, [], silent)
+    assert np.allclose(text[-1], empty[-1], atol=1e-5)

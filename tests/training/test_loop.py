@@ -1,0 +1,155 @@
+"""One loss trains LoRA and encoder together; a run that was stopped ends where an undisturbed one ends."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from dcdm_cli.errors import CapabilityError, InterruptedRunError, MismatchError, NumericalError
+from dcdm_cli.job import Job
+from dcdm_cli.model.base import BaseModel
+from dcdm_cli.training.dataset import TrainingSet
+from dcdm_cli.training.loop import MAX_BAD_STEPS, build_network
+
+from .conftest import CLASSES, Train, settings, weights
+
+
+def stop_after(steps: int) -> Job:
+    """Asks to stop once `steps` optimiser steps are finished: the loop asks once per step."""
+    asked = iter([None] * (steps - 1))
+    return Job(stop_signal=lambda: next(asked, "SIGTERM"))
+
+
+def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_lora_and_encoder_learn_and_the_base_does_not(tiny: BaseModel, train: Train) -> None:
+    fresh = weights_of_fresh_network(tiny)
+    trained = train()
+    after = weights(trained)
+    assert after.keys() == fresh.keys()
+    assert [name for name in after if torch.equal(after[name], fresh[name])] == []
+    assert any(name.startswith("encoder.") for name in after)
+    before = tiny.unet.state_dict()
+    frozen = {name.replace("base_layer.", ""): p for name, p in trained.network.unet.named_parameters()}
+    assert all(torch.equal(frozen[name], p) for name, p in before.items())
+
+
+def weights_of_fresh_network(tiny: BaseModel) -> dict[str, torch.Tensor]:
+    network = build_network(copy.deepcopy(tiny), CLASSES, settings())
+    return {name: p.detach().clone() for name, p in network.named_parameters() if p.requires_grad}
+
+
+def test_the_loss_falls(train: Train) -> None:
+    losses = [loss for _, loss in train(settings(steps=60, batch_size=8)).losses]
+    assert sum(losses[-3:]) < sum(losses[:3])
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(train: Train, tmp_path: Path) -> None:
+    first = weights(train())
+    shutil.rmtree(tmp_path / "checkpoints")
+    second = weights(train())
+    shutil.rmtree(tmp_path / "checkpoints")
+    other = weights(train(settings(seed=1)))
+    assert same(first, second)
+    assert not same(first, other)
+
+
+@pytest.mark.parametrize("stop", [1, 6, 11])
+def test_stopping_and_going_on_equals_going_through(train: Train, tmp_path: Path, stop: int) -> None:
+    config = settings(steps=12, gradient_accumulation=2, batch_size=2)
+    through = train(config)
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(InterruptedRunError, match=f"checkpoint at step {stop} of 12") as caught:
+        train(config, stop_after(stop))
+    assert caught.value.code == 143
+    assert (tmp_path / "checkpoints" / f"step-{stop:08d}").is_dir()
+    resumed = train(config)
+    assert same(weights(resumed), weights(through))
+    assert resumed.losses == through.losses
+
+
+def test_accumulated_gradients_equal_one_large_batch(train: Train, tmp_path: Path) -> None:
+    large = weights(train(settings(batch_size=8, gradient_accumulation=1)))
+    shutil.rmtree(tmp_path / "checkpoints")
+    small = weights(train(settings(batch_size=2, gradient_accumulation=4)))
+    assert max((large[name] - small[name]).abs().max().item() for name in large) < 1e-3
+
+
+def test_gradient_checkpointing_changes_memory_not_weights(train: Train, tmp_path: Path) -> None:
+    plain = weights(train())
+    shutil.rmtree(tmp_path / "checkpoints")
+    checkpointed = weights(train(settings(gradient_checkpointing=True)))
+    assert max((plain[name] - checkpointed[name]).abs().max().item() for name in plain) < 1e-4
+
+
+def test_the_plain_control_has_no_encoder(train: Train) -> None:
+    trained = train(settings(conditioning="none"))
+    assert trained.network.encoder is None
+    assert all("lora" in name for name in weights(trained))
+
+
+def test_other_settings_or_data_do_not_continue_a_checkpoint(train: Train, data: TrainingSet) -> None:
+    with pytest.raises(InterruptedRunError):
+        train(job=stop_after(2))
+    with pytest.raises(MismatchError, match="other settings or data") as caught:
+        train(settings(lr=5e-3))
+    assert "--force" in caught.value.hint
+    with pytest.raises(MismatchError, match="other settings or data"):
+        train(data=dataclasses.replace(data, difficulty=1 - data.difficulty))
+    assert train().losses  # the right ones still do
+
+
+def test_a_loss_that_is_never_finite_stops_the_run_without_weights(train: Train, data: TrainingSet) -> None:
+    broken = dataclasses.replace(data, text=data.text * float("nan"))
+    with pytest.raises(NumericalError, match=f"not finite for {MAX_BAD_STEPS} steps in a row") as caught:
+        train(settings(steps=50), data=broken)
+    assert "--lr" in caught.value.hint
+
+
+def test_a_few_bad_steps_are_skipped_and_counted(train: Train, data: TrainingSet) -> None:
+    difficulty = data.difficulty.clone()
+    difficulty[0] = float("inf")
+    trained = train(settings(steps=9, batch_size=2, text_dropout=0.0, difficulty_dropout=0.0), data=dataclasses.replace(
+        data, difficulty=difficulty
+    ))  # fmt: skip
+    assert 0 < trained.skipped < 9
+    assert all(torch.isfinite(p).all() for p in weights(trained).values())
+
+
+def test_only_the_newest_checkpoints_are_kept(train: Train, tmp_path: Path) -> None:
+    train(settings(checkpoint_every=1, keep_checkpoints=2))
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-00000005", "step-00000006"]
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+    train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    through = weights(train(settings(checkpoint_every=1)))
+    shutil.rmtree(tmp_path / "checkpoints" / "step-00000006")
+    tensors = tmp_path / "checkpoints" / "step-00000005" / "tensors.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-7])
+    with pytest.raises(MismatchError, match="no checkpoint in .* is readable"):
+        train(settings(checkpoint_every=1))
+    assert "step-00000005 is damaged" in caplog.text
+    shutil.rmtree(tmp_path / "checkpoints")
+    assert same(weights(train(settings(checkpoint_every=1))), through)
+
+
+def test_checkpoints_hold_no_pickles(train: Train, tmp_path: Path) -> None:
+    train()
+    files = [p for p in (tmp_path / "checkpoints").rglob("*") if p.is_file()]
+    assert {p.name for p in files} == {"state.json", "tensors.safetensors"}
+    assert json.loads(next(p for p in files if p.name == "state.json").read_text())["step"] == 6
+
+
+def test_half_precision_on_a_cpu_is_refused(train: Train) -> None:
+    with pytest.raises(CapabilityError, match="fp16 training needs a GPU"):
+        train(settings(precision="fp16"))
