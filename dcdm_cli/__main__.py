@@ -1,3 +1,5 @@
+"""`python -m dcdm_cli`, for launchers that start modules."""
+
 from dcdm_cli.cli import main
 
 if __name__ == "__main__":

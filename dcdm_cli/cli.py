@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import typer
 
-from dcdm_cli.console import Console, reserve_stdout
+from dcdm_cli.console import Console
 from dcdm_cli.errors import DcdmError, ExitCode, InterruptedRunError, OutOfMemoryError, StorageError
 from dcdm_cli.signals import install_handlers
 
@@ -49,7 +49,7 @@ def build_app(words: Sequence[str]) -> typer.Typer:
 
 def main() -> None:
     """Console entry point. Exit codes: dcdm_cli.errors.ExitCode."""
-    console = Console(as_json="--json" in sys.argv, out=reserve_stdout())
+    console = Console(as_json="--json" in sys.argv)
     install_handlers(console.warn)
     try:
         words = [*sys.argv[1:], *os.environ.get("COMP_WORDS", "").split()]
@@ -98,7 +98,6 @@ def _root(version: bool = typer.Option(False, "--version", help="Show the versio
     if version:
         from dcdm_cli import __version__
 
-        sys.stderr.flush()
         typer.echo(__version__)
         raise typer.Exit
 

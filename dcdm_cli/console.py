@@ -22,15 +22,11 @@ from dcdm_cli.safe_text import show
 LINE_EVERY_S = 5.0
 
 
-def reserve_stdout() -> TextIO:
-    """Points file descriptor 1 at stderr, so that libraries that print cannot soil the result; returns the real stdout.
+class _Human(RichConsole):
+    """Rich ends the process with code 1 when the reader has left; ours is 141."""
 
-    Results are written to the returned stream only.
-    """
-    real = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="backslashreplace")
-    sys.stdout.flush()
-    os.dup2(2, 1)
-    return real
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
 
 
 @dataclass
@@ -46,6 +42,15 @@ class Console:
 
     def __post_init__(self) -> None:
         self.err = RichConsole(stderr=True, highlight=False, markup=False)
+
+    def reserve_stdout(self) -> None:
+        """Keeps stdout for the result: points file descriptor 1 at stderr, so that libraries that print cannot soil it.
+
+        Called once a command runs; help and version are printed before and go to stdout as they should.
+        """
+        sys.stdout.flush()
+        self.out = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="backslashreplace")
+        os.dup2(2, 1)
 
     def note(self, message: str) -> None:
         """A line for the person watching."""
@@ -78,7 +83,7 @@ class Console:
         elif self.quiet:
             self.out.write(f"{path}\n")
         else:
-            human = RichConsole(file=self.out, highlight=False, markup=False)
+            human = _Human(file=self.out, highlight=False, markup=False)
             for renderable in shown:
                 human.print(renderable)
             human.print(Text(show(path)))

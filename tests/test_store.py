@@ -114,7 +114,10 @@ def test_only_one_process_writes_and_the_holder_is_named(run: RunFolder) -> None
     with other:
         assert other.stdout is not None and other.stdin is not None
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(LockedError, match=f"dcdm caption \\(process {other.pid} ") as caught, run.lock("dcdm score"):
+        with (
+            pytest.raises(LockedError, match=f"dcdm caption \\(process {other.pid} ") as caught,
+            run.lock("dcdm score"),
+        ):
             pass
         assert "--run" in caught.value.hint
         other.stdin.write("\n")

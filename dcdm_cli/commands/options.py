@@ -124,6 +124,7 @@ def print_settings(context: Context, *, origin: bool = False) -> None:
 def _open_context(ctx: typer.Context, shared: dict[str, Any], given: dict[str, Any]) -> Context:
     console = ctx.obj if isinstance(ctx.obj, Console) else Console()
     console.as_json, console.quiet = shared["as_json"], shared["quiet"]
+    console.reserve_stdout()
     flags = {key: value for key, value in given.items() if value is not None}
     flags |= {name: shared[name] for name in ("preset", "device", "threads", "seed") if shared[name] is not None}
     flags |= _parse_settings(shared["settings"] or [])

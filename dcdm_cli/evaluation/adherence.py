@@ -51,6 +51,7 @@ def _target_bin(target: float, realised: np.ndarray, agrees: np.ndarray) -> dict
     return {
         "target": _rounded(target, 3),
         "realised_mean": _rounded(realised.mean()),
+        "realised_std": _rounded(realised.std()),
         "label_agreement": _rounded(agrees.mean()),
         "n": len(realised),
     }

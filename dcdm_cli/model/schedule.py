@@ -57,8 +57,9 @@ def signal_to_noise(alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor:
 def clip_clean(noise: Tensor, sample: Tensor, alpha_bar: Tensor, limit: float) -> Tensor:
     """Rewrites a noise prediction so that the clean latents it implies lie in +-limit.
 
-    The same as DDIM's `clip_sample` with `use_clipped_model_output`, for every solver. Not from the paper: a small base
-    under guidance overshoots, and blown-up samples look like "difficulty" (DESIGN.md section 6).
+    The same as DDIM's `clip_sample` with `use_clipped_model_output`, for every solver; PNDM extrapolates from several
+    predictions and can still leave the range. Not from the paper: a small base under guidance overshoots, and blown-up
+    samples look like "difficulty" (DESIGN.md section 6).
     noise, sample: [B, 4, h, w]; alpha_bar: scalar.
     """
     clean = (sample - (1 - alpha_bar).sqrt() * noise) / alpha_bar.sqrt()

@@ -96,9 +96,7 @@ def test_a_damaged_adapter_is_refused(unet: UNet2DConditionModel, tmp_path: Path
         load_lora(unet, tmp_path)
 
 
-def test_an_adapter_of_another_unet_is_refused(
-    tiny: BaseModel, trained: UNet2DConditionModel, tmp_path: Path
-) -> None:
+def test_an_adapter_of_another_unet_is_refused(tiny: BaseModel, trained: UNet2DConditionModel, tmp_path: Path) -> None:
     save_lora(trained, tmp_path)
     other = UNet2DConditionModel.from_config({**tiny.unet.config, "block_out_channels": (24, 48)})
     with pytest.raises(MismatchError, match="does not fit this base model"):

@@ -136,7 +136,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     shutil.rmtree(tmp_path / "checkpoints" / "step-00000006")
     tensors = tmp_path / "checkpoints" / "step-00000005" / "tensors.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-7])
-    with pytest.raises(MismatchError, match="no checkpoint in .* is readable"):
+    with pytest.raises(MismatchError, match=r"no checkpoint in .* is readable"):
         train(settings(checkpoint_every=1))
     assert "step-00000005 is damaged" in caplog.text
     shutil.rmtree(tmp_path / "checkpoints")

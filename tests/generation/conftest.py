@@ -1,0 +1,58 @@
+"""A real engine on the embedded base: an untrained LoRA and encoder are enough for everything but quality."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dcdm_cli.config import GenerateConfig
+from dcdm_cli.demo.base import TINY_BASE
+from dcdm_cli.generation.engine import Engine, open_engine
+from dcdm_cli.generation.plan import Plan, PlanInputs, make_plan
+from dcdm_cli.generation.targets import parse_target
+from dcdm_cli.model.adapter import AdapterInfo, save_adapter
+from dcdm_cli.model.base import load_base
+from dcdm_cli.model.conditioning import DifficultyEncoder, EncoderConfig
+from dcdm_cli.model.lora import add_lora, lora_parameters
+
+NAMES = ("zero", "test tube", "two")
+CAPTIONS = [[f"the number {name}", f"a photo of a {name}"] for name in NAMES]
+
+
+def config(**changes: object) -> GenerateConfig:
+    quick = {"steps": 3, "scheduler": "dpmpp", "clip_range": 4.0, "batch_size": 4, "decode_batch": 4}
+    return GenerateConfig.model_validate(quick | changes)
+
+
+def inputs(**changes: object) -> PlanInputs:
+    real = np.linspace(0, 1, 30).astype(np.float32)
+    chosen = {"class_names": NAMES, "captions": CAPTIONS, "real": real, "cap": 0.8, "calibration": None} | changes
+    return PlanInputs(**chosen)  # type: ignore[arg-type]
+
+
+def plan(counts: Sequence[int] = (3, 2, 2), generator: str = "g", seed: int = 0) -> Plan:
+    return make_plan(inputs(), np.array(counts), parse_target("uniform:0,0.8"), seed, generator)
+
+
+@pytest.fixture(scope="session")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("adapter")
+    base = load_base(str(TINY_BASE))
+    torch.manual_seed(0)
+    add_lora(base.unet, 2, 2, ["to_q", "to_v"])
+    with torch.no_grad():
+        for parameter in lora_parameters(base.unet):
+            parameter.copy_(torch.randn_like(parameter) * 0.05)
+    encoder = DifficultyEncoder(EncoderConfig(classes=len(NAMES), dim=64, tokens=2, hidden=8))
+    info = AdapterInfo(str(TINY_BASE), base.fingerprint, None, NAMES, 32, encoder.config, {})
+    save_adapter(folder, base.unet, encoder, info)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def engine(adapter: Path) -> Engine:
+    return open_engine(adapter, config(), "cpu")

@@ -1,0 +1,87 @@
+"""Guidance: the formula, the calls it saves, and what happens when it blows up."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from dcdm_cli.demo.base import TINY_BASE
+from dcdm_cli.errors import NumericalError
+from dcdm_cli.generation.sampler import Conditioning, Guidance, sample
+from dcdm_cli.model.base import load_base
+from dcdm_cli.model.schedule import Sampler, sampling_scheduler
+
+TEXT, NULL = torch.full((2, 3, 4), 10.0), torch.zeros(1, 3, 4)
+CONDITIONING = Conditioning(TEXT, torch.tensor([0, 1]), torch.tensor([0.25, 0.75]), NULL)
+
+
+class Arithmetic:
+    """A denoiser whose prediction says which call it was: text + difficulty, -1 for none given."""
+
+    name, device = "arithmetic", "cpu"
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def __call__(self, latents: Tensor, timestep: Tensor, text: Tensor, label: Tensor, difficulty: Tensor) -> Tensor:
+        assert len(latents) == len(timestep) == len(text) == len(label) == len(difficulty)
+        self.batches.append(len(latents))
+        return (text[:, 0, 0] + difficulty)[:, None, None, None].expand_as(latents).clone()
+
+
+class Recorder:
+    """A scheduler of one step that keeps the guided prediction."""
+
+    config: dict[str, str] = {"prediction_type": "epsilon"}  # noqa: RUF012
+    init_noise_sigma = 1.0
+    alphas_cumprod = torch.linspace(0.99, 0.01, 1000)
+
+    def set_timesteps(self, num_inference_steps: int, device: object = None) -> None:
+        self.timesteps = torch.arange(num_inference_steps).flip(0) * 10
+
+    def scale_model_input(self, sample: Tensor, timestep: object) -> Tensor:
+        return sample
+
+    def step(self, model_output: Tensor, timestep: object, sample: Tensor, return_dict: bool = True) -> tuple[Tensor]:
+        return (model_output,)
+
+
+@pytest.mark.parametrize(
+    ("text", "difficulty", "calls"), [(1, 1, 1), (2, 2, 2), (1, 3, 2), (2, 6, 3), (2, 0, 2), (1, 0, 1)]
+)
+def test_the_formula_and_the_calls_it_needs(text: float, difficulty: float, calls: int) -> None:
+    denoiser = Arithmetic()
+    made = sample(denoiser, Recorder(), torch.randn(2, 4, 8, 8), CONDITIONING, Guidance(text, difficulty), steps=1)  # type: ignore[arg-type]
+    none, words, full = 0 - 1, 10 - 1, torch.tensor([10.25, 10.75])
+    expected = none + text * (words - none) + difficulty * (full - words)
+    assert torch.allclose(made[:, 0, 0, 0], expected)
+    assert denoiser.batches == [2 * calls]
+
+
+def scheduler(name: str = "ddim") -> Sampler:
+    return sampling_scheduler(name, load_base(str(TINY_BASE)).scheduler_config)
+
+
+class Exploding(Arithmetic):
+    def __call__(self, latents: Tensor, *inputs: Tensor) -> Tensor:
+        return 100 * latents
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpmpp", "unipc"])
+def test_clipping_keeps_solvers_in_range(name: str) -> None:
+    noise = torch.randn(2, 4, 8, 8)
+    made = sample(Exploding(), scheduler(name), noise, CONDITIONING, Guidance(), steps=10, clip_range=4.0)
+    assert made.abs().max() <= 4.6  # the last step's own noise comes on top
+
+
+def test_without_clipping_a_blow_up_is_an_error_not_an_image() -> None:
+    with pytest.raises(NumericalError, match="NaN or infinite") as caught:
+        sample(Exploding(), scheduler(), torch.randn(2, 4, 8, 8) * 1e30, CONDITIONING, Guidance(), steps=10)
+    assert "clip_range" in caught.value.hint
+
+
+def test_every_step_is_reported() -> None:
+    seen: list[int] = []
+    sample(Arithmetic(), Recorder(), torch.randn(2, 4, 8, 8), CONDITIONING, Guidance(), steps=3, on_step=seen.append)  # type: ignore[arg-type]
+    assert seen == [1, 2, 3]
