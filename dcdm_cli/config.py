@@ -121,6 +121,9 @@ class FinetuneConfig(Section):
     label_embedding: Literal["onehot", "learned"] = "onehot"
     frequencies: int = Field(default=2, ge=0, description="octaves of Fourier features of s; more fit single images")
     hidden: int = Field(default=256, ge=8, description="width of the encoder's MLP")
+    difficulty_balance: float = Field(
+        default=0.0, ge=0, le=1, description="show images of rare difficulty more often; 0 = each once per epoch"
+    )
     difficulty_dropout: float = Field(default=0.1, ge=0, lt=1, description="share of steps with the null token")
     text_dropout: float = Field(
         default=0.1, ge=0, lt=1, description="share of steps with the empty prompt and the null token"
@@ -222,7 +225,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "digits": {
         "data": {"source": "digits"},
-        "score": {**_DIGITS_NET, "steps": 60, "batch_size": 16, "repeats": 4},
+        "score": {**_DIGITS_NET, "steps": 60, "batch_size": 16, "folds": 2, "repeats": 10},
         "judge": {**_DIGITS_NET, "steps": 300},
         "downstream": {**_DIGITS_NET, "steps": 300},
         "caption": {"template": "a photo of the digit {class}"},
@@ -241,6 +244,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             ],
             "tokens": 4,
             "hidden": 128,
+            "difficulty_balance": 0.5,
             "ema_decay": 0.99,
             "snr_gamma": None,
             "checkpoint_every": 200,

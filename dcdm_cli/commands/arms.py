@@ -94,5 +94,6 @@ class GeneratedSets:
         return open_run_engine(self.context, folder, self.job)
 
     def _plain_config(self):
-        """The control: the same LoRA, steps and data, without the encoder."""
-        return self.context.config.finetune.model_copy(update={"conditioning": "none"})
+        """The control: the same LoRA, steps and images, knowing nothing of difficulty."""
+        update = {"conditioning": "none", "difficulty_balance": 0.0}
+        return self.context.config.finetune.model_copy(update=update)

@@ -99,7 +99,7 @@ def train_adapter(context: Context, config: FinetuneConfig, folder: Path, job: J
     from dcdm_cli.files import atomic_folder
     from dcdm_cli.model.adapter import AdapterInfo, save_adapter
     from dcdm_cli.model.base import load_base
-    from dcdm_cli.training.dataset import TrainingSet, cache_latents, encode_captions
+    from dcdm_cli.training.dataset import TrainingSet, balanced_epoch, cache_latents, encode_captions
     from dcdm_cli.training.loop import finetune
 
     manifest = read_manifest(context.run.samples)
@@ -109,13 +109,10 @@ def train_adapter(context: Context, config: FinetuneConfig, folder: Path, job: J
         base, rows.paths(), config.resolution, context.run.cache, mirror=config.hflip, progress=job.progress
     )
     text, caption = encode_captions(base, [str(c) for c in rows.column("caption")], job.progress)
-    data = TrainingSet(
-        latents,
-        text,
-        caption,
-        torch.from_numpy(rows.column("label").astype("int64")),
-        torch.from_numpy(rows.column("difficulty").copy()),
-    )
+    label = torch.from_numpy(rows.column("label").astype("int64"))
+    difficulty = torch.from_numpy(rows.column("difficulty").copy())
+    epoch = balanced_epoch(difficulty, config.difficulty_balance)
+    data = TrainingSet(latents, text, caption, label, difficulty, epoch)
     fingerprint = base.fingerprint
     config = config.model_copy(update={"seed": config.seed + context.config.seed})
     trained = finetune(base, data, len(rows.class_names), config, context.run.checkpoints / folder.name, job)

@@ -23,18 +23,21 @@ from dcdm_cli.model.base import BaseModel, encode_text
 from dcdm_cli.model.latents import encode_latents, to_pixels
 
 CHUNK = 32  # images encoded at once
+BINS = 10  # of difficulty, for balancing
 
 
 @dataclass(frozen=True)
 class TrainingSet:
     """latents float32 [N * views, 4, h, w] (view 1 is mirrored), text [captions, T, D] with the empty
-    prompt last, caption row per image int64 [N], label int64 [N], difficulty float32 [N]."""
+    prompt last, caption row per image int64 [N], label int64 [N], difficulty float32 [N]. epoch int64 [M]: the images
+    of one epoch, some of them several times (`balanced_epoch`)."""
 
     latents: np.ndarray
     text: np.ndarray
     caption: Tensor
     label: Tensor
     difficulty: Tensor
+    epoch: Tensor
 
     def __len__(self) -> int:
         return len(self.label)
@@ -66,18 +69,30 @@ class DrawSettings:
 
 
 def draw(data: TrainingSet, settings: DrawSettings, step: int) -> Draws:
-    """The draws of one optimiser step. Images come from a permutation per epoch, so each is seen equally often."""
+    """The draws of one optimiser step. Images come from a permutation of `data.epoch` at a time."""
     generator = torch.Generator().manual_seed(_step_seed(settings.seed, step))
     size, shape = settings.batch, tuple(data.latents.shape[1:])
     drop_text = torch.rand(size, generator=generator) < settings.text_dropout
     return Draws(
-        image=_epoch_rows(len(data), settings, step),
+        image=_epoch_rows(data.epoch, settings, step),
         view=torch.randint(data.views, (size,), generator=generator),
         timestep=torch.randint(settings.timesteps, (size,), generator=generator),
         noise=torch.randn((size, *shape), generator=generator),
         drop_text=drop_text,
         drop_difficulty=drop_text | (torch.rand(size, generator=generator) < settings.difficulty_dropout),
     )
+
+
+def balanced_epoch(difficulty: Tensor, power: float) -> Tensor:
+    """Rows of one epoch, int64 [M >= N]: images of rare difficulty come several times.
+
+    Not from the paper. Most real images are easy, so that uniform draws teach little about the hard end. An image of a
+    tenth of the difficulty range that holds n images comes round((largest n / n) ** power) times; power 0 = each once.
+    """
+    tenth = (difficulty * BINS).long().clamp(0, BINS - 1)
+    counts = torch.bincount(tenth, minlength=BINS)
+    times = (counts.max() / counts[tenth]).pow(power).round().long()
+    return torch.arange(len(difficulty)).repeat_interleave(times)
 
 
 def cache_latents(
@@ -127,13 +142,14 @@ def _encode(base: BaseModel, images: list[Image.Image], resolution: int) -> np.n
     return encode_latents(base.vae, to_pixels(images, resolution)).cpu().numpy()
 
 
-def _epoch_rows(count: int, settings: DrawSettings, step: int) -> Tensor:
+def _epoch_rows(images: Tensor, settings: DrawSettings, step: int) -> Tensor:
+    count = len(images)
     positions = torch.arange(step * settings.batch, (step + 1) * settings.batch)
     rows = torch.empty_like(positions)
     for epoch in (positions // count).unique().tolist():
         order = torch.randperm(count, generator=torch.Generator().manual_seed(_step_seed(settings.seed, ~epoch)))
         here = positions // count == epoch
-        rows[here] = order[positions[here] % count]
+        rows[here] = images[order[positions[here] % count]]
     return rows
 
 

@@ -49,7 +49,7 @@ def data(tiny: BaseModel, paths: list[Path], tmp_path_factory: pytest.TempPathFa
     latents = cache_latents(tiny, paths, 32, tmp_path_factory.mktemp("cache"), mirror=False, progress=silent)
     label = torch.arange(IMAGES) % CLASSES
     text, caption = encode_captions(tiny, [f"the number {y}" for y in label.tolist()], silent)
-    return TrainingSet(latents, text, caption, label, torch.linspace(0, 1, IMAGES))
+    return TrainingSet(latents, text, caption, label, torch.linspace(0, 1, IMAGES), torch.arange(IMAGES))
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -13,7 +14,14 @@ from PIL import Image
 from dcdm_cli.errors import NotFoundError
 from dcdm_cli.job import silent
 from dcdm_cli.model.base import BaseModel
-from dcdm_cli.training.dataset import DrawSettings, TrainingSet, cache_latents, draw, encode_captions
+from dcdm_cli.training.dataset import (
+    DrawSettings,
+    TrainingSet,
+    balanced_epoch,
+    cache_latents,
+    draw,
+    encode_captions,
+)
 
 from .conftest import IMAGES
 
@@ -33,6 +41,20 @@ def test_every_image_is_seen_once_per_epoch_in_a_new_order(data: TrainingSet) ->
     epochs = seen.view(-1, IMAGES)
     assert all(sorted(epoch.tolist()) == list(range(IMAGES)) for epoch in epochs)
     assert len({tuple(epoch.tolist()) for epoch in epochs}) == len(epochs)
+
+
+def test_rare_difficulties_come_more_often_when_asked() -> None:
+    difficulty = torch.tensor([0.01] * 16 + [0.55] * 4 + [1.0])
+    assert balanced_epoch(difficulty, 0.0).tolist() == list(range(21))
+    times = torch.bincount(balanced_epoch(difficulty, 0.5))
+    assert times.tolist() == [1] * 16 + [2] * 4 + [4]
+    assert torch.bincount(balanced_epoch(difficulty, 1.0))[-1] == 16
+
+
+def test_an_epoch_holds_what_balancing_chose(data: TrainingSet) -> None:
+    chosen = dataclasses.replace(data, epoch=torch.tensor([0, 1, 1, 2]))
+    settings = DrawSettings(seed=0, batch=4, timesteps=1000, text_dropout=0, difficulty_dropout=0)
+    assert all(sorted(draw(chosen, settings, step).image.tolist()) == [0, 1, 1, 2] for step in range(3))
 
 
 def test_dropout_is_as_frequent_as_asked_and_text_takes_difficulty_along(data: TrainingSet) -> None:
@@ -70,7 +92,7 @@ def test_mirrored_views_follow_all_plain_ones(tiny: BaseModel, paths: list[Path]
     )
     assert len(both) == 2 * IMAGES
     assert np.allclose(both[IMAGES:], mirrored, atol=1e-4)
-    data = TrainingSet(both, np.zeros((1, 1, 1)), *(torch.zeros(IMAGES) for _ in range(3)))
+    data = TrainingSet(both, np.zeros((1, 1, 1)), *(torch.zeros(IMAGES) for _ in range(4)))
     assert data.views == 2
 
 
