@@ -150,8 +150,8 @@ def load_calibration(file: Path) -> Calibration | None:
         return None
     try:
         raw = json.loads(file.read_text())
-        curves = {key: tuple(raw[key]) for key in ("requested", "realised", "fitted", "agreement")}
-        classes, spread = (tuple(map(tuple, raw[key])) for key in ("classes", "spread"))
-        return Calibration(**curves, classes=classes, spread=spread, images=raw["images"], settings=raw["settings"])
+        curves: dict[str, Any] = {key: tuple(raw[key]) for key in ("requested", "realised", "fitted", "agreement")}
+        curves |= {key: tuple(map(tuple, raw[key])) for key in ("classes", "spread")}
+        return Calibration(images=raw["images"], settings=raw["settings"], **curves)
     except (ValueError, KeyError, TypeError) as error:
         raise MismatchError(f"{file} is damaged: {error}", "make it again: dcdm finetune --force", file=file) from error
