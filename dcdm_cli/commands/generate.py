@@ -38,7 +38,7 @@ def register(app: typer.Typer, summary: str) -> None:
 
 def run_generate(context: Context) -> StageRecord:
     run, config = context.run, context.config
-    run.create()
+    run.create(after="finetune")
     with run.lock("dcdm generate"):
         calibration = run.record("calibrate")
         inputs = {"finetune": run.require("finetune").id, "calibrate": calibration.id if calibration else ""}
