@@ -34,12 +34,13 @@ Finished = subprocess.CompletedProcess[str]
 @dataclass(frozen=True)
 class Conditions:
     """cwd, env: as for any process. file_bytes: no file may grow beyond this, as on a full disk. noisy: libraries print
-    to stdout all the time."""
+    to stdout all the time. ignored: signals that are ignored from the start, as `nohup` does."""
 
     cwd: Path | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     file_bytes: int | None = None
     noisy: bool = False
+    ignored: Sequence[str] = ()
 
 
 class Command:
@@ -121,6 +122,8 @@ def _main(words: list[str], streams: list[Path], conditions: Conditions, env: di
     os.environ.clear()
     os.environ.update(env)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    for name in conditions.ignored:
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
     if conditions.file_bytes is not None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (conditions.file_bytes, conditions.file_bytes))
