@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,6 +55,7 @@ def build_app(words: Sequence[str]) -> typer.Typer:
 def main() -> None:
     """Console entry point. Exit codes: dcdm_cli.errors.ExitCode."""
     _open_closed_streams()
+    warnings.filterwarnings("ignore", module="huggingface_hub")  # about how other libraries call it
     console = Console(as_json="--json" in sys.argv)
     install_handlers(console.warn)
     _show_log(console)

@@ -56,10 +56,10 @@ class Console:
     def note(self, message: str) -> None:
         """A line for the person watching."""
         if not self.quiet:
-            self.err.print(Text(show(message)))
+            self._say(Text(show(message)))
 
     def warn(self, message: str) -> None:
-        self.err.print(Text(f"warning: {show(message)}", style="yellow"))
+        self._say(Text(f"warning: {show(message)}", style="yellow"))
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Bars on a terminal; otherwise a line every few seconds and at the end. total 0: not known."""
@@ -69,7 +69,7 @@ class Console:
             self._bar(what, done, total)
         elif 0 < total <= done or time.monotonic() - self._last_line > LINE_EVERY_S:
             self._last_line = time.monotonic()
-            self.err.print(Text(show(f"{what}: {done}/{total}" if total else f"{what}: {done}")))
+            self._say(Text(show(f"{what}: {done}/{total}" if total else f"{what}: {done}")))
 
     def end_progress(self) -> None:
         if self._bars is not None:
@@ -86,22 +86,26 @@ class Console:
         else:
             human = _Human(file=self.out, highlight=False, markup=False)
             for renderable in shown:
-                human.print(renderable)
-            human.print(Text(show(path)))
+                human.print(renderable, soft_wrap=isinstance(renderable, Text))
+            human.print(Text(show(path)), soft_wrap=True)
         self.out.flush()
 
     def error(self, error: DcdmError) -> None:
         """What failed and how to go on; with --json the same as the last line of stderr."""
         self.end_progress()
-        self.err.print(Text(f"error: {show(error.message)}", style="bold red"))
+        self._say(Text(f"error: {show(error.message)}", style="bold red"))
         if error.hint:
-            self.err.print(Text(f"  try: {show(error.hint)}"))
+            self._say(Text(f"  try: {show(error.hint)}"))
         self.error_document(error)
 
     def error_document(self, error: DcdmError) -> None:
         """With --json, the failure as one JSON object on stderr."""
         if self.as_json:
             sys.stderr.write(json.dumps(_error_document(error)) + "\n")
+
+    def _say(self, line: Text) -> None:
+        """One line whatever its length: a path or a command that is broken up cannot be copied."""
+        self.err.print(line, soft_wrap=True)
 
     def _bar(self, what: str, done: int, total: int) -> None:
         if self._bars is None:

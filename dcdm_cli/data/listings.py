@@ -42,6 +42,8 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".
 _SIDECAR_SUFFIXES = frozenset({".txt", ".caption", ".json", ".jsonl", ".csv", ".md"})
 _LITTER = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
 _BATCH_ROWS = 64
+_ROWS = "write a header and rows, path,label, or one object per line"
+_AGAIN = "download or write it again"
 
 
 # Class folders
@@ -162,7 +164,9 @@ def _parse_rows(file: Path | bytes | None, origin: str) -> Iterator[Mapping[str,
     except UnicodeDecodeError as error:
         raise UsageError(f"{origin} is not UTF-8: {error}", "save it as UTF-8", file=origin) from error
     except (csv.Error, ValueError, RecursionError) as error:
-        raise UsageError(f"{origin} is neither CSV with a header nor JSON lines: {error}", file=origin) from error
+        raise UsageError(
+            f"{origin} is neither CSV with a header nor JSON lines: {error}", _ROWS, file=origin
+        ) from error
 
 
 def _open_text(file: Path | bytes | None) -> TextIO:
@@ -239,7 +243,7 @@ def list_saved_dataset(folder: Path, root: Path, options: ScanOptions) -> Listin
     try:
         found = datasets.load_from_disk(str(folder))
     except (OSError, ValueError, KeyError, pa.ArrowInvalid) as error:
-        raise UsageError(f"{folder} is not a readable saved dataset: {error}", file=folder) from error
+        raise UsageError(f"{folder} is not a readable saved dataset: {error}", _AGAIN, file=folder) from error
     parts = dict(found) if isinstance(found, datasets.DatasetDict) else {"": found}
     tables = [
         dataset_table(data, str(name), known_split(str(name), str(folder)) if name else None, options)
@@ -261,14 +265,14 @@ def _parquet_table(file: Path, split: str | None, options: ScanOptions) -> Table
                 for batch in parquet.iter_batches(_BATCH_ROWS, columns=columns):
                     yield from batch.to_pylist()
         except (OSError, pa.ArrowInvalid) as error:
-            raise UsageError(f"{file} is damaged: {error}", "download or write it again", file=file) from error
+            raise UsageError(f"{file} is damaged: {error}", _AGAIN, file=file) from error
 
     try:
         schema = pq.read_schema(file)
         stated = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         feature = stated.get("info", {}).get("features", {}).get(options.label_column, {})
     except (OSError, ValueError, AttributeError) as error:  # pa.ArrowInvalid is a ValueError
-        raise UsageError(f"{file} is not a readable Parquet file: {error}", file=file) from error
+        raise UsageError(f"{file} is not a readable Parquet file: {error}", _AGAIN, file=file) from error
     return Table(file.name, split, schema.names, feature.get("names"), read)
 
 

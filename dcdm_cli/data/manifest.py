@@ -81,7 +81,9 @@ class Manifest:
         try:
             table = pa.Table.from_pylist([{c: row.get(c) for c in COLUMNS} for row in listed], schema=SCHEMA)
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError) as error:
-            raise UsageError(f"manifest rows do not fit the schema: {error}") from error
+            raise UsageError(
+                f"manifest rows do not fit the schema: {error}", "correct the source, then: dcdm score"
+            ) from error
         return cls(table, tuple(class_names), root)
 
     def column(self, name: str) -> np.ndarray:

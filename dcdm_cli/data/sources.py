@@ -44,6 +44,7 @@ _DATASETS_SPLIT_WORDS = frozenset(
 )
 _DATASETS_SEPARATORS = re.compile(r"[-._ 0-9/]+")
 _FILE_SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}  # elsewhere the format's name in lower case
+_CLASS_MAP = 'write ["cat", "dog"] or {"cat": 0, "dog": 1}, indexes from 0'
 _SHOWN = 3
 _WAVE = 64  # images in flight; bounds memory when a table holds the bytes
 
@@ -132,7 +133,11 @@ def _open_listing(source: str, options: ScanOptions, materialise: Path) -> Listi
     try:
         return _only_split(_open_path(source.removeprefix("hf:"), options, materialise), options)
     except PermissionError as error:
-        raise NotFoundError(f"cannot read {error.filename}: {error.strerror}", file=error.filename) from error
+        raise NotFoundError(
+            f"cannot read {error.filename}: {error.strerror}",
+            f"get the right to read it: chmod u+r {error.filename}",
+            file=error.filename,
+        ) from error
 
 
 def _is_on_hub(source: str) -> bool:
@@ -272,15 +277,13 @@ def _read_class_map(file: Path | None) -> list[str] | None:
     try:
         stated = json.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
-        raise NotFoundError(f"no class map at {file}", file=file) from error
+        raise NotFoundError(f"no class map at {file}", "check the path given with --class-map", file=file) from error
     except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"cannot read the class map {file}: {error}", file=file) from error
+        raise UsageError(f"cannot read the class map {file}: {error}", _CLASS_MAP, file=file) from error
     if isinstance(stated, dict) and sorted(map(str, stated.values())) == sorted(map(str, range(len(stated)))):
         stated = sorted(stated, key=lambda name: int(stated[name]))
     if not isinstance(stated, list) or not stated or not all(isinstance(name, str) for name in stated):
-        raise UsageError(
-            f"{file} is no class map", 'write ["cat", "dog"] or {"cat": 0, "dog": 1}, indexes from 0', file=file
-        )
+        raise UsageError(f"{file} is no class map", _CLASS_MAP, file=file)
     return stated
 
 

@@ -139,7 +139,7 @@ def fold_of(identities: Sequence[str], labels: np.ndarray, folds: int, seed: int
     if np.count_nonzero(counts) < 2 or counts.max() < 2:
         raise UsageError(
             f"out-of-fold scores need 2 classes, one with 2 different images; there are {counts.tolist()[:20]} of each",
-            "add images, or score with your own classifier: --method classifier",
+            "add images, or score with your own classifier: dcdm score --classifier FILE",
         )
     folds = min(folds, int(counts.max()))
     fold = np.empty(len(distinct), np.int64)

@@ -99,7 +99,7 @@ def cache_latents(
     base: BaseModel, paths: Sequence[Path], resolution: int, folder: Path, *, mirror: bool, progress: Progress
 ) -> np.ndarray:
     """Memory-mapped latents [N * views, 4, h, w], encoded once and reused while images and VAE are the same."""
-    stamps = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
+    stamps = [_stamp(path) for path in paths]
     file = folder / f"latents-{hash_json([stamps, resolution, mirror, base.fingerprint])}.npy"
     if file.is_file():
         return np.load(file, mmap_mode="r")
@@ -128,13 +128,22 @@ def encode_captions(base: BaseModel, captions: Sequence[str], progress: Progress
     return np.concatenate(encoded), torch.tensor([rows[c] for c in captions])
 
 
+def _stamp(path: Path) -> tuple[str, int, int]:
+    """Raises NotFoundError."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise NotFoundError(f"{path}: {error.strerror}", "the images have changed: dcdm score", file=path) from error
+    return str(path), status.st_size, status.st_mtime_ns
+
+
 def _view(paths: Sequence[Path], row: int) -> Image.Image:
     """Raises NotFoundError for an image that could be read when it was scored and no longer can."""
     path = paths[row % len(paths)]
     try:
         image = decode_image(path)
     except RejectedImage as error:
-        raise NotFoundError(f"{path}: {error}", "run dcdm score again: the images have changed", file=path) from error
+        raise NotFoundError(f"{path}: {error}", "the images have changed: dcdm score", file=path) from error
     return image if row < len(paths) else ImageOps.mirror(image)
 
 
