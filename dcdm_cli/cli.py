@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import typer
 
+from dcdm_cli import __version__
 from dcdm_cli.console import Console
-from dcdm_cli.errors import DcdmError, ExitCode, InterruptedRunError, OutOfMemoryError, StorageError
-from dcdm_cli.signals import install_handlers
+from dcdm_cli.errors import DcdmError, ExitCode, InterruptedRunError, OutOfMemoryError, UsageError
+from dcdm_cli.files import storage_error
+from dcdm_cli.signals import asked_to_stop, install_handlers
 
 # In pipeline order. Only the command that is asked for is imported: --help must not wait for torch or pydantic.
 COMMANDS = {
@@ -49,31 +54,39 @@ def build_app(words: Sequence[str]) -> typer.Typer:
 
 def main() -> None:
     """Console entry point. Exit codes: dcdm_cli.errors.ExitCode."""
+    _open_closed_streams()
+    warnings.filterwarnings("ignore", module="huggingface_hub")  # about how other libraries call it
     console = Console(as_json="--json" in sys.argv)
     install_handlers(console.warn)
+    _show_log(console)
     try:
         words = [*sys.argv[1:], *os.environ.get("COMP_WORDS", "").split()]
         code = build_app(words)(standalone_mode=False, obj=console)
+        code = code if isinstance(code, int) else ExitCode.OK
+        if asked_to_stop():  # it was finished before it came to a point to stop at
+            code = _stopped().code
     except BaseException as error:
         code = exit_code(error, console)
-    sys.exit(code if isinstance(code, int) else ExitCode.OK)
+    sys.exit(code)
 
 
 def exit_code(error: BaseException, console: Console) -> int:
     """Prints what the user needs to know about a failure and returns the code for the shell."""
     if os.environ.get("DCDM_DEBUG"):
         traceback.print_exception(error, file=sys.stderr)
+    if isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still in Python's buffers goes nowhere, silently
+        return ExitCode.BROKEN_PIPE
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else ExitCode.FAILED
     known = _known(error)
     if known is not None:
         console.error(known)
         return known.code
-    if isinstance(error, BrokenPipeError):
-        return ExitCode.BROKEN_PIPE
-    if hasattr(error, "exit_code") and hasattr(error, "show"):  # Typer's own usage errors
-        error.show()  # pyright: ignore[reportAttributeAccessIssue]
-        return error.exit_code  # pyright: ignore[reportAttributeAccessIssue]
+    if isinstance(error, typer.Exit):
+        return error.exit_code
+    if hasattr(error, "exit_code") and hasattr(error, "show"):
+        return _usage_error(error, console)
     console.error(DcdmError(f"{type(error).__name__}: {error}", "set DCDM_DEBUG=1 for the traceback; please report it"))
     return ExitCode.FAILED
 
@@ -82,24 +95,62 @@ def _known(error: BaseException) -> DcdmError | None:
     if isinstance(error, DcdmError):
         return error
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
-        return InterruptedRunError("stopped; finished work is kept", "run the same command again to continue")
+        return _stopped()
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return OutOfMemoryError(
             f"out of memory: {error}", "use a smaller --batch-size; for fine-tuning also --gradient-checkpointing"
         )
-    if isinstance(error, OSError) and error.errno in (28, 30, 122):
-        return StorageError(
-            f"cannot write: {error}", "free some space and run the same command again", file=error.filename
-        )
-    return None
+    if isinstance(error, PermissionError):  # of something that is read: writers say so themselves
+        return None
+    return storage_error(error, getattr(error, "filename", None))
 
 
-def _root(version: bool = typer.Option(False, "--version", help="Show the version and stop.", is_eager=True)) -> None:
-    if version:
-        from dcdm_cli import __version__
+def _stopped() -> InterruptedRunError:
+    return InterruptedRunError(
+        "stopped; finished work is kept",
+        "run the same command again to continue",
+        signal_name=asked_to_stop() or "SIGINT",
+    )
 
+
+def _usage_error(error: Any, console: Console) -> int:
+    """Typer's own, with the usage line that it prints; its text has no control characters."""
+    error.show()
+    command = error.ctx.command_path if getattr(error, "ctx", None) else "dcdm"
+    console.error_document(UsageError(error.format_message(), f"{command} --help"))
+    return error.exit_code
+
+
+def _open_closed_streams() -> None:
+    """A standard stream that is closed would give its number to the next file that is opened."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            while os.open(os.devnull, os.O_RDWR) < number:  # the lowest free number is taken
+                pass
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
+
+
+def _show_log(console: Console) -> None:
+    """The program's own log goes where its warnings go."""
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: console.warn(record.getMessage())
+    log = logging.getLogger("dcdm_cli")
+    log.addHandler(handler)
+    log.propagate = False
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
         typer.echo(__version__)
         raise typer.Exit
+
+
+def _root(
+    version: bool = typer.Option(
+        False, "--version", help="Show the version and stop.", is_eager=True, callback=_print_version
+    ),
+) -> None:
+    """Nothing to do before a command."""
 
 
 def _stand_in() -> None:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from dcdm_cli.errors import NotFoundError, UsageError
 
@@ -26,6 +26,13 @@ ENV_OWN = {"DCDM_RUN", "DCDM_DEBUG"}  # read elsewhere, not settings
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _none(cls, value: Any, info: ValidationInfo) -> Any:
+        """TOML, flags and the environment have no null: `none` switches an optional setting off."""
+        field = cls.model_fields[info.field_name or ""]
+        return None if value == "none" and type(None) in get_args(field.annotation) else value
+
 
 class DataConfig(Section):
     source: str = Field(
@@ -35,7 +42,7 @@ class DataConfig(Section):
     image_column: str = "image"
     label_column: str = "label"
     caption_column: str | None = Field(default=None, description="column with captions; `caption` is found by itself")
-    follow_links: bool = Field(default=False, description="follow links to folders outside the source")
+    follow_links: bool = Field(default=False, description="follow links, as long as they stay inside the source")
     class_map: Path | None = Field(default=None, description="JSON list or {name: index} that fixes the class order")
     judge_fraction: float = Field(default=0.3, gt=0, lt=1, description="share of the test split kept for the judge")
     test_fraction: float = Field(
@@ -89,6 +96,7 @@ class CaptionConfig(Section):
     prefix: str = Field(default="a photo of a {class}, ", description="put before a model's caption")
     sidecars: Path | None = Field(default=None, description="also write .txt files below this folder")
     metadata: Path | None = Field(default=None, description="also write metadata.jsonl into this folder")
+    overwrite: bool = Field(default=False, description="replace sidecars and metadata that are already there")
 
 
 class FinetuneConfig(Section):
@@ -128,7 +136,7 @@ class FinetuneConfig(Section):
     text_dropout: float = Field(
         default=0.1, ge=0, lt=1, description="share of steps with the empty prompt and the null token"
     )
-    snr_gamma: float | None = Field(default=5.0, description="Min-SNR weighting; null = the paper's plain MSE")
+    snr_gamma: float | None = Field(default=5.0, description="Min-SNR weighting; none = the paper's plain MSE")
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
     hflip: bool = Field(default=False, description="also train on mirrored images")
     views: int = Field(
@@ -203,7 +211,7 @@ class Config(Section):
     preset: str | None = None
     seed: int = Field(default=0, description="run seed; stages add their own")
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:0, mps")
-    threads: int | None = Field(default=None, ge=1, description="CPU threads; null = the library's choice")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads; none = the library's choice")
     data: DataConfig = DataConfig()
     score: ScoreConfig = ScoreConfig()
     caption: CaptionConfig = CaptionConfig()
@@ -288,17 +296,29 @@ class Resolved:
 
 
 def resolve(
-    *, flags: Mapping[str, Any] | None = None, config_file: Path | None = None, run_file: Path | None = None
+    *,
+    flags: Mapping[str, Any] | None = None,
+    config_file: Path | None = None,
+    run_file: Path | None = None,
+    recorded: Iterable[Layer] = (),
+    lowest: Mapping[str, Any] | None = None,
 ) -> Resolved:
-    """flags: dotted key -> value, None = not given. Raises UsageError for unknown keys and values that break a rule."""
+    """flags: dotted key -> value, None = not given. Raises UsageError for unknown keys and values that break a rule.
+
+    recorded: what earlier stages of the run were done with; only flags win over it, because it is a fact. lowest: what
+    a command starts from, dotted; a preset named elsewhere replaces its `preset`, everything else wins over it.
+    """
     layers = [
         *_file_layer(run_file, required=False),
         *_file_layer(config_file, required=True),
         _environment_layer(),
+        *(Layer(layer.origin, _known_only(layer.values)) for layer in recorded),
         Layer("flag", _nested({k: v for k, v in (flags or {}).items() if v is not None})),
     ]
-    preset = next((layer.values["preset"] for layer in reversed(layers) if layer.values.get("preset")), None)
-    layers.insert(0, _preset_layer(preset))
+    starting = Layer("command", _nested(lowest or {}))
+    named = (layer.values["preset"] for layer in (*reversed(layers), starting) if layer.values.get("preset"))
+    starting = Layer("command", {key: value for key, value in starting.values.items() if key != "preset"})
+    layers = [_preset_layer(next(named, None)), starting, *layers]
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for layer in layers:
@@ -319,6 +339,11 @@ def flat_items(config: Config) -> dict[str, Any]:
     """Dotted key -> plain JSON value."""
     dumped = config.model_dump(mode="json")
     return {key: _lookup(dumped, key) for key in known_keys()}
+
+
+def split_list(text: str) -> list[str]:
+    """How lists are written outside TOML: with commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def nearest(word: str, choices: list[str]) -> str:
@@ -350,6 +375,12 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key
+
+
+def _known_only(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the settings that an older version had."""
+    known = set(known_keys())
+    return _nested({key: _lookup(values, key) for key in _leaves(values) if key in known})
 
 
 def _refuse_unknown(layer: Layer) -> None:
@@ -410,13 +441,22 @@ def _environment_layer() -> Layer:
 
 
 def _parse_environment() -> dict[str, Any]:
-    from pydantic_settings import BaseSettings, EnvSettingsSource  # slow to import, and rarely needed
+    from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsError  # slow to import, and rarely needed
 
     class Environment(Config, BaseSettings):  # pyright: ignore[reportIncompatibleVariableOverride]
         pass
 
-    source = EnvSettingsSource(Environment, env_prefix=ENV_PREFIX, env_nested_delimiter="__")
-    return {name: value for name, value in source().items() if value is not None}
+    class Source(EnvSettingsSource):
+        def decode_complex_value(self, field_name: str, field: Any, value: Any) -> Any:
+            """Tables are JSON; lists may be written with commas, as in flags."""
+            is_list = get_origin(field.annotation) is tuple and not value.lstrip().startswith("[")
+            return split_list(value) if is_list else super().decode_complex_value(field_name, field, value)
+
+    try:
+        values = Source(Environment, env_prefix=ENV_PREFIX, env_nested_delimiter="__")()
+    except SettingsError as error:
+        raise UsageError(f"cannot read the environment: {error}", "write lists as 1,2 and tables as JSON") from error
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _validate(merged: Mapping[str, Any], origins: Mapping[str, str]) -> Config:
@@ -426,7 +466,7 @@ def _validate(merged: Mapping[str, Any], origins: Mapping[str, str]) -> Config:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         known = [k for k in origins if key.startswith(k)]
-        place = f" ({origins[known[0]]})" if known else ""
+        place = f" ({origins[max(known, key=len)]})" if known else ""
         raise UsageError(
             f"{key} = {first.get('input')!r}{place}: {first['msg']}",
             "dcdm config show lists every setting and its value",

@@ -42,6 +42,7 @@ class Console:
 
     def __post_init__(self) -> None:
         self.err = RichConsole(stderr=True, highlight=False, markup=False)
+        self._animated = self.err.is_terminal and not self.err.is_dumb_terminal
 
     def reserve_stdout(self) -> None:
         """Keeps stdout for the result: points file descriptor 1 at stderr, so that libraries that print cannot soil it.
@@ -55,20 +56,20 @@ class Console:
     def note(self, message: str) -> None:
         """A line for the person watching."""
         if not self.quiet:
-            self.err.print(Text(show(message)))
+            self._say(Text(show(message)))
 
     def warn(self, message: str) -> None:
-        self.err.print(Text(f"warning: {show(message)}", style="yellow"))
+        self._say(Text(f"warning: {show(message)}", style="yellow"))
 
     def progress(self, what: str, done: int, total: int) -> None:
-        """Bars on a terminal; otherwise a line every few seconds and at the end."""
+        """Bars on a terminal; otherwise a line every few seconds and at the end. total 0: not known."""
         if self.quiet:
             return
-        if self.err.is_terminal:
+        if self._animated:
             self._bar(what, done, total)
-        elif done >= total or time.monotonic() - self._last_line > LINE_EVERY_S:
+        elif 0 < total <= done or time.monotonic() - self._last_line > LINE_EVERY_S:
             self._last_line = time.monotonic()
-            self.err.print(Text(f"{what}: {done}/{total}"))
+            self._say(Text(show(f"{what}: {done}/{total}" if total else f"{what}: {done}")))
 
     def end_progress(self) -> None:
         if self._bars is not None:
@@ -85,18 +86,26 @@ class Console:
         else:
             human = _Human(file=self.out, highlight=False, markup=False)
             for renderable in shown:
-                human.print(renderable)
-            human.print(Text(show(path)))
+                human.print(renderable, soft_wrap=isinstance(renderable, Text))
+            human.print(Text(show(path)), soft_wrap=True)
         self.out.flush()
 
     def error(self, error: DcdmError) -> None:
         """What failed and how to go on; with --json the same as the last line of stderr."""
         self.end_progress()
-        self.err.print(Text(f"error: {show(error.message)}", style="bold red"))
+        self._say(Text(f"error: {show(error.message)}", style="bold red"))
         if error.hint:
-            self.err.print(Text(f"  try: {show(error.hint)}"))
+            self._say(Text(f"  try: {show(error.hint)}"))
+        self.error_document(error)
+
+    def error_document(self, error: DcdmError) -> None:
+        """With --json, the failure as one JSON object on stderr."""
         if self.as_json:
             sys.stderr.write(json.dumps(_error_document(error)) + "\n")
+
+    def _say(self, line: Text) -> None:
+        """One line whatever its length: a path or a command that is broken up cannot be copied."""
+        self.err.print(line, soft_wrap=True)
 
     def _bar(self, what: str, done: int, total: int) -> None:
         if self._bars is None:
@@ -104,9 +113,9 @@ class Console:
             self._bars = Progress(*columns, console=self.err, transient=True)
             self._bars.start()
         if what not in self._tasks:
-            self._tasks[what] = self._bars.add_task(show(what), total=total)
-        self._bars.update(self._tasks[what], completed=done, total=total)
-        if done >= total:
+            self._tasks[what] = self._bars.add_task(show(what), total=total or None)
+        self._bars.update(self._tasks[what], completed=done, total=total or None)
+        if 0 < total <= done:
             self._bars.remove_task(self._tasks.pop(what))
 
 

@@ -88,11 +88,11 @@ class CapabilityError(DcdmError):
 
 
 class InterruptedRunError(DcdmError):
-    """A signal asked the run to stop; what was finished is saved."""
+    """A signal asked the run to stop; what was finished is saved. signal_name: SIGINT, SIGTERM or SIGHUP."""
 
     code = ExitCode.INTERRUPTED
 
-    def __init__(self, message: str, hint: str = "", *, terminated: bool = False) -> None:
+    def __init__(self, message: str, hint: str = "", *, signal_name: str = "SIGINT") -> None:
         super().__init__(message, hint)
-        if terminated:
+        if signal_name != "SIGINT":  # a closed terminal counts as SIGTERM
             self.code = ExitCode.TERMINATED

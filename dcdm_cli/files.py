@@ -9,16 +9,18 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from dcdm_cli.errors import StorageError
 
-_STORAGE_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_FORBIDDEN = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 PART_SUFFIX = ".part"
 
 
@@ -27,18 +29,28 @@ def storage_errors(path: Path) -> Iterator[None]:
     """Turns a full, over-quota, read-only or forbidden disk into StorageError with the remedy."""
     try:
         yield
-    except OSError as error:
-        if error.errno in _STORAGE_ERRNO:
-            raise StorageError(
-                f"cannot write {path}: {error.strerror}",
-                "free some space, or choose another folder with --run, and run it again: finished work is kept",
-                file=path,
-            ) from error
-        if isinstance(error, PermissionError):
-            raise StorageError(
-                f"cannot write {path}: {error.strerror}", "choose a folder you may write to with --run", file=path
-            ) from error
-        raise
+    except Exception as error:
+        refused = storage_error(error, path)
+        if refused is None:
+            raise
+        raise refused from error
+
+
+def storage_error(error: BaseException, path: Path | str | None) -> StorageError | None:
+    """What to tell the user when `error` says that the disk refuses; None when it says something else.
+
+    safetensors wraps the system's error in one of its own, with the number in the text.
+    """
+    wrapped = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
+    number = error.errno if isinstance(error, OSError) else int(wrapped[1]) if wrapped else None
+    if number is None or number not in _FULL | _FORBIDDEN:
+        return None
+    remedy = "free some space, or choose another folder" if number in _FULL else "choose a folder you may write to"
+    return StorageError(
+        f"cannot write {path or 'to the disk'}: {os.strerror(number)}",
+        f"{remedy} with --run, and run it again: finished work is kept",
+        file=path,
+    )
 
 
 @contextmanager
@@ -97,6 +109,32 @@ def write_json(path: Path, document: Any) -> None:
     write_text(path, json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def append_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """One write, flushed to disk: after a crash a line is whole, or `read_json_lines` drops it. Raises StorageError."""
+    lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as stream:
+            if stream.tell() and not _ends_with_newline(path):
+                lines = "\n" + lines  # what a crash has torn must not spoil the next line
+            stream.write(lines.encode("utf-8"))
+            stream.flush()
+            os.fsync(stream.fileno())
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a file that `append_json_lines` wrote; none when there is no such file."""
+    found = []
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:  # torn by a crash
+            continue
+        if isinstance(row, dict):
+            found.append(row)
+    return found
+
+
 def hash_bytes(*parts: bytes) -> str:
     """First 32 hex digits of SHA-256 over the length-prefixed parts."""
     digest = hashlib.sha256()
@@ -121,6 +159,12 @@ def hash_tree(path: Path) -> str:
         return hash_file(path)
     files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.endswith(PART_SUFFIX))
     return hash_bytes(*(part for p in files for part in (str(p.relative_to(path)).encode(), hash_file(p).encode())))
+
+
+def _ends_with_newline(path: Path) -> bool:
+    with path.open("rb") as stream:
+        stream.seek(-1, os.SEEK_END)
+        return stream.read() == b"\n"
 
 
 def _fsync(path: Path) -> None:

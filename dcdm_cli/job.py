@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from dcdm_cli.errors import InterruptedRunError
 
-Progress = Callable[[str, int, int], None]  # what is being done, how many are done, how many there are
+Progress = Callable[[str, int, int], None]  # what is being done, how many are done, how many there are (0: not known)
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -27,5 +27,14 @@ class Job:
         name = self.stop_signal()
         if name:
             raise InterruptedRunError(
-                f"stopped by {name}; {saved}", "run the same command again to continue", terminated=name == "SIGTERM"
+                f"stopped by {name}; {saved}", "run the same command again to continue", signal_name=name
             )
+
+    def stoppable(self, saved: str) -> Progress:
+        """`progress` for work that has no other point to stop at: each report is one. saved: as above."""
+
+        def report(what: str, done: int, total: int) -> None:
+            self.progress(what, done, total)
+            self.stop_if_asked(saved)
+
+        return report

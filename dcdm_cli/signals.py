@@ -1,4 +1,4 @@
-"""First SIGINT or SIGTERM: finish the current unit of work, save, exit 130 or 143. Second: stop at once."""
+"""First SIGINT, SIGTERM or SIGHUP: finish the current unit of work, save, exit 130 or 143. Second: stop at once."""
 
 from __future__ import annotations
 
@@ -7,22 +7,27 @@ from collections.abc import Callable
 from types import FrameType
 
 _asked: list[str] = []
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
 def install_handlers(say: Callable[[str], None]) -> None:
-    """say: told once, at the first signal, what happens next."""
+    """say: told once, at the first signal, what happens next.
+
+    A signal that whoever started us wants ignored stays ignored: `nohup`, background jobs of scripts.
+    """
 
     def handle(number: int, frame: FrameType | None) -> None:
-        name = signal.Signals(number).name
-        if _asked:
-            raise KeyboardInterrupt
+        again, name = bool(_asked), signal.Signals(number).name
         _asked.append(name)
+        if again:
+            raise KeyboardInterrupt
         say(f"{name}: finishing the current unit of work; once more to stop now")
 
-    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
-        signal.signal(number, handle)
+    for number in (getattr(signal, name) for name in SIGNALS if hasattr(signal, name)):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handle)
 
 
 def asked_to_stop() -> str | None:
-    """Name of the signal that asked, or None."""
-    return _asked[0] if _asked else None
+    """Name of the newest signal that asked, or None."""
+    return _asked[-1] if _asked else None

@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import resource
+import shutil
 import socket
 import sys
 import time
@@ -25,7 +26,7 @@ from filelock import FileLock, Timeout
 
 from dcdm_cli import __version__
 from dcdm_cli.errors import LockedError, MismatchError, NotFoundError, StorageError
-from dcdm_cli.files import PART_SUFFIX, hash_json, storage_errors, write_json
+from dcdm_cli.files import PART_SUFFIX, hash_json, write_json, write_text
 
 RECORDED_PACKAGES = ("torch", "diffusers", "transformers", "peft", "timm", "accelerate")
 
@@ -90,8 +91,13 @@ class RunFolder:
     cache = property(lambda self: self.path / "cache")
     checkpoints = property(lambda self: self.path / "checkpoints")
 
-    def create(self) -> None:
-        """Makes the folder and proves it is writable before anything expensive starts. Raises StorageError."""
+    def create(self, *, after: str | None = None) -> None:
+        """Makes the folder and proves it is writable before anything expensive starts. Raises StorageError.
+
+        after: a stage that must be finished, so that a slip in --run leaves no folder behind; see `require`.
+        """
+        if after is not None:
+            self.require(after)
         probe = self.path / f".probe.{os.getpid()}{PART_SUFFIX}"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -108,7 +114,8 @@ class RunFolder:
 
     @contextmanager
     def lock(self, command: str) -> Iterator[None]:
-        """One writer per run folder. Raises LockedError at once, naming the holder."""
+        """One writer per run folder, which also sweeps away what killed ones left. Raises LockedError at once, naming
+        the holder."""
         holder = self.path / ".lock.json"
         lock = FileLock(self.path / ".lock")
         try:
@@ -124,6 +131,7 @@ class RunFolder:
                 holder,
                 {"host": socket.gethostname(), "pid": os.getpid(), "command": command, "since": _now()},
             )
+            self._sweep()
             yield
         finally:
             holder.unlink(missing_ok=True)
@@ -137,6 +145,11 @@ class RunFolder:
             return StageRecord(**json.loads(file.read_text("utf-8")))
         except (ValueError, TypeError) as error:
             raise MismatchError(f"{file} is damaged: {error}", f"run: dcdm {stage} --force", file=file) from error
+
+    def forget(self, *stages: str) -> None:
+        """Called before outputs are replaced: until they are recorded again, nobody may take the new for the old."""
+        for stage in stages:
+            self._record_file(stage).unlink(missing_ok=True)
 
     def require(self, stage: str) -> StageRecord:
         """Raises NotFoundError naming the command that was probably forgotten."""
@@ -179,26 +192,36 @@ class RunFolder:
         write_json(self._record_file(stage.name), asdict(record))
         return record, True
 
+    def _sweep(self) -> None:
+        """`generated` is left alone: its journal does this itself, with more than one process perhaps."""
+        places = (".", "records", "cache", "figures", "evaluation", "checkpoints", "checkpoints/*", "images/*")
+        for place in places:
+            for leftover in (
+                *self.path.glob(f"{place}/.*{PART_SUFFIX}"),
+                *self.path.glob(f"{place}/.*{PART_SUFFIX}.old"),
+            ):
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+
     def _record_file(self, stage: str) -> Path:
         return self.path / "records" / f"{stage}.json"
 
 
-def write_starter_config(run: RunFolder, preset: str | None, settings: Mapping[str, Any]) -> None:
-    """Writes dcdm.toml once, with what the first command was told, for the user to edit. Never overwrites it."""
+def write_starter_config(run: RunFolder, settings: Mapping[str, Any]) -> None:
+    """Writes dcdm.toml once, with what the first command was told, for the user to edit. Never overwrites it.
+
+    settings: dotted key -> plain value, as in `config.flat_items`; None is written "none", because TOML has no null.
+    """
     import tomlkit
 
     if run.config_file.exists():
         return
     document = tomlkit.document()
     document.add(tomlkit.comment("Settings of this run. All of them, with their origin: dcdm config show --origin"))
-    if preset:
-        document["preset"] = preset
-    for dotted, value in settings.items():
+    for dotted, value in sorted(settings.items(), key=lambda item: "." in item[0]):  # TOML wants top-level keys first
         section, _, name = dotted.rpartition(".")
         table = document.setdefault(section, tomlkit.table()) if section else document
-        table[name] = value
-    with storage_errors(run.config_file):
-        run.config_file.write_text(tomlkit.dumps(document), "utf-8")
+        table[name] = "none" if value is None else value
+    write_text(run.config_file, tomlkit.dumps(document))
 
 
 def _describe_holder(file: Path) -> str:

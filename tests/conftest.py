@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when the libraries are imported: no test may wait for a network
 
 
 @pytest.fixture(scope="session", autouse=True)

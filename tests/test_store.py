@@ -148,8 +148,11 @@ def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_starter_file_is_written_once_and_read_back(run: RunFolder) -> None:
-    write_starter_config(run, "digits", {"data.source": 'a "b"', "seed": 3})
-    write_starter_config(run, "sd15", {"data.source": "other"})
+    told = {"data.source": 'a "b"', "preset": "digits", "finetune.snr_gamma": None, "score.model_args": {"depth": [1]}}
+    write_starter_config(run, {**told, "seed": 3})
+    write_starter_config(run, {"preset": "sd15", "data.source": "other"})
     resolved = resolve(run_file=run.config_file)
-    assert (resolved.config.preset, resolved.config.data.source, resolved.config.seed) == ("digits", 'a "b"', 3)
+    config = resolved.config
+    assert (config.preset, config.data.source, config.seed) == ("digits", 'a "b"', 3)
+    assert (config.finetune.snr_gamma, config.score.model_args) == (None, {"depth": [1]})
     assert resolved.origins["data.source"] == str(run.config_file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -93,6 +94,7 @@ class GeneratedSets:
             return Outcome([folder], "", train_adapter(self.context, config, folder, self.job), self.job.device)
 
         self.context.run.run(stage, work)
+        shutil.rmtree(self.context.run.checkpoints / folder.name, ignore_errors=True)
         return open_run_engine(self.context, folder, self.job)
 
     def _plain_config(self):

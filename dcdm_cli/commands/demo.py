@@ -14,29 +14,37 @@ from dcdm_cli.commands.generate import run_generate
 from dcdm_cli.commands.options import Context, stage_command
 from dcdm_cli.commands.score import run_score
 from dcdm_cli.config import resolve
+from dcdm_cli.job import Job
+from dcdm_cli.signals import asked_to_stop
 
 EXAMPLES = ("dcdm demo", "dcdm demo --full --run demo-full", "dcdm demo --json | jq .downstream.arms")
 QUICK: dict[str, Any] = {"evaluate.arms": ["real", "plain", "dcdm"], "evaluate.seeds": 3}
 FULL: dict[str, Any] = {"evaluate.arms": ["real", "upsampled", "plain", "easy", "dcdm", "hard"], "evaluate.seeds": 8}
 
 
+STAGES = (run_score, run_caption, run_finetune, run_calibrate, run_generate)
+
+
 def register(app: typer.Typer, summary: str) -> None:
-    @stage_command(app, "demo", help=summary, examples=EXAMPLES)
+    @stage_command(app, "demo", help=summary, examples=EXAMPLES, prepare=demo_settings)
     def demo(
         context: Context,
         full: Annotated[
             bool, typer.Option("--full", help="All arms and 8 seeds: about 45 minutes on 2 cores.")
         ] = False,
     ) -> None:
-        context = _with_demo_settings(context, FULL if full else QUICK)
-        for stage in (run_score, run_caption, run_finetune, run_calibrate, run_generate):
-            context.console.note(f"dcdm {stage.__name__.removeprefix('run_')}")
+        for stage in STAGES:
+            name = stage.__name__.removeprefix("run_")
+            context.console.note(f"dcdm {name}")
             stage(context)
+            Job(stop_signal=asked_to_stop).stop_if_asked(f"{name} is finished")
         context.console.note("dcdm evaluate")
         show_evaluation(context, run_evaluate(context))
 
 
-def _with_demo_settings(context: Context, arms: dict[str, Any]) -> Context:
-    """The digits preset with the demo's arms; flags and the run's dcdm.toml still win."""
-    flags = {"preset": "digits", **arms, **context.given}
-    return replace(context, resolved=resolve(flags=flags, run_file=context.run.config_file), given={"preset": "digits"})
+def demo_settings(context: Context, *, full: bool) -> Context:
+    """The digits preset with the quick arms, where nobody has said otherwise; --full is a flag like any other."""
+    given = {**FULL, **context.given} if full else context.given
+    lowest = {"preset": "digits", **QUICK}
+    resolved = resolve(flags=given, config_file=context.config_file, run_file=context.run.config_file, lowest=lowest)
+    return replace(context, resolved=resolved, given={**QUICK, **given})

@@ -35,7 +35,7 @@ def register(app: typer.Typer, summary: str) -> None:
 
 def run_evaluate(context: Context) -> StageRecord:
     run, config = context.run, context.config
-    run.create()
+    run.create(after="finetune")
     with run.lock("dcdm evaluate"):
         if not run.scorer.exists():
             raise UsageError(

@@ -10,8 +10,8 @@ import typer
 
 from dcdm_cli.commands.options import Context, stage_command
 from dcdm_cli.config import FinetuneConfig
-from dcdm_cli.demo.base import resolve_base
-from dcdm_cli.errors import UsageError
+from dcdm_cli.demo.base import TINY_NAME, resolve_base
+from dcdm_cli.errors import NotFoundError, UsageError
 from dcdm_cli.job import Job
 from dcdm_cli.store import Outcome, Stage, StageRecord
 
@@ -40,13 +40,14 @@ def register(app: typer.Typer, summary: str) -> None:
 
 def run_finetune(context: Context) -> StageRecord:
     run, config = context.run, context.config.finetune
-    run.create()
+    run.create(after="score")
     with run.lock("dcdm finetune"):
         inputs = {"score": run.require("score").id, "caption": run.require("caption").id}
         stage = Stage("finetune", {**config.model_dump(mode="json"), "run_seed": context.config.seed}, inputs)
         if context.force:
             _drop(run.checkpoints / "adapter")
         record, done = run.run(stage, lambda: _work(context, config, run.adapter), force=context.force)
+        _drop(run.checkpoints / "adapter")  # only now: a kill before the record was written must not cost the training
     if not done:
         context.console.note("finetune: nothing changed, skipped (--force runs it again)")
     return record
@@ -78,6 +79,8 @@ def training_rows(manifest: Manifest, keep_suspects: bool) -> Manifest:
     import numpy as np
 
     train = manifest.split("train")
+    if train.table["caption"].null_count:
+        raise NotFoundError("some training images have no caption", "write them: dcdm caption --force")
     keep = np.isfinite(train.column("difficulty"))
     if not keep_suspects:
         keep &= ~train.column("suspect_label")
@@ -97,7 +100,10 @@ def training_rows(manifest: Manifest, keep_suspects: bool) -> Manifest:
 
 
 def train_adapter(context: Context, config: FinetuneConfig, folder: Path, job: Job) -> dict[str, Any]:
-    """Fine-tunes on the run's manifest and writes an adapter folder. Returns losses and counts."""
+    """Fine-tunes on the run's manifest and writes an adapter folder. Returns losses and counts.
+
+    The checkpoints, in a folder of the adapter's name, stay until the caller has recorded the result.
+    """
     import torch
 
     from dcdm_cli.data.manifest import read_manifest
@@ -111,10 +117,11 @@ def train_adapter(context: Context, config: FinetuneConfig, folder: Path, job: J
     manifest = read_manifest(context.run.samples)
     rows = training_rows(manifest, config.keep_suspects)
     base = load_base(resolve_base(config.base), revision=config.revision, dtype=config.precision, device=job.device)
+    report = job.stoppable("training has not begun")
     seed = config.seed + context.config.seed
     views = Views(rows.paths(), config.hflip, config.views - 1, seed)
-    latents = cache_latents(base, views, config.resolution, context.run.cache, job.progress)
-    text, caption = encode_captions(base, [str(c) for c in rows.column("caption")], job.progress)
+    latents = cache_latents(base, views, config.resolution, context.run.cache, report)
+    text, caption = encode_captions(base, rows.column("caption").tolist(), report)
     label = torch.from_numpy(views.repeat(rows.column("label").astype("int64")))
     difficulty = torch.from_numpy(_difficulty_of(views, rows, config, context, job))
     epoch = balanced_epoch(difficulty, config.difficulty_balance)
@@ -124,7 +131,7 @@ def train_adapter(context: Context, config: FinetuneConfig, folder: Path, job: J
     trained = finetune(base, data, len(rows.class_names), config, context.run.checkpoints / folder.name, job)
     encoder = trained.network.encoder
     info = AdapterInfo(
-        base=base.source,
+        base=_lasting_name(config.base),
         base_fingerprint=fingerprint,
         revision=config.revision,
         class_names=rows.class_names,
@@ -134,7 +141,6 @@ def train_adapter(context: Context, config: FinetuneConfig, folder: Path, job: J
     )
     with atomic_folder(folder) as part:
         save_adapter(part, trained.network.unet, encoder, info)
-    _drop(context.run.checkpoints / folder.name)
     return {"images": len(data), "losses": trained.losses, "skipped_steps": trained.skipped}
 
 
@@ -164,9 +170,14 @@ def _difficulty_of(views: Views, rows: Manifest, config: FinetuneConfig, context
         position = {sample: row for row, sample in enumerate(train.column("sample_id"))}
         only = views.repeat(unseen[[position[sample] for sample in rows.column("sample_id")]])
     measured = Scorer.load(run.scorer, job.device).measure(
-        views, views.repeat(rows.column("label")), only=only, progress=job.progress
+        views, views.repeat(rows.column("label")), only=only, progress=job.stoppable("training has not begun")
     )
     return measured.difficulty
+
+
+def _lasting_name(base: str) -> str:
+    """How the adapter's config.json calls its base: a folder by its absolute path, others as they were given."""
+    return str(Path(base).absolute()) if Path(base).is_dir() and base != TINY_NAME else base
 
 
 def _work(context: Context, config: FinetuneConfig, folder: Path) -> Outcome:

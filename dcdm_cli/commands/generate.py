@@ -38,7 +38,7 @@ def register(app: typer.Typer, summary: str) -> None:
 
 def run_generate(context: Context) -> StageRecord:
     run, config = context.run, context.config
-    run.create()
+    run.create(after="finetune")
     with run.lock("dcdm generate"):
         calibration = run.record("calibrate")
         inputs = {"finetune": run.require("finetune").id, "calibrate": calibration.id if calibration else ""}
@@ -76,7 +76,7 @@ def _work(context: Context) -> Outcome:
             "they get the nearest end (dcdm evaluate shows the range)"
         )
     if context.force:
-        _set_aside(run.generated)
+        _set_aside(run.generated, plan)
     generated = run_plan(plan, engine, run.generated, job, make_measure(context, job) if config.score else None)
     _drop_old(run.generated)
     results = {
@@ -105,11 +105,17 @@ def _difficulty_summary(manifest) -> dict[str, float | None]:
     }
 
 
-def _set_aside(folder: Path) -> None:
-    """--force keeps the old images until the new ones are complete."""
-    old = _old(folder)
-    if folder.exists() and not old.exists():
-        folder.rename(old)
+def _set_aside(folder: Path, plan: Plan) -> None:
+    """--force keeps the old images until the new ones are complete. New ones that were begun are gone on with, or
+    dropped when by now others are asked for."""
+    from dcdm_cli.generation.plan import read_plan
+
+    old, begun = _old(folder), folder / "plan.parquet"
+    if not old.exists():
+        if folder.exists():
+            folder.rename(old)
+    elif not begun.is_file() or read_plan(begun).hash != plan.hash:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _drop_old(folder: Path) -> None:

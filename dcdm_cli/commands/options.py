@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 from pydantic import BaseModel
 
-from dcdm_cli.config import Config, Resolved, flat_items, resolve
+from dcdm_cli.config import Config, Layer, Resolved, flat_items, resolve, split_list
 from dcdm_cli.console import Console
 from dcdm_cli.errors import UsageError
 from dcdm_cli.job import Job
@@ -23,6 +23,7 @@ from dcdm_cli.signals import asked_to_stop
 from dcdm_cli.store import RunFolder
 
 DEFAULT_RUN = "dcdm-run"
+PIPELINE = ("score", "caption", "finetune", "generate", "evaluate")
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,16 @@ class Context:
     force: bool
     dry_run: bool
     given: Mapping[str, Any]  # settings given as flags, dotted
+    config_file: Path | None = None
 
     @property
     def config(self) -> Config:
         return self.resolved.config
+
+    def starter_settings(self) -> dict[str, Any]:
+        """What the first command of a run was told, as plain values for dcdm.toml."""
+        values = flat_items(self.config)
+        return {key: values[key] for key in ("preset", *self.given) if values.get(key) is not None or key in self.given}
 
     def job(self, device: str | None = None) -> Job:
         """Settles the device (imports torch) unless the caller has one."""
@@ -76,9 +83,18 @@ SHARED: dict[str, tuple[Any, Any]] = {
 
 
 def stage_command(
-    app: typer.Typer, name: str, *, help: str, sections: Sequence[str] = (), examples: Sequence[str] = ()
+    app: typer.Typer,
+    name: str,
+    *,
+    help: str,
+    sections: Sequence[str] = (),
+    examples: Sequence[str] = (),
+    prepare: Callable[..., Context] | None = None,
 ) -> Callable[[Callable[..., None]], None]:
-    """Registers `function(context, **own)` with its own parameters, the flags of `sections`, and the shared options."""
+    """Registers `function(context, **own)` with its own parameters, the flags of `sections`, and the shared options.
+
+    prepare: (context, **own) -> the context the command works with, before --dry-run shows it.
+    """
 
     def decorate(function: Callable[..., None]) -> None:
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
@@ -89,7 +105,9 @@ def stage_command(
         @functools.wraps(function)
         def command(ctx: typer.Context, **values: Any) -> None:
             given = {key: _parse_flag(key, values.pop(param)) for param, key in flags.items()}
-            context = _open_context(ctx, {name: values.pop(name) for name in SHARED}, given)
+            context = _open_context(ctx, name, {shared: values.pop(shared) for shared in SHARED}, given)
+            if prepare is not None:
+                context = prepare(context, **values)
             if context.dry_run:
                 print_settings(context)
             else:
@@ -121,7 +139,7 @@ def print_settings(context: Context, *, origin: bool = False) -> None:
     context.console.result({}, context.run.path, [Text(line) for line in lines])
 
 
-def _open_context(ctx: typer.Context, shared: dict[str, Any], given: dict[str, Any]) -> Context:
+def _open_context(ctx: typer.Context, command: str, shared: dict[str, Any], given: dict[str, Any]) -> Context:
     console = ctx.obj if isinstance(ctx.obj, Console) else Console()
     console.as_json, console.quiet = shared["as_json"], shared["quiet"]
     console.reserve_stdout()
@@ -129,10 +147,25 @@ def _open_context(ctx: typer.Context, shared: dict[str, Any], given: dict[str, A
     flags |= {name: shared[name] for name in ("preset", "device", "threads", "seed") if shared[name] is not None}
     flags |= _parse_settings(shared["settings"] or [])
     run = RunFolder(shared["run"])
-    resolved = resolve(flags=flags, config_file=shared["config"], run_file=run.config_file)
+    recorded = recorded_layers(run, command)
+    resolved = resolve(flags=flags, config_file=shared["config"], run_file=run.config_file, recorded=recorded)
     if resolved.config.threads:
         os.environ["OMP_NUM_THREADS"] = str(resolved.config.threads)  # read when torch is imported
-    return Context(run, resolved, console, shared["force"], shared["dry_run"], flags)
+    return Context(run, resolved, console, shared["force"], shared["dry_run"], flags, shared["config"])
+
+
+def recorded_layers(run: RunFolder, command: str) -> list[Layer]:
+    """The settings that the stages before `command` were done with, from their records: what is made from their
+    outputs must not see other ones, because a flag was given only once."""
+    before = PIPELINE[: PIPELINE.index(command)] if command in PIPELINE else ()
+    records = ((stage, run.record(stage)) for stage in before)
+    return [
+        Layer(f"record of {stage}", _recorded_sections(stage, record.config)) for stage, record in records if record
+    ]
+
+
+def _recorded_sections(stage: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: config[name] for name in ("data", "score")} if stage == "score" else {stage: config}
 
 
 def _parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
@@ -197,12 +230,10 @@ def _metavar(kind: Any) -> str:
 
 
 def _parse_flag(key: str, value: Any) -> Any:
-    """Flags arrive as text; config.py checks the type. Lists are written with commas, `none` switches off."""
+    """Flags arrive as text; config.py checks the type and knows `none`. Lists are written with commas."""
     if value is None or isinstance(value, bool):
         return value
-    if get_origin(_plain_type(_field(key).annotation)) is tuple:
-        return [part.strip() for part in value.split(",") if part.strip()]
-    return value
+    return split_list(value) if get_origin(_plain_type(_field(key).annotation)) is tuple else value
 
 
 def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:

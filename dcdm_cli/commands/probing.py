@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dcdm_cli.demo.base import resolve_base
 from dcdm_cli.job import Job
 
 if TYPE_CHECKING:
     import numpy as np
 
     from dcdm_cli.commands.options import Context
+    from dcdm_cli.config import GenerateConfig
     from dcdm_cli.generation.bulk import Measure
     from dcdm_cli.generation.engine import Engine
     from dcdm_cli.generation.plan import PlanInputs
@@ -33,8 +36,10 @@ class Probed:
 
 def open_run_engine(context: Context, adapter: Path, job: Job) -> Engine:
     from dcdm_cli.generation.engine import open_engine
+    from dcdm_cli.model.adapter import read_adapter
 
-    engine = open_engine(adapter, context.config.generate, job.device)
+    base = resolve_base(read_adapter(adapter).base)  # the packaged one lies elsewhere on another machine
+    engine = open_engine(adapter, context.config.generate, job.device, base=base)
     context.console.note(f"backend: {engine.denoiser.name} ({engine.reason})")
     return engine
 
@@ -79,10 +84,15 @@ def usable_calibration(context: Context):
         changed = [k for k, v in sampler_settings(config).items() if calibration.settings.get(k) != v]
         context.console.warn(
             f"the calibration was measured with other sampler settings ({', '.join(changed)}) and is not used: "
-            "run dcdm finetune with these settings to calibrate again"
+            f"calibrate again with them: dcdm finetune {_as_flags(config, changed)}"
         )
         return None
     return replace(calibration, attempts=config.attempts)
+
+
+def _as_flags(config: GenerateConfig, names: Sequence[str]) -> str:
+    values = {name: getattr(config, name) for name in names}
+    return " ".join(shlex.quote(f"--set=generate.{k}={'none' if v is None else v}") for k, v in values.items())
 
 
 def make_measure(context: Context, job: Job) -> Measure | None:
@@ -123,6 +133,7 @@ def probe(
     images, realised, predicted = [], [], []
     for rows, batch in render_close(engine, plan.rows(), job, measure if calibrated else None):
         s, guess = measure(batch, np.array([row.label for row in rows]))
+        job.stop_if_asked("these probe images are made again")
         images.append(batch)
         realised.append(s)
         predicted.append(guess)

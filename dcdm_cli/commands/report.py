@@ -90,7 +90,8 @@ def atlas_rows(train: Manifest, probed: Probed) -> list[plots.GridRow]:
         if not len(mine):
             continue
         easiest, hardest = mine[s[mine].argmin()], mine[s[mine].argmax()]
-        shown = [_nearest(probed, label, target) for target in np.unique(probed.target)]
+        at = [_nearest(probed, label, target) for target in np.unique(probed.target)]
+        shown = [i for i in at if i is not None]
         images = [
             decode_image(paths[easiest]),
             *(Image.fromarray(probed.images[i]) for i in shown),
@@ -101,7 +102,9 @@ def atlas_rows(train: Manifest, probed: Probed) -> list[plots.GridRow]:
     return rows
 
 
-def _nearest(probed: Probed, label: int, target: float) -> int:
-    """The class's image for this target whose realised difficulty comes closest to it."""
+def _nearest(probed: Probed, label: int, target: float) -> int | None:
+    """The class's image for this target whose realised difficulty comes closest to it; few images leave classes out."""
     mine = np.flatnonzero((probed.label == label) & (probed.target == target))
+    if not len(mine):
+        return None
     return int(mine[np.abs(probed.realised[mine] - target).argmin()])

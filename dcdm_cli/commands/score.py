@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dcdm_cli.commands.options import Context, stage_command
+from dcdm_cli.config import Config, ScoreConfig
 from dcdm_cli.console import Console
+from dcdm_cli.demo.base import SOURCE_NAME
 from dcdm_cli.errors import ExitCode, UsageError
-from dcdm_cli.files import hash_json, hash_tree
+from dcdm_cli.files import hash_file, hash_json
 from dcdm_cli.job import Job
 from dcdm_cli.store import Outcome, RunFolder, Stage, StageRecord, write_starter_config
 
 if TYPE_CHECKING:
     from dcdm_cli.data.manifest import Manifest
+    from dcdm_cli.data.sources import ScanOptions
 
 EXAMPLES = (
     "dcdm score photos/ --run birds --model resnet50 --steps 5000",
@@ -45,14 +52,16 @@ def run_score(context: Context, source: str | None = None) -> StageRecord:
     source = source or config.data.source
     if not source:
         raise UsageError("no images to score", "name them: dcdm score FOLDER (or hf:owner/name, a CSV, digits)")
+    settings = {"source": source, "data": config.data.model_dump(mode="json", exclude={"source"})}
+    settings |= {"score": config.score.model_dump(mode="json"), "seed": config.seed}
+    options = scan_options(context, source)
+    inputs = {"source": _fingerprint(source, options), **_file_inputs(context.config)}
     run.create()
-    write_starter_config(run, config.preset, {"data.source": source, **context.given})
     with run.lock("dcdm score"):
-        place = _prepare(source, context)
-        settings = {"source": source, "data": config.data.model_dump(mode="json", exclude={"source"})}
-        settings |= {"score": config.score.model_dump(mode="json"), "seed": config.seed}
-        stage = Stage("score", settings, {"source": _fingerprint(place)} | _classifier_input(config.score.classifier))
-        record, done = run.run(stage, lambda: _work(context, place), force=context.force)
+        stage = Stage("score", settings, inputs)
+        record, done = run.run(stage, lambda: _work(context, source, options), force=context.force)
+        shutil.rmtree(run.checkpoints / "scorer", ignore_errors=True)
+        write_starter_config(run, {"data.source": source, **context.starter_settings()})
     if not done:
         context.console.note("score: nothing changed, skipped (--force runs it again)")
     return record
@@ -73,75 +82,115 @@ def _machine(console: Console) -> bool:
     return console.as_json or console.quiet
 
 
-def _prepare(source: str, context: Context) -> str:
+def _place(source: str, run: RunFolder) -> str:
     """The source as `scan` knows it: the embedded digits become a folder of images."""
-    from dcdm_cli.demo.digits import SOURCE_NAME, write_digits
+    if source != SOURCE_NAME:
+        return source
+    from dcdm_cli.demo.digits import write_digits
 
-    return str(write_digits(context.run.images / SOURCE_NAME)) if source == SOURCE_NAME else source
+    return str(write_digits(run.images / SOURCE_NAME))
 
 
-def _work(context: Context, source: str) -> Outcome:
+def _work(context: Context, source: str, options: ScanOptions) -> Outcome:
+    from dcdm_cli.data.images import decode_options
     from dcdm_cli.data.manifest import write_manifest
     from dcdm_cli.data.sources import TooManyRejectedError, scan
     from dcdm_cli.data.writers import write_rejected
 
     run, job = context.run, context.job()
     try:
-        found = scan(source, scan_options(context), run.images)
+        found = scan(_place(source, run), replace(options, decode=decode_options()), run.images, job)
     except TooManyRejectedError as error:
         write_rejected(run.rejected, error.rejected)
         raise
     for warning in found.warnings:
         context.console.warn(warning)
     write_rejected(run.rejected, found.rejected)
-    manifest, results = _score(context, found.manifest, job)
-    write_manifest(manifest, run.samples)
-    results |= {"images": len(manifest), "rejected": len(found.rejected), "classes": len(manifest.class_names)}
-    results["origin"] = found.origin
-    outputs = [run.samples, *([run.scorer] if run.scorer.exists() else []), *_figures(run, manifest)]
-    fingerprint = hash_json([manifest.column("sample_id").tolist(), manifest.column("difficulty").tolist()])
-    return Outcome(outputs, fingerprint, results, job.device)
+    scored = _score(context, found.manifest, job)
+    run.forget("score", "caption")  # the new table has no captions of ours, and may have other rows
+    scored.save_scorer(run.scorer)
+    write_manifest(scored.manifest, run.samples)
+    results = {**scored.results, "images": len(scored.manifest), "rejected": len(found.rejected)}
+    results |= {"classes": len(scored.manifest.class_names), "origin": found.origin}
+    outputs = [run.samples, *([run.scorer] if run.scorer.exists() else []), *_figures(run, scored.manifest)]
+    values = [scored.manifest.column(name).tolist() for name in ("sample_id", "difficulty")]
+    return Outcome(outputs, hash_json(values), results, job.device)
 
 
-def _score(context: Context, manifest: Manifest, job: Job) -> tuple[Manifest, dict[str, Any]]:
+@dataclass(frozen=True)
+class _Scored:
+    """save_scorer: writes what measures generated images into a folder, or removes what was there."""
+
+    manifest: Manifest
+    results: dict[str, Any]
+    save_scorer: Callable[[Path], None]
+
+
+def _score(context: Context, manifest: Manifest, job: Job) -> _Scored:
     """Fills the score columns of the training split; other splits keep nulls."""
     import numpy as np
 
-    columns, results = _columns(context, manifest, job)
+    methods = {"crossfit": _by_crossfit, "classifier": _by_classifier, "column": _by_column}
+    method = _method(context.config.score)
+    columns, results, save_scorer = methods[method](context, manifest, job)
     rows = np.flatnonzero(manifest.column("split") == "train")
     for name, values in columns.items():
         whole = manifest.table[name].to_pylist()
         for row, value in zip(rows, values, strict=True):
             whole[row] = value
         manifest = manifest.with_columns({name: whole})
-    train = manifest.split("train").column("difficulty")
-    return manifest, results | {"scored": int(np.isfinite(train).sum()), "difficulty_mean": float(np.nanmean(train))}
+    s = manifest.split("train").column("difficulty")
+    if not np.isfinite(s).any():
+        raise UsageError(
+            f"none of the {len(s)} training images got a score",
+            "give classes at least two different images each, or another column: dcdm score --column NAME",
+        )
+    results |= {"method": method, "scored": int(np.isfinite(s).sum()), "difficulty_mean": float(np.nanmean(s))}
+    return _Scored(manifest, results, save_scorer)
 
 
-def _columns(context: Context, manifest: Manifest, job: Job) -> tuple[dict[str, Any], dict[str, Any]]:
-    from dcdm_cli.difficulty.crossfit import crossfit
+def _method(config: ScoreConfig) -> str:
+    """A classifier or a column that was named is what is meant. Raises UsageError for both, and for none."""
+    if config.classifier is not None and config.column is not None:
+        raise UsageError("a classifier and a score column were given", "leave out --classifier or --column")
+    if config.classifier is not None:
+        return "classifier"
+    if config.column is not None:
+        return "column"
+    if config.method != "crossfit":
+        missing = {"classifier": "--classifier FILE.safetensors|FILE.onnx", "column": "--column NAME"}[config.method]
+        raise UsageError(f"--method {config.method} does not say which", f"name it: dcdm score {missing}")
+    return config.method
+
+
+def _by_column(context: Context, manifest: Manifest, job: Job) -> Any:
+    return {}, {}, lambda folder: shutil.rmtree(folder, ignore_errors=True)
+
+
+def _by_classifier(context: Context, manifest: Manifest, job: Job) -> Any:
     from dcdm_cli.difficulty.own_classifier import load_own_classifier, score_with
-    from dcdm_cli.difficulty.scorer import save_own_scorer, save_scorer
+    from dcdm_cli.difficulty.scorer import save_own_scorer
 
-    config, scorer, train = context.config.score, context.run.scorer, manifest.split("train")
-    if config.method == "column":
-        return {}, {"method": "column"}
-    if config.method == "classifier" or config.classifier is not None:
-        if config.classifier is None:
-            raise UsageError(
-                "--method classifier needs the classifier", "name it with --classifier FILE.safetensors|FILE.onnx"
-            )
-        names = manifest.class_names
-        class_map = names if context.config.data.class_map else None
-        own = load_own_classifier(config.classifier, names, config, job.device, class_map=class_map)
-        scored = score_with(own, train, job.device, calibrate=config.temperature, progress=job.progress)
-        save_own_scorer(scorer, own, scored.temperature)
-        return scored.columns, {"method": "classifier", "accuracy": scored.accuracy, "temperature": scored.temperature}
-    fitted = crossfit(train, config, job.device, job.progress)
-    save_scorer(scorer, fitted, manifest.class_names, config)
-    suspects = int(fitted.columns["suspect_label"].sum())
-    results = {"method": "crossfit", "accuracy": fitted.accuracy, "temperature": fitted.temperature}
-    return fitted.columns, results | {"suspects": suspects, "folds": len(fitted.models)}
+    config, names = context.config.score, manifest.class_names
+    assert config.classifier is not None
+    class_map = names if context.config.data.class_map else None
+    own = load_own_classifier(config.classifier, names, config, job.device, class_map=class_map)
+    report = job.stoppable("the images have not been classified yet")
+    scored = score_with(own, manifest.split("train"), job.device, calibrate=config.temperature, progress=report)
+    results = {"accuracy": scored.accuracy, "temperature": scored.temperature}
+    return scored.columns, results, lambda folder: save_own_scorer(folder, own, scored.temperature)
+
+
+def _by_crossfit(context: Context, manifest: Manifest, job: Job) -> Any:
+    from dcdm_cli.difficulty.crossfit import crossfit
+    from dcdm_cli.difficulty.scorer import save_scorer
+
+    config = context.config.score
+    config = config.model_copy(update={"seed": config.seed + context.config.seed})
+    fitted = crossfit(manifest.split("train"), config, job, context.run.checkpoints / "scorer")
+    results = {"accuracy": fitted.accuracy, "temperature": fitted.temperature, "folds": len(fitted.models)}
+    results["suspects"] = int(fitted.columns["suspect_label"].sum())
+    return fitted.columns, results, lambda folder: save_scorer(folder, fitted, manifest.class_names, config)
 
 
 def _figures(run: RunFolder, manifest: Manifest) -> list[Path]:
@@ -179,8 +228,7 @@ def grid_rows(manifest: Manifest, width: int) -> list[Any]:
     ]
 
 
-def scan_options(context: Context) -> Any:
-    from dcdm_cli.data.images import decode_options
+def scan_options(context: Context, source: str) -> ScanOptions:
     from dcdm_cli.data.sources import ScanOptions
 
     data = context.config.data
@@ -199,20 +247,24 @@ def scan_options(context: Context) -> Any:
     return ScanOptions(
         **{name: getattr(data, name) for name in shared},
         score_column=context.config.score.column,
-        decode=decode_options(),
+        standard_input=_read_standard_input() if source == "-" else None,
     )
 
 
-def _fingerprint(source: str) -> str:
-    """Names, sizes and times of local files; anything else is known by its name."""
-    path = Path(source.removeprefix("hf:"))
-    if path.is_file():
-        return hash_json([source, path.stat().st_size, path.stat().st_mtime_ns])
-    if path.is_dir():
-        files = sorted((str(p.relative_to(path)), p.stat()) for p in path.rglob("*") if p.is_file())
-        return hash_json([source, [(name, stat.st_size, stat.st_mtime_ns) for name, stat in files]])
-    return hash_json(source)
+def _read_standard_input() -> bytes:
+    if sys.stdin.isatty():
+        raise UsageError("no manifest on standard input", "pipe one: dcdm score - < images.csv")
+    return sys.stdin.buffer.read()
 
 
-def _classifier_input(classifier: Path | None) -> dict[str, str]:
-    return {"classifier": hash_tree(classifier)} if classifier and classifier.is_file() else {}
+def _fingerprint(source: str, options: ScanOptions) -> str:
+    from dcdm_cli.data.sources import fingerprint
+
+    return hash_json(source) if source == SOURCE_NAME else fingerprint(source, options)
+
+
+def _file_inputs(config: Config) -> dict[str, str]:
+    """Contents of the files that settings name: the class map, and a classifier with what stands beside it."""
+    own, class_map = config.score.classifier, config.data.class_map
+    beside = [own, own.with_suffix(".json"), own.with_name(own.name + ".data")] if own else []
+    return {str(file): hash_file(file) for file in (*beside, class_map) if file and file.is_file()}

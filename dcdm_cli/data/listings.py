@@ -1,4 +1,4 @@
-"""Listings: what a source says it holds. One function per kind: class folders, a manifest file, tables, the hub.
+"""Listings: what a source says it holds. One function per kind: class folders, a manifest file, tables.
 
 Each gives `Candidate`s with the label, split and caption that the source claims. Nothing is decoded here; images
 are listed lazily, so that a source of any size fits.
@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, TextIO
 
 import pyarrow as pa
@@ -36,12 +36,14 @@ from dcdm_cli.data.candidates import (
     read_text,
 )
 from dcdm_cli.data.images import RejectedImage
-from dcdm_cli.errors import NotFoundError, UsageError
+from dcdm_cli.errors import UsageError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 _SIDECAR_SUFFIXES = frozenset({".txt", ".caption", ".json", ".jsonl", ".csv", ".md"})
 _LITTER = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
 _BATCH_ROWS = 64
+_ROWS = "write a header and rows, path,label, or one object per line"
+_AGAIN = "download or write it again"
 
 
 # Class folders
@@ -148,10 +150,11 @@ def list_manifest(file: Path | None, options: ScanOptions) -> Listing:
     """
     root = (file.parent if file else Path()).resolve()
     origin = str(root / file.name) if file else "standard input"
-    return Listing(_manifest_candidates(_parse_rows(file, origin), root, origin, options), root, origin)
+    rows = _parse_rows(file or options.standard_input, origin)
+    return Listing(_manifest_candidates(rows, root, origin, options), root, origin)
 
 
-def _parse_rows(file: Path | None, origin: str) -> Iterator[Mapping[str, Any]]:
+def _parse_rows(file: Path | bytes | None, origin: str) -> Iterator[Mapping[str, Any]]:
     """Rows of CSV or of JSON lines, told apart by the first character. Raises UsageError where the text is neither."""
     try:
         with _open_text(file) as stream:
@@ -161,13 +164,16 @@ def _parse_rows(file: Path | None, origin: str) -> Iterator[Mapping[str, Any]]:
     except UnicodeDecodeError as error:
         raise UsageError(f"{origin} is not UTF-8: {error}", "save it as UTF-8", file=origin) from error
     except (csv.Error, ValueError, RecursionError) as error:
-        raise UsageError(f"{origin} is neither CSV with a header nor JSON lines: {error}", file=origin) from error
+        raise UsageError(
+            f"{origin} is neither CSV with a header nor JSON lines: {error}", _ROWS, file=origin
+        ) from error
 
 
-def _open_text(file: Path | None) -> TextIO:
-    if file is None:
-        return io.StringIO(sys.stdin.buffer.read().decode("utf-8-sig"), newline="")
-    return file.open(encoding="utf-8-sig", newline="")
+def _open_text(file: Path | bytes | None) -> TextIO:
+    if isinstance(file, Path):
+        return file.open(encoding="utf-8-sig", newline="")
+    content = sys.stdin.buffer.read() if file is None else file
+    return io.StringIO(content.decode("utf-8-sig"), newline="")
 
 
 def _json_rows(lines: Iterable[str]) -> Iterator[Mapping[str, Any]]:
@@ -207,11 +213,11 @@ def _listed_file(given: Any, root: Path) -> dict[str, Any]:
         return {"name": name, "image": error}
 
 
-# Tables: Parquet files, datasets on disk, datasets on the hub
+# Tables: Parquet files, datasets on disk
 
 
 @dataclass(frozen=True)
-class _Table:
+class Table:
     """read: gives the rows with just the named columns. class_names: of a ClassLabel column, else None."""
 
     name: str
@@ -223,11 +229,11 @@ class _Table:
 
 def list_parquet(files: Sequence[Path], root: Path, origin: str, options: ScanOptions) -> Listing:
     """Parquet files with an image column. Files called train*, test*, ... (or in folders of such names) are splits."""
-    splits = [_split_of_file(file) for file in files] if len(files) > 1 else []
+    splits = [split_of_file(file) for file in files] if len(files) > 1 else []
     if not all(splits):
         splits = []
     tables = [_parquet_table(f, s, options) for f, s in zip(files, splits or [None] * len(files), strict=True)]
-    return _list_tables(tables, root, origin, options, base=files[0].parent.resolve())
+    return list_tables(tables, root, origin, options, base=files[0].parent.resolve(), files=files)
 
 
 def list_saved_dataset(folder: Path, root: Path, options: ScanOptions) -> Listing:
@@ -237,69 +243,41 @@ def list_saved_dataset(folder: Path, root: Path, options: ScanOptions) -> Listin
     try:
         found = datasets.load_from_disk(str(folder))
     except (OSError, ValueError, KeyError, pa.ArrowInvalid) as error:
-        raise UsageError(f"{folder} is not a readable saved dataset: {error}", file=folder) from error
+        raise UsageError(f"{folder} is not a readable saved dataset: {error}", _AGAIN, file=folder) from error
     parts = dict(found) if isinstance(found, datasets.DatasetDict) else {"": found}
     tables = [
-        _dataset_table(data, str(name), known_split(str(name), str(folder)) if name else None, options)
+        dataset_table(data, str(name), known_split(str(name), str(folder)) if name else None, options)
         for name, data in parts.items()
     ]
-    return _list_tables(tables, root, str(folder), options)
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return list_tables(tables, root, str(folder), options, files=files)
 
 
-def list_hub(name: str, root: Path, options: ScanOptions) -> Listing:
-    """`owner/name[@revision]` on the Hugging Face hub. Code kept there is never run. Raises NotFoundError offline too.
-
-    Here `options.split` is the hub's name of a split; one that is not a split word counts as train.
-    """
-    import datasets
-    from datasets.exceptions import DatasetsError
-
-    repository, _, revision = name.partition("@")
-    try:
-        builder = datasets.load_dataset_builder(repository, revision=revision or None)
-        builder.download_and_prepare()
-        parts = builder.as_dataset(split=options.split)
-    except ValueError as error:
-        raise UsageError(f"cannot read hf:{name}: {error}", "name one of its splits with --split") from error
-    except (OSError, RuntimeError, DatasetsError) as error:
-        raise NotFoundError(
-            f"cannot load the dataset {name} from the hub: {error}",
-            "check the name; the machine may be offline, or the dataset gated (hf auth login)",
-        ) from error
-    if not isinstance(parts, dict):
-        parts = {options.split: parts}
-    tables = [_dataset_table(data, str(part), _hub_split(str(part), options), options) for part, data in parts.items()]
-    return _list_tables(tables, root, f"hf:{repository}@{builder.hash}", options)
-
-
-def _hub_split(word: str, options: ScanOptions) -> str:
-    return SPLIT_WORDS.get(word.casefold(), "train") if options.split else known_split(word, "the dataset")
-
-
-def _split_of_file(file: Path) -> str | None:
+def split_of_file(file: PurePath) -> str | None:
     first_word = re.split(r"[^a-z]", file.name.casefold(), maxsplit=1)[0]
     return SPLIT_WORDS.get(first_word) or SPLIT_WORDS.get(file.parent.name.casefold())
 
 
-def _parquet_table(file: Path, split: str | None, options: ScanOptions) -> _Table:
+def _parquet_table(file: Path, split: str | None, options: ScanOptions) -> Table:
     def read(columns: list[str]) -> Iterator[Mapping[str, Any]]:
         try:
             with pq.ParquetFile(file) as parquet:
                 for batch in parquet.iter_batches(_BATCH_ROWS, columns=columns):
                     yield from batch.to_pylist()
         except (OSError, pa.ArrowInvalid) as error:
-            raise UsageError(f"{file} is damaged: {error}", "download or write it again", file=file) from error
+            raise UsageError(f"{file} is damaged: {error}", _AGAIN, file=file) from error
 
     try:
         schema = pq.read_schema(file)
         stated = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         feature = stated.get("info", {}).get("features", {}).get(options.label_column, {})
     except (OSError, ValueError, AttributeError) as error:  # pa.ArrowInvalid is a ValueError
-        raise UsageError(f"{file} is not a readable Parquet file: {error}", file=file) from error
-    return _Table(file.name, split, schema.names, feature.get("names"), read)
+        raise UsageError(f"{file} is not a readable Parquet file: {error}", _AGAIN, file=file) from error
+    return Table(file.name, split, schema.names, feature.get("names"), read)
 
 
-def _dataset_table(data: Any, name: str, split: str | None, options: ScanOptions) -> _Table:
+def dataset_table(data: Any, name: str, split: str | None, options: ScanOptions) -> Table:
+    """Of a `datasets.Dataset`; images are left encoded."""
     import datasets
 
     def read(columns: list[str]) -> Iterator[Mapping[str, Any]]:
@@ -309,11 +287,17 @@ def _dataset_table(data: Any, name: str, split: str | None, options: ScanOptions
         return iter(chosen)
 
     class_names = getattr(data.features.get(options.label_column), "names", None)
-    return _Table(name or "rows", split, data.column_names, class_names, read)
+    return Table(name or "rows", split, data.column_names, class_names, read)
 
 
-def _list_tables(
-    tables: Sequence[_Table], root: Path, origin: str, options: ScanOptions, base: Path | None = None
+def list_tables(
+    tables: Sequence[Table],
+    root: Path,
+    origin: str,
+    options: ScanOptions,
+    *,
+    base: Path | None = None,
+    files: Sequence[Path] = (),
 ) -> Listing:
     """base: folder that image paths inside the table must stay in; None where the table comes with resolved paths."""
     columns = [pick_columns(table.columns, options, table.name, options.image_column) for table in tables]
@@ -323,11 +307,11 @@ def _list_tables(
         for table, chosen in zip(tables, columns, strict=True)
         for number, row in enumerate(table.read(list(chosen.values())))
     )
-    return Listing(rows, root, origin, list(names) or None)
+    return Listing(rows, root, origin, list(names) or None, tables=files)
 
 
 def _table_candidate(
-    row: Mapping[str, Any], name: str, table: _Table, columns: Mapping[str, str], base: Path | None
+    row: Mapping[str, Any], name: str, table: Table, columns: Mapping[str, str], base: Path | None
 ) -> Candidate:
     value = {role: row[column] for role, column in columns.items()}
     try:

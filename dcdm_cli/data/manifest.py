@@ -22,7 +22,7 @@ from dcdm_cli.files import atomic_path
 SCHEMA = pa.schema(
     [
         # identity
-        ("sample_id", pa.string()),  # content hash of the decoded image, or of the plan row for generated images
+        ("sample_id", pa.string()),  # hash of the decoded image, `-`, hash of its name (copies); or of the plan row
         ("path", pa.string()),  # POSIX; relative to `root` unless absolute
         ("label", pa.int32()),
         ("class_name", pa.string()),
@@ -81,7 +81,9 @@ class Manifest:
         try:
             table = pa.Table.from_pylist([{c: row.get(c) for c in COLUMNS} for row in listed], schema=SCHEMA)
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError) as error:
-            raise UsageError(f"manifest rows do not fit the schema: {error}") from error
+            raise UsageError(
+                f"manifest rows do not fit the schema: {error}", "correct the source, then: dcdm score"
+            ) from error
         return cls(table, tuple(class_names), root)
 
     def column(self, name: str) -> np.ndarray:
@@ -129,11 +131,16 @@ class Manifest:
 
 def write_manifest(manifest: Manifest, path: Path) -> None:
     """Writes Parquet through a temporary file, so that readers never see a torn table."""
-    root = str(manifest.root) if manifest.root else None
+    root = _portable(manifest.root.resolve(), path.parent.resolve()) if manifest.root else None
     meta = json.dumps({"schema": 1, "class_names": list(manifest.class_names), "root": root})
     table = manifest.table.replace_schema_metadata({_META_KEY: meta.encode()})
     with atomic_path(path) as part:
         pq.write_table(table, part)
+
+
+def _portable(root: Path, home: Path) -> str:
+    """Relative when the images lie below the manifest's folder, so that a run folder can be moved."""
+    return root.relative_to(home).as_posix() if root.is_relative_to(home) else str(root)
 
 
 def read_manifest(path: Path, *, made_by: str = "dcdm score") -> Manifest:
@@ -148,5 +155,5 @@ def read_manifest(path: Path, *, made_by: str = "dcdm score") -> Manifest:
         raise MismatchError(
             f"{path} is not a dcdm manifest: {error}", f"make it again: {made_by} --force", file=path
         ) from error
-    root = Path(meta["root"]) if meta.get("root") else path.parent
+    root = path.parent / (meta.get("root") or "")  # joining with an absolute path gives that path
     return Manifest(table.replace_schema_metadata(None), tuple(meta["class_names"]), root)

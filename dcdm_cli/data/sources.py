@@ -23,18 +23,19 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from dcdm_cli.data.candidates import Candidate, Listing, Rejection, ScanOptions, clean_name, known_split
+from dcdm_cli.data.hub import list_hub
 from dcdm_cli.data.images import RejectedImage, decode_image, image_format, image_hash
 from dcdm_cli.data.listings import (
     holds_images,
     list_folder,
-    list_hub,
     list_manifest,
     list_parquet,
     list_saved_dataset,
 )
 from dcdm_cli.data.manifest import Manifest
 from dcdm_cli.errors import DcdmError, NotFoundError, UsageError
-from dcdm_cli.files import hash_bytes, write_bytes
+from dcdm_cli.files import hash_bytes, hash_json, write_bytes
+from dcdm_cli.job import Job
 
 _MANIFEST_SUFFIXES = frozenset({".csv", ".jsonl", ".ndjson"})
 # The words and separators by which `datasets` takes a folder or file for a split.
@@ -43,6 +44,7 @@ _DATASETS_SPLIT_WORDS = frozenset(
 )
 _DATASETS_SEPARATORS = re.compile(r"[-._ 0-9/]+")
 _FILE_SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}  # elsewhere the format's name in lower case
+_CLASS_MAP = 'write ["cat", "dog"] or {"cat": 0, "dog": 1}, indexes from 0'
 _SHOWN = 3
 _WAVE = 64  # images in flight; bounds memory when a table holds the bytes
 
@@ -72,16 +74,17 @@ class _Sample(NamedTuple):
     row: dict[str, Any]
 
 
-def scan(source: str, options: ScanOptions, materialise: Path) -> Scan:
+def scan(source: str, options: ScanOptions, materialise: Path, job: Job | None = None) -> Scan:
     """Reads a class-folder tree, a Parquet file, glob or folder, a saved dataset, a CSV or JSONL manifest, `-` (one
     from standard input) or `hf:owner/name[@revision]`.
 
-    Raises NotFoundError when there is no such source or no usable image in it, UsageError when its contents contradict
-    each other or the options, and TooManyRejectedError.
+    job: told how many images were read, and asked whether to stop. Raises NotFoundError when there is no such source or
+    no usable image in it, UsageError when its contents contradict each other or the options, TooManyRejectedError, and
+    InterruptedRunError.
     """
     listing = _open_listing(source, options, materialise.resolve())
     class_map = _read_class_map(options.class_map)
-    samples, rejected = _examine_all(listing, _class_lookup(class_map), options)
+    samples, rejected = _examine_all(listing, _class_lookup(class_map), options, job or Job())
     _check_rejected(len(samples), rejected, options)
     if not samples:
         raise NotFoundError(
@@ -98,18 +101,47 @@ def scan(source: str, options: ScanOptions, materialise: Path) -> Scan:
     return Scan(Manifest.from_rows(rows, class_names, listing.root), tuple(rejected), found, listing.origin)
 
 
+def fingerprint(source: str, options: ScanOptions) -> str:
+    """Another one when a file that the source lists is another: by names, sizes and times, without reading images.
+
+    A dataset on the hub is known by its name and revision. Raises as `scan` does for a source that is not there.
+    """
+    if _is_on_hub(source):
+        return hash_json(source)
+    listing = _open_listing(source, options, Path())
+    if listing.tables:
+        return hash_json([(str(file), _stamp(file)) for file in listing.tables])
+    return hash_json([(c.name, c.label, c.split, c.caption, c.difficulty, _stamp(c.image)) for c in listing.candidates])
+
+
+def _stamp(image: Path | bytes | RejectedImage) -> Any:
+    try:
+        status = image.stat() if isinstance(image, Path) else None
+    except OSError as error:
+        return error.errno
+    return (status.st_size, status.st_mtime_ns) if status else str(image)
+
+
 # Finding the reader
 
 
 def _open_listing(source: str, options: ScanOptions, materialise: Path) -> Listing:
     if source == "-":
         return _only_split(list_manifest(None, options), options)
-    if source.startswith("hf:") and not source.startswith(("hf:/", "hf:.", "hf:~")):
+    if _is_on_hub(source):
         return list_hub(source.removeprefix("hf:"), materialise, options)
     try:
         return _only_split(_open_path(source.removeprefix("hf:"), options, materialise), options)
     except PermissionError as error:
-        raise NotFoundError(f"cannot read {error.filename}: {error.strerror}", file=error.filename) from error
+        raise NotFoundError(
+            f"cannot read {error.filename}: {error.strerror}",
+            f"get the right to read it: chmod u+r {error.filename}",
+            file=error.filename,
+        ) from error
+
+
+def _is_on_hub(source: str) -> bool:
+    return source.startswith("hf:") and not source.startswith(("hf:/", "hf:.", "hf:~"))
 
 
 def _open_path(source: str, options: ScanOptions, materialise: Path) -> Listing:
@@ -151,10 +183,11 @@ def _only_split(listing: Listing, options: ScanOptions) -> Listing:
 
 
 def _examine_all(
-    listing: Listing, lookup: Mapping[str, str] | None, options: ScanOptions
+    listing: Listing, lookup: Mapping[str, str] | None, options: ScanOptions, job: Job
 ) -> tuple[list[_Sample], list[Rejection]]:
     samples: list[_Sample] = []
     rejected: list[Rejection] = []
+    report = job.stoppable("the images have not been read yet")
 
     def examine(candidate: Candidate) -> _Sample | Rejection:
         try:
@@ -163,12 +196,14 @@ def _examine_all(
             return Rejection(clean_name(candidate.name), error.reason, clean_name(error.detail))
 
     for outcome in _in_threads(examine, listing.candidates):
+        report("reading images", len(samples) + len(rejected) + 1, 0)
         if isinstance(outcome, _Sample):
             samples.append(outcome)
             continue
         rejected.append(outcome)
         if options.strict:
             break
+    report("reading images", len(samples) + len(rejected), len(samples) + len(rejected))
     return samples, rejected
 
 
@@ -195,7 +230,7 @@ def _examine(candidate: Candidate, listing: Listing, lookup: Mapping[str, str] |
         path = _keep_original(candidate.image, listing.root)
     content = image_hash(image)
     row = {
-        "sample_id": hash_bytes(content.encode(), candidate.name.encode()),
+        "sample_id": f"{content}-{hash_bytes(candidate.name.encode())[:8]}",
         "path": path,
         "class_name": class_name,
         "split": candidate.split or listing.default_split,
@@ -242,15 +277,13 @@ def _read_class_map(file: Path | None) -> list[str] | None:
     try:
         stated = json.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
-        raise NotFoundError(f"no class map at {file}", file=file) from error
+        raise NotFoundError(f"no class map at {file}", "check the path given with --class-map", file=file) from error
     except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"cannot read the class map {file}: {error}", file=file) from error
+        raise UsageError(f"cannot read the class map {file}: {error}", _CLASS_MAP, file=file) from error
     if isinstance(stated, dict) and sorted(map(str, stated.values())) == sorted(map(str, range(len(stated)))):
         stated = sorted(stated, key=lambda name: int(stated[name]))
     if not isinstance(stated, list) or not stated or not all(isinstance(name, str) for name in stated):
-        raise UsageError(
-            f"{file} is no class map", 'write ["cat", "dog"] or {"cat": 0, "dog": 1}, indexes from 0', file=file
-        )
+        raise UsageError(f"{file} is no class map", _CLASS_MAP, file=file)
     return stated
 
 

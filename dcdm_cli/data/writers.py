@@ -160,11 +160,12 @@ def write_rejected(path: Path, rejections: Iterable[Rejection]) -> None:
     _write_json_lines(path, map(asdict, rejections))
 
 
-def write_sidecars(manifest: Manifest, folder: Path) -> int:
+def write_sidecars(manifest: Manifest, folder: Path, *, overwrite: bool = True) -> int:
     """A `.txt` with the caption for every captioned image, at the image's relative path below `folder`.
 
-    Returns how many. Raises UsageError for an image path that is not relative, or when `a.jpg` and `a.png` would share
-    one sidecar with different captions.
+    Returns how many. overwrite False: nothing is written when a file with another text is there. Raises UsageError for
+    that, for an image path that is not relative, and when `a.jpg` and `a.png` would share one sidecar with different
+    captions.
     """
     captions: dict[str, str] = {}
     for row in manifest.rows():
@@ -174,8 +175,12 @@ def write_sidecars(manifest: Manifest, folder: Path) -> int:
         caption = " ".join(row["caption"].split())  # trainers read further lines as alternatives
         if captions.setdefault(name, caption) != caption:
             raise UsageError(f"two images need different captions in {name}", "rename one of the images")
-    for name, caption in captions.items():
-        write_bytes(folder / name, f"{caption}\n".encode(), durable=False)
+    contents = {folder / name: f"{caption}\n".encode() for name, caption in captions.items()}
+    for file, content in contents.items():
+        if not overwrite and file.exists() and file.read_bytes() != content:
+            raise UsageError(f"{file} is there already, with another text", "replace it: dcdm caption --overwrite")
+    for file, content in contents.items():
+        write_bytes(file, content, durable=False)
     return len(captions)
 
 

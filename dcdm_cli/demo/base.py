@@ -1,4 +1,4 @@
-"""Where the demo's base model is; importable without torch."""
+"""What the demo's base model and images are called, and where the model is; importable in no time."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 TINY_BASE = Path(__file__).parent / "tiny_base"
 TINY_NAME = "tiny"
+SOURCE_NAME = "digits"  # what `dcdm score` calls the embedded images
 
 
 def resolve_base(name: str) -> str:

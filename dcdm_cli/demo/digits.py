@@ -15,7 +15,6 @@ from sklearn.model_selection import train_test_split
 
 from dcdm_cli.files import atomic_folder
 
-SOURCE_NAME = "digits"
 IMAGE_SIZE = 32
 SPLIT_SIZES = {"train": 200, "judge": 600}  # everything else is the test split
 

@@ -44,6 +44,7 @@ KEEP_BYTES = 2**30  # decoded images are kept in memory up to this
 TINY_SIDE = 64  # up to this many pixels per side, worker processes cost more than they save
 CHECK_EVERY = 20  # steps between looks at the loss; a look makes a GPU wait
 WEIGHTS, DESCRIPTION = "model.safetensors", "classifier.json"
+AGAIN = "copy or write the file again; what a run has made itself comes back with: dcdm score --force"
 
 
 @dataclass(frozen=True)
@@ -157,9 +158,14 @@ def train_classifier(
     """
     labels, device = np.asarray(labels), torch.device(device)
     if len(images) < 2:
-        raise UsageError(f"a classifier needs at least 2 training images, there are {len(images)}")
+        raise UsageError(
+            f"a classifier needs at least 2 training images, there are {len(images)}",
+            "add images to the source and read it again: dcdm score SOURCE",
+        )
     if len(labels) != len(images) or not 0 <= labels.min() <= labels.max() < classes:
-        raise UsageError(f"{len(images)} images need as many labels in 0..{classes - 1}")
+        raise UsageError(
+            f"{len(images)} images need as many labels in 0..{classes - 1}", "read the source again: dcdm score --force"
+        )
     images, labels = _in_stable_order(images, labels)
     with _seeded(seed, device):
         model = _placed(build_classifier(config, classes), device)
@@ -247,7 +253,9 @@ def load_classifier(folder: Path, device: torch.device | str = "cpu") -> StoredC
         config = ClassifierConfig.model_validate(document["config"]).model_copy(update={"pretrained": False})
         names, temperature = tuple(document["class_names"]), float(document["temperature"])
     except (KeyError, TypeError, ValueError) as error:
-        raise MismatchError(f"{folder / DESCRIPTION} does not describe a classifier: {error}", file=folder) from error
+        raise MismatchError(
+            f"{folder / DESCRIPTION} does not describe a classifier: {error}", AGAIN, file=folder
+        ) from error
     model = build_classifier(config, len(names))
     load_weights(model, folder / WEIGHTS)
     return StoredClassifier(_placed(model.eval(), device), names, config, temperature)
@@ -259,11 +267,11 @@ def load_weights(model: nn.Module, path: Path) -> None:
     Raises NotFoundError without a file, MismatchError with the first differences, NumericalError for NaN weights.
     """
     if not path.is_file():
-        raise NotFoundError(f"no weights at {path}", file=path)
+        raise NotFoundError(f"no weights at {path}", AGAIN, file=path)
     try:
         state = load_file(path)
     except SafetensorError as error:
-        raise MismatchError(f"{path} is not a whole safetensors file: {error}", file=path) from error
+        raise MismatchError(f"{path} is not a whole safetensors file: {error}", AGAIN, file=path) from error
     wanted = model.state_dict()
     missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
     shapes = [
@@ -285,13 +293,13 @@ def load_weights(model: nn.Module, path: Path) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises NotFoundError or MismatchError."""
     if not path.is_file():
-        raise NotFoundError(f"no {path}", file=path)
+        raise NotFoundError(f"no {path}", AGAIN, file=path)
     try:
         document = json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise MismatchError(f"{path} is not valid JSON: {error}", file=path) from error
+        raise MismatchError(f"{path} is not valid JSON: {error}", AGAIN, file=path) from error
     if not isinstance(document, dict):
-        raise MismatchError(f"{path} holds a JSON {type(document).__name__} instead of an object", file=path)
+        raise MismatchError(f"{path} holds a JSON {type(document).__name__} instead of an object", AGAIN, file=path)
     return document
 
 

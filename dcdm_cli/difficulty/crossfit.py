@@ -6,21 +6,30 @@ Scores of the images a classifier was trained on pile up at 0 and rank nothing.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from scipy.special import log_softmax, logsumexp
 from sklearn.model_selection import StratifiedKFold
 from torch import nn
 
 from dcdm_cli.config import ScoreConfig
 from dcdm_cli.data.manifest import Manifest
-from dcdm_cli.difficulty.classifier import Progress, predict_logits, train_classifier
+from dcdm_cli.difficulty.classifier import (
+    Progress,
+    load_classifier,
+    predict_logits,
+    save_classifier,
+    train_classifier,
+)
 from dcdm_cli.difficulty.scores import fit_temperature, score_all
 from dcdm_cli.errors import MismatchError, UsageError
+from dcdm_cli.files import hash_json
+from dcdm_cli.job import Job
 
 
 @dataclass(frozen=True)
@@ -38,19 +47,21 @@ class CrossFit:
     accuracy: float
 
 
-def crossfit(
-    manifest: Manifest, config: ScoreConfig, device: torch.device | str, progress: Progress | None = None
-) -> CrossFit:
+def crossfit(manifest: Manifest, config: ScoreConfig, job: Job, checkpoints: Path | None = None) -> CrossFit:
     """Trains one classifier per fold of `manifest` (the training split) and scores each image with the one that did
     not see it; `config.repeats` times with other folds, averaging the probabilities: one small classifier's opinion of
     an image is mostly luck.
 
     Classes with fewer images than folds are spread over as many folds as they have images. A class whose only image
     (or all copies of it) is in one fold is unknown to that fold's classifier: its scores are NaN, not a difficulty of
-    1 that says nothing about the image. Raises UsageError unless two classes have images and one of them at least two.
+    1 that says nothing about the image.
+
+    checkpoints: a folder for finished classifiers; the same call goes on from them. Raises UsageError unless two
+    classes have images and one of them at least two, InterruptedRunError when asked to stop.
     """
     labels = manifest.column("label").astype(np.int64)
-    rounds = [_fit_round(manifest, labels, config, number, device, progress) for number in range(config.repeats)]
+    kept = checkpoints / _key(manifest, config) if checkpoints else None
+    rounds = [_fit_round(manifest, labels, config, number, job, kept) for number in range(config.repeats)]
     usable = np.where(np.any([r.unknown for r in rounds], axis=0), -1, labels)
     logits = np.stack([r.logits for r in rounds])
     temperature = 1.0
@@ -77,8 +88,8 @@ def _fit_round(
     labels: np.ndarray,
     config: ScoreConfig,
     number: int,
-    device: torch.device | str,
-    progress: Progress | None,
+    job: Job,
+    kept: Path | None,
 ) -> _Round:
     folds = fold_of(_identities(manifest), labels, config.folds, config.seed + number)
     count = int(folds.max()) + 1
@@ -86,15 +97,34 @@ def _fit_round(
     logits, unknown, models = np.zeros((len(labels), classes), np.float32), np.zeros(len(labels), bool), []
     for fold in range(count):
         train, test = np.flatnonzero((folds != fold) & (labels >= 0)), np.flatnonzero(folds == fold)
-        done = number * count + fold
-        report = _shifted(progress, done, config.repeats * count)
-        model = train_classifier(
-            [paths[i] for i in train], labels[train], classes, config, config.seed + done, device, report
-        )
-        logits[test] = predict_logits(model, [paths[i] for i in test], config, device)
+        done, total = number * count + fold, config.repeats * count
+        seen, report = [paths[i] for i in train], _shifted(job.progress, done, total)
+        fit = partial(train_classifier, seen, labels[train], classes, config, config.seed + done, job.device, report)
+        model = _once(kept / str(done) if kept else None, fit, manifest.class_names, config, job.device)
+        job.stop_if_asked(f"{done + 1} of {total} classifiers are trained")
+        logits[test] = predict_logits(model, [paths[i] for i in test], config, job.device)
         unknown[test] = ~np.isin(labels[test], labels[train])
         models.append(model)
     return _Round(logits, unknown, folds, models)
+
+
+def _key(manifest: Manifest, config: ScoreConfig) -> str:
+    """Of all that the classifiers depend on: what was made from other images or settings is not found again."""
+    images = [manifest.column(name).tolist() for name in ("sample_id", "path", "label")]
+    return hash_json([config.model_dump(mode="json"), manifest.class_names, images])[:16]
+
+
+def _once(
+    kept: Path | None, fit: Callable[[], nn.Module], names: Sequence[str], config: ScoreConfig, device: str
+) -> nn.Module:
+    """The classifier from its folder, or made and kept there."""
+    if kept is None:
+        return fit()
+    if kept.is_dir():
+        return load_classifier(kept, device).model
+    model = fit()
+    save_classifier(model, kept, names, config)
+    return model
 
 
 def unseen_models(manifest: Manifest, config: ScoreConfig) -> np.ndarray:
@@ -122,7 +152,7 @@ def fold_of(identities: Sequence[str], labels: np.ndarray, folds: int, seed: int
     if np.count_nonzero(counts) < 2 or counts.max() < 2:
         raise UsageError(
             f"out-of-fold scores need 2 classes, one with 2 different images; there are {counts.tolist()[:20]} of each",
-            "add images, or score with your own classifier: --method classifier",
+            "add images, or score with your own classifier: dcdm score --classifier FILE",
         )
     folds = min(folds, int(counts.max()))
     fold = np.empty(len(distinct), np.int64)
@@ -135,13 +165,11 @@ def fold_of(identities: Sequence[str], labels: np.ndarray, folds: int, seed: int
 
 
 def _identities(manifest: Manifest) -> list[str]:
-    """The content hash where there is one, else the path."""
+    """The content's part of the sample id where there is one, else the path."""
     rows = zip(manifest.column("sample_id"), manifest.column("path"), strict=True)
-    return [str(sample_id or path) for sample_id, path in rows]
+    return [sample_id.partition("-")[0] if sample_id else str(path) for sample_id, path in rows]
 
 
-def _shifted(progress: Progress | None, fold: int, folds: int) -> Progress | None:
+def _shifted(progress: Progress, fold: int, folds: int) -> Progress:
     """One bar over all folds."""
-    if progress is None:
-        return None
     return lambda _, done, total: progress("cross-fitting", fold * total + done, folds * total)

@@ -21,12 +21,21 @@ from torch import nn
 
 from dcdm_cli.config import ClassifierConfig
 from dcdm_cli.data.manifest import Manifest
-from dcdm_cli.difficulty.classifier import Preprocessing, Progress, build_classifier, load_weights, logits_of, read_json
+from dcdm_cli.difficulty.classifier import (
+    AGAIN,
+    Preprocessing,
+    Progress,
+    build_classifier,
+    load_weights,
+    logits_of,
+    read_json,
+)
 from dcdm_cli.difficulty.scores import Scored, score_all
 from dcdm_cli.errors import MismatchError, NotFoundError, UsageError
 from dcdm_cli.files import write_json
 
 SHOWN = 10  # class names listed in an error
+NAMES_BESIDE = 'write {"class_names": [...]}, in the order of the outputs, to <its stem>.json beside it'
 
 
 class Sidecar(BaseModel):
@@ -180,7 +189,7 @@ def _open_safetensors(
         with safe_open(file, "pt") as stream:
             metadata = stream.metadata() or {}
     except SafetensorError as error:
-        raise MismatchError(f"{file} is not a whole safetensors file: {error}", file=file) from error
+        raise MismatchError(f"{file} is not a whole safetensors file: {error}", AGAIN, file=file) from error
     names = _names(file, metadata, sidecar, class_map)
     architecture = sidecar.model_dump(include={"model", "model_args"}, exclude_none=True)
     model = build_classifier(ClassifierConfig.model_validate(architecture), len(names), resize=False)
@@ -214,7 +223,7 @@ def _try_out(model: nn.Module, preprocessing: Preprocessing, classes: int, file:
             file=file,
         ) from error
     if width != classes:
-        raise MismatchError(f"{file.name} has {width} outputs but names {classes} classes", file=file)
+        raise MismatchError(f"{file.name} has {width} outputs but names {classes} classes", NAMES_BESIDE, file=file)
 
 
 def _session(file: Path) -> Any:
@@ -223,7 +232,7 @@ def _session(file: Path) -> Any:
     try:
         return onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own exception types have no common base but this one
-        raise MismatchError(f"onnxruntime cannot open {file}: {error}", file=file) from error
+        raise MismatchError(f"onnxruntime cannot open {file}: {error}", AGAIN, file=file) from error
 
 
 def _names(
@@ -233,11 +242,13 @@ def _names(
     try:
         names = json.loads(metadata.get("class_names", "null")) or sidecar.class_names or class_map
     except ValueError as error:
-        raise UsageError(f"{file.name}: the metadata key class_names is not JSON: {error}", file=file) from error
+        raise UsageError(
+            f"{file.name}: the metadata key class_names is not JSON: {error}", NAMES_BESIDE, file=file
+        ) from error
     if not names or not all(isinstance(name, str) for name in names):
         raise UsageError(
             f"{file.name} does not name its classes",
-            f'write {{"class_names": [...]}} in output order to {file.with_suffix(".json").name} beside it',
+            NAMES_BESIDE.replace("<its stem>", file.stem),
             file=file,
         )
     return tuple(names)
@@ -246,7 +257,8 @@ def _names(
 def _read_sidecar(path: Path, config: ClassifierConfig) -> Sidecar:
     given = read_json(path) if path.is_file() else {}
     try:
-        return Sidecar.model_validate({"model": config.model, "model_args": config.model_args, **given})
+        ours = {} if "model" in given else {"model": config.model, "model_args": config.model_args}
+        return Sidecar.model_validate({**ours, **given})
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])

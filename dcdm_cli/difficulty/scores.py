@@ -21,6 +21,7 @@ TEMPERATURES = (0.05, 20.0)  # range searched by `fit_temperature`
 TEMPERATURE_ROWS = 50_000  # one number needs no more
 CHUNK_ROWS = 65_536  # bounds the memory of the float64 intermediates
 LEAD = 0.5  # see `suspect_labels`
+AGAIN = "read the images and their labels again: dcdm score --force"
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -157,9 +158,9 @@ def _true(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def _validated(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     logits, labels = np.asarray(logits), np.asarray(labels, np.int64)
     if logits.ndim != 2 or logits.shape[1] < 2:
-        raise UsageError(f"logits of shape {logits.shape} are not [images, classes] with at least 2 classes")
+        raise UsageError(f"logits of shape {logits.shape} are not [images, classes] with at least 2 classes", AGAIN)
     if labels.shape != logits.shape[:1]:
-        raise UsageError(f"{len(logits)} rows of logits but labels of shape {labels.shape}")
+        raise UsageError(f"{len(logits)} rows of logits but labels of shape {labels.shape}", AGAIN)
     if labels.size and not -1 <= labels.min() <= labels.max() < logits.shape[1]:
-        raise UsageError(f"labels {labels.min()}..{labels.max()} are not all in -1..{logits.shape[1] - 1}")
+        raise UsageError(f"labels {labels.min()}..{labels.max()} are not all in -1..{logits.shape[1] - 1}", AGAIN)
     return logits, labels

@@ -8,16 +8,17 @@ config.json                       base, class names, encoder shape, training set
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from diffusers import UNet2DConditionModel
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from dcdm_cli.errors import MismatchError, NotFoundError
-from dcdm_cli.files import hash_tree, write_json, write_text
+from dcdm_cli.files import hash_bytes, write_json, write_text
 from dcdm_cli.model.conditioning import DifficultyEncoder, EncoderConfig
 from dcdm_cli.model.lora import LORA_FILE, save_lora
 
@@ -77,10 +78,20 @@ def load_encoder(folder: Path, info: AdapterInfo) -> DifficultyEncoder | None:
 
 
 def adapter_hash(folder: Path) -> str:
-    """Over the weights alone, so that a new calibration does not change it."""
-    return hash_tree(folder / LORA_FILE) + (
-        hash_tree(folder / ENCODER_FILE) if (folder / ENCODER_FILE).is_file() else ""
-    )
+    """Over the weights and their metadata alone, so that a new calibration does not change it, and equal for equal
+    ones: safetensors writes its metadata in another order every time."""
+    return hash_bytes(*(part for name in (LORA_FILE, ENCODER_FILE) for part in _tensor_parts(folder / name)))
+
+
+def _tensor_parts(file: Path) -> Iterator[bytes]:
+    if not file.is_file():
+        return
+    with safe_open(file, "np") as stored:
+        yield json.dumps(stored.metadata(), sort_keys=True).encode()
+        for name in sorted(stored.keys()):
+            tensor = stored.get_tensor(name)
+            yield f"{name} {tensor.dtype} {tensor.shape}".encode()
+            yield tensor.tobytes()
 
 
 def _card(info: AdapterInfo) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dcdm_cli.errors import NotFoundError
 from dcdm_cli.files import atomic_path, hash_json
 from dcdm_cli.job import Progress
 from dcdm_cli.model.base import BaseModel, encode_text
@@ -89,7 +90,7 @@ def balanced_epoch(difficulty: Tensor, power: float) -> Tensor:
 
 def cache_latents(base: BaseModel, views: Views, resolution: int, folder: Path, progress: Progress) -> np.ndarray:
     """Memory-mapped latents [len(views), 4, h, w], encoded once and reused while images and VAE are the same."""
-    stamps = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in views.paths]
+    stamps = [_stamp(path) for path in views.paths]
     made_from = [stamps, views.mirror, views.jittered, views.seed, resolution, base.fingerprint]
     file = folder / f"latents-{hash_json(made_from)}.npy"
     if file.is_file():
@@ -116,6 +117,15 @@ def encode_captions(base: BaseModel, captions: Sequence[str], progress: Progress
         encoded.append(encode_text(base, distinct[start : start + 64]).float().cpu().numpy())
         progress("encoding captions", min(start + 64, len(distinct)), len(distinct))
     return np.concatenate(encoded), torch.tensor([rows[c] for c in captions])
+
+
+def _stamp(path: Path) -> tuple[str, int, int]:
+    """Raises NotFoundError."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise NotFoundError(f"{path}: {error.strerror}", "the images have changed: dcdm score", file=path) from error
+    return str(path), status.st_size, status.st_mtime_ns
 
 
 def _epoch_rows(images: Tensor, settings: DrawSettings, step: int) -> Tensor:

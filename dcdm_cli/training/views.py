@@ -88,4 +88,4 @@ def _decoded(path: Path) -> Image.Image:
     try:
         return decode_image(path)
     except RejectedImage as error:
-        raise NotFoundError(f"{path}: {error}", "run dcdm score again: the images have changed", file=path) from error
+        raise NotFoundError(f"{path}: {error}", "the images have changed: dcdm score", file=path) from error

@@ -1,4 +1,4 @@
-"""Scanning Parquet files, saved datasets and the hub (faked: no network)."""
+"""Scanning Parquet files and saved datasets."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
-from datasets.exceptions import DatasetGenerationError
 
 from dcdm_cli.data.images import decode_image, image_hash
 from dcdm_cli.data.sources import Scan
-from dcdm_cli.errors import NotFoundError, UsageError
+from dcdm_cli.errors import UsageError
 
 from .conftest import encoded, picture
 
@@ -173,81 +172,6 @@ def test_a_split_of_a_saved_dataset_must_be_known(scanned: Scanned, tmp_path: Pa
     DatasetDict(unsupervised=dataset(1)).save_to_disk(str(tmp_path / "saved"))
     with pytest.raises(UsageError, match="not a split"):
         scanned(tmp_path / "saved")
-
-
-class FakeBuilder:
-    """Stands for the hub's dataset builder."""
-
-    hash = "0123abcd"
-
-    def __init__(self, parts: dict[str, Dataset]) -> None:
-        self.parts = parts
-
-    def download_and_prepare(self) -> None:
-        pass
-
-    def as_dataset(self, split: str | None) -> Any:
-        if split is None:
-            return DatasetDict(self.parts)
-        if split not in self.parts:
-            raise ValueError(f"Unknown split {split!r}")
-        return self.parts[split]
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
-    """A hub with one dataset; gives the list of what was asked for."""
-    asked = []
-
-    def load(name: str, revision: str | None = None) -> FakeBuilder:
-        asked.append((name, revision))
-        return FakeBuilder({"train": dataset(1, 2), "test": dataset(3), "extra": dataset(4)})
-
-    monkeypatch.setattr(datasets, "load_dataset_builder", load)
-    return asked
-
-
-def test_a_hub_dataset_is_pinned(scanned: Scanned, hub: list[tuple[str, str | None]]) -> None:
-    scan = scanned("hf:owner/name", split="test")
-    assert scan.origin == "hf:owner/name@0123abcd" and scan.manifest.column("split").tolist() == ["test"]
-    scan = scanned("hf:owner/name@v1", split="extra")
-    assert scan.origin == "hf:owner/name@0123abcd" and scan.manifest.column("split").tolist() == ["train"]
-    assert hub == [("owner/name", None), ("owner/name", "v1")]
-
-
-def test_splits_of_a_hub_dataset_must_be_known(scanned: Scanned, hub: list[tuple[str, str | None]]) -> None:
-    for split in (None, "nothing"):
-        with pytest.raises(UsageError) as caught:
-            scanned("hf:owner/name", split=split)
-    assert "--split" in caught.value.hint
-
-
-def test_the_real_builder_has_what_the_hub_reader_uses(tmp_path: Path) -> None:
-    file = write_parquet(tmp_path / "x.parquet", pictures(1), ["cat"])
-    builder = datasets.load_dataset_builder("parquet", data_files={"train": str(file)}, cache_dir=str(tmp_path))
-    assert isinstance(builder.hash, str) and builder.hash
-    assert callable(builder.download_and_prepare) and callable(builder.as_dataset)
-
-
-@pytest.mark.parametrize("error", [ConnectionError, FileNotFoundError, DatasetGenerationError])
-def test_an_unreachable_hub_is_not_found(
-    scanned: Scanned, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
-) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise error("no way there")
-
-    monkeypatch.setattr(datasets, "load_dataset_builder", fail)
-    with pytest.raises(NotFoundError, match="owner/name") as caught:
-        scanned("hf:owner/name")
-    assert "offline" in caught.value.hint
-
-
-def test_offline_mode_is_not_found(scanned: Scanned, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
-    with pytest.raises(NotFoundError, match="owner/name"):
-        scanned("hf:owner/name")
 
 
 def test_plain_value_columns_of_a_dataset(scanned: Scanned, tmp_path: Path) -> None:

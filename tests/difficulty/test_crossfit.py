@@ -9,6 +9,7 @@ from dcdm_cli.difficulty import crossfit as module
 from dcdm_cli.difficulty.classifier import predict_logits
 from dcdm_cli.difficulty.crossfit import crossfit, fold_of
 from dcdm_cli.errors import UsageError
+from dcdm_cli.job import Job
 from tests.difficulty.conftest import NAMES, MakeManifest
 
 Digits = tuple[np.ndarray, np.ndarray]
@@ -21,7 +22,7 @@ def test_planted_wrong_labels_are_suspect_and_few_others(
     images, labels = digits[0][:200], digits[1][:200].copy()
     labels[FLIPS] = (labels[FLIPS] + 3) % 10
     manifest, steps = make_manifest(images, labels), []
-    fitted = crossfit(manifest, network, "cpu", lambda *step: steps.append(step))
+    fitted = crossfit(manifest, network, Job(progress=lambda *step: steps.append(step)))
 
     suspects = set(np.flatnonzero(fitted.columns["suspect_label"]))
     assert len(suspects & set(FLIPS)) >= 3
@@ -39,7 +40,7 @@ def test_scores_are_out_of_fold(digits: Digits, network: ScoreConfig, make_manif
     rng = np.random.default_rng(0)
     images, labels = digits[0][:60], rng.integers(0, 10, 60)
     config = network.model_copy(update={"steps": 250, "folds": 2, "scale": (0.95, 1.0), "rotate": 0.0})
-    fitted = crossfit(make_manifest(images, labels), config, "cpu")
+    fitted = crossfit(make_manifest(images, labels), config, Job())
     unseen = fitted.columns["fold"] == 0
     by_heart = predict_logits(fitted.models[0], images, config, "cpu").argmax(1) == labels
     assert by_heart[~unseen].mean() > 0.9
@@ -57,7 +58,7 @@ def test_each_image_is_scored_by_the_model_that_did_not_get_it(
         "train_classifier",
         lambda paths, *rest: (trained.append({p.name for p in paths}), train(paths, *rest))[1],
     )
-    columns = crossfit(manifest, quick, "cpu").columns
+    columns = crossfit(manifest, quick, Job()).columns
     for path, fold in zip(manifest.paths(), columns["fold"], strict=True):
         assert [path.name in names for names in trained] == [k != fold for k in range(quick.folds)]
 
@@ -75,7 +76,7 @@ def test_copies_share_a_fold_and_the_order_of_the_rows_does_not_matter() -> None
 def test_classes_with_few_images(digits: Digits, quick: ScoreConfig, make_manifest: MakeManifest) -> None:
     """20 images of class 0, two of class 1, one of class 2, none of class 3."""
     labels = np.array([0] * 20 + [1, 1, 2])
-    fitted = crossfit(make_manifest(digits[0][:23], labels, NAMES[:4]), quick, "cpu")
+    fitted = crossfit(make_manifest(digits[0][:23], labels, NAMES[:4]), quick, Job())
     assert len(fitted.models) == 3
     assert fitted.columns["fold"][20] != fitted.columns["fold"][21]
     assert np.isnan(fitted.columns["difficulty"]).tolist() == [False] * 22 + [True]

@@ -16,6 +16,7 @@ from dcdm_cli.difficulty.own_classifier import load_own_classifier
 from dcdm_cli.difficulty.scorer import DESCRIPTION, Scorer, save_own_scorer, save_scorer
 from dcdm_cli.difficulty.scores import softmax
 from dcdm_cli.errors import MismatchError, NotFoundError, UsageError
+from dcdm_cli.job import Job
 from tests.difficulty.conftest import NAMES, MakeManifest
 from tests.difficulty.test_own_classifier import write_onnx
 
@@ -24,7 +25,7 @@ Digits = tuple[np.ndarray, np.ndarray]
 
 @pytest.fixture
 def fitted(digits: Digits, quick: ScoreConfig, make_manifest: MakeManifest) -> CrossFit:
-    return crossfit(make_manifest(digits[0][:40], digits[1][:40]), quick, "cpu")
+    return crossfit(make_manifest(digits[0][:40], digits[1][:40]), quick, Job())
 
 
 def test_the_difficulty_is_the_mean_over_the_folds(
@@ -51,7 +52,7 @@ def test_an_image_can_be_kept_from_models_that_were_trained_on_it(
 ) -> None:
     manifest = make_manifest(digits[0][:40], digits[1][:40])
     quick = quick.model_copy(update={"repeats": 2})
-    fitted = crossfit(manifest, quick, "cpu")
+    fitted = crossfit(manifest, quick, Job())
     manifest = manifest.with_columns(fitted.columns)
     save_scorer(tmp_path / "scorer", fitted, NAMES, quick)
     unseen = unseen_models(manifest, quick)

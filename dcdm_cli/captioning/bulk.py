@@ -1,0 +1,48 @@
+"""Captioning a whole manifest: what a model has said is kept as it comes, so that a stopped run goes on.
+
+In: a manifest and a file to keep the captions in. Out: one caption per row, in row order.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dcdm_cli.captioning.captioner import Captioner
+from dcdm_cli.captioning.templates import prefixed
+from dcdm_cli.config import CaptionConfig
+from dcdm_cli.data.manifest import Manifest
+from dcdm_cli.files import append_json_lines, hash_json, read_json_lines
+from dcdm_cli.job import Job
+
+
+def model_captions(manifest: Manifest, config: CaptionConfig, folder: Path, job: Job) -> tuple[list[str], str | None]:
+    """Captions with the prefix in front, and the commit of the model that wrote them.
+
+    folder: keeps a JSON-lines file of bare captions per model and way of asking it; rows whose sample id is in there
+    are not captioned again. Raises what `Captioner` raises, and InterruptedRunError between batches when asked to stop.
+    """
+    file = folder / f"captions-{_key(config)}.jsonl"
+    known = {row["sample_id"]: row for row in read_json_lines(file)}
+    ids = manifest.column("sample_id")
+    missing = [row for row in range(len(manifest)) if ids[row] not in known]
+    if missing:
+        captioner, paths = Captioner(config, job.device), manifest.paths()
+        for start in range(0, len(missing), config.batch_size):
+            batch = missing[start : start + config.batch_size]
+            texts = captioner.caption([paths[row] for row in batch])
+            said = [
+                {"sample_id": ids[row], "caption": text, "revision": captioner.revision}
+                for row, text in zip(batch, texts, strict=True)
+            ]
+            append_json_lines(file, said)
+            known |= {row["sample_id"]: row for row in said}
+            job.progress("captioning", start + len(batch), len(missing))
+            job.stop_if_asked(f"{len(known)} of {len(manifest)} captions are kept")
+    names = manifest.column("class_name")
+    captions = [prefixed(config.prefix, name, known[id]["caption"]) for name, id in zip(names, ids, strict=True)]
+    return captions, known[ids[0]]["revision"] if len(ids) else None
+
+
+def _key(config: CaptionConfig) -> str:
+    """Of what the bare captions depend on."""
+    return hash_json([config.model, config.revision, config.prompt, config.max_new_tokens])[:16]

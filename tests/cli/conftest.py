@@ -1,0 +1,129 @@
+"""A small real job that every test of a command can start from: three classes of real digits, settings for seconds."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dcdm_cli.demo.digits import digit_images
+
+from .runner import Finished, run
+
+# A class that `datasets` would take for a split, and one that would be markup, a tag and a terminal escape.
+CLASSES = ("one", "test tube", "[red]<script>\x1b[31m")
+SPLITS = {"train": 12, "judge": 6, "test": 8}  # images per class
+STAGES = ("score", "caption", "finetune", "generate", "evaluate")
+SETTINGS = """
+preset = "digits"
+[score]
+steps = 12
+folds = 2
+repeats = 1
+[caption]
+template = "a photo of the {class}"
+[judge]
+steps = 10
+[downstream]
+steps = 3
+[finetune]
+steps = 8
+batch_size = 4
+rank = 4
+checkpoint_every = 4
+[calibrate]
+enabled = false
+[generate]
+steps = 2
+count = 12
+ratio = "none"
+batch_size = 4
+[evaluate]
+targets = [0.2, 0.5]
+per_target = 6
+arms = ["real", "plain", "dcdm"]
+seeds = 2
+synthetic_ratio = 0.2
+"""
+
+
+def write_images(folder: Path, classes: dict[str, int], *, start: int = 0) -> Path:
+    """folder/<class>/<number>.png: real digits, as many as asked for; class i shows the digit i."""
+    images, labels = digit_images()
+    for digit, (name, count) in enumerate(classes.items()):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for number in np.flatnonzero(labels == digit)[start : start + count]:
+            Image.fromarray(images[number]).convert("RGB").save(folder / name / f"{number:04}.png")
+    return folder
+
+
+def new_run(folder: Path, settings: str = SETTINGS, **replaced: str) -> Path:
+    """A run folder with `settings`; replaced: `steps_8="9"` writes `steps = 9` for `steps = 8`."""
+    for old, new in replaced.items():
+        name, _, value = old.rpartition("_")
+        assert f"{name} = {value}\n" in settings
+        settings = settings.replace(f"{name} = {value}\n", f"{name} = {new}\n")
+    folder.mkdir(parents=True)
+    (folder / "dcdm.toml").write_text(settings)
+    return folder
+
+
+def document(done: Finished) -> dict[str, Any]:
+    return json.loads(done.stdout)
+
+
+def last_error(done: Finished) -> dict[str, Any]:
+    return json.loads(done.stderr.splitlines()[-1])
+
+
+@dataclass(frozen=True)
+class FinishedJob:
+    """run: its folder; documents: what each stage said with --json."""
+
+    run: Path
+    documents: dict[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, start = tmp_path_factory.mktemp("source") / "photos", 0
+    for split, count in SPLITS.items():
+        write_images(folder / split, dict.fromkeys(CLASSES, count), start=start)
+        start += count
+    return folder
+
+
+@pytest.fixture(scope="session")
+def job(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> FinishedJob:
+    """Every stage has run. Read only: tests that change something take `copy`."""
+    folder = new_run(tmp_path_factory.mktemp("job") / "run")
+    words = {stage: [stage, "--run", folder, "--json"] for stage in STAGES}
+    words["score"].insert(1, photos)
+    return FinishedJob(folder, {stage: document(run(*words[stage])) for stage in STAGES})
+
+
+@pytest.fixture
+def copy(job: FinishedJob, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(job.run, tmp_path / "copy"))
+
+
+@pytest.fixture
+def scored(job: FinishedJob, tmp_path: Path) -> Path:
+    """A run that is as far as captions."""
+    folder = tmp_path / "scored"
+    later = ("adapter", "generated", "evaluation", "cache", "finetune.json", "generate.json", "evaluate.json")
+    leave = shutil.ignore_patterns(*later)
+    return Path(shutil.copytree(job.run, folder, ignore=leave))
+
+
+@pytest.fixture
+def dcdm(tmp_path: Path) -> Callable[..., Finished]:
+    """Runs a command in an empty folder."""
+    return lambda *words, **how: run(*words, **{"cwd": tmp_path, **how})
