@@ -58,6 +58,7 @@ class NetworkFile:
 
     shared_calls: 1 = none; k > 1 means that rows i, i+B, ... of a batch of k*B share latents and timestep, and the
     graph computes what comes before the first cross-attention once for them. precision: of weights and arithmetic.
+    key: hash of everything the graph was made from; the same key means the same graph.
     """
 
     file: str
@@ -68,6 +69,7 @@ class NetworkFile:
     precision: Precision
     external_data: tuple[str, ...] = ()
     shared_calls: int = 1
+    key: str = ""
 
     @property
     def files(self) -> tuple[str, ...]:
