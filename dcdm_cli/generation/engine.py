@@ -13,16 +13,14 @@ import torch
 from dcdm_cli.backends.base import Denoiser
 from dcdm_cli.backends.torch_backend import TorchDenoiser
 from dcdm_cli.config import GenerateConfig
-from dcdm_cli.errors import MismatchError
 from dcdm_cli.files import hash_json
 from dcdm_cli.generation.plan import PlanRow
 from dcdm_cli.generation.sampler import Conditioning, Guidance, sample
 from dcdm_cli.job import Job
-from dcdm_cli.model.adapter import AdapterInfo, adapter_hash, load_encoder, read_adapter
-from dcdm_cli.model.base import BaseModel, encode_text, load_base
-from dcdm_cli.model.denoiser import ConditionedUNet
+from dcdm_cli.model.adapter import AdapterInfo, adapter_hash
+from dcdm_cli.model.base import BaseModel, encode_text
+from dcdm_cli.model.fused import load_fused
 from dcdm_cli.model.latents import decode_latents
-from dcdm_cli.model.lora import load_lora
 from dcdm_cli.model.schedule import sampling_scheduler, seeded_noise
 
 
@@ -63,19 +61,11 @@ def open_engine(adapter: Path, config: GenerateConfig, device: str, *, base: str
 
     Raises MismatchError when the base's weights are not those the adapter was trained on.
     """
-    info = read_adapter(adapter)
-    model = load_base(base or info.base, revision=info.revision, dtype=config.precision, device=device)
-    if config.precision == "fp32" and model.fingerprint != info.base_fingerprint:
-        raise MismatchError(
-            f"the base model {model.source!r} is not the one this adapter was trained on",
-            "fine-tune again: dcdm finetune",
-        )
-    load_lora(model.unet, adapter, config.lora_scale)
-    encoder = load_encoder(adapter, info)
-    denoiser = TorchDenoiser(ConditionedUNet(model.unet, encoder), device)
+    fused = load_fused(adapter, base=base, precision=config.precision, lora_scale=config.lora_scale, device=device)
+    denoiser = TorchDenoiser(fused.network, device)
     reason = "asked for" if config.backend == "torch" else "the only backend installed that runs this adapter"
-    generator = hash_json([adapter_hash(adapter), info.base_fingerprint, sampler_settings(config), config.precision])
-    return Engine(denoiser, model, info, config, generator[:16], reason)
+    made_from = [adapter_hash(adapter), fused.info.base_fingerprint, sampler_settings(config), config.precision]
+    return Engine(denoiser, fused.base, fused.info, config, hash_json(made_from)[:16], reason)
 
 
 def render(engine: Engine, rows: Sequence[PlanRow], job: Job) -> Iterator[tuple[Sequence[PlanRow], np.ndarray]]:
