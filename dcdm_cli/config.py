@@ -13,14 +13,17 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from dcdm_cli.errors import NotFoundError, UsageError
 
 ENV_PREFIX = "DCDM_"
 ENV_OWN = {"DCDM_RUN", "DCDM_DEBUG"}  # read elsewhere, not settings
+
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
@@ -171,11 +174,26 @@ class GenerateConfig(Section):
     )
     batch_size: int = Field(default=8, ge=1)
     decode_batch: int = Field(default=8, ge=1, description="images decoded at once")
-    backend: Literal["auto", "torch"] = "auto"
+    guidance_interval: tuple[Fraction, Fraction] | None = Field(
+        default=None, description="guide only this part of the schedule, 0 = noise, 1 = image; fewer network calls"
+    )
+    backend: Literal["auto", "torch", "onnxruntime", "openvino", "tensorrt"] = Field(
+        default="auto", description="what runs the network; all but torch need dcdm export"
+    )
+    compile: bool = Field(default=False, description="torch backend: torch.compile, minutes at the start")
+    cuda_graphs: bool = Field(default=True, description="torch backend on CUDA: record the network and replay it")
+    spinning: bool = Field(default=True, description="onnxruntime on a CPU: idle threads spin; off on shared machines")
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     image_format: Literal["png", "webp", "jpg"] = "png"
     score: bool = Field(default=True, description="score finished images: the measured_difficulty column")
     seed: int = 0
+
+    @field_validator("guidance_interval")
+    @classmethod
+    def _in_order(cls, interval: tuple[float, float] | None) -> tuple[float, float] | None:
+        if interval is not None and interval[0] >= interval[1]:
+            raise ValueError("the first number must be below the second, as in 0.2,0.8")
+        return interval
 
 
 class EvaluateConfig(Section):

@@ -31,10 +31,16 @@ class Probed:
     images: np.ndarray
 
 
-def open_run_engine(context: Context, adapter: Path, job: Job) -> Engine:
-    from dcdm_cli.generation.engine import open_engine
+def open_run_engine(context: Context, adapter: Path, job: Job, *, insist: bool = True) -> Engine:
+    """The run's export serves the run's own adapter. insist False: a backend asked for need not be there yet."""
+    from dcdm_cli.generation.engine import open_engine, sampler_warnings
 
-    engine = open_engine(adapter, context.config.generate, job.device)
+    config, own = context.config.generate, adapter == context.run.adapter
+    if config.backend != "torch" and not (own and insist):
+        config = config.model_copy(update={"backend": "auto"})
+    for warning in sampler_warnings(config):
+        context.console.warn(warning)
+    engine = open_engine(adapter, config, job.device, export=context.run.path / "export" if own else None)
     context.console.note(f"backend: {engine.denoiser.name} ({engine.reason})")
     return engine
 

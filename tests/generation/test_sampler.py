@@ -19,7 +19,7 @@ CONDITIONING = Conditioning(TEXT, torch.tensor([0, 1]), torch.tensor([0.25, 0.75
 class Arithmetic:
     """A denoiser whose prediction says which call it was: text + difficulty, -1 for none given."""
 
-    name, device = "arithmetic", "cpu"
+    name, device, shared_calls, fixed_batch = "arithmetic", "cpu", 1, False
 
     def __init__(self) -> None:
         self.batches: list[int] = []
