@@ -149,6 +149,24 @@ class CalibrateConfig(Section):
     images: int = Field(default=60, ge=4, description="images per point, spread over the classes")
 
 
+class ExportConfig(Section):
+    target: Literal["onnx", "tensorrt", "all"] = Field(
+        default="onnx", description="onnx: the graphs; tensorrt or all: the graphs and engines for this GPU"
+    )
+    precision: Literal["fp32", "fp16", "bf16"] = Field(
+        default="fp32", description="of UNet and text encoder; the VAE decoder stays fp32"
+    )
+    batch: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(1, 8, 32), min_length=1, description="images per network call, one TensorRT engine each"
+    )
+    opset: int | None = Field(default=None, ge=18, description="ONNX opset; none = 21, for bf16 22")
+    fixed_batch: bool = Field(
+        default=True, description="engines for exactly these batches, as CUDA graphs need; otherwise for 1 up to each"
+    )
+    optimization_level: int = Field(default=3, ge=0, le=5, description="how long TensorRT searches for fast kernels")
+    tf32: bool = Field(default=False, description="let TensorRT round the inputs of fp32 products to 10 bits")
+
+
 class GenerateConfig(Section):
     difficulty: str = Field(default="normal:0.5,0.1", description="normal:MEAN,STD | uniform:LO,HI | fixed:S | real")
     difficulty_cap: float = Field(
@@ -220,6 +238,7 @@ class Config(Section):
     caption: CaptionConfig = CaptionConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     calibrate: CalibrateConfig = CalibrateConfig()
+    export: ExportConfig = ExportConfig()
     generate: GenerateConfig = GenerateConfig()
     judge: ClassifierConfig = ClassifierConfig()
     downstream: ClassifierConfig = ClassifierConfig()
@@ -239,6 +258,7 @@ _DIGITS_NET = {
 PRESETS: dict[str, dict[str, Any]] = {
     "sd15": {
         "finetune": {"precision": "bf16", "gradient_checkpointing": True},
+        "export": {"precision": "fp16"},
         "generate": {"precision": "fp16"},
     },
     "digits": {

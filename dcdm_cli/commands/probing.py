@@ -40,7 +40,7 @@ def open_run_engine(context: Context, adapter: Path, job: Job, *, insist: bool =
         config = config.model_copy(update={"backend": "auto"})
     for warning in sampler_warnings(config):
         context.console.warn(warning)
-    engine = open_engine(adapter, config, job.device, export=context.run.path / "export" if own else None)
+    engine = open_engine(adapter, config, job.device, export=context.run.export if own else None)
     context.console.note(f"backend: {engine.denoiser.name} ({engine.reason})")
     return engine
 

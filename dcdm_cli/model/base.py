@@ -101,14 +101,18 @@ def load_tokenizer(source: str, revision: str | None = None) -> CLIPTokenizer | 
 @torch.no_grad()
 def encode_text(base: BaseModel, captions: list[str]) -> torch.Tensor:
     """Captions -> float [N, T, D] on the encoder's device; longer ones are cut at T = the tokenizer's limit."""
-    tokens = base.tokenizer(
+    return base.text_encoder(tokenize(base, captions).to(base.text_encoder.device))[0]
+
+
+def tokenize(base: BaseModel, captions: list[str]) -> torch.Tensor:
+    """Captions -> int64 [N, T], padded or cut to the tokenizer's limit."""
+    return base.tokenizer(
         captions,
         padding="max_length",
         truncation=True,
         max_length=base.tokenizer.model_max_length,
         return_tensors="pt",
     ).input_ids
-    return base.text_encoder(tokens.to(base.text_encoder.device))[0]
 
 
 def _settle(part: torch.nn.Module, device: str, dtype: torch.dtype) -> None:

@@ -27,7 +27,7 @@ from dcdm_export.signature import BATCH_AXIS, NetworkFile, Precision, TensorSpec
 from dcdm_export.whole_files import whole_files
 
 OPSETS: dict[Precision, int] = {"fp32": 21, "fp16": 21, "bf16": 22}
-LOWEST_OPSET = 18
+LOWEST_OPSET, HIGHEST_OPSET = 18, 25  # what the exporter translates by itself
 ONE_FILE_BYTES = 1_900_000_000  # protobuf refuses messages of 2 GiB
 TRACE_BATCH = 2  # a batch of one may be taken for a constant
 
@@ -57,9 +57,9 @@ class Graph:
 
 def check_opset(precision: Precision, opset: int) -> None:
     """Raises ExportError before anything slow starts."""
-    lowest, highest = max(LOWEST_OPSET, 22 if precision == "bf16" else 0), onnx.defs.onnx_opset_version()
-    if not lowest <= opset <= highest:
-        raise ExportError(f"opset {opset} does not serve {precision}: use {lowest} to {highest}")
+    lowest = 22 if precision == "bf16" else LOWEST_OPSET
+    if not lowest <= opset <= HIGHEST_OPSET:
+        raise ExportError(f"opset {opset} does not serve {precision}: use {lowest} to {HIGHEST_OPSET}")
 
 
 def export_graph(graph: Graph, folder: Path, *, one_file_bytes: int = ONE_FILE_BYTES) -> NetworkFile:
@@ -73,7 +73,6 @@ def export_graph(graph: Graph, folder: Path, *, one_file_bytes: int = ONE_FILE_B
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()  # the exporter notes source lines, with the paths of this machine
     program.model.metadata_props.update(graph.metadata)
-    program.model.producer_name = "dcdm"
     tensors = [*graph.module.parameters(), *graph.module.buffers()]
     external = sum(tensor.nbytes for tensor in tensors) > one_file_bytes
     with whole_files(folder, last=file) as part:

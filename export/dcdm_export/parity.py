@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 import onnxruntime
 import torch
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernel  # pyright: ignore
 from torch import Tensor, nn
 
 from dcdm_export.signature import NetworkFile, Precision
@@ -90,7 +90,7 @@ def compare(
     tolerance = TOLERANCE[network.precision]
     try:
         session = _session(folder / network.file, network.precision)
-    except ort_errors.NotImplemented as error:
+    except NoKernel as error:
         reason = f"not checked on this machine: {str(error).strip().splitlines()[0]}"
         return Parity(name, network.precision, "not checked", "", tolerance, reason=reason)
     errors = tuple(_run(session, case, values) for case, values in zip(cases, expected, strict=True))
@@ -112,9 +112,10 @@ def _session(path: Path, precision: Precision) -> onnxruntime.InferenceSession:
 
 def _run(session: onnxruntime.InferenceSession, case: Case, expected: np.ndarray) -> CaseError:
     (got,) = session.run(None, {name: tensor.numpy() for name, tensor in case.inputs.items()})
-    if np.shape(got) != expected.shape:
-        raise ValueError(f"{case.name}: the graph gives {np.shape(got)}, the module {expected.shape}")
-    difference = np.abs(np.asarray(got, np.float64) - expected)
+    values = np.asarray(got, np.float64)
+    if values.shape != expected.shape:
+        raise ValueError(f"{case.name}: the graph gives {values.shape}, the module {expected.shape}")
+    difference = np.abs(values - expected)
     largest, mean, scale = float(difference.max()), float(difference.mean()), float(np.abs(expected).max())
     if not (math.isfinite(largest) and math.isfinite(scale)):
         return CaseError(case.name, len(expected), None, None, None)

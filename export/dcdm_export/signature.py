@@ -83,14 +83,16 @@ class NetworkFile:
 
 @dataclass(frozen=True)
 class EngineFile:
-    """A TensorRT engine for batches of up to `batch` images. key_file: JSON with its cache key, checked before loading.
+    """A TensorRT engine for batches of `batch` images (`shared_calls` rows each), or of up to so many.
 
-    cache_key: hash over TensorRT's version, the GPU, the graph, the shapes and the flags it was built with.
+    graph: `NetworkFile.hash` of what it was built from. cache_key: hash over TensorRT's version, the GPU, the graph,
+    the shapes and the flags it was built with; key_file, JSON beside the engine, spells them out.
     """
 
     network: str
     file: str
     batch: int
+    graph: str
     cache_key: str
     key_file: str
     sha256: str
@@ -138,20 +140,18 @@ class Signature:
 _ADAPTER = TypeAdapter(Signature)
 
 
-def write_signature(folder: Path, signature: Signature) -> Path:
+def write_signature(folder: Path, signature: Signature, *, name: str = SIGNATURE_FILE) -> Path:
     """Writes signature.json whole or not at all: written last, it says that the export is complete."""
     with whole_files(folder) as part:
-        (part / SIGNATURE_FILE).write_text(
-            json.dumps(as_document(signature), indent=2, ensure_ascii=False) + "\n", "utf-8"
-        )
-    return folder / SIGNATURE_FILE
+        (part / name).write_text(json.dumps(as_document(signature), indent=2, ensure_ascii=False) + "\n", "utf-8")
+    return folder / name
 
 
-def read_signature(folder: Path) -> Signature:
+def read_signature(folder: Path, *, name: str = SIGNATURE_FILE) -> Signature:
     """Raises SignatureError when there is none, when it is damaged, or when a newer dcdm wrote it."""
-    file = folder / SIGNATURE_FILE
+    file = folder / name
     if not file.is_file():
-        raise SignatureError(f"{folder} has no {SIGNATURE_FILE}: nothing was exported there, or not to the end", file)
+        raise SignatureError(f"{folder} has no {name}: nothing was exported there, or not to the end", file)
     if file.stat().st_size > MAX_SIGNATURE_BYTES:
         raise SignatureError(f"{file} is larger than {MAX_SIGNATURE_BYTES >> 20} MiB: not a signature", file)
     try:

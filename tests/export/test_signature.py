@@ -64,7 +64,7 @@ def folder(tmp_path: Path) -> Path:
     made = tmp_path / "export"
     made.mkdir()
     networks = {name: network(made, name) for name in ("denoiser", "vae_decoder")}
-    engine = EngineFile("denoiser", "denoiser.b8.engine", 8, "k" * 64, "denoiser.b8.engine.json", "e" * 64)
+    engine = EngineFile("denoiser", "denoiser.b8.engine", 8, "g" * 64, "k" * 64, "denoiser.b8.engine.json", "e" * 64)
     write_signature(made, Signature(FACTS, networks, "0.1.0", {"torch": "2.14"}, engines=(engine,)))
     return made
 
