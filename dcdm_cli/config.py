@@ -160,6 +160,12 @@ class ExportConfig(Section):
         default=(1, 8, 32), min_length=1, description="images per network call, one TensorRT engine each"
     )
     opset: int | None = Field(default=None, ge=18, description="ONNX opset; none = 21, for bf16 22")
+    shared_calls: int | None = Field(
+        default=None,
+        ge=1,
+        le=3,
+        description="calls of a guided step that share work; none = as guidance is set, 1 = any",
+    )
     fixed_batch: bool = Field(
         default=True, description="engines for exactly these batches, as CUDA graphs need; otherwise for 1 up to each"
     )

@@ -16,9 +16,10 @@ from dcdm_cli.backends.torch_backend import TorchDenoiser, TorchOptions
 from dcdm_cli.config import GenerateConfig
 from dcdm_cli.errors import OutOfMemoryError
 from dcdm_cli.files import hash_json
+from dcdm_cli.generation.guidance import Guidance, guidance_of
 from dcdm_cli.generation.plan import PlanRow
 from dcdm_cli.generation.prompts import PromptCache
-from dcdm_cli.generation.sampler import Conditioning, Guidance, sample
+from dcdm_cli.generation.sampler import Conditioning, sample
 from dcdm_cli.job import Job
 from dcdm_cli.model.adapter import AdapterInfo, adapter_hash, read_adapter
 from dcdm_cli.model.base import BaseModel, encode_text, load_base
@@ -55,19 +56,12 @@ class Engine:
 
     @property
     def guidance(self) -> Guidance:
-        return guidance_of(self.config, self.info)
+        return guidance_of(self.config, plain=self.info.encoder is None)
 
     @property
     def batch_size(self) -> int:
         """Images at once: as set, or what fits."""
         return min(self.config.batch_size, self.room.images or self.config.batch_size)
-
-
-def guidance_of(config: GenerateConfig, info: AdapterInfo) -> Guidance:
-    """A plain LoRA has no difficulty term: one scale for both makes it two calls."""
-    text, difficulty = config.text_guidance, config.difficulty_guidance
-    interval = config.guidance_interval or (0.0, 1.0)
-    return Guidance(text, text if info.encoder is None else difficulty, interval)
 
 
 def sampler_settings(config: GenerateConfig) -> dict[str, Any]:
@@ -112,11 +106,11 @@ def open_engine(
     the adapter was trained on, and what `choose_backend` raises.
     """
     info = read_adapter(adapter)
-    guidance = guidance_of(config, info)
-    calls = frozenset(len(weights) for weights in guidance.schedule(config.steps))
-    choice = choose_backend(Wanted(adapter, info, config, device, export, calls))
+    guidance = guidance_of(config, plain=info.encoder is None)
+    choice = choose_backend(Wanted(adapter, info, config, device, export, guidance.call_counts(config.steps)))
     if choice.opened is None:
-        parts = _torch_parts(adapter, config, device, base, calls)
+        options = TorchOptions(guidance.shared_calls(config.steps), config.compile, config.cuda_graphs)
+        parts = _torch_parts(adapter, config, device, base, options)
     else:
         parts = _exported_parts(choice.opened, info, config, device, base)
     made_from = [adapter_hash(adapter), info.base_fingerprint, sampler_settings(config), config.precision]
@@ -132,11 +126,8 @@ class _Parts:
     base: BaseModel
 
 
-def _torch_parts(adapter: Path, config: GenerateConfig, device: str, base: str | None, calls: frozenset[int]) -> _Parts:
-    """Everything in PyTorch. The shared prefix serves one number of calls only."""
+def _torch_parts(adapter: Path, config: GenerateConfig, device: str, base: str | None, options: TorchOptions) -> _Parts:
     fused = load_fused(adapter, base=base, precision=config.precision, lora_scale=config.lora_scale, device=device)
-    shared = max(calls) if len(calls) == 1 else 1
-    options = TorchOptions(shared, compile=config.compile, cuda_graphs=config.cuda_graphs)
     return _Parts(TorchDenoiser(fused.network, device, options), torch_decoder(fused.base.vae), fused.base)
 
 

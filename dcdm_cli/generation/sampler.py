@@ -1,10 +1,4 @@
-"""The denoising loop over the denoiser contract, with one guidance scale for text and one for difficulty.
-
-eps = e(none, none) + w_text * (e(text, none) - e(none, none)) + w_difficulty * (e(text, s) - e(text, none))
-
-Not from the paper. Equal scales need no text-only call, w_text = 1 no unconditional one: two calls instead of three.
-Outside the guidance interval both scales are 1, which leaves e(text, s) alone: one call.
-"""
+"""The denoising loop over the denoiser contract: all calls of a guided step go through the network as one batch."""
 
 from __future__ import annotations
 
@@ -16,6 +10,7 @@ from torch import Tensor
 
 from dcdm_cli.backends.base import Denoiser
 from dcdm_cli.errors import NumericalError
+from dcdm_cli.generation.guidance import Guidance
 from dcdm_cli.model.conditioning import NULL_DIFFICULTY
 from dcdm_cli.model.schedule import Sampler, clipped_prediction
 
@@ -28,29 +23,6 @@ class Conditioning:
     label: Tensor
     difficulty: Tensor
     null_text: Tensor
-
-
-@dataclass(frozen=True)
-class Guidance:
-    """interval: the part of the schedule that is guided, as fractions of its steps; 0 = pure noise, 1 = the image.
-
-    Limited intervals: Kynkäänniemi et al. 2024, arXiv 2404.07724. Not from the DCDM paper.
-    """
-
-    text: float = 1.0
-    difficulty: float = 1.0
-    interval: tuple[float, float] = (0.0, 1.0)
-
-    def weights(self) -> dict[str, float]:
-        """Weight of each network call of a guided step; calls with weight 0 are not made."""
-        calls = {"none": 1 - self.text, "text": self.text - self.difficulty, "full": self.difficulty}
-        return {name: weight for name, weight in calls.items() if weight != 0}
-
-    def schedule(self, steps: int) -> list[dict[str, float]]:
-        """`weights` of each step. Outside the interval the calls are those of scales 1 and 1: text and difficulty."""
-        low, high = self.interval
-        inside = [low <= (step + 0.5) / steps <= high for step in range(steps)]
-        return [self.weights() if guided else {"full": 1.0} for guided in inside]
 
 
 @torch.inference_mode()

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from dcdm_cli.demo.base import TINY_BASE
 from dcdm_cli.errors import NumericalError
-from dcdm_cli.generation.sampler import Conditioning, Guidance, sample
+from dcdm_cli.generation.guidance import Guidance
+from dcdm_cli.generation.sampler import Conditioning, sample
 from dcdm_cli.model.base import load_base
 from dcdm_cli.model.schedule import Sampler, sampling_scheduler
 
