@@ -70,15 +70,15 @@ def choose_backend(wanted: Wanted) -> Choice:
         return Choice(_KINDS[asked].open(wanted), "asked for")
     if asked == "torch" or wanted.config.compile:
         return Choice(None, "asked for" if asked == "torch" else "--compile is for torch")
-    reasons = []
+    refused: dict[str, list[str]] = {}  # reason -> names
     for name, entry in _KINDS.items():
         if kind not in entry.auto_on:
             continue
         try:
-            return Choice(entry.open(wanted), "; ".join([*reasons, entry.advantage]))
+            return Choice(entry.open(wanted), "; ".join([*_told(refused), entry.advantage]))
         except (CapabilityError, NotFoundError, MismatchError) as error:
-            reasons.append(f"not {name}: {error.message}")
-    return Choice(None, "; ".join(reasons) or f"the only one that runs on {kind}")
+            refused.setdefault(error.message, []).append(name)
+    return Choice(None, "; ".join(_told(refused)) or f"the only one that runs on {kind}")
 
 
 def usable_export(wanted: Wanted, networks: tuple[str, ...]) -> Signature:
@@ -94,6 +94,10 @@ def usable_export(wanted: Wanted, networks: tuple[str, ...]) -> Signature:
     _check_facts(folder, signature.model, wanted.info)
     _check_denoiser(folder, signature, wanted)
     return signature
+
+
+def _told(refused: dict[str, list[str]]) -> list[str]:
+    return [f"not {' or '.join(names)}: {reason}" for reason, names in refused.items()]
 
 
 def _check_request(asked: str, kind: str, wanted: Wanted) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dcdm_cli.backends.cuda_graphs import CudaGraphs
 from dcdm_cli.errors import CapabilityError
@@ -53,7 +53,7 @@ class TorchDenoiser:
             self._graphs.release()
 
 
-def compiled(network: ConditionedUNet, device: str) -> Any:
+def compiled(network: nn.Module, device: str) -> Any:
     """torch.compile for one batch shape at a time. Raises CapabilityError, at once, when it does not work here."""
     try:
         torch.compile(lambda tensor: tensor.sin() + 1)(torch.zeros(64, device=device))
