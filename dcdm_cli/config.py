@@ -134,6 +134,9 @@ class FinetuneConfig(Section):
     snr_gamma: float | None = Field(default=5.0, description="Min-SNR weighting; null = the paper's plain MSE")
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
     hflip: bool = Field(default=False, description="also train on mirrored images")
+    views: int = Field(
+        default=1, ge=1, description="the image and views-1 jittered copies, each scored on its own; for small sets"
+    )
     keep_suspects: bool = Field(default=False, description="train on images whose label is suspect too")
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     checkpoint_every: int = Field(default=500, ge=1, description="optimiser steps between checkpoints")
@@ -184,6 +187,10 @@ class GenerateConfig(Section):
     ratio: float | None = Field(default=0.1, gt=0, description="images as a share of the real training set")
     count: int | None = Field(default=None, ge=1, description="images in all, spread like the real classes")
     per_class: int | None = Field(default=None, ge=1, description="images of each class")
+    attempts: int = Field(
+        default=1, ge=1, description="draws per image until its measured difficulty is within the tolerance"
+    )
+    tolerance: float = Field(default=0.1, ge=0, le=1, description="largest miss of the target that is accepted")
     captions: Literal["class", "real"] = Field(default="real", description="captions of real images, or one per class")
     negative_prompt: str = ""
     scheduler: Literal["ddim", "unipc", "dpmpp", "pndm"] = "ddim"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,7 +88,7 @@ def usable_calibration(context: Context):
             "run dcdm finetune with these settings to calibrate again"
         )
         return None
-    return calibration
+    return replace(calibration, attempts=config.attempts)
 
 
 def make_measure(context: Context, job: Job) -> Measure | None:
@@ -119,15 +119,15 @@ def probe(
     """Generates `per_target` images at each difficulty, in memory, and scores them."""
     import numpy as np
 
-    from dcdm_cli.generation.engine import render
     from dcdm_cli.generation.plan import grid_plan
+    from dcdm_cli.generation.selection import render_close
 
     inputs = plan_inputs(context, calibrated=calibrated)
     plan = grid_plan(inputs, targets, per_target, seed, engine.generator)
     measure = make_measure(context, job)
     assert measure is not None, "callers check that the run has a scorer"
     images, realised, predicted = [], [], []
-    for rows, batch in render(engine, plan.rows(), job):
+    for rows, batch in render_close(engine, plan.rows(), job, measure if calibrated else None):
         s, guess = measure(batch, np.array([row.label for row in rows]))
         images.append(batch)
         realised.append(s)

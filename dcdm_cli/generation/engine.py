@@ -113,7 +113,8 @@ def open_engine(
         parts = _torch_parts(adapter, config, device, base, options)
     else:
         parts = _exported_parts(choice.opened, info, config, device, base)
-    made_from = [adapter_hash(adapter), info.base_fingerprint, sampler_settings(config), config.precision]
+    draws = [config.attempts, config.tolerance] if config.attempts > 1 else []
+    made_from = [adapter_hash(adapter), info.base_fingerprint, sampler_settings(config), config.precision, *draws]
     prompts = PromptCache(lambda captions: encode_text(parts.base, captions), parts.denoiser.device)
     generator = hash_json(made_from)[:16]
     return Engine(parts.denoiser, parts.decode, parts.base, info, config, prompts, generator, choice.reason)
