@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
@@ -21,6 +21,9 @@ from dcdm_cli.errors import NotFoundError, UsageError
 
 ENV_PREFIX = "DCDM_"
 ENV_OWN = {"DCDM_RUN", "DCDM_DEBUG"}  # read elsewhere, not settings
+
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
@@ -157,6 +160,30 @@ class CalibrateConfig(Section):
     images: int = Field(default=60, ge=4, description="images per point, spread over the classes")
 
 
+class ExportConfig(Section):
+    target: Literal["onnx", "tensorrt", "all"] = Field(
+        default="onnx", description="onnx: the graphs; tensorrt or all: the graphs and engines for this GPU"
+    )
+    precision: Literal["fp32", "fp16", "bf16"] = Field(
+        default="fp32", description="of UNet and text encoder; the VAE decoder stays fp32"
+    )
+    batch: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(1, 8, 32), min_length=1, description="images per network call, one TensorRT engine each"
+    )
+    opset: int | None = Field(default=None, ge=18, description="ONNX opset; none = 21, for bf16 22")
+    shared_calls: int | None = Field(
+        default=None,
+        ge=1,
+        le=3,
+        description="calls of a guided step that share work; none = as guidance is set, 1 = any",
+    )
+    fixed_batch: bool = Field(
+        default=True, description="engines for exactly these batches, as CUDA graphs need; otherwise for 1 up to each"
+    )
+    optimization_level: int = Field(default=3, ge=0, le=5, description="how long TensorRT searches for fast kernels")
+    tf32: bool = Field(default=False, description="let TensorRT round the inputs of fp32 products to 10 bits")
+
+
 class GenerateConfig(Section):
     difficulty: str = Field(default="normal:0.5,0.1", description="normal:MEAN,STD | uniform:LO,HI | fixed:S | real")
     difficulty_cap: float = Field(
@@ -186,11 +213,26 @@ class GenerateConfig(Section):
     )
     batch_size: int = Field(default=8, ge=1)
     decode_batch: int = Field(default=8, ge=1, description="images decoded at once")
-    backend: Literal["auto", "torch"] = "auto"
+    guidance_interval: tuple[Fraction, Fraction] | None = Field(
+        default=None, description="guide only this part of the schedule, 0 = noise, 1 = image; fewer network calls"
+    )
+    backend: Literal["auto", "torch", "onnxruntime", "openvino", "tensorrt"] = Field(
+        default="auto", description="what runs the network; all but torch need dcdm export"
+    )
+    compile: bool = Field(default=False, description="torch backend: torch.compile, minutes at the start")
+    cuda_graphs: bool = Field(default=True, description="torch backend on CUDA: record the network and replay it")
+    spinning: bool = Field(default=True, description="onnxruntime on a CPU: idle threads spin; off on shared machines")
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     image_format: Literal["png", "webp", "jpg"] = "png"
     score: bool = Field(default=True, description="score finished images: the measured_difficulty column")
     seed: int = 0
+
+    @field_validator("guidance_interval")
+    @classmethod
+    def _in_order(cls, interval: tuple[float, float] | None) -> tuple[float, float] | None:
+        if interval is not None and interval[0] >= interval[1]:
+            raise ValueError("the first number must be below the second, as in 0.2,0.8")
+        return interval
 
 
 class EvaluateConfig(Section):
@@ -217,6 +259,7 @@ class Config(Section):
     caption: CaptionConfig = CaptionConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     calibrate: CalibrateConfig = CalibrateConfig()
+    export: ExportConfig = ExportConfig()
     generate: GenerateConfig = GenerateConfig()
     judge: ClassifierConfig = ClassifierConfig()
     downstream: ClassifierConfig = ClassifierConfig()
@@ -236,6 +279,7 @@ _DIGITS_NET = {
 PRESETS: dict[str, dict[str, Any]] = {
     "sd15": {
         "finetune": {"precision": "bf16", "gradient_checkpointing": True},
+        "export": {"precision": "fp16"},
         "generate": {"precision": "fp16"},
     },
     "digits": {

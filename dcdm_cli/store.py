@@ -85,6 +85,7 @@ class RunFolder:
     images = property(lambda self: self.path / "images")
     scorer = property(lambda self: self.path / "scorer")
     adapter = property(lambda self: self.path / "adapter")
+    export = property(lambda self: self.path / "export")
     generated = property(lambda self: self.path / "generated")
     evaluation = property(lambda self: self.path / "evaluation")
     figures = property(lambda self: self.path / "figures")

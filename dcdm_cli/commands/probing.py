@@ -34,12 +34,18 @@ class Probed:
     images: np.ndarray
 
 
-def open_run_engine(context: Context, adapter: Path, job: Job) -> Engine:
-    from dcdm_cli.generation.engine import open_engine
+def open_run_engine(context: Context, adapter: Path, job: Job, *, insist: bool = True) -> Engine:
+    """The run's export serves the run's own adapter. insist False: a backend asked for need not be there yet."""
+    from dcdm_cli.generation.engine import open_engine, sampler_warnings
     from dcdm_cli.model.adapter import read_adapter
 
+    config, own = context.config.generate, adapter == context.run.adapter
+    if config.backend != "torch" and not (own and insist):
+        config = config.model_copy(update={"backend": "auto"})
+    for warning in sampler_warnings(config):
+        context.console.warn(warning)
     base = resolve_base(read_adapter(adapter).base)  # the packaged one lies elsewhere on another machine
-    engine = open_engine(adapter, context.config.generate, job.device, base=base)
+    engine = open_engine(adapter, config, job.device, base=base, export=context.run.export if own else None)
     context.console.note(f"backend: {engine.denoiser.name} ({engine.reason})")
     return engine
 

@@ -72,6 +72,10 @@ def summary_sheets(metrics: Metrics) -> list[Sheet]:
     return [sheet for sheet in sheets if sheet.rows]
 
 
+def export_tables(results: Mapping[str, Any]) -> list[Table]:
+    return [sheet.table() for sheet in (export_sheet(results), engines_sheet(results)) if sheet.rows]
+
+
 def score_sheet(manifest: Manifest) -> Sheet:
     """Per class, hardest first; beyond MAX_CLASSES classes the rest is one row. The last row is all images."""
     sums = _class_sums(manifest)
@@ -145,6 +149,28 @@ def paired_sheet(metrics: Metrics) -> Sheet:
     return Sheet("Differences in accuracy, seed by seed", columns, tuple(rows))
 
 
+def export_sheet(results: Mapping[str, Any]) -> Sheet:
+    """The graphs, and how far each is from PyTorch in float32."""
+    rows = (
+        (
+            network["name"],
+            f"{network['mib']:,.1f}",
+            network["precision"],
+            network["parity"],
+            _small(network["max_abs"]),
+            _small(network["relative"]),
+        )
+        for network in results["networks"]
+    )
+    columns = ("graph", "MiB", "precision", "check", "max error", "relative")
+    return Sheet("Exported graphs, compared with PyTorch in fp32", columns, tuple(rows))
+
+
+def engines_sheet(results: Mapping[str, Any]) -> Sheet:
+    rows = ((engine["file"], f"{engine['mib']:,.1f}", str(engine["batch"])) for engine in results["engines"])
+    return Sheet("TensorRT engines", ("engine", "MiB", "images per call"), tuple(rows))
+
+
 def stages_sheet(metrics: Metrics) -> Sheet:
     seconds = _section(metrics, "seconds")
     return Sheet("Where the time went", ("stage", "time", "share"), tuple(_stage_rows(seconds)))
@@ -156,6 +182,10 @@ def _stage_rows(seconds: Mapping[str, float]) -> Iterator[tuple[str, str, str]]:
         yield stage, duration(spent), percent(spent / total if total else None, 0)
     if seconds:
         yield "all", duration(total), percent(1.0 if total else None, 0)
+
+
+def _small(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1e}"
 
 
 def _section(metrics: Metrics, name: str) -> Mapping[str, Any]:
