@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from dcdm_cli.backends.choice import Choice, Wanted, choose_backend
 from dcdm_cli.config import GenerateConfig
@@ -39,7 +40,7 @@ needs_openvino = pytest.mark.skipif(importlib.util.find_spec("openvino") is None
 def adapter(tmp_path: Path) -> Path:
     folder = tmp_path / "adapter"
     folder.mkdir()
-    (folder / "pytorch_lora_weights.safetensors").write_bytes(b"weights")
+    save_file({"weight": torch.ones(2)}, folder / "pytorch_lora_weights.safetensors")
     return folder
 
 
