@@ -157,6 +157,12 @@ class GenerateConfig(Section):
     ratio: float | None = Field(default=0.1, gt=0, description="images as a share of the real training set")
     count: int | None = Field(default=None, ge=1, description="images in all, spread like the real classes")
     per_class: int | None = Field(default=None, ge=1, description="images of each class")
+    counts: Path | None = Field(default=None, description="CSV class,count or JSON {class: count}; others get none")
+    balance: bool = Field(default=False, description="fill rare classes up to the largest, or as far as count goes")
+    difficulty_file: Path | None = Field(
+        default=None, description="CSV class,difficulty or JSON {class: difficulty}; the others keep difficulty"
+    )
+    shard_size: int = Field(default=1024, ge=1, description="images per shard, the unit that workers are handed")
     captions: Literal["class", "real"] = Field(default="real", description="captions of real images, or one per class")
     negative_prompt: str = ""
     scheduler: Literal["ddim", "unipc", "dpmpp", "pndm"] = "ddim"

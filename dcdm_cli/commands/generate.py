@@ -52,13 +52,25 @@ def run_generate(context: Context) -> StageRecord:
 def draw_plan(context: Context, config: GenerateConfig, engine: Engine) -> Plan:
     """The plan for a generation config: budget, target distribution, captions, seeds."""
     from dcdm_cli.data.manifest import read_manifest
-    from dcdm_cli.generation.plan import Budget, make_plan
-    from dcdm_cli.generation.targets import parse_target
+    from dcdm_cli.generation.budget import Budget, read_class_table, read_counts
+    from dcdm_cli.generation.plan import make_plan
+    from dcdm_cli.generation.targets import Targets, parse_target
 
-    counts = read_manifest(context.run.samples).split("train").class_counts()
-    budget = Budget(config.per_class, config.count, config.ratio).per_label(counts)
-    target = parse_target(config.difficulty)
-    return make_plan(plan_inputs(context), budget, target, config.seed + context.config.seed, engine.generator)
+    train = read_manifest(context.run.samples).split("train")
+    counts = read_counts(config.counts, train.class_names) if config.counts else None
+    budget = Budget(config.per_class, config.count, config.ratio, counts, config.balance)
+    single = read_class_table(config.difficulty_file, "difficulty", train.class_names) if config.difficulty_file else {}
+    target = Targets(
+        parse_target(config.difficulty), {label: parse_target(str(text)) for label, text in single.items()}
+    )
+    return make_plan(
+        plan_inputs(context),
+        budget.per_label(train.class_counts()),
+        target,
+        config.seed + context.config.seed,
+        engine.generator,
+        shard_size=config.shard_size,
+    )
 
 
 def _work(context: Context) -> Outcome:

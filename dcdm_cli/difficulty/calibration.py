@@ -50,8 +50,10 @@ class Calibration:
         lie outside what that class can reach (those get the nearest end). float32 [N], bool [N]."""
         target, label = np.asarray(target), np.asarray(label)
         requested, outside = np.zeros(len(target), np.float32), np.zeros(len(target), bool)
-        for known in np.unique(label):
-            mine, curve = label == known, np.asarray(self.classes[known])
+        order = np.argsort(label, kind="stable")  # one pass, however many classes there are
+        known, starts = np.unique(label[order], return_index=True)
+        for one, mine in zip(known, np.split(order, starts)[1:], strict=True):
+            curve = np.asarray(self.classes[one])
             requested[mine] = np.interp(target[mine], *_inverse(np.asarray(self.requested), curve))
             outside[mine] = (target[mine] < curve[0]) | (target[mine] > curve[-1])
         return requested, outside

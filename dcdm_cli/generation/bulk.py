@@ -16,7 +16,8 @@ from dcdm_cli.errors import MismatchError
 from dcdm_cli.files import storage_errors
 from dcdm_cli.generation.engine import Engine, render
 from dcdm_cli.generation.journal import Journal
-from dcdm_cli.generation.plan import Plan, PlanRow, read_plan, write_plan
+from dcdm_cli.generation.plan import Plan, PlanRow
+from dcdm_cli.generation.plan_file import read_plan, write_plan
 from dcdm_cli.job import Job
 
 SPLIT = "train"
@@ -84,7 +85,7 @@ def _save_batch(
         known = bool(np.isfinite(s))
         entries.append(
             {
-                **{k: v for k, v in asdict(row).items() if k != "index"},
+                **{k: v for k, v in asdict(row).items() if k not in ("index", "shard")},
                 "path": None if blank else path,
                 "width": image.shape[1],
                 "height": image.shape[0],

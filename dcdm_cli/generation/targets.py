@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy import stats
@@ -54,6 +55,22 @@ class Target:
                 f"difficulty {self.kind}:{','.join(map(str, self.parameters))} lies above the cap of {cap}",
                 "raise it with --difficulty-cap 1 (labels break at the hard end; dcdm evaluate shows where)",
             )
+
+
+@dataclass(frozen=True)
+class Targets:
+    """One distribution for all classes, and others for some of them. of: label -> its distribution."""
+
+    default: Target
+    of: Mapping[int, Target] = field(default_factory=dict)
+
+    def draw(self, labels: np.ndarray, rng: np.random.Generator, cap: float, real: np.ndarray) -> np.ndarray:
+        """float32 [N] in [0, cap] for labels int64 [N]; see `Target.draw`."""
+        values = self.default.draw(len(labels), rng, cap, real)
+        for label, target in sorted(self.of.items()):
+            rows = np.flatnonzero(labels == label)
+            values[rows] = target.draw(len(rows), rng, cap, real)
+        return values
 
 
 def parse_target(text: str) -> Target:
