@@ -179,6 +179,9 @@ class GenerateConfig(Section):
     decode_batch: int = Field(default=8, ge=1, description="images decoded at once")
     backend: Literal["auto", "torch"] = "auto"
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    format: Literal["folder", "parquet", "webdataset"] = Field(
+        default="folder", description="class folders with metadata.jsonl, or one Parquet file or tar per shard"
+    )
     image_format: Literal["png", "webp", "jpg"] = "png"
     score: bool = Field(default=True, description="score finished images: the measured_difficulty column")
     seed: int = 0

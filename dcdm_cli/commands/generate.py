@@ -89,10 +89,11 @@ def _work(context: Context) -> Outcome:
         )
     if context.force:
         _set_aside(run.generated)
-    generated = run_plan(plan, engine, run.generated, job, make_measure(context, job) if config.score else None)
+    measure = make_measure(context, job) if config.score else None
+    generated = run_plan(plan, engine, run.generated, job, measure, format=config.format)
     _drop_old(run.generated)
     results = {
-        "images": len(generated.manifest),
+        "images": generated.images,
         "made_now": generated.made,
         "failed": generated.failed,
         "unreachable_targets": plan.unreachable,
