@@ -125,6 +125,7 @@ class Ledger:
         complete = metadata.is_file() or self.layout.format != "folder"
         if manifest_note(samples) == state and complete and (folder / "README.md").is_file():
             return
+        self._sweep()  # workers that were killed left some
         if self.layout.format == "folder":
             stream_metadata(folder / SPLIT, self._metadata())
         facts = {"base model": base, "generator": self.plan.generator, "backend": backend}

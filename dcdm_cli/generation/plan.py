@@ -10,16 +10,18 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from dcdm_cli.difficulty.calibration import Calibration
 from dcdm_cli.errors import UsageError
 from dcdm_cli.files import hash_bytes, hash_json
 from dcdm_cli.generation.seeds import image_seeds, mix64
 from dcdm_cli.generation.targets import Target, Targets
+
+if TYPE_CHECKING:
+    from dcdm_cli.difficulty.calibration import Calibration
 
 SCHEMA = pa.schema(
     [

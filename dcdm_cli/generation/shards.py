@@ -55,10 +55,12 @@ class Maker(Protocol):
 
 @dataclass(frozen=True)
 class ShardTask:
-    """rows: what is still to be made of the shard; start: how many rows come before them."""
+    """rows: the shard's rows from number `start` on. generator: of the plan, which a worker's model must have."""
 
     shard: int
     rows: tuple[PlanRow, ...]
+    layout: Layout
+    generator: str
     start: int = 0
 
 
@@ -101,14 +103,12 @@ class Encoders:
         self.pool.shutdown(cancel_futures=True)
 
 
-def make_batches(
-    task: ShardTask, maker: Maker, layout: Layout, encoders: Encoders, job: Job, store: Store
-) -> Iterator[Batch]:
+def make_batches(task: ShardTask, maker: Maker, encoders: Encoders, job: Job, store: Store) -> Iterator[Batch]:
     """The rest of a shard, batch by batch. A stop ends it early, once what is rendered is encoded and stored."""
-    folders = folders_of(layout)
+    folders = folders_of(task.layout)
     waiting: deque[list[Future[tuple[dict[str, Any], bytes | None]]]] = deque()
     for rows, images in maker.render(task.rows, replace(job, progress=silent)):
-        entries = _entries(rows, images, maker, layout, folders)
+        entries = _entries(rows, images, maker, task.layout, folders)
         waiting.append([encoders.pool.submit(_encode, *pair, store) for pair in zip(entries, images, strict=True)])
         if job.stop_signal() is not None:
             break

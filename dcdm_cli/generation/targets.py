@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy import stats
 
 from dcdm_cli.errors import UsageError
 
@@ -34,6 +33,8 @@ class Target:
         the distribution has no mass below the cap.
         """
         if self.kind == "normal":
+            from scipy import stats  # slow to import; workers, which draw nothing, start without it
+
             mean, std = self.parameters
             values = stats.truncnorm.rvs(-mean / std, (cap - mean) / std, mean, std, count, random_state=rng)
         elif self.kind == "uniform":

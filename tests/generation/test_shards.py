@@ -23,13 +23,14 @@ from dcdm_cli.data.manifest import read_manifest
 from dcdm_cli.data.shard_files import Layout
 from dcdm_cli.errors import InterruptedRunError, MismatchError, StorageError
 from dcdm_cli.generation import shards
-from dcdm_cli.generation.bulk import Generated, run_shards
 from dcdm_cli.generation.journal import Journal
+from dcdm_cli.generation.ledger import Ledger
 from dcdm_cli.generation.plan import Plan
+from dcdm_cli.generation.shards import Encoders, MadeShard, ShardTask
+from dcdm_cli.generation.site import Generated, make_shard, run_shards
 from dcdm_cli.job import Job
 
-from .conftest import NAMES
-from .fakes import FakeMaker, fake_measure, fake_plan
+from .fakes import NAMES, FakeMaker, contents, fake_measure, fake_plan
 
 FORMATS = ("folder", "parquet", "webdataset")
 PLAN = fake_plan(22, shard_size=8)
@@ -43,19 +44,12 @@ def run(folder: Path, format: str = "folder", maker: FakeMaker | None = None, jo
     return run_shards(PLAN, maker or FakeMaker(measure=fake_measure), layout(folder, format), job or Job())
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    """Everything but samples.parquet, which names its folder."""
-    found = {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-    found.pop("samples.parquet", None)
-    return found
-
-
 @pytest.mark.parametrize("format", FORMATS)
 def test_the_same_plan_gives_the_same_bytes(tmp_path: Path, format: str) -> None:
     made = run(tmp_path / "a", format)
     assert (made.images, made.failed, made.made) == (22, 0, 22)
     run(tmp_path / "b", format)
-    assert files(tmp_path / "a") == files(tmp_path / "b")
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
     again = run(tmp_path / "a", format, FakeMaker(measure=fake_measure))
     assert (again.images, again.made) == (22, 0)
     assert made.manifest.column("sample_id").tolist() == PLAN.table["sample_id"].to_pylist()
@@ -117,7 +111,7 @@ def test_a_run_that_died_goes_on_to_the_same_bytes(tmp_path: Path, format: str, 
         run(tmp_path / "died", format, DyingMaker(batches))
     maker = FakeMaker(measure=fake_measure)
     run(tmp_path / "died", format, maker)
-    assert files(tmp_path / "died") == files(tmp_path / "through")
+    assert contents(tmp_path / "died") == contents(tmp_path / "through")
     assert not set(maker.rendered) & set(range(batches * 4 // 8 * 8))  # finished shards are not made again
 
 
@@ -193,7 +187,7 @@ def test_a_full_disk_is_named_and_finished_shards_stay(
     run(tmp_path / "full", format, maker)
     assert maker.rendered == list(range(8, 22))
     run(tmp_path / "through", format)
-    assert files(tmp_path / "full") == files(tmp_path / "through")
+    assert contents(tmp_path / "full") == contents(tmp_path / "through")
 
 
 @pytest.mark.parametrize(
@@ -212,10 +206,10 @@ def test_a_wrong_record_is_refused_with_the_remedy(tmp_path: Path, change: dict 
     file = tmp_path / "shards/00001.json"
     document = json.loads(file.read_text())
     file.write_text(change if isinstance(change, str) else json.dumps(document | change))
-    before = files(tmp_path)
+    before = contents(tmp_path)
     with pytest.raises(MismatchError, match=says) as caught:
         run(tmp_path, "webdataset")
-    assert "that shard alone is made again" in caught.value.hint and files(tmp_path) == before
+    assert "that shard alone is made again" in caught.value.hint and contents(tmp_path) == before
     file.unlink()  # what the hint says
     maker = FakeMaker(measure=fake_measure)
     run(tmp_path, "webdataset", maker)
@@ -237,11 +231,11 @@ def test_verify_finds_content_that_changed(tmp_path: Path, format: str) -> None:
 
 def test_a_deleted_archive_is_made_again_alone(tmp_path: Path) -> None:
     run(tmp_path, "parquet")
-    before = files(tmp_path)
+    before = contents(tmp_path)
     next((tmp_path / "data").glob("train-00001*")).unlink()
     maker = FakeMaker(measure=fake_measure)
     run(tmp_path, "parquet", maker)
-    assert maker.rendered == list(range(8, 16)) and files(tmp_path) == before
+    assert maker.rendered == list(range(8, 16)) and contents(tmp_path) == before
 
 
 def test_another_format_is_refused(tmp_path: Path) -> None:
@@ -251,18 +245,21 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_shard_made_twice_is_published_once(tmp_path: Path) -> None:
-    from dcdm_cli.generation.bulk import make_shard
-    from dcdm_cli.generation.ledger import Ledger
-    from dcdm_cli.generation.shards import Encoders, MadeShard
-
     place = layout(tmp_path, "webdataset")
     ledger = Ledger.open(PLAN, place, 4)
+    task = ShardTask(0, tuple(PLAN.shard_rows(0)), place, PLAN.generator)
     with Encoders() as encoders:
-        twice = [list(make_shard(PLAN.shard_rows(0), FakeMaker(), place, encoders, Job()))[-1] for _ in range(2)]
+        twice = [list(make_shard(task, FakeMaker(), encoders, Job()))[-1] for _ in range(2)]
     for made in twice:
         assert isinstance(made, MadeShard)
         ledger.publish(made)
     assert ledger.done == 8 and len(list((tmp_path / "data").iterdir())) == 1
+
+
+def test_a_model_that_the_plan_was_not_made_for_is_refused(tmp_path: Path) -> None:
+    other = dataclasses.replace(PLAN, generator="other")
+    with pytest.raises(MismatchError, match="made for the generator other, the model and settings here are fake"):
+        run_shards(other, FakeMaker(), layout(tmp_path), Job())
 
 
 # Golden readers
