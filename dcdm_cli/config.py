@@ -201,6 +201,19 @@ class EvaluateConfig(Section):
     seed: int = 1000
 
 
+class ScaleConfig(Section):
+    """How work is spread. Nothing here changes what comes out, so no stage becomes stale by it."""
+
+    devices: tuple[str, ...] = Field(
+        default=(), description="one process each: N (of --device's kind), all, or names: cuda:0,cuda:2"
+    )
+    engine: Literal["local", "ray"] = Field(default="local", description="processes of this machine, or a Ray cluster")
+    address: str | None = Field(default=None, description="Ray cluster: host:port or auto; none = one on this machine")
+    results: Literal["shared", "driver"] = Field(
+        default="shared", description="Ray workers write to a folder that all see, or send images to this process"
+    )
+
+
 class Config(Section):
     preset: str | None = None
     seed: int = Field(default=0, description="run seed; stages add their own")
@@ -215,6 +228,7 @@ class Config(Section):
     judge: ClassifierConfig = ClassifierConfig()
     downstream: ClassifierConfig = ClassifierConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    scale: ScaleConfig = ScaleConfig()
 
 
 _DIGITS_NET = {

@@ -85,6 +85,7 @@ class RunFolder:
     scorer = property(lambda self: self.path / "scorer")
     adapter = property(lambda self: self.path / "adapter")
     generated = property(lambda self: self.path / "generated")
+    plans = property(lambda self: self.path / "plans")
     evaluation = property(lambda self: self.path / "evaluation")
     figures = property(lambda self: self.path / "figures")
     cache = property(lambda self: self.path / "cache")

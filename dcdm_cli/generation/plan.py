@@ -99,6 +99,9 @@ class Plan:
     def rows(self) -> list[PlanRow]:
         return plan_rows(self.table)
 
+    def rows_up_to(self, count: int) -> list[PlanRow]:
+        return plan_rows(self.table.slice(0, count))
+
     def shard_table(self, shard: int) -> pa.Table:
         return self.table.slice(shard * self.shard_size, self.shard_size)
 

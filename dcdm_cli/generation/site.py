@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
+
 from dcdm_cli.data.manifest import Manifest, read_manifest
 from dcdm_cli.data.shard_files import Layout
 from dcdm_cli.errors import MismatchError
@@ -38,6 +41,11 @@ class Generated:
     def manifest(self) -> Manifest:
         """Rows of the finished images."""
         return read_manifest(self.folder / "samples.parquet", made_by="dcdm generate")
+
+    def columns(self, *names: str) -> list[np.ndarray]:
+        """Single columns of the manifest, as `Manifest.column` gives them, without the rest of the table."""
+        table = pq.read_table(self.folder / "samples.parquet", columns=list(names))
+        return [Manifest(table, ()).column(name) for name in names]
 
 
 def run_shards(plan: AnyPlan, maker: Maker, layout: Layout, job: Job, *, verify: bool = False) -> Generated:
@@ -86,7 +94,8 @@ class Site:
             return len(value.entries)
         self.made += value.new
         self.inside[shard] = value.done
-        self.job.progress("generating", self.ledger.done + sum(self.inside.values()), len(self.plan))
+        if value.done:
+            self.job.progress("generating", self.ledger.done + sum(self.inside.values()), len(self.plan))
         return value.done
 
     def saved(self) -> str:
