@@ -200,6 +200,12 @@ class GenerateConfig(Section):
         default=1, ge=1, description="draws per image until its measured difficulty is within the tolerance"
     )
     tolerance: float = Field(default=0.1, ge=0, le=1, description="largest miss of the target that is accepted")
+    counts: Path | None = Field(default=None, description="CSV class,count or JSON {class: count}; others get none")
+    balance: bool = Field(default=False, description="fill rare classes up to the largest, or as far as count goes")
+    difficulty_file: Path | None = Field(
+        default=None, description="CSV class,difficulty or JSON {class: difficulty}; the others keep difficulty"
+    )
+    shard_size: int = Field(default=1024, ge=1, description="images per shard, the unit that workers are handed")
     captions: Literal["class", "real"] = Field(default="real", description="captions of real images, or one per class")
     negative_prompt: str = ""
     scheduler: Literal["ddim", "unipc", "dpmpp", "pndm"] = "ddim"
@@ -224,6 +230,9 @@ class GenerateConfig(Section):
     cuda_graphs: bool = Field(default=True, description="torch backend on CUDA: record the network and replay it")
     spinning: bool = Field(default=True, description="onnxruntime on a CPU: idle threads spin; off on shared machines")
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    format: Literal["folder", "parquet", "webdataset"] = Field(
+        default="folder", description="class folders with metadata.jsonl, or one Parquet file or tar per shard"
+    )
     image_format: Literal["png", "webp", "jpg"] = "png"
     score: bool = Field(default=True, description="score finished images: the measured_difficulty column")
     seed: int = 0
@@ -250,6 +259,19 @@ class EvaluateConfig(Section):
     seed: int = 1000
 
 
+class ScaleConfig(Section):
+    """How work is spread. Nothing here changes what comes out, so no stage becomes stale by it."""
+
+    devices: tuple[str, ...] = Field(
+        default=(), description="one process each: N (of --device's kind), all, or names: cuda:0,cuda:2"
+    )
+    engine: Literal["local", "ray"] = Field(default="local", description="processes of this machine, or a Ray cluster")
+    address: str | None = Field(default=None, description="Ray cluster: host:port or auto; none = one on this machine")
+    results: Literal["shared", "driver"] = Field(
+        default="shared", description="Ray workers write to a folder that all see, or send images to this process"
+    )
+
+
 class Config(Section):
     preset: str | None = None
     seed: int = Field(default=0, description="run seed; stages add their own")
@@ -265,6 +287,7 @@ class Config(Section):
     judge: ClassifierConfig = ClassifierConfig()
     downstream: ClassifierConfig = ClassifierConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    scale: ScaleConfig = ScaleConfig()
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,7 @@ class RunFolder:
     adapter = property(lambda self: self.path / "adapter")
     export = property(lambda self: self.path / "export")
     generated = property(lambda self: self.path / "generated")
+    plans = property(lambda self: self.path / "plans")
     evaluation = property(lambda self: self.path / "evaluation")
     figures = property(lambda self: self.path / "figures")
     cache = property(lambda self: self.path / "cache")

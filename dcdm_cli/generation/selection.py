@@ -8,7 +8,7 @@ extra draws.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,9 +16,9 @@ import numpy as np
 from dcdm_cli.generation.engine import Engine, render
 from dcdm_cli.generation.plan import PlanRow
 from dcdm_cli.generation.seeds import image_seed
+from dcdm_cli.generation.shards import Measure
 from dcdm_cli.job import Job, silent
 
-Measure = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 WRONG_CLASS = 0.1  # added to the distance where the scorer sees another class: decides between equally good draws
 
 
