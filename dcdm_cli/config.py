@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -25,6 +25,9 @@ ENV_OWN = {"DCDM_RUN", "DCDM_DEBUG"}  # read elsewhere, not settings
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+AnySection = TypeVar("AnySection", bound=Section)
 
 
 class DataConfig(Section):
@@ -63,6 +66,8 @@ class ClassifierConfig(Section):
     scale: tuple[float, float] = Field(default=(0.35, 1.0), description="area range of the random crop")
     hflip: float = Field(default=0.5, ge=0, le=1, description="probability of a left-right flip; 0 for digits and text")
     rotate: float = Field(default=0.0, ge=0, le=180, description="largest random rotation, degrees")
+    policy: str | None = Field(default=None, description="timm's augmentation policy, such as rand-m7-mstd0.5-inc1")
+    mixup: float = Field(default=0.0, ge=0, description="strength (alpha) of Mixup; 0 = off")
 
 
 class ScoreConfig(ClassifierConfig):
@@ -184,11 +189,22 @@ class EvaluateConfig(Section):
     )
     per_target: int = Field(default=100, ge=4, description="fresh images per target")
     arms: tuple[str, ...] = Field(
-        default=("real", "upsampled", "dcdm"), description="real upsampled plain easy dcdm hard"
+        default=("real", "upsampled", "dcdm"), description="real upsampled augmented plain easy dcdm hard"
     )
     seeds: int = Field(default=3, ge=1, description="paired classifier seeds, each with its own generated set")
+    workers: int = Field(default=1, ge=1, description="classifiers trained at a time, each in its own process")
     synthetic_ratio: float = Field(default=1.0, gt=0, description="generated images per real one in the arms")
     fresh_sets: bool = Field(default=False, description="a generated set of its own for every seed and arm")
+    holdout: Literal["test", "validation"] = Field(
+        default="test", description="what arms are tested on; validation = the judge's images, to choose settings by"
+    )
+    density_images: int = Field(default=200, ge=10, description="images per arm in the adherence experiment")
+    plan_folds: int = Field(default=3, ge=2, description="folds of the classifiers behind a plan from what is hard")
+    atlas_targets: tuple[float, ...] = Field(
+        default=(0.1, 0.25, 0.4, 0.55, 0.7), description="difficulties shown in the atlas, from one seed each"
+    )
+    atlas_classes: int = Field(default=100, ge=1, description="classes in the atlas, hardest first")
+    gpu_hour_price: float | None = Field(default=None, ge=0, description="money per GPU-hour, for the bill")
     seed: int = 1000
 
 
@@ -312,6 +328,19 @@ def flat_items(config: Config) -> dict[str, Any]:
     """Dotted key -> plain JSON value."""
     dumped = config.model_dump(mode="json")
     return {key: _lookup(dumped, key) for key in known_keys()}
+
+
+def changed(section: AnySection, settings: Mapping[str, Any], where: str) -> AnySection:
+    """A checked copy of a section with some settings replaced. Raises UsageError naming `where` they were written."""
+    if not settings:
+        return section
+    try:
+        return type(section).model_validate({**section.model_dump(), **settings})
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = str(first["loc"][0]) if first["loc"] else ""
+        hint = nearest(key, list(type(section).model_fields)) if first["type"] == "extra_forbidden" else ""
+        raise UsageError(f"{where}: {key} = {first.get('input')!r}: {first['msg']}", hint) from error
 
 
 def nearest(word: str, choices: list[str]) -> str:

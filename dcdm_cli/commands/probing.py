@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,20 +15,23 @@ if TYPE_CHECKING:
     from dcdm_cli.commands.options import Context
     from dcdm_cli.generation.bulk import Measure
     from dcdm_cli.generation.engine import Engine
-    from dcdm_cli.generation.plan import PlanInputs
+    from dcdm_cli.generation.plan import PlanInputs, PlanRow
 
 
 @dataclass(frozen=True)
 class Probed:
     """One entry per image. target, requested, realised float32 [N]; label int64 [N]; agrees bool [N]: the scorer still
-    gives the image its label; images uint8 [N, H, W, 3]."""
+    gives the image its label. The images themselves are not kept: `Watch` sees each batch once."""
 
     target: np.ndarray
     requested: np.ndarray
     realised: np.ndarray
     label: np.ndarray
     agrees: np.ndarray
-    images: np.ndarray
+
+
+# Plan rows, their images uint8 [B, H, W, 3] and realised difficulties float32 [B].
+Watch = Callable[[Sequence["PlanRow"], "np.ndarray", "np.ndarray"], None]
 
 
 def open_run_engine(context: Context, adapter: Path, job: Job) -> Engine:
@@ -109,29 +112,39 @@ def probe(
     *,
     seed: int,
     calibrated: bool,
+    watch: Watch | None = None,
 ) -> Probed:
-    """Generates `per_target` images at each difficulty, in memory, and scores them."""
-    import numpy as np
-
-    from dcdm_cli.generation.engine import render
+    """Generates `per_target` images at each difficulty and scores them, one batch in memory at a time."""
     from dcdm_cli.generation.plan import grid_plan
 
     inputs = plan_inputs(context, calibrated=calibrated)
     plan = grid_plan(inputs, targets, per_target, seed, engine.generator)
+    return probe_rows(context, engine, plan.rows(), job, watch)
+
+
+def probe_rows(
+    context: Context, engine: Engine, rows: Sequence[PlanRow], job: Job, watch: Watch | None = None
+) -> Probed:
+    """The same for any plan rows."""
+    import numpy as np
+
+    from dcdm_cli.generation.engine import render
+
     measure = make_measure(context, job)
     assert measure is not None, "callers check that the run has a scorer"
-    images, realised, predicted = [], [], []
-    for rows, batch in render(engine, plan.rows(), job):
-        s, guess = measure(batch, np.array([row.label for row in rows]))
-        images.append(batch)
+    realised, predicted = [], []
+    for batch, images in render(engine, rows, job):
+        s, guess = measure(images, np.array([row.label for row in batch]))
         realised.append(s)
         predicted.append(guess)
-    label = np.array(plan.table["label"])
+        if watch is not None:
+            watch(batch, images, s)
+        job.stop_if_asked("these images are made anew next time")
+    label = np.array([row.label for row in rows])
     return Probed(
-        target=np.array(plan.table["target_difficulty"]),
-        requested=np.array(plan.table["requested_difficulty"]),
+        target=np.array([row.target_difficulty for row in rows], np.float32),
+        requested=np.array([row.requested_difficulty for row in rows], np.float32),
         realised=np.concatenate(realised),
         label=label,
         agrees=np.concatenate(predicted) == label,
-        images=np.concatenate(images),
     )

@@ -124,6 +124,18 @@ def grid_plan(inputs: PlanInputs, targets: Sequence[float], per_target: int, see
     return _plan(inputs.class_names, labels, captions, wanted, requested, seed, generator, int(outside.sum()))
 
 
+def chosen_plan(inputs: PlanInputs, labels: np.ndarray, targets: np.ndarray, seed: int, generator: str) -> Plan:
+    """One image per entry of labels int [N] and targets float [N] in [0, 1], in that order."""
+    rng = np.random.default_rng((seed, 13))
+    wanted = np.asarray(targets, np.float32)
+    requested, outside = wanted, np.zeros(len(wanted), bool)
+    if inputs.calibration is not None:
+        requested, outside = inputs.calibration.request_for(wanted, np.asarray(labels))
+    listed: list[int] = np.asarray(labels).tolist()
+    captions = [_pick(inputs.captions[label], inputs.class_names[label], rng) for label in listed]
+    return _plan(inputs.class_names, listed, captions, wanted, requested, seed, generator, int(outside.sum()))
+
+
 def write_plan(plan: Plan, path: Path) -> None:
     meta = {b"generator": plan.generator.encode(), b"hash": plan.hash.encode()}
     with atomic_path(path) as part:
