@@ -78,8 +78,8 @@ def prepare_variant(context: Context, spec: AdapterSpec, job: Job) -> None:
     if not isinstance(run, VariantFolder):
         return
     run.create()
+    _write_scores(run, spec.scores, context, job)
     if spec.retrains:
-        _write_scores(run, spec.scores, context, job)
         run_finetune(context)
     else:
         _copy_adapter(run)
@@ -97,11 +97,13 @@ def _calibration_stage(context: Context) -> Stage:
 
 def _calibrated(context: Context) -> Outcome:
     """Shuffled scores teach nothing, so that there is nothing to calibrate: an outcome, not a failure."""
+    if context.config.generate.difficulty_guidance == 0:
+        return Outcome([], "", {"reason": "difficulty is switched off (difficulty_guidance = 0)"}, "cpu")
     try:
         record = run_calibrate(context)
     except NumericalError as error:
         return Outcome([], "", {"reason": error.message}, "cpu")
-    return Outcome([], "", {"reason": "" if record else "it has no difficulty to ask for"}, "cpu")
+    return Outcome([], "", {"reason": "" if record else "there is nothing to calibrate"}, "cpu")
 
 
 def _copy_adapter(run: VariantFolder) -> None:

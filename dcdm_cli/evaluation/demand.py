@@ -25,7 +25,8 @@ PRIOR = 0.02  # difficulty's worth of images that every cell below the cap gets:
 @dataclass(frozen=True)
 class Demand:
     """weights: float64 [classes, BINS], what each cell of class and difficulty is asked for, up to the cap; sum 1.
-    difficulty: how hard the newest classifier finds real images on average, None = not known. cap: nothing harder is asked for."""
+    difficulty: how hard the newest classifier finds real images on average, None = not known. cap: nothing harder is
+    asked for."""
 
     weights: np.ndarray
     difficulty: float | None

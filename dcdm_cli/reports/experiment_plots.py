@@ -117,7 +117,8 @@ def classes(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     axes.set_xlim(low - 0.03, 1.05)
     more = f" ({len(shown)} of {len(rows)} classes)" if len(shown) < len(rows) else ""
     canvas.style(axes, f"Which classes can be steered?{more}", "", "", grid="x")
-    axes.legend(frameon=False, fontsize=8.5, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2)
+    if shown:
+        axes.legend(frameon=False, fontsize=8.5, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2)
     return canvas.save(figure, path)
 
 

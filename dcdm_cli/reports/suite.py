@@ -87,22 +87,27 @@ def _block(name: str, result: Result, document: Path, figures: Figures) -> str:
 
 
 def _contents(name: str, result: Result) -> tuple[str, Sequence[str], Sequence[Sheet]]:
+    """Raises UsageError for a result of another shape."""
+    try:
+        return _parts(result.get("title", name), result)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"results/{name}.json cannot be shown: {error!r}", "docs/evaluate.md says what a result holds"
+        ) from error
+
+
+def _parts(title: str, result: Result) -> tuple[str, Sequence[str], Sequence[Sheet]]:
     """A result holds the `metrics` of an evaluation, the `document` of an experiment, or `tables` of its own."""
     if "metrics" in result:
         metrics = result["metrics"]
         sheets = (downstream_sheet, paired_sheet, adherence_sheet, frontier_sheet, fidelity_sheet)
         made = [sheet(metrics) for sheet in sheets]
-        return result.get("title", name), summary_sentences(metrics), [sheet for sheet in made if sheet.rows]
+        return title, summary_sentences(metrics), [sheet for sheet in made if sheet.rows]
     if "document" in result:
         document = result["document"]
-        title = f"{result.get('title', name)}: {document['about']}"
-        return title, experiment_sentences(document), experiment_sheets(document)
-    if "tables" in result:
-        sheets = [Sheet(t["title"], tuple(t["columns"]), tuple(map(_cells, t["rows"]))) for t in result["tables"]]
-        return result.get("title", name), result.get("sentences", ()), sheets
-    raise UsageError(
-        f"results/{name}.json has none of metrics, document and tables", "docs/evaluate.md says what a result holds"
-    )
+        return f"{title}: {document['about']}", experiment_sentences(document), experiment_sheets(document)
+    sheets = [Sheet(t["title"], tuple(t["columns"]), tuple(map(_cells, t["rows"]))) for t in result["tables"]]
+    return title, result.get("sentences", ()), sheets
 
 
 def _cells(row: Sequence[Any]) -> tuple[str, ...]:
