@@ -7,18 +7,16 @@ environment, flags. Unknown keys are errors that name the nearest known one. Val
 
 from __future__ import annotations
 
-import difflib
 import os
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from dcdm_cli.errors import NotFoundError, UsageError
-from dcdm_cli.presets import PRESETS
+from dcdm_cli.errors import UsageError
+from dcdm_cli.layers import Layer, file_layer, nearest, nested, preset_layer, split_list
 
 ENV_PREFIX = "DCDM_"
 ENV_OWN = {"DCDM_RUN", "DCDM_DEBUG"}  # read elsewhere, not settings
@@ -36,6 +34,9 @@ class Section(BaseModel):
         """TOML, flags and the environment have no null: `none` switches an optional setting off."""
         field = cls.model_fields[info.field_name or ""]
         return None if value == "none" and type(None) in get_args(field.annotation) else value
+
+
+AnySection = TypeVar("AnySection", bound=Section)
 
 
 class DataConfig(Section):
@@ -74,6 +75,8 @@ class ClassifierConfig(Section):
     scale: tuple[float, float] = Field(default=(0.35, 1.0), description="area range of the random crop")
     hflip: float = Field(default=0.5, ge=0, le=1, description="probability of a left-right flip; 0 for digits and text")
     rotate: float = Field(default=0.0, ge=0, le=180, description="largest random rotation, degrees")
+    policy: str | None = Field(default=None, description="timm's augmentation policy, such as rand-m7-mstd0.5-inc1")
+    mixup: float = Field(default=0.0, ge=0, description="strength (alpha) of Mixup; 0 = off")
 
 
 class ScoreConfig(ClassifierConfig):
@@ -251,11 +254,22 @@ class EvaluateConfig(Section):
     )
     per_target: int = Field(default=100, ge=4, description="fresh images per target")
     arms: tuple[str, ...] = Field(
-        default=("real", "upsampled", "dcdm"), description="real upsampled plain easy dcdm hard"
+        default=("real", "upsampled", "dcdm"), description="real upsampled augmented plain easy dcdm hard"
     )
     seeds: int = Field(default=3, ge=1, description="paired classifier seeds, each with its own generated set")
+    workers: int = Field(default=1, ge=1, description="classifiers trained at a time, each in its own process")
     synthetic_ratio: float = Field(default=1.0, gt=0, description="generated images per real one in the arms")
     fresh_sets: bool = Field(default=False, description="a generated set of its own for every seed and arm")
+    holdout: Literal["test", "validation"] = Field(
+        default="test", description="what arms are tested on; validation = the judge's images, to choose settings by"
+    )
+    density_images: int = Field(default=200, ge=10, description="images per arm in the adherence experiment")
+    plan_folds: int = Field(default=3, ge=2, description="folds of the classifiers behind a plan from what is hard")
+    atlas_targets: tuple[float, ...] = Field(
+        default=(0.1, 0.25, 0.4, 0.55, 0.7), description="difficulties shown in the atlas, from one seed each"
+    )
+    atlas_classes: int = Field(default=100, ge=1, description="classes in the atlas, hardest first")
+    gpu_hour_price: float | None = Field(default=None, ge=0, description="money per GPU-hour, for the bill")
     seed: int = 1000
 
 
@@ -291,14 +305,6 @@ class Config(Section):
 
 
 @dataclass(frozen=True)
-class Layer:
-    """Settings from one place. origin: what `dcdm config show --origin` prints."""
-
-    origin: str
-    values: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
 class Resolved:
     """The final settings and, for each dotted key, where its value came from."""
 
@@ -320,16 +326,16 @@ def resolve(
     a command starts from, dotted; a preset named elsewhere replaces its `preset`, everything else wins over it.
     """
     layers = [
-        *_file_layer(run_file, required=False),
-        *_file_layer(config_file, required=True),
+        *file_layer(run_file, required=False),
+        *file_layer(config_file, required=True),
         _environment_layer(),
         *(Layer(layer.origin, _known_only(layer.values)) for layer in recorded),
-        Layer("flag", _nested({k: v for k, v in (flags or {}).items() if v is not None})),
+        Layer("flag", nested({k: v for k, v in (flags or {}).items() if v is not None})),
     ]
-    starting = Layer("command", _nested(lowest or {}))
+    starting = Layer("command", nested(lowest or {}))
     named = (layer.values["preset"] for layer in (*reversed(layers), starting) if layer.values.get("preset"))
     starting = Layer("command", {key: value for key, value in starting.values.items() if key != "preset"})
-    layers = [_preset_layer(next(named, None)), starting, *layers]
+    layers = [preset_layer(next(named, None)), starting, *layers]
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for layer in layers:
@@ -352,15 +358,17 @@ def flat_items(config: Config) -> dict[str, Any]:
     return {key: _lookup(dumped, key) for key in known_keys()}
 
 
-def split_list(text: str) -> list[str]:
-    """How lists are written outside TOML: with commas."""
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def nearest(word: str, choices: list[str]) -> str:
-    """'did you mean …' or the list of choices when nothing is close."""
-    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
-    return f"did you mean {close[0]}?" if close else f"known: {', '.join(choices)}"
+def changed(section: AnySection, settings: Mapping[str, Any], where: str) -> AnySection:
+    """A checked copy of a section with some settings replaced. Raises UsageError naming `where` they were written."""
+    if not settings:
+        return section
+    try:
+        return type(section).model_validate({**section.model_dump(), **settings})
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = str(first["loc"][0]) if first["loc"] else ""
+        hint = nearest(key, list(type(section).model_fields)) if first["type"] == "extra_forbidden" else ""
+        raise UsageError(f"{where}: {key} = {first.get('input')!r}: {first['msg']}", hint) from error
 
 
 def _model_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -391,7 +399,7 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 def _known_only(values: Mapping[str, Any]) -> dict[str, Any]:
     """Without the settings that an older version had."""
     known = set(known_keys())
-    return _nested({key: _lookup(values, key) for key in _leaves(values) if key in known})
+    return nested({key: _lookup(values, key) for key in _leaves(values) if key in known})
 
 
 def _refuse_unknown(layer: Layer) -> None:
@@ -407,38 +415,6 @@ def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
             _merge(into[key], value)
         else:
             into[key] = dict(value) if isinstance(value, Mapping) else value
-
-
-def _nested(dotted: Mapping[str, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for key, value in dotted.items():
-        *sections, name = key.split(".")
-        branch = tree
-        for section in sections:
-            branch = branch.setdefault(section, {})
-        branch[name] = value
-    return tree
-
-
-def _file_layer(path: Path | None, *, required: bool) -> list[Layer]:
-    if path is None or (not required and not path.is_file()):
-        return []
-    if not path.is_file():
-        raise NotFoundError(f"no settings file {path}", "check the path given with --config", file=path)
-    try:
-        return [Layer(str(path), tomllib.loads(path.read_text("utf-8")))]
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(
-            f"{path} is not valid TOML: {error}", "fix that line, or move the file aside", file=path
-        ) from error
-
-
-def _preset_layer(name: str | None) -> Layer:
-    if name is None:
-        return Layer("default", {})
-    if name not in PRESETS:
-        raise UsageError(f"unknown preset {name!r}", nearest(name, sorted(PRESETS)))
-    return Layer(f"preset {name}", {"preset": name, **PRESETS[name]})
 
 
 def _environment_layer() -> Layer:

@@ -58,6 +58,6 @@ PRESETS: dict[str, dict[str, Any]] = {
             "batch_size": 64,
             "decode_batch": 64,
         },
-        "evaluate": {"fresh_sets": True},
+        "evaluate": {"fresh_sets": True, "workers": 2},
     },
 }  # fmt: skip

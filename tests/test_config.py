@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dcdm_cli.config import PRESETS, Config, flat_items, known_keys, resolve
+from dcdm_cli.config import Config, flat_items, known_keys, resolve
+from dcdm_cli.presets import PRESETS
 from dcdm_cli.errors import NotFoundError, UsageError
 
 

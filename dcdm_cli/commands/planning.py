@@ -80,6 +80,7 @@ def describe_model(context: Context) -> dict[str, Any]:
         "base": info.base_fingerprint[:16],
         "resolution": info.resolution,
         "precision": config.precision,
+        "draws": [config.attempts, config.tolerance] if config.attempts > 1 else [1],
         **sampler_settings(config),
     }
 

@@ -156,6 +156,13 @@ def plan_rows(table: pa.Table) -> list[PlanRow]:
     return [PlanRow(**row) for row in table.to_pylist()]
 
 
+def chosen_plan(inputs: PlanInputs, labels: np.ndarray, targets: np.ndarray, seed: int, generator: str) -> Plan:
+    """One image per entry of labels int [N] and targets float [N] in [0, 1], in that order."""
+    rng = np.random.default_rng((seed, 13))
+    header = Plan(SCHEMA.empty_table(), generator, class_names=tuple(inputs.class_names))
+    return _filled(header, inputs, np.asarray(labels), np.asarray(targets, np.float32), rng, seed)
+
+
 def shard_digest(table: pa.Table) -> str:
     """SHA-256 over the values of a shard, whatever their chunks and encodings are."""
     digest = hashlib.sha256()
