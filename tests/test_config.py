@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from dcdm_cli.config import Config, flat_items, known_keys, resolve
-from dcdm_cli.presets import PRESETS
 from dcdm_cli.errors import NotFoundError, UsageError
+from dcdm_cli.presets import PRESETS
 
 
 @pytest.fixture(autouse=True)
