@@ -119,8 +119,8 @@ def stage_command(
         parameters += [_parameter(param, annotation, default) for param, (annotation, default) in SHARED.items()]
         command.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
         command.__annotations__ = {p.name: p.annotation for p in parameters}
-        text = help + "\n\n" + "\n\n".join(f"Example: {example}" for example in examples)
-        app.command(name, help=text)(command)
+        lines = [help, "", "\b", *(f"Example: {example}" for example in examples)]  # \b: not filled to paragraphs
+        app.command(name, help="\n".join(lines))(command)
 
     return decorate
 

@@ -46,10 +46,13 @@ class Conditions:
 class Command:
     """A running `dcdm`. stdout and stderr are read when it has ended."""
 
-    def __init__(self, words: Sequence[str | Path], conditions: Conditions = Conditions()) -> None:
-        self.words = [str(word) for word in words]
+    def __init__(
+        self, words: Sequence[str | Path], conditions: Conditions | None = None, streams: Sequence[Path] = ()
+    ) -> None:
+        """streams: where stdout and stderr go, if not to files of its own."""
+        self.words, conditions = [str(word) for word in words], conditions or Conditions()
         self._folder = tempfile.mkdtemp(prefix="dcdm-cli-")
-        self.streams = [Path(self._folder) / name for name in ("stdout", "stderr")]
+        self.streams = list(streams) or [Path(self._folder) / name for name in ("stdout", "stderr")]
         self.process = _context.Process(
             target=_main, args=(self.words, self.streams, conditions, _environment(conditions))
         )
