@@ -19,7 +19,7 @@ DCDM = (sys.executable, "-m", "dcdm_cli")
 
 
 def dcdm(*words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    made = subprocess.run([*DCDM, *words], capture_output=True, text=True, check=False, timeout=300)
+    made = subprocess.run([*DCDM, *words], capture_output=True, text=True, check=False, timeout=600)
     assert made.returncode == code, made.stderr
     assert "Warning" not in made.stderr and "Traceback" not in made.stderr
     return made
@@ -38,7 +38,7 @@ def new_run(path: Path, adapter: Path) -> RunFolder:  # noqa: F811
 def exported(adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, str]:  # noqa: F811
     """The run folder with a float32 export, read only, and what the command wrote to stdout."""
     run = new_run(tmp_path_factory.mktemp("exported") / "run", adapter)
-    return run, dcdm("export", "--run", str(run.path), "--threads", "2", "--json").stdout
+    return run, dcdm("export", "--run", str(run.path), "--threads", "1", "--json").stdout
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +47,7 @@ def exported_fp16(
 ) -> tuple[RunFolder, subprocess.CompletedProcess[str]]:
     """The same with half precision, made in a copy of the first."""
     run = RunFolder(shutil.copytree(exported[0].path, tmp_path_factory.mktemp("half") / "run"))
-    return run, dcdm("export", "--run", str(run.path), "--threads", "2", "--precision", "fp16")
+    return run, dcdm("export", "--run", str(run.path), "--threads", "1", "--precision", "fp16")
 
 
 @pytest.fixture
