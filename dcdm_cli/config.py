@@ -15,12 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from dcdm_cli.errors import NotFoundError, UsageError
 
 ENV_PREFIX = "DCDM_"
 ENV_OWN = {"DCDM_RUN", "DCDM_DEBUG"}  # read elsewhere, not settings
+
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
@@ -131,6 +134,9 @@ class FinetuneConfig(Section):
     snr_gamma: float | None = Field(default=5.0, description="Min-SNR weighting; null = the paper's plain MSE")
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
     hflip: bool = Field(default=False, description="also train on mirrored images")
+    views: int = Field(
+        default=1, ge=1, description="the image and views-1 jittered copies, each scored on its own; for small sets"
+    )
     keep_suspects: bool = Field(default=False, description="train on images whose label is suspect too")
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     checkpoint_every: int = Field(default=500, ge=1, description="optimiser steps between checkpoints")
@@ -157,6 +163,12 @@ class ExportConfig(Section):
         default=(1, 8, 32), min_length=1, description="images per network call, one TensorRT engine each"
     )
     opset: int | None = Field(default=None, ge=18, description="ONNX opset; none = 21, for bf16 22")
+    shared_calls: int | None = Field(
+        default=None,
+        ge=1,
+        le=3,
+        description="calls of a guided step that share work; none = as guidance is set, 1 = any",
+    )
     fixed_batch: bool = Field(
         default=True, description="engines for exactly these batches, as CUDA graphs need; otherwise for 1 up to each"
     )
@@ -175,6 +187,10 @@ class GenerateConfig(Section):
     ratio: float | None = Field(default=0.1, gt=0, description="images as a share of the real training set")
     count: int | None = Field(default=None, ge=1, description="images in all, spread like the real classes")
     per_class: int | None = Field(default=None, ge=1, description="images of each class")
+    attempts: int = Field(
+        default=1, ge=1, description="draws per image until its measured difficulty is within the tolerance"
+    )
+    tolerance: float = Field(default=0.1, ge=0, le=1, description="largest miss of the target that is accepted")
     captions: Literal["class", "real"] = Field(default="real", description="captions of real images, or one per class")
     negative_prompt: str = ""
     scheduler: Literal["ddim", "unipc", "dpmpp", "pndm"] = "ddim"
@@ -189,11 +205,26 @@ class GenerateConfig(Section):
     )
     batch_size: int = Field(default=8, ge=1)
     decode_batch: int = Field(default=8, ge=1, description="images decoded at once")
-    backend: Literal["auto", "torch"] = "auto"
+    guidance_interval: tuple[Fraction, Fraction] | None = Field(
+        default=None, description="guide only this part of the schedule, 0 = noise, 1 = image; fewer network calls"
+    )
+    backend: Literal["auto", "torch", "onnxruntime", "openvino", "tensorrt"] = Field(
+        default="auto", description="what runs the network; all but torch need dcdm export"
+    )
+    compile: bool = Field(default=False, description="torch backend: torch.compile, minutes at the start")
+    cuda_graphs: bool = Field(default=True, description="torch backend on CUDA: record the network and replay it")
+    spinning: bool = Field(default=True, description="onnxruntime on a CPU: idle threads spin; off on shared machines")
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     image_format: Literal["png", "webp", "jpg"] = "png"
     score: bool = Field(default=True, description="score finished images: the measured_difficulty column")
     seed: int = 0
+
+    @field_validator("guidance_interval")
+    @classmethod
+    def _in_order(cls, interval: tuple[float, float] | None) -> tuple[float, float] | None:
+        if interval is not None and interval[0] >= interval[1]:
+            raise ValueError("the first number must be below the second, as in 0.2,0.8")
+        return interval
 
 
 class EvaluateConfig(Section):

@@ -47,13 +47,26 @@ def run_export(context: Context) -> StageRecord:
         engines = _engine_order(config.export, run.cache)
         if engines is not None:
             inputs["tensorrt"] = f"{engines.trt.__version__} on {engines.gpu.name}"
-        settings = {**config.export.model_dump(mode="json"), "lora_scale": config.generate.lora_scale}
+        settings = {
+            **config.export.model_dump(mode="json"),
+            "lora_scale": config.generate.lora_scale,
+            "shared_calls": shared_calls(context),
+        }
         stage = Stage("export", settings, inputs)
         force = context.force or not _is_intact(context)
         record, done = run.run(stage, lambda: _work(context, engines), force=force)
     if not done:
         context.console.note("export: nothing changed, skipped (--force runs it again)")
     return record
+
+
+def shared_calls(context: Context) -> int:
+    """As set, or the number of network calls that a step of this run makes; 1, any number, where that varies."""
+    from dcdm_cli.generation.guidance import guidance_of
+
+    plain = context.run.require("finetune").config.get("conditioning") == "none"
+    generate = context.config.generate
+    return context.config.export.shared_calls or guidance_of(generate, plain=plain).shared_calls(generate.steps)
 
 
 def _work(context: Context, engines: EngineOrder | None) -> Outcome:
@@ -92,7 +105,7 @@ def _order(context: Context, engines: EngineOrder | None) -> Order:
     model = load_fused(adapter, lora_scale=scale)
     facts = model_facts(model, adapter, scale)
     versions = {"dcdm": __version__, **{name: metadata.version(name) for name in RECORDED}}
-    requests = export_requests(model, facts, config.precision, opset, versions)
+    requests = export_requests(model, facts, config.precision, opset, versions, shared_calls(context))
     return Order(facts, requests, versions, __version__, engines, progress, context.console.note)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,10 +31,16 @@ class Probed:
     images: np.ndarray
 
 
-def open_run_engine(context: Context, adapter: Path, job: Job) -> Engine:
-    from dcdm_cli.generation.engine import open_engine
+def open_run_engine(context: Context, adapter: Path, job: Job, *, insist: bool = True) -> Engine:
+    """The run's export serves the run's own adapter. insist False: a backend asked for need not be there yet."""
+    from dcdm_cli.generation.engine import open_engine, sampler_warnings
 
-    engine = open_engine(adapter, context.config.generate, job.device)
+    config, own = context.config.generate, adapter == context.run.adapter
+    if config.backend != "torch" and not (own and insist):
+        config = config.model_copy(update={"backend": "auto"})
+    for warning in sampler_warnings(config):
+        context.console.warn(warning)
+    engine = open_engine(adapter, config, job.device, export=context.run.export if own else None)
     context.console.note(f"backend: {engine.denoiser.name} ({engine.reason})")
     return engine
 
@@ -82,7 +88,7 @@ def usable_calibration(context: Context):
             "run dcdm finetune with these settings to calibrate again"
         )
         return None
-    return calibration
+    return replace(calibration, attempts=config.attempts)
 
 
 def make_measure(context: Context, job: Job) -> Measure | None:
@@ -113,15 +119,15 @@ def probe(
     """Generates `per_target` images at each difficulty, in memory, and scores them."""
     import numpy as np
 
-    from dcdm_cli.generation.engine import render
     from dcdm_cli.generation.plan import grid_plan
+    from dcdm_cli.generation.selection import render_close
 
     inputs = plan_inputs(context, calibrated=calibrated)
     plan = grid_plan(inputs, targets, per_target, seed, engine.generator)
     measure = make_measure(context, job)
     assert measure is not None, "callers check that the run has a scorer"
     images, realised, predicted = [], [], []
-    for rows, batch in render(engine, plan.rows(), job):
+    for rows, batch in render_close(engine, plan.rows(), job, measure if calibrated else None):
         s, guess = measure(batch, np.array([row.label for row in rows]))
         images.append(batch)
         realised.append(s)

@@ -22,7 +22,7 @@ from dcdm_cli.files import hash_json
 from dcdm_cli.model.adapter import adapter_hash
 from dcdm_cli.model.base import DTYPES, BaseModel, encode_text, tokenize
 from dcdm_cli.model.conditioning import NULL_DIFFICULTY
-from dcdm_cli.model.denoiser import ConditionedUNet
+from dcdm_cli.model.denoiser import ConditionedUNet, share_prefix, split_gates
 from dcdm_cli.model.fused import FusedModel
 from dcdm_cli.model.latents import shift_factor, unscale
 from dcdm_export.folder import Request
@@ -98,42 +98,60 @@ def model_facts(model: FusedModel, adapter: Path, lora_scale: float) -> ModelFac
 
 
 def export_requests(
-    model: FusedModel, facts: ModelFacts, precision: Precision, opset: int, versions: Mapping[str, str]
+    model: FusedModel,
+    facts: ModelFacts,
+    precision: Precision,
+    opset: int,
+    versions: Mapping[str, str],
+    shared_calls: int = 1,
 ) -> tuple[Request, ...]:
-    """Denoiser, VAE decoder and text encoder. The decoder is float32 in every precision, as in the torch backend."""
+    """Denoiser, VAE decoder and text encoder. The decoder is float32 in every precision, as in the torch backend.
+
+    shared_calls: network calls of a guided step that share their prefix, 1 = the graph takes any rows.
+    """
+    split_gates(model.network.unet)
+    share_prefix(model.network.unet, shared_calls)
     denoiser, decoder = ExportedDenoiser(model.network), ExportedDecoder(model.base.vae)
     text_encoder = ExportedTextEncoder(model.base.text_encoder)
 
-    def request(name: str, module: Any, output: str, inputs: Any, kind: Precision) -> Request:
+    def request(name: str, module: Any, output: str, inputs: Any, kind: Precision, calls: int = 1) -> Request:
         known = {k: v for k, v in asdict(facts).items() if name == DENOISER or k not in ADAPTER_FACTS}
         metadata = {
             "dcdm.network": name,
             "dcdm.precision": kind,
+            "dcdm.shared_calls": str(calls),
             "dcdm.model": json.dumps(known),
             "dcdm.versions": json.dumps(dict(versions)),
         }
         example = inputs(TRACE_BATCH)
-        graph = Graph(
-            name, module.eval(), example, output, kind, opset, key=hash_json([opset, metadata]), metadata=metadata
-        )
+        key = hash_json([opset, metadata])
+        graph = Graph(name, module.eval(), example, output, kind, opset, calls, key, metadata)
         cases = tuple(Case(f"batch {batch}", inputs(batch)) for batch in BATCHES)
         return Request(graph, cases, partial(module.cast, kind) if kind != "fp32" else None)
 
     return (
-        request(DENOISER, denoiser, "prediction", partial(_denoiser_inputs, model.base, facts), precision),
+        request(
+            DENOISER,
+            denoiser,
+            "prediction",
+            partial(_denoiser_inputs, model.base, facts, shared_calls),
+            precision,
+            shared_calls,
+        ),
         request(VAE_DECODER, decoder, "images", partial(_decoder_inputs, facts), "fp32"),
         request(TEXT_ENCODER, text_encoder, "text", partial(_text_inputs, model.base, facts), precision),
     )
 
 
-def _denoiser_inputs(base: BaseModel, facts: ModelFacts, batch: int) -> dict[str, Tensor]:
-    """Noise with real text; rows differ in timestep and difficulty, and one of several has none."""
+def _denoiser_inputs(base: BaseModel, facts: ModelFacts, calls: int, batch: int) -> dict[str, Tensor]:
+    """Noise with real text; images differ in timestep, rows in text and difficulty, and one of several has none."""
+    rows = calls * batch
     return {
-        "latents": _decoder_inputs(facts, batch)["latents"],
-        "timestep": torch.tensor([TIMESTEPS[i % len(TIMESTEPS)] for i in range(batch)]),
-        "text": encode_text(base, _captions(facts, batch)).float(),
-        "label": torch.arange(batch) % max(1, len(facts.class_names)),
-        "difficulty": torch.tensor([DIFFICULTIES[i % len(DIFFICULTIES)] for i in range(batch)]),
+        "latents": _decoder_inputs(facts, batch)["latents"].repeat(calls, 1, 1, 1),
+        "timestep": torch.tensor([TIMESTEPS[i % len(TIMESTEPS)] for i in range(batch)]).repeat(calls),
+        "text": encode_text(base, _captions(facts, rows)).float(),
+        "label": torch.arange(rows) % max(1, len(facts.class_names)),
+        "difficulty": torch.tensor([DIFFICULTIES[i % len(DIFFICULTIES)] for i in range(rows)]),
     }
 
 

@@ -141,7 +141,7 @@ def test_quiet_prints_the_path_and_generated_images_can_be_scored(copy: Path, tm
     made = dcdm(copy, "generate", "--quiet")
     assert made.stdout == f"{copy / 'generated'}\n" and made.stderr == ""
     run = new_run(tmp_path / "again", SETTINGS.replace("steps = 25", "steps = 2"))
-    scored = document(dcdm(run, "score", str(copy / "generated" / "train"), "--test-fraction", "0.3", "--json"))
+    scored = document(dcdm(run, "score", str(copy / "generated" / "train"), "--test-fraction", "0.2", "--json"))
     assert scored["images"] == 20 and scored["rejected"] == 0
 
 
@@ -197,7 +197,7 @@ def test_a_folder_with_bad_images_is_scored_with_code_3(tmp_path: Path) -> None:
     assert document(made)["rejected"] == 1
     (line,) = (run / "rejected.jsonl").read_text().splitlines()
     assert json.loads(line)["path"].endswith("bad.png")
-    refused = dcdm(new_run(tmp_path / "strict", SETTINGS), "score", str(tmp_path / "photos"), "--strict", code=2)
+    refused = dcdm(new_run(tmp_path / "strict", SETTINGS), "score", str(tmp_path / "photos"), "--strict", code=1)
     assert "bad.png" in refused.stderr
 
 

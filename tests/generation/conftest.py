@@ -17,7 +17,10 @@ from dcdm_cli.generation.targets import parse_target
 from dcdm_cli.model.adapter import AdapterInfo, save_adapter
 from dcdm_cli.model.base import load_base
 from dcdm_cli.model.conditioning import DifficultyEncoder, EncoderConfig
+from dcdm_cli.model.exported import export_requests, model_facts
+from dcdm_cli.model.fused import load_fused
 from dcdm_cli.model.lora import add_lora, lora_parameters
+from dcdm_export.folder import Order, make_export
 
 NAMES = ("zero", "test tube", "two")
 CAPTIONS = [[f"the number {name}", f"a photo of a {name}"] for name in NAMES]
@@ -56,3 +59,14 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def engine(adapter: Path) -> Engine:
     return open_engine(adapter, config(), "cpu")
+
+
+@pytest.fixture(scope="session")
+def exported(adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The adapter's denoiser, for guided steps of three calls, and its decoder, as `dcdm export` writes them."""
+    folder = tmp_path_factory.mktemp("exported")
+    model = load_fused(adapter)
+    facts = model_facts(model, adapter, 1.0)
+    requests = export_requests(model, facts, "fp32", 21, {}, shared_calls=3)
+    make_export(Order(facts, requests[:2], {}, "0"), folder / "export", folder / "work")
+    return folder / "export"
