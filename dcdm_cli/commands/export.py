@@ -113,33 +113,17 @@ def _engine_order(config: ExportConfig, cache: Path) -> EngineOrder | None:
     """None for graphs alone. Raises CapabilityError before anything slow when engines cannot be built here."""
     if config.target == "onnx":
         return None
+    from dcdm_cli.backends.trt_backend import cuda_gpu, tensorrt_problems
     from dcdm_export.engine_key import EngineSettings
     from dcdm_export.folder import EngineOrder
-    from dcdm_export.trt_engine import MissingTensorRT, import_tensorrt
+    from dcdm_export.trt_engine import import_tensorrt
 
-    try:
-        trt = import_tensorrt()
-    except MissingTensorRT as error:
-        raise CapabilityError(str(error), "pip install 'dcdm-cli[tensorrt]', or use --target onnx") from error
+    with tensorrt_problems():
+        trt, gpu = import_tensorrt(), cuda_gpu()
+    if config.precision == "bf16" and float(gpu.compute_capability) < 8:
+        raise CapabilityError(f"{gpu.name} has no bfloat16 arithmetic", "use --precision fp16")
     settings = EngineSettings(config.fixed_batch, config.optimization_level, config.tf32)
-    return EngineOrder(trt, _gpu(config.precision), config.batch, settings, cache / "tensorrt.timing")
-
-
-def _gpu(precision: str) -> Any:
-    import torch
-
-    from dcdm_export.engine_key import Gpu
-
-    if not torch.cuda.is_available():
-        raise CapabilityError(
-            "TensorRT engines are built on the GPU that will run them, and there is none here",
-            "use --target onnx here, and dcdm export --target tensorrt on the machine with the GPU",
-        )
-    major, minor = torch.cuda.get_device_capability()
-    name = torch.cuda.get_device_name()
-    if precision == "bf16" and major < 8:
-        raise CapabilityError(f"{name} has no bfloat16 arithmetic", "use --precision fp16")
-    return Gpu(name, f"{major}.{minor}")
+    return EngineOrder(trt, gpu, config.batch, settings, cache / "tensorrt.timing")
 
 
 def _is_intact(context: Context) -> bool:

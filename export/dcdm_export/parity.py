@@ -106,6 +106,7 @@ def _session(path: Path, precision: Precision) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # PyTorch's threads are still there
     wanted = [CUDA, CPU] if precision == "bf16" and torch.cuda.is_available() else [CPU]
     return onnxruntime.InferenceSession(path, options, providers=wanted)
 

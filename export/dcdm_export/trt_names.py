@@ -8,8 +8,8 @@ from __future__ import annotations
 
 MODULE = "module"
 USED: dict[str, frozenset[str]] = {
-    MODULE: frozenset({"__version__"}),
-    "ILogger": frozenset({"__init__", "ERROR", "WARNING", "log"}),
+    MODULE: frozenset({"__version__", "nptype"}),
+    "ILogger": frozenset({"__init__", "ERROR", "log"}),
     "Builder": frozenset(
         {"create_network", "create_builder_config", "create_optimization_profile", "build_serialized_network"}
     ),
@@ -37,9 +37,14 @@ USED: dict[str, frozenset[str]] = {
     "IProgressMonitor": frozenset({"__init__", "phase_start", "phase_finish", "step_complete"}),
     "Runtime": frozenset({"deserialize_cuda_engine"}),
     "ICudaEngine": frozenset(
-        {"create_execution_context", "get_tensor_mode", "get_tensor_name", "get_tensor_shape", "num_io_tensors"}
+        {
+            "create_execution_context",
+            "get_tensor_dtype",
+            "get_tensor_name",
+            "get_tensor_profile_shape",
+            "num_io_tensors",
+        }
     ),
-    "TensorIOMode": frozenset({"INPUT"}),
     "IExecutionContext": frozenset({"execute_async_v3", "infer_shapes", "set_input_shape", "set_tensor_address"}),
 }
 # Used where they exist: 10.12 to 10.16 need the first, releases before 10.14 have no attention layer to mend.
