@@ -51,12 +51,15 @@ def model(exported: Exported) -> FusedModel:
     return load_fused(exported[0].adapter)
 
 
-def batch(model: FusedModel, rows: int) -> tuple[torch.Tensor, ...]:
-    generator = torch.Generator().manual_seed(rows)
+CALLS = 3  # of a guided step at the default scales; they share latents and timestep
+
+
+def batch(model: FusedModel, images: int) -> tuple[torch.Tensor, ...]:
+    rows, generator = CALLS * images, torch.Generator().manual_seed(images)
+    latents = torch.randn(images, 4, 8, 8, generator=generator).repeat(CALLS, 1, 1, 1)
+    timestep = torch.tensor([999.0, 1.0, 500.0, 10.0, 750.0])[torch.arange(images) % 5].repeat(CALLS)
     text = encode_text(model.base, [f"number {i}" for i in range(rows)])
-    difficulty = torch.tensor([-1.0, 0.0, 0.3, 0.9, 1.0])[torch.arange(rows) % 5]
-    timestep = torch.tensor([999, 1, 500, 10, 750])[torch.arange(rows) % 5]
-    return torch.randn(rows, 4, 8, 8, generator=generator), timestep, text, torch.arange(rows) % 3, difficulty
+    return latents, timestep, text, torch.arange(rows) % 3, torch.linspace(-0.2, 1, rows)
 
 
 def test_the_document_says_what_was_made(exported: Exported) -> None:
@@ -73,24 +76,23 @@ def test_the_document_says_what_was_made(exported: Exported) -> None:
 
 def test_parity_holds_for_every_batch(exported: Exported) -> None:
     for entry in read_parity(exported[0].export).values():
-        assert [case["batch"] for case in entry["cases"]] == [1, 2, 5]
+        assert [case["name"] for case in entry["cases"]] == ["batch 1", "batch 2", "batch 5"]
         assert entry["tolerance"] == 1e-4 and all(case["max_abs"] <= 1e-4 for case in entry["cases"])
 
 
-@pytest.mark.parametrize("rows", [1, 2, 5])
-def test_the_graph_is_the_torch_backend(exported: Exported, model: FusedModel, rows: int) -> None:
-    given = batch(model, rows)
-    expected = TorchDenoiser(model.network, "cpu")(*given).numpy()
+@pytest.mark.parametrize("images", [1, 2, 5])
+def test_the_graph_is_the_torch_backend(exported: Exported, model: FusedModel, images: int) -> None:
+    given = batch(model, images)
     graph = session(exported[0].export, "denoiser")
-    feeds = zip((i.name for i in graph.get_inputs()), (given[0], given[1].float(), *given[2:]), strict=True)
-    (got,) = graph.run(None, {name: value.numpy() for name, value in feeds})
-    assert np.abs(np.asarray(got) - expected).max() <= 1e-4
-    null = session(exported[0].export, "denoiser").run(
-        None, {i.name: v.numpy() for i, v in zip(graph.get_inputs(), (given[0], given[1].float(), *given[2:4],
-               torch.full((rows,), -1.0)), strict=True)}
-    )  # fmt: skip
-    if rows > 1:
-        assert np.abs(np.asarray(null[0]) - np.asarray(got)).max() > 1e-3  # difficulty is inside the graph
+
+    def run(*values: torch.Tensor) -> np.ndarray:
+        feeds = {i.name: value.numpy() for i, value in zip(graph.get_inputs(), values, strict=True)}
+        return np.asarray(graph.run(None, feeds)[0])
+
+    expected = TorchDenoiser(model.network, "cpu")(*given).numpy()
+    assert np.abs(run(*given) - expected).max() <= 1e-4
+    without = run(*given[:4], torch.full_like(given[4], -1.0))
+    assert np.abs(without - expected).max() > 1e-3  # difficulty is inside the graph
 
 
 def test_text_and_images_are_those_of_the_base(exported: Exported, model: FusedModel) -> None:
@@ -118,14 +120,17 @@ def test_the_tensorrt_backend_runs_the_graph(exported: Exported, model: FusedMod
     signature = type(signature)(**{**vars(signature), "engines": (engine,)})
     made = TrtDenoiser(fake_tensorrt, GPU, folder, signature, "cpu")
     given = batch(model, 6)
+    assert made.shared_calls == CALLS
     torch.testing.assert_close(made(*given), TorchDenoiser(model.network, "cpu")(*given), atol=1e-4, rtol=0)
 
 
 def test_the_signature_and_the_file_explain_the_model(exported: Exported) -> None:
     run = exported[0]
-    facts = read_signature(run.export).model
+    signature = read_signature(run.export)
+    facts = signature.model
     assert facts.class_names == ("zero", "test tube", "two") and facts.adapter_hash == adapter_hash(run.adapter)
     assert (facts.latent_shape, facts.text_shape, facts.resolution) == ((4, 8, 8), (16, 64), 32)
+    assert signature.networks["denoiser"].shared_calls == CALLS
     assert (facts.mode, facts.tokens, facts.prediction_type, facts.lora_scale) == ("append", 2, "epsilon", 1.0)
     inside = read_metadata(run.export / "denoiser.onnx")
     assert json.loads(inside["dcdm.model"])["class_names"] == ["zero", "test tube", "two"]
