@@ -10,7 +10,7 @@ import numpy as np
 
 from dcdm_cli.commands.finetune import train_adapter
 from dcdm_cli.commands.generate import draw_plan
-from dcdm_cli.commands.probing import open_run_engine
+from dcdm_cli.commands.probing import make_measure, open_run_engine
 from dcdm_cli.config import nearest
 from dcdm_cli.errors import UsageError
 from dcdm_cli.evaluation.downstream import Arm, Samples
@@ -70,7 +70,9 @@ class GeneratedSets:
         engine = self.engine(name == "plain")
         plan = draw_plan(self.context, config, engine)
         folder = self.context.run.evaluation / "sets" / f"{name}-{plan.hash[:8]}"
-        manifest = run_plan(plan, engine, folder, self.job).manifest
+        # The plain control knows nothing of difficulty: its images are neither measured nor drawn again.
+        measure = None if name == "plain" else make_measure(self.context, self.job)
+        manifest = run_plan(plan, engine, folder, self.job, measure).manifest
         return Samples(manifest.paths(), manifest.column("label"))
 
     def _config(self, name: str, seed: int):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,11 @@ from dcdm_cli.job import Job
 from dcdm_cli.store import Outcome, Stage, StageRecord
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from dcdm_cli.data.manifest import Manifest
     from dcdm_cli.difficulty.calibration import Calibration
+    from dcdm_cli.training.views import Views
 
 EXAMPLES = (
     "dcdm finetune --run birds --preset sd15",
@@ -61,6 +65,7 @@ def run_calibrate(context: Context) -> StageRecord | None:
     file = run.adapter / CALIBRATION_FILE
     with run.lock("dcdm finetune (calibration)"):
         settings = {**config.calibrate.model_dump(mode="json"), "sampler": sampler_settings(config.generate)}
+        settings["attempts"] = config.generate.attempts  # decides what is reachable
         inputs = {"finetune": run.require("finetune").id, "score": run.require("score").id}
         stage = Stage("calibrate", settings, inputs)
         record, _ = run.run(stage, lambda: _calibrate(context, file), force=context.force)
@@ -107,21 +112,21 @@ def train_adapter(context: Context, config: FinetuneConfig, folder: Path, job: J
     from dcdm_cli.model.base import load_base
     from dcdm_cli.training.dataset import TrainingSet, balanced_epoch, cache_latents, encode_captions
     from dcdm_cli.training.loop import finetune
+    from dcdm_cli.training.views import Views
 
     manifest = read_manifest(context.run.samples)
     rows = training_rows(manifest, config.keep_suspects)
     base = load_base(resolve_base(config.base), revision=config.revision, dtype=config.precision, device=job.device)
-    report = job.stoppable("training has not begun")
-    latents = cache_latents(
-        base, rows.paths(), config.resolution, context.run.cache, mirror=config.hflip, progress=report
-    )
+    seed, report = config.seed + context.config.seed, job.stoppable("training has not begun")
+    views = Views(rows.paths(), config.hflip, config.views - 1, seed)
+    latents = cache_latents(base, views, config.resolution, context.run.cache, report)
     text, caption = encode_captions(base, rows.column("caption").tolist(), report)
-    label = torch.from_numpy(rows.column("label").astype("int64"))
-    difficulty = torch.from_numpy(rows.column("difficulty").copy())
+    label = torch.from_numpy(views.repeat(rows.column("label").astype("int64")))
+    difficulty = torch.from_numpy(_difficulty_of(views, rows, config, context, job))
     epoch = balanced_epoch(difficulty, config.difficulty_balance)
-    data = TrainingSet(latents, text, caption, label, difficulty, epoch)
+    data = TrainingSet(latents, text, caption.repeat(views.per_image), label, difficulty, epoch)
     fingerprint = base.fingerprint
-    config = config.model_copy(update={"seed": config.seed + context.config.seed})
+    config = config.model_copy(update={"seed": seed})
     trained = finetune(base, data, len(rows.class_names), config, context.run.checkpoints / folder.name, job)
     encoder = trained.network.encoder
     info = AdapterInfo(
@@ -141,6 +146,39 @@ def train_adapter(context: Context, config: FinetuneConfig, folder: Path, job: J
 def _lasting_name(base: str) -> str:
     """How the adapter's config.json calls its base: a folder by its absolute path, others as they were given."""
     return str(Path(base).absolute()) if Path(base).is_dir() and base != TINY_NAME else base
+
+
+def _difficulty_of(views: Views, rows: Manifest, config: FinetuneConfig, context: Context, job: Job) -> np.ndarray:
+    """float32, one per view: the images' own where there are no other views or they do not matter, else measured by
+    scoring models that have not seen the image."""
+    import numpy as np
+
+    own = rows.column("difficulty").astype(np.float32)
+    if views.per_image == 1 or config.conditioning == "none":
+        return views.repeat(own)
+    run = context.run
+    if not run.scorer.exists():
+        raise UsageError(
+            "other views of an image have scores of their own, and this run's scores came from a column",
+            "use --views 1 --no-hflip, or score with a classifier: dcdm score --method crossfit --force",
+        )
+    from dcdm_cli.config import ScoreConfig
+    from dcdm_cli.data.manifest import read_manifest
+    from dcdm_cli.difficulty.crossfit import unseen_models
+    from dcdm_cli.difficulty.scorer import Scorer
+
+    train = read_manifest(run.samples).split("train")
+    only = None
+    if run.require("score").results["method"] == "crossfit":
+        done = run.require("score").config
+        settings = ScoreConfig.model_validate({**done["score"], "seed": done["score"]["seed"] + done["seed"]})
+        unseen = unseen_models(train, settings)
+        position = {sample: row for row, sample in enumerate(train.column("sample_id"))}
+        only = views.repeat(unseen[[position[sample] for sample in rows.column("sample_id")]])
+    measured = Scorer.load(run.scorer, job.device).measure(
+        views, views.repeat(rows.column("label")), only=only, progress=job.stoppable("training has not begun")
+    )
+    return measured.difficulty
 
 
 def _work(context: Context, config: FinetuneConfig, folder: Path) -> Outcome:
@@ -166,6 +204,7 @@ def _calibrate(context: Context, file: Path) -> Outcome:
     measured = probe(context, engine, points, config.calibrate.images, job, seed=config.seed + 500, calibrated=False)
     calibration = _fit(measured, len(engine.info.class_names), engine.config)
     save_calibration(calibration, file)
+    calibration = replace(calibration, attempts=config.generate.attempts)
     results = {"reachable": list(calibration.reachable), "realised": list(calibration.realised)}
     return Outcome([file], hash_file(file), results | {"requested": list(calibration.requested)}, job.device)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,7 +87,7 @@ def usable_calibration(context: Context):
             f"calibrate again with them: dcdm finetune {_as_flags(config, changed)}"
         )
         return None
-    return calibration
+    return replace(calibration, attempts=config.attempts)
 
 
 def _as_flags(config: GenerateConfig, names: Sequence[str]) -> str:
@@ -123,15 +123,15 @@ def probe(
     """Generates `per_target` images at each difficulty, in memory, and scores them."""
     import numpy as np
 
-    from dcdm_cli.generation.engine import render
     from dcdm_cli.generation.plan import grid_plan
+    from dcdm_cli.generation.selection import render_close
 
     inputs = plan_inputs(context, calibrated=calibrated)
     plan = grid_plan(inputs, targets, per_target, seed, engine.generator)
     measure = make_measure(context, job)
     assert measure is not None, "callers check that the run has a scorer"
     images, realised, predicted = [], [], []
-    for rows, batch in render(engine, plan.rows(), job):
+    for rows, batch in render_close(engine, plan.rows(), job, measure if calibrated else None):
         s, guess = measure(batch, np.array([row.label for row in rows]))
         job.stop_if_asked("these probe images are made again")
         images.append(batch)

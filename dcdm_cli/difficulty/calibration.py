@@ -2,7 +2,8 @@
 
 Not from the paper. Control is monotone but compressed at the hard end, and an "easy" image of a hard class is harder
 than one of an easy class. So a probe batch over a grid of s is generated and scored, isotonic regression fits
-requested -> realised for every class, and generation inverts it.
+requested -> realised for every class, and generation inverts it. Where generation may draw an image several times and
+keep the one closest to its target, single images reach further than means do; the spread of the probes says how far.
 """
 
 from __future__ import annotations
@@ -20,41 +21,63 @@ from dcdm_cli.files import write_json
 
 PRIOR_IMAGES = 3  # a class's own probes count against this many of all classes together
 REACH = 0.05  # a target is reachable when the mean over the classes can come this close to it
+TARGETS = np.linspace(0, 1, 201)  # where reach is looked at
+SPREAD = np.linspace(0.025, 0.975, 20)  # quantiles kept of what the probes scatter around their class's mean
 
 
 @dataclass(frozen=True)
 class Calibration:
     """Per grid point: requested s, mean realised s over all probes, its isotonic fit, and the share of images that the
-    scorer still gives their label. classes: the isotonic fit of each class, [C][grid]. images: probes in all.
-    settings: the sampler settings it was measured with; it holds for those only."""
+    scorer still gives their label. classes: the isotonic fit of each class, [C][grid]. spread: quantiles `SPREAD` of
+    realised minus the class's fit, [grid][20]. images: probes in all. settings: the sampler settings it was measured
+    with; it holds for those only. attempts: draws per image that generation may make."""
 
     requested: tuple[float, ...]
     realised: tuple[float, ...]
     fitted: tuple[float, ...]
     agreement: tuple[float, ...]
     classes: tuple[tuple[float, ...], ...]
+    spread: tuple[tuple[float, ...], ...]
     images: int
     settings: dict[str, Any]
+    attempts: int = 1
 
     @property
     def reachable(self) -> tuple[float, float]:
         """Lowest and highest target that comes out within `REACH` as the mean over the classes."""
-        targets = np.linspace(0, 1, 201)
-        curves = np.asarray(self.classes)
-        means = np.clip(targets[:, None], curves[:, 0], curves[:, -1]).mean(1)
-        inside = targets[np.abs(means - targets) <= REACH]
+        means = np.mean([self.expected(TARGETS, label) for label in range(len(self.classes))], axis=0)
+        inside = TARGETS[np.abs(means - TARGETS) <= REACH]
         return (float(inside[0]), float(inside[-1])) if len(inside) else (self.fitted[0], self.fitted[-1])
 
     def request_for(self, target: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What to ask for so that `target` float [N] comes out on average in class `label` int [N], and which targets
-        lie outside what that class can reach (those get the nearest end). float32 [N], bool [N]."""
+        lie further than `REACH` outside what that class can reach (those get the nearest end). float32 [N], bool [N].
+        """
         target, label = np.asarray(target), np.asarray(label)
         requested, outside = np.zeros(len(target), np.float32), np.zeros(len(target), bool)
         for known in np.unique(label):
-            mine, curve = label == known, np.asarray(self.classes[known])
-            requested[mine] = np.interp(target[mine], *_inverse(np.asarray(self.requested), curve))
-            outside[mine] = (target[mine] < curve[0]) | (target[mine] > curve[-1])
+            mine = label == known
+            requested[mine] = self._request(target[mine], known)
+            miss = np.abs(self.expected(TARGETS, known) - TARGETS)
+            outside[mine] = np.interp(target[mine], TARGETS, miss) > REACH
         return requested, outside
+
+    def expected(self, target: np.ndarray, label: int) -> np.ndarray:
+        """Mean realised difficulty in class `label` when `target` float [N] is asked for and the closest of `attempts`
+        draws is kept: float64 [N]."""
+        grid, curve = np.asarray(self.requested), np.asarray(self.classes[label])
+        request = self._request(target, label)
+        mean = np.interp(request, grid, curve)
+        if self.attempts == 1:
+            return mean
+        nearest = np.abs(request[:, None] - grid).argmin(1)
+        draws = np.clip(mean[:, None] + np.asarray(self.spread)[nearest], 0, 1)
+        by_distance = np.take_along_axis(draws, np.abs(draws - target[:, None]).argsort(1), axis=1)
+        left = 1 - np.arange(len(SPREAD) + 1) / len(SPREAD)  # share of draws that are no closer than the k-th closest
+        return by_distance @ (left[:-1] ** self.attempts - left[1:] ** self.attempts)
+
+    def _request(self, target: np.ndarray, label: int) -> np.ndarray:
+        return np.interp(target, *_inverse(np.asarray(self.requested), np.asarray(self.classes[label])))
 
 
 def fit_calibration(
@@ -80,9 +103,17 @@ def fit_calibration(
             "train longer (--steps), or raise --difficulty-guidance",
         )
     own = [_isotonic(grid, *_shrunk(realised, [rows & (label == c) for rows in at], fitted)) for c in range(classes)]
+    rest = realised - np.asarray(own)[label, np.searchsorted(grid, requested)]
+    spread = [np.quantile(rest[rows], SPREAD) for rows in at]
     agreement = [float(agrees[rows].mean()) for rows in at]
     curves = [_rounded(values) for values in (grid, means, fitted, agreement)]
-    return Calibration(*curves, classes=tuple(map(_rounded, own)), images=len(requested), settings=settings)
+    return Calibration(
+        *curves,
+        classes=tuple(map(_rounded, own)),
+        spread=tuple(map(_rounded, spread)),
+        images=len(requested),
+        settings=settings,
+    )
 
 
 def _shrunk(realised: np.ndarray, rows: list[np.ndarray], prior: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -109,7 +140,8 @@ def _rounded(values: Any) -> tuple[float, ...]:
 
 
 def save_calibration(calibration: Calibration, file: Path) -> None:
-    write_json(file, {"schema": 1, **asdict(calibration)})
+    """`attempts` is left out: it is a setting of generation, not of what was measured."""
+    write_json(file, {"schema": 1, **{k: v for k, v in asdict(calibration).items() if k != "attempts"}})
 
 
 def load_calibration(file: Path) -> Calibration | None:
@@ -118,8 +150,8 @@ def load_calibration(file: Path) -> Calibration | None:
         return None
     try:
         raw = json.loads(file.read_text())
-        curves = {key: tuple(raw[key]) for key in ("requested", "realised", "fitted", "agreement")}
-        classes = tuple(tuple(curve) for curve in raw["classes"])
-        return Calibration(**curves, classes=classes, images=raw["images"], settings=raw["settings"])
+        curves: dict[str, Any] = {key: tuple(raw[key]) for key in ("requested", "realised", "fitted", "agreement")}
+        curves |= {key: tuple(map(tuple, raw[key])) for key in ("classes", "spread")}
+        return Calibration(images=raw["images"], settings=raw["settings"], **curves)
     except (ValueError, KeyError, TypeError) as error:
         raise MismatchError(f"{file} is damaged: {error}", "make it again: dcdm finetune --force", file=file) from error

@@ -27,7 +27,7 @@ from dcdm_cli.difficulty.classifier import (
     train_classifier,
 )
 from dcdm_cli.difficulty.scores import fit_temperature, score_all
-from dcdm_cli.errors import UsageError
+from dcdm_cli.errors import MismatchError, UsageError
 from dcdm_cli.files import hash_json
 from dcdm_cli.job import Job
 
@@ -125,6 +125,19 @@ def _once(
     model = fit()
     save_classifier(model, kept, names, config)
     return model
+
+
+def unseen_models(manifest: Manifest, config: ScoreConfig) -> np.ndarray:
+    """int64 [N, rounds]: which of `CrossFit.models` did not train on each row of the training split, one per round.
+    Derived from the rows and settings, as `crossfit` does it.
+
+    Raises MismatchError when that contradicts the folds that the manifest records.
+    """
+    labels = manifest.column("label").astype(np.int64)
+    folds = [fold_of(_identities(manifest), labels, config.folds, config.seed + r) for r in range(config.repeats)]
+    if not np.array_equal(folds[0], manifest.column("fold")):
+        raise MismatchError("the scorer was fitted on other images than these", "make it again: dcdm score --force")
+    return np.stack([number * (fold.max() + 1) + fold for number, fold in enumerate(folds)], axis=1)
 
 
 def fold_of(identities: Sequence[str], labels: np.ndarray, folds: int, seed: int) -> np.ndarray:

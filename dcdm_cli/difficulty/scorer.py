@@ -77,13 +77,22 @@ class Scorer:
         return cls(models, names, preprocessing, temperature, device)
 
     def measure(
-        self, images: Images, labels: np.ndarray, *, batch_size: int = 256, progress: Progress | None = None
+        self,
+        images: Images,
+        labels: np.ndarray,
+        *,
+        only: np.ndarray | None = None,
+        batch_size: int = 256,
+        progress: Progress | None = None,
     ) -> Measured:
-        """images: files, PIL images or a uint8 array [N, H, W, 3]. labels: int [N] in [-1, C)."""
+        """images: files, PIL images or a uint8 array [N, H, W, 3]. labels: int [N] in [-1, C). only: int [N, M], the
+        models that are asked about each image, where not all may be (`unseen_models`)."""
         logits = logits_of(self.models, images, self.preprocessing, self.device, batch_size, progress)
         with np.errstate(invalid="ignore"):
             log_probs = log_softmax(logits.astype(np.float64) / self.temperature, axis=2)
-            mean = np.asarray(logsumexp(log_probs, axis=0)) - np.log(len(self.models))
+            if only is not None:
+                log_probs = np.take_along_axis(log_probs, only.T[:, :, None], axis=0)
+            mean = np.asarray(logsumexp(log_probs, axis=0)) - np.log(len(log_probs))
         columns = score_columns(mean, labels)  # softmax of log-probabilities gives them back
         measured = {name: columns[name] for name in ("difficulty", "p_true", "predicted")}
         return Measured(**measured, probs=np.exp(mean).astype(np.float32))

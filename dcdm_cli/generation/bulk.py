@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,14 @@ from dcdm_cli.data.manifest import Manifest, write_manifest
 from dcdm_cli.data.writers import class_folders, metadata_rows, save_image, write_card, write_metadata
 from dcdm_cli.errors import MismatchError
 from dcdm_cli.files import storage_errors
-from dcdm_cli.generation.engine import Engine, render
+from dcdm_cli.generation.engine import Engine
 from dcdm_cli.generation.journal import Journal
 from dcdm_cli.generation.plan import Plan, PlanRow, read_plan, write_plan
+from dcdm_cli.generation.selection import Measure, render_close
 from dcdm_cli.job import Job
 
 SPLIT = "train"
 FLAT_IMAGE = 1.0  # standard deviation in grey levels below which an image counts as blank
-Measure = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def run_plan(plan: Plan, engine: Engine, folder: Path, job: Job, measure: Measur
         journal = Journal(folder)
     names = class_folders(engine.info.class_names)
     missing = [row for row in plan.rows() if row.sample_id not in journal.rows]
-    for rows, images in render(engine, missing, job):
+    for rows, images in render_close(engine, missing, job, measure):
         journal.append(_save_batch(rows, images, folder, names, engine, measure))
         job.stop_if_asked(f"{len(journal.rows)} of {len(plan)} images are finished")
     done = [journal.rows[row.sample_id] for row in plan.rows()]

@@ -74,7 +74,9 @@ def open_engine(adapter: Path, config: GenerateConfig, device: str, *, base: str
     encoder = load_encoder(adapter, info)
     denoiser = TorchDenoiser(ConditionedUNet(model.unet, encoder), device)
     reason = "asked for" if config.backend == "torch" else "the only backend installed that runs this adapter"
-    generator = hash_json([adapter_hash(adapter), info.base_fingerprint, sampler_settings(config), config.precision])
+    draws = [config.attempts, config.tolerance] if config.attempts > 1 else []
+    made_from = [adapter_hash(adapter), info.base_fingerprint, sampler_settings(config), config.precision, *draws]
+    generator = hash_json(made_from)
     return Engine(denoiser, model, info, config, generator[:16], reason)
 
 

@@ -12,15 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
-from dcdm_cli.data.images import RejectedImage, decode_image
 from dcdm_cli.errors import NotFoundError
 from dcdm_cli.files import atomic_path, hash_json
 from dcdm_cli.job import Progress
 from dcdm_cli.model.base import BaseModel, encode_text
 from dcdm_cli.model.latents import encode_latents, to_pixels
+from dcdm_cli.training.views import Views
 
 CHUNK = 32  # images encoded at once
 BINS = 10  # of difficulty, for balancing
@@ -28,9 +27,9 @@ BINS = 10  # of difficulty, for balancing
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """latents float32 [N * views, 4, h, w] (view 1 is mirrored), text [captions, T, D] with the empty
-    prompt last, caption row per image int64 [N], label int64 [N], difficulty float32 [N]. epoch int64 [M]: the images
-    of one epoch, some of them several times (`balanced_epoch`)."""
+    """Of N views: latents float32 [N, 4, h, w], caption (a row of text) int64 [N], label int64 [N], difficulty float32
+    [N]; text [captions, T, D] with the empty prompt last. epoch int64 [M]: the views of one epoch, some of them several
+    times (`balanced_epoch`)."""
 
     latents: np.ndarray
     text: np.ndarray
@@ -42,17 +41,12 @@ class TrainingSet:
     def __len__(self) -> int:
         return len(self.label)
 
-    @property
-    def views(self) -> int:
-        return len(self.latents) // len(self)
-
 
 @dataclass(frozen=True)
 class Draws:
     """Everything random about one global batch, on the CPU."""
 
-    image: Tensor  # int64 [B]
-    view: Tensor  # int64 [B]
+    image: Tensor  # int64 [B], a view
     timestep: Tensor  # int64 [B]
     noise: Tensor  # float32 [B, 4, h, w]
     drop_text: Tensor  # bool [B]
@@ -75,7 +69,6 @@ def draw(data: TrainingSet, settings: DrawSettings, step: int) -> Draws:
     drop_text = torch.rand(size, generator=generator) < settings.text_dropout
     return Draws(
         image=_epoch_rows(data.epoch, settings, step),
-        view=torch.randint(data.views, (size,), generator=generator),
         timestep=torch.randint(settings.timesteps, (size,), generator=generator),
         noise=torch.randn((size, *shape), generator=generator),
         drop_text=drop_text,
@@ -95,25 +88,23 @@ def balanced_epoch(difficulty: Tensor, power: float) -> Tensor:
     return torch.arange(len(difficulty)).repeat_interleave(times)
 
 
-def cache_latents(
-    base: BaseModel, paths: Sequence[Path], resolution: int, folder: Path, *, mirror: bool, progress: Progress
-) -> np.ndarray:
-    """Memory-mapped latents [N * views, 4, h, w], encoded once and reused while images and VAE are the same."""
-    stamps = [_stamp(path) for path in paths]
-    file = folder / f"latents-{hash_json([stamps, resolution, mirror, base.fingerprint])}.npy"
+def cache_latents(base: BaseModel, views: Views, resolution: int, folder: Path, progress: Progress) -> np.ndarray:
+    """Memory-mapped latents [len(views), 4, h, w], encoded once and reused while images and VAE are the same."""
+    stamps = [_stamp(path) for path in views.paths]
+    made_from = [stamps, views.mirror, views.jittered, views.seed, resolution, base.fingerprint]
+    file = folder / f"latents-{hash_json(made_from)}.npy"
     if file.is_file():
         return np.load(file, mmap_mode="r")
-    views = 2 if mirror else 1
     side = resolution // base.latent_size
     channels = base.vae.config["latent_channels"]
-    header = {"descr": "<f4", "fortran_order": False, "shape": (len(paths) * views, channels, side, side)}
+    header = {"descr": "<f4", "fortran_order": False, "shape": (len(views), channels, side, side)}
     # Written from front to back: writing to a memory map ends the process when the disk is full.
     with atomic_path(file) as part, part.open("wb") as stream:
         np.lib.format.write_array_header_1_0(stream, header)
-        for done in range(0, len(paths) * views, CHUNK):
-            rows = range(done, min(done + CHUNK, len(paths) * views))
-            stream.write(_encode(base, [_view(paths, row) for row in rows], resolution).tobytes())
-            progress("encoding images", rows.stop, len(paths) * views)
+        for start in range(0, len(views), CHUNK):
+            pixels = to_pixels(views[start : start + CHUNK], resolution)
+            stream.write(encode_latents(base.vae, pixels).cpu().numpy().tobytes())
+            progress("encoding images", min(start + CHUNK, len(views)), len(views))
     return np.load(file, mmap_mode="r")
 
 
@@ -135,20 +126,6 @@ def _stamp(path: Path) -> tuple[str, int, int]:
     except OSError as error:
         raise NotFoundError(f"{path}: {error.strerror}", "the images have changed: dcdm score", file=path) from error
     return str(path), status.st_size, status.st_mtime_ns
-
-
-def _view(paths: Sequence[Path], row: int) -> Image.Image:
-    """Raises NotFoundError for an image that could be read when it was scored and no longer can."""
-    path = paths[row % len(paths)]
-    try:
-        image = decode_image(path)
-    except RejectedImage as error:
-        raise NotFoundError(f"{path}: {error}", "the images have changed: dcdm score", file=path) from error
-    return image if row < len(paths) else ImageOps.mirror(image)
-
-
-def _encode(base: BaseModel, images: list[Image.Image], resolution: int) -> np.ndarray:
-    return encode_latents(base.vae, to_pixels(images, resolution)).cpu().numpy()
 
 
 def _epoch_rows(images: Tensor, settings: DrawSettings, step: int) -> Tensor:

@@ -186,7 +186,7 @@ class Trainer:
         device = self.accelerator.device
         image, caption = draws.image[rows], self.data.caption[draws.image[rows]]
         caption = torch.where(draws.drop_text[rows], len(self.data.text) - 1, caption)
-        latents = torch.from_numpy(self.data.latents[(image + draws.view[rows] * len(self.data)).numpy()]).to(device)
+        latents = torch.from_numpy(self.data.latents[image.numpy()]).to(device)
         noise, timestep = draws.noise[rows].to(device), draws.timestep[rows].to(device)
         noisy, target = add_noise(self.schedule, latents, noise, timestep)
         text = torch.from_numpy(self.data.text[caption.numpy()]).to(device)

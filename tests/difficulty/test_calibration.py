@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -115,3 +116,21 @@ def test_it_survives_the_disk_and_damage_is_named(tmp_path: Path) -> None:
     file.write_text(json.dumps(document))
     with pytest.raises(MismatchError, match=r"calibration\.json is damaged"):
         load_calibration(file)
+
+
+def test_more_draws_reach_further() -> None:
+    once = fit(half, half, noise=0.1, each=60)
+    often = dataclasses.replace(once, attempts=8)
+    assert often.reachable[0] < once.reachable[0] - 0.03 and often.reachable[1] > once.reachable[1] + 0.05
+    target = np.array([0.7])
+    assert once.request_for(target, np.array([0]))[1].item() and not often.request_for(target, np.array([0]))[1].item()
+
+
+def test_what_draws_are_expected_to_reach_is_what_they_reach() -> None:
+    made = dataclasses.replace(fit(half, half, noise=0.1, each=200), attempts=4)
+    rng = np.random.default_rng(5)
+    for wanted in (0.1, 0.4, 0.7):
+        request = made.request_for(np.array([wanted]), np.array([0]))[0][0]
+        draws = half(request) + 0.1 * rng.normal(size=(4000, 4))
+        closest = np.take_along_axis(draws, np.abs(draws - wanted).argmin(1)[:, None], axis=1)
+        assert made.expected(np.array([wanted]), 0)[0] == pytest.approx(closest.mean(), abs=0.02)

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from dcdm_cli.config import ScoreConfig
 from dcdm_cli.difficulty.classifier import build_classifier, logits_of, predict_logits
-from dcdm_cli.difficulty.crossfit import CrossFit, crossfit
+from dcdm_cli.difficulty.crossfit import CrossFit, crossfit, unseen_models
 from dcdm_cli.difficulty.own_classifier import load_own_classifier
 from dcdm_cli.difficulty.scorer import DESCRIPTION, Scorer, save_own_scorer, save_scorer
 from dcdm_cli.difficulty.scores import softmax
@@ -45,6 +45,23 @@ def test_the_difficulty_is_the_mean_over_the_folds(
     np.testing.assert_allclose(measured.probs.sum(1), 1, atol=1e-5)
     assert scorer.class_names == NAMES
     assert {p.suffix for p in (tmp_path / "scorer").rglob("*") if p.is_file()} == {".safetensors", ".json"}
+
+
+def test_an_image_can_be_kept_from_models_that_were_trained_on_it(
+    tmp_path: Path, digits: Digits, quick: ScoreConfig, make_manifest: MakeManifest
+) -> None:
+    manifest = make_manifest(digits[0][:40], digits[1][:40])
+    quick = quick.model_copy(update={"repeats": 2})
+    fitted = crossfit(manifest, quick, Job())
+    manifest = manifest.with_columns(fitted.columns)
+    save_scorer(tmp_path / "scorer", fitted, NAMES, quick)
+    unseen = unseen_models(manifest, quick)
+    assert unseen.shape == (40, 2) and len(np.unique(unseen)) == len(fitted.models)
+    measured = Scorer.load(tmp_path / "scorer").measure(manifest.paths(), manifest.column("label"), only=unseen)
+    known = np.isfinite(fitted.columns["difficulty"])
+    np.testing.assert_allclose(measured.difficulty[known], fitted.columns["difficulty"][known], atol=1e-5)
+    with pytest.raises(MismatchError, match="other images"):
+        unseen_models(manifest.select(np.arange(38)), quick)
 
 
 def test_pictures_missing_labels_and_nothing(

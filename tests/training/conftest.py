@@ -17,6 +17,7 @@ from dcdm_cli.job import Job, silent
 from dcdm_cli.model.base import BaseModel, load_base
 from dcdm_cli.training.dataset import TrainingSet, cache_latents, encode_captions
 from dcdm_cli.training.loop import Trained, finetune
+from dcdm_cli.training.views import Views
 
 IMAGES, CLASSES = 12, 3
 Train = Callable[..., Trained]
@@ -46,7 +47,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="session")
 def data(tiny: BaseModel, paths: list[Path], tmp_path_factory: pytest.TempPathFactory) -> TrainingSet:
-    latents = cache_latents(tiny, paths, 32, tmp_path_factory.mktemp("cache"), mirror=False, progress=silent)
+    latents = cache_latents(tiny, Views(paths), 32, tmp_path_factory.mktemp("cache"), silent)
     label = torch.arange(IMAGES) % CLASSES
     text, caption = encode_captions(tiny, [f"the number {y}" for y in label.tolist()], silent)
     return TrainingSet(latents, text, caption, label, torch.linspace(0, 1, IMAGES), torch.arange(IMAGES))

@@ -22,6 +22,7 @@ from dcdm_cli.training.dataset import (
     draw,
     encode_captions,
 )
+from dcdm_cli.training.views import Views
 
 from .conftest import IMAGES
 
@@ -30,7 +31,7 @@ DRAWS = DrawSettings(seed=1, batch=8, timesteps=1000, text_dropout=0.1, difficul
 
 def test_a_step_is_drawn_the_same_whatever_came_before(data: TrainingSet) -> None:
     first, second = draw(data, DRAWS, 7), draw(data, DRAWS, 7)
-    for name in ("image", "view", "timestep", "noise", "drop_text", "drop_difficulty"):
+    for name in ("image", "timestep", "noise", "drop_text", "drop_difficulty"):
         assert torch.equal(getattr(first, name), getattr(second, name)), name
     assert not torch.equal(first.noise, draw(data, DRAWS, 8).noise)
 
@@ -70,7 +71,7 @@ def test_latents_are_encoded_once(tiny: BaseModel, paths: list[Path], tmp_path: 
     told: list[int] = []
 
     def cache() -> np.ndarray:
-        return cache_latents(tiny, paths, 32, tmp_path, mirror=False, progress=lambda _, done, __: told.append(done))
+        return cache_latents(tiny, Views(paths), 32, tmp_path, lambda _, done, __: told.append(done))
 
     first, second = cache(), cache()
     assert told == [IMAGES]
@@ -83,17 +84,14 @@ def test_latents_are_encoded_once(tiny: BaseModel, paths: list[Path], tmp_path: 
 
 
 def test_mirrored_views_follow_all_plain_ones(tiny: BaseModel, paths: list[Path], tmp_path: Path) -> None:
-    both = cache_latents(tiny, paths, 32, tmp_path, mirror=True, progress=silent)
+    both = cache_latents(tiny, Views(paths, mirror=True), 32, tmp_path, silent)
     for path in paths:
         with Image.open(path) as image:
             image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / path.name)
-    mirrored = cache_latents(
-        tiny, [tmp_path / path.name for path in paths], 32, tmp_path / "other", mirror=False, progress=silent
-    )
+    other = Views([tmp_path / path.name for path in paths])
+    mirrored = cache_latents(tiny, other, 32, tmp_path / "other", silent)
     assert len(both) == 2 * IMAGES
     assert np.allclose(both[IMAGES:], mirrored, atol=1e-4)
-    data = TrainingSet(both, np.zeros((1, 1, 1)), *(torch.zeros(IMAGES) for _ in range(4)))
-    assert data.views == 2
 
 
 def test_an_image_that_is_gone_is_named_and_nothing_is_cached(
@@ -102,7 +100,7 @@ def test_an_image_that_is_gone_is_named_and_nothing_is_cached(
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"\x89PNG\r\n")
     with pytest.raises(NotFoundError, match=r"broken\.png") as caught:
-        cache_latents(tiny, [*paths, broken], 32, tmp_path / "cache", mirror=False, progress=silent)
+        cache_latents(tiny, Views([*paths, broken]), 32, tmp_path / "cache", silent)
     assert "dcdm score" in caught.value.hint
     assert list((tmp_path / "cache").iterdir()) == []
 

@@ -1,0 +1,93 @@
+"""Rejection sampling: closer to the target, the same whatever the batch, and off where it is not wanted."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from dcdm_cli.generation.engine import Engine, render
+from dcdm_cli.generation.plan import Plan
+from dcdm_cli.generation.selection import render_close
+from dcdm_cli.job import Job
+
+from .conftest import config, plan
+
+Images = dict[str, np.ndarray]
+
+
+def brightness(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return images.mean((1, 2, 3)) / 255, labels
+
+
+def with_settings(engine: Engine, **changes: object) -> Engine:
+    return dataclasses.replace(engine, config=config(**changes))
+
+
+def close(engine: Engine, the_plan: Plan, measure=brightness) -> Images:
+    batches = render_close(engine, the_plan.rows(), Job(), measure)
+    return {row.sample_id: image for rows, images in batches for row, image in zip(rows, images, strict=True)}
+
+
+def misses(images: Images, the_plan: Plan) -> np.ndarray:
+    return np.array(
+        [abs(brightness(images[r.sample_id][None], r.label)[0][0] - r.target_difficulty) for r in the_plan.rows()]
+    )
+
+
+@pytest.fixture
+def the_plan(engine: Engine) -> Plan:
+    return plan((4, 4, 4), engine.generator)
+
+
+def test_more_draws_come_closer_and_no_image_gets_worse(engine: Engine, the_plan: Plan) -> None:
+    one, four = (close(with_settings(engine, attempts=n, tolerance=0.0), the_plan) for n in (1, 4))
+    before, after = misses(one, the_plan), misses(four, the_plan)
+    assert (after <= before + 1e-6).all() and after.mean() < 0.9 * before.mean()
+
+
+def test_an_image_within_the_tolerance_keeps_its_first_draw(engine: Engine, the_plan: Plan) -> None:
+    first = close(engine, the_plan)
+    kept = close(with_settings(engine, attempts=4, tolerance=1.0), the_plan)
+    assert all(np.array_equal(first[key], kept[key]) for key in first)
+
+
+def test_the_batch_does_not_matter(engine: Engine, the_plan: Plan) -> None:
+    small, large = (close(with_settings(engine, attempts=3, tolerance=0.0, batch_size=n), the_plan) for n in (2, 12))
+    assert all(np.abs(small[key].astype(int) - large[key]).max() <= 2 for key in small)
+
+
+def test_another_class_counts_as_a_miss(engine: Engine, the_plan: Plan) -> None:
+    """The first draw of every image is taken for another class, later ones are not: one of those is kept."""
+    seen: list[int] = []
+
+    def first_is_wrong(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        seen.append(len(images))
+        return brightness(images, labels)[0], labels + (len(seen) % 2)
+
+    first = close(engine, the_plan)
+    kept = close(with_settings(engine, attempts=2, tolerance=0.49, batch_size=12), the_plan, first_is_wrong)
+    assert seen == [12, 12]
+    assert not any(np.array_equal(first[key], kept[key]) for key in first)
+
+
+def test_scores_that_are_not_finite_are_drawn_again(engine: Engine, the_plan: Plan) -> None:
+    calls: list[int] = []
+
+    def broken(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        calls.append(len(images))
+        return np.full(len(images), np.nan), np.full(len(images), -1)
+
+    close(with_settings(engine, attempts=3, tolerance=0.2, batch_size=12), the_plan, broken)
+    assert calls == [12, 12, 12]
+
+
+def test_without_a_scorer_the_first_draw_is_kept(engine: Engine, the_plan: Plan) -> None:
+    plain = {
+        r.sample_id: i
+        for rows, images in render(engine, the_plan.rows(), Job())
+        for r, i in zip(rows, images, strict=True)
+    }
+    kept = close(with_settings(engine, attempts=4, tolerance=0.0), the_plan, None)
+    assert all(np.array_equal(plain[key], kept[key]) for key in plain)
