@@ -44,8 +44,8 @@ class DataConfig(Section):
         default="", description="class folder, hf:owner/name@revision, Parquet, CSV/JSONL manifest, - or digits"
     )
     split: str | None = Field(default=None, description="which split the source's rows are, where it does not say")
-    image_column: str = "image"
-    label_column: str = "label"
+    image_column: str = Field(default="image", description="column with images, in Parquet and data sets")
+    label_column: str = Field(default="label", description="column with labels, in tables and manifests")
     caption_column: str | None = Field(default=None, description="column with captions; `caption` is found by itself")
     follow_links: bool = Field(default=False, description="follow links, as long as they stay inside the source")
     class_map: Path | None = Field(default=None, description="JSON list or {name: index} that fixes the class order")
@@ -57,7 +57,7 @@ class DataConfig(Section):
     strict: bool = Field(default=False, description="stop at the first unreadable image")
     exif: bool = Field(default=True, description="turn images as their EXIF tag says")
     background: str = Field(default="white", description="colour behind transparent pixels")
-    animated: Literal["first", "reject"] = "first"
+    animated: Literal["first", "reject"] = Field(default="first", description="what is done with animations")
 
 
 class ClassifierConfig(Section):
@@ -68,10 +68,10 @@ class ClassifierConfig(Section):
     pretrained: bool = Field(default=False, description="start from timm's weights (needs the hub or its cache)")
     image_size: int = Field(default=224, ge=8, description="pixels per side")
     steps: int = Field(default=2000, ge=1, description="optimiser steps")
-    batch_size: int = Field(default=64, ge=2)
-    lr: float = Field(default=1e-3, gt=0)
-    weight_decay: float = Field(default=0.05, ge=0)
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    batch_size: int = Field(default=64, ge=2, description="images per step")
+    lr: float = Field(default=1e-3, gt=0, description="learning rate of AdamW")
+    weight_decay: float = Field(default=0.05, ge=0, description="of AdamW")
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="share of the target spread over all classes")
     scale: tuple[float, float] = Field(default=(0.35, 1.0), description="area range of the random crop")
     hflip: float = Field(default=0.5, ge=0, le=1, description="probability of a left-right flip; 0 for digits and text")
     rotate: float = Field(default=0.0, ge=0, le=180, description="largest random rotation, degrees")
@@ -80,26 +80,28 @@ class ClassifierConfig(Section):
 
 
 class ScoreConfig(ClassifierConfig):
-    method: Literal["crossfit", "classifier", "column"] = "crossfit"
-    folds: int = Field(default=5, ge=2)
+    method: Literal["crossfit", "classifier", "column"] = Field(
+        default="crossfit", description="out-of-fold classifiers, your own one, or scores of your own"
+    )
+    folds: int = Field(default=5, ge=2, description="parts; each is scored by a classifier trained on the others")
     repeats: int = Field(default=1, ge=1, description="rounds of cross-fitting with other folds, averaged")
     temperature: bool = Field(default=True, description="scale the logits by a temperature fitted out of fold")
     classifier: Path | None = Field(default=None, description="your own classifier: .safetensors of `model`, or .onnx")
     column: str | None = Field(default=None, description="score column of the source, for --method column")
-    seed: int = 0
+    seed: int = Field(default=0, description="of folds and classifiers")
 
 
 class CaptionConfig(Section):
-    method: Literal["template", "model"] = "template"
+    method: Literal["template", "model"] = Field(default="template", description="one text per class, or a model")
     template: str = Field(default="a photo of a {class}", description="{class} is replaced by the class name")
     templates_file: Path | None = Field(default=None, description="JSON {class name: template} for single classes")
     model: str = Field(
         default="Salesforce/blip2-opt-2.7b", description="image-to-text or image-text-to-text model (the paper's)"
     )
-    revision: str | None = None
+    revision: str | None = Field(default=None, description="commit of the captioning model; none = the newest")
     prompt: str | None = Field(default=None, description="question for image-text-to-text models")
-    max_new_tokens: int = Field(default=40, ge=1)
-    batch_size: int = Field(default=8, ge=1)
+    max_new_tokens: int = Field(default=40, ge=1, description="longest caption of a model")
+    batch_size: int = Field(default=8, ge=1, description="images captioned at once")
     prefix: str = Field(default="a photo of a {class}, ", description="put before a model's caption")
     sidecars: Path | None = Field(default=None, description="also write .txt files below this folder")
     metadata: Path | None = Field(default=None, description="also write metadata.jsonl into this folder")
@@ -110,19 +112,21 @@ class FinetuneConfig(Section):
     base: str = Field(
         default="stable-diffusion-v1-5/stable-diffusion-v1-5", description="hub id or folder of the pipeline"
     )
-    revision: str | None = None
+    revision: str | None = Field(default=None, description="commit of the pipeline; none = the newest")
     resolution: int = Field(default=512, ge=8, description="pixels per side")
     steps: int = Field(default=5000, ge=1, description="optimiser steps")
     batch_size: int = Field(default=8, ge=1, description="images per device and forward pass")
-    gradient_accumulation: int = Field(default=1, ge=1)
-    gradient_checkpointing: bool = False
+    gradient_accumulation: int = Field(default=1, ge=1, description="forward passes per optimiser step")
+    gradient_checkpointing: bool = Field(default=False, description="less memory, a third more time")
     lr: float = Field(default=1e-4, gt=0, description="LoRA learning rate")
     encoder_lr: float = Field(default=1e-3, gt=0, description="difficulty encoder learning rate")
-    warmup_steps: int = Field(default=100, ge=0)
-    lr_schedule: Literal["constant_with_warmup", "cosine", "linear"] = "constant_with_warmup"
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    rank: int = Field(default=16, ge=1)
-    alpha: int = Field(default=16, ge=1)
+    warmup_steps: int = Field(default=100, ge=0, description="steps in which the learning rates rise")
+    lr_schedule: Literal["constant_with_warmup", "cosine", "linear"] = Field(
+        default="constant_with_warmup", description="what the learning rates do after the warm-up"
+    )
+    max_grad_norm: float = Field(default=1.0, gt=0, description="gradients are clipped to this norm")
+    rank: int = Field(default=16, ge=1, description="of the LoRA matrices")
+    alpha: int = Field(default=16, ge=1, description="the LoRA is scaled by alpha / rank")
     lora_targets: tuple[str, ...] = Field(
         default=("to_q", "to_k", "to_v", "to_out.0"), description="UNet modules that get LoRA, by name ending"
     )
@@ -133,7 +137,9 @@ class FinetuneConfig(Section):
         default="append", description="append to the text tokens, or replace the last"
     )
     tokens: int = Field(default=1, ge=1, description="difficulty tokens")
-    label_embedding: Literal["onehot", "learned"] = "onehot"
+    label_embedding: Literal["onehot", "learned"] = Field(
+        default="onehot", description="how the encoder sees the class"
+    )
     frequencies: int = Field(default=2, ge=0, description="octaves of Fourier features of s; more fit single images")
     hidden: int = Field(default=256, ge=8, description="width of the encoder's MLP")
     difficulty_balance: float = Field(
@@ -144,22 +150,22 @@ class FinetuneConfig(Section):
         default=0.1, ge=0, lt=1, description="share of steps with the empty prompt and the null token"
     )
     snr_gamma: float | None = Field(default=5.0, description="Min-SNR weighting; none = the paper's plain MSE")
-    ema_decay: float = Field(default=0.999, ge=0, lt=1)
+    ema_decay: float = Field(default=0.999, ge=0, lt=1, description="of the running mean of the weights, which is kept")
     hflip: bool = Field(default=False, description="also train on mirrored images")
     views: int = Field(
         default=1, ge=1, description="the image and views-1 jittered copies, each scored on its own; for small sets"
     )
     keep_suspects: bool = Field(default=False, description="train on images whose label is suspect too")
-    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    precision: Literal["fp32", "fp16", "bf16"] = Field(default="fp32", description="of the frozen base in training")
     checkpoint_every: int = Field(default=500, ge=1, description="optimiser steps between checkpoints")
-    keep_checkpoints: int = Field(default=2, ge=1)
-    seed: int = 0
+    keep_checkpoints: int = Field(default=2, ge=1, description="newest ones that stay while training goes on")
+    seed: int = Field(default=0, description="of weights, order, noise and dropout")
 
 
 class CalibrateConfig(Section):
     """The closed loop after fine-tuning: probe, score, fit requested -> realised. Not from the paper."""
 
-    enabled: bool = True
+    enabled: bool = Field(default=True, description="measure what comes out, so that it can be asked for")
     points: int = Field(default=9, ge=3, description="difficulties probed, evenly over [0, 1]")
     images: int = Field(default=60, ge=4, description="images per point, spread over the classes")
 
@@ -210,19 +216,20 @@ class GenerateConfig(Section):
     )
     shard_size: int = Field(default=1024, ge=1, description="images per shard, the unit that workers are handed")
     captions: Literal["class", "real"] = Field(default="real", description="captions of real images, or one per class")
-    negative_prompt: str = ""
-    scheduler: Literal["ddim", "unipc", "dpmpp", "pndm"] = "ddim"
-    steps: int = Field(default=30, ge=1)
+    negative_prompt: str = Field(default="", description="text of the unconditional call")
+    scheduler: Literal["ddim", "unipc", "dpmpp", "pndm"] = Field(default="ddim", description="sampler, of diffusers")
+    steps: int = Field(default=30, ge=1, description="sampler steps per image")
     text_guidance: float = Field(default=2.0, ge=1, description="w_text; 1 = off")
     difficulty_guidance: float = Field(
         default=4.0, ge=0, description="w_difficulty; equal to text_guidance = one scale"
     )
-    lora_scale: float = Field(default=1.0, ge=0, le=2)
+    lora_scale: float = Field(default=1.0, ge=0, le=2, description="strength of the LoRA; 1 = as trained")
     clip_range: float | None = Field(
         default=None, gt=0, description="clip the clean-latent estimate to +-this; for small bases"
     )
-    batch_size: int = Field(default=8, ge=1)
+    batch_size: int = Field(default=8, ge=1, description="images made at once")
     decode_batch: int = Field(default=8, ge=1, description="images decoded at once")
+<<<<<<< HEAD
     guidance_interval: tuple[Fraction, Fraction] | None = Field(
         default=None, description="guide only this part of the schedule, 0 = noise, 1 = image; fewer network calls"
     )
@@ -238,8 +245,13 @@ class GenerateConfig(Section):
         default="folder", description="class folders with metadata.jsonl, or one Parquet file or tar per shard"
     )
     image_format: Literal["png", "webp", "jpg"] = "png"
+=======
+    backend: Literal["auto", "torch"] = Field(default="auto", description="what runs the network")
+    precision: Literal["fp32", "fp16", "bf16"] = Field(default="fp32", description="of UNet and text encoder")
+    image_format: Literal["png", "webp", "jpg"] = Field(default="png", description="png and webp keep every pixel")
+>>>>>>> found
     score: bool = Field(default=True, description="score finished images: the measured_difficulty column")
-    seed: int = 0
+    seed: int = Field(default=0, description="of the plan: difficulties, captions and noise")
 
     @field_validator("guidance_interval")
     @classmethod
@@ -261,6 +273,7 @@ class EvaluateConfig(Section):
     workers: int = Field(default=1, ge=1, description="classifiers trained at a time, each in its own process")
     synthetic_ratio: float = Field(default=1.0, gt=0, description="generated images per real one in the arms")
     fresh_sets: bool = Field(default=False, description="a generated set of its own for every seed and arm")
+<<<<<<< HEAD
     holdout: Literal["test", "validation"] = Field(
         default="test", description="what arms are tested on; validation = the judge's images, to choose settings by"
     )
@@ -272,6 +285,9 @@ class EvaluateConfig(Section):
     atlas_classes: int = Field(default=100, ge=1, description="classes in the atlas, hardest first")
     gpu_hour_price: float | None = Field(default=None, ge=0, description="money per GPU-hour, for the bill")
     seed: int = 1000
+=======
+    seed: int = Field(default=1000, description="first of the evaluation's own seeds")
+>>>>>>> found
 
 
 class ScaleConfig(Section):
@@ -288,7 +304,7 @@ class ScaleConfig(Section):
 
 
 class Config(Section):
-    preset: str | None = None
+    preset: str | None = Field(default=None, description="settings to start from: digits, sd15")
     seed: int = Field(default=0, description="run seed; stages add their own")
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:0, mps")
     threads: int | None = Field(default=None, ge=1, description="CPU threads; none = the library's choice")

@@ -117,8 +117,7 @@ def train_adapter(context: Context, config: FinetuneConfig, folder: Path, job: J
     manifest = read_manifest(context.run.samples)
     rows = training_rows(manifest, config.keep_suspects)
     base = load_base(resolve_base(config.base), revision=config.revision, dtype=config.precision, device=job.device)
-    report = job.stoppable("training has not begun")
-    seed = config.seed + context.config.seed
+    seed, report = config.seed + context.config.seed, job.stoppable("training has not begun")
     views = Views(rows.paths(), config.hflip, config.views - 1, seed)
     latents = cache_latents(base, views, config.resolution, context.run.cache, report)
     text, caption = encode_captions(base, rows.column("caption").tolist(), report)
@@ -144,6 +143,11 @@ def train_adapter(context: Context, config: FinetuneConfig, folder: Path, job: J
     return {"images": len(data), "losses": trained.losses, "skipped_steps": trained.skipped}
 
 
+def _lasting_name(base: str) -> str:
+    """How the adapter's config.json calls its base: a folder by its absolute path, others as they were given."""
+    return str(Path(base).absolute()) if Path(base).is_dir() and base != TINY_NAME else base
+
+
 def _difficulty_of(views: Views, rows: Manifest, config: FinetuneConfig, context: Context, job: Job) -> np.ndarray:
     """float32, one per view: the images' own where there are no other views or they do not matter, else measured by
     scoring models that have not seen the image."""
@@ -166,18 +170,15 @@ def _difficulty_of(views: Views, rows: Manifest, config: FinetuneConfig, context
     train = read_manifest(run.samples).split("train")
     only = None
     if run.require("score").results["method"] == "crossfit":
-        unseen = unseen_models(train, ScoreConfig.model_validate(run.require("score").config["score"]))
+        done = run.require("score").config
+        settings = ScoreConfig.model_validate({**done["score"], "seed": done["score"]["seed"] + done["seed"]})
+        unseen = unseen_models(train, settings)
         position = {sample: row for row, sample in enumerate(train.column("sample_id"))}
         only = views.repeat(unseen[[position[sample] for sample in rows.column("sample_id")]])
     measured = Scorer.load(run.scorer, job.device).measure(
         views, views.repeat(rows.column("label")), only=only, progress=job.stoppable("training has not begun")
     )
     return measured.difficulty
-
-
-def _lasting_name(base: str) -> str:
-    """How the adapter's config.json calls its base: a folder by its absolute path, others as they were given."""
-    return str(Path(base).absolute()) if Path(base).is_dir() and base != TINY_NAME else base
 
 
 def _work(context: Context, config: FinetuneConfig, folder: Path) -> Outcome:

@@ -41,6 +41,7 @@ class Conditions:
     file_bytes: int | None = None
     noisy: bool = False
     ignored: Sequence[str] = ()
+    stdin: str = ""
 
 
 class Command:
@@ -120,6 +121,11 @@ def _make_noise() -> None:
 def _main(words: list[str], streams: list[Path], conditions: Conditions, env: dict[str, str]) -> None:
     for number, stream in enumerate(streams, 1):
         os.dup2(os.open(stream, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    with tempfile.TemporaryFile() as stream:
+        stream.write(conditions.stdin.encode())
+        stream.seek(0)
+        os.dup2(stream.fileno(), 0)
+    sys.stdin = os.fdopen(0, closefd=False)
     if conditions.cwd:
         os.chdir(conditions.cwd)
     os.environ.clear()

@@ -17,10 +17,10 @@ from .test_help import DCDM, dcdm
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    for name in ("cat", "dog"):
+    for label, name in enumerate(("cat", "dog")):
         (tmp_path / "photos" / name).mkdir(parents=True)
         for i in range(6):
-            Image.new("RGB", (8, 8), (40 * i, 9 * i, 99)).save(tmp_path / "photos" / name / f"{i}.png")
+            Image.new("RGB", (8, 8), (40 * i, 9 * i, 99 + label)).save(tmp_path / "photos" / name / f"{i}.png")
     return tmp_path / "photos"
 
 
@@ -111,12 +111,10 @@ def test_closed_streams_are_fine(closed: str, code: int, tmp_path: Path) -> None
 def test_a_manifest_comes_through_a_pipe_and_another_one_is_another_source(photos: Path, tmp_path: Path) -> None:
     files = sorted(photos.rglob("*.png"))
 
-    def score(rows: list[Path], code: int = 0) -> subprocess.CompletedProcess[str]:
+    def score(rows: list[Path]) -> subprocess.CompletedProcess[str]:
         lines = "\n".join(["path,label", *(f"photos/{p.relative_to(photos)},{p.parent.name}" for p in rows)])
-        words = [DCDM, "score", "-", "--run", "run", "--json", "--image-size", "16", "--steps", "1", "--folds", "2"]
-        made = subprocess.run(words, input=lines, capture_output=True, text=True, check=False, cwd=tmp_path)
-        assert made.returncode == code, made.stderr
-        return made
+        words = ["score", "-", "--run", "run", "--json", "--image-size", "16", "--steps", "1", "--folds", "2"]
+        return run(*words, stdin=lines, cwd=tmp_path)
 
     assert json.loads(score(files).stdout)["images"] == 12
     assert "nothing changed, skipped" in score(files).stderr
