@@ -213,6 +213,7 @@ class GenerateConfig(Section):
     )
     compile: bool = Field(default=False, description="torch backend: torch.compile, minutes at the start")
     cuda_graphs: bool = Field(default=True, description="torch backend on CUDA: record the network and replay it")
+    trust_engine: bool = Field(default=False, description="tensorrt: load engines whose origin is not known")
     spinning: bool = Field(default=True, description="onnxruntime on a CPU: idle threads spin; off on shared machines")
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     image_format: Literal["png", "webp", "jpg"] = "png"
