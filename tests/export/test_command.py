@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 from collections import Counter
 from pathlib import Path
@@ -22,7 +23,7 @@ from dcdm_cli.model.adapter import adapter_hash
 from dcdm_cli.model.base import encode_text
 from dcdm_cli.model.export_folder import open_export
 from dcdm_cli.model.fused import FusedModel, load_fused
-from dcdm_cli.model.latents import decode_latents
+from dcdm_cli.model.latents import decode_latents, torch_decoder
 from dcdm_cli.store import RunFolder
 from dcdm_export.engine_key import EngineSettings, engine_key, write_engine
 from dcdm_export.finished import read_parity
@@ -30,7 +31,7 @@ from dcdm_export.onnx_graph import read_metadata
 from dcdm_export.signature import read_signature
 
 from . import fake_tensorrt
-from .conftest import dcdm, new_run
+from .conftest import DCDM, dcdm, new_run
 from .tensorrt_operators import LIST, supported_operators
 from .test_trt_backend import GPU
 
@@ -108,7 +109,7 @@ def test_text_and_images_are_those_of_the_base(exported: Exported, model: FusedM
     values = np.asarray(images)
     assert np.abs(values).max() <= 1
     pixels = np.rint((values + 1) * 127.5).astype(np.uint8).transpose(0, 2, 3, 1)
-    assert np.abs(pixels.astype(int) - decode_latents(base.vae, latents, 2)).max() <= 1
+    assert np.abs(pixels.astype(int) - decode_latents(torch_decoder(base.vae), latents, 2)).max() <= 1
 
 
 def test_the_tensorrt_backend_runs_the_graph(exported: Exported, model: FusedModel, tmp_path: Path) -> None:
@@ -116,7 +117,7 @@ def test_the_tensorrt_backend_runs_the_graph(exported: Exported, model: FusedMod
     signature = read_signature(folder)
     network = signature.networks["denoiser"]
     key = engine_key(fake_tensorrt.__version__, GPU, network, 4, EngineSettings())
-    engine = write_engine(folder, "denoiser", 4, key, fake_tensorrt.plan(folder / network.file, 4, 4))
+    engine = write_engine(folder, "denoiser", 4, key, fake_tensorrt.plan(folder / network.file, 4 * CALLS, 4 * CALLS))
     signature = type(signature)(**{**vars(signature), "engines": (engine,)})
     made = TrtDenoiser(fake_tensorrt, GPU, folder, signature, "cpu")
     given = batch(model, 6)
@@ -201,6 +202,21 @@ def test_a_changed_file_is_noticed_and_made_again(run: RunFolder) -> None:
     assert "is not the file that was exported" in made.stderr
     assert "exporting text_encoder" in made.stderr and "exporting denoiser" not in made.stderr
     open_export(run.export, adapter_hash=adapter_hash(run.adapter), lora_scale=1.0)
+
+
+def test_a_signal_stops_it_and_the_old_export_stays(run: RunFolder) -> None:
+    before = names(run.export)
+    file = run.export / "text_encoder.onnx"
+    file.write_bytes(file.read_bytes()[:-1] + b"!")
+    words = [*DCDM, "export", "--run", str(run.path), "--threads", "1"]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        assert process.stderr is not None
+        said = process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        said += process.stderr.read()
+    assert process.returncode == 143, said
+    assert "what is wrong is made again" in said and "finished networks and engines are kept" in said
+    assert names(run.export) == before and not list(run.cache.rglob("*.part"))
 
 
 def test_a_moved_run_still_loads(run: RunFolder, tmp_path: Path) -> None:
