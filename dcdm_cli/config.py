@@ -229,7 +229,6 @@ class GenerateConfig(Section):
     )
     batch_size: int = Field(default=8, ge=1, description="images made at once")
     decode_batch: int = Field(default=8, ge=1, description="images decoded at once")
-<<<<<<< HEAD
     guidance_interval: tuple[Fraction, Fraction] | None = Field(
         default=None, description="guide only this part of the schedule, 0 = noise, 1 = image; fewer network calls"
     )
@@ -240,16 +239,11 @@ class GenerateConfig(Section):
     cuda_graphs: bool = Field(default=True, description="torch backend on CUDA: record the network and replay it")
     trust_engine: bool = Field(default=False, description="tensorrt: load engines whose origin is not known")
     spinning: bool = Field(default=True, description="onnxruntime on a CPU: idle threads spin; off on shared machines")
-    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    precision: Literal["fp32", "fp16", "bf16"] = Field(default="fp32", description="of UNet and text encoder")
     format: Literal["folder", "parquet", "webdataset"] = Field(
         default="folder", description="class folders with metadata.jsonl, or one Parquet file or tar per shard"
     )
-    image_format: Literal["png", "webp", "jpg"] = "png"
-=======
-    backend: Literal["auto", "torch"] = Field(default="auto", description="what runs the network")
-    precision: Literal["fp32", "fp16", "bf16"] = Field(default="fp32", description="of UNet and text encoder")
     image_format: Literal["png", "webp", "jpg"] = Field(default="png", description="png and webp keep every pixel")
->>>>>>> found
     score: bool = Field(default=True, description="score finished images: the measured_difficulty column")
     seed: int = Field(default=0, description="of the plan: difficulties, captions and noise")
 
@@ -273,7 +267,6 @@ class EvaluateConfig(Section):
     workers: int = Field(default=1, ge=1, description="classifiers trained at a time, each in its own process")
     synthetic_ratio: float = Field(default=1.0, gt=0, description="generated images per real one in the arms")
     fresh_sets: bool = Field(default=False, description="a generated set of its own for every seed and arm")
-<<<<<<< HEAD
     holdout: Literal["test", "validation"] = Field(
         default="test", description="what arms are tested on; validation = the judge's images, to choose settings by"
     )
@@ -284,10 +277,7 @@ class EvaluateConfig(Section):
     )
     atlas_classes: int = Field(default=100, ge=1, description="classes in the atlas, hardest first")
     gpu_hour_price: float | None = Field(default=None, ge=0, description="money per GPU-hour, for the bill")
-    seed: int = 1000
-=======
     seed: int = Field(default=1000, description="first of the evaluation's own seeds")
->>>>>>> found
 
 
 class ScaleConfig(Section):
