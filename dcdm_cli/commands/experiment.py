@@ -185,6 +185,8 @@ def _make_sets(cells: Sequence[Cell], arms: int, trial: Trial, seeds: Sequence[i
 
 def _about(spec: ArmSpec, ratio: float, sets: GeneratedSets, seeds: Sequence[int]) -> dict[str, Any]:
     """Where the arm's images come from, and what the scorer finds in them on average over the seeds."""
+    from dcdm_cli.evaluation.cost import hours_of
+
     about: dict[str, Any] = {"source": spec.source, "adapter": spec.adapter, "difficulty": None}
     if spec.source != "generated":
         return about
@@ -193,6 +195,8 @@ def _about(spec: ArmSpec, ratio: float, sets: GeneratedSets, seeds: Sequence[int
     for name in ("realised_mean", "realised_std", "label_agreement", "seconds"):
         known = [row[name] for row in facts if row[name] is not None]
         about[f"set_{name}"] = round(sum(known) / len(known), 4) if known else None
+    if about["set_seconds"] is not None:
+        about["set_hours"], about["set_unit"] = hours_of(about["set_seconds"], 1, sets.job.device)
     return about
 
 

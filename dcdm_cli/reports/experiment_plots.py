@@ -15,7 +15,8 @@ from dcdm_cli.reports.canvas import BLUE, GREEN, GREY, INK, ORANGE, PAPER, PURPL
 from dcdm_cli.reports.experiment_tables import cell_name
 from dcdm_cli.reports.words import known_bounds, number, verdict
 
-LINES = (ORANGE, BLUE, GREEN, PURPLE, SKY, YELLOW, GREY)
+LINES = (GREEN, PURPLE, SKY, YELLOW, GREY)
+FOCUS = "dcdm"
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 VERDICTS = {"better": GREEN, "worse": ORANGE}
 MOST_CLASSES = 20
@@ -67,12 +68,16 @@ def ratio_sweep(path: Path, document: Mapping[str, Any]) -> Path:
     figure = canvas.figure(7.6, 5.2)
     axes = figure.add_subplot()
     names = [arm["name"] for arm in cells[0]["arms"]]
-    for number_, name in enumerate(name for name in names if _arm(cells[0], name)["synthetic_images"]):
-        arms = [_arm(cell, name) for cell in cells]
-        _line(axes, range(len(cells)), arms, LINES[number_ % len(LINES)], MARKERS[number_ % len(MARKERS)], name)
+    swept = [name for name in names if _arm(cells[0], name)["synthetic_images"]]
+    for place, name in enumerate(swept):
+        color = ORANGE if name == FOCUS else LINES[place % len(LINES)]
+        x = [i + 0.05 * (place - (len(swept) - 1) / 2) for i in range(len(cells))]  # intervals must not hide another
+        _line(axes, x, [_arm(cell, name) for cell in cells], color, MARKERS[place % len(MARKERS)], name)
     _band(axes, next((arm for arm in cells[0]["arms"] if arm["synthetic_images"] == 0), None))
     axes.set_xticks(range(len(cells)), [_ratio_label(cell) for cell in cells])
-    canvas.style(axes, "How many images are needed?", "extra images per real one (seconds to generate)", "accuracy, %")
+    canvas.style(
+        axes, "How many images are needed?", "extra images per real one, and what generating them takes", "accuracy, %"
+    )
     axes.legend(frameon=False, fontsize=8.5)
     return canvas.save(figure, path)
 
@@ -94,7 +99,9 @@ def densities(path: Path, document: Mapping[str, Any]) -> Path:
         axes.plot(x, y, color=color, linewidth=2, label=mean)
         axes.fill_between(x, y, color=color, alpha=0.12, linewidth=0)
         top = max(top, float(np.sort(y)[-len(y) // 5]))
-    canvas.style(axes, "Where the images lie", "realised difficulty (0 easy, 1 hard)", "density")
+    canvas.style(
+        axes, "Where the images lie", "realised difficulty (0 easy, 1 hard)", "density (high peaks are cut off)"
+    )
     axes.set(xlim=(0, 1), ylim=(0, max(1.0, 1.6 * top)))  # the peak of easy images would flatten all else
     axes.legend(frameon=False, fontsize=8.5, loc="upper right")
     return canvas.save(figure, path)
@@ -179,5 +186,6 @@ def _arm(cell: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _ratio_label(cell: Mapping[str, Any]) -> str:
-    seconds = [arm["set_seconds"] for arm in cell["arms"] if arm.get("set_seconds") is not None]
-    return f"{100 * cell['ratio']:g} %" + (f"\n{max(seconds):.3g} s" if seconds else "")
+    spent = [(arm["set_hours"], arm["set_unit"]) for arm in cell["arms"] if arm.get("set_hours") is not None]
+    hours, unit = max(spent, default=(0.0, ""))
+    return f"{100 * cell['ratio']:g} %" + (f"\n{hours:.2g} {unit.replace('hours', 'h')}" if spent else "")

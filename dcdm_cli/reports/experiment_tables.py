@@ -149,6 +149,9 @@ def _crossing_sentences(document: Metrics) -> Iterator[str]:
             f", {percent(found['cost_share'], 0)} of the generation time" if found["cost_share"] is not None else ""
         )
         yield f"{best}; ours reaches it with {found['ours']['images']} ({share}). Both points were chosen afterwards."
+    spent = document.get("preparation_seconds") or {}
+    if document.get("crossings") and spent:
+        yield f"Before its first image ours needs {duration(sum(spent.values()))} ({', '.join(spent)})."
 
 
 def _held_out(document: Metrics) -> Iterator[str]:

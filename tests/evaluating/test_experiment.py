@@ -69,7 +69,7 @@ def test_every_kind_of_arm_gets_its_images(document: dict) -> None:
     assert arm(document, 0, "real")["accuracy"] == arm(document, 1, "real")["accuracy"]
     assert arm(document, 0, "real")["accuracy"] != arm(document, 0, "augmented")["accuracy"]
     made = arm(document, 0, "dcdm")
-    assert 0 <= made["set_realised_mean"] <= 1 and made["set_seconds"] > 0
+    assert 0 <= made["set_realised_mean"] <= 1 and made["set_seconds"] > 0 and made["set_unit"] == "CPU-hours"
     assert made["difficulty"] == "normal:0.5,0.1" and arm(document, 0, "real")["difficulty"] is None
 
 
