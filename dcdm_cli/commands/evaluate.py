@@ -22,7 +22,7 @@ EXAMPLES = (
     "dcdm evaluate --run birds --arms real,upsampled,plain,easy,dcdm --seeds 8 --fresh-sets",
     "dcdm evaluate --run birds --experiment controls --seeds 5",
     "dcdm evaluate --run birds --artefacts --gpu-hour-price 2.5",
-    "dcdm evaluate --run birds --next-plan && dcdm generate birds/evaluation/next_plan.parquet",
+    "dcdm evaluate --run birds --next-plan",
     "dcdm evaluate --run birds --json | jq .adherence",
 )
 STAGES = ("score", "caption", "finetune", "calibrate", "export", "generate")

@@ -89,7 +89,7 @@ def test_a_disk_that_fills_up_and_is_emptied_again(scored: Path, job: FinishedJo
     words = ["generate", "--count", "40", "--batch-size", "2", "--json", "--run", folder]
     made = run(*words, code=20)
     assert "No space left" in storage_error(made.stderr)["message"]
-    done = len((folder / "generated" / "journal.jsonl").read_bytes().splitlines())
+    done = len((folder / "generated" / "shards" / "00000.journal").read_bytes().splitlines())
     ballast.unlink()
     finished = document(run(*words))
     assert finished["images"] == 40 and 0 < finished["made_now"] < 40 + 1 - done

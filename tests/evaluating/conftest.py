@@ -65,5 +65,11 @@ def shared(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(shutil.copytree(finished, tmp_path_factory.mktemp("shared") / "run"))
 
 
+@pytest.fixture(scope="session")
+def experimented(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy that only the experiments add to: what they leave behind is counted."""
+    return Path(shutil.copytree(finished, tmp_path_factory.mktemp("experimented") / "run"))
+
+
 def forced(context: Context) -> Context:
     return replace(context, force=True)

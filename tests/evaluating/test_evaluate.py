@@ -105,7 +105,7 @@ def test_a_filter_lists_and_deletes_nothing(run: Path) -> None:
 
 
 def test_the_next_plan_can_be_read_and_asks_for_what_is_wanted(run: Path) -> None:
-    from dcdm_cli.generation.plan import read_plan
+    from dcdm_cli.generation.plan_file import read_plan
 
     made = run_next_plan(context_of(run)).results
     plan = read_plan(run / "evaluation" / "next_plan.parquet")

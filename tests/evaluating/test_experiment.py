@@ -46,10 +46,10 @@ name = "the same again"
 
 
 @pytest.fixture(scope="module")
-def document(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
+def document(experimented: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
     file = tmp_path_factory.mktemp("toml") / "all of it.toml"
     file.write_text(CONTROLS)
-    record, place = run_experiment(context_of(shared), str(file))
+    record, place = run_experiment(context_of(experimented), str(file))
     assert place.document.name == "all-of-it.json" and json.loads(place.document.read_text()) == record.results
     return record.results
 
@@ -81,13 +81,13 @@ def test_comparisons_and_the_crossing_are_there(document: dict) -> None:
     assert set(document["preparation_seconds"]) >= {"score", "caption", "finetune"}
 
 
-def test_adapters_are_trained_once_and_sets_shared_by_name(document: dict, shared: Path) -> None:
-    evaluation = shared / "evaluation"
+def test_adapters_are_trained_once_and_sets_shared_by_name(document: dict, experimented: Path) -> None:
+    evaluation = experimented / "evaluation"
     assert {p.name.rsplit("-", 1)[0] for p in (evaluation / "adapters").iterdir()} == {
         "plain", "shuffled", "no-encoder"
     }  # fmt: skip
     assert not list(evaluation.glob("adapters/plain-*/adapter/difficulty_encoder.safetensors"))
-    ours = (shared / "adapter" / "pytorch_lora_weights.safetensors").read_bytes()
+    ours = (experimented / "adapter" / "pytorch_lora_weights.safetensors").read_bytes()
     (copied,) = evaluation.glob("adapters/no-encoder-*/adapter/pytorch_lora_weights.safetensors")
     assert copied.read_bytes() == ours
     assert len(list((evaluation / "sets").iterdir())) == 4 * 2  # four generators, two seeds; "the same again" has none
@@ -96,32 +96,32 @@ def test_adapters_are_trained_once_and_sets_shared_by_name(document: dict, share
     assert len(keys) == len(set(keys)) == 2 * (2 + 2 * 5)  # real and augmented once, five others at two ratios
 
 
-def test_page_and_figures_are_written(document: dict, shared: Path) -> None:
-    folder = shared / "evaluation" / "experiments"
+def test_page_and_figures_are_written(document: dict, experimented: Path) -> None:
+    folder = experimented / "evaluation" / "experiments"
     assert sorted(p.name for p in (folder / "all-of-it").iterdir()) == ["differences.png", "ratio.png"]
     page = (folder / "all-of-it.html").read_text()
     assert "everything at once" in page and "the same again" in page and "<script" not in page
 
 
-def test_another_experiment_finds_what_is_there(document: dict, shared: Path, tmp_path: Path) -> None:
-    before = (shared / "evaluation" / "downstream.jsonl").read_text()
+def test_another_experiment_finds_what_is_there(document: dict, experimented: Path, tmp_path: Path) -> None:
+    before = (experimented / "evaluation" / "downstream.jsonl").read_text()
     file = tmp_path / "again.toml"
     file.write_text('seeds = 2\n[[arms]]\nname = "x"\nratio = 0.2\n[[arms]]\nname = "real"\nsource = "none"\n')
-    record, _ = run_experiment(context_of(shared), str(file))
-    assert (shared / "evaluation" / "downstream.jsonl").read_text() == before
+    record, _ = run_experiment(context_of(experimented), str(file))
+    assert (experimented / "evaluation" / "downstream.jsonl").read_text() == before
     assert record.results["cells"][0]["arms"][0]["accuracy"] == arm(document, 1, "dcdm")["accuracy"]
-    again, _ = run_experiment(context_of(shared), str(file))
+    again, _ = run_experiment(context_of(experimented), str(file))
     assert again.started == record.started  # skipped
 
 
-def test_a_set_of_a_smaller_ratio_is_part_of_the_larger(document: dict, shared: Path) -> None:
+def test_a_set_of_a_smaller_ratio_is_part_of_the_larger(document: dict, experimented: Path) -> None:
     from dcdm_cli.commands.arms import ARMS
     from dcdm_cli.commands.checks import checked_data
     from dcdm_cli.commands.sets import GeneratedSets
     from dcdm_cli.evaluation.experiments import Experiment
     from dcdm_cli.job import Job
 
-    context = context_of(shared)
+    context = context_of(experimented)
     sets = GeneratedSets(context, Experiment(name="x"), checked_data(context).real, Job())
     small, large = (sets.make(ARMS["dcdm"], ratio, document["seeds"][0]) for ratio in (0.1, 0.2))
     assert set(small.paths) < set(large.paths) and (len(small), len(large)) == (20, 40)
@@ -137,16 +137,16 @@ def test_bands_nest_and_places_count_within_classes() -> None:
     assert _place_in_class(np.array([1, 0, 1, 1, 0])).tolist() == [0, 0, 1, 2, 1]
 
 
-def test_rounds_are_planned_from_what_is_hard(shared: Path, tmp_path: Path) -> None:
+def test_rounds_are_planned_from_what_is_hard(experimented: Path, tmp_path: Path) -> None:
     file = tmp_path / "rounds.toml"
     file.write_text('seeds = 1\nfocus = "loop"\n[[arms]]\nname = "loop"\nrounds = 2\nratio = 0.1\n')
-    record, _ = run_experiment(context_of(shared), str(file))
+    record, _ = run_experiment(context_of(experimented), str(file))
     (row,) = record.results["cells"][0]["arms"]
     assert row["synthetic_images"] == 20 and row["difficulty"] == "plan, 2 rounds"
 
 
-def test_the_adherence_experiment_has_both_sides_of_calibration(shared: Path) -> None:
-    record, place = run_experiment(context_of(shared), "adherence")
+def test_the_adherence_experiment_has_both_sides_of_calibration(experimented: Path) -> None:
+    record, place = run_experiment(context_of(experimented), "adherence")
     document = record.results
     assert set(document["adherence"]) == {"calibrated", "uncalibrated"}
     assert document["adherence"]["calibrated"]["n"] == 20 and len(document["adherence"]["calibrated"]["classes"]) == 10
@@ -158,10 +158,10 @@ def test_the_adherence_experiment_has_both_sides_of_calibration(shared: Path) ->
     }  # fmt: skip
 
 
-def test_a_validation_run_does_not_touch_the_test_images(shared: Path, tmp_path: Path) -> None:
+def test_a_validation_run_does_not_touch_the_test_images(experimented: Path, tmp_path: Path) -> None:
     file = tmp_path / "choose.toml"
     file.write_text('seeds = 1\n[[arms]]\nname = "real"\nsource = "none"\n')
-    record, _ = run_experiment(context_of(shared, evaluate__holdout="validation"), str(file))
+    record, _ = run_experiment(context_of(experimented, evaluate__holdout="validation"), str(file))
     assert record.results["tested_on"] == "validation" and record.results["cells"][0]["test_images"] == 600
 
 
@@ -180,14 +180,14 @@ def test_a_stopped_experiment_goes_on(run: Path, tmp_path: Path, monkeypatch: py
     assert ledger.read_text().startswith(first) and len(ledger.read_text().splitlines()) == 2
 
 
-def test_classifiers_that_fit_no_image_are_refused(shared: Path, tmp_path: Path) -> None:
+def test_classifiers_that_fit_no_image_are_refused(experimented: Path, tmp_path: Path) -> None:
     file = tmp_path / "big.toml"
     file.write_text('[[arms]]\nname = "real"\nsource = "none"\n[[classifiers]]\nname = "x"\nsides = [64, 99]\n')
     with pytest.raises(UsageError, match="no classifier for images of 32 pixels"):
-        run_experiment(context_of(shared), str(file))
+        run_experiment(context_of(experimented), str(file))
     file.write_text(
         '[[arms]]\nname = "r"\nsource = "none"\n[[arms]]\nname = "a"\nadapter = "g"\n'
         "[adapters.g]\ngenerate = { stpes = 3 }\n"
     )
     with pytest.raises(UsageError, match="stpes"):
-        run_experiment(forced(context_of(shared)), str(file))
+        run_experiment(forced(context_of(experimented)), str(file))
