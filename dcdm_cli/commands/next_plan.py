@@ -87,7 +87,8 @@ def _work(context: Context) -> Outcome:
     seed = config.generate.seed + config.seed + len(made)  # another round draws other images
     asked = plan_demand(context, real, made, count, seed, generator, job)
     target = run.evaluation / FILE
-    write_plan(replace(asked.plan, made_for=describe_model(context)), target)
+    asked = replace(asked, plan=replace(asked.plan, made_for=describe_model(context)))
+    write_plan(asked.plan, target)
     return Outcome([target], asked.plan.hash, _results(asked, real, len(made)), job.device)
 
 
