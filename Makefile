@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= demo-run
 
-.PHONY: demo demo-full test check lint slow bench clean
+.PHONY: demo demo-full test check lint slow tensorrt-check bench clean
 
 $(BIN)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -26,6 +26,10 @@ check: lint
 	$(BIN)/python -m pytest
 
 test: check  ## lint, types, layer contract and tests, at most 12 minutes
+
+tensorrt-check: $(BIN)/.installed  ## our graphs through TensorRT-RTX's parser and builder, on a CPU (148 MB of wheels)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[tensorrt-rtx]"
+	$(BIN)/python -m pytest tests/export -m tensorrt_rtx
 
 bench: $(BIN)/.installed  ## every script in benchmarks/, results in benchmarks/results/
 	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done

@@ -24,12 +24,16 @@ COMMANDS = {
     "score": "Score how hard each real image is: s = 1 - p(true class), out of fold.",
     "caption": "Write a caption for each image, from templates or by a captioning model.",
     "finetune": "Fine-tune LoRA and the difficulty encoder, then calibrate.",
+    "export": "Export the fused network to ONNX and TensorRT, checked against PyTorch.",
     "generate": "Generate images of chosen difficulty.",
     "evaluate": "Measure adherence, label agreement and what the images are worth.",
     "demo": "Run the whole job on embedded digits, offline, on a CPU.",
     "config": "Show the settings and where each value comes from.",
 }
-EPILOG = "Pipeline: dcdm score → caption → finetune → generate → evaluate, all in one run folder (--run, $DCDM_RUN)."
+EPILOG = (
+    "Pipeline: dcdm score → caption → finetune → export → generate → evaluate, "
+    "all in one run folder (--run, $DCDM_RUN). Export is optional."
+)
 
 
 def build_app(words: Sequence[str]) -> typer.Typer:

@@ -7,20 +7,22 @@ environment, flags. Unknown keys are errors that name the nearest known one. Val
 
 from __future__ import annotations
 
-import difflib
 import os
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from dcdm_cli.errors import NotFoundError, UsageError
+from dcdm_cli.errors import UsageError
+from dcdm_cli.layers import Layer, file_layer, nearest, nested, preset_layer, split_list
 
 ENV_PREFIX = "DCDM_"
 ENV_OWN = {"DCDM_RUN", "DCDM_DEBUG"}  # read elsewhere, not settings
+
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
@@ -32,6 +34,9 @@ class Section(BaseModel):
         """TOML, flags and the environment have no null: `none` switches an optional setting off."""
         field = cls.model_fields[info.field_name or ""]
         return None if value == "none" and type(None) in get_args(field.annotation) else value
+
+
+AnySection = TypeVar("AnySection", bound=Section)
 
 
 class DataConfig(Section):
@@ -70,6 +75,8 @@ class ClassifierConfig(Section):
     scale: tuple[float, float] = Field(default=(0.35, 1.0), description="area range of the random crop")
     hflip: float = Field(default=0.5, ge=0, le=1, description="probability of a left-right flip; 0 for digits and text")
     rotate: float = Field(default=0.0, ge=0, le=180, description="largest random rotation, degrees")
+    policy: str | None = Field(default=None, description="timm's augmentation policy, such as rand-m7-mstd0.5-inc1")
+    mixup: float = Field(default=0.0, ge=0, description="strength (alpha) of Mixup; 0 = off")
 
 
 class ScoreConfig(ClassifierConfig):
@@ -163,6 +170,30 @@ class CalibrateConfig(Section):
     images: int = Field(default=60, ge=4, description="images per point, spread over the classes")
 
 
+class ExportConfig(Section):
+    target: Literal["onnx", "tensorrt", "all"] = Field(
+        default="onnx", description="onnx: the graphs; tensorrt or all: the graphs and engines for this GPU"
+    )
+    precision: Literal["fp32", "fp16", "bf16"] = Field(
+        default="fp32", description="of UNet and text encoder; the VAE decoder stays fp32"
+    )
+    batch: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(1, 8, 32), min_length=1, description="images per network call, one TensorRT engine each"
+    )
+    opset: int | None = Field(default=None, ge=18, description="ONNX opset; none = 21, for bf16 22")
+    shared_calls: int | None = Field(
+        default=None,
+        ge=1,
+        le=3,
+        description="calls of a guided step that share work; none = as guidance is set, 1 = any",
+    )
+    fixed_batch: bool = Field(
+        default=True, description="engines for exactly these batches, as CUDA graphs need; otherwise for 1 up to each"
+    )
+    optimization_level: int = Field(default=3, ge=0, le=5, description="how long TensorRT searches for fast kernels")
+    tf32: bool = Field(default=False, description="let TensorRT round the inputs of fp32 products to 10 bits")
+
+
 class GenerateConfig(Section):
     difficulty: str = Field(default="normal:0.5,0.1", description="normal:MEAN,STD | uniform:LO,HI | fixed:S | real")
     difficulty_cap: float = Field(
@@ -178,6 +209,12 @@ class GenerateConfig(Section):
         default=1, ge=1, description="draws per image until its measured difficulty is within the tolerance"
     )
     tolerance: float = Field(default=0.1, ge=0, le=1, description="largest miss of the target that is accepted")
+    counts: Path | None = Field(default=None, description="CSV class,count or JSON {class: count}; others get none")
+    balance: bool = Field(default=False, description="fill rare classes up to the largest, or as far as count goes")
+    difficulty_file: Path | None = Field(
+        default=None, description="CSV class,difficulty or JSON {class: difficulty}; the others keep difficulty"
+    )
+    shard_size: int = Field(default=1024, ge=1, description="images per shard, the unit that workers are handed")
     captions: Literal["class", "real"] = Field(default="real", description="captions of real images, or one per class")
     negative_prompt: str = Field(default="", description="text of the unconditional call")
     scheduler: Literal["ddim", "unipc", "dpmpp", "pndm"] = Field(default="ddim", description="sampler, of diffusers")
@@ -192,11 +229,30 @@ class GenerateConfig(Section):
     )
     batch_size: int = Field(default=8, ge=1, description="images made at once")
     decode_batch: int = Field(default=8, ge=1, description="images decoded at once")
-    backend: Literal["auto", "torch"] = Field(default="auto", description="what runs the network")
+    guidance_interval: tuple[Fraction, Fraction] | None = Field(
+        default=None, description="guide only this part of the schedule, 0 = noise, 1 = image; fewer network calls"
+    )
+    backend: Literal["auto", "torch", "onnxruntime", "openvino", "tensorrt"] = Field(
+        default="auto", description="what runs the network; all but torch need dcdm export"
+    )
+    compile: bool = Field(default=False, description="torch backend: torch.compile, minutes at the start")
+    cuda_graphs: bool = Field(default=True, description="torch backend on CUDA: record the network and replay it")
+    trust_engine: bool = Field(default=False, description="tensorrt: load engines whose origin is not known")
+    spinning: bool = Field(default=True, description="onnxruntime on a CPU: idle threads spin; off on shared machines")
     precision: Literal["fp32", "fp16", "bf16"] = Field(default="fp32", description="of UNet and text encoder")
+    format: Literal["folder", "parquet", "webdataset"] = Field(
+        default="folder", description="class folders with metadata.jsonl, or one Parquet file or tar per shard"
+    )
     image_format: Literal["png", "webp", "jpg"] = Field(default="png", description="png and webp keep every pixel")
     score: bool = Field(default=True, description="score finished images: the measured_difficulty column")
     seed: int = Field(default=0, description="of the plan: difficulties, captions and noise")
+
+    @field_validator("guidance_interval")
+    @classmethod
+    def _in_order(cls, interval: tuple[float, float] | None) -> tuple[float, float] | None:
+        if interval is not None and interval[0] >= interval[1]:
+            raise ValueError("the first number must be below the second, as in 0.2,0.8")
+        return interval
 
 
 class EvaluateConfig(Section):
@@ -205,12 +261,36 @@ class EvaluateConfig(Section):
     )
     per_target: int = Field(default=100, ge=4, description="fresh images per target")
     arms: tuple[str, ...] = Field(
-        default=("real", "upsampled", "dcdm"), description="real upsampled plain easy dcdm hard"
+        default=("real", "upsampled", "dcdm"), description="real upsampled augmented plain easy dcdm hard"
     )
     seeds: int = Field(default=3, ge=1, description="paired classifier seeds, each with its own generated set")
+    workers: int = Field(default=1, ge=1, description="classifiers trained at a time, each in its own process")
     synthetic_ratio: float = Field(default=1.0, gt=0, description="generated images per real one in the arms")
     fresh_sets: bool = Field(default=False, description="a generated set of its own for every seed and arm")
+    holdout: Literal["test", "validation"] = Field(
+        default="test", description="what arms are tested on; validation = the judge's images, to choose settings by"
+    )
+    density_images: int = Field(default=200, ge=10, description="images per arm in the adherence experiment")
+    plan_folds: int = Field(default=3, ge=2, description="folds of the classifiers behind a plan from what is hard")
+    atlas_targets: tuple[float, ...] = Field(
+        default=(0.1, 0.25, 0.4, 0.55, 0.7), description="difficulties shown in the atlas, from one seed each"
+    )
+    atlas_classes: int = Field(default=100, ge=1, description="classes in the atlas, hardest first")
+    gpu_hour_price: float | None = Field(default=None, ge=0, description="money per GPU-hour, for the bill")
     seed: int = Field(default=1000, description="first of the evaluation's own seeds")
+
+
+class ScaleConfig(Section):
+    """How work is spread. Nothing here changes what comes out, so no stage becomes stale by it."""
+
+    devices: tuple[str, ...] = Field(
+        default=(), description="one process each: N (of --device's kind), all, or names: cuda:0,cuda:2"
+    )
+    engine: Literal["local", "ray"] = Field(default="local", description="processes of this machine, or a Ray cluster")
+    address: str | None = Field(default=None, description="Ray cluster: host:port or auto; none = one on this machine")
+    results: Literal["shared", "driver"] = Field(
+        default="shared", description="Ray workers write to a folder that all see, or send images to this process"
+    )
 
 
 class Config(Section):
@@ -223,74 +303,12 @@ class Config(Section):
     caption: CaptionConfig = CaptionConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     calibrate: CalibrateConfig = CalibrateConfig()
+    export: ExportConfig = ExportConfig()
     generate: GenerateConfig = GenerateConfig()
     judge: ClassifierConfig = ClassifierConfig()
     downstream: ClassifierConfig = ClassifierConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
-
-
-_DIGITS_NET = {
-    "model": "resnet10t",
-    "model_args": {"channels": [16, 24, 32, 64], "stem_width": 8},
-    "image_size": 32,
-    "batch_size": 32,
-    "lr": 6e-3,
-    "scale": [0.7, 1.0],
-    "hflip": 0.0,
-    "rotate": 10.0,
-}
-PRESETS: dict[str, dict[str, Any]] = {
-    "sd15": {
-        "finetune": {"precision": "bf16", "gradient_checkpointing": True},
-        "generate": {"precision": "fp16"},
-    },
-    "digits": {
-        "data": {"source": "digits"},
-        "score": {**_DIGITS_NET, "steps": 60, "batch_size": 16, "folds": 2, "repeats": 10},
-        "judge": {**_DIGITS_NET, "steps": 300},
-        "downstream": {**_DIGITS_NET, "steps": 300},
-        "caption": {"template": "a photo of the digit {class}"},
-        "finetune": {
-            "base": "tiny",
-            "resolution": 32,
-            "steps": 600,
-            "batch_size": 32,
-            "lr": 2e-3,
-            "encoder_lr": 4e-3,
-            "warmup_steps": 20,
-            "lr_schedule": "cosine",
-            "lora_targets": [
-                "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "conv1", "conv2",
-                "ff.net.0.proj", "ff.net.2",
-            ],
-            "tokens": 4,
-            "hidden": 128,
-            "difficulty_balance": 0.5,
-            "ema_decay": 0.99,
-            "snr_gamma": None,
-            "checkpoint_every": 200,
-        },
-        "generate": {
-            "ratio": 1.0,
-            "scheduler": "dpmpp",
-            "steps": 10,
-            "text_guidance": 2.0,
-            "difficulty_guidance": 6.0,
-            "clip_range": 4.0,
-            "batch_size": 64,
-            "decode_batch": 64,
-        },
-        "evaluate": {"fresh_sets": True},
-    },
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Layer:
-    """Settings from one place. origin: what `dcdm config show --origin` prints."""
-
-    origin: str
-    values: Mapping[str, Any]
+    scale: ScaleConfig = ScaleConfig()
 
 
 @dataclass(frozen=True)
@@ -315,16 +333,16 @@ def resolve(
     a command starts from, dotted; a preset named elsewhere replaces its `preset`, everything else wins over it.
     """
     layers = [
-        *_file_layer(run_file, required=False),
-        *_file_layer(config_file, required=True),
+        *file_layer(run_file, required=False),
+        *file_layer(config_file, required=True),
         _environment_layer(),
         *(Layer(layer.origin, _known_only(layer.values)) for layer in recorded),
-        Layer("flag", _nested({k: v for k, v in (flags or {}).items() if v is not None})),
+        Layer("flag", nested({k: v for k, v in (flags or {}).items() if v is not None})),
     ]
-    starting = Layer("command", _nested(lowest or {}))
+    starting = Layer("command", nested(lowest or {}))
     named = (layer.values["preset"] for layer in (*reversed(layers), starting) if layer.values.get("preset"))
     starting = Layer("command", {key: value for key, value in starting.values.items() if key != "preset"})
-    layers = [_preset_layer(next(named, None)), starting, *layers]
+    layers = [preset_layer(next(named, None)), starting, *layers]
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for layer in layers:
@@ -347,15 +365,17 @@ def flat_items(config: Config) -> dict[str, Any]:
     return {key: _lookup(dumped, key) for key in known_keys()}
 
 
-def split_list(text: str) -> list[str]:
-    """How lists are written outside TOML: with commas."""
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def nearest(word: str, choices: list[str]) -> str:
-    """'did you mean …' or the list of choices when nothing is close."""
-    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
-    return f"did you mean {close[0]}?" if close else f"known: {', '.join(choices)}"
+def changed(section: AnySection, settings: Mapping[str, Any], where: str) -> AnySection:
+    """A checked copy of a section with some settings replaced. Raises UsageError naming `where` they were written."""
+    if not settings:
+        return section
+    try:
+        return type(section).model_validate({**section.model_dump(), **settings})
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = str(first["loc"][0]) if first["loc"] else ""
+        hint = nearest(key, list(type(section).model_fields)) if first["type"] == "extra_forbidden" else ""
+        raise UsageError(f"{where}: {key} = {first.get('input')!r}: {first['msg']}", hint) from error
 
 
 def _model_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -386,7 +406,7 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 def _known_only(values: Mapping[str, Any]) -> dict[str, Any]:
     """Without the settings that an older version had."""
     known = set(known_keys())
-    return _nested({key: _lookup(values, key) for key in _leaves(values) if key in known})
+    return nested({key: _lookup(values, key) for key in _leaves(values) if key in known})
 
 
 def _refuse_unknown(layer: Layer) -> None:
@@ -402,38 +422,6 @@ def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
             _merge(into[key], value)
         else:
             into[key] = dict(value) if isinstance(value, Mapping) else value
-
-
-def _nested(dotted: Mapping[str, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for key, value in dotted.items():
-        *sections, name = key.split(".")
-        branch = tree
-        for section in sections:
-            branch = branch.setdefault(section, {})
-        branch[name] = value
-    return tree
-
-
-def _file_layer(path: Path | None, *, required: bool) -> list[Layer]:
-    if path is None or (not required and not path.is_file()):
-        return []
-    if not path.is_file():
-        raise NotFoundError(f"no settings file {path}", "check the path given with --config", file=path)
-    try:
-        return [Layer(str(path), tomllib.loads(path.read_text("utf-8")))]
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(
-            f"{path} is not valid TOML: {error}", "fix that line, or move the file aside", file=path
-        ) from error
-
-
-def _preset_layer(name: str | None) -> Layer:
-    if name is None:
-        return Layer("default", {})
-    if name not in PRESETS:
-        raise UsageError(f"unknown preset {name!r}", nearest(name, sorted(PRESETS)))
-    return Layer(f"preset {name}", {"preset": name, **PRESETS[name]})
 
 
 def _environment_layer() -> Layer:

@@ -65,10 +65,10 @@ def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
         try:
             yield part
             if durable:
-                _fsync(part)
+                fsync(part)
             os.replace(part, path)
             if durable:
-                _fsync(path.parent)
+                fsync(path.parent)
         finally:
             part.unlink(missing_ok=True)
 
@@ -84,12 +84,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             yield part
             for file in part.rglob("*"):
                 if file.is_file():
-                    _fsync(file)
+                    fsync(file)
             old = part.with_name(part.name + ".old")
             if path.exists():
                 os.replace(path, old)
             os.replace(part, path)
-            _fsync(path.parent)
+            fsync(path.parent)
             shutil.rmtree(old, ignore_errors=True)
         finally:
             shutil.rmtree(part, ignore_errors=True)
@@ -167,7 +167,8 @@ def _ends_with_newline(path: Path) -> bool:
         return stream.read() == b"\n"
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Waits until a file's content, or a folder's names, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

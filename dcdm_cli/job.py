@@ -16,11 +16,15 @@ def silent(what: str, done: int, total: int) -> None:
 
 @dataclass(frozen=True)
 class Job:
-    """device: a torch device name. stop_signal: the signal that asked to stop, or None; polled between units."""
+    """device: a torch device name. stop_signal: the signal that asked to stop, or None; polled between units.
+
+    note: a line for the person watching.
+    """
 
     device: str = "cpu"
     progress: Progress = silent
     stop_signal: Callable[[], str | None] = lambda: None
+    note: Callable[[str], None] = lambda message: None
 
     def stop_if_asked(self, saved: str) -> None:
         """Raises InterruptedRunError at a point where everything finished is saved. saved: says what."""

@@ -25,6 +25,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from dcdm_cli import __version__
+from dcdm_cli.energy import energy_since, read_energy
 from dcdm_cli.errors import LockedError, MismatchError, NotFoundError, StorageError
 from dcdm_cli.files import PART_SUFFIX, hash_json, write_json, write_text
 
@@ -33,7 +34,8 @@ RECORDED_PACKAGES = ("torch", "diffusers", "transformers", "peft", "timm", "acce
 
 @dataclass(frozen=True)
 class StageRecord:
-    """records/<stage>.json. fingerprint: hash of what the stage made; results: its numbers, for people and reports."""
+    """records/<stage>.json. fingerprint: hash of what the stage made; results: its numbers, for people and reports.
+    energy_wh: of the GPUs in sight, None = unknown."""
 
     stage: str
     config: dict[str, Any]
@@ -47,6 +49,7 @@ class StageRecord:
     started: str
     versions: dict[str, str]
     schema: int = 1
+    energy_wh: float | None = None
 
     @property
     def id(self) -> str:
@@ -85,7 +88,9 @@ class RunFolder:
     images = property(lambda self: self.path / "images")
     scorer = property(lambda self: self.path / "scorer")
     adapter = property(lambda self: self.path / "adapter")
+    export = property(lambda self: self.path / "export")
     generated = property(lambda self: self.path / "generated")
+    plans = property(lambda self: self.path / "plans")
     evaluation = property(lambda self: self.path / "evaluation")
     figures = property(lambda self: self.path / "figures")
     cache = property(lambda self: self.path / "cache")
@@ -174,7 +179,7 @@ class RunFolder:
         fresh = None if force else self.is_fresh(stage)
         if fresh is not None:
             return fresh, False
-        started, clock = _now(), time.monotonic()
+        started, clock, energy = _now(), time.monotonic(), read_energy()
         outcome = work()
         record = StageRecord(
             stage=stage.name,
@@ -188,6 +193,7 @@ class RunFolder:
             peak_memory_mib=_peak_memory_mib(),
             started=started,
             versions=_versions(),
+            energy_wh=energy_since(energy),
         )
         write_json(self._record_file(stage.name), asdict(record))
         return record, True

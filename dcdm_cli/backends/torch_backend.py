@@ -1,24 +1,68 @@
-"""The reference backend: the fused PyTorch module as it is."""
+"""The reference backend: the fused PyTorch module, eager or compiled."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
-from dcdm_cli.model.denoiser import ConditionedUNet
+import torch
+from torch import Tensor, nn
+
+from dcdm_cli.backends.cuda_graphs import CudaGraphs
+from dcdm_cli.errors import CapabilityError
+from dcdm_cli.model.denoiser import ConditionedUNet, share_prefix, split_gates
+
+
+@dataclass(frozen=True)
+class TorchOptions:
+    """shared_calls: see `Denoiser`. cuda_graphs: has an effect on CUDA only."""
+
+    shared_calls: int = 1
+    compile: bool = False
+    cuda_graphs: bool = True
 
 
 class TorchDenoiser:
-    """Runs a ConditionedUNet in its own dtype; inputs and output are float32."""
+    """Runs a ConditionedUNet in its own dtype; inputs and output are float32. It changes the network for inference.
 
-    name = "torch"
+    Raises CapabilityError when compilation is asked for and does not work here.
+    """
 
-    def __init__(self, network: ConditionedUNet, device: str) -> None:
-        self.device = device
-        self._network = network.to(device).eval().requires_grad_(False)
+    def __init__(self, network: ConditionedUNet, device: str, options: TorchOptions | None = None) -> None:
+        options = options or TorchOptions()
+        self.name, self.device = "torch compiled" if options.compile else "torch", device
+        self.shared_calls, self.fixed_batch = options.shared_calls, options.compile
+        split_gates(network.unet)
+        share_prefix(network.unet, options.shared_calls)
+        network.to(device).eval().requires_grad_(False)
+        network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self._dtype = network.unet.dtype
+        run: Any = compiled(network, device) if options.compile else network
+        self._graphs = CudaGraphs(run) if options.cuda_graphs and device.startswith("cuda") else None
+        self._run: Callable[..., Tensor] = self._graphs or run
 
     @torch.inference_mode()
     def __call__(self, latents: Tensor, timestep: Tensor, text: Tensor, label: Tensor, difficulty: Tensor) -> Tensor:
         latents, text = latents.to(self._dtype), text.to(self._dtype)
-        return self._network(latents, timestep, text, label, difficulty).float()
+        return self._run(latents, timestep, text, label, difficulty).float()
+
+    def release(self) -> None:
+        """Gives memory back after it ran out."""
+        if self._graphs is not None:
+            self._graphs.release()
+
+
+def compiled(network: nn.Module, device: str) -> Any:
+    """torch.compile for one batch shape at a time. Raises CapabilityError, at once, when it does not work here."""
+    try:
+        torch.compile(lambda tensor: tensor.sin() + 1)(torch.zeros(64, device=device))
+    except Exception as error:  # whatever the compiler stack raises, and it has many kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CapabilityError(
+            f"torch.compile does not work here: {reason}",
+            "leave out --compile; or install what it needs (a C++ compiler for a CPU, Triton for a GPU)",
+        ) from error
+    if device.startswith("cuda"):
+        return torch.compile(network, dynamic=False, mode="max-autotune-no-cudagraphs")
+    return torch.compile(network, dynamic=False, options={"freezing": True})

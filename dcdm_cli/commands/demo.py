@@ -18,8 +18,16 @@ from dcdm_cli.job import Job
 from dcdm_cli.signals import asked_to_stop
 
 EXAMPLES = ("dcdm demo", "dcdm demo --full --run demo-full", "dcdm demo --json | jq .downstream.arms")
-QUICK: dict[str, Any] = {"evaluate.arms": ["real", "plain", "dcdm"], "evaluate.seeds": 3}
-FULL: dict[str, Any] = {"evaluate.arms": ["real", "upsampled", "plain", "easy", "dcdm", "hard"], "evaluate.seeds": 8}
+QUICK: dict[str, Any] = {
+    "evaluate.arms": ["real", "plain", "dcdm"],
+    "evaluate.seeds": 3,
+    "evaluate.per_target": 50,
+}
+FULL: dict[str, Any] = {
+    "evaluate.arms": ["real", "upsampled", "plain", "easy", "dcdm", "hard"],
+    "evaluate.seeds": 8,
+    "evaluate.per_target": 150,
+}
 
 
 STAGES = (run_score, run_caption, run_finetune, run_calibrate, run_generate)

@@ -1,10 +1,11 @@
-"""`dcdm evaluate`: adherence, the label frontier and what the images are worth, as metrics.json and report.html."""
+"""`dcdm evaluate`: adherence, quality, what the images are worth and what they cost; experiments, atlas, next plan."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,45 +15,98 @@ from dcdm_cli.job import Job
 from dcdm_cli.store import Outcome, Stage, StageRecord
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from dcdm_cli.commands.probing import Probed
-    from dcdm_cli.data.manifest import Manifest
+    from dcdm_cli.commands.checks import Evaluated
 
 EXAMPLES = (
     "dcdm evaluate --run birds",
     "dcdm evaluate --run birds --arms real,upsampled,plain,easy,dcdm --seeds 8 --fresh-sets",
+    "dcdm evaluate --run birds --experiment controls --seeds 5",
+    "dcdm evaluate --run birds --artefacts --gpu-hour-price 2.5",
+    "dcdm evaluate --run birds --next-plan && dcdm generate birds/evaluation/next_plan.parquet",
     "dcdm evaluate --run birds --json | jq .adherence",
 )
-STAGES = ("score", "caption", "finetune", "calibrate", "generate")
+STAGES = ("score", "caption", "finetune", "calibrate", "export", "generate")
+SECTIONS = ("evaluate", "judge", "downstream", "generate", "finetune")
 
 
 def register(app: typer.Typer, summary: str) -> None:
     @stage_command(app, "evaluate", help=summary, sections=("evaluate",), examples=EXAMPLES)
-    def evaluate(context: Context) -> None:
+    def evaluate(
+        context: Context,
+        experiment: Annotated[
+            str | None, typer.Option(help="Run an experiment: a built-in name or a TOML file.", metavar="NAME|FILE")
+        ] = None,
+        artefacts: Annotated[
+            bool, typer.Option("--artefacts", help="Look at finished images only: nothing is generated or compared.")
+        ] = False,
+        filter: Annotated[
+            bool, typer.Option("--filter", help="List broken images among the generated ones; deletes nothing.")
+        ] = False,
+        atlas: Annotated[bool, typer.Option("--atlas", help="Write the difficulty atlas, atlas.html.")] = False,
+        next_plan: Annotated[
+            bool, typer.Option("--next-plan", help="Plan the next images from what the newest classifier finds hard.")
+        ] = False,
+        suite: Annotated[
+            Path | None, typer.Option(help="Re-make tables and figures of the documents below DIR from its results.")
+        ] = None,
+    ) -> None:
+        modes = {"--experiment": experiment, "--artefacts": artefacts, "--filter": filter, "--atlas": atlas}
+        modes |= {"--next-plan": next_plan, "--suite": suite}
+        chosen = [name for name, value in modes.items() if value]
+        if len(chosen) > 1:
+            raise UsageError(f"{' and '.join(chosen)} are different jobs", "run them one after the other")
+        _run_mode(context, chosen[0] if chosen else "", experiment or "", suite)
+
+
+def _run_mode(context: Context, mode: str, experiment: str, suite: Path | None) -> None:
+    if mode == "--suite":
+        from dcdm_cli.commands.suite import run_suite
+
+        assert suite is not None
+        run_suite(context, suite)
+    elif mode == "--experiment":
+        from dcdm_cli.commands.experiment import run_experiment, show_experiment
+
+        show_experiment(context, *run_experiment(context, experiment))
+    elif mode == "--next-plan":
+        from dcdm_cli.commands.next_plan import run_next_plan, show_next_plan
+
+        show_next_plan(context, run_next_plan(context))
+    elif mode == "--atlas":
+        from dcdm_cli.commands.atlas import run_atlas
+
+        run_atlas(context)
+    elif mode in ("--artefacts", "--filter"):
+        from dcdm_cli.commands.artefacts import run_artefacts, run_filter
+
+        (run_filter if mode == "--filter" else run_artefacts)(context)
+    else:
         show_evaluation(context, run_evaluate(context))
 
 
 def run_evaluate(context: Context) -> StageRecord:
-    run, config = context.run, context.config
+    run = context.run
     run.create(after="finetune")
     with run.lock("dcdm evaluate"):
-        if not run.scorer.exists():
-            raise UsageError(
-                "evaluation needs a scorer, and this run's scores came from a column",
-                "score with a classifier: dcdm score --method crossfit --force",
-            )
-        records = {name: run.record(name) for name in STAGES}
-        inputs = {name: record.id for name, record in records.items() if record} | {
-            "finetune": run.require("finetune").id
-        }
-        sections = ("evaluate", "judge", "downstream", "generate", "finetune")
-        settings = {name: getattr(config, name).model_dump(mode="json") for name in sections}
-        stage = Stage("evaluate", {**settings, "run_seed": config.seed}, inputs)
+        records = stage_records(context)
+        inputs = {name: record.id for name, record in records.items()}
+        inputs["finetune"] = run.require("finetune").id
+        stage = Stage("evaluate", evaluation_settings(context), inputs)
         record, done = run.run(stage, lambda: _work(context, records), force=context.force)
     if not done:
         context.console.note("evaluate: nothing changed, skipped (--force runs it again)")
     return record
+
+
+def stage_records(context: Context) -> dict[str, StageRecord]:
+    """Of the stages that made the images, as far as they were run."""
+    found = {name: context.run.record(name) for name in STAGES}
+    return {name: record for name, record in found.items() if record}
+
+
+def evaluation_settings(context: Context) -> dict[str, Any]:
+    settings = {name: getattr(context.config, name).model_dump(mode="json") for name in SECTIONS}
+    return {**settings, "run_seed": context.config.seed}
 
 
 def show_evaluation(context: Context, record: StageRecord) -> None:
@@ -63,93 +117,60 @@ def show_evaluation(context: Context, record: StageRecord) -> None:
     context.console.result(metrics, report, shown)
 
 
-def _work(context: Context, records: Mapping[str, StageRecord | None]) -> Outcome:
+def _work(context: Context, records: Mapping[str, StageRecord]) -> Outcome:
+    from dcdm_cli.commands.checks import checked_data
+    from dcdm_cli.commands.judging import open_judge
+    from dcdm_cli.commands.quality import generated_quality
     from dcdm_cli.commands.report import write_evaluation_report
-    from dcdm_cli.data.manifest import read_manifest
+    from dcdm_cli.commands.steering import measured_adherence
     from dcdm_cli.files import write_json
 
     run, job = context.run, context.job()
-    manifest = read_manifest(run.samples)
-    _check_splits(manifest)
-    seconds = {name: record.seconds for name, record in records.items() if record}
+    data = checked_data(context)
+    judge = open_judge(context, data.manifest, job)
+    steered = measured_adherence(context, data, judge, job)
+    seconds = {name: record.seconds for name, record in records.items()} | {"adherence": steered.seconds}
     clock = time.monotonic()
-    adherence, probed = _adherence(context, manifest, job)
-    seconds["adherence"] = round(time.monotonic() - clock, 2)
-    clock = time.monotonic()
-    downstream = _downstream(context, manifest, job)
+    downstream = _downstream(context, data, job)
     seconds["downstream"] = round(time.monotonic() - clock, 2)
-    metrics = {"schema": 1, "seconds": seconds, "device": job.device, "adherence": adherence, "downstream": downstream}
+    metrics = {"schema": 1, "seconds": seconds, "device": job.device, "adherence": steered.results}
+    metrics |= {"downstream": downstream, "quality": generated_quality(context, data, judge, job)}
+    metrics |= {"cost": the_bill(context, records, downstream), "warnings": list(data.warnings)}
     write_json(run.evaluation / "metrics.json", metrics)
-    made = write_evaluation_report(context, manifest, probed, metrics)
+    made = write_evaluation_report(context, data.manifest, metrics)
     return Outcome([run.evaluation / "metrics.json", *made], "", metrics, job.device)
 
 
-def _check_splits(manifest: Manifest) -> None:
-    for split, purpose in {"judge": "to train the judge", "test": "that nothing was trained on"}.items():
-        if not len(manifest.split(split)):
-            raise UsageError(
-                f"the source has no {split} images {purpose}",
-                f"add a {split}/ folder (or a split column) to the source and run dcdm score again",
-            )
+def the_bill(
+    context: Context, records: Mapping[str, StageRecord], downstream: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    from dcdm_cli.evaluation.cost import bill
+    from dcdm_cli.evaluation.downstream import OURS, REAL
+
+    pairs = (downstream or {}).get("paired", ())
+    gain = next((pair for pair in pairs if (pair["arm"], pair["against"]) == (OURS, REAL)), None)
+    images = records["generate"].results.get("images", 0) if "generate" in records else 0
+    return bill(records, images, gain, context.config.evaluate.gpu_hour_price)
 
 
-def _adherence(context: Context, manifest: Manifest, job: Job) -> tuple[dict[str, Any], Probed]:
-    """Fresh images at each reachable target, scored by the scorer, their labels checked by the judge."""
-    import numpy as np
-
-    from dcdm_cli.commands.probing import open_run_engine, probe, usable_calibration
-    from dcdm_cli.difficulty.classifier import predict_logits, train_classifier
-    from dcdm_cli.difficulty.scorer import Scorer
-    from dcdm_cli.evaluation.adherence import adherence, frontier
-
-    config = context.config
-    calibration = usable_calibration(context)
-    low, high = calibration.reachable if calibration else (0.0, 1.0)
-    targets = [t for t in config.evaluate.targets if low <= t <= high and t <= config.generate.difficulty_cap]
-    if not targets:
-        raise UsageError(
-            f"no target of {list(config.evaluate.targets)} can be reached ({low:.2f} to {high:.2f})",
-            "give others: --targets",
-        )
-    engine = open_run_engine(context, context.run.adapter, job)
-    seed = config.evaluate.seed + config.seed
-    probed = probe(context, engine, targets, config.evaluate.per_target, job, seed=seed, calibrated=True)
-
-    judged, classes = manifest.split("judge"), len(manifest.class_names)
-    judge = train_classifier(
-        judged.paths(), judged.column("label"), classes, config.judge, seed, job.device, job.progress
-    )
-
-    def judge_agrees(images: Any, labels: np.ndarray) -> np.ndarray:
-        return predict_logits(judge, images, config.judge, job.device).argmax(1) == labels
-
-    test = manifest.split("test")
-    labels = test.column("label")
-    real = Scorer.load(context.run.scorer, job.device).measure(test.paths(), labels).difficulty
-    generated_agrees = judge_agrees(probed.images, probed.label)
-    results = adherence(probed.target, probed.realised, generated_agrees)
-    results["reachable"] = [round(low, 4), round(high, 4)]
-    results["targets_out_of_reach"] = [t for t in config.evaluate.targets if t not in targets]
-    real_agrees = judge_agrees(test.paths(), labels)
-    results["judge_accuracy"] = round(float(np.mean(real_agrees)), 4)
-    results["frontier"] = frontier((real, real_agrees), (probed.realised, generated_agrees))
-    return results, probed
-
-
-def _downstream(context: Context, manifest: Manifest, job: Job) -> dict[str, Any]:
-    from dcdm_cli.commands.arms import make_arms
-    from dcdm_cli.evaluation.downstream import Ledger, Samples, run_arms
+def _downstream(context: Context, data: Evaluated, job: Job) -> dict[str, Any]:
+    from dcdm_cli.commands.arms import make_arm, named_arms
+    from dcdm_cli.commands.sets import GeneratedSets
+    from dcdm_cli.evaluation.downstream import open_ledger, run_arms, seeds_of, trial_of
+    from dcdm_cli.evaluation.experiments import Experiment
 
     config = context.config
-    real, test = (Samples(m.paths(), m.column("label")) for m in (manifest.split("train"), manifest.split("test")))
-    context.run.evaluation.mkdir(exist_ok=True)
+    specs = named_arms(config.evaluate.arms)
+    sets = GeneratedSets(context, Experiment(name="evaluate", arms=tuple(specs)), data.real, job)
+    arms = [make_arm(spec, config.evaluate.synthetic_ratio, data.real, sets) for spec in specs]
+    seeds = seeds_of(config.evaluate.seed + config.seed, config.evaluate.seeds)
+    trial = trial_of(data.real, data.held_out)
     return run_arms(
-        make_arms(context, manifest, job),
-        real,
-        test,
+        arms,
+        trial,
         config.downstream,
-        [config.evaluate.seed + config.seed + i for i in range(config.evaluate.seeds)],
-        classes=len(manifest.class_names),
-        ledger=Ledger(context.run.evaluation / "downstream.jsonl"),
+        seeds,
+        ledger=open_ledger(context.run.evaluation),
         job=job,
+        workers=config.evaluate.workers,
     )

@@ -199,7 +199,7 @@ def _calibrate(context: Context, file: Path) -> Outcome:
     from dcdm_cli.files import hash_file
 
     config, job = context.config, context.job()
-    engine = open_run_engine(context, context.run.adapter, job)
+    engine = open_run_engine(context, context.run.adapter, job, insist=False)  # export comes after fine-tuning
     points = [i / (config.calibrate.points - 1) for i in range(config.calibrate.points)]
     measured = probe(context, engine, points, config.calibrate.images, job, seed=config.seed + 500, calibrated=False)
     calibration = _fit(measured, len(engine.info.class_names), engine.config)

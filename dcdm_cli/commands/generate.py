@@ -1,34 +1,79 @@
-"""`dcdm generate`: plan first, then batches; the same command again continues."""
+"""`dcdm generate`: plan first, then shards; the same command again continues."""
 
 from __future__ import annotations
 
+import json
 import shutil
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dcdm_cli.commands.options import Context, stage_command
-from dcdm_cli.commands.probing import make_measure, open_run_engine, plan_inputs
-from dcdm_cli.config import GenerateConfig
-from dcdm_cli.errors import ExitCode
+from dcdm_cli.commands.planning import (
+    Wishes,
+    check_plan,
+    describe_model,
+    draw_plan,
+    plan_layout,
+    price_file,
+    price_table,
+    refuse_planning_flags,
+    write_priced_plan,
+)
+from dcdm_cli.commands.probing import make_measure, open_run_engine
+from dcdm_cli.commands.spread import crew_devices, open_crew, threads_per_worker
+from dcdm_cli.errors import ExitCode, UsageError
 from dcdm_cli.store import Outcome, Stage, StageRecord
 
 if TYPE_CHECKING:
-    from dcdm_cli.generation.engine import Engine
-    from dcdm_cli.generation.plan import Plan
+    from dcdm_cli.generation.plan_file import AnyPlan
+    from dcdm_cli.generation.site import Generated
+    from dcdm_cli.job import Job
+
+__all__ = ["EXAMPLES", "draw_plan", "register", "run_generate"]
 
 EXAMPLES = (
     "dcdm generate --run birds --ratio 0.1",
     "dcdm generate --run birds --difficulty uniform:0.3,0.6 --per-class 200",
-    "dcdm generate --run birds --difficulty real --count 5000",
+    "dcdm generate --run birds --difficulty real --count 5000 --format webdataset",
+    "dcdm generate --run birds --plan --budget-hours 8 --gpu-hour-price 2.50",
+    "dcdm generate --run birds --balance --devices all",
 )
 
 
 def register(app: typer.Typer, summary: str) -> None:
-    @stage_command(app, "generate", help=summary, sections=("generate",), examples=EXAMPLES)
-    def generate(context: Context) -> None:
-        record = run_generate(context)
+    @stage_command(app, "generate", help=summary, sections=("generate", "scale"), examples=EXAMPLES)
+    def generate(
+        context: Context,
+        plan_file: Annotated[
+            Path | None, typer.Argument(metavar="[PLAN]", help="A plan that --plan wrote; without it, one is drawn.")
+        ] = None,
+        plan: Annotated[bool, typer.Option("--plan", help="Write and price the plan, generate nothing.")] = False,
+        verify: Annotated[bool, typer.Option("--verify", help="Compare finished shards with their hashes.")] = False,
+        budget_images: Annotated[int | None, typer.Option(help="The same as --count.", min=1)] = None,
+        budget_hours: Annotated[
+            float | None, typer.Option(help="With --plan: as many images as this many GPU-hours pay for.", min=0)
+        ] = None,
+        gpu_hour_price: Annotated[
+            float | None, typer.Option(help="With --plan: money for one GPU-hour.", min=0)
+        ] = None,
+    ) -> None:
+        wishes = Wishes(budget_hours, gpu_hour_price)
+        context = _with_count(context, budget_images)
+        if plan:
+            if plan_file is not None:
+                raise UsageError(f"--plan writes a new plan, and {plan_file} is one already", "leave out one of them")
+            show_price(context, wishes)
+            return
+        if wishes != Wishes():
+            raise UsageError(
+                "--budget-hours and --gpu-hour-price need a measurement, which only --plan makes",
+                "dcdm generate --plan ..., then dcdm generate PLAN with the file it names",
+            )
+        record = run_generate(context, plan_file, verify=verify)
         context.console.result(
             {"stage": "generate", "path": str(context.run.generated), **record.results}, context.run.generated
         )
@@ -36,85 +81,170 @@ def register(app: typer.Typer, summary: str) -> None:
             raise typer.Exit(ExitCode.PARTIAL)
 
 
-def run_generate(context: Context) -> StageRecord:
+def run_generate(context: Context, plan_file: Path | None = None, *, verify: bool = False) -> StageRecord:
+    """Executes a plan file, or the plan that the settings give, unless nothing changed."""
+    from dcdm_cli.generation.plan_file import PlanFile
+
     run, config = context.run, context.config
+    plan = None
+    if plan_file is not None:
+        refuse_planning_flags(context)
+        plan = PlanFile(plan_file)
+        plan.verify()
     run.create(after="finetune")
     with run.lock("dcdm generate"):
         calibration = run.record("calibrate")
         inputs = {"finetune": run.require("finetune").id, "calibrate": calibration.id if calibration else ""}
+        if plan is not None:
+            inputs["plan"] = plan.hash
         stage = Stage("generate", {**config.generate.model_dump(mode="json"), "run_seed": config.seed}, inputs)
-        record, done = run.run(stage, lambda: _work(context), force=context.force)
+        record, done = run.run(stage, lambda: _work(context, plan, verify), force=context.force or verify)
     if not done:
         context.console.note("generate: nothing changed, skipped (--force runs it again)")
     return record
 
 
-def draw_plan(context: Context, config: GenerateConfig, engine: Engine) -> Plan:
-    """The plan for a generation config: budget, target distribution, captions, seeds."""
-    from dcdm_cli.data.manifest import read_manifest
-    from dcdm_cli.generation.plan import Budget, make_plan
-    from dcdm_cli.generation.targets import parse_target
+def show_price(context: Context, wishes: Wishes) -> None:
+    context.run.create()
+    context.run.require("finetune")
+    with context.run.lock("dcdm generate --plan"):
+        plan, cost, file = write_priced_plan(context, wishes)
+    _warn_unreachable(context, plan)
+    if cost.disk_bytes * 1.1 > cost.disk_free_bytes:
+        context.console.warn(
+            f"the images need about {cost.disk_bytes / 1e9:.1f} GB and {cost.disk_free_bytes / 1e9:.1f} GB are free"
+        )
+    document = {"plan": str(file), "plan_hash": plan.hash, **cost.document()}
+    context.console.result(document, file, [price_table(cost, file)])
 
-    counts = read_manifest(context.run.samples).split("train").class_counts()
-    budget = Budget(config.per_class, config.count, config.ratio).per_label(counts)
-    target = parse_target(config.difficulty)
-    return make_plan(plan_inputs(context), budget, target, config.seed + context.config.seed, engine.generator)
+
+def _with_count(context: Context, images: int | None) -> Context:
+    if images is None:
+        return context
+    generate = context.config.generate.model_copy(update={"count": images})
+    config = context.config.model_copy(update={"generate": generate})
+    given = {**context.given, "generate.count": images}
+    return replace(context, resolved=replace(context.resolved, config=config), given=given)
 
 
-def _work(context: Context) -> Outcome:
-    from dcdm_cli.generation.bulk import run_plan
+def _work(context: Context, plan: AnyPlan | None, verify: bool) -> Outcome:
     from dcdm_cli.generation.targets import parse_target
 
     config, run = context.config.generate, context.run
     parse_target(config.difficulty)  # a slip of the pen must not wait for the models to load
+    if plan is not None:
+        check_plan(context, plan)
+    devices = crew_devices(context)
+    run_it = _with_crew if devices else _in_this_process
+    plan, generated, backend, device = run_it(context, plan, devices, verify)
+    _drop_old(run.generated)
+    results = {
+        "images": generated.images,
+        "made_now": generated.made,
+        "failed": generated.failed,
+        "unreachable_targets": plan.unreachable,
+        "plan": plan.hash,
+        "shards": plan.shards,
+        "format": config.format,
+        "backend": backend,
+        **_difficulty_summary(generated),
+        **_prediction(plan),
+    }
+    return Outcome([run.generated / "samples.parquet"], plan.hash, results, device)
+
+
+def _in_this_process(
+    context: Context, plan: AnyPlan | None, devices: list[str], verify: bool
+) -> tuple[AnyPlan, Generated, str, str]:
+    from dcdm_cli.generation.bulk import EngineMaker
+    from dcdm_cli.generation.site import run_shards
+
     job = context.job()
-    engine = open_run_engine(context, run.adapter, job)
-    plan = draw_plan(context, config, engine)
+    engine = open_run_engine(context, context.run.adapter, job)
+    plan = plan or draw_plan(context, context.config.generate, engine, describe_model(context))
+    _start(context, plan)
+    maker = EngineMaker(engine, make_measure(context, job) if context.config.generate.score else None)
+    generated = run_shards(plan, maker, plan_layout(context, plan), job, verify=verify)
+    return plan, generated, engine.denoiser.name, job.device
+
+
+def _with_crew(
+    context: Context, plan: AnyPlan | None, devices: list[str], verify: bool
+) -> tuple[AnyPlan, Generated, str, str]:
+    from dcdm_cli.generation.workers import run_crew
+
+    job = context.job(devices[0])
+    with _open_crew(context, devices, job) as crew:
+        facts, _ = crew.first_hello()
+        context.console.note(f"backend: {facts.backend}")
+        plan = plan or draw_plan(context, context.config.generate, facts, describe_model(context))
+        _start(context, plan)
+        if plan.shards < len(devices):
+            context.console.warn(
+                f"{plan.shards} shards for {len(devices)} workers: some have nothing to do (--shard-size makes smaller)"
+            )
+        generated = run_crew(plan, crew, plan_layout(context, plan), job, verify=verify)
+    return plan, generated, facts.backend, ",".join(devices)
+
+
+def _open_crew(context: Context, devices: list[str], job: Job) -> Any:
+    from dcdm_cli.data.images import decode_options
+    from dcdm_cli.generation.opening import Setup, open_shard_worker
+
+    run, config = context.run, context.config.generate
+    scorer = run.scorer if config.score and run.scorer.exists() else None
+    threads = threads_per_worker(context, devices)
+    setup = Setup(run.adapter, config, scorer, decode_options(), threads)
+    return open_crew(context, partial(open_shard_worker, setup), devices, job)
+
+
+def _start(context: Context, plan: AnyPlan) -> None:
+    _warn_unreachable(context, plan)
+    if context.force:
+        _set_aside(context.run.generated, plan)
+
+
+def _warn_unreachable(context: Context, plan: AnyPlan) -> None:
     if plan.unreachable:
         context.console.warn(
             f"{plan.unreachable} of {len(plan)} targets lie outside what this adapter can reach on average; "
             "they get the nearest end (dcdm evaluate shows the range)"
         )
-    if context.force:
-        _set_aside(run.generated, plan)
-    generated = run_plan(plan, engine, run.generated, job, make_measure(context, job) if config.score else None)
-    _drop_old(run.generated)
-    results = {
-        "images": len(generated.manifest),
-        "made_now": generated.made,
-        "failed": generated.failed,
-        "unreachable_targets": plan.unreachable,
-        "plan": plan.hash,
-        "backend": engine.denoiser.name,
-        **_difficulty_summary(generated.manifest),
-    }
-    return Outcome([run.generated / "samples.parquet"], plan.hash, results, job.device)
 
 
-def _difficulty_summary(manifest) -> dict[str, float | None]:
+def _difficulty_summary(generated: Generated) -> dict[str, float | None]:
     import numpy as np
 
-    measured, target = manifest.column("measured_difficulty"), manifest.column("target_difficulty")
-    agrees = manifest.column("predicted") == manifest.column("label")
-    if not np.isfinite(measured).any():
-        return {"target_mean": float(target.mean()), "measured_mean": None, "label_agreement": None}
+    target, measured, predicted, label = generated.columns(
+        "target_difficulty", "measured_difficulty", "predicted", "label"
+    )
+    known = bool(np.isfinite(measured).any())
     return {
-        "target_mean": float(target.mean()),
-        "measured_mean": float(np.nanmean(measured)),
-        "label_agreement": float(agrees.mean()),
+        "target_mean": float(target.mean()) if len(target) else None,
+        "measured_mean": float(np.nanmean(measured)) if known else None,
+        "label_agreement": float((predicted == label).mean()) if known else None,
     }
 
 
-def _set_aside(folder: Path, plan: Plan) -> None:
+def _prediction(plan: AnyPlan) -> dict[str, float]:
+    """What the plan was priced at, when it was."""
+    from dcdm_cli.generation.plan_file import PlanFile
+
+    if not isinstance(plan, PlanFile) or not price_file(plan.path).is_file():
+        return {}
+    return {"predicted_seconds": json.loads(price_file(plan.path).read_text("utf-8"))["seconds"]}
+
+
+def _set_aside(folder: Path, plan: AnyPlan) -> None:
     """--force keeps the old images until the new ones are complete. New ones that were begun are gone on with, or
     dropped when by now others are asked for."""
-    from dcdm_cli.generation.plan import read_plan
+    from dcdm_cli.generation.plan_file import PlanFile
 
     old, begun = _old(folder), folder / "plan.parquet"
     if not old.exists():
         if folder.exists():
             folder.rename(old)
-    elif not begun.is_file() or read_plan(begun).hash != plan.hash:
+    elif not begun.is_file() or PlanFile(begun).hash != plan.hash:
         shutil.rmtree(folder, ignore_errors=True)
 
 

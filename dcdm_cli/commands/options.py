@@ -55,7 +55,7 @@ class Context:
             device, reason = settle_device(self.config.device)
             self.console.note(f"device: {device} ({reason})")
         self._use_decode_options()
-        return Job(device, self.console.progress, asked_to_stop)
+        return Job(device, self.console.progress, asked_to_stop, self.console.note)
 
     def _use_decode_options(self) -> None:
         from dcdm_cli.data.images import DecodeOptions, set_decode_options

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,28 +18,37 @@ if TYPE_CHECKING:
     from dcdm_cli.config import GenerateConfig
     from dcdm_cli.generation.bulk import Measure
     from dcdm_cli.generation.engine import Engine
-    from dcdm_cli.generation.plan import PlanInputs
+    from dcdm_cli.generation.plan import PlanInputs, PlanRow
 
 
 @dataclass(frozen=True)
 class Probed:
     """One entry per image. target, requested, realised float32 [N]; label int64 [N]; agrees bool [N]: the scorer still
-    gives the image its label; images uint8 [N, H, W, 3]."""
+    gives the image its label. The images themselves are not kept: `Watch` sees each batch once."""
 
     target: np.ndarray
     requested: np.ndarray
     realised: np.ndarray
     label: np.ndarray
     agrees: np.ndarray
-    images: np.ndarray
 
 
-def open_run_engine(context: Context, adapter: Path, job: Job) -> Engine:
-    from dcdm_cli.generation.engine import open_engine
+# Plan rows, their images uint8 [B, H, W, 3] and realised difficulties float32 [B].
+Watch = Callable[[Sequence["PlanRow"], "np.ndarray", "np.ndarray"], None]
+
+
+def open_run_engine(context: Context, adapter: Path, job: Job, *, insist: bool = True) -> Engine:
+    """The run's export serves the run's own adapter. insist False: a backend asked for need not be there yet."""
+    from dcdm_cli.generation.engine import open_engine, sampler_warnings
     from dcdm_cli.model.adapter import read_adapter
 
+    config, own = context.config.generate, adapter == context.run.adapter
+    if config.backend != "torch" and not (own and insist):
+        config = config.model_copy(update={"backend": "auto"})
+    for warning in sampler_warnings(config):
+        context.console.warn(warning)
     base = resolve_base(read_adapter(adapter).base)  # the packaged one lies elsewhere on another machine
-    engine = open_engine(adapter, context.config.generate, job.device, base=base)
+    engine = open_engine(adapter, config, job.device, base=base, export=context.run.export if own else None)
     context.console.note(f"backend: {engine.denoiser.name} ({engine.reason})")
     return engine
 
@@ -119,30 +128,41 @@ def probe(
     *,
     seed: int,
     calibrated: bool,
+    watch: Watch | None = None,
 ) -> Probed:
-    """Generates `per_target` images at each difficulty, in memory, and scores them."""
-    import numpy as np
-
+    """Generates `per_target` images at each difficulty and scores them, one batch in memory at a time."""
     from dcdm_cli.generation.plan import grid_plan
-    from dcdm_cli.generation.selection import render_close
 
     inputs = plan_inputs(context, calibrated=calibrated)
     plan = grid_plan(inputs, targets, per_target, seed, engine.generator)
+    if not calibrated:  # what the model itself does is asked for, not what is left of it after a choice among draws
+        engine = replace(engine, config=engine.config.model_copy(update={"attempts": 1}))
+    return probe_rows(context, engine, plan.rows(), job, watch)
+
+
+def probe_rows(
+    context: Context, engine: Engine, rows: Sequence[PlanRow], job: Job, watch: Watch | None = None
+) -> Probed:
+    """The same for any plan rows."""
+    import numpy as np
+
+    from dcdm_cli.generation.selection import render_close
+
     measure = make_measure(context, job)
     assert measure is not None, "callers check that the run has a scorer"
-    images, realised, predicted = [], [], []
-    for rows, batch in render_close(engine, plan.rows(), job, measure if calibrated else None):
-        s, guess = measure(batch, np.array([row.label for row in rows]))
-        job.stop_if_asked("these probe images are made again")
-        images.append(batch)
+    realised, predicted = [], []
+    for batch, images in render_close(engine, rows, job, measure):
+        s, guess = measure(images, np.array([row.label for row in batch]))
         realised.append(s)
         predicted.append(guess)
-    label = np.array(plan.table["label"])
+        if watch is not None:
+            watch(batch, images, s)
+        job.stop_if_asked("these images are made anew next time")
+    label = np.array([row.label for row in rows])
     return Probed(
-        target=np.array(plan.table["target_difficulty"]),
-        requested=np.array(plan.table["requested_difficulty"]),
+        target=np.array([row.target_difficulty for row in rows], np.float32),
+        requested=np.array([row.requested_difficulty for row in rows], np.float32),
         realised=np.concatenate(realised),
         label=label,
         agrees=np.concatenate(predicted) == label,
-        images=np.concatenate(images),
     )

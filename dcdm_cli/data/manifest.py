@@ -51,6 +51,7 @@ SCHEMA = pa.schema(
 )
 COLUMNS = tuple(SCHEMA.names)
 SCORE_COLUMNS = ("difficulty", "p_true", "loss", "margin", "entropy", "predicted", "fold", "suspect_label")
+ROW_GROUP = 65_536  # rows; what a reader of the file holds at once
 _META_KEY = b"dcdm"
 
 
@@ -131,11 +132,31 @@ class Manifest:
 
 def write_manifest(manifest: Manifest, path: Path) -> None:
     """Writes Parquet through a temporary file, so that readers never see a torn table."""
-    root = _portable(manifest.root.resolve(), path.parent.resolve()) if manifest.root else None
-    meta = json.dumps({"schema": 1, "class_names": list(manifest.class_names), "root": root})
-    table = manifest.table.replace_schema_metadata({_META_KEY: meta.encode()})
-    with atomic_path(path) as part:
-        pq.write_table(table, part)
+    write_manifest_parts([manifest.table], path, manifest.class_names, manifest.root)
+
+
+def write_manifest_parts(
+    parts: Iterable[pa.Table], path: Path, class_names: Sequence[str], root: Path | None, note: str = ""
+) -> None:
+    """`write_manifest` for more rows than fit in memory: tables of `SCHEMA`, one row group each.
+
+    note: kept in the file's metadata; `manifest_note` gives it back.
+    """
+    home = _portable(root.resolve(), path.parent.resolve()) if root else None
+    meta = {"schema": 1, "class_names": list(class_names), "root": home, "note": note}
+    schema = SCHEMA.with_metadata({_META_KEY: json.dumps(meta).encode()})
+    with atomic_path(path) as part, pq.ParquetWriter(part, schema) as writer:
+        for table in parts:
+            writer.write_table(table.cast(schema), row_group_size=ROW_GROUP)
+
+
+def manifest_note(path: Path) -> str | None:
+    """The note a manifest was written with; None without a readable manifest. Reads no rows."""
+    try:
+        meta = pq.read_schema(path).metadata or {}
+        return str(json.loads(meta[_META_KEY]).get("note", ""))
+    except (OSError, KeyError, ValueError):  # pa.ArrowInvalid is a ValueError
+        return None
 
 
 def _portable(root: Path, home: Path) -> str:

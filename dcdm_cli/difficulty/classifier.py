@@ -24,6 +24,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from timm.data.config import resolve_data_config
+from timm.data.mixup import Mixup
 from timm.data.transforms_factory import create_transform
 from timm.optim import create_optimizer_v2
 from torch import nn
@@ -66,9 +67,16 @@ class Preprocessing:
         return _transform(**self.data_config)
 
     def train_transform(self, config: ClassifierConfig) -> Transform:
-        """Rotation, random crop and flip. Uses Python's and torch's global generators, as timm and torchvision do."""
+        """Rotation, random crop, flip and the policy. Uses the global generators, as timm and torchvision do.
+
+        Raises UsageError for a policy that timm does not know.
+        """
         keys = {key: self.data_config[key] for key in ("input_size", "interpolation", "mean", "std")}
-        crop = _transform(**keys, is_training=True, scale=config.scale, hflip=config.hflip, color_jitter=None)
+        how = {"scale": config.scale, "hflip": config.hflip, "color_jitter": None, "auto_augment": config.policy}
+        try:
+            crop = _transform(**keys, **how, is_training=True)
+        except (AssertionError, KeyError, ValueError) as error:
+            raise UsageError(f"timm has no augmentation policy {config.policy!r}", "rand-m7-mstd0.5-inc1") from error
         return Compose([RandomRotation(config.rotate, InterpolationMode.BILINEAR), crop]) if config.rotate else crop
 
     def standardise(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -322,10 +330,11 @@ def _fit(
     device = next(model.parameters()).device
     optimiser = create_optimizer_v2(model, "adamw", lr=config.lr, weight_decay=config.weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _cosine_with_warmup(config.steps))
+    mixup = _mixup(config, model)
     model.train()
     for step, (pixels, labels) in enumerate(batches, 1):
-        logits = model(preprocessing.standardise(pixels.to(device, non_blocking=True)))
-        loss = cross_entropy(logits, labels.to(device), label_smoothing=config.label_smoothing)
+        inputs, targets = mixup(preprocessing.standardise(pixels.to(device, non_blocking=True)), labels.to(device))
+        loss = cross_entropy(model(inputs), targets, label_smoothing=config.label_smoothing)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -337,6 +346,19 @@ def _fit(
             )
         if progress:
             progress("training classifier", step, config.steps)
+
+
+def _mixup(config: ClassifierConfig, model: nn.Module) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
+    """(inputs, labels) -> mixed inputs and class probabilities, by timm's Mixup; unchanged where it is off."""
+    if not config.mixup:
+        return lambda inputs, labels: (inputs, labels)
+    mix = Mixup(config.mixup, label_smoothing=0.0, num_classes=cast(Any, model).num_classes)
+
+    def mixed(inputs: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        even = len(labels) // 2 * 2  # images are mixed in pairs
+        return mix(inputs[:even], labels[:even])
+
+    return mixed
 
 
 def _cosine_with_warmup(steps: int) -> Callable[[int], float]:
@@ -365,10 +387,11 @@ def _loader(dataset: LabelledImages, device: torch.device, side: int, seed: int 
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seeds the global generators that timm and torchvision use, and restores them afterwards."""
-    before = random.getstate()
+    before, numpys = random.getstate(), np.random.get_state()
     on_cuda = device.type == "cuda"
     with torch.random.fork_rng([device] if on_cuda else []):
         random.seed(seed)
+        np.random.seed(seed % 2**32)
         torch.default_generator.manual_seed(seed)
         if on_cuda:
             torch.cuda.manual_seed(seed)
@@ -376,6 +399,7 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
             yield
         finally:
             random.setstate(before)
+            np.random.set_state(numpys)
 
 
 def _in_stable_order(images: Images, labels: np.ndarray) -> tuple[Images, np.ndarray]:

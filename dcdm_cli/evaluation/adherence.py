@@ -1,8 +1,12 @@
-"""Requested against realised difficulty, and the label frontier. Not from the paper; arrays in, plain numbers out."""
+"""Requested against realised difficulty, per class too, and the label frontier. Not from the paper.
+
+Arrays of one number per image in, plain numbers out. Images never come here: whoever makes or reads them passes them by
+in batches (`Agreement`), so that memory does not grow with their number.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -10,21 +14,63 @@ import numpy as np
 from scipy import stats
 
 FRONTIER_EDGES = tuple(round(0.1 * i, 1) for i in range(11))
+MOST_TARGETS = 24  # more distinct targets than these are grouped into tenths
+GRID = np.linspace(0, 1, 101)
+LABELS_HOLD = 0.9  # agreement from which a bin counts as keeping its labels
+
+
+class Agreement:
+    """Collects, batch by batch, whether a judge gives images the label they were made for. One byte per image."""
+
+    def __init__(self, judge: Callable[[np.ndarray], np.ndarray]) -> None:
+        """judge: images uint8 [B, H, W, 3] -> labels int [B]."""
+        self._judge, self._parts = judge, []
+
+    def add(self, images: np.ndarray, labels: np.ndarray) -> None:
+        self._parts.append(self._judge(images) == labels)
+
+    @property
+    def agrees(self) -> np.ndarray:
+        """bool [N], in the order the batches came."""
+        return np.concatenate([np.zeros(0, bool), *self._parts])
 
 
 def adherence(target: np.ndarray, realised: np.ndarray, agrees: np.ndarray) -> dict[str, Any]:
     """target, realised float [N] in [0, 1]; agrees bool [N]: the judge gives the image the label it was made for.
 
-    spearman is over single images; mean_absolute_error over the targets' mean realised difficulty.
+    spearman is over single images; mean_absolute_error over the targets' mean realised difficulty. Images drawn from a
+    distribution have many targets: those are grouped into tenths.
     """
-    bins = [_target_bin(t, realised[target == t], agrees[target == t]) for t in np.unique(target)]
+    grouped = _grouped(target)
+    rows = [grouped == group for group in np.unique(grouped)]
+    bins = [_target_bin(target[mine].mean(), realised[mine], agrees[mine]) for mine in rows]
     errors = [abs(b["realised_mean"] - b["target"]) for b in bins]
     return {
         "n": len(target),
-        "spearman": _rounded(stats.spearmanr(target, realised)[0]) if len(bins) > 1 else None,
+        "spearman": _spearman(target, realised),
         "mean_absolute_error": _rounded(np.mean(errors)),
         "targets": bins,
     }
+
+
+def per_class(
+    target: np.ndarray, realised: np.ndarray, agrees: np.ndarray, label: np.ndarray, names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """The same per class, hardest to steer first; classes without images are left out. error: mean of realised minus
+    target."""
+    rows = []
+    for known in np.unique(label):
+        mine = label == known
+        rows.append(
+            {
+                "class": names[known],
+                "n": int(mine.sum()),
+                "spearman": _spearman(target[mine], realised[mine]),
+                "error": _rounded((realised[mine] - target[mine]).mean()),
+                "label_agreement": _rounded(agrees[mine].mean()),
+            }
+        )
+    return sorted(rows, key=lambda row: (row["spearman"] is not None, row["spearman"] or 0))
 
 
 def frontier(
@@ -45,6 +91,46 @@ def frontier(
             row[f"{name}_n"] = int(inside.sum())
         rows.append(row)
     return rows
+
+
+def labels_hold_until(rows: Iterable[Mapping[str, Any]], kind: str) -> float | None:
+    """Upper edge of the last bin of `frontier` before `kind` ("real", "generated") first falls below `LABELS_HOLD`;
+    None = never held. Bins without images are passed over: they say nothing either way."""
+    edge = None
+    for row in rows:
+        agreement = row[f"{kind}_agreement"]
+        if agreement is None:
+            continue
+        if agreement < LABELS_HOLD:
+            break
+        edge = row["bin"][1]
+    return edge
+
+
+def density(difficulty: np.ndarray) -> dict[str, Any]:
+    """Kernel density of difficulties in [0, 1] on `GRID`, reflected at both ends so that no mass leaves (the paper's
+    Figure 2). curve is None when all values are the same."""
+    known = np.asarray(difficulty, float)[np.isfinite(difficulty)]
+    about = {"n": len(known), "mean": _rounded(known.mean()) if len(known) else None, "curve": None}
+    if len(known) > 1 and np.ptp(known) > 0:
+        width = stats.gaussian_kde(known).factor
+        mirrored = np.concatenate([known, -known, 2 - known])
+        scale = known.std(ddof=1) / mirrored.std(ddof=1)
+        about["curve"] = [_rounded(v) for v in 3 * stats.gaussian_kde(mirrored, width * scale)(GRID)]
+    return about
+
+
+def _grouped(target: np.ndarray) -> np.ndarray:
+    if len(np.unique(target)) <= MOST_TARGETS:
+        return target
+    return np.minimum(np.floor(np.asarray(target, float) * 10 + 1e-6), 9)
+
+
+def _spearman(target: np.ndarray, realised: np.ndarray) -> float | None:
+    """None for a single target or a single result: there is no order to agree on."""
+    if len(target) < 3 or np.ptp(target) == 0 or np.ptp(realised) == 0:
+        return None
+    return _rounded(stats.spearmanr(target, realised)[0])
 
 
 def _target_bin(target: float, realised: np.ndarray, agrees: np.ndarray) -> dict[str, Any]:

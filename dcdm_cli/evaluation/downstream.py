@@ -1,26 +1,32 @@
 """What images are worth to a classifier: arms trained from scratch, paired by seed, tested on untouched images.
 
-Every arm gets the same optimiser steps, so that more images do not mean more training. Intervals are Student's t over
-the seeds; differences are paired.
+Every arm gets the same optimiser steps, so that more images do not mean more training. Intervals and verdicts are those
+of statistics.py; differences are paired.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import multiprocessing
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
+import torch
 
-from dcdm_cli.config import ClassifierConfig
+from dcdm_cli.config import ClassifierConfig, changed
+from dcdm_cli.data.manifest import Manifest
 from dcdm_cli.difficulty.classifier import predict_logits, train_classifier
+from dcdm_cli.evaluation.statistics import interval, paired
 from dcdm_cli.files import hash_json, storage_errors
 from dcdm_cli.job import Job
 
-REAL = "real"
+REAL, OURS = "real", "dcdm"
 
 
 @dataclass(frozen=True)
@@ -37,13 +43,31 @@ class Samples:
         return len(self.paths)
 
 
+NOTHING = Samples([], np.zeros(0, np.int64))
+
+
 @dataclass(frozen=True)
 class Arm:
-    """extra(seed): the images added to the real ones for that seed; key: what they are made from, for the ledger."""
+    """extra(seed): the images added to the real ones for that seed; key: what they are made from, whatever the arm is
+    called. classifier: settings of this arm alone (stronger augmentation)."""
 
     name: str
     extra: Callable[[int], Samples]
     key: str
+    classifier: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What all arms share. content: hash of the real and the test images, which the ledger's keys depend on. baseline:
+    the arm that all are compared with; focus: the one that is also compared with every other."""
+
+    real: Samples
+    test: Samples
+    classes: int
+    content: str
+    baseline: str = REAL
+    focus: str = OURS
 
 
 class Ledger:
@@ -51,48 +75,67 @@ class Ledger:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        lines = file.read_text("utf-8").splitlines() if file.is_file() else []
-        self._known = {row["key"]: row for row in map(_parse, lines) if row}
+        content = file.read_text("utf-8") if file.is_file() else ""
+        self._known = {row["key"]: row for row in map(_parse, content.splitlines()) if row}
+        self._start = (
+            "" if content.endswith("\n") or not content else "\n"
+        )  # a torn last line must not swallow the next
 
     def get(self, key: str) -> dict[str, Any] | None:
         return self._known.get(key)
 
     def add(self, key: str, row: Mapping[str, Any]) -> None:
+        """One write, so that several processes can share the file."""
         self._known[key] = {"key": key, **row}
         with storage_errors(self.file), self.file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(self._known[key]) + "\n")
+            stream.write(f"{self._start}{json.dumps(self._known[key])}\n")
+        self._start = ""
+
+
+def open_ledger(folder: Path) -> Ledger:
+    """The one ledger of an evaluation folder, which all experiments of the run share."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return Ledger(folder / "downstream.jsonl")
+
+
+def trial_of(real: Manifest, test: Manifest, baseline: str = REAL, focus: str = OURS) -> Trial:
+    train, held_out = (Samples(part.paths(), part.column("label").astype(np.int64)) for part in (real, test))
+    content = hash_json([[part.column("sample_id").tolist(), part.column("label").tolist()] for part in (real, test)])
+    return Trial(train, held_out, len(real.class_names), content, baseline, focus)
+
+
+def seeds_of(first: int, count: int) -> list[int]:
+    return [first + i for i in range(count)]
+
+
+def arm_key(arm: Arm, trial: Trial, config: ClassifierConfig, seed: int) -> str:
+    """Equal for arms that are the same in all but name: those are computed once, by whichever experiment is first."""
+    return hash_json([arm.key, seed, _settings(arm, config).model_dump(mode="json"), trial.content])
 
 
 def run_arms(
-    arms: Sequence[Arm], real: Samples, test: Samples, config: ClassifierConfig, seeds: Sequence[int], *,
-    classes: int, ledger: Ledger, job: Job,
-) -> dict[str, Any]:  # fmt: skip
-    """Trains one classifier per arm and seed; returns the `downstream` part of metrics.json."""
-    accuracy: dict[str, list[float]] = {arm.name: [] for arm in arms}
-    extra_images = dict.fromkeys(accuracy, 0)
-    done, total = 0, len(arms) * len(seeds)
-    for seed in seeds:
-        for arm in arms:
-            key = hash_json([arm.name, arm.key, seed, config.model_dump(mode="json"), len(real), len(test)])
-            row = ledger.get(key)
-            if row is None:
-                extra = arm.extra(seed)
-                value = arm_accuracy(real + extra, test, config, classes, seed, job.device)
-                row = {"arm": arm.name, "seed": seed, "accuracy": value, "images": len(extra)}
-                ledger.add(key, row)
-            accuracy[arm.name].append(row["accuracy"])
-            extra_images[arm.name] = row["images"]
-            done += 1
-            job.progress("downstream classifiers", done, total)
-            job.stop_if_asked(f"{done} of {total} classifiers are finished")
+    arms: Sequence[Arm],
+    trial: Trial,
+    config: ClassifierConfig,
+    seeds: Sequence[int],
+    *,
+    ledger: Ledger,
+    job: Job,
+    workers: int = 1,
+) -> dict[str, Any]:
+    """Trains one classifier per arm and seed that the ledger lacks, `workers` of them at a time in processes of their
+    own; returns the `downstream` part of metrics.json."""
+    _train_missing(_Lesson.all(arms, trial, config, seeds, ledger), trial, len(arms) * len(seeds), ledger, job, workers)
+    rows = {arm.name: [ledger.get(arm_key(arm, trial, config, seed)) or {} for seed in seeds] for arm in arms}
+    accuracy = {name: [row["accuracy"] for row in finished] for name, finished in rows.items()}
     return {
         "classifier": config.model,
         "steps": config.steps,
-        "test_images": len(test),
-        "real_images": len(real),
+        "test_images": len(trial.test),
+        "real_images": len(trial.real),
         "seeds": len(seeds),
-        "arms": [_summary(name, extra_images[name], values) for name, values in accuracy.items()],
-        "paired": _paired(accuracy),
+        "arms": [_summary(name, finished) for name, finished in rows.items()],
+        "paired": paired(accuracy, trial.baseline, trial.focus),
     }
 
 
@@ -105,38 +148,91 @@ def arm_accuracy(
     return round(float((logits.argmax(1) == test.labels).mean()), 6)
 
 
-def _summary(name: str, images: int, accuracy: Sequence[float]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Lesson:
+    """One classifier that is still to be trained."""
+
+    key: str
+    arm: Arm
+    seed: int
+    config: ClassifierConfig
+
+    @classmethod
+    def all(
+        cls, arms: Sequence[Arm], trial: Trial, config: ClassifierConfig, seeds: Sequence[int], ledger: Ledger
+    ) -> list[_Lesson]:
+        """Seed by seed, so that a stopped comparison has whole pairs; each only once."""
+        wanted = [(arm_key(arm, trial, config, seed), arm, seed) for seed in seeds for arm in arms]
+        missing = {key: cls(key, arm, seed, _settings(arm, config)) for key, arm, seed in wanted if not ledger.get(key)}
+        return list(missing.values())
+
+
+def _train_missing(
+    lessons: Sequence[_Lesson], trial: Trial, total: int, ledger: Ledger, job: Job, workers: int
+) -> None:
+    done = total - len(lessons)
+    for lesson, value, seconds, images in _taught(lessons, trial, job, workers):
+        row = {"arm": lesson.arm.name, "seed": lesson.seed, "accuracy": value, "images": images, "seconds": seconds}
+        ledger.add(lesson.key, row)
+        done += 1
+        job.progress("downstream classifiers", done, total)
+        job.stop_if_asked(f"{done} of {total} classifiers are finished")
+
+
+Taught = tuple[_Lesson, float, float, int]  # accuracy, seconds, extra images
+
+
+def _taught(lessons: Sequence[_Lesson], trial: Trial, job: Job, workers: int) -> Iterator[Taught]:
+    """Lessons as they are finished."""
+    if workers == 1 or len(lessons) < 2:
+        for lesson in lessons:
+            extra = lesson.arm.extra(lesson.seed)
+            yield (lesson, *_lesson(trial, extra, lesson.config, lesson.seed, job.device), len(extra))
+        return
+    spawn = multiprocessing.get_context("spawn")  # a forked process cannot use a GPU its parent has used
+    with ProcessPoolExecutor(workers, spawn, initializer=_quiet, initargs=(_threads() // workers,)) as pool:
+        waiting: dict[Future[tuple[float, float]], tuple[_Lesson, int]] = {}
+        for lesson in lessons:
+            extra = lesson.arm.extra(lesson.seed)
+            future = pool.submit(_lesson, trial, extra, lesson.config, lesson.seed, job.device)
+            waiting[future] = lesson, len(extra)
+        try:
+            for future in as_completed(waiting):
+                lesson, images = waiting[future]
+                yield (lesson, *future.result(), images)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _lesson(trial: Trial, extra: Samples, config: ClassifierConfig, seed: int, device: str) -> tuple[float, float]:
+    clock = time.monotonic()
+    accuracy = arm_accuracy(trial.real + extra, trial.test, config, trial.classes, seed, device)
+    return accuracy, round(time.monotonic() - clock, 2)
+
+
+def _threads() -> int:
+    return torch.get_num_threads()
+
+
+def _quiet(threads: int) -> None:
+    """In a worker: its share of the threads, and Ctrl-C is for the parent to handle."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(max(1, threads))
+
+
+def _settings(arm: Arm, config: ClassifierConfig) -> ClassifierConfig:
+    return changed(config, arm.classifier or {}, f"arm {arm.name}")
+
+
+def _summary(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    accuracy = [row["accuracy"] for row in rows]
     return {
         "name": name,
-        "synthetic_images": images,
-        "accuracy": list(accuracy),
+        "synthetic_images": rows[-1]["images"],
+        "accuracy": accuracy,
         "accuracy_mean": round(float(np.mean(accuracy)), 6),
-        "accuracy_ci95": _interval(np.asarray(accuracy)),
+        "accuracy_ci95": interval(accuracy),
     }
-
-
-def _paired(accuracy: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
-    """Every arm against real, and dcdm against every other arm."""
-    pairs = [(arm, REAL) for arm in accuracy if arm != REAL and REAL in accuracy]
-    if "dcdm" in accuracy:
-        pairs += [("dcdm", arm) for arm in accuracy if arm not in ("dcdm", REAL)]
-    rows = []
-    for arm, against in pairs:
-        difference = np.subtract(accuracy[arm], accuracy[against])
-        row = {"arm": arm, "against": against, "difference_mean": round(float(difference.mean()), 6)}
-        rows.append({**row, "difference_ci95": _interval(difference), "seeds": len(difference)})
-    return rows
-
-
-def _interval(values: np.ndarray) -> list[float] | None:
-    """95 % Student's t interval of the mean; None for a single seed, the point itself without any spread."""
-    if len(values) < 2:
-        return None
-    error = stats.sem(values)
-    if error == 0:
-        return [round(float(values[0]), 6)] * 2
-    low, high = stats.t.interval(0.95, len(values) - 1, values.mean(), error)
-    return [round(float(low), 6), round(float(high), 6)]
 
 
 def _parse(line: str) -> dict[str, Any] | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,41 +12,66 @@ import numpy as np
 import torch
 
 from dcdm_cli.backends.base import Denoiser
-from dcdm_cli.backends.torch_backend import TorchDenoiser
+from dcdm_cli.backends.choice import Opened, Wanted, choose_backend
+from dcdm_cli.backends.torch_backend import TorchDenoiser, TorchOptions
 from dcdm_cli.config import GenerateConfig
-from dcdm_cli.errors import MismatchError
+from dcdm_cli.errors import OutOfMemoryError
 from dcdm_cli.files import hash_json
+from dcdm_cli.generation.guidance import Guidance, guidance_of
 from dcdm_cli.generation.plan import PlanRow
-from dcdm_cli.generation.sampler import Conditioning, Guidance, sample
+from dcdm_cli.generation.prompts import PromptCache
+from dcdm_cli.generation.sampler import Conditioning, sample
 from dcdm_cli.job import Job
-from dcdm_cli.model.adapter import AdapterInfo, adapter_hash, load_encoder, read_adapter
+from dcdm_cli.model.adapter import AdapterInfo, adapter_hash, read_adapter
 from dcdm_cli.model.base import BaseModel, encode_text, load_base
-from dcdm_cli.model.denoiser import ConditionedUNet
-from dcdm_cli.model.latents import decode_latents
-from dcdm_cli.model.lora import load_lora
-from dcdm_cli.model.schedule import sampling_scheduler, seeded_noise
+from dcdm_cli.model.fused import load_fused
+from dcdm_cli.model.latents import Decode, decode_latents, torch_decoder
+from dcdm_cli.model.schedule import Sampler, sampling_scheduler, seeded_noise
+
+_MEMORY_WORDS = ("out of memory", "allocate memory", "bad_alloc", "bad allocation")
+
+
+@dataclass
+class Room:
+    """The largest batch that is known to fit, once one did not; kept for the engine's whole life."""
+
+    images: int | None = None
 
 
 @dataclass(frozen=True)
 class Engine:
-    """A denoiser with everything around it. generator: hash of base, adapter and sampler settings."""
+    """A denoiser with everything around it. generator: hash of base, adapter and sampler settings; not of the backend.
+
+    reason: why this backend.
+    """
 
     denoiser: Denoiser
+    decode: Decode
     base: BaseModel
     info: AdapterInfo
     config: GenerateConfig
+    prompts: PromptCache
     generator: str
     reason: str
+    room: Room = field(default_factory=Room)
 
     @property
     def guidance(self) -> Guidance:
-        """A plain LoRA has no difficulty term: one scale for both makes it two calls."""
-        text, difficulty = self.config.text_guidance, self.config.difficulty_guidance
-        return Guidance(text, text if self.info.encoder is None else difficulty)
+        return guidance_of(self.config, plain=self.info.encoder is None)
+
+    @cached_property
+    def scheduler(self) -> Sampler:
+        """One for all batches: `set_timesteps` makes it forget the last one."""
+        return sampling_scheduler(self.config.scheduler, self.base.scheduler_config)
+
+    @property
+    def batch_size(self) -> int:
+        """Images at once: as set, or what fits."""
+        return min(self.config.batch_size, self.room.images or self.config.batch_size)
 
 
 def sampler_settings(config: GenerateConfig) -> dict[str, Any]:
-    """The settings that change what comes out, and so the calibration; batch sizes and formats do not."""
+    """The settings that change what comes out, and so the calibration; batch sizes, backends and formats do not."""
     names = (
         "scheduler",
         "steps",
@@ -55,63 +81,136 @@ def sampler_settings(config: GenerateConfig) -> dict[str, Any]:
         "clip_range",
         "negative_prompt",
     )
-    return {name: getattr(config, name) for name in names}
+    settings = {name: getattr(config, name) for name in names}
+    if config.guidance_interval is not None:  # absent where it is off: calibrations from before it existed still hold
+        settings["guidance_interval"] = list(config.guidance_interval)
+    return settings
 
 
-def open_engine(adapter: Path, config: GenerateConfig, device: str, *, base: str | None = None) -> Engine:
-    """Loads the base the adapter was trained on (or `base`), fuses the LoRA, and picks the backend.
+def sampler_warnings(config: GenerateConfig) -> list[str]:
+    """What in the settings is known to flatten difficulty or to fake it (docs/speed.md has the measurements)."""
+    warnings = []
+    if config.scheduler == "unipc" and config.clip_range is None:
+        warnings.append(
+            "unipc without generate.clip_range can blow samples up, which looks like difficulty: read the measured "
+            "difficulty together with the label agreement, or set --clip-range"
+        )
+    if config.guidance_interval is not None:
+        warnings.append(
+            f"guidance only from {config.guidance_interval[0]:g} to {config.guidance_interval[1]:g} of the schedule "
+            "weakens the control of difficulty; it is calibrated apart from full guidance"
+        )
+    return warnings
 
-    Raises MismatchError when the base's weights are not those the adapter was trained on.
+
+def open_engine(
+    adapter: Path, config: GenerateConfig, device: str, *, base: str | None = None, export: Path | None = None
+) -> Engine:
+    """Picks the backend and loads what it needs of the base the adapter was trained on (or `base`).
+
+    export: the folder of exported networks that may be used. Raises MismatchError when the base's weights are not those
+    the adapter was trained on, and what `choose_backend` raises.
     """
     info = read_adapter(adapter)
-    model = load_base(base or info.base, revision=info.revision, dtype=config.precision, device=device)
-    if config.precision == "fp32" and model.fingerprint != info.base_fingerprint:
-        raise MismatchError(
-            f"the base model {model.source!r} is not the one this adapter was trained on",
-            "fine-tune again: dcdm finetune",
-        )
-    load_lora(model.unet, adapter, config.lora_scale)
-    encoder = load_encoder(adapter, info)
-    denoiser = TorchDenoiser(ConditionedUNet(model.unet, encoder), device)
-    reason = "asked for" if config.backend == "torch" else "the only backend installed that runs this adapter"
+    guidance = guidance_of(config, plain=info.encoder is None)
+    choice = choose_backend(Wanted(adapter, info, config, device, export, guidance.call_counts(config.steps)))
+    if choice.opened is None:
+        options = TorchOptions(guidance.shared_calls(config.steps), config.compile, config.cuda_graphs)
+        parts = _torch_parts(adapter, config, device, base, options)
+    else:
+        parts = _exported_parts(choice.opened, info, config, device, base)
     draws = [config.attempts, config.tolerance] if config.attempts > 1 else []
     made_from = [adapter_hash(adapter), info.base_fingerprint, sampler_settings(config), config.precision, *draws]
-    generator = hash_json(made_from)
-    return Engine(denoiser, model, info, config, generator[:16], reason)
+    prompts = PromptCache(lambda captions: encode_text(parts.base, captions), parts.denoiser.device)
+    generator = hash_json(made_from)[:16]
+    return Engine(parts.denoiser, parts.decode, parts.base, info, config, prompts, generator, choice.reason)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    denoiser: Denoiser
+    decode: Decode
+    base: BaseModel
+
+
+def _torch_parts(adapter: Path, config: GenerateConfig, device: str, base: str | None, options: TorchOptions) -> _Parts:
+    fused = load_fused(adapter, base=base, precision=config.precision, lora_scale=config.lora_scale, device=device)
+    return _Parts(TorchDenoiser(fused.network, device, options), torch_decoder(fused.base.vae), fused.base)
+
+
+def _exported_parts(opened: Opened, info: AdapterInfo, config: GenerateConfig, device: str, base: str | None) -> _Parts:
+    """Text encoder and schedule of the base, without the weights that the exported files hold."""
+    hollow = ("unet",) if opened.decode is None else ("unet", "vae")
+    model = load_base(base or info.base, revision=info.revision, dtype=config.precision, device=device, hollow=hollow)
+    return _Parts(opened.denoiser, opened.decode or torch_decoder(model.vae), model)
 
 
 def render(engine: Engine, rows: Sequence[PlanRow], job: Job) -> Iterator[tuple[Sequence[PlanRow], np.ndarray]]:
-    """Batches of plan rows with their images, uint8 [B, H, W, 3]. An image depends on its row alone."""
-    null_text = _encode(engine, [engine.config.negative_prompt])
-    for start in range(0, len(rows), engine.config.batch_size):
-        batch = rows[start : start + engine.config.batch_size]
-        yield batch, _render_batch(engine, batch, null_text)
-        job.progress("generating", start + len(batch), len(rows))
+    """Batches of plan rows with their images, uint8 [B, H, W, 3]. An image depends on its row alone.
+
+    When memory runs out the batch is halved, for good. Raises OutOfMemoryError when not even one image fits.
+    """
+    start = 0
+    while start < len(rows):
+        images = _try_batch(engine, rows, start)
+        if images is None:
+            _halve(engine, min(engine.batch_size, len(rows) - start), job)
+            continue
+        yield rows[start : start + len(images)], images
+        start += len(images)
+        job.progress("generating", start, len(rows))
 
 
-def _render_batch(engine: Engine, rows: Sequence[PlanRow], null_text: torch.Tensor) -> np.ndarray:
+def _try_batch(engine: Engine, rows: Sequence[PlanRow], start: int) -> np.ndarray | None:
+    """The images of the next batch, or None when memory ran out. Nothing of the attempt is kept then."""
+    try:
+        return _render_batch(engine, rows[start : start + engine.batch_size], rows[start + engine.batch_size :])
+    except Exception as error:  # torch, ONNX Runtime, OpenVINO and TensorRT each have their own kind
+        if not _is_out_of_memory(error):
+            raise
+    release = getattr(engine.denoiser, "release", None)
+    if release is not None:
+        release()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
+
+
+def _halve(engine: Engine, failed: int, job: Job) -> None:
+    if failed == 1:
+        raise OutOfMemoryError(
+            f"out of memory on {engine.denoiser.device} with a batch of one image",
+            "use --precision fp16, a smaller --decode-batch, or a device with more memory",
+        )
+    engine.room.images = failed // 2
+    job.note(f"out of memory with a batch of {failed} images; going on with {failed // 2} (--batch-size)")
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        words in str(error).lower() for words in _MEMORY_WORDS
+    )
+
+
+def _render_batch(engine: Engine, rows: Sequence[PlanRow], coming: Sequence[PlanRow]) -> np.ndarray:
+    """Fills a short batch up where another size would have to be compiled."""
+    missing = engine.batch_size - len(rows) if engine.denoiser.fixed_batch else 0
+    padded = [*rows, *[rows[-1]] * missing]
     device, side = engine.denoiser.device, engine.info.resolution // engine.base.latent_size
-    captions = [row.caption for row in rows]
-    distinct = list(dict.fromkeys(captions))
-    text = _encode(engine, distinct)[[distinct.index(c) for c in captions]]
     conditioning = Conditioning(
-        text=text,
-        label=torch.tensor([row.label for row in rows], device=device),
-        difficulty=torch.tensor([row.requested_difficulty for row in rows], dtype=torch.float32, device=device),
-        null_text=null_text,
+        text=engine.prompts.get([row.caption for row in padded], (row.caption for row in coming)),
+        label=torch.tensor([row.label for row in padded], device=device),
+        difficulty=torch.tensor([row.requested_difficulty for row in padded], dtype=torch.float32, device=device),
+        null_text=engine.prompts.get([engine.config.negative_prompt]),
     )
     shape = (engine.base.vae.config["latent_channels"], side, side)
     latents = sample(
         engine.denoiser,
-        sampling_scheduler(engine.config.scheduler, engine.base.scheduler_config),
-        seeded_noise([row.seed for row in rows], shape).to(device),
+        engine.scheduler,
+        seeded_noise([row.seed for row in padded], shape).to(device),
         conditioning,
         engine.guidance,
         steps=engine.config.steps,
         clip_range=engine.config.clip_range,
     )
-    return decode_latents(engine.base.vae, latents, engine.config.decode_batch)
-
-
-def _encode(engine: Engine, captions: list[str]) -> torch.Tensor:
-    return encode_text(engine.base, captions).float().to(engine.denoiser.device)
+    return decode_latents(engine.decode, latents[: len(rows)], engine.config.decode_batch)

@@ -1,23 +1,27 @@
 """The plan: one row per image to be made, written before the first is made, never changed, hashed.
 
-Everything about an image follows from its row, so any worker can make it at any time.
+Everything about an image follows from its row, so any worker can make it at any time. Rows are dealt to shards by their
+index alone: who makes a shard, and how many workers there are, changes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from dcdm_cli.difficulty.calibration import Calibration
-from dcdm_cli.errors import MismatchError, UsageError
-from dcdm_cli.files import atomic_path, hash_bytes
-from dcdm_cli.generation.seeds import image_seed
-from dcdm_cli.generation.targets import Target
+from dcdm_cli.errors import UsageError
+from dcdm_cli.files import hash_bytes, hash_json
+from dcdm_cli.generation.seeds import image_seeds, mix64
+from dcdm_cli.generation.targets import Target, Targets
+
+if TYPE_CHECKING:
+    from dcdm_cli.difficulty.calibration import Calibration
 
 SCHEMA = pa.schema(
     [
@@ -29,8 +33,10 @@ SCHEMA = pa.schema(
         ("target_difficulty", pa.float32()),
         ("requested_difficulty", pa.float32()),
         ("seed", pa.int64()),
+        ("shard", pa.int32()),
     ]
 )
+SHARD_SIZE = 1024  # a multiple of every usual batch size, so that shards end with whole batches
 
 
 @dataclass(frozen=True)
@@ -45,48 +51,62 @@ class PlanRow:
     target_difficulty: float
     requested_difficulty: float
     seed: int
+    shard: int = 0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """rows as a table of `SCHEMA`; generator: hash of the model and sampler settings the rows are meant for;
-    unreachable: rows whose target lies outside what their class can reach."""
+    """A plan in memory (about 110 bytes a row; `plan_file.PlanFile` reads one shard by shard).
+
+    table: rows of `SCHEMA`, in index order. generator: hash of the model and sampler settings the rows are meant for;
+    made_for: the same in words, so that a difference can be named. unreachable: rows whose target lies outside what
+    their class can reach. shard_size: row i is in shard i // shard_size.
+    """
 
     table: pa.Table
     generator: str
     unreachable: int = 0
+    shard_size: int = SHARD_SIZE
+    class_names: tuple[str, ...] = ()
+    made_for: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.table.num_rows
 
     @property
+    def shards(self) -> int:
+        return -(-len(self) // self.shard_size)
+
+    @cached_property
+    def digests(self) -> tuple[str, ...]:
+        return tuple(shard_digest(self.shard_table(shard)) for shard in range(self.shards))
+
+    @cached_property
     def hash(self) -> str:
-        columns = [repr(self.table[name].to_pylist()).encode() for name in SCHEMA.names]
-        return hash_bytes(self.generator.encode(), *columns)
+        return hash_json([self.header(), self.digests])
+
+    def header(self) -> dict[str, Any]:
+        """What a plan says besides its rows."""
+        return {
+            "schema": 2,
+            "generator": self.generator,
+            "unreachable": self.unreachable,
+            "shard_size": self.shard_size,
+            "class_names": list(self.class_names),
+            "made_for": dict(self.made_for),
+        }
 
     def rows(self) -> list[PlanRow]:
-        return [PlanRow(**row) for row in self.table.to_pylist()]
+        return plan_rows(self.table)
 
+    def rows_up_to(self, count: int) -> list[PlanRow]:
+        return plan_rows(self.table.slice(0, count))
 
-@dataclass(frozen=True)
-class Budget:
-    """How many images; exactly one of the three is used, in this order of preference."""
+    def shard_table(self, shard: int) -> pa.Table:
+        return self.table.slice(shard * self.shard_size, self.shard_size)
 
-    per_class: int | None = None
-    count: int | None = None
-    ratio: float | None = None
-
-    def per_label(self, real_counts: np.ndarray) -> np.ndarray:
-        """Images per class, int64 [classes]. count and ratio are spread like the real classes (largest remainder)."""
-        if self.per_class is not None:
-            return np.full(len(real_counts), self.per_class)
-        total = self.count if self.count is not None else round((self.ratio or 0) * real_counts.sum())
-        if total < 1:
-            raise UsageError("the budget comes to no images", "give --count, --per-class or a larger --ratio")
-        share = real_counts / real_counts.sum() * total
-        counts = np.floor(share).astype(np.int64)
-        counts[np.argsort(counts - share, kind="stable")[: total - counts.sum()]] += 1
-        return counts
+    def shard_rows(self, shard: int) -> list[PlanRow]:
+        return plan_rows(self.shard_table(shard))
 
 
 @dataclass(frozen=True)
@@ -100,84 +120,121 @@ class PlanInputs:
     calibration: Calibration | None
 
 
-def make_plan(inputs: PlanInputs, counts: np.ndarray, target: Target, seed: int, generator: str) -> Plan:
-    """Draws difficulty and caption per image, classes in turn. The same arguments give the same plan."""
+def make_plan(
+    inputs: PlanInputs,
+    counts: np.ndarray,
+    target: Target | Targets,
+    seed: int,
+    generator: str,
+    *,
+    shard_size: int = SHARD_SIZE,
+    made_for: Mapping[str, Any] | None = None,
+) -> Plan:
+    """Draws difficulty and caption per image, classes in turn. The same arguments give the same plan.
+
+    counts: int64 [classes]. Raises UsageError for a class that is to get images and has no caption.
+    """
     rng = np.random.default_rng((seed, 7))
     labels = _interleave(counts)
-    targets = target.draw(len(labels), rng, inputs.cap, inputs.real)
-    requested, outside = targets, np.zeros(len(labels), bool)
-    if inputs.calibration is not None:
-        requested, outside = inputs.calibration.request_for(targets, np.asarray(labels))
-    captions = [_pick(inputs.captions[label], inputs.class_names[label], rng) for label in labels]
-    return _plan(inputs.class_names, labels, captions, targets, requested, seed, generator, int(outside.sum()))
+    targets = target if isinstance(target, Targets) else Targets(target)
+    wanted = targets.draw(labels, rng, inputs.cap, inputs.real)
+    header = Plan(SCHEMA.empty_table(), generator, 0, shard_size, tuple(inputs.class_names), made_for or {})
+    return _filled(header, inputs, labels, wanted, rng, seed)
 
 
 def grid_plan(inputs: PlanInputs, targets: Sequence[float], per_target: int, seed: int, generator: str) -> Plan:
     """`per_target` images at each difficulty, classes in turn: probes for calibration and adherence."""
     rng = np.random.default_rng((seed, 11))
-    labels = [i % len(inputs.class_names) for _ in targets for i in range(per_target)]
+    labels = np.tile(np.arange(per_target) % len(inputs.class_names), len(targets))
     wanted = np.repeat(np.asarray(targets, np.float32), per_target)
-    requested, outside = wanted, np.zeros(len(wanted), bool)
-    if inputs.calibration is not None:
-        requested, outside = inputs.calibration.request_for(wanted, np.asarray(labels))
-    captions = [_pick(inputs.captions[label], inputs.class_names[label], rng) for label in labels]
-    return _plan(inputs.class_names, labels, captions, wanted, requested, seed, generator, int(outside.sum()))
+    header = Plan(SCHEMA.empty_table(), generator, class_names=tuple(inputs.class_names))
+    return _filled(header, inputs, labels, wanted, rng, seed)
 
 
-def write_plan(plan: Plan, path: Path) -> None:
-    meta = {b"generator": plan.generator.encode(), b"hash": plan.hash.encode()}
-    with atomic_path(path) as part:
-        pq.write_table(plan.table.replace_schema_metadata(meta), part)
+def plan_rows(table: pa.Table) -> list[PlanRow]:
+    """A stretch of a plan as rows."""
+    return [PlanRow(**row) for row in table.to_pylist()]
 
 
-def read_plan(path: Path) -> Plan:
-    """Raises MismatchError when the file was changed after it was written."""
-    try:
-        table = pq.read_table(path)
-        meta = table.schema.metadata or {}
-        plan = Plan(table.select(SCHEMA.names).cast(SCHEMA), meta[b"generator"].decode())
-        recorded = meta[b"hash"].decode()
-    except (pa.ArrowInvalid, KeyError) as error:
-        raise MismatchError(
-            f"{path} is not a dcdm plan: {error}", "make it again: dcdm generate --force", file=path
-        ) from error
-    if plan.hash != recorded:
-        raise MismatchError(
-            f"{path} was changed after it was written", "make it again: dcdm generate --force", file=path
-        )
-    return plan
+def chosen_plan(inputs: PlanInputs, labels: np.ndarray, targets: np.ndarray, seed: int, generator: str) -> Plan:
+    """One image per entry of labels int [N] and targets float [N] in [0, 1], in that order."""
+    rng = np.random.default_rng((seed, 13))
+    header = Plan(SCHEMA.empty_table(), generator, class_names=tuple(inputs.class_names))
+    return _filled(header, inputs, np.asarray(labels), np.asarray(targets, np.float32), rng, seed)
 
 
-def _plan(
-    class_names: Sequence[str],
-    labels: Sequence[int],
-    captions: Sequence[str],
-    targets: np.ndarray,
-    requested: np.ndarray,
-    seed: int,
-    generator: str,
-    unreachable: int,
+def shard_digest(table: pa.Table) -> str:
+    """SHA-256 over the values of a shard, whatever their chunks and encodings are."""
+    digest = hashlib.sha256()
+    for column in SCHEMA.names:
+        array = table[column].combine_chunks()
+        if isinstance(array, pa.ChunkedArray):  # of an empty table, or more than fits one array
+            array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
+        for part in _canonical(array):
+            digest.update(part)
+    return digest.hexdigest()[:32]
+
+
+def _canonical(array: pa.Array) -> list[Any]:
+    if not pa.types.is_string(array.type):
+        return [np.ascontiguousarray(array.to_numpy(zero_copy_only=False))]
+    _, offsets, data = array.buffers()
+    ends = np.frombuffer(offsets, np.int32)[array.offset :][: len(array) + 1] if len(array) else np.zeros(1, np.int32)
+    return [np.diff(ends), memoryview(data or b"")[int(ends[0]) : int(ends[-1])]]
+
+
+def _filled(
+    header: Plan, inputs: PlanInputs, labels: np.ndarray, targets: np.ndarray, rng: np.random.Generator, seed: int
 ) -> Plan:
-    seeds = [image_seed(seed, i) for i in range(len(labels))]
-    ids = [
-        hash_bytes(generator.encode(), repr((i, int(y), c, float(r), s)).encode())[:16]
-        for i, (y, c, r, s) in enumerate(zip(labels, captions, requested, seeds, strict=True))
-    ]
-    names = [class_names[label] for label in labels]
-    columns = [range(len(labels)), ids, labels, names, captions, targets, requested, seeds]
+    """`header` with its rows: captions, requests, seeds and ids, a column at a time."""
+    requested, outside = targets, np.zeros(len(labels), bool)
+    if inputs.calibration is not None:
+        requested, outside = inputs.calibration.request_for(targets, labels)
+    pool, chosen = _pick_captions(inputs, labels, rng)
+    index = np.arange(len(labels))
+    seeds = image_seeds(seed, index)
+    ids = _sample_ids(header.generator, index, labels, _text_hashes(pool, chosen), requested, seeds)
+    names = pa.array(inputs.class_names, pa.string()).take(pa.array(labels))
+    columns = [index, ids, labels, names, pool.take(pa.array(chosen)), targets, requested, seeds]
+    columns.append(index // header.shard_size)
+    arrays = [c if isinstance(c, pa.Array) else pa.array(c).cast(t) for c, t in zip(columns, SCHEMA.types, strict=True)]
+    table = pa.Table.from_arrays(arrays, schema=SCHEMA)
     return Plan(
-        pa.table([pa.array(c, t) for c, t in zip(columns, SCHEMA.types, strict=True)], SCHEMA), generator, unreachable
+        table, header.generator, int(outside.sum()), header.shard_size, header.class_names, dict(header.made_for)
     )
 
 
-def _interleave(counts: np.ndarray) -> list[int]:
-    """Labels in rounds, one of each class while it has budget: every prefix of the plan is balanced."""
-    rounds = np.concatenate([np.arange(count) for count in counts])
+def _interleave(counts: np.ndarray) -> np.ndarray:
+    """Labels int64 in rounds, one of each class while it has budget: every prefix of the plan is balanced."""
     labels = np.repeat(np.arange(len(counts)), counts)
-    return labels[np.lexsort((labels, rounds))].tolist()
+    rounds = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return labels[np.lexsort((labels, rounds))]
 
 
-def _pick(captions: Sequence[str], class_name: str, rng: np.random.Generator) -> str:
-    if not captions:
-        raise UsageError(f"class {class_name!r} has no caption", "run: dcdm caption")
-    return captions[int(rng.integers(len(captions)))]
+def _pick_captions(inputs: PlanInputs, labels: np.ndarray, rng: np.random.Generator) -> tuple[pa.Array, np.ndarray]:
+    """All captions, and which of them each image gets: int64 [N]."""
+    sizes = np.array([len(captions) for captions in inputs.captions])
+    silent = np.unique(labels)[sizes[np.unique(labels)] == 0]
+    if len(silent):
+        raise UsageError(f"class {inputs.class_names[silent[0]]!r} has no caption", "run: dcdm caption")
+    within = (rng.random(len(labels)) * sizes[labels]).astype(np.int64)
+    pool = pa.array([caption for captions in inputs.captions for caption in captions], pa.string())
+    return pool, (np.cumsum(sizes) - sizes)[labels] + within
+
+
+def _text_hashes(pool: pa.Array, chosen: np.ndarray) -> np.ndarray:
+    """uint64 [N]; each text is hashed once."""
+    used, where = np.unique(chosen, return_inverse=True)
+    texts = pool.take(pa.array(used)).to_pylist()
+    return np.array([int(hash_bytes(text.encode())[:16], 16) for text in texts], np.uint64)[where]
+
+
+def _sample_ids(generator: str, *columns: np.ndarray) -> pa.Array:
+    """16 hex digits per row from the generator and every column; the first column must tell all rows apart."""
+    state = np.full(len(columns[0]), int(hash_bytes(generator.encode())[:16], 16), np.uint64)
+    for column in columns:
+        bits = column.view(np.uint32) if column.dtype == np.float32 else column
+        state = mix64(state ^ bits.astype(np.uint64))
+    digits = state.astype(">u8").tobytes().hex().encode()
+    offsets = np.arange(len(state) + 1, dtype=np.int32) * 16
+    return pa.StringArray.from_buffers(len(state), pa.py_buffer(offsets), pa.py_buffer(digits))

@@ -1,13 +1,8 @@
-"""The denoising loop over the denoiser contract, with one guidance scale for text and one for difficulty.
-
-eps = e(none, none) + w_text * (e(text, none) - e(none, none)) + w_difficulty * (e(text, s) - e(text, none))
-
-Not from the paper. Equal scales need no text-only call, w_text = 1 no unconditional one: two calls instead of three.
-"""
+"""The denoising loop over the denoiser contract: all calls of a guided step go through the network as one batch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +10,7 @@ from torch import Tensor
 
 from dcdm_cli.backends.base import Denoiser
 from dcdm_cli.errors import NumericalError
+from dcdm_cli.generation.guidance import Guidance
 from dcdm_cli.model.conditioning import NULL_DIFFICULTY
 from dcdm_cli.model.schedule import Sampler, clipped_prediction
 
@@ -29,17 +25,7 @@ class Conditioning:
     null_text: Tensor
 
 
-@dataclass(frozen=True)
-class Guidance:
-    text: float = 1.0
-    difficulty: float = 1.0
-
-    def weights(self) -> dict[str, float]:
-        """Weight of each network call; calls with weight 0 are not made."""
-        calls = {"none": 1 - self.text, "text": self.text - self.difficulty, "full": self.difficulty}
-        return {name: weight for name, weight in calls.items() if weight != 0}
-
-
+@torch.inference_mode()
 def sample(
     denoiser: Denoiser,
     scheduler: Sampler,
@@ -51,14 +37,18 @@ def sample(
     clip_range: float | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """Pure noise float32 [B, 4, h, w] -> clean latents [B, 4, h, w]. Raises NumericalError when they are not finite."""
-    scheduler.set_timesteps(steps, device=noise.device)
+    """Pure noise float32 [B, 4, h, w] -> clean latents [B, 4, h, w]. Raises NumericalError when they are not finite.
+
+    The schedule stays on the CPU, where schedulers look things up, so that no step waits for the device.
+    """
+    scheduler.set_timesteps(steps)
+    timesteps = [int(timestep) for timestep in scheduler.timesteps]
+    weights = guidance.schedule(len(timesteps))
+    batches = {tuple(calls): _Batch(denoiser, conditioning, tuple(calls), timesteps) for calls in weights}
     latents = noise * scheduler.init_noise_sigma
-    weights = guidance.weights()
-    inputs = _stack_calls(conditioning, list(weights))
-    for i, timestep in enumerate(scheduler.timesteps):
+    for i, timestep in enumerate(timesteps):
         scaled = scheduler.scale_model_input(latents, timestep)
-        prediction = _guided(denoiser, scaled, timestep, inputs, list(weights.values()))
+        prediction = batches[tuple(weights[i])].predict(scaled, i, list(weights[i].values()))
         if clip_range is not None:
             prediction = clipped_prediction(prediction, scaled, timestep, scheduler, clip_range)
         latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
@@ -72,19 +62,29 @@ def sample(
     return latents
 
 
-def _stack_calls(conditioning: Conditioning, calls: list[str]) -> tuple[Tensor, Tensor, Tensor]:
-    """text, label, difficulty of all calls in one batch: [calls * B, ...]."""
-    null_text = conditioning.null_text.expand_as(conditioning.text)
-    null_difficulty = torch.full_like(conditioning.difficulty, NULL_DIFFICULTY)
-    text = torch.cat([null_text if call == "none" else conditioning.text for call in calls])
-    difficulty = torch.cat([conditioning.difficulty if call == "full" else null_difficulty for call in calls])
-    return text, conditioning.label.repeat(len(calls)), difficulty
+class _Batch:
+    """What stays the same over the steps that make the same calls: text, label and difficulty [calls * B, ...]."""
 
+    def __init__(
+        self, denoiser: Denoiser, conditioning: Conditioning, calls: tuple[str, ...], timesteps: Sequence[int]
+    ) -> None:
+        assert denoiser.shared_calls in (1, len(calls)), "open_engine picks a network that fits the guidance"
+        self._denoiser, self._calls = denoiser, len(calls)
+        null_text = conditioning.null_text.expand_as(conditioning.text)
+        null_difficulty = torch.full_like(conditioning.difficulty, NULL_DIFFICULTY)
+        text = torch.cat([null_text if call == "none" else conditioning.text for call in calls])
+        difficulty = torch.cat([conditioning.difficulty if call == "full" else null_difficulty for call in calls])
+        self._inputs = text, conditioning.label.repeat(len(calls)), difficulty
+        times = torch.tensor(timesteps, dtype=torch.float32, device=text.device)
+        self._times = times[:, None].repeat(1, len(text))
 
-def _guided(
-    denoiser: Denoiser, latents: Tensor, timestep: Tensor, inputs: tuple[Tensor, Tensor, Tensor], weights: list[float]
-) -> Tensor:
-    count = len(weights) * len(latents)
-    predictions = denoiser(latents.repeat(len(weights), 1, 1, 1), timestep.expand(count), *inputs)
-    parts = predictions.chunk(len(weights))
-    return torch.stack([weight * part for weight, part in zip(weights, parts, strict=True)]).sum(0)
+    def predict(self, latents: Tensor, step: int, weights: Sequence[float]) -> Tensor:
+        """The guided prediction [B, 4, h, w]: the weighted sum of the calls."""
+        rows = latents if self._calls == 1 else latents.repeat(self._calls, 1, 1, 1)
+        parts = self._denoiser(rows, self._times[step], *self._inputs).chunk(self._calls)
+        if self._calls == 1:
+            return parts[0]
+        total = parts[0] * weights[0]
+        for part, weight in zip(parts[1:], weights[1:], strict=True):
+            total.add_(part, alpha=weight)
+        return total

@@ -1,13 +1,14 @@
 """Rejection sampling of difficulty: an image that came out too far from its target is made again from other noise.
 
 Not from the paper. A diffusion model steers difficulty on average; single images scatter around it. With `attempts`
-above 1 the scorer looks at every image, and one that misses its target by more than `tolerance`, or that the scorer
-takes for another class, gets a new draw; of all its draws the best one is kept. The cost is the extra draws.
+above 1 the scorer looks at every image, and one that misses its target by more than `tolerance` gets a new draw; of all
+its draws the closest is kept, one that the scorer takes for another class counting as further away. The cost is the
+extra draws.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,10 +16,10 @@ import numpy as np
 from dcdm_cli.generation.engine import Engine, render
 from dcdm_cli.generation.plan import PlanRow
 from dcdm_cli.generation.seeds import image_seed
+from dcdm_cli.generation.shards import Measure
 from dcdm_cli.job import Job, silent
 
-Measure = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-WRONG_CLASS = 0.5  # added to the distance from the target where the scorer sees another class
+WRONG_CLASS = 0.1  # added to the distance where the scorer sees another class: decides between equally good draws
 
 
 def render_close(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
-from scipy import stats
 
 from dcdm_cli.errors import UsageError
 
@@ -33,6 +33,8 @@ class Target:
         the distribution has no mass below the cap.
         """
         if self.kind == "normal":
+            from scipy import stats  # slow to import; workers, which draw nothing, start without it
+
             mean, std = self.parameters
             values = stats.truncnorm.rvs(-mean / std, (cap - mean) / std, mean, std, count, random_state=rng)
         elif self.kind == "uniform":
@@ -54,6 +56,22 @@ class Target:
                 f"difficulty {self.kind}:{','.join(map(str, self.parameters))} lies above the cap of {cap}",
                 "raise it with --difficulty-cap 1 (labels break at the hard end; dcdm evaluate shows where)",
             )
+
+
+@dataclass(frozen=True)
+class Targets:
+    """One distribution for all classes, and others for some of them. of: label -> its distribution."""
+
+    default: Target
+    of: Mapping[int, Target] = field(default_factory=dict)
+
+    def draw(self, labels: np.ndarray, rng: np.random.Generator, cap: float, real: np.ndarray) -> np.ndarray:
+        """float32 [N] in [0, cap] for labels int64 [N]; see `Target.draw`."""
+        values = self.default.draw(len(labels), rng, cap, real)
+        for label, target in sorted(self.of.items()):
+            rows = np.flatnonzero(labels == label)
+            values[rows] = target.draw(len(rows), rng, cap, real)
+        return values
 
 
 def parse_target(text: str) -> Target:

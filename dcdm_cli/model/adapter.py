@@ -79,13 +79,15 @@ def load_encoder(folder: Path, info: AdapterInfo) -> DifficultyEncoder | None:
 
 def adapter_hash(folder: Path) -> str:
     """Over the weights and their metadata alone, so that a new calibration does not change it, and equal for equal
-    ones: safetensors writes its metadata in another order every time."""
-    return hash_bytes(*(part for name in (LORA_FILE, ENCODER_FILE) for part in _tensor_parts(folder / name)))
+    ones: safetensors writes its metadata in another order every time. Raises MismatchError for a damaged file."""
+    files = [folder / name for name in (LORA_FILE, ENCODER_FILE) if (folder / name).is_file()]
+    try:
+        return hash_bytes(*(part for file in files for part in _tensor_parts(file)))
+    except SafetensorError as error:
+        raise MismatchError(f"the adapter in {folder} is damaged: {error}", "dcdm finetune --force") from error
 
 
 def _tensor_parts(file: Path) -> Iterator[bytes]:
-    if not file.is_file():
-        return
     with safe_open(file, "np") as stored:
         yield json.dumps(stored.metadata(), sort_keys=True).encode()
         for name in sorted(stored.keys()):

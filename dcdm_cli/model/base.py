@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ NOISE_SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedul
 class BaseModel:
     """The frozen parts. `vae` stays in float32: half precision overflows in SD's decoder.
 
-    fingerprint: hash of the weights as loaded in float32, the same for every dtype and wherever the folder lies.
+    fingerprint: hash of the weights as loaded in float32, the same for every dtype and wherever the folder lies; empty
+    when a part was left without its weights.
     """
 
     source: str
@@ -43,8 +44,18 @@ class BaseModel:
         return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
 
 
-def load_base(source: str, *, revision: str | None = None, dtype: str = "fp32", device: str = "cpu") -> BaseModel:
-    """source: folder or hub id. Raises NotFoundError when it cannot be had, MismatchError for another layout."""
+def load_base(
+    source: str,
+    *,
+    revision: str | None = None,
+    dtype: str = "fp32",
+    device: str = "cpu",
+    hollow: Sequence[str] = (),
+) -> BaseModel:
+    """source: folder or hub id. hollow: of `unet` and `vae`, those to be had with their shapes but without weights.
+
+    Raises NotFoundError when it cannot be had, MismatchError for another layout.
+    """
     transformers_logging.disable_progress_bar()
     diffusers_logging.disable_progress_bar()
     try:
@@ -59,6 +70,7 @@ def load_base(source: str, *, revision: str | None = None, dtype: str = "fp32", 
             safety_checker=None,
             requires_safety_checker=False,
             use_safetensors=True,
+            **{part: _hollow(part, source, revision) for part in hollow},
         )
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -72,12 +84,9 @@ def load_base(source: str, *, revision: str | None = None, dtype: str = "fp32", 
     _check_layout(pipeline, source)
     networks = (pipeline.unet, pipeline.vae, pipeline.text_encoder)
     scheduler_config = dict(pipeline.scheduler.config)
-    fingerprint = _fingerprint(networks, scheduler_config)
+    fingerprint = "" if hollow else _fingerprint(networks, scheduler_config)
     for part in networks:
-        part.requires_grad_(False).eval().to(device)
-    if dtype != "fp32":
-        for part in (pipeline.unet, pipeline.text_encoder):
-            part.to(dtype=DTYPES[dtype])
+        _settle(part, device, torch.float32 if part is pipeline.vae else DTYPES[dtype])
     return BaseModel(str(source), *networks, pipeline.tokenizer, scheduler_config, fingerprint)
 
 
@@ -92,14 +101,32 @@ def load_tokenizer(source: str, revision: str | None = None) -> CLIPTokenizer | 
 @torch.no_grad()
 def encode_text(base: BaseModel, captions: list[str]) -> torch.Tensor:
     """Captions -> float [N, T, D] on the encoder's device; longer ones are cut at T = the tokenizer's limit."""
-    tokens = base.tokenizer(
+    return base.text_encoder(tokenize(base, captions).to(base.text_encoder.device))[0]
+
+
+def tokenize(base: BaseModel, captions: list[str]) -> torch.Tensor:
+    """Captions -> int64 [N, T], padded or cut to the tokenizer's limit."""
+    return base.tokenizer(
         captions,
         padding="max_length",
         truncation=True,
         max_length=base.tokenizer.model_max_length,
         return_tensors="pt",
     ).input_ids
-    return base.text_encoder(tokens.to(base.text_encoder.device))[0]
+
+
+def _settle(part: torch.nn.Module, device: str, dtype: torch.dtype) -> None:
+    """Frozen, in eval mode, where and as it will be used; a hollow part has nothing to move."""
+    part.requires_grad_(False).eval()
+    if next(part.parameters()).device.type != "meta":
+        torch.nn.Module.to(part, device, dtype)  # diffusers' own `to` warns of modules that there are none of
+
+
+def _hollow(part: str, source: str, revision: str | None) -> torch.nn.Module:
+    """The part as its config describes it, without memory for weights."""
+    kind: Any = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}[part]
+    with torch.device("meta"):
+        return kind.from_config(kind.load_config(source, subfolder=part, revision=revision))
 
 
 def _check_layout(pipeline: StableDiffusionPipeline, source: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -54,16 +55,17 @@ def signal_to_noise(alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor:
     return alpha_bar / (1 - alpha_bar)
 
 
-def clip_clean(noise: Tensor, sample: Tensor, alpha_bar: Tensor, limit: float) -> Tensor:
+def clip_clean(noise: Tensor, sample: Tensor, alpha_bar: float, limit: float) -> Tensor:
     """Rewrites a noise prediction so that the clean latents it implies lie in +-limit.
 
     The same as DDIM's `clip_sample` with `use_clipped_model_output`, for every solver; PNDM extrapolates from several
     predictions and can still leave the range. Not from the paper: a small base under guidance overshoots, and blown-up
     samples look like "difficulty" (DESIGN.md section 6).
-    noise, sample: [B, 4, h, w]; alpha_bar: scalar.
+    noise, sample: [B, 4, h, w].
     """
-    clean = (sample - (1 - alpha_bar).sqrt() * noise) / alpha_bar.sqrt()
-    return (sample - alpha_bar.sqrt() * clean.clamp(-limit, limit)) / (1 - alpha_bar).sqrt()
+    signal, spread = math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
+    clean = torch.sub(sample, noise, alpha=spread).div_(signal).clamp_(-limit, limit)
+    return torch.sub(sample, clean, alpha=signal).div_(spread)
 
 
 def add_noise(scheduler: DDPMScheduler, latents: Tensor, noise: Tensor, timesteps: Any) -> tuple[Tensor, Tensor]:
@@ -76,20 +78,17 @@ def add_noise(scheduler: DDPMScheduler, latents: Tensor, noise: Tensor, timestep
     return noisy, noise
 
 
-def clip_velocity(velocity: Tensor, sample: Tensor, alpha_bar: Tensor, limit: float) -> Tensor:
+def clip_velocity(velocity: Tensor, sample: Tensor, alpha_bar: float, limit: float) -> Tensor:
     """`clip_clean` for a velocity prediction; needs no division by alpha_bar, which zero-SNR schedules let reach 0."""
-    signal, spread = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
-    clean = (signal * sample - spread * velocity).clamp(-limit, limit)
-    return signal * (sample - signal * clean) / spread - spread * clean
+    signal, spread = math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
+    clean = (signal * sample).sub_(velocity, alpha=spread).clamp_(-limit, limit)
+    return torch.sub(sample, clean, alpha=signal).mul_(signal / spread).sub_(clean, alpha=spread)
 
 
-def clipped_prediction(
-    prediction: Tensor, sample: Tensor, timestep: Tensor, scheduler: Sampler, limit: float
-) -> Tensor:
-    """`clip_clean` for whatever the scheduler's prediction type is."""
-    alpha_bar = scheduler.alphas_cumprod.to(sample)[timestep.long()]
+def clipped_prediction(prediction: Tensor, sample: Tensor, timestep: int, scheduler: Sampler, limit: float) -> Tensor:
+    """`clip_clean` for whatever the scheduler's prediction type is. Looks the schedule up on the CPU."""
     clip = clip_velocity if scheduler.config["prediction_type"] == "v_prediction" else clip_clean
-    return clip(prediction, sample, alpha_bar, limit)
+    return clip(prediction, sample, float(scheduler.alphas_cumprod[timestep]), limit)
 
 
 def seeded_noise(seeds: list[int], shape: tuple[int, ...]) -> Tensor:

@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from dcdm_cli.errors import NotFoundError
 from dcdm_cli.files import write_text
+from dcdm_cli.reports.sheet import Sheet
 from dcdm_cli.reports.tables import summary_sheets
 from dcdm_cli.reports.words import Metrics, summary_sentences
 from dcdm_cli.safe_text import show
@@ -47,16 +48,28 @@ def write_report(
     title: str = "What the generated images were worth",
 ) -> Path:
     """Summary sentences, figures, tables of `metrics`, then `facts` (name -> value: settings, versions, sources)."""
-    # `finalize` sees each value before it is escaped: no control or bidi character reaches the page.
-    environment = Environment(
-        loader=PackageLoader("dcdm_cli.reports", ""), autoescape=True, undefined=StrictUndefined, finalize=show
-    )
-    page = environment.get_template("report.html.j2").render(
-        title=title,
-        sentences=summary_sentences(metrics),
-        figures=figures,
-        sheets=summary_sheets(metrics),
-        facts=facts or {},
+    sentences = [*summary_sentences(metrics), *metrics.get("warnings", ())]
+    return write_page(path, title, sentences, figures, summary_sheets(metrics), facts or {})
+
+
+def write_page(
+    path: Path,
+    title: str,
+    sentences: Sequence[str],
+    figures: Sequence[ReportFigure],
+    sheets: Sequence[Sheet],
+    facts: Mapping[str, str],
+) -> Path:
+    page = template("report.html.j2").render(
+        title=title, sentences=sentences, figures=figures, sheets=sheets, facts=facts
     )
     write_text(path, page + "\n")
     return path
+
+
+def template(name: str) -> Template:
+    """`finalize` sees each value before it is escaped: no control or bidi character reaches the page."""
+    environment = Environment(
+        loader=PackageLoader("dcdm_cli.reports", ""), autoescape=True, undefined=StrictUndefined, finalize=show
+    )
+    return environment.get_template(name)

@@ -1,59 +1,24 @@
-"""Tables of scores and metrics: once as plain cells (`Sheet`, which the HTML page shows), once drawn for a terminal."""
+"""Tables of scores and metrics, as `Sheet`s."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from rich.table import Table
-from rich.text import Text
 
 from dcdm_cli.data.manifest import Manifest
-from dcdm_cli.reports.words import Metrics, duration, interval, number, percent, points, verdict
-from dcdm_cli.safe_text import show
+from dcdm_cli.reports.quality_tables import class_sheet, cost_sheet, fidelity_sheet
+from dcdm_cli.reports.sheet import Sheet
+from dcdm_cli.reports.words import NOTHING, Metrics, duration, interval, number, percent, points, probability
 
 MAX_CLASSES = 20
 HARD = 0.5  # more likely wrong than right, for the scorer
 
 
-@dataclass(frozen=True)
-class Sheet:
-    """Cells as text. The first column names the row; the others are numbers or short words."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-    def table(self) -> Table:
-        """For a terminal. Cells are `Text`: markup in a name stays plain text."""
-        table = Table(title=Text(self.title), title_justify="left")
-        for index, name in enumerate(self.columns):
-            table.add_column(Text(name), justify="left" if index == 0 else "right", overflow="fold")
-        for row in self.rows:
-            table.add_row(*(Text(show(cell)) for cell in row))
-        return table
-
-
 def score_table(manifest: Manifest) -> Table:
     return score_sheet(manifest).table()
-
-
-def adherence_table(metrics: Metrics) -> Table:
-    return adherence_sheet(metrics).table()
-
-
-def frontier_table(metrics: Metrics) -> Table:
-    return frontier_sheet(metrics).table()
-
-
-def downstream_table(metrics: Metrics) -> Table:
-    return downstream_sheet(metrics).table()
-
-
-def stages_table(metrics: Metrics) -> Table:
-    return stages_sheet(metrics).table()
 
 
 def summary_tables(metrics: Metrics) -> list[Table]:
@@ -66,10 +31,17 @@ def summary_sheets(metrics: Metrics) -> list[Sheet]:
         downstream_sheet(metrics),
         paired_sheet(metrics),
         adherence_sheet(metrics),
+        class_sheet((metrics.get("adherence") or {}).get("classes", ())),
         frontier_sheet(metrics),
+        fidelity_sheet(metrics),
+        cost_sheet(metrics),
         stages_sheet(metrics),
     )
     return [sheet for sheet in sheets if sheet.rows]
+
+
+def export_tables(results: Mapping[str, Any]) -> list[Table]:
+    return [sheet.table() for sheet in (export_sheet(results), engines_sheet(results)) if sheet.rows]
 
 
 def score_sheet(manifest: Manifest) -> Sheet:
@@ -126,23 +98,51 @@ def downstream_sheet(metrics: Metrics) -> Sheet:
         )
         for arm in downstream.get("arms", ())
     )
-    columns = ("training set", "generated images", "accuracy", "95 % interval", "seeds")
+    columns = ("training set", "extra images", "accuracy", "95 % interval", "seeds")
     return Sheet(f"Accuracy on {downstream.get('test_images', '?')} test images", columns, tuple(rows))
 
 
 def paired_sheet(metrics: Metrics) -> Sheet:
+    return pairs_sheet(_section(metrics, "downstream").get("paired", ()))
+
+
+def pairs_sheet(pairs: Iterable[Mapping[str, Any]], title: str = "Differences in accuracy, seed by seed") -> Sheet:
     rows = (
         (
             f"{pair['arm']} vs {pair['against']}",
-            points(pair["difference_mean"]),
-            interval(pair["difference_ci95"]),
+            points(pair["difference_mean"], 2),
+            interval(pair["difference_ci95"], digits=2),
+            probability(pair.get("p_value")),
             str(pair["seeds"]),
-            verdict(pair),
+            pair.get("verdict", NOTHING),
+            str(pair.get("seeds_needed") or NOTHING),
         )
-        for pair in _section(metrics, "downstream").get("paired", ())
+        for pair in pairs
     )
-    columns = ("comparison", "points", "95 % interval", "paired seeds", "verdict")
-    return Sheet("Differences in accuracy, seed by seed", columns, tuple(rows))
+    columns = ("comparison", "points", "95 % interval", "p", "seeds", "verdict", "seeds to tell")
+    return Sheet(title, columns, tuple(rows))
+
+
+def export_sheet(results: Mapping[str, Any]) -> Sheet:
+    """The graphs, and how far each is from PyTorch in float32."""
+    rows = (
+        (
+            network["name"],
+            f"{network['mib']:,.1f}",
+            network["precision"],
+            network["parity"],
+            _small(network["max_abs"]),
+            _small(network["relative"]),
+        )
+        for network in results["networks"]
+    )
+    columns = ("graph", "MiB", "precision", "check", "max error", "relative")
+    return Sheet("Exported graphs, compared with PyTorch in fp32", columns, tuple(rows))
+
+
+def engines_sheet(results: Mapping[str, Any]) -> Sheet:
+    rows = ((engine["file"], f"{engine['mib']:,.1f}", str(engine["batch"])) for engine in results["engines"])
+    return Sheet("TensorRT engines", ("engine", "MiB", "images per call"), tuple(rows))
 
 
 def stages_sheet(metrics: Metrics) -> Sheet:
@@ -156,6 +156,10 @@ def _stage_rows(seconds: Mapping[str, float]) -> Iterator[tuple[str, str, str]]:
         yield stage, duration(spent), percent(spent / total if total else None, 0)
     if seconds:
         yield "all", duration(total), percent(1.0 if total else None, 0)
+
+
+def _small(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1e}"
 
 
 def _section(metrics: Metrics, name: str) -> Mapping[str, Any]:

@@ -5,12 +5,12 @@ All functions take what `metrics.json` holds; null stands for "could not be comp
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 NOTHING = "\N{EN DASH}"
 STEERED = 0.5  # rank correlation from which the page says that difficulty can be steered
-LABELS_HOLD = 0.9  # agreement from which a bin counts as keeping its labels
+MANY = 5  # comparisons from which the page reminds the reader of chance
 
 Metrics = Mapping[str, Any]
 Interval = Sequence[float | None] | None
@@ -24,15 +24,15 @@ def percent(value: float | None, digits: int = 1) -> str:
     return NOTHING if value is None else f"{100 * value:.{digits}f} %"
 
 
-def points(value: float | None) -> str:
+def points(value: float | None, digits: int = 1) -> str:
     """A difference of two shares, in signed percentage points."""
-    return NOTHING if value is None else f"{100 * value:+.1f}"
+    return NOTHING if value is None else f"{100 * value:+.{digits}f}"
 
 
-def interval(bounds: Interval, unit: str = "") -> str:
+def interval(bounds: Interval, unit: str = "", digits: int = 1) -> str:
     """A 95 % interval of a share or of a difference, times 100; a dash when one seed gave none."""
     known = known_bounds(bounds)
-    return f"[{100 * known[0]:.1f}, {100 * known[1]:.1f}]{unit}" if known else NOTHING
+    return f"[{100 * known[0]:.{digits}f}, {100 * known[1]:.{digits}f}]{unit}" if known else NOTHING
 
 
 def known_bounds(bounds: Interval) -> tuple[float, float] | None:
@@ -55,44 +55,53 @@ def duration(seconds: float | None) -> str:
 
 
 def verdict(pair: Mapping[str, Any]) -> str:
-    """'better', 'worse', or 'cannot tell' when the interval holds zero or there is no interval."""
-    known = known_bounds(pair["difference_ci95"])
-    if known is None or known[0] <= 0 <= known[1]:
-        return "cannot tell"
-    return "better" if known[0] > 0 else "worse"
+    """What the statistics decided: better, worse, or cannot tell; then also how many seeds would tell."""
+    word = pair.get("verdict", NOTHING)
+    if word != "cannot tell":
+        return word
+    needed = pair.get("seeds_needed")
+    more = f"; about {needed} would" if needed and needed > pair["seeds"] else ""
+    return f"{word} at {seeds_of(pair)}{more}"
 
 
-def labels_hold_until(frontier: Sequence[Mapping[str, Any]], kind: str) -> float | None:
-    """Upper edge of the last bin before `kind` ("real", "generated") first falls below LABELS_HOLD; None = never held.
+def seeds_of(pair: Mapping[str, Any]) -> str:
+    return "1 seed" if pair["seeds"] == 1 else f"{pair['seeds']} seeds"
 
-    Bins without images are passed over: they say nothing either way.
-    """
-    edge = None
-    for row in frontier:
-        agreement = row[f"{kind}_agreement"]
-        if agreement is None:
-            continue
-        if agreement < LABELS_HOLD:
-            break
-        edge = row["bin"][1]
-    return edge
+
+def probability(value: float | None) -> str:
+    """A p value; a small one as a bound."""
+    if value is None:
+        return NOTHING
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def summary_sentences(metrics: Metrics) -> list[str]:
     """What the numbers say, most important first. Sections that are missing are left out."""
     return [
-        *_downstream_sentences(metrics.get("downstream") or {}),
+        *paired_sentences((metrics.get("downstream") or {}).get("paired", ())),
         *_adherence_sentences(metrics.get("adherence") or {}),
-        *_cost_sentences(metrics.get("seconds") or {}, metrics.get("device")),
+        *_quality_sentences(metrics.get("quality") or {}),
+        *_time_sentences(metrics.get("seconds") or {}, metrics.get("device")),
+        *_bill_sentences(metrics.get("cost") or {}),
     ]
 
 
-def _downstream_sentences(downstream: Metrics) -> Iterator[str]:
-    for pair in downstream.get("paired", ()):
+def paired_sentences(pairs: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """One plain sentence per comparison, and one about their number."""
+    pairs = list(pairs)
+    for pair in pairs:
         bounds = f" {interval(pair['difference_ci95'])}" if known_bounds(pair["difference_ci95"]) else ""
         seeds = "1 paired seed" if pair["seeds"] == 1 else f"{pair['seeds']} paired seeds"
-        difference = f"{points(pair['difference_mean'])} points of accuracy{bounds} over {seeds}"
+        test = f", p {_equals(pair['p_value'])}" if pair.get("p_value") is not None else ""
+        difference = f"{points(pair['difference_mean'])} points of accuracy{bounds} over {seeds}{test}"
         yield f"{pair['arm']} vs {pair['against']}: {difference}: {verdict(pair)}."
+    if len(pairs) >= MANY:
+        yield f"{len(pairs)} comparisons: about one 95 % interval in 20 misses the truth by chance."
+
+
+def _equals(p: float) -> str:
+    text = probability(p)
+    return text if text.startswith("<") else f"= {text}"
 
 
 def _adherence_sentences(adherence: Metrics) -> Iterator[str]:
@@ -105,24 +114,50 @@ def _adherence_sentences(adherence: Metrics) -> Iterator[str]:
     )
     if known := known_bounds(adherence.get("reachable")):
         yield f"Mean difficulties from {number(known[0])} to {number(known[1])} can be reached."
-    yield from _frontier_sentences(adherence.get("frontier") or ())
-
-
-def _frontier_sentences(frontier: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    if not frontier:
-        return
-    made, real = labels_hold_until(frontier, "generated"), labels_hold_until(frontier, "real")
-    share = f"keep their label in at least {percent(LABELS_HOLD, 0)} of cases"
-    yield f"Generated images {share} {_up_to(made)}; real images {_up_to(real)}."
+    if "labels_hold_until" in adherence:
+        held, counted = adherence["labels_hold_until"], adherence.get("frontier") or ()
+        real = f"; real images {_up_to(held['real'])}" if any(row["real_n"] for row in counted) else ""
+        yield f"Generated images keep their label in at least 90 % of cases {_up_to(held['generated'])}{real}."
 
 
 def _up_to(difficulty: float | None) -> str:
     return "at no difficulty" if difficulty is None else f"up to difficulty {difficulty:.1f}"
 
 
-def _cost_sentences(seconds: Mapping[str, float], device: str | None) -> Iterator[str]:
+def _quality_sentences(quality: Metrics) -> Iterator[str]:
+    if not quality:
+        return
+    leakage = quality["leakage"]
+    yield (
+        f"Of {quality['images']} generated images {quality['blank']} are blank, {leakage['near_train']} repeat a "
+        f"training image and {leakage['near_test']} a held-out image; the judge sees the label in "
+        f"{percent(quality['label_agreement'])}."
+    )
+    if leakage["level"] == "error":
+        yield "Leak: generated images repeat held-out images, so that accuracy on those is too high."
+    if (closer := leakage["closer_than_real"]) is not None and closer > 3 * leakage["closer_expected"]:
+        yield (
+            f"{percent(closer)} of the generated images lie closer to a training image than 99 % of the held-out real "
+            "ones do: the generator repeats what it was trained on."
+        )
+    if leakage["real_overlap"]:
+        yield f"{leakage['real_overlap']} held-out real images all but repeat a training image."
+
+
+def _time_sentences(seconds: Mapping[str, float], device: str | None) -> Iterator[str]:
     if seconds:
         longest = max(seconds, key=lambda stage: seconds[stage])
         place = f" on {device}" if device else ""
         total = duration(sum(seconds.values()))
         yield f"The whole run took {total}{place}; most of it {longest} ({duration(seconds[longest])})."
+
+
+def _bill_sentences(cost: Metrics) -> Iterator[str]:
+    if not cost or not cost["stages"] or not any(cost["hours"].values()):
+        return
+    spent = " and ".join(f"{hours:.3g} {unit}" for unit, hours in cost["hours"].items() if hours)
+    money = "" if cost["money"] is None else f" ({cost['money']:.2f} at {cost['gpu_hour_price']:g} per GPU-hour)"
+    yield f"Making {cost['images']} images cost {spent}{money}, scoring and fine-tuning included."
+    if cost["per_point"]:
+        each = " and ".join(f"{cost['per_point'][u]:.3g} {u}" for u, hours in cost["hours"].items() if hours)
+        yield f"{cost['points_gained']:.2f} points of accuracy were gained: {each} per point."

@@ -220,6 +220,7 @@ def test_evaluation_needs_images_that_nobody_trained_on(tmp_path: Path) -> None:
 
 def test_fewer_images_per_target_than_classes_are_enough(copy: Path) -> None:
     shutil.rmtree(copy / "evaluation")
+    shutil.rmtree(copy / "generated")
     with_four = SETTINGS.replace("per_target = 6", "per_target = 4").replace("seeds = 2", "seeds = 1")
     (copy / "dcdm.toml").write_text(with_four)
     photos = write_images(copy / "five", dict.fromkeys("abcde", 6))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,9 @@ from dcdm_cli.config import ClassifierConfig
 from dcdm_cli.demo.digits import digit_images
 from dcdm_cli.errors import InterruptedRunError
 from dcdm_cli.evaluation import downstream as module
-from dcdm_cli.evaluation.downstream import Arm, Ledger, Samples, arm_accuracy, run_arms
+from dcdm_cli.evaluation.downstream import NOTHING, Arm, Ledger, Samples, Trial, arm_accuracy, run_arms
 from dcdm_cli.job import Job
 
-NOTHING = Samples([], np.zeros(0, np.int64))
 SETTINGS = ClassifierConfig.model_validate(
     {
         "model": "resnet10t", "model_args": {"channels": [8, 12, 16, 32], "stem_width": 8}, "image_size": 32,
@@ -72,12 +72,15 @@ def arms(calls: list[tuple[str, int]]) -> list[Arm]:
     ]
 
 
-def run(tmp_path: Path, calls: list[tuple[str, int]], job: Job | None = None) -> dict:
+def trial(content: str = "data") -> Trial:
     real = Samples([Path("r")] * 10, np.zeros(10, np.int64))
-    return run_arms(
-        arms(calls), real, real, SETTINGS, [0, 1, 2], classes=2, ledger=Ledger(tmp_path / "ledger.jsonl"),
-        job=job or Job(),
-    )  # fmt: skip
+    return Trial(real, real, 2, content)
+
+
+def run(tmp_path: Path, calls: list[tuple[str, int]], job: Job | None = None, **changes: object) -> dict:
+    how = {"arms": arms(calls), "trial": trial(), "config": SETTINGS, "seeds": [0, 1, 2]} | changes
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    return run_arms(**how, ledger=ledger, job=job or Job())  # type: ignore[arg-type]
 
 
 KNOWN = {
@@ -124,8 +127,55 @@ def test_a_stopped_comparison_goes_on_and_a_torn_line_is_redone(tmp_path: Path, 
     run(tmp_path, calls)
     ledger = tmp_path / "ledger.jsonl"
     lines = ledger.read_text().splitlines()
-    assert len(lines) == 9 and {"arm", "seed", "accuracy", "images", "key"} == set(json.loads(lines[0]))
+    assert len(lines) == 9 and {"arm", "seed", "accuracy", "images", "seconds", "key"} == set(json.loads(lines[0]))
     ledger.write_text("\n".join(lines)[:-9])
     calls.clear()
     run(tmp_path, calls)
     assert calls == [("dcdm", 2)]
+    accuracies.clear()
+    run(tmp_path, calls)  # the line after the torn one is whole
+    assert calls == [("dcdm", 2)]
+
+
+def test_arms_that_differ_in_name_alone_are_computed_once(tmp_path: Path, accuracies: dict) -> None:
+    accuracies |= KNOWN
+    calls: list[tuple[str, int]] = []
+    real, _, dcdm = arms(calls)
+    twice = [real, dcdm, replace(dcdm, name="mean 0.5")]
+    made = run(tmp_path, calls, arms=twice)
+    assert calls == [("dcdm", seed) for seed in (0, 1, 2)]
+    assert made["arms"][1]["accuracy"] == made["arms"][2]["accuracy"]
+    again = run(tmp_path, calls, arms=[replace(dcdm, name="ours")])  # another experiment, the same ledger
+    assert len(calls) == 3 and again["arms"][0]["accuracy"] == made["arms"][1]["accuracy"]
+
+
+@pytest.mark.parametrize("change", ["data", "classifier", "settings", "key"])
+def test_anything_that_matters_is_computed_anew(tmp_path: Path, accuracies: dict, change: str) -> None:
+    accuracies |= KNOWN
+    calls: list[tuple[str, int]] = []
+    dcdm = arms(calls)[2]
+    run(tmp_path, calls, arms=[dcdm])
+    changes: dict[str, object] = {"arms": [dcdm]}
+    if change == "data":
+        changes["trial"] = trial("other data")
+    elif change == "classifier":
+        changes["arms"] = [replace(dcdm, classifier={"mixup": 0.2})]
+    elif change == "settings":
+        changes["config"] = SETTINGS.model_copy(update={"steps": 61})
+    else:
+        changes["arms"] = [replace(dcdm, key="other images")]
+    run(tmp_path, calls, **changes)
+    assert len(calls) == 6
+
+
+def test_several_processes_give_what_one_gives(tmp_path: Path, pair: tuple[Samples, Samples]) -> None:
+    real, test = pair
+    quick = SETTINGS.model_copy(update={"steps": 8})
+    made = []
+    for workers in (1, 2):
+        how = {"trial": Trial(real, test, 2, "d"), "config": quick, "seeds": [0, 1], "workers": workers}
+        folder = tmp_path / str(workers)
+        folder.mkdir()
+        made.append(run(folder, [], arms=[Arm("real", lambda seed: NOTHING, "")], **how))
+        assert len((folder / "ledger.jsonl").read_text().splitlines()) == 2
+    assert made[0] == made[1]

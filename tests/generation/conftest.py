@@ -12,26 +12,24 @@ import torch
 from dcdm_cli.config import GenerateConfig
 from dcdm_cli.demo.base import TINY_BASE
 from dcdm_cli.generation.engine import Engine, open_engine
-from dcdm_cli.generation.plan import Plan, PlanInputs, make_plan
+from dcdm_cli.generation.plan import Plan, make_plan
 from dcdm_cli.generation.targets import parse_target
 from dcdm_cli.model.adapter import AdapterInfo, save_adapter
 from dcdm_cli.model.base import load_base
 from dcdm_cli.model.conditioning import DifficultyEncoder, EncoderConfig
+from dcdm_cli.model.exported import export_requests, model_facts
+from dcdm_cli.model.fused import load_fused
 from dcdm_cli.model.lora import add_lora, lora_parameters
+from dcdm_export.folder import Order, make_export
 
-NAMES = ("zero", "test tube", "two")
-CAPTIONS = [[f"the number {name}", f"a photo of a {name}"] for name in NAMES]
+from .fakes import CAPTIONS, NAMES, inputs
+
+__all__ = ["CAPTIONS", "NAMES", "adapter", "config", "engine", "inputs", "plan"]
 
 
 def config(**changes: object) -> GenerateConfig:
     quick = {"steps": 3, "scheduler": "dpmpp", "clip_range": 4.0, "batch_size": 4, "decode_batch": 4}
     return GenerateConfig.model_validate(quick | changes)
-
-
-def inputs(**changes: object) -> PlanInputs:
-    real = np.linspace(0, 1, 30).astype(np.float32)
-    chosen = {"class_names": NAMES, "captions": CAPTIONS, "real": real, "cap": 0.8, "calibration": None} | changes
-    return PlanInputs(**chosen)  # type: ignore[arg-type]
 
 
 def plan(counts: Sequence[int] = (3, 2, 2), generator: str = "g", seed: int = 0) -> Plan:
@@ -56,3 +54,14 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def engine(adapter: Path) -> Engine:
     return open_engine(adapter, config(), "cpu")
+
+
+@pytest.fixture(scope="session")
+def exported(adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The adapter's denoiser, for guided steps of three calls, and its decoder, as `dcdm export` writes them."""
+    folder = tmp_path_factory.mktemp("exported")
+    model = load_fused(adapter)
+    facts = model_facts(model, adapter, 1.0)
+    requests = export_requests(model, facts, "fp32", 21, {}, shared_calls=3)
+    make_export(Order(facts, requests[:2], {}, "0"), folder / "export", folder / "work")
+    return folder / "export"

@@ -9,18 +9,145 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
 
-from dcdm_cli.errors import MismatchError, NotFoundError
-from dcdm_cli.generation.engine import Engine, open_engine, render, sampler_settings
+from dcdm_cli.errors import MismatchError, NotFoundError, OutOfMemoryError
+from dcdm_cli.generation.engine import Engine, Room, open_engine, render, sampler_settings, sampler_warnings
+from dcdm_cli.generation.prompts import PromptCache
 from dcdm_cli.job import Job
 from dcdm_cli.model.adapter import CONFIG_FILE
 
 from .conftest import config, plan
 
 
-def images(engine: Engine, batch: int) -> np.ndarray:
+def images(engine: Engine, batch: int, job: Job | None = None) -> np.ndarray:
+    """Of the plan's 7 rows, in order."""
     resized = dataclasses.replace(engine, config=engine.config.model_copy(update={"batch_size": batch}))
-    return np.concatenate([made for _, made in render(resized, plan().rows(), Job())])
+    batches = list(render(resized, plan().rows(), job or Job()))
+    assert [row.index for rows, _ in batches for row in rows] == list(range(7))
+    return np.concatenate([made for _, made in batches])
+
+
+class Elementwise:
+    """A denoiser without sums, so that a row's prediction cannot depend on its batch, not even in the last bit.
+
+    most: rows that fit into its memory.
+    """
+
+    name, device, shared_calls = "elementwise", "cpu", 1
+
+    def __init__(self, *, fixed_batch: bool = False, most: int = 10**6) -> None:
+        self.fixed_batch, self.most = fixed_batch, most
+        self.batches: list[int] = []
+
+    def __call__(self, latents: Tensor, timestep: Tensor, text: Tensor, label: Tensor, difficulty: Tensor) -> Tensor:
+        self.batches.append(len(latents))
+        if len(latents) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        known = (text[:, 0, 0] + label + difficulty + timestep / 1000)[:, None, None, None]
+        return 0.5 * latents + 0.1 * known
+
+
+def with_denoiser(engine: Engine, denoiser: Elementwise) -> Engine:
+    def decode(latents: Tensor) -> Tensor:
+        return latents[:, :3].tanh()
+
+    return dataclasses.replace(engine, denoiser=denoiser, decode=decode, room=Room())
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(batch=st.integers(1, 9))
+def test_with_a_batch_invariant_network_images_are_equal_to_the_bit(engine: Engine, batch: int) -> None:
+    together = images(with_denoiser(engine, Elementwise()), 7)
+    assert together.std() > 1
+    assert np.array_equal(images(with_denoiser(engine, Elementwise()), batch), together)
+
+
+def test_a_short_last_batch_is_filled_up_where_sizes_are_fixed(engine: Engine) -> None:
+    denoiser = Elementwise(fixed_batch=True)
+    made = images(with_denoiser(engine, denoiser), 3)
+    assert set(denoiser.batches) == {9}  # three calls
+    assert np.array_equal(made, images(with_denoiser(engine, Elementwise()), 3))
+
+
+def test_out_of_memory_halves_the_batch_and_goes_on(engine: Engine) -> None:
+    denoiser, told = Elementwise(most=9), list[str]()
+    small = with_denoiser(engine, denoiser)
+    made = images(small, 7, Job(note=told.append))
+    assert np.array_equal(made, images(with_denoiser(engine, Elementwise()), 7))
+    assert told == ["out of memory with a batch of 7 images; going on with 3 (--batch-size)"]
+    denoiser.batches.clear()
+    images(small, 7)
+    assert max(denoiser.batches) == 9  # remembered
+
+
+def test_a_single_image_that_does_not_fit_ends_the_run(engine: Engine) -> None:
+    with pytest.raises(OutOfMemoryError, match="batch of one image") as caught:
+        images(with_denoiser(engine, Elementwise(most=2)), 7)
+    assert "--precision fp16" in caught.value.hint
+
+
+def test_other_failures_are_not_taken_for_a_lack_of_memory(engine: Engine) -> None:
+    def broken(latents: Tensor) -> Tensor:
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        images(dataclasses.replace(with_denoiser(engine, Elementwise()), decode=broken), 7)
+
+
+def test_texts_are_encoded_once_per_engine(engine: Engine) -> None:
+    asked: list[str] = []
+
+    def encode(captions: list[str]) -> Tensor:
+        asked.extend(captions)
+        return torch.ones(len(captions), 16, 64)
+
+    counted = dataclasses.replace(with_denoiser(engine, Elementwise()), prompts=PromptCache(encode, "cpu"))
+    images(counted, 2)
+    images(counted, 3)
+    captions = [caption for caption in asked if caption]
+    assert len(captions) == len(set(captions)) and set(captions) == {row.caption for row in plan().rows()}
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_exported_networks_make_torchs_images(backend: str, engine: Engine, adapter: Path, exported: Path) -> None:
+    if backend == "openvino":
+        pytest.importorskip("openvino")
+    other = open_engine(adapter, config(backend=backend), "cpu", export=exported)
+    assert other.denoiser.name == backend and other.generator == engine.generator
+    assert other.base.unet.device.type == other.base.vae.device.type == "meta"  # no second copy in memory
+    for batch in (7, 4, 1):
+        difference = np.abs(images(other, batch).astype(int) - images(engine, batch))
+        assert (difference <= 1).mean() > 0.999 and difference.max() <= 2
+
+
+def test_an_export_for_other_guidance_is_passed_over(adapter: Path, exported: Path) -> None:
+    two_calls = open_engine(adapter, config(text_guidance=1), "cpu", export=exported)
+    assert two_calls.denoiser.name == "torch" and two_calls.denoiser.shared_calls == 2
+    assert "exported for 3 network calls per step; these settings make 2" in two_calls.reason
+
+
+def test_limited_guidance_makes_fewer_calls_and_other_images(adapter: Path, engine: Engine) -> None:
+    limited = open_engine(adapter, config(guidance_interval=(0.5, 1)), "cpu")
+    assert limited.denoiser.shared_calls == 1 and limited.generator != engine.generator
+    assert (images(limited, 7) != images(engine, 7)).any()
+    denoiser = Elementwise()
+    images(with_denoiser(limited, denoiser), 7)
+    assert denoiser.batches == [7, 21, 21]
+
+
+def test_settings_that_flatten_or_fake_difficulty_are_warned_about() -> None:
+    assert sampler_warnings(config(scheduler="unipc")) == []
+    assert "clip_range" in sampler_warnings(config(scheduler="unipc", clip_range=None))[0]
+    assert "0.2 to 0.8" in sampler_warnings(config(guidance_interval=(0.2, 0.8)))[0]
+
+
+def test_an_unset_interval_leaves_older_calibrations_valid() -> None:
+    assert "guidance_interval" not in sampler_settings(config())
+    assert sampler_settings(config(guidance_interval=(0.2, 0.8)))["guidance_interval"] == [0.2, 0.8]
 
 
 def test_images_do_not_depend_on_the_batch_size(engine: Engine) -> None:

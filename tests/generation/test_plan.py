@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dcdm_cli.difficulty.calibration import fit_calibration
-from dcdm_cli.errors import MismatchError, UsageError
-from dcdm_cli.generation.plan import Budget, grid_plan, make_plan, read_plan, write_plan
-from dcdm_cli.generation.seeds import image_seed
-from dcdm_cli.generation.targets import parse_target
+from dcdm_cli.errors import MismatchError, NotFoundError, UsageError
+from dcdm_cli.generation.budget import Budget, fill_level, read_class_table, read_counts
+from dcdm_cli.generation.plan import grid_plan, make_plan
+from dcdm_cli.generation.plan_file import PlanFile, read_plan, write_plan
+from dcdm_cli.generation.seeds import image_seed, image_seeds
+from dcdm_cli.generation.targets import Targets, parse_target
 
 from .conftest import CAPTIONS, NAMES, inputs, plan
 
@@ -106,3 +110,130 @@ def test_a_class_without_captions_names_the_command() -> None:
     with pytest.raises(UsageError, match="class 'two' has no caption") as caught:
         make_plan(inputs(captions=[["a"], ["b"], []]), np.array([1, 1, 1]), parse_target("fixed:0.5"), 0, "g")
     assert "dcdm caption" in caught.value.hint
+
+
+# Budgets
+
+
+def test_an_explicit_budget_excludes_another() -> None:
+    with pytest.raises(UsageError, match="--per-class and --balance exclude each other"):
+        Budget(per_class=3, balance=True).per_label(np.array([1, 2]))
+
+
+def test_counts_name_single_classes_and_the_others_get_none() -> None:
+    assert Budget(ratio=0.1, counts={2: 7}).per_label(np.array([50, 30, 20])).tolist() == [0, 0, 7]
+
+
+def test_balance_fills_up_to_the_largest_class_or_as_far_as_the_count_goes() -> None:
+    real = np.array([50, 30, 2])
+    assert Budget(ratio=0.1, balance=True).per_label(real).tolist() == [0, 20, 48]
+    assert Budget(count=10, balance=True).per_label(real).tolist() == [0, 0, 10]
+    assert Budget(count=71, balance=True).per_label(real).tolist() == [1, 21, 49]
+
+
+@given(st.lists(st.integers(0, 60), min_size=1, max_size=12).filter(any), st.integers(1, 400))
+def test_a_level_fill_spends_its_budget_and_never_widens_the_gap(real: list[int], total: int) -> None:
+    counts = fill_level(np.array(real), total)
+    whole = np.array(real) + counts
+    assert counts.sum() == total and counts.min() >= 0
+    grown = whole[counts > 0]
+    assert grown.max() - grown.min() <= 1 and grown.max() <= whole[counts == 0].min(initial=10**9) + 1
+
+
+@pytest.mark.parametrize(
+    "text", ["class,count\nzero,3\ntwo,0\n", '{"zero": 3, "two": 0}', "\ufeffclass,count\r\nzero,3\r\ntwo,0"]
+)
+def test_a_table_of_counts_is_csv_or_json(tmp_path: Path, text: str) -> None:
+    (tmp_path / "counts").write_text(text)
+    assert read_counts(tmp_path / "counts", NAMES) == {0: 3, 2: 0}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("class,count\nzer0,3\n", "there is no class 'zer0'"),
+        ("class,count\nzero,3\nzero,4\n", "class 'zero' comes twice"),
+        ('{"zero": 3, "zero": 4}', "class 'zero' comes twice"),
+        ("class,count\nzero,-3\n", "give a whole number"),
+        ("class,count\nzero,1.5\n", "give a whole number"),
+        ("name,count\nzero,3\n", "cannot read"),
+        ("{", "cannot read"),
+    ],
+)
+def test_a_wrong_table_is_refused(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "counts").write_text(text)
+    with pytest.raises(UsageError, match=says):
+        read_counts(tmp_path / "counts", NAMES)
+    with pytest.raises(NotFoundError, match="no table at"):
+        read_class_table(tmp_path / "gone", "count", NAMES)
+
+
+def test_single_classes_may_have_a_difficulty_of_their_own() -> None:
+    target = Targets(parse_target("fixed:0.2"), {1: parse_target("uniform:0.6,0.7")})
+    rows = make_plan(inputs(), np.array([4, 4, 4]), target, 0, "g").rows()
+    assert {row.target_difficulty for row in rows if row.label != 1} == {np.float32(0.2)}
+    assert all(0.6 <= row.target_difficulty <= 0.7 for row in rows if row.label == 1)
+
+
+# Shards and files
+
+
+def test_shards_depend_on_the_index_alone() -> None:
+    made = make_plan(inputs(), np.array([3, 2, 2]), parse_target("fixed:0.5"), 0, "g", shard_size=3)
+    assert made.shards == 3 and made.table["shard"].to_pylist() == [0, 0, 0, 1, 1, 1, 2]
+    assert [row.index for shard in range(3) for row in made.shard_rows(shard)] == list(range(7))
+    same = make_plan(inputs(), np.array([3, 2, 2]), parse_target("fixed:0.5"), 0, "g")
+    assert same.table.drop("shard").equals(made.table.drop("shard")) and same.hash != made.hash
+
+
+def test_no_two_images_of_a_run_start_from_the_same_noise() -> None:
+    """torch's CPU generator looks at 32 bits of the seed only."""
+    seeds = image_seeds(5, np.arange(200_000))
+    assert len(np.unique(seeds.astype(np.uint32))) == 200_000 and seeds.max() < 2**53
+    assert image_seeds(5, np.array([7]))[0] == image_seed(5, 7) == seeds[7]
+    assert image_seed(5, 7) != image_seed(5, 7 + 2**32)
+
+
+@given(st.integers(0, 2**40), st.integers(0, 2**62))
+def test_seeds_of_any_run_and_index_are_in_range(run: int, index: int) -> None:
+    assert 0 <= image_seed(run, index) < 2**53
+
+
+def test_one_shard_is_read_and_checked_without_the_others(tmp_path: Path) -> None:
+    made = make_plan(inputs(), np.array([3, 2, 2]), parse_target("fixed:0.5"), 0, "g", shard_size=3, made_for={"a": 1})
+    write_plan(made, tmp_path / "plan.parquet")
+    file = PlanFile(tmp_path / "plan.parquet")
+    file.verify()
+    assert (len(file), file.shards, file.hash, file.generator) == (7, 3, made.hash, "g")
+    assert (file.class_names, file.made_for, file.shard_size) == (NAMES, {"a": 1}, 3)
+    assert file.shard_rows(2) == made.shard_rows(2) and file.load().hash == made.hash
+
+
+def test_the_hash_is_over_values_not_over_their_storage() -> None:
+    made = plan()
+    chunked = pa.concat_tables([made.table.slice(0, 2), made.table.slice(2)])
+    assert dataclasses.replace(made, table=chunked).hash == made.hash
+
+
+@pytest.mark.parametrize("column", ["seed", "caption", "requested_difficulty", "sample_id", "index"])
+def test_an_edit_of_any_column_is_noticed(tmp_path: Path, column: str) -> None:
+    made = make_plan(inputs(), np.array([3, 2, 2]), parse_target("fixed:0.5"), 0, "g", shard_size=3)
+    write_plan(made, tmp_path / "plan.parquet")
+    table = pq.read_table(tmp_path / "plan.parquet")
+    values = table[column].to_pylist()
+    edited = pa.array([*values[:-1], values[0]], table.schema.field(column).type)
+    table = table.set_column(table.schema.get_field_index(column), table.schema.field(column), edited)
+    pq.write_table(table, tmp_path / "plan.parquet", row_group_size=3)
+    file = PlanFile(tmp_path / "plan.parquet")
+    assert file.shard_rows(0) == made.shard_rows(0)  # that shard is what it was
+    if values[-1] != values[0]:
+        with pytest.raises(MismatchError, match="was changed after it was written"):
+            file.verify()
+
+
+def test_a_million_rows_are_planned_in_seconds() -> None:
+    """The real figure is benchmarks/bench_scaling.py's; this catches a return to a loop over rows."""
+    started = time.process_time()
+    made = make_plan(inputs(), np.full(3, 40_000), parse_target("normal:0.5,0.1"), 0, "g")
+    assert len(made.hash) == 32 and len(made) == 120_000
+    assert time.process_time() - started < 3

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from dcdm_cli.demo.base import TINY_BASE
 from dcdm_cli.errors import NumericalError
-from dcdm_cli.generation.sampler import Conditioning, Guidance, sample
+from dcdm_cli.generation.guidance import Guidance
+from dcdm_cli.generation.sampler import Conditioning, sample
 from dcdm_cli.model.base import load_base
 from dcdm_cli.model.schedule import Sampler, sampling_scheduler
 
@@ -19,7 +20,7 @@ CONDITIONING = Conditioning(TEXT, torch.tensor([0, 1]), torch.tensor([0.25, 0.75
 class Arithmetic:
     """A denoiser whose prediction says which call it was: text + difficulty, -1 for none given."""
 
-    name, device = "arithmetic", "cpu"
+    name, device, shared_calls, fixed_batch = "arithmetic", "cpu", 1, False
 
     def __init__(self) -> None:
         self.batches: list[int] = []
@@ -85,3 +86,28 @@ def test_every_step_is_reported() -> None:
     seen: list[int] = []
     sample(Arithmetic(), Recorder(), torch.randn(2, 4, 8, 8), CONDITIONING, Guidance(), steps=3, on_step=seen.append)  # type: ignore[arg-type]
     assert seen == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("interval", "batches"), [((0, 1), [6] * 4), ((0.25, 0.75), [2, 6, 6, 2]), ((0.6, 1), [2, 2, 6, 6])]
+)
+def test_outside_the_interval_only_the_conditional_call_is_made(
+    interval: tuple[float, float], batches: list[int]
+) -> None:
+    denoiser = Arithmetic()
+    guidance = Guidance(2, 6, interval)
+    made = sample(denoiser, Recorder(), torch.randn(2, 4, 8, 8), CONDITIONING, guidance, steps=4)  # type: ignore[arg-type]
+    assert denoiser.batches == batches
+    if batches[-1] == 2:
+        assert torch.allclose(made[:, 0, 0, 0], torch.tensor([10.25, 10.75]))  # text and difficulty, weight 1
+    assert guidance.shared_calls(4) == (3 if interval == (0, 1) else 1)
+
+
+def test_a_network_for_another_number_of_calls_is_never_used() -> None:
+    denoiser = Arithmetic()
+    denoiser.shared_calls = 3
+    noise = torch.randn(2, 4, 8, 8)
+    sample(denoiser, Recorder(), noise, CONDITIONING, Guidance(2, 6), steps=1)  # type: ignore[arg-type]
+    for guidance in (Guidance(), Guidance(2, 2), Guidance(2, 6, (0, 0.5))):
+        with pytest.raises(AssertionError):
+            sample(denoiser, Recorder(), noise, CONDITIONING, guidance, steps=2)  # type: ignore[arg-type]

@@ -74,16 +74,15 @@ def test_signal_to_noise_falls_with_time(tiny: BaseModel) -> None:
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 def test_clipping_limits_the_clean_latents_and_nothing_else(tiny: BaseModel, kind: str) -> None:
     scheduler = sampling_scheduler("ddim", config(tiny, kind))
-    timestep = torch.tensor(600)
     a = scheduler.alphas_cumprod[600]
     clean = 5 * CLEAN
     sample = a.sqrt() * clean + (1 - a).sqrt() * NOISE
     prediction = NOISE if kind == "epsilon" else a.sqrt() * NOISE - (1 - a).sqrt() * clean
-    clipped = clipped_prediction(prediction, sample, timestep, scheduler, 4.0)
+    clipped = clipped_prediction(prediction, sample, 600, scheduler, 4.0)
     implied = scheduler.step(clipped, 600, sample).pred_original_sample if scheduler.set_timesteps(10) is None else None
     assert implied is not None
     assert torch.allclose(implied, clean.clamp(-4, 4), atol=1e-4)
-    unclipped = clipped_prediction(prediction, sample, timestep, scheduler, 100.0)
+    unclipped = clipped_prediction(prediction, sample, 600, scheduler, 100.0)
     assert torch.allclose(unclipped, prediction, atol=1e-4)
 
 
@@ -93,14 +92,14 @@ def test_clipping_equals_the_librarys_own(tiny: BaseModel) -> None:
     prediction, sample = 3 * NOISE, CLEAN
     for scheduler in (theirs, ours):
         scheduler.set_timesteps(10)
-    timestep = ours.timesteps[4]
+    timestep = int(ours.timesteps[4])
     expected = theirs.step(prediction, timestep, sample, use_clipped_model_output=True, return_dict=False)[0]
     clipped = clipped_prediction(prediction, sample, timestep, ours, 1.5)
     assert torch.allclose(ours.step(clipped, timestep, sample, return_dict=False)[0], expected, atol=1e-5)
 
 
 def test_velocity_is_clipped_even_without_any_signal_left() -> None:
-    made = clip_velocity(9 * CLEAN, NOISE, torch.tensor(0.0), 4.0)
+    made = clip_velocity(9 * CLEAN, NOISE, 0.0, 4.0)
     assert torch.isfinite(made).all()
     assert torch.allclose(made, (9 * CLEAN).clamp(-4, 4), atol=1e-5)
 

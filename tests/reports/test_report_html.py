@@ -49,7 +49,7 @@ def test_one_file_with_everything_inside(metrics, figure, tmp_path):
     assert base64.b64decode((image["src"] or "").removeprefix("data:image/png;base64,")) == figure.read_bytes()
     [policy] = [m["content"] for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy"]
     assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    assert len(page.all("table")) == 5
+    assert len(page.all("table")) == 8
     for words in ("dcdm vs real: +0.9 points", "better", "96.50 %", "12 min 34 s", "look", "tiny"):
         assert words in page.text
 

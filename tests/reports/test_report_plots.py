@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dcdm_cli.reports import plots
+from dcdm_cli.reports import canvas, plots
 
 
 def size(path) -> tuple[int, int]:
@@ -23,7 +23,7 @@ def test_difficulty_histogram(classes, tmp_path):
     difficulty[0] = np.nan
     names = ["$\\frac$ 猫 [/x]\x1b", *(f"class {i}" for i in range(1, classes))]
     path = plots.difficulty_histogram(tmp_path / "a" / "h.png", difficulty, rng.integers(0, classes, 200), names)
-    assert size(path)[0] == pytest.approx(9 * plots.DPI)
+    assert size(path)[0] == pytest.approx(9 * canvas.DPI)
     assert [p.name for p in path.parent.iterdir()] == ["h.png"]
 
 

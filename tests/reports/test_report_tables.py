@@ -8,6 +8,8 @@ from rich.table import Table
 
 from dcdm_cli.data.manifest import Manifest
 from dcdm_cli.reports import tables
+from dcdm_cli.reports.quality_tables import cost_sheet, demand_sheet, fidelity_sheet, filter_sheet
+from dcdm_cli.reports.sheet import Sheet
 from dcdm_cli.safe_text import show
 
 
@@ -58,19 +60,22 @@ def test_hostile_names_are_plain_text(metrics):
 @pytest.mark.parametrize(
     ("draw", "cells"),
     [
-        (tables.adherence_table, ["0.12", "99.0 %"]),
-        (tables.frontier_table, ["0.0 to 0.1", "95.0 %"]),
-        (tables.downstream_table, ["997 test images", "96.50 %", "[95.5, 97.5] %"]),
-        (tables.stages_table, ["12 min 34 s", "76 %", "all"]),
+        (tables.adherence_sheet, ["0.12", "99.0 %"]),
+        (tables.frontier_sheet, ["0.0 to 0.1", "95.0 %"]),
+        (tables.downstream_sheet, ["997 test images", "96.50 %", "[95.5, 97.5] %"]),
+        (tables.paired_sheet, ["+0.90", "[0.30, 1.50]", "0.008", "better", "cannot tell"]),
+        (tables.stages_sheet, ["12 min 34 s", "76 %", "all"]),
+        (fidelity_sheet, ["generated, judge", "7.74", "12.50", "200"]),
+        (cost_sheet, ["12 min", "3.0 s", "0.2 CPU-h", "unknown", "0.222 CPU-h"]),
     ],
 )
 def test_tables_show_the_numbers(draw, cells, metrics):
-    text = drawn(draw(metrics))
+    text = drawn(draw(metrics).table())
     assert all(cell in text for cell in cells)
 
 
 def test_only_what_was_measured_is_shown(metrics):
-    assert len(tables.summary_tables(metrics)) == 5
+    assert len(tables.summary_tables(metrics)) == 8
     assert [s.title for s in tables.summary_sheets({"seconds": {"score": 0.0}})] == ["Where the time went"]
     assert tables.summary_tables({}) == []
 
@@ -88,3 +93,27 @@ def test_only_what_was_measured_is_shown(metrics):
 )
 def test_show_escapes_what_does_not_print(raw, shown):
     assert show(raw) == shown
+
+
+def test_the_filter_says_what_goes_and_what_stays():
+    results = {
+        "frontier": 0.667, "images": 10, "kept": 7,
+        "removed": {"blank": 1, "near_test": 0, "near_train": 0, "label_lost": 2},
+        "by_difficulty": [{"difficulty": "medium", "images": 5, "kept": 5}],
+    }  # fmt: skip
+    rows = dict(filter_sheet(results).rows)
+    assert rows["label lost, and harder than labels hold"] == "2" and rows["kept, medium images"] == "5 of 5"
+    assert rows["kept"] == "7 of 10"
+
+
+def test_the_demand_lists_the_most_wanted():
+    demand = [{"class": f"c{i}", "easy": 1.0, "medium": 2.0, "hard": 0.5} for i in range(30)]
+    sheet = demand_sheet({"images": 105, "demand": demand})
+    assert (
+        len(sheet.rows) == 20 and sheet.rows[0] == ("c0", "1.0", "2.0", "0.5", "3.5") and "of 30 classes" in sheet.title
+    )
+
+
+def test_a_sheet_as_markdown_keeps_its_columns():
+    text = Sheet("t", ("a", "b"), (("x|y", "1"), ("\x1b[1m", "2"))).markdown()
+    assert text.splitlines() == ["| a | b |", "| --- | --: |", "| x\\|y | 1 |", "| \\x1b[1m | 2 |"]

@@ -2,7 +2,15 @@ from __future__ import annotations
 
 import pytest
 
-from dcdm_cli.reports.words import duration, interval, labels_hold_until, points, summary_sentences, verdict
+from dcdm_cli.reports.words import (
+    duration,
+    interval,
+    paired_sentences,
+    points,
+    probability,
+    summary_sentences,
+    verdict,
+)
 
 
 @pytest.mark.parametrize(
@@ -22,19 +30,24 @@ def test_duration_has_two_units_at_most(seconds, words):
     assert duration(seconds) == words
 
 
-@pytest.mark.parametrize(
-    ("bounds", "word"),
-    [
-        ([0.003, 0.015], "better"),
-        ([-0.02, -0.01], "worse"),
-        ([-0.01, 0.01], "cannot tell"),
-        ([0.0, 0.01], "cannot tell"),
-        (None, "cannot tell"),
-        ([None, None], "cannot tell"),
-    ],
-)
-def test_verdict_needs_an_interval_clear_of_zero(bounds, word):
-    assert verdict({"difference_ci95": bounds}) == word
+def test_a_verdict_says_how_many_seeds_would_tell():
+    assert verdict({"verdict": "better", "seeds": 8, "seeds_needed": 3}) == "better"
+    assert verdict({"verdict": "cannot tell", "seeds": 3, "seeds_needed": 24}) == (
+        "cannot tell at 3 seeds; about 24 would"
+    )
+    assert verdict({"verdict": "cannot tell", "seeds": 1, "seeds_needed": None}) == "cannot tell at 1 seed"
+    assert verdict({"verdict": "cannot tell", "seeds": 9, "seeds_needed": 8}) == "cannot tell at 9 seeds"
+
+
+def test_small_probabilities_are_bounds():
+    assert [probability(p) for p in (None, 0.0004, 0.0312)] == ["–", "< 0.001", "0.031"]
+
+
+def test_many_comparisons_carry_a_warning(metrics):
+    pair = metrics["downstream"]["paired"][0]
+    assert len(list(paired_sentences([pair] * 4))) == 4
+    assert "1 95 % interval in 20" not in "".join(paired_sentences([pair] * 4))
+    assert "about one 95 % interval in 20" in list(paired_sentences([pair] * 5))[-1]
 
 
 def test_shares_are_written_times_a_hundred():
@@ -43,22 +56,18 @@ def test_shares_are_written_times_a_hundred():
     assert interval([0.95, None]) == "–"
 
 
-def test_the_frontier_ends_at_the_first_fall_and_skips_empty_bins():
-    rows = [
-        {"bin": [i / 10, (i + 1) / 10], "real_agreement": agreement}
-        for i, agreement in enumerate([1.0, None, 0.95, 0.5, 1.0])
-    ]
-    assert labels_hold_until(rows, "real") == pytest.approx(0.3)
-    assert labels_hold_until(rows[3:], "real") is None
-
-
 def test_sentences_say_what_the_numbers_mean(metrics):
     text = "\n".join(summary_sentences(metrics))
-    assert "dcdm vs real: +0.9 points of accuracy [0.3, 1.5] over 8 paired seeds: better." in text
-    assert "hard vs real: -3.0 points of accuracy over 1 paired seed: cannot tell." in text
+    assert "dcdm vs real: +0.9 points of accuracy [0.3, 1.5] over 8 paired seeds, p = 0.008: better." in text
+    assert "hard vs real: -3.0 points of accuracy over 1 paired seed: cannot tell at 1 seed." in text
     assert "Difficulty can be steered: rank correlation 0.81" in text
     assert "from 0.05 to 0.72 can be reached" in text
     assert "Generated images keep their label in at least 90 % of cases up to difficulty 0.2" in text
+    assert "Of 200 generated images 1 are blank, 2 repeat a training image and 3 a held-out image" in text
+    assert "Leak: generated images repeat held-out images" in text
+    assert "10.0 % of the generated images lie closer to a training image than 99 %" in text
+    assert "Making 200 images cost 0.2 CPU-hours, scoring and fine-tuning included." in text
+    assert "0.90 points of accuracy were gained: 0.222 CPU-hours per point." in text
     assert "16 min 30 s on cpu; most of it finetune (12 min 34 s)" in text
 
 

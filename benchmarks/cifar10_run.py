@@ -1,0 +1,274 @@
+"""The CIFAR-10 experiments, in pieces: pretrain a base, then score, fine-tune and compare on 1,000 and 5,000 images.
+
+    python benchmarks/cifar10_run.py --data DIR --state DIR [--piece-seconds 540] [--setting gpu|cpu|tiny]
+
+Run it again until it says that it is done. Every piece ends in time, saved; finished steps, images and classifiers are
+never made twice. The last line is JSON: which steps are done, and which waits. Code 0 = all done, 3 = there is more.
+Results go to benchmarks/results (--results elsewhere) as soon as they are there. DIR of --data holds train*.parquet and
+test*.parquet with an `image` struct and a `label` (ClassLabel) column. --pack and --unpack carry the state to another
+machine, which must use the same --state path.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cifar10_data import assign, read_images, write_target
+from pieces import Clock, Progress, Step
+from record import RESULTS, provenance, write_result
+
+HERE = Path(__file__).resolve().parent
+EXPERIMENTS = ("adherence", "buckets", "mean-sweep", "controls", "ratio-sweep")
+GUIDANCE = (2.0, 4.0, 6.0)  # of difficulty; the best on validation images is used on all targets
+PART_BYTES = 15 * 2**20
+LEFT_BEHIND = {"checkpoints", "images", "sets", "cache"}  # made again where they are missed
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Settings that differ between machines, as dcdm settings; seeds per target."""
+
+    settings: dict[str, dict[str, Any]]
+    seeds: dict[str, int]
+    per_class: dict[str, int] | None = None
+    test_per_class: int | None = None
+    score_needs: float = 20
+
+
+NET = {"model": "resnet10t", "image_size": 64, "batch_size": 128, "lr": 3e-3, "scale": [0.5, 1.0], "hflip": 0.5}
+NET |= {"model_args": {"channels": [32, 64, 128, 256], "stem_width": 32}}
+LORA = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "conv1", "conv2", "ff.net.0.proj", "ff.net.2"]
+FINETUNE = {
+    "resolution": 32, "batch_size": 64, "lr": 5e-4, "encoder_lr": 2e-3, "warmup_steps": 50, "lr_schedule": "cosine",
+    "rank": 16, "lora_targets": LORA, "tokens": 4, "hidden": 128, "difficulty_balance": 0.5, "ema_decay": 0.995,
+    "hflip": True, "snr_gamma": 5.0,
+}  # fmt: skip
+GENERATE = {"ratio": 1.0, "scheduler": "dpmpp", "steps": 15, "text_guidance": 1.5, "clip_range": 4.0}
+GPU = Scale(
+    {
+        "score": {**NET, "steps": 800, "folds": 3},
+        "judge": {**NET, "steps": 3000},
+        "downstream": {**NET, "steps": 1000},
+        "finetune": {**FINETUNE, "steps": 2000, "precision": "bf16"},
+        "calibrate": {"images": 300},
+        "generate": {**GENERATE, "batch_size": 512, "decode_batch": 512, "precision": "fp16"},
+        "evaluate": {"fresh_sets": True, "per_target": 500, "density_images": 2000, "workers": 6},
+    },
+    seeds={"tune": 3, "small": 5, "target": 3},
+    score_needs=240,
+)
+SMALL_NET = {**NET, "image_size": 32, "model_args": {"channels": [16, 24, 32, 64], "stem_width": 8}, "batch_size": 64}
+CPU = Scale(
+    {
+        "threads": None,  # type: ignore[dict-item]
+        "score": {**SMALL_NET, "steps": 300, "folds": 3},
+        "judge": {**SMALL_NET, "steps": 800},
+        "downstream": {**SMALL_NET, "steps": 300},
+        "finetune": {**FINETUNE, "steps": 600, "batch_size": 32},
+        "calibrate": {"images": 60},
+        "generate": {**GENERATE, "steps": 10, "batch_size": 64, "decode_batch": 64},
+        "evaluate": {"fresh_sets": True, "per_target": 60, "density_images": 200},
+    },
+    seeds={"tune": 2, "small": 3},
+    score_needs=240,
+)
+TINY_NET = {**SMALL_NET, "model_args": {"channels": [8, 12, 16, 32], "stem_width": 8}, "steps": 4}
+TINY = Scale(
+    {
+        "score": {**TINY_NET, "folds": 2},
+        "judge": TINY_NET,
+        "downstream": TINY_NET,
+        "finetune": {**FINETUNE, "steps": 3, "rank": 2},
+        "calibrate": {"enabled": False},
+        "generate": {**GENERATE, "steps": 2, "batch_size": 32},
+        "evaluate": {"fresh_sets": True, "per_target": 10, "density_images": 10, "targets": [0.2, 0.5]},
+    },
+    seeds={"tune": 1, "small": 2},
+    per_class={"pool": 12, "small": 6, "judge": 8},
+    test_per_class=5,
+)
+SCALES = {"gpu": GPU, "cpu": CPU, "tiny": TINY}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--state", type=Path, required=True)
+    parser.add_argument("--piece-seconds", type=float, default=None)
+    parser.add_argument("--setting", choices=SCALES, default="gpu")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--pack", type=Path, help="afterwards write the state here, in parts of 15 MiB")
+    parser.add_argument("--unpack", type=Path, help="first take the state from here")
+    options = parser.parse_args()
+    clock, state = Clock(options.piece_seconds), options.state.absolute()
+    state.mkdir(parents=True, exist_ok=True)
+    if options.unpack:
+        unpack(options.unpack, state)
+    progress = Progress(state)
+    if options.unpack:
+        progress.forget(": images")  # they were left behind
+    job = Experiments(options.data.absolute(), state, options.setting, options.results, clock)
+    waiting = progress.run(list(job.steps()), clock)
+    if options.pack:
+        pack(state, options.pack)
+    print(json.dumps({"done": list(progress.done), "next": waiting}))
+    raise SystemExit(3 if waiting else 0)
+
+
+@dataclass(frozen=True)
+class Experiments:
+    """The steps, in order. State: base/, runs/<target>/, images/, <target>.csv."""
+
+    data: Path
+    state: Path
+    setting: str
+    results: Path
+    clock: Clock
+
+    @property
+    def scale(self) -> Scale:
+        return SCALES[self.setting]
+
+    def steps(self) -> Iterator[Step]:
+        yield Step("base", self._base, needs=60)
+        for target in self.scale.seeds:
+            yield Step(f"{target}: images", lambda t=target: self._images(t))
+            yield Step(f"{target}: score", lambda t=target: self._stage(t, "score", f"{t}.csv"), self.scale.score_needs)
+            yield Step(f"{target}: caption", lambda t=target: self._stage(t, "caption"))
+            yield Step(f"{target}: finetune", lambda t=target: self._stage(t, "finetune"))
+            if target == "tune":
+                yield Step("tune: choose", self._choose)
+                continue
+            yield Step(f"{target}: generate", lambda t=target: self._stage(t, "generate"))
+            yield Step(f"{target}: artefacts", lambda t=target: self._artefacts(t), needs=60)
+            for name in EXPERIMENTS:
+                yield Step(f"{target}: {name}", lambda t=target, n=name: self._experiment(t, n))
+
+    def _base(self) -> dict[str, Any]:
+        words = ["--data", str(self.data), "--out", str(self.state / "base"), "--setting", self.setting]
+        self.clock.run([sys.executable, str(HERE / "cifar10_base.py"), *words], self.state)
+        return {"record": json.loads((self.state / "base" / "pretraining.json").read_text("utf-8"))}
+
+    def _images(self, target: str) -> dict[str, Any]:
+        train, test = read_images(self.data, "train"), read_images(self.data, "test")
+        rows = assign(train.labels, self.scale.per_class)
+        own = rows["target"] if target == "target" else rows["small"]
+        judge = rows["rest"] if target == "tune" else rows["judge"]  # chosen on `rest`: the test file stays unseen
+        limit = self.scale.test_per_class
+        tested = assign(test.labels, {"pool": limit, "small": 0})["target"] if limit else range(len(test.labels))
+        import numpy as np
+
+        parts = {"train": (train, own, "train"), "judge": (train, judge, "train")}
+        write_target(self.state, target, {**parts, "test": (test, np.asarray(tested), "test")})
+        run = self.state / "runs" / target
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "dcdm.toml").write_text(self._toml(target), "utf-8")
+        return {split: len(part[1]) for split, part in parts.items()}
+
+    def _toml(self, target: str) -> str:
+        import tomlkit
+
+        settings = {name: dict(part) for name, part in self.scale.settings.items() if part is not None}
+        settings["finetune"]["base"] = str(self.state / "base")
+        settings["caption"] = {"template": "a photo of a {class}"}
+        settings["evaluate"] |= {"seeds": self.scale.seeds[target]}
+        chosen = self.state / "chosen.json"
+        guidance = json.loads(chosen.read_text())["difficulty_guidance"] if chosen.is_file() else GUIDANCE[1]
+        settings["generate"]["difficulty_guidance"] = guidance
+        return tomlkit.dumps(settings)
+
+    def _stage(self, target: str, stage: str, *words: str) -> dict[str, Any]:
+        self.clock.dcdm(stage, *words, "--run", f"runs/{target}", folder=self.state)
+        return {}
+
+    def _choose(self) -> dict[str, Any]:
+        """Difficulty guidance by mean accuracy on the validation images."""
+        file = self.state / "settings.toml"
+        file.write_text(_settings_experiment(), "utf-8")
+        words = ["--experiment", "settings.toml", "--holdout", "validation", "--run", "runs/tune"]
+        self.clock.dcdm("evaluate", *words, folder=self.state)
+        document = self._document("tune", "settings")
+        means = {arm["name"]: arm["accuracy_mean"] for cell in document["cells"] for arm in cell["arms"]}
+        best = max(GUIDANCE, key=lambda value: means[f"guidance {value:g}"])
+        (self.state / "chosen.json").write_text(json.dumps({"difficulty_guidance": best, "validation": means}))
+        self._publish("tune_settings", document, "dcdm evaluate --experiment settings.toml --holdout validation")
+        return {"difficulty_guidance": best}
+
+    def _artefacts(self, target: str) -> dict[str, Any]:
+        self.clock.dcdm("evaluate", "--artefacts", "--run", f"runs/{target}", folder=self.state)
+        self.clock.dcdm("evaluate", "--atlas", "--run", f"runs/{target}", folder=self.state)
+        metrics = json.loads((self.state / "runs" / target / "evaluation" / "artefacts.json").read_text("utf-8"))
+        about = provenance("dcdm evaluate --artefacts")
+        write_result(
+            f"cifar10_{target}_artefacts", {**about, "setting": self.setting, "artefacts": metrics}, self.results
+        )
+        return {}
+
+    def _experiment(self, target: str, name: str) -> dict[str, Any]:
+        self.clock.dcdm("evaluate", "--experiment", name, "--run", f"runs/{target}", folder=self.state)
+        self._publish(f"{target}_{name}", self._document(target, name), f"dcdm evaluate --experiment {name}")
+        return {}
+
+    def _document(self, target: str, name: str) -> dict[str, Any]:
+        file = self.state / "runs" / target / "evaluation" / "experiments" / f"{name}.json"
+        return json.loads(file.read_text("utf-8"))
+
+    def _publish(self, name: str, document: dict[str, Any], command: str) -> None:
+        target = name.split("_")[0]
+        size = {"tune": 1000, "small": 1000, "target": 5000}[target]
+        title = f"CIFAR-10, {size} real images, {document['experiment']} ({self.setting} setting)"
+        about = {"title": title, "setting": self.setting, "settings": self.scale.settings, **provenance(command)}
+        write_result(f"cifar10_{name}", {**about, "document": document}, self.results)
+
+
+def _settings_experiment() -> str:
+    lines = [
+        'about = "Difficulty guidance, chosen on validation images"',
+        "[[arms]]",
+        'name = "real"',
+        'source = "none"',
+    ]
+    for value in GUIDANCE:
+        lines += ["[[arms]]", f'name = "guidance {value:g}"', f'adapter = "guidance-{value:g}"']
+    for value in GUIDANCE:
+        lines += [f"[adapters.guidance-{value:g}]", f"generate = {{ difficulty_guidance = {value} }}"]
+    return "\n".join(lines) + "\n"
+
+
+def pack(state: Path, folder: Path) -> None:
+    """The state without what can be made again, as state.tar.000, state.tar.001, ..."""
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = folder / "state.tar"
+    with tarfile.open(whole, "w") as archive:
+        for path in sorted(state.rglob("*")):
+            relative = path.relative_to(state)
+            if path.is_file() and not LEFT_BEHIND & set(relative.parts[:-1]):
+                archive.add(path, relative.as_posix())
+    with whole.open("rb") as stream:
+        for number, part in enumerate(iter(lambda: stream.read(PART_BYTES), b"")):
+            (folder / f"state.tar.{number:03d}").write_bytes(part)
+    whole.unlink()
+
+
+def unpack(folder: Path, state: Path) -> None:
+    parts: Sequence[Path] = sorted(folder.glob("state.tar.*"))
+    if not parts:
+        raise SystemExit(f"no state.tar.* in {folder}")
+    whole = state / "state.part"
+    with whole.open("wb") as stream:
+        for part in parts:
+            stream.write(part.read_bytes())
+    with tarfile.open(whole) as archive:
+        archive.extractall(state, filter="data")
+    whole.unlink()
+
+
+if __name__ == "__main__":
+    main()

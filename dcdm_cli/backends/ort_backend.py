@@ -1,0 +1,93 @@
+"""ONNX Runtime: exported graphs on a CPU or a CUDA GPU, reading and writing torch's memory."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import Tensor
+
+from dcdm_cli.backends.cpu_streams import Streams, rows_of
+from dcdm_cli.backends.exported import empty_output
+from dcdm_cli.errors import CapabilityError
+from dcdm_export.signature import NetworkFile
+
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+
+
+class OrtNetwork:
+    """One graph with one output, float32 [rows, ...]. Raises CapabilityError when this machine cannot run it."""
+
+    def __init__(self, folder: Path, network: NetworkFile, device: str, streams: Streams, *, spinning: bool) -> None:
+        self._device, self._streams, self._network = device, streams, network
+        self._session = _open_session(folder / network.file, device, streams, spinning)
+        self._pool = ThreadPoolExecutor(streams.count) if streams.count > 1 else None
+
+    @torch.inference_mode()
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """Inputs in the graph's order, the rows of an image `calls` apart."""
+        images = len(inputs[0]) // self._streams.calls
+        made = empty_output(self._network, len(inputs[0]), self._device)
+        chunks = [(0, images)] if self._device != "cpu" else list(self._streams.cut(images))
+        if self._pool is None or len(chunks) == 1:
+            for start, stop in chunks:
+                self._run(inputs, made, start, stop)
+        else:
+            list(self._pool.map(lambda chunk: self._run(inputs, made, *chunk), chunks))
+        return made
+
+    @torch.inference_mode()  # a thread of its own has a mode of its own
+    def _run(self, inputs: tuple[Tensor, ...], made: Tensor, start: int, stop: int) -> None:
+        """One chunk. Rows that lie together are read and written where they are."""
+        calls = self._streams.calls
+        binding = self._session.io_binding()
+        held = []  # what the binding points at must live until it has run
+        for spec, tensor in zip(self._network.inputs, inputs, strict=True):
+            rows = rows_of(tensor.to(self._device, _TORCH_TYPES[spec.dtype]), calls, start, stop).flatten(0, 1)
+            held.append(rows.contiguous())
+            self._bind(binding.bind_input, spec.name, spec.dtype, held[-1])
+        target = rows_of(made, calls, start, stop)
+        output = target if target.is_contiguous() else torch.empty_like(target, memory_format=torch.contiguous_format)
+        self._bind(binding.bind_output, self._network.outputs[0].name, "float32", output.flatten(0, 1))
+        if self._device != "cpu":
+            torch.cuda.current_stream().synchronize()  # the session has a stream of its own
+        self._session.run_with_iobinding(binding)
+        if output is not target:
+            target.copy_(output)
+
+    def _bind(self, bind: Any, name: str, dtype: str, tensor: Tensor) -> None:
+        kind, _, index = self._device.partition(":")
+        bind(name, kind, int(index or 0), np.dtype(dtype), tuple(tensor.shape), tensor.data_ptr())
+
+
+_TORCH_TYPES = {"float32": torch.float32, "int64": torch.int64}
+
+
+def _open_session(file: Path, device: str, streams: Streams, spinning: bool) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.intra_op_num_threads, options.inter_op_num_threads = streams.threads, 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    try:
+        session = onnxruntime.InferenceSession(file, options, providers=_providers(device))
+    except Exception as error:  # onnxruntime's exceptions share no base of their own
+        reason = str(error).strip().splitlines()[0]
+        raise CapabilityError(f"onnxruntime cannot run {file}: {reason}", "use --backend torch", file=file) from error
+    wanted = CPU if device == "cpu" else CUDA
+    if session.get_providers()[0] != wanted:
+        raise CapabilityError(f"onnxruntime has no {wanted} here", "use --backend torch, or --device cpu")
+    return session
+
+
+def _providers(device: str) -> list[Any]:
+    if device == "cpu":
+        return [CPU]
+    onnxruntime.preload_dlls()  # the CUDA libraries that torch brings
+    index = int(device.partition(":")[2] or 0)
+    return [(CUDA, {"device_id": index, "use_tf32": 0, "cudnn_conv_algo_search": "EXHAUSTIVE"}), CPU]

@@ -1,0 +1,60 @@
+"""What workers are, what they say, and how their failures cross to the boss's side."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from dcdm_cli import errors
+from dcdm_cli.errors import DcdmError, OutOfMemoryError
+
+
+class Worker(Protocol):
+    """Lives in another process. hello: what the boss has to know of it."""
+
+    hello: Any
+
+    def run(self, task: Any) -> Iterator[Any]:
+        """Does one task and says what the boss should hear, in order. Everything said must be picklable."""
+        ...
+
+
+# (device, asks whether to stop) -> a worker. Must be picklable: a function of a module, or a partial of one.
+OpenWorker = Callable[[str, Callable[[], bool]], Worker]
+
+
+@dataclass(frozen=True)
+class Message:
+    """kind: open (value: hello), said (what), end, failed (a `Failure`), died (how, as a sentence)."""
+
+    slot: int
+    kind: str
+    value: Any = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An exception as plain text, for any process to read. trace: of an exception that is no `DcdmError`."""
+
+    kind: str
+    message: str
+    hint: str = ""
+    file: str | None = None
+    trace: str = ""
+
+    def error(self) -> DcdmError:
+        kind = getattr(errors, self.kind, DcdmError)
+        return kind(self.message, self.hint, file=self.file)
+
+
+def failure_of(error: BaseException) -> Failure:
+    """A `DcdmError` keeps its kind, text and remedy; running out of memory becomes one; the rest is a bug of ours."""
+    if isinstance(error, DcdmError):
+        return Failure(type(error).__name__, error.message, error.hint, error.file)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return Failure(OutOfMemoryError.__name__, f"a worker ran out of memory: {error}", "use a smaller --batch-size")
+    hint = "set DCDM_DEBUG=1 for the traceback; please report it"
+    trace = "".join(traceback.format_exception(error))
+    return Failure(DcdmError.__name__, f"a worker failed: {type(error).__name__}: {error}", hint, trace=trace)

@@ -1,0 +1,73 @@
+"""The whole bill: seconds x devices of every stage from its record, energy where it was counted, money at a price.
+
+In: stage records and what came out. Out: plain JSON; null means unknown, never nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dcdm_cli.store import StageRecord
+
+MAKING = ("score", "caption", "finetune", "calibrate", "export", "generate")  # what an image costs; evaluation is apart
+APART = ("load_seconds", "warmup_seconds", "build_seconds")  # parts of a stage that do not grow with the images
+GPU, CPU = "GPU-hours", "CPU-hours"
+
+
+def bill(
+    records: Mapping[str, StageRecord], images: int, gain: Mapping[str, Any] | None, price: float | None
+) -> dict[str, Any]:
+    """records: stage -> record, as far as there are any. images: generated ones. gain: the paired comparison of the
+    images with real ones only, for the cost of a point of accuracy. price: of a GPU-hour; CPU-hours have none.
+    """
+    stages = [_stage(name, record) for name, record in records.items()]
+    making = [stage for stage in stages if stage["stage"] in MAKING]
+    hours = {unit: round(sum(s["hours"] for s in making if s["unit"] == unit), 6) for unit in (GPU, CPU)}
+    money = None if price is None or hours[CPU] or not making else round(price * hours[GPU], 4)
+    points = 100 * gain["difference_mean"] if gain and gain["verdict"] == "better" else None
+    return {
+        "stages": stages,
+        "hours": hours,
+        "energy_wh": _total([stage["energy_wh"] for stage in making]),
+        "gpu_hour_price": price,
+        "money": money,
+        "images": images,
+        "per_image": _share(hours, money, images),
+        "points_gained": None if points is None else round(points, 4),
+        "per_point": _share(hours, money, points),
+    }
+
+
+def hours_of(seconds: float, devices: int, device: str) -> tuple[float, str]:
+    """Device hours and what they are hours of."""
+    return round(seconds * devices / 3600, 6), CPU if device == "cpu" else GPU
+
+
+def _stage(name: str, record: StageRecord) -> dict[str, Any]:
+    devices = int(record.results.get("devices", 1))
+    hours, unit = hours_of(record.seconds, devices, record.device)
+    return {
+        "stage": name,
+        "seconds": record.seconds,
+        "device": record.device,
+        "devices": devices,
+        "hours": hours,
+        "unit": unit,
+        "peak_memory_mib": record.peak_memory_mib,
+        "energy_wh": record.energy_wh,
+        **{part: record.results.get(part) for part in APART},
+    }
+
+
+def _total(values: Sequence[float | None]) -> float | None:
+    """Unknown as soon as one part is."""
+    known = [value for value in values if value is not None]
+    return round(sum(known), 3) if known and len(known) == len(values) else None
+
+
+def _share(hours: Mapping[str, float], money: float | None, parts: float | None) -> dict[str, Any] | None:
+    if not parts:
+        return None
+    shares = {unit: round(value / parts, 8) for unit, value in hours.items()}
+    return {**shares, "money": None if money is None else round(money / parts, 6)}

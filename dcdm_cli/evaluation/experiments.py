@@ -1,0 +1,167 @@
+"""Experiments as data: which training sets are compared, with which classifiers, ratios and seeds.
+
+An experiment is a TOML file, of the user or one of those in `builtin/` (one per result of the paper). Arms describe
+where extra images come from; adapters describe how a generator differs from the run's own. Nothing here does any work.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections import Counter
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from dcdm_cli.config import Section, nearest
+from dcdm_cli.errors import NotFoundError, UsageError
+
+OURS = "ours"  # the run's own adapter
+LARGEST_FILE = 2**20  # bytes; a description of an experiment is not larger
+
+
+class ArmSpec(Section):
+    """One training set: the real images and what is added to them."""
+
+    name: str = Field(min_length=1)
+    source: Literal["none", "upsampled", "augmented", "generated"] = Field(
+        default="generated", description="what is added; augmented = nothing, but the policy and Mixup below"
+    )
+    ratio: float | None = Field(default=None, gt=0, description="extra images per real one; null = the experiment's")
+    adapter: str = Field(default=OURS, description="name of an adapter; ours = the run's own")
+    difficulty: str | None = Field(default=None, description="target distribution; null = the run's own")
+    cap: float | None = Field(default=None, gt=0, le=1, description="difficulty cap; null = the run's own")
+    calibrated: bool | None = Field(default=None, description="ask through the calibration; null = the run's own")
+    rounds: int = Field(
+        default=0, ge=0, description="0 = the target distribution; n = plans from what a classifier finds hard, n times"
+    )
+    policy: str = Field(default="rand-m7-mstd0.5-inc1", description="timm's augmentation policy, for augmented")
+    mixup: float = Field(default=0.2, ge=0, description="strength of timm's Mixup, for augmented")
+
+
+class AdapterSpec(Section):
+    """How a generator differs from the run's own adapter. Without new training the run's weights are used."""
+
+    scores: Literal["crossfit", "in-sample", "shuffled", "margin", "loss", "entropy"] = Field(
+        default="crossfit", description="what stands for difficulty in training"
+    )
+    finetune: dict[str, Any] = Field(default_factory=dict, description="other settings of [finetune]")
+    generate: dict[str, Any] = Field(default_factory=dict, description="other settings of [generate]")
+
+    @property
+    def retrains(self) -> bool:
+        return self.scores != "crossfit" or bool(self.finetune)
+
+
+class ClassifierSpec(Section):
+    """A downstream classifier: settings that differ from [downstream], for image sizes in `sides` (pixels)."""
+
+    name: str = "downstream"
+    sides: tuple[int, int] = (1, 100_000)
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+class Experiment(Section):
+    """kind arms: classifiers are trained and compared. kind adherence: requested and realised difficulty."""
+
+    name: str = Field(min_length=1)
+    about: str = ""
+    kind: Literal["arms", "adherence"] = "arms"
+    arms: tuple[ArmSpec, ...] = ()
+    adapters: dict[str, AdapterSpec] = Field(default_factory=dict)
+    classifiers: tuple[ClassifierSpec, ...] = (ClassifierSpec(),)
+    ratios: tuple[float, ...] = Field(default=(), description="empty = evaluate.synthetic_ratio")
+    seeds: int | None = Field(default=None, ge=1, description="null = evaluate.seeds")
+    baseline: str = Field(default="real", description="the arm all others are compared with")
+    focus: str = Field(default="dcdm", description="the arm that is also compared with every other")
+    axis: Literal["none", "difficulty", "ratio"] = Field(default="none", description="what the figure is drawn over")
+    controls: tuple[str, ...] = Field(
+        default=(), description="ratio sweeps: the arms whose best point is looked for at less cost"
+    )
+
+    def adapter(self, name: str) -> AdapterSpec:
+        return self.adapters.get(name) or BUILT_IN_ADAPTERS[name]
+
+
+BUILT_IN_ADAPTERS = {
+    OURS: AdapterSpec(),
+    "plain": AdapterSpec(finetune={"conditioning": "none", "difficulty_balance": 0.0}),
+    "shuffled": AdapterSpec(scores="shuffled"),
+    "in-sample": AdapterSpec(scores="in-sample"),
+    "margin": AdapterSpec(scores="margin"),
+    "loss": AdapterSpec(scores="loss"),
+    "entropy": AdapterSpec(scores="entropy"),
+    "replace": AdapterSpec(finetune={"mode": "replace"}),
+    "learned-label": AdapterSpec(finetune={"label_embedding": "learned"}),
+    "no-encoder": AdapterSpec(generate={"difficulty_guidance": 0.0}),
+}
+
+
+def built_in_experiments() -> list[str]:
+    folder = resources.files("dcdm_cli.evaluation") / "builtin"
+    return sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
+
+
+def find_experiment(name: str) -> Experiment:
+    """A built-in experiment by name, or one from a TOML file.
+
+    Raises UsageError for a name that is neither or for contents that break a rule, NotFoundError without the file.
+    """
+    if name in built_in_experiments():
+        text = (resources.files("dcdm_cli.evaluation") / "builtin" / f"{name}.toml").read_text("utf-8")
+        return parse_experiment(text, f"experiment {name}", name)
+    if not name.endswith(".toml"):
+        hint = f"{nearest(name, built_in_experiments())}; or give a TOML file (docs/evaluate.md describes it)"
+        raise UsageError(f"there is no experiment {name!r}", hint)
+    file = Path(name)
+    if not file.is_file():
+        raise NotFoundError(f"no experiment file {file}", "check the path given with --experiment", file=file)
+    if file.stat().st_size > LARGEST_FILE:
+        raise UsageError(f"{file} is larger than {LARGEST_FILE} bytes: no description of an experiment", file=file)
+    return parse_experiment(_text(file), str(file), file.stem)
+
+
+def parse_experiment(text: str, where: str, name: str) -> Experiment:
+    """Checks shape and sense. Raises UsageError that names the place."""
+    try:
+        raw = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise UsageError(f"{where} is not valid TOML: {error}", "fix that line") from error
+    try:
+        experiment = Experiment.model_validate({"name": name, **raw})
+    except ValidationError as error:
+        raise _refusal(error, where) from error
+    _check(experiment, where)
+    return experiment
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{file} is not UTF-8: {error}", "save it as UTF-8", file=file) from error
+
+
+def _refusal(error: ValidationError, where: str) -> UsageError:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    hint = "docs/evaluate.md lists the keys of an experiment"
+    if first["type"] == "extra_forbidden":
+        known = {name for model in (Experiment, ArmSpec, AdapterSpec, ClassifierSpec) for name in model.model_fields}
+        hint = nearest(str(first["loc"][-1]), sorted(known))
+    return UsageError(f"{where}: {key} = {first.get('input')!r}: {first['msg']}", hint)
+
+
+def _check(experiment: Experiment, where: str) -> None:
+    twice = [name for name, count in Counter(arm.name for arm in experiment.arms).items() if count > 1]
+    if twice:
+        raise UsageError(f"{where}: two arms are called {twice[0]!r}", "give every arm a name of its own")
+    if experiment.kind == "arms" and not experiment.arms:
+        raise UsageError(f"{where} has no arms", 'add one: [[arms]] name = "real", source = "none"')
+    if any(ratio <= 0 for ratio in experiment.ratios):
+        raise UsageError(f"{where}: ratios = {list(experiment.ratios)} must all be above 0", "for example [0.5, 1.0]")
+    known = [*BUILT_IN_ADAPTERS, *experiment.adapters]
+    for arm in experiment.arms:
+        if arm.adapter not in known:
+            raise UsageError(f"{where}: arm {arm.name!r} has no adapter {arm.adapter!r}", nearest(arm.adapter, known))

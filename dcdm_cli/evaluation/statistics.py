@@ -1,0 +1,112 @@
+"""What differences between paired runs say: an interval, a sign-flip test, a verdict, and how many seeds would tell.
+
+In: one number per seed and arm. Out: plain JSON values. Everything is scipy's; only the choice between two intervals is
+ours. The one place where "better", "worse" and "cannot tell" are decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+LEVEL = 0.95
+# Below this BCa intervals are too narrow: measured coverage of a 95 % interval over 300 normal samples each was 81 % at
+# n = 5, 87 % at 8, 92 % at 16 and 93 % at 20, where Student's t had 94 to 96 %.
+BCA_FROM = 20
+RESAMPLES = 9999
+POWER = 0.8  # "would tell" = a difference of the size seen is found 4 times out of 5
+MOST_SEEDS = 1000
+DIGITS = 6
+
+
+def interval(values: Sequence[float] | np.ndarray) -> list[float] | None:
+    """95 % interval of the mean: BCa bootstrap from `BCA_FROM` values on, Student's t below.
+
+    None for fewer than two values; the value itself, twice, when there is no spread.
+    """
+    values = np.asarray(values, float)
+    if len(values) < 2:
+        return None
+    if np.ptp(values) == 0:
+        return [_rounded(values[0])] * 2
+    if len(values) >= BCA_FROM:
+        found = stats.bootstrap((values,), np.mean, n_resamples=RESAMPLES, confidence_level=LEVEL, rng=0)
+        low, high = found.confidence_interval
+    else:
+        low, high = stats.t.interval(LEVEL, len(values) - 1, values.mean(), stats.sem(values))
+    return [_rounded(low), _rounded(high)]
+
+
+def compare(values: Sequence[float], against: Sequence[float]) -> dict[str, Any]:
+    """`values` minus `against`, seed by seed. verdict: better, worse or cannot tell (the interval holds 0, or there is
+    none). p_value: two-sided sign-flip permutation test. seeds_needed: to tell a difference of this size with a spread
+    like this; None when that is more than `MOST_SEEDS` or cannot be said."""
+    difference = np.subtract(values, against)
+    bounds = interval(difference)
+    return {
+        "difference_mean": _rounded(difference.mean()),
+        "difference_ci95": bounds,
+        "p_value": _sign_flip(difference),
+        "seeds": len(difference),
+        "verdict": _verdict(bounds),
+        "seeds_needed": seeds_needed(difference),
+    }
+
+
+def paired(
+    values: Mapping[str, Sequence[float]], baseline: str | None, focus: str | None = None
+) -> list[dict[str, Any]]:
+    """Every arm against `baseline`, and `focus` against every other arm; arms that are not there are passed over."""
+    pairs = [(arm, baseline) for arm in values if arm != baseline and baseline in values]
+    if focus in values and focus != baseline:
+        pairs += [(focus, arm) for arm in values if arm not in (focus, baseline)]
+    return [{"arm": a, "against": b, **compare(values[a], values[b])} for a, b in pairs if a and b]
+
+
+def seeds_needed(difference: Sequence[float] | np.ndarray) -> int | None:
+    """Paired seeds at which a two-sided t test finds a difference of the mean and spread seen here with `POWER`."""
+    difference = np.asarray(difference, float)
+    if len(difference) < 2 or difference.mean() == 0:
+        return None
+    spread = difference.std(ddof=1)
+    effect = abs(difference.mean()) / spread if spread else np.inf
+    if not np.isfinite(effect):
+        return 2
+    n = np.arange(2, MOST_SEEDS + 1)
+    enough = np.flatnonzero(_power(effect, n) >= POWER)
+    return int(n[enough[0]]) if len(enough) else None
+
+
+def _power(effect: float, n: np.ndarray) -> np.ndarray:
+    """Chance that the t test of n differences rejects, for a true mean of `effect` standard deviations."""
+    critical = stats.t.ppf((1 + LEVEL) / 2, n - 1)
+    shift = effect * np.sqrt(n)
+    return np.asarray(stats.nct.sf(critical, n - 1, shift) + stats.nct.cdf(-critical, n - 1, shift))
+
+
+def _sign_flip(difference: np.ndarray) -> float | None:
+    if len(difference) < 2:
+        return None
+    if np.ptp(difference) == 0 and difference[0] == 0:
+        return 1.0
+    found = stats.permutation_test(
+        (difference,), _mean, permutation_type="samples", n_resamples=RESAMPLES, vectorized=True, rng=0
+    )
+    return round(float(found.pvalue), 4)
+
+
+def _mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
+    return np.mean(values, axis=axis)
+
+
+def _verdict(bounds: Sequence[float] | None) -> str:
+    if bounds is None or bounds[0] <= 0 <= bounds[1]:
+        return "cannot tell"
+    return "better" if bounds[0] > 0 else "worse"
+
+
+def _rounded(value: Any) -> float:
+    return round(float(value), DIGITS)

@@ -1,0 +1,314 @@
+"""The ledger of a generated folder: which shards are finished, and the files other tools read once all are.
+
+`shards/00007.json`, written last, is the only proof that shard 7 is complete; `shards/00007.parquet` holds its rows.
+One process publishes: workers hand over finished shards, so a shard that was made twice is published once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dcdm_cli.data.manifest import COLUMNS, SCHEMA, manifest_note, write_manifest_parts
+from dcdm_cli.data.shard_files import SPLIT, FolderImages, Layout, Part, ShardWriter, open_writer
+from dcdm_cli.data.writers import METADATA_COLUMNS, stream_metadata, write_card
+from dcdm_cli.errors import MismatchError
+from dcdm_cli.files import (
+    PART_SUFFIX,
+    atomic_path,
+    fsync,
+    hash_file,
+    hash_json,
+    storage_errors,
+    write_json,
+)  # fmt: skip
+from dcdm_cli.generation.journal import Journal, journal_of, whole_batches
+from dcdm_cli.generation.plan_file import AnyPlan, PlanFile, write_plan
+from dcdm_cli.generation.shards import MadeShard
+
+ROWS = pa.schema([*SCHEMA, ("sha256", pa.string()), ("bytes", pa.int64())])  # bytes, sha256: of the image's file
+OUTPUT = "output.json"
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """shards/<shard>.json. count: images in it; failed: blank ones, left out; first_id, last_id: of the images.
+
+    path, bytes, sha256: of the shard's file; of a folder's shard the sum and the hash of `sha256sum`'s listing.
+    rows_sha256: of shards/<shard>.parquet.
+    """
+
+    plan: str
+    shard: int
+    count: int
+    failed: int
+    path: str | None
+    bytes: int
+    sha256: str
+    rows_sha256: str
+    first_id: str | None
+    last_id: str | None
+    schema: int = 1
+
+
+class Ledger:
+    """finished: shard -> sidecar. Opening checks what is there; see `open`."""
+
+    def __init__(self, plan: AnyPlan, layout: Layout) -> None:
+        self.plan, self.layout, self.folder = plan, layout, layout.folder / "shards"
+        self.finished: dict[int, Sidecar] = {}
+        self.done = 0  # rows of finished shards
+
+    @classmethod
+    def open(cls, plan: AnyPlan, layout: Layout, batch: int, *, verify: bool = False) -> Ledger:
+        """Adopts the folder for the plan, removes what a crash left and lists the finished shards.
+
+        verify: read every finished shard and compare it with its hashes. Raises MismatchError when the folder holds
+        another plan or format, or a shard that differs from its sidecar; what is finished stays as it is.
+        """
+        ledger = cls(plan, layout)
+        with storage_errors(layout.folder):
+            ledger._adopt()
+            there = ledger._sweep()
+        for file in sorted(ledger.folder.glob("*.json")):
+            if file.name != OUTPUT:
+                ledger._take(file, there, batch, verify)
+        return ledger
+
+    def unfinished(self) -> list[int]:
+        return [shard for shard in range(self.plan.shards) if shard not in self.finished]
+
+    def publish(self, made: MadeShard) -> None:
+        """Puts a shard in its place and writes its sidecar. A shard that is published already is dropped."""
+        if made.shard in self.finished:
+            _discard(made.part)
+            return
+        rows = pa.Table.from_pylist([{c: entry.get(c) for c in ROWS.names} for entry in made.entries], ROWS)
+        with atomic_path(self._rows_file(made.shard)) as part:
+            pq.write_table(rows, part)
+        ids = [entry["sample_id"] for entry in made.entries if entry["path"] is not None]
+        sidecar = Sidecar(
+            plan=self.plan.hash,
+            shard=made.shard,
+            count=len(ids),
+            failed=len(made.entries) - len(ids),
+            path=made.part.path,
+            bytes=made.part.bytes,
+            sha256=made.part.sha256,
+            rows_sha256=hash_file(self._rows_file(made.shard)),
+            first_id=ids[0] if ids else None,
+            last_id=ids[-1] if ids else None,
+        )
+        if made.part.file is not None and made.part.path is not None:
+            final = self.layout.folder / made.part.path
+            with storage_errors(final):
+                os.replace(made.part.file, final)
+                fsync(final.parent)
+        write_json(self._sidecar_file(made.shard), asdict(sidecar))
+        _journal_file(self.layout, made.shard).unlink(missing_ok=True)
+        self._count(sidecar)
+
+    def conclude(self, base: str, backend: str) -> None:
+        """Writes what other tools read: samples.parquet, metadata.jsonl, the card. Does nothing when they are there."""
+        folder, names = self.layout.folder, self.layout.class_names
+        samples, metadata = folder / "samples.parquet", folder / SPLIT / "metadata.jsonl"
+        state = hash_json([asdict(self.finished[shard]) for shard in sorted(self.finished)])
+        complete = metadata.is_file() or self.layout.format != "folder"
+        if manifest_note(samples) == state and complete and (folder / "README.md").is_file():
+            return
+        self._sweep()  # workers that were killed left some
+        if self.layout.format == "folder":
+            stream_metadata(folder / SPLIT, self._metadata())
+        facts = {"base model": base, "generator": self.plan.generator, "backend": backend}
+        write_card(folder, names, facts, self.layout.format)
+        write_manifest_parts(self._manifest(), samples, names, folder, state)
+
+    @property
+    def images(self) -> int:
+        return sum(sidecar.count for sidecar in self.finished.values())
+
+    @property
+    def failed(self) -> int:
+        return sum(sidecar.failed for sidecar in self.finished.values())
+
+    def _manifest(self) -> Iterator[pa.Table]:
+        for shard in sorted(self.finished):
+            rows = self._rows(shard)
+            yield rows.filter(rows["path"].is_valid()).select(COLUMNS)
+
+    def _metadata(self) -> Iterator[Mapping[str, Any]]:
+        for table in self._manifest():
+            for row in table.to_pylist():
+                name = row["path"].removeprefix(f"{SPLIT}/")
+                yield {**{column: row.get(column) for column in METADATA_COLUMNS}, "file_name": name}
+
+    # Opening
+
+    def _adopt(self) -> None:
+        """Writes the plan and the format, or checks that those already there are the same."""
+        file, output = self.layout.folder / "plan.parquet", self.folder / OUTPUT
+        ours = {"schema": 1, "format": self.layout.format, "image_format": self.layout.image}
+        if not file.is_file():
+            _copy_plan(self.plan, file)
+        elif PlanFile(file).hash != self.plan.hash:
+            raise MismatchError(
+                f"{self.layout.folder} holds images of another plan",
+                "run with --force to replace them, or choose another --run",
+                file=file,
+            )
+        theirs = _read_json(output)
+        if theirs is None:
+            write_json(output, ours)
+        elif theirs != ours:
+            changed = ", ".join(
+                f"{k} {theirs.get(k)!r} instead of {ours[k]!r}" for k in ours if theirs.get(k) != ours[k]
+            )
+            raise MismatchError(
+                f"{self.layout.folder} holds images in another format: {changed}",
+                "give the same --format and --image-format, or run with --force to replace them",
+                file=output,
+            )
+
+    def _sweep(self) -> set[str]:
+        """Removes temporary files; returns the images of class folders, relative to the folder."""
+        root, there = str(self.layout.folder), set()
+        for parent, _, names in os.walk(root):
+            inside = parent[len(root) :].lstrip(os.sep).replace(os.sep, "/")
+            for name in names:
+                if name.endswith(PART_SUFFIX):
+                    Path(parent, name).unlink(missing_ok=True)
+                elif inside.startswith(f"{SPLIT}/"):
+                    there.add(f"{inside}/{name}")
+        return there
+
+    def _take(self, file: Path, there: set[str], batch: int, verify: bool) -> None:
+        """Enters a finished shard, or makes it an unfinished one when images of it were deleted."""
+        sidecar = self._read_sidecar(file)
+        faults = self._faults(sidecar)
+        if not faults and self._has_lost_images(sidecar, there, batch):
+            file.unlink()
+            return
+        if verify and not faults:
+            faults = self._verify(sidecar)
+        if faults:
+            raise MismatchError(
+                f"shard {file.stem} differs from its record: {faults}",
+                f"remove {file} and run the same command again: that shard alone is made again",
+                file=file,
+            )
+        self._count(sidecar)
+
+    def _has_lost_images(self, sidecar: Sidecar, there: set[str], batch: int) -> bool:
+        """Whether images are gone; of a folder's shard, the journal then lists what it can go on from."""
+        if self.layout.format != "folder":
+            return sidecar.path is not None and not (self.layout.folder / sidecar.path).is_file()
+        entries = self._rows(sidecar.shard).to_pylist()
+        ids = [entry["sample_id"] for entry in entries]
+        whole = whole_batches(dict(zip(ids, entries, strict=True)), ids, batch, there.__contains__)
+        if len(whole) < len(entries):
+            journal_of(whole, _journal_file(self.layout, sidecar.shard))
+        return len(whole) < len(entries)
+
+    def _read_sidecar(self, file: Path) -> Sidecar:
+        document = _read_json(file)
+        try:
+            return Sidecar(**(document or {}))
+        except TypeError as error:
+            raise MismatchError(
+                f"{file} is not the record of a shard: {error}",
+                "remove it and run the same command again: that shard alone is made again",
+                file=file,
+            ) from error
+
+    def _faults(self, sidecar: Sidecar) -> str:
+        """What does not fit, without reading the images; empty when all fits."""
+        rows = self._rows_file(sidecar.shard)
+        if sidecar.plan != self.plan.hash:
+            return "it belongs to another plan"
+        if not 0 <= sidecar.shard < self.plan.shards:
+            return f"the plan has {self.plan.shards} shards"
+        if not rows.is_file() or hash_file(rows) != sidecar.rows_sha256:
+            return f"{rows.name} is missing or was changed"
+        file = self.layout.folder / sidecar.path if sidecar.path else None
+        if file is not None and file.is_file() and file.stat().st_size != sidecar.bytes:
+            return f"{sidecar.path} has {file.stat().st_size} bytes instead of {sidecar.bytes}"
+        return ""
+
+    def _verify(self, sidecar: Sidecar) -> str:
+        if sidecar.path is not None:
+            same = _sha256(self.layout.folder / sidecar.path) == sidecar.sha256
+            return "" if same else f"{sidecar.path} has other content"
+        for row in self._rows(sidecar.shard).select(["path", "sha256"]).to_pylist():
+            if row["path"] is not None and _sha256(self.layout.folder / row["path"]) != row["sha256"]:
+                return f"{row['path']} has other content"
+        return ""
+
+    def _count(self, sidecar: Sidecar) -> None:
+        self.finished[sidecar.shard] = sidecar
+        self.done += sidecar.count + sidecar.failed
+
+    def _rows(self, shard: int) -> pa.Table:
+        return pq.read_table(self._rows_file(shard), schema=ROWS)
+
+    def _rows_file(self, shard: int) -> Path:
+        return self.folder / f"{shard:05d}.parquet"
+
+    def _sidecar_file(self, shard: int) -> Path:
+        return self.folder / f"{shard:05d}.json"
+
+
+def shard_writer(
+    layout: Layout, shard: int, ids: Sequence[str], batch: int
+) -> tuple[ShardWriter, list[dict[str, Any]]]:
+    """A writer for the shard, and the entries that are finished already (folders only: archives start over).
+
+    ids: the shard's images in order. batch: images made together. Needs no ledger, as workers have none.
+    """
+    if layout.format != "folder":
+        return open_writer(layout, shard), []
+    with storage_errors(layout.folder):
+        journal = Journal(_journal_file(layout, shard), ids, batch)
+    done = list(journal.entries)
+    return FolderImages(layout, done, journal.append), done
+
+
+def _copy_plan(plan: AnyPlan, file: Path) -> None:
+    if isinstance(plan, PlanFile):
+        with atomic_path(file) as part:
+            shutil.copyfile(plan.path, part)
+    else:
+        write_plan(plan, file)
+
+
+def _journal_file(layout: Layout, shard: int) -> Path:
+    return layout.folder / "shards" / f"{shard:05d}.journal"
+
+
+def _discard(part: Part) -> None:
+    if part.file is not None:
+        Path(part.file).unlink(missing_ok=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _read_json(file: Path) -> dict[str, Any] | None:
+    """None without a file; an empty document when it is no JSON object."""
+    try:
+        document = json.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}

@@ -1,0 +1,129 @@
+"""What a plan will cost, from a short probe on the real backend: its first batches, made in a throw-away folder."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dcdm_cli.data.shard_files import Layout
+from dcdm_cli.errors import UsageError
+from dcdm_cli.files import write_bytes
+from dcdm_cli.generation.plan import Plan
+from dcdm_cli.generation.shards import Encoders, Maker, ShardTask, make_batches
+from dcdm_cli.job import Job
+
+PROBE_S = 10.0  # measured time, after the first batch; the plan may be over sooner
+PROBE_BATCHES = (3, 50)  # at least, at most
+ROW_BYTES = {"folder": 1000, "parquet": 600, "webdataset": 4000}  # an image's share of everything but its pixels
+
+
+@dataclass(frozen=True)
+class Rate:
+    """opening_s: loading the model. warmup_s: what the first batch took beyond its share. per_image_s: of one device,
+    rendering, scoring, encoding and writing. bytes: of one image's file. images: how many were made to know."""
+
+    opening_s: float
+    warmup_s: float
+    per_image_s: float
+    bytes: float
+    images: int
+
+
+@dataclass(frozen=True)
+class Price:
+    """seconds: wall clock. device_hours: over all devices, from start to end. money: None without a price."""
+
+    images: int
+    shards: int
+    devices: int
+    device: str
+    seconds: float
+    device_hours: float
+    disk_bytes: int
+    disk_free_bytes: int
+    images_per_second: float
+    money: float | None
+    probe: Rate
+
+    def document(self) -> dict[str, Any]:
+        """For JSON. gpu_hours: None where the device is no GPU."""
+        gpu = self.device.startswith("cuda") or self.device == "mps"
+        numbers = {key: value for key, value in vars(self).items() if key != "probe"}
+        return {**numbers, "gpu_hours": self.device_hours if gpu else None, "probe": vars(self.probe)}
+
+
+def probe_rate(plan: Plan, maker: Maker, layout: Layout, opening_s: float) -> Rate:
+    """Makes the plan's first images as a run would, in a temporary folder beside `layout.folder`."""
+    place = layout.folder.parent
+    place.mkdir(parents=True, exist_ok=True)
+    clock = _Clock()
+    rows = tuple(plan.rows_up_to(maker.batch_size * PROBE_BATCHES[1]))
+    with tempfile.TemporaryDirectory(dir=place, prefix=".probe-") as folder, Encoders() as encoders:
+        task = ShardTask(0, rows, layout, plan.generator)
+
+        def store(entry: dict[str, Any], content: bytes) -> None:
+            write_bytes(Path(folder, entry["sample_id"]), content, durable=False)
+
+        for batch in make_batches(task, maker, encoders, Job(stop_signal=clock.enough), store):
+            clock.tick(len(batch.entries), sum(entry["bytes"] for entry in batch.entries))
+    return clock.rate(opening_s)
+
+
+class _Clock:
+    """Times batches as they are finished; the first one is the warm-up."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self.ticks: list[tuple[float, int]] = []
+        self.bytes, self.rendered = 0, 0
+
+    def tick(self, images: int, size: int) -> None:
+        self.ticks.append((time.monotonic() - self.started, images))
+        self.bytes += size
+
+    def enough(self) -> str | None:
+        """Asked after every rendered batch, which may be some batches ahead of the finished ones."""
+        self.rendered += 1
+        measured = time.monotonic() - self.started - self.ticks[0][0] if self.ticks else 0.0
+        return "the probe" if self.rendered > PROBE_BATCHES[0] and measured > PROBE_S else None
+
+    def rate(self, opening_s: float) -> Rate:
+        images = sum(made for _, made in self.ticks)
+        first_s, first = self.ticks[0]
+        per_image = (self.ticks[-1][0] - first_s) / (images - first) if images > first else first_s / first
+        return Rate(opening_s, max(0.0, first_s - per_image * first), per_image, self.bytes / images, images)
+
+
+def affordable(rate: Rate, hours: float, devices: int) -> int:
+    """Images that `hours` device-hours pay for, opening included. Raises UsageError when that is none."""
+    images = int((hours * 3600 - devices * (rate.opening_s + rate.warmup_s)) / rate.per_image_s)
+    if images < 1:
+        raise UsageError(
+            f"{hours:g} hours are over before the first image: opening takes {rate.opening_s:.0f} s on each device",
+            "raise --budget-hours",
+        )
+    return images
+
+
+def price(plan: Plan, rate: Rate, layout: Layout, device: str, devices: int, hour_price: float | None) -> Price:
+    """device: name of the first; devices: how many share the shards. hour_price: money for one device-hour."""
+    devices_used = max(1, min(devices, plan.shards))
+    seconds = rate.opening_s + rate.warmup_s + len(plan) * rate.per_image_s / devices_used
+    hours = seconds * devices / 3600
+    return Price(
+        images=len(plan),
+        shards=plan.shards,
+        devices=devices,
+        device=device,
+        seconds=round(seconds, 1),
+        device_hours=round(hours, 4),
+        disk_bytes=int(len(plan) * (rate.bytes + ROW_BYTES[layout.format])),
+        disk_free_bytes=shutil.disk_usage(layout.folder.parent).free,
+        images_per_second=round(devices_used / rate.per_image_s, 3),
+        money=None if hour_price is None else round(hours * hour_price, 2),
+        probe=rate,
+    )

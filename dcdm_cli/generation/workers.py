@@ -1,0 +1,122 @@
+"""Generation by a crew: what a worker does with a shard, and a run whose shards are made elsewhere.
+
+Workers write where the boss can see it and report the finished shard, or, without a shared disk, deliver encoded images
+and the boss writes. The boss alone publishes, so that a shard that was made twice appears once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dcdm_cli.crew.boss import Crew
+from dcdm_cli.data.shard_files import Layout, ShardWriter
+from dcdm_cli.generation.ledger import Ledger, shard_writer
+from dcdm_cli.generation.plan_file import AnyPlan
+from dcdm_cli.generation.shards import (
+    Batch,
+    Encoders,
+    Facts,
+    MadeShard,
+    Maker,
+    Progress,
+    ShardTask,
+    make_batches,
+)  # fmt: skip
+from dcdm_cli.generation.site import Generated, Site, check_generator, make_shard
+from dcdm_cli.job import Job
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard as a crew's task; its text is for people."""
+
+    number: int
+
+    def __str__(self) -> str:
+        return f"shard {self.number}"
+
+
+class ShardWorker:
+    """Holds the model and makes the shards it is given. hello: (facts, batch size). deliver: do not write, say."""
+
+    def __init__(self, maker: Maker, should_stop: Callable[[], bool], *, deliver: bool = False) -> None:
+        self.maker, self.deliver, self.encoders = maker, deliver, Encoders()
+        self.job = Job(stop_signal=lambda: "the boss" if should_stop() else None)
+        self.hello: tuple[Facts, int] = (maker.facts, maker.batch_size)
+
+    def run(self, task: ShardTask) -> Iterator[Progress | MadeShard | Batch]:
+        if self.deliver:
+            check_generator(task.generator, self.maker.facts)
+            yield from make_batches(task, self.maker, self.encoders, self.job, _keep_nothing)
+        else:
+            yield from make_shard(task, self.maker, self.encoders, self.job)
+
+
+def run_crew(
+    plan: AnyPlan, crew: Crew, layout: Layout, job: Job, *, deliver: bool = False, verify: bool = False
+) -> Generated:
+    """`run_shards` by a crew of `ShardWorker`s, which end in the same files. deliver: as the workers were made."""
+    facts, batch = crew.first_hello()
+    check_generator(plan.generator, facts)
+    ledger = Ledger.open(plan, layout, batch, verify=verify)
+    site = ReceivingSite(plan, ledger, job, batch) if deliver else Site(plan, ledger, job)
+    try:
+        crew.work(
+            [Shard(number) for number in ledger.unfinished()],
+            lambda shard: site.order(shard.number),
+            lambda shard, value: site.said(shard.number, value),
+            site.saved,
+        )
+    finally:
+        if isinstance(site, ReceivingSite):
+            site.abandon()
+    return site.finish(facts)
+
+
+class ReceivingSite(Site):
+    """Writes the images that workers deliver."""
+
+    def __init__(self, plan: AnyPlan, ledger: Ledger, job: Job, batch: int) -> None:
+        super().__init__(plan, ledger, job)
+        self.batch = batch
+        self.open: dict[int, tuple[ShardTask, ShardWriter, list[dict[str, Any]]]] = {}
+
+    def order(self, shard: int) -> ShardTask:
+        """What is missing of the shard; a writer from an earlier attempt is thrown away."""
+        if shard in self.open:
+            self.open.pop(shard)[1].abandon()
+        task = super().order(shard)
+        ids = [row.sample_id for row in task.rows]
+        writer, done = shard_writer(self.ledger.layout, shard, ids, self.batch)
+        task = replace(task, rows=task.rows[len(done) :], start=len(done))
+        self.open[shard] = (task, writer, done)
+        if not task.rows:  # all there, but killed before it was recorded: nothing will be delivered
+            self._receive(shard, Batch([], []))
+        return task
+
+    def said(self, shard: int, value: Any) -> int:
+        return self._receive(shard, value) if isinstance(value, Batch) else super().said(shard, value)
+
+    def abandon(self) -> None:
+        for _, writer, _ in self.open.values():
+            writer.abandon()
+        self.open = {}
+
+    def _receive(self, shard: int, batch: Batch) -> int:
+        task, writer, entries = self.open[shard]
+        for entry, content in zip(batch.entries, batch.contents, strict=True):
+            if content is not None:
+                writer.store(entry, content)
+        writer.add(batch.entries, batch.contents)
+        entries.extend(batch.entries)
+        finished = super().said(shard, Progress(shard, len(entries), len(batch.entries)))
+        if finished == task.start + len(task.rows):
+            del self.open[shard]
+            super().said(shard, MadeShard(shard, entries, writer.finish()))
+        return finished
+
+
+def _keep_nothing(entry: dict[str, Any], content: bytes) -> None:
+    """The boss stores it."""

@@ -1,0 +1,49 @@
+"""An export folder as generation uses it: the right adapter's, whole, and unchanged. Needs neither torch nor onnx."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dcdm_cli.errors import MismatchError, NotFoundError
+from dcdm_export.signature import SIGNATURE_FILE, ModelFacts, Signature, SignatureError, read_signature, verify
+
+REMEDY = "export again: dcdm export (finished networks that are intact are kept)"
+
+
+def open_export(
+    folder: Path, *, adapter_hash: str, lora_scale: float, networks: Iterable[str] | None = None
+) -> Signature:
+    """The folder's signature, once it fits the adapter in use and the files of `networks` are what was exported.
+
+    networks: all when None; an engine needs none, since its own check covers the graph. Raises NotFoundError when
+    nothing was exported, MismatchError when it is another adapter's, damaged, incomplete or changed.
+    """
+    if not (folder / SIGNATURE_FILE).is_file():
+        raise NotFoundError(f"no finished export in {folder}", "make it first: dcdm export", file=folder)
+    with signature_problems():
+        signature = read_signature(folder)
+        _check_model(folder, signature.model, adapter_hash, lora_scale)
+        verify(folder, signature, networks)
+    return signature
+
+
+@contextmanager
+def signature_problems() -> Iterator[None]:
+    """Turns SignatureError into the error users see, with the remedy."""
+    try:
+        yield
+    except SignatureError as error:
+        raise MismatchError(str(error), REMEDY, file=error.file) from error
+
+
+def _check_model(folder: Path, model: ModelFacts, adapter_hash: str, lora_scale: float) -> None:
+    if model.adapter_hash != adapter_hash:
+        raise MismatchError(f"{folder} was exported from another adapter", REMEDY, file=folder)
+    if model.lora_scale != lora_scale:
+        raise MismatchError(
+            f"{folder} was exported with lora_scale = {model.lora_scale}, generation asks for {lora_scale}",
+            f"dcdm export --set generate.lora_scale={lora_scale}",
+            file=folder,
+        )

@@ -1,0 +1,39 @@
+"""An adapter fused into its base: the one network that generation runs and export writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dcdm_cli.errors import MismatchError
+from dcdm_cli.model.adapter import AdapterInfo, load_encoder, read_adapter
+from dcdm_cli.model.base import BaseModel, load_base
+from dcdm_cli.model.denoiser import ConditionedUNet
+from dcdm_cli.model.lora import load_lora
+
+
+@dataclass(frozen=True)
+class FusedModel:
+    """network: UNet with the LoRA inside its weights, and the encoder. base.unet is the same UNet."""
+
+    network: ConditionedUNet
+    base: BaseModel
+    info: AdapterInfo
+
+
+def load_fused(
+    adapter: Path, *, base: str | None = None, precision: str = "fp32", lora_scale: float = 1.0, device: str = "cpu"
+) -> FusedModel:
+    """Loads the base the adapter was trained on (or `base`), and fuses the LoRA at `lora_scale`.
+
+    Raises MismatchError when the base's weights are not those the adapter was trained on.
+    """
+    info = read_adapter(adapter)
+    model = load_base(base or info.base, revision=info.revision, dtype=precision, device=device)
+    if model.fingerprint != info.base_fingerprint:
+        raise MismatchError(
+            f"the base model {model.source!r} is not the one this adapter was trained on",
+            "fine-tune again: dcdm finetune",
+        )
+    load_lora(model.unet, adapter, lora_scale)
+    return FusedModel(ConditionedUNet(model.unet, load_encoder(adapter, info)), model, info)

@@ -1,0 +1,63 @@
+"""Presets: settings to start from, by name. Measured for the embedded digits, customary for Stable Diffusion 1.5."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_DIGITS_NET = {
+    "model": "resnet10t",
+    "model_args": {"channels": [16, 24, 32, 64], "stem_width": 8},
+    "image_size": 32,
+    "batch_size": 32,
+    "lr": 6e-3,
+    "scale": [0.7, 1.0],
+    "hflip": 0.0,
+    "rotate": 10.0,
+}
+PRESETS: dict[str, dict[str, Any]] = {
+    "sd15": {
+        "finetune": {"precision": "bf16", "gradient_checkpointing": True},
+        "export": {"precision": "fp16"},
+        "generate": {"precision": "fp16"},
+    },
+    "digits": {
+        "data": {"source": "digits"},
+        "score": {**_DIGITS_NET, "steps": 50, "batch_size": 16, "folds": 2, "repeats": 10},
+        "judge": {**_DIGITS_NET, "steps": 300},
+        "downstream": {**_DIGITS_NET, "steps": 300},
+        "caption": {"template": "a photo of the digit {class}"},
+        "finetune": {
+            "base": "tiny",
+            "resolution": 32,
+            "steps": 700,
+            "batch_size": 32,
+            "lr": 2e-3,
+            "encoder_lr": 4e-3,
+            "warmup_steps": 20,
+            "lr_schedule": "cosine",
+            "lora_targets": [
+                "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "conv1", "conv2",
+                "ff.net.0.proj", "ff.net.2",
+            ],
+            "tokens": 4,
+            "hidden": 128,
+            "difficulty_balance": 0.5,
+            "ema_decay": 0.99,
+            "snr_gamma": None,
+            "checkpoint_every": 200,
+        },
+        "generate": {
+            "ratio": 1.0,
+            "scheduler": "dpmpp",
+            "steps": 10,
+            "text_guidance": 2.0,
+            "difficulty_guidance": 6.0,
+            "attempts": 4,
+            "tolerance": 0.1,
+            "clip_range": 4.0,
+            "batch_size": 64,
+            "decode_batch": 64,
+        },
+        "evaluate": {"fresh_sets": True, "workers": 2},
+    },
+}  # fmt: skip

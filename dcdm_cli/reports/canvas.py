@@ -1,0 +1,57 @@
+"""What all figures share: colours, axes, labels and the way a PNG is written.
+
+Object-oriented matplotlib only: no pyplot, no backend choice, no global settings.
+
+Colours are Okabe and Ito's, which colour-blind readers can tell apart: where both appear, blue is real and orange
+generated.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from dcdm_cli.files import atomic_path
+from dcdm_cli.safe_text import show
+
+BLUE, ORANGE, GREEN, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#8A8F98", "#22262B"
+PURPLE, SKY, YELLOW = "#CC79A7", "#56B4E9", "#E69F00"
+PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}  # behind text that a line may cross
+DPI = 120
+
+
+def figure(width: float, height: float) -> Figure:
+    """inches"""
+    figure = Figure(figsize=(width, height), dpi=DPI)
+    figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.1)
+    return figure
+
+
+def style(axes: Axes, title: str, xlabel: str, ylabel: str, grid: str = "y") -> None:
+    """The look shared by all axes."""
+    axes.set_title(title, loc="left", fontsize=11, weight="bold", color=INK)
+    axes.set_xlabel(xlabel, fontsize=9, color=INK)
+    axes.set_ylabel(ylabel, fontsize=9, color=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GREY)
+    axes.tick_params(colors=INK, labelsize=8.5, length=3, color=GREY)
+    axes.grid(axis=grid, color="#E3E6EA", linewidth=0.8)  # pyright: ignore[reportArgumentType]
+    axes.set_axisbelow(True)
+
+
+def label(text: str, limit: int) -> str:
+    """A name as plot text: shortened, escapes shown, `$` not read as mathematics."""
+    plain = show(text)
+    plain = plain if len(plain) <= limit else plain[: limit - 1] + "…"
+    return plain.replace("$", r"\$")
+
+
+def save(figure: Figure, path: Path) -> Path:
+    with atomic_path(path) as part, warnings.catch_warnings():
+        # Class names in scripts that the bundled font lacks become boxes: not worth a warning per character.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(part, format="png", facecolor="white")
+    return path

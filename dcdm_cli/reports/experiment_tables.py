@@ -1,0 +1,164 @@
+"""What an experiment's document says: sheets and sentences. The document's shape is described in docs/evaluate.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from dcdm_cli.reports.quality_tables import class_sheet
+from dcdm_cli.reports.sheet import Sheet
+from dcdm_cli.reports.tables import adherence_sheet, pairs_sheet
+from dcdm_cli.reports.words import NOTHING, Metrics, duration, interval, number, paired_sentences, percent, verdict
+
+
+def experiment_sheets(document: Metrics) -> list[Sheet]:
+    sheets = list(_adherence_sheets(document) if document["kind"] == "adherence" else _arm_sheets(document))
+    return [sheet for sheet in sheets if sheet.rows]
+
+
+def experiment_sentences(document: Metrics) -> list[str]:
+    if document["kind"] == "adherence":
+        return list(_adherence_sentences(document))
+    many = len(document["cells"]) > 1
+    sentences = []
+    for cell in document["cells"]:
+        place = f"{cell_name(document, cell)}: " if many else ""
+        sentences += [place + sentence for sentence in paired_sentences(cell["paired"])]
+    if len(sentences) > 12:  # the tables say it all; here only what is decided
+        decided = [s for s in sentences if s.endswith((": better.", ": worse."))]
+        sentences = [
+            *decided,
+            f"{len(decided)} of {len(sentences)} comparisons can be told apart; the tables have all.",
+        ]
+    return [*_crossing_sentences(document), *sentences, *_held_out(document)]
+
+
+def cell_name(document: Metrics, cell: Mapping[str, Any]) -> str:
+    """What tells the cell from the others: its classifier, its ratio, or both."""
+    cells = document["cells"]
+    parts = []
+    if len({other["classifier_name"] for other in cells}) > 1:
+        parts.append(cell["classifier_name"])
+    if len({other["ratio"] for other in cells}) > 1 or not parts:
+        parts.append(f"{100 * cell['ratio']:g} % extra images")
+    return ", ".join(parts)
+
+
+def arms_sheet(cell: Mapping[str, Any], title: str) -> Sheet:
+    """With what the scorer finds in each arm's images, without which an arm's name would be a promise."""
+    rows = tuple(
+        (
+            arm["name"],
+            str(arm["synthetic_images"]),
+            arm.get("difficulty") or NOTHING,
+            number(arm.get("set_realised_mean")),
+            percent(arm.get("set_label_agreement")),
+            percent(arm["accuracy_mean"], 2),
+            interval(arm["accuracy_ci95"], " %", 2),
+            duration(arm.get("set_seconds")),
+        )
+        for arm in cell["arms"]
+    )
+    columns = (
+        "training set", "extra images", "target", "realised", "scorer agrees", "accuracy", "95 % interval",
+        "to generate",
+    )  # fmt: skip
+    return Sheet(title, columns, rows)
+
+
+def crossing_sheet(document: Metrics) -> Sheet:
+    rows = tuple(
+        (
+            name,
+            percent(found["control"]["accuracy_mean"], 2),
+            str(found["control"]["images"]),
+            percent(found["ours"]["accuracy_mean"], 2) if found["ours"] else "not reached",
+            str(found["ours"]["images"]) if found["ours"] else NOTHING,
+            percent(found["image_share"], 0),
+            percent(found["cost_share"], 0),
+            verdict(found["comparison"]) if found["comparison"] else NOTHING,
+        )
+        for name, found in (document.get("crossings") or {}).items()
+    )
+    columns = (
+        "control", "its best", "with images", "ours there", "with images", "share of images", "share of time",
+        "difference",
+    )  # fmt: skip
+    return Sheet("Where ours reaches the control's best", columns, rows)
+
+
+def _arm_sheets(document: Metrics) -> Iterator[Sheet]:
+    yield crossing_sheet(document)
+    for cell in document["cells"]:
+        about = f"{cell_name(document, cell)}; {cell['classifier']}, {cell['steps']} steps, {cell['seeds']} seeds"
+        place = "test" if document["tested_on"] == "test" else "validation"
+        title = f"Accuracy on {cell['test_images']} {place} images, {cell['real_images']} real training images; {about}"
+        yield arms_sheet(cell, title)
+        yield pairs_sheet(cell["paired"], f"Differences, seed by seed: {cell_name(document, cell)}")
+
+
+def _adherence_sheets(document: Metrics) -> Iterator[Sheet]:
+    steered = document["adherence"]
+    rows = tuple(
+        (
+            name,
+            number(part["spearman"]),
+            number(part["mean_absolute_error"], 3),
+            percent(_agreement(part["targets"])),
+            str(part["n"]),
+        )
+        for name, part in steered.items()
+    )
+    columns = ("", "rank correlation", "mean error", "label agreement", "images")
+    yield Sheet("Requested against realised difficulty, before and after calibration", columns, rows)
+    for name, part in steered.items():
+        sheet = adherence_sheet({"adherence": part})
+        yield Sheet(f"{sheet.title}, {name}", sheet.columns, sheet.rows)
+    yield class_sheet(steered["calibrated"]["classes"])
+    yield Sheet(
+        "Realised difficulty",
+        ("images", "mean", "label agreement", "number"),
+        tuple(
+            (name, number(part["mean"]), percent(part.get("label_agreement")), str(part["n"]))
+            for name, part in document["densities"].items()
+        ),
+    )
+
+
+def _adherence_sentences(document: Metrics) -> Iterator[str]:
+    before, after = document["adherence"]["uncalibrated"], document["adherence"]["calibrated"]
+    yield (
+        f"Calibration takes the mean error from {number(before['mean_absolute_error'], 3)} to "
+        f"{number(after['mean_absolute_error'], 3)}; the rank correlation from {number(before['spearman'])} to "
+        f"{number(after['spearman'])}."
+    )
+    means = ", ".join(f"{name} {number(part['mean'])}" for name, part in document["densities"].items())
+    yield f"Mean realised difficulty: {means}."
+
+
+def _crossing_sentences(document: Metrics) -> Iterator[str]:
+    for name, found in (document.get("crossings") or {}).items():
+        best = (
+            f"{name} is best with {found['control']['images']} images ({percent(found['control']['accuracy_mean'], 2)})"
+        )
+        if found["ours"] is None:
+            yield f"{best}; ours does not reach that at any ratio tried."
+            continue
+        share = f"{percent(found['image_share'], 0)} of the images"
+        share += (
+            f", {percent(found['cost_share'], 0)} of the generation time" if found["cost_share"] is not None else ""
+        )
+        yield f"{best}; ours reaches it with {found['ours']['images']} ({share}). Both points were chosen afterwards."
+    spent = document.get("preparation_seconds") or {}
+    if document.get("crossings") and spent:
+        yield f"Before its first image ours needs {duration(sum(spent.values()))} ({', '.join(spent)})."
+
+
+def _held_out(document: Metrics) -> Iterator[str]:
+    if document["tested_on"] != "test":
+        yield "Tested on validation images, to choose settings by: not a result."
+
+
+def _agreement(targets: Sequence[Mapping[str, Any]]) -> float | None:
+    total = sum(row["n"] for row in targets)
+    return sum(row["label_agreement"] * row["n"] for row in targets) / total if total else None

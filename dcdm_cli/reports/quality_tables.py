@@ -1,0 +1,120 @@
+"""Tables of what was found in images and what they cost: fidelity, classes, the filter, the bill, the next plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from dcdm_cli.reports.sheet import Sheet
+from dcdm_cli.reports.words import NOTHING, Metrics, duration, number, percent
+
+MAX_CLASSES = 20
+UNKNOWN = "unknown"
+REASONS = {
+    "blank": "blank or constant",
+    "near_test": "repeats a held-out image",
+    "near_train": "repeats a training image",
+    "label_lost": "label lost, and harder than labels hold",
+}
+
+
+def class_sheet(classes: Sequence[Mapping[str, Any]]) -> Sheet:
+    """The classes that are hardest to steer; the others are counted in the title."""
+    shown = classes[:MAX_CLASSES]
+    rows = tuple(
+        (row["class"], number(row["spearman"]), number(row["error"]), percent(row["label_agreement"]), str(row["n"]))
+        for row in shown
+    )
+    more = f", the {len(shown)} hardest to steer of {len(classes)}" if len(shown) < len(classes) else ""
+    columns = ("class", "rank correlation", "realised minus target", "label agreement", "images")
+    return Sheet(f"Adherence by class{more}", columns, rows)
+
+
+def fidelity_sheet(metrics: Metrics) -> Sheet:
+    rows = (metrics.get("quality") or {}).get("fidelity", ())
+    cells = tuple(
+        (
+            f"{row['images']}, {row['features']}",
+            number(row["frechet"]),
+            number(row["kid"]),
+            *(number(row[name]) for name in ("precision", "recall", "density", "coverage")),
+            str(row["generated"]),
+        )
+        for row in rows
+    )
+    columns = ("images, features", "Fréchet", "KID", "precision", "recall", "density", "coverage", "n")
+    return Sheet("Likeness to held-out images, and how much of them is covered (KID x 1000)", columns, cells)
+
+
+def filter_sheet(results: Mapping[str, Any]) -> Sheet:
+    """What a filter would take away and what it leaves."""
+    rows = [(REASONS[reason], str(count)) for reason, count in results["removed"].items()]
+    rows += [
+        (f"kept, {part['difficulty']} images", f"{part['kept']} of {part['images']}")
+        for part in results["by_difficulty"]
+    ]
+    rows.append(("kept", f"{results['kept']} of {results['images']}"))
+    edge = number(results["frontier"])
+    return Sheet(f"Filter: lost labels count only beyond difficulty {edge}", ("finding", "images"), tuple(rows))
+
+
+def demand_sheet(results: Mapping[str, Any]) -> Sheet:
+    """The classes that are asked for most."""
+    shown = results["demand"][:MAX_CLASSES]
+    rows = tuple(
+        (row["class"], *(number(row[part], 1) for part in ("easy", "medium", "hard")), _sum(row)) for row in shown
+    )
+    more = (
+        f", the {len(shown)} most wanted of {len(results['demand'])} classes"
+        if len(shown) < len(results["demand"])
+        else ""
+    )
+    return Sheet(
+        f"{results['images']} images by what is hard now{more}", ("class", "easy", "medium", "hard", "all"), rows
+    )
+
+
+def cost_sheet(metrics: Metrics) -> Sheet:
+    cost = metrics.get("cost") or {}
+    rows = tuple(_stage(stage) for stage in cost.get("stages", ()))
+    return Sheet(
+        "What it cost",
+        ("stage", "time", "loading", "devices", "device hours", "memory", "energy"),
+        (*rows, *_totals(cost)) if rows else (),
+    )
+
+
+def _stage(stage: Mapping[str, Any]) -> tuple[str, ...]:
+    apart = [stage[name] for name in ("load_seconds", "warmup_seconds", "build_seconds") if stage.get(name) is not None]
+    return (
+        stage["stage"],
+        duration(stage["seconds"]),
+        duration(sum(apart)) if apart else UNKNOWN,
+        f"{stage['devices']} x {stage['device']}",
+        _hours(stage["hours"], stage["unit"]),
+        f"{stage['peak_memory_mib']} MiB",
+        _energy(stage["energy_wh"]),
+    )
+
+
+def _totals(cost: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    for unit, hours in cost["hours"].items():
+        if hours:
+            yield "all", NOTHING, NOTHING, NOTHING, _hours(hours, unit), NOTHING, _energy(cost["energy_wh"])
+    for name, part in (("per image", cost["per_image"]), ("per point gained", cost["per_point"])):
+        if part:
+            hours = " + ".join(_hours(part[unit], unit) for unit, spent in cost["hours"].items() if spent)
+            money = f" ({part['money']:.4g})" if part["money"] is not None else ""
+            yield name, NOTHING, NOTHING, NOTHING, hours + money, NOTHING, NOTHING
+
+
+def _hours(hours: float, unit: str) -> str:
+    return f"{hours:.3g} {unit.replace('hours', 'h')}"
+
+
+def _energy(value: float | None) -> str:
+    return UNKNOWN if value is None else f"{value:.1f} Wh"
+
+
+def _sum(row: Mapping[str, Any]) -> str:
+    return number(row["easy"] + row["medium"] + row["hard"], 1)

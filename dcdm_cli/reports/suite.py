@@ -1,0 +1,125 @@
+"""Documents that quote results: blocks between markers, re-made from the JSON files that hold the numbers.
+
+    <!-- figures:demo_full,digits_controls -->
+    (whatever is here is replaced)
+    <!-- /figures -->
+
+`<!-- figures -->` alone stands for every result there is; a marker without an end gets one. Nothing in a block is typed
+by hand, so that a block that differs from what its results render to is an error (tests/test_documents.py).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dcdm_cli.errors import NotFoundError, UsageError
+from dcdm_cli.reports.experiment_tables import experiment_sentences, experiment_sheets
+from dcdm_cli.reports.quality_tables import fidelity_sheet
+from dcdm_cli.reports.sheet import Sheet
+from dcdm_cli.reports.tables import adherence_sheet, downstream_sheet, frontier_sheet, paired_sheet
+from dcdm_cli.reports.words import duration, summary_sentences
+from dcdm_cli.safe_text import show
+
+BEGIN = re.compile(r"<!-- figures(?::(?P<names>[A-Za-z0-9_, -]+?))? -->")
+END = "<!-- /figures -->"
+FIRST = "demo_full"  # leads where all results are shown
+Result = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture of a result: where it lies and what it shows."""
+
+    path: Path
+    text: str
+
+
+Figures = Callable[[str, Result], Sequence[Figure]]  # result name and content -> pictures, which exist
+
+
+def render_document(text: str, document: Path, results: Mapping[str, Result], figures: Figures) -> str:
+    """The document with every block re-made. Raises NotFoundError for a result that is named and not there."""
+    parts, place = [], 0
+    while match := BEGIN.search(text, place):
+        end = text.find(END, match.end())
+        following = BEGIN.search(text, match.end())
+        if end < 0 or (following and following.start() < end):
+            end = match.end() - len(END)  # no end of its own
+        names = _names(match.group("names"), results, document)
+        blocks = [_block(name, results[name], document, figures) for name in names]
+        parts += [text[place : match.end()], "\n\n", *(f"{block}\n\n" for block in blocks), END]
+        place = end + len(END)
+    return "".join([*parts, text[place:]])
+
+
+def result_order(name: str) -> tuple[bool, str]:
+    return name != FIRST, name
+
+
+def _names(listed: str | None, results: Mapping[str, Result], document: Path) -> list[str]:
+    if listed is None:
+        return sorted(results, key=result_order)
+    names = [name.strip() for name in listed.split(",") if name.strip()]
+    missing = [name for name in names if name not in results]
+    if missing:
+        raise NotFoundError(
+            f"{document.name} quotes the result {missing[0]!r}, which is not there",
+            f"run its script in benchmarks/, or take the marker out; known: {', '.join(sorted(results)) or 'none'}",
+            file=document,
+        )
+    return names
+
+
+def _block(name: str, result: Result, document: Path, figures: Figures) -> str:
+    title, sentences, sheets = _contents(name, result)
+    lines = [f"**{show(title)}**", "", *(f"- {show(sentence)}" for sentence in sentences)]
+    for sheet in sheets:
+        lines += ["", f"{show(sheet.title)}:", "", sheet.markdown()]
+    for figure in figures(name, result):
+        link = Path(os.path.relpath(figure.path, document.parent)).as_posix()
+        lines += ["", f"![{show(figure.text)}]({link})"]
+    return "\n".join([*lines, "", _source(name, result)])
+
+
+def _contents(name: str, result: Result) -> tuple[str, Sequence[str], Sequence[Sheet]]:
+    """Raises UsageError for a result of another shape."""
+    try:
+        return _parts(result.get("title", name), result)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"results/{name}.json cannot be shown: {error!r}", "docs/evaluate.md says what a result holds"
+        ) from error
+
+
+def _parts(title: str, result: Result) -> tuple[str, Sequence[str], Sequence[Sheet]]:
+    """A result holds the `metrics` of an evaluation, the `document` of an experiment, or `tables` of its own."""
+    if "metrics" in result:
+        metrics = result["metrics"]
+        sheets = (downstream_sheet, paired_sheet, adherence_sheet, frontier_sheet, fidelity_sheet)
+        made = [sheet(metrics) for sheet in sheets]
+        return title, summary_sentences(metrics), [sheet for sheet in made if sheet.rows]
+    if "document" in result:
+        document = result["document"]
+        return f"{title}: {document['about']}", experiment_sentences(document), experiment_sheets(document)
+    sheets = [Sheet(t["title"], tuple(t["columns"]), tuple(map(_cells, t["rows"]))) for t in result["tables"]]
+    return title, result.get("sentences", ()), sheets
+
+
+def _cells(row: Sequence[Any]) -> tuple[str, ...]:
+    return tuple(str(cell) for cell in row)
+
+
+def _source(name: str, result: Result) -> str:
+    parts = [f"`benchmarks/results/{name}.json`"]
+    if "command" in result:
+        parts.append(f"`{show(result['command'])}`")
+    if "wall_seconds" in result:
+        parts.append(duration(result["wall_seconds"]))
+    parts += [show(result[key]) for key in ("hardware", "date") if key in result]
+    parts += [f"{package} {version}" for package, version in result.get("versions", {}).items()]
+    return f"<sub>{', '.join(parts)}</sub>"

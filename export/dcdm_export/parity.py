@@ -1,0 +1,139 @@
+"""The numeric gate: an exported graph in ONNX Runtime against the PyTorch module it came from.
+
+Comes in: a graph, named cases, and what the module gives for them in float32. Goes out: the errors per case, or
+`ParityError` when one is too large. The reference is float32 whatever the graph's precision, so the figures of a
+half-precision graph say what the precision costs, rounded weights included, and not only that the exporter is right.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnxruntime
+import torch
+from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernel  # pyright: ignore
+from torch import Tensor, nn
+
+from dcdm_export.signature import NetworkFile, Precision
+
+# Largest |error|. For float32 absolute; for halves as a share of the largest |value|, which is ten steps of their
+# spacing (2^-10 and 2^-7): what a few dozen rounded layers add up to, while one wrong layer is a hundred times more.
+TOLERANCE: dict[Precision, float] = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 8e-2}
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+
+
+@dataclass(frozen=True)
+class Case:
+    """Inputs for one run, by name, and what to call it."""
+
+    name: str
+    inputs: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class CaseError:
+    """max_abs, mean_abs: of the difference; None when it is not finite. relative: max_abs / largest |expected|."""
+
+    name: str
+    batch: int
+    max_abs: float | None
+    mean_abs: float | None
+    relative: float | None
+
+
+@dataclass(frozen=True)
+class Parity:
+    """One network's entry in parity.json. tolerance: see TOLERANCE. reason: why it was not checked."""
+
+    network: str
+    precision: Precision
+    status: Literal["passed", "failed", "not checked"]
+    provider: str
+    tolerance: float
+    cases: tuple[CaseError, ...] = ()
+    reason: str = ""
+
+    @property
+    def max_abs(self) -> float | None:
+        found = [case.max_abs for case in self.cases]
+        return max((value for value in found if value is not None), default=None) if None not in found else None
+
+
+class ParityError(ArithmeticError):
+    """The graph does not compute what the module computes. parity: the figures."""
+
+    def __init__(self, message: str, parity: Parity) -> None:
+        super().__init__(message)
+        self.parity = parity
+
+
+@torch.no_grad()
+def expected_outputs(module: nn.Module, cases: Sequence[Case]) -> list[np.ndarray]:
+    """What the module gives, float32, one array per case. Run it before the module is cast to half precision."""
+    return [module(*case.inputs.values()).float().numpy() for case in cases]
+
+
+def compare(
+    name: str, folder: Path, network: NetworkFile, cases: Sequence[Case], expected: Sequence[np.ndarray]
+) -> Parity:
+    """Runs the graph on ONNX Runtime's CPU provider; bfloat16, which that one lacks, on CUDA where there is some.
+
+    Where no provider can run it the status is `not checked` and says why. Raises ParityError out of tolerance.
+    """
+    if not cases:
+        raise ValueError(f"nothing to compare {name} by")
+    tolerance = TOLERANCE[network.precision]
+    try:
+        session = _session(folder / network.file, network.precision)
+    except NoKernel as error:
+        reason = f"not checked on this machine: {str(error).strip().splitlines()[0]}"
+        return Parity(name, network.precision, "not checked", "", tolerance, reason=reason)
+    errors = tuple(_run(session, case, values) for case, values in zip(cases, expected, strict=True))
+    passed = all(_within(error, network.precision) for error in errors)
+    provider = session.get_providers()[0]
+    parity = Parity(name, network.precision, "passed" if passed else "failed", provider, tolerance, errors)
+    if not passed:
+        raise ParityError(_complaint(parity), parity)
+    return parity
+
+
+def _session(path: Path, precision: Precision) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # PyTorch's threads are still there
+    wanted = [CUDA, CPU] if precision == "bf16" and torch.cuda.is_available() else [CPU]
+    return onnxruntime.InferenceSession(path, options, providers=wanted)
+
+
+def _run(session: onnxruntime.InferenceSession, case: Case, expected: np.ndarray) -> CaseError:
+    (got,) = session.run(None, {name: tensor.numpy() for name, tensor in case.inputs.items()})
+    values = np.asarray(got, np.float64)
+    if values.shape != expected.shape:
+        raise ValueError(f"{case.name}: the graph gives {values.shape}, the module {expected.shape}")
+    difference = np.abs(values - expected)
+    largest, mean, scale = float(difference.max()), float(difference.mean()), float(np.abs(expected).max())
+    if not (math.isfinite(largest) and math.isfinite(scale)):
+        return CaseError(case.name, len(expected), None, None, None)
+    return CaseError(case.name, len(expected), largest, mean, largest / scale if scale else largest)
+
+
+def _within(error: CaseError, precision: Precision) -> bool:
+    found = error.max_abs if precision == "fp32" else error.relative
+    return found is not None and found <= TOLERANCE[precision]
+
+
+def _complaint(parity: Parity) -> str:
+    worst = max(parity.cases, key=lambda case: math.inf if case.max_abs is None else case.max_abs)
+    if worst.max_abs is None:
+        return f"{parity.network} in {parity.precision}: NaN or infinity ({worst.name})"
+    measure, found = ("", worst.max_abs) if parity.precision == "fp32" else (" of the largest value", worst.relative)
+    return (
+        f"{parity.network} in {parity.precision} differs from PyTorch by {found:.2g}{measure} ({worst.name}); "
+        f"allowed: {parity.tolerance:.2g}"
+    )

@@ -1,0 +1,177 @@
+"""One ONNX graph -> one TensorRT engine per batch bucket, and back from a file to an engine.
+
+Serves TensorRT 10.12 and later and 11 from one path: always strongly typed (precision lives in the graph), no precision
+flags. The functions take the `tensorrt` module, so that the same code runs on TensorRT-RTX, whose builder needs no GPU.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dcdm_export.engine_key import EngineError, EngineSettings, Range
+from dcdm_export.whole_files import whole_files
+
+LOWEST_VERSION = (10, 12)
+Trt = Any  # the tensorrt module, or tensorrt_rtx
+Progress = Callable[[str, int, int], None]
+
+
+class MissingTensorRT(EngineError):
+    """TensorRT is not installed, or too old."""
+
+
+def import_tensorrt() -> Trt:
+    """The tensorrt module. Raises MissingTensorRT with what to install."""
+    try:
+        trt = importlib.import_module("tensorrt")
+    except (ImportError, OSError) as error:
+        raise MissingTensorRT(f"TensorRT cannot be imported: {error}") from error
+    check_version(trt)
+    return trt
+
+
+def check_version(trt: Trt) -> None:
+    found = tuple(int(part) for part in trt.__version__.split(".")[:2])
+    if found < LOWEST_VERSION:
+        wanted = ".".join(map(str, LOWEST_VERSION))
+        raise MissingTensorRT(f"TensorRT {trt.__version__} is too old: {wanted} or later is needed")
+
+
+def build_engine(
+    trt: Trt,
+    graph: Path,
+    shapes: Mapping[str, Range],
+    settings: EngineSettings,
+    *,
+    timing_cache: Path | None = None,
+    progress: Progress | None = None,
+    tune: Callable[[Any], None] | None = None,
+) -> bytes:
+    """Parses and builds; returns the serialised engine.
+
+    timing_cache: file with measured tactics, read when it fits and rewritten. progress may raise to stop the build.
+    tune: called with the IBuilderConfig before the build. Raises EngineError with TensorRT's own words.
+    """
+    log = _make_log(trt)
+    builder = trt.Builder(log)
+    network = builder.create_network(_creation_flags(trt))
+    parser = trt.OnnxParser(network, log)  # keeps the weights the network refers to
+    if not parser.parse_from_file(str(graph)):
+        reasons = [parser.get_error(i).desc() for i in range(parser.num_errors)]
+        raise EngineError(f"TensorRT {trt.__version__} cannot parse {graph}: {'; '.join(reasons) or log.last}")
+    make_attention_decomposable(trt, network)
+    config = _configure(trt, builder, shapes, settings)
+    config.progress_monitor = monitor = _make_monitor(trt, progress)
+    if timing_cache is not None:
+        _use_timing_cache(config, timing_cache)
+    if tune is not None:
+        tune(config)
+    plan = builder.build_serialized_network(network, config)
+    if monitor.stopped is not None:
+        raise monitor.stopped
+    if plan is None:
+        raise EngineError(f"TensorRT {trt.__version__} cannot build {graph}: {log.last}")
+    if timing_cache is not None:
+        _save_timing_cache(config, timing_cache)
+    return bytes(plan)
+
+
+def make_attention_decomposable(trt: Trt, network: Any) -> int:
+    """Lets TensorRT take Attention layers apart where no fused kernel fits (float32; heads of 8). Returns how many.
+
+    The layer comes back as a plain ILayer and must be re-classed to reach its `attention`.
+    """
+    kind = getattr(trt.LayerType, "ATTENTION_OUTPUT", None)
+    mended = 0
+    for index in range(network.num_layers if kind is not None else 0):
+        layer = network.get_layer(index)
+        if layer.type == kind:
+            layer.__class__ = trt.IAttentionOutputLayer
+            layer.attention.decomposable = True
+            mended += 1
+    return mended
+
+
+def load_engine(trt: Trt, path: Path) -> Any:
+    """The ICudaEngine of a file that passed `check_engine`. Raises EngineError when TensorRT refuses it."""
+    log = _make_log(trt)
+    engine = trt.Runtime(log).deserialize_cuda_engine(path.read_bytes())
+    if engine is None:
+        raise EngineError(f"TensorRT {trt.__version__} cannot load {path}: {log.last}")
+    return engine
+
+
+def _creation_flags(trt: Trt) -> int:
+    """Strongly typed where that must be asked for; from 11 on there is nothing else."""
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return 0 if flag is None else 1 << int(flag)
+
+
+def _configure(trt: Trt, builder: Any, shapes: Mapping[str, Range], settings: EngineSettings) -> Any:
+    config, profile = builder.create_builder_config(), builder.create_optimization_profile()
+    config.builder_optimization_level = settings.optimization_level
+    if not settings.tf32:
+        config.clear_flag(trt.BuilderFlag.TF32)
+    for name, (lowest, usual, highest) in shapes.items():
+        profile.set_shape(name, lowest, usual, highest)
+    if config.add_optimization_profile(profile) < 0:
+        raise EngineError(f"TensorRT refuses the shapes {dict(shapes)}")
+    return config
+
+
+def _use_timing_cache(config: Any, file: Path) -> None:
+    """Timings of another GPU or release do not fit and are dropped: they are a saving, not an input."""
+    cache = config.create_timing_cache(file.read_bytes() if file.is_file() else b"")
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
+
+
+def _save_timing_cache(config: Any, file: Path) -> None:
+    with whole_files(file.parent) as part:
+        (part / file.name).write_bytes(bytes(config.get_timing_cache().serialize()))
+
+
+def _make_log(trt: Trt) -> Any:
+    """A logger that keeps the last error instead of writing to stderr."""
+
+    class Log(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.last = "no reason given"
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity == trt.ILogger.ERROR:
+                self.last = message
+
+    return Log()
+
+
+def _make_monitor(trt: Trt, progress: Progress | None) -> Any:
+    """Tells `progress` of the outermost phases. What it raises stops the build, and is raised again after it."""
+
+    class Monitor(trt.IProgressMonitor):
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.steps: dict[str, int] = {}
+            self.stopped: BaseException | None = None
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            if parent_phase is None:
+                self.steps[phase_name] = num_steps
+
+        def phase_finish(self, phase_name: str) -> None:
+            self.steps.pop(phase_name, None)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            if progress is not None and self.stopped is None:
+                try:
+                    total = self.steps.get(phase_name)
+                    progress("building engine", step + 1 if total else 0, total or 1)
+                except BaseException as error:
+                    self.stopped = error
+            return self.stopped is None
+
+    return Monitor()

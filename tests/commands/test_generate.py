@@ -1,0 +1,152 @@
+"""`dcdm generate` on a prepared run: plans that are priced, executed, refused; several processes; formats."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from dcdm_cli.commands import generate
+from dcdm_cli.commands.generate import run_generate, show_price
+from dcdm_cli.commands.planning import Wishes
+from dcdm_cli.commands.spread import crew_devices
+from dcdm_cli.errors import CapabilityError, MismatchError, NotFoundError, UsageError
+from dcdm_cli.generation import pricing
+from dcdm_cli.generation.plan_file import PlanFile
+from dcdm_cli.store import RunFolder
+
+from ..generation.fakes import NAMES, contents
+from .conftest import REAL, Open
+
+
+@pytest.fixture(autouse=True)
+def quick_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pricing, "PROBE_S", 0.2)
+
+
+def priced(context: Open, wishes: Wishes = Wishes(), **flags: object) -> dict:  # noqa: B008
+    opened = context(**flags)
+    show_price(opened, wishes)
+    return json.loads(opened.console.out.getvalue())  # type: ignore[attr-defined]
+
+
+def test_a_priced_plan_is_what_generate_executes(context: Open, run: RunFolder) -> None:
+    price = priced(context, Wishes(hour_price=2.0))
+    file = Path(price["plan"])
+    assert price["images"] == 20 and price["shards"] == 3 and price["gpu_hours"] is None and price["device"] == "cpu"
+    assert price["seconds"] == pytest.approx(price["device_hours"] * 3600, abs=0.5)
+    assert price["money"] == pytest.approx(price["device_hours"] * 2, abs=0.01) and price["disk_bytes"] > 20 * 500
+    assert json.loads(file.with_suffix(".json").read_text())["seconds"] == price["seconds"]
+    assert not run.generated.exists() and not list(run.path.glob(".probe*"))
+    record = run_generate(context(), file)
+    assert record.results["plan"] == price["plan_hash"] and record.results["images"] == 20
+    assert record.results["predicted_seconds"] == price["seconds"]
+    assert run_generate(context(), file).started == record.started  # nothing changed: skipped
+    assert run_generate(context()).results["made_now"] == 0  # the settings give the same plan
+
+
+def test_hours_become_images(context: Open) -> None:
+    hours = 0.01
+    price = priced(context, Wishes(hours=hours), generate__balance=True)
+    assert price["device_hours"] == pytest.approx(hours, rel=0.02)
+    plan = PlanFile(Path(price["plan"])).load()
+    whole = np.bincount(plan.table["label"].to_numpy()) + np.array(REAL)
+    assert whole.max() - whole.min() <= 1 and len(plan) == price["images"]
+    with pytest.raises(UsageError, match="are over before the first image"):
+        priced(context, Wishes(hours=1e-6))
+    with pytest.raises(UsageError, match="--budget-hours and --per-class both say"):
+        priced(context, Wishes(hours=1.0), generate__per_class=3)
+
+
+def test_a_plan_for_other_settings_classes_or_adapters_is_refused(context: Open, run: RunFolder) -> None:
+    file = Path(priced(context)["plan"])
+    with pytest.raises(MismatchError, match="sampler settings: steps 2, here 3"):
+        run_generate(context(generate__steps=3), file)
+    with pytest.raises(UsageError, match="--count cannot change a finished plan"):
+        run_generate(context(generate__count=3), file)
+    with pytest.raises(NotFoundError, match="no plan at"):
+        run_generate(context(), file.with_name("gone.parquet"))
+    weights = run.adapter / "difficulty_encoder.safetensors"
+    original = weights.read_bytes()
+    weights.write_bytes(original[:-4] + b"\0\0\0\0")
+    with pytest.raises(MismatchError, match=r"another model .*: adapter '\w+', here '\w+'"):
+        run_generate(context(), file)
+    weights.write_bytes(original)
+    config = json.loads((run.adapter / "config.json").read_text())
+    config["class_names"] = ["zero", "one", "two"]
+    (run.adapter / "config.json").write_text(json.dumps(config))
+    with pytest.raises(MismatchError, match="other classes: label 1 is 'test tube' there and 'one' here"):
+        run_generate(context(), file)
+    assert not run.generated.exists()
+
+
+def test_a_plan_edited_by_hand_is_refused_before_a_model_is_loaded(
+    context: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = Path(priced(context)["plan"])
+    table = pq.read_table(file)
+    pq.write_table(table.slice(0, 16), file, row_group_size=8)
+    monkeypatch.setattr(generate, "open_run_engine", lambda *_: pytest.fail("too late"))
+    with pytest.raises(MismatchError, match="was changed after it was written"):
+        run_generate(context(), file)
+
+
+def test_tables_of_counts_and_difficulties(context: Open, run: RunFolder, tmp_path: Path) -> None:
+    (tmp_path / "counts.csv").write_text("class,count\ntwo,5\nzero,1\n")
+    (tmp_path / "difficulty.json").write_text('{"zero": "fixed:0.7"}')
+    flags = {"generate__counts": tmp_path / "counts.csv", "generate__difficulty_file": tmp_path / "difficulty.json"}
+    run_generate(context(**flags))
+    table = PlanFile(run.generated / "plan.parquet").load().table
+    assert sorted(table["class_name"].to_pylist()) == ["two"] * 5 + ["zero"]
+    target = dict(zip(table["class_name"].to_pylist(), table["target_difficulty"].to_pylist(), strict=True))
+    assert target["zero"] == np.float32(0.7)
+
+
+@pytest.mark.slow
+def test_a_worker_process_makes_the_same_bytes(context: Open, run: RunFolder, tmp_path: Path) -> None:
+    run_generate(context())
+    run.generated.rename(tmp_path / "one")
+    record = run_generate(context(scale__devices=("1",)), verify=True)
+    assert record.device == "cpu" and record.results["made_now"] == 20
+    assert contents(run.generated) == contents(tmp_path / "one")
+    assert run_generate(context()).started == record.started  # how it was made makes nothing stale
+
+
+@pytest.mark.parametrize("format", ["parquet", "webdataset"])
+def test_formats(context: Open, run: RunFolder, format: str) -> None:
+    record = run_generate(context(generate__format=format))
+    assert (record.results["format"], record.results["images"]) == (format, 20)
+    assert len(list((run.generated / "data").iterdir())) == 3 and not (run.generated / "train").exists()
+    with pytest.raises(MismatchError, match="holds images in another format"):
+        run_generate(context())
+    run_generate(context(force=True))
+    assert (run.generated / "train" / "metadata.jsonl").is_file() and not (run.generated / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("devices", "found"), [((), []), (("2",), ["cpu", "cpu"]), (("all",), ["cpu"]), (("cpu", "cpu"), ["cpu", "cpu"])]
+)
+def test_devices(context: Open, devices: tuple[str, ...], found: list[str]) -> None:
+    assert crew_devices(context(scale__devices=devices)) == found
+
+
+@pytest.mark.parametrize(
+    ("devices", "error", "says"),
+    [
+        (("0",), UsageError, "--devices 0"),
+        (("tpu:0", "cpu"), UsageError, "is no device"),
+        (("cuda:x",), UsageError, "is no device"),
+        (("cuda:0", "cuda:1"), CapabilityError, "cuda"),
+    ],
+)
+def test_devices_that_are_not_there(context: Open, devices: tuple[str, ...], error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        crew_devices(context(scale__devices=devices))
+
+
+def test_names_of_classes_reach_the_plan(context: Open, run: RunFolder) -> None:
+    run_generate(context(generate__per_class=1))
+    assert PlanFile(run.generated / "plan.parquet").class_names == NAMES

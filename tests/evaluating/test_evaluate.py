@@ -1,0 +1,201 @@
+"""`dcdm evaluate` and its other jobs on a small real run: documents, what is refused, what is only said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dcdm_cli.commands.artefacts import run_artefacts, run_filter
+from dcdm_cli.commands.atlas import hardest_classes, run_atlas
+from dcdm_cli.commands.checks import checked_data
+from dcdm_cli.commands.evaluate import run_evaluate
+from dcdm_cli.commands.next_plan import run_next_plan
+from dcdm_cli.commands.variants import prepare_variant, variant_context
+from dcdm_cli.data.manifest import Manifest, read_manifest, write_manifest
+from dcdm_cli.errors import MismatchError, NotFoundError, UsageError
+from dcdm_cli.evaluation.experiments import AdapterSpec
+from dcdm_cli.job import Job
+
+from .conftest import context_of
+
+
+@pytest.fixture(scope="module")
+def metrics(shared: Path) -> dict:
+    return run_evaluate(context_of(shared, evaluate__gpu_hour_price=2.0)).results
+
+
+def test_the_document_keeps_its_keys_and_has_new_ones(metrics: dict, shared: Path) -> None:
+    assert metrics == json.loads((shared / "evaluation" / "metrics.json").read_text())
+    assert metrics["schema"] == 1
+    assert set(metrics) == {
+        "schema", "seconds", "device", "adherence", "downstream", "quality", "cost", "warnings"
+    }  # fmt: skip
+    adherence = metrics["adherence"]
+    assert adherence["n"] == 20 and [t["n"] for t in adherence["targets"]] == [10, 10]
+    assert set(adherence) >= {
+        "spearman", "mean_absolute_error", "reachable", "targets_out_of_reach", "judge_accuracy", "frontier"
+    }  # fmt: skip
+    assert len(adherence["classes"]) == 10 and set(adherence["labels_hold_until"]) == {"real", "generated"}
+    (pair,) = metrics["downstream"]["paired"]
+    assert set(pair) >= {"difference_mean", "difference_ci95", "seeds", "p_value", "verdict", "seeds_needed"}
+    assert metrics["downstream"]["arms"][1]["synthetic_images"] == 20
+    assert set(metrics["seconds"]) >= {"score", "caption", "finetune", "generate", "adherence", "downstream"}
+
+
+def test_quality_is_measured_against_images_that_were_held_out(metrics: dict) -> None:
+    quality = metrics["quality"]
+    assert quality["images"] == 20 and quality["leakage"]["level"] == "ok"
+    rows = {row["images"]: row for row in quality["fidelity"]}
+    assert rows["generated"]["reference"] == 997 and rows["real"]["generated"] == 200
+    assert rows["real"]["frechet"] < rows["generated"]["frechet"]  # two steps of training make no digits
+
+
+def test_the_bill_names_its_unit(metrics: dict) -> None:
+    cost = metrics["cost"]
+    assert {stage["stage"] for stage in cost["stages"]} == {"score", "caption", "finetune", "generate"}
+    assert cost["hours"]["CPU-hours"] > 0 == cost["hours"]["GPU-hours"] and cost["money"] is None
+    assert cost["energy_wh"] is None and cost["images"] == 20
+
+
+def test_more_seeds_only_train_what_is_missing(metrics: dict, shared: Path) -> None:
+    context = context_of(shared)
+    adherence, ledger = context.run.require("adherence"), shared / "evaluation" / "downstream.jsonl"
+    before = len(ledger.read_text().splitlines())
+    made = run_evaluate(context_of(shared, evaluate__seeds=3)).results
+    assert len(ledger.read_text().splitlines()) == before + 2
+    assert context.run.require("adherence") == adherence and context.run.require("judge").stage == "judge"
+    assert made["downstream"]["arms"][0]["accuracy"][:2] == metrics["downstream"]["arms"][0]["accuracy"]
+
+
+def test_finished_images_are_looked_at_without_a_generator(metrics: dict, run: Path, capsys) -> None:
+    (run / "adapter" / "pytorch_lora_weights.safetensors").rename(run / "hidden")
+    with pytest.raises(NotFoundError):
+        run_artefacts(context_of(run))
+    (run / "hidden").rename(run / "adapter" / "pytorch_lora_weights.safetensors")
+    run_artefacts(context_of(run))
+    assert capsys.readouterr().out.strip().endswith("artefacts.json")
+    made = json.loads((run / "evaluation" / "artefacts.json").read_text())
+    assert made["adherence"]["n"] == 20 and "downstream" not in made and made["quality"]["images"] == 20
+    assert not (run / "evaluation" / "downstream.jsonl").exists() and not (run / "records" / "evaluate.json").exists()
+
+
+def test_a_filter_lists_and_deletes_nothing(run: Path) -> None:
+    images = read_manifest(run / "generated" / "samples.parquet")
+    paths, real = images.paths(), read_manifest(run / "samples.parquet")
+    Image.new("RGB", (32, 32), (5, 5, 5)).save(paths[0])
+    Image.open(real.split("test").paths()[0]).save(paths[1])
+    Image.open(real.split("train").paths()[0]).save(paths[2])
+    scores = np.full(len(images), 0.5)
+    scores[3] = 0.99
+    write_manifest(images.with_columns({"measured_difficulty": scores}), run / "generated" / "samples.parquet")
+    before = {path: path.read_bytes() for path in paths}
+    run_filter(context_of(run))
+    lines = [json.loads(line) for line in (run / "evaluation" / "filter.jsonl").read_text().splitlines()]
+    reasons = {line["sample_id"]: line["reason"] for line in lines}
+    ids = images.column("sample_id")
+    assert [reasons.get(ids[i]) for i in range(3)] == ["blank", "near_test", "near_train"]
+    assert set(reasons) <= set(ids[:4])  # the others are medium-hard, whatever the judge thinks of them
+    kept = read_manifest(run / "evaluation" / "kept.parquet")
+    assert len(kept) == 20 - len(lines) and all(path.is_file() for path in kept.paths())
+    assert {path: path.read_bytes() for path in paths} == before
+
+
+def test_the_next_plan_can_be_read_and_asks_for_what_is_wanted(run: Path) -> None:
+    from dcdm_cli.generation.plan import read_plan
+
+    made = run_next_plan(context_of(run)).results
+    plan = read_plan(run / "evaluation" / "next_plan.parquet")
+    assert len(plan) == made["images"] == 20 and plan.hash == made["plan"] and made["known_images"] == 20
+    targets = np.array(plan.table["target_difficulty"])
+    assert targets.min() >= 0 and targets.max() <= 0.8
+    assert sum(row["easy"] + row["medium"] + row["hard"] for row in made["demand"]) == pytest.approx(20, abs=1)
+    assert plan.generator == read_plan(run / "generated" / "plan.parquet").generator
+
+
+def test_the_atlas_of_two_classes(shared: Path) -> None:
+    record = run_atlas(context_of(shared))
+    page = (shared / "evaluation" / "atlas.html").read_text()
+    assert record.results["classes"] == 2 and page.count("<section") == 2
+    # per class: 4 easiest, 3 strips of 2 targets, their nearest real images, 4 hardest
+    assert page.count("<img") == 2 * (4 + 3 * 2 + 2 + 4) and "8 easier classes are left out" in page
+    assert (shared / "evaluation" / "atlas" / "atlas-000.png").is_file()
+    factors = record.results["factors"]
+    assert len(factors["real"]) == 10 and factors["real"][0]["n"] == 20 and "generated" in factors
+
+
+def test_the_hardest_classes_are_shown_in_label_order() -> None:
+    scores = [(0, 0.1), (1, 0.9), (2, 0.5), (2, None)]
+    rows = [{"path": "x", "label": label, "difficulty": s} for label, s in scores]
+    assert hardest_classes(Manifest.from_rows(rows, ["a", "b", "c", "empty"]), 2) == [1, 2]
+
+
+def rewritten(run: Path, **columns: object) -> None:
+    manifest = read_manifest(run / "samples.parquet")
+    write_manifest(manifest.with_columns(columns), run / "samples.parquet")
+
+
+def test_a_test_set_that_overlaps_training_is_cut_or_refused(run: Path) -> None:
+    manifest = read_manifest(run / "samples.parquet")
+    ids, splits = manifest.column("sample_id").copy(), manifest.column("split").astype(str)
+    train, test = ids[splits == "train"], np.flatnonzero(splits == "test")
+    ids[test[:5]] = train[:5]
+    rewritten(run, sample_id=ids)
+    data = checked_data(context_of(run))
+    assert len(data.held_out) == 992 and "leak: 5 of 997 held-out images" in data.warnings[0]
+    ids[test] = np.resize(train, len(test))
+    rewritten(run, sample_id=ids)
+    with pytest.raises(UsageError, match="every held-out image is also a training image"):
+        checked_data(context_of(run))
+
+
+def test_missing_splits_classes_and_scorer_are_named(run: Path) -> None:
+    splits = read_manifest(run / "samples.parquet").column("split").astype(str)
+    labels = read_manifest(run / "samples.parquet").column("label")
+    rewritten(run, split=np.where(splits == "test", "train", splits))
+    with pytest.raises(UsageError, match="no test images"):
+        checked_data(context_of(run))
+    rewritten(run, split=np.where((splits == "train") & (labels > 0), "judge", splits))
+    with pytest.raises(UsageError, match="at least two classes"):
+        checked_data(context_of(run))
+    few = np.flatnonzero((splits == "train") & (labels == 3))[2:]
+    cut = splits.copy()
+    cut[few] = "judge"
+    rewritten(run, split=cut)
+    assert "1 classes have fewer than 5 training images (3)" in checked_data(context_of(run)).warnings[0]
+    (run / "scorer").rename(run / "gone")
+    with pytest.raises(UsageError, match="needs a scorer"):
+        checked_data(context_of(run))
+
+
+def test_a_run_of_other_data_is_refused_and_an_old_adapter_noted(run: Path) -> None:
+    record = json.loads((run / "records" / "finetune.json").read_text())
+    (run / "records" / "finetune.json").write_text(json.dumps({**record, "inputs": {"score": "older"}}))
+    assert "before the images were last scored" in checked_data(context_of(run)).warnings[0]
+    config = json.loads((run / "adapter" / "config.json").read_text())
+    names = [*config["class_names"][:-1], "ten"]
+    (run / "adapter" / "config.json").write_text(json.dumps({**config, "class_names": names}))
+    with pytest.raises(MismatchError, match="class 9 is 'ten' there and '9' here"):
+        checked_data(context_of(run))
+
+
+def test_images_of_other_classes_are_refused(run: Path) -> None:
+    images = read_manifest(run / "generated" / "samples.parquet")
+    other = Manifest(images.table, ("a",) * 10, images.root)
+    write_manifest(other, run / "generated" / "samples.parquet")
+    with pytest.raises(MismatchError, match="generated images are of other classes"):
+        run_artefacts(context_of(run))
+
+
+def test_an_adapter_with_other_sampler_settings_is_calibrated_for_itself(run: Path) -> None:
+    context = context_of(run, calibrate__enabled=True)
+    spec = AdapterSpec(generate={"difficulty_guidance": 3.0})
+    own = variant_context(context, "strong", spec)
+    prepare_variant(own, spec, Job())
+    reason = own.run.require("calibration").results["reason"]  # two steps of training may teach nothing
+    assert (own.run.adapter / "calibration.json").is_file() == (reason == "")
+    prepare_variant(own, spec, Job())
+    assert variant_context(context, "ours", AdapterSpec()).run is context.run

@@ -1,0 +1,193 @@
+"""Experiments from end to end: arms, adapters, sets and documents of a small real run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dcdm_cli.commands.experiment import run_experiment
+from dcdm_cli.commands.sets import _bands, _place_in_class
+from dcdm_cli.errors import InterruptedRunError, UsageError
+
+from .conftest import context_of, forced
+
+CONTROLS = """
+about = "everything at once"
+ratios = [0.1, 0.2]
+axis = "ratio"
+controls = ["plain"]
+[[arms]]
+name = "real"
+source = "none"
+[[arms]]
+name = "upsampled"
+source = "upsampled"
+[[arms]]
+name = "augmented"
+source = "augmented"
+[[arms]]
+name = "plain"
+adapter = "plain"
+[[arms]]
+name = "shuffled"
+adapter = "shuffled"
+[[arms]]
+name = "no encoder"
+adapter = "no-encoder"
+calibrated = false
+[[arms]]
+name = "dcdm"
+[[arms]]
+name = "the same again"
+"""
+
+
+@pytest.fixture(scope="module")
+def document(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    file = tmp_path_factory.mktemp("toml") / "all of it.toml"
+    file.write_text(CONTROLS)
+    record, place = run_experiment(context_of(shared), str(file))
+    assert place.document.name == "all-of-it.json" and json.loads(place.document.read_text()) == record.results
+    return record.results
+
+
+def arm(document: dict, cell: int, name: str) -> dict:
+    return next(row for row in document["cells"][cell]["arms"] if row["name"] == name)
+
+
+def test_every_kind_of_arm_gets_its_images(document: dict) -> None:
+    assert [cell["ratio"] for cell in document["cells"]] == [0.1, 0.2] and len(document["seeds"]) == 2
+    for cell, count in ((0, 20), (1, 40)):
+        images = {row["name"]: row["synthetic_images"] for row in document["cells"][cell]["arms"]}
+        assert images == {
+            "real": 0, "augmented": 0, "upsampled": count, "plain": count, "shuffled": count, "no encoder": count,
+            "dcdm": count, "the same again": count,
+        }  # fmt: skip
+    assert arm(document, 0, "real")["accuracy"] == arm(document, 1, "real")["accuracy"]
+    assert arm(document, 0, "real")["accuracy"] != arm(document, 0, "augmented")["accuracy"]
+    made = arm(document, 0, "dcdm")
+    assert 0 <= made["set_realised_mean"] <= 1 and made["set_seconds"] > 0 and made["set_unit"] == "CPU-hours"
+    assert made["difficulty"] == "normal:0.5,0.1" and arm(document, 0, "real")["difficulty"] is None
+
+
+def test_comparisons_and_the_crossing_are_there(document: dict) -> None:
+    pairs = {(row["arm"], row["against"]) for row in document["cells"][1]["paired"]}
+    assert {("dcdm", "real"), ("dcdm", "plain"), ("plain", "real"), ("dcdm", "shuffled")} <= pairs
+    crossing = document["crossings"]["plain"]
+    assert crossing["control"]["images"] in (20, 40)
+    assert set(document["preparation_seconds"]) >= {"score", "caption", "finetune"}
+
+
+def test_adapters_are_trained_once_and_sets_shared_by_name(document: dict, shared: Path) -> None:
+    evaluation = shared / "evaluation"
+    assert {p.name.rsplit("-", 1)[0] for p in (evaluation / "adapters").iterdir()} == {
+        "plain", "shuffled", "no-encoder"
+    }  # fmt: skip
+    assert not list(evaluation.glob("adapters/plain-*/adapter/difficulty_encoder.safetensors"))
+    ours = (shared / "adapter" / "pytorch_lora_weights.safetensors").read_bytes()
+    (copied,) = evaluation.glob("adapters/no-encoder-*/adapter/pytorch_lora_weights.safetensors")
+    assert copied.read_bytes() == ours
+    assert len(list((evaluation / "sets").iterdir())) == 4 * 2  # four generators, two seeds; "the same again" has none
+    assert arm(document, 0, "dcdm")["accuracy"] == arm(document, 0, "the same again")["accuracy"]
+    keys = [json.loads(line)["key"] for line in (evaluation / "downstream.jsonl").read_text().splitlines()]
+    assert len(keys) == len(set(keys)) == 2 * (2 + 2 * 5)  # real and augmented once, five others at two ratios
+
+
+def test_page_and_figures_are_written(document: dict, shared: Path) -> None:
+    folder = shared / "evaluation" / "experiments"
+    assert sorted(p.name for p in (folder / "all-of-it").iterdir()) == ["differences.png", "ratio.png"]
+    page = (folder / "all-of-it.html").read_text()
+    assert "everything at once" in page and "the same again" in page and "<script" not in page
+
+
+def test_another_experiment_finds_what_is_there(document: dict, shared: Path, tmp_path: Path) -> None:
+    before = (shared / "evaluation" / "downstream.jsonl").read_text()
+    file = tmp_path / "again.toml"
+    file.write_text('seeds = 2\n[[arms]]\nname = "x"\nratio = 0.2\n[[arms]]\nname = "real"\nsource = "none"\n')
+    record, _ = run_experiment(context_of(shared), str(file))
+    assert (shared / "evaluation" / "downstream.jsonl").read_text() == before
+    assert record.results["cells"][0]["arms"][0]["accuracy"] == arm(document, 1, "dcdm")["accuracy"]
+    again, _ = run_experiment(context_of(shared), str(file))
+    assert again.started == record.started  # skipped
+
+
+def test_a_set_of_a_smaller_ratio_is_part_of_the_larger(document: dict, shared: Path) -> None:
+    from dcdm_cli.commands.arms import ARMS
+    from dcdm_cli.commands.checks import checked_data
+    from dcdm_cli.commands.sets import GeneratedSets
+    from dcdm_cli.evaluation.experiments import Experiment
+    from dcdm_cli.job import Job
+
+    context = context_of(shared)
+    sets = GeneratedSets(context, Experiment(name="x"), checked_data(context).real, Job())
+    small, large = (sets.make(ARMS["dcdm"], ratio, document["seeds"][0]) for ratio in (0.1, 0.2))
+    assert set(small.paths) < set(large.paths) and (len(small), len(large)) == (20, 40)
+    assert np.bincount(large.labels, minlength=10).sum() == 40
+    other = sets.make(ARMS["dcdm"], 0.1, document["seeds"][1])
+    assert not set(other.paths) & set(small.paths)
+
+
+def test_bands_nest_and_places_count_within_classes() -> None:
+    assert _bands(0.1) == [(0.0, 0.1)]
+    assert _bands(0.3) == [(0.0, 0.1), (0.1, 0.25), (0.25, 0.5)]
+    assert _bands(3.0)[-1] == (2.0, 3.0)
+    assert _place_in_class(np.array([1, 0, 1, 1, 0])).tolist() == [0, 0, 1, 2, 1]
+
+
+def test_rounds_are_planned_from_what_is_hard(shared: Path, tmp_path: Path) -> None:
+    file = tmp_path / "rounds.toml"
+    file.write_text('seeds = 1\nfocus = "loop"\n[[arms]]\nname = "loop"\nrounds = 2\nratio = 0.1\n')
+    record, _ = run_experiment(context_of(shared), str(file))
+    (row,) = record.results["cells"][0]["arms"]
+    assert row["synthetic_images"] == 20 and row["difficulty"] == "plan, 2 rounds"
+
+
+def test_the_adherence_experiment_has_both_sides_of_calibration(shared: Path) -> None:
+    record, place = run_experiment(context_of(shared), "adherence")
+    document = record.results
+    assert set(document["adherence"]) == {"calibrated", "uncalibrated"}
+    assert document["adherence"]["calibrated"]["n"] == 20 and len(document["adherence"]["calibrated"]["classes"]) == 10
+    assert {name: part["n"] for name, part in document["densities"].items()} == {
+        "real": 997, "plain LoRA": 10, "dcdm": 10
+    }  # fmt: skip
+    assert {p.name for p in place.figures.iterdir()} == {
+        "densities.png", "calibrated.png", "uncalibrated.png", "classes.png"
+    }  # fmt: skip
+
+
+def test_a_validation_run_does_not_touch_the_test_images(shared: Path, tmp_path: Path) -> None:
+    file = tmp_path / "choose.toml"
+    file.write_text('seeds = 1\n[[arms]]\nname = "real"\nsource = "none"\n')
+    record, _ = run_experiment(context_of(shared, evaluate__holdout="validation"), str(file))
+    assert record.results["tested_on"] == "validation" and record.results["cells"][0]["test_images"] == 600
+
+
+def test_a_stopped_experiment_goes_on(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dcdm_cli.commands import options
+
+    file = tmp_path / "two.toml"
+    file.write_text('seeds = 2\n[[arms]]\nname = "real"\nsource = "none"\n')
+    monkeypatch.setattr(options, "asked_to_stop", lambda: "SIGTERM")
+    with pytest.raises(InterruptedRunError, match="1 of 2 classifiers"):
+        run_experiment(context_of(run), str(file))
+    monkeypatch.setattr(options, "asked_to_stop", lambda: None)
+    ledger = run / "evaluation" / "downstream.jsonl"
+    first = ledger.read_text()
+    run_experiment(context_of(run), str(file))
+    assert ledger.read_text().startswith(first) and len(ledger.read_text().splitlines()) == 2
+
+
+def test_classifiers_that_fit_no_image_are_refused(shared: Path, tmp_path: Path) -> None:
+    file = tmp_path / "big.toml"
+    file.write_text('[[arms]]\nname = "real"\nsource = "none"\n[[classifiers]]\nname = "x"\nsides = [64, 99]\n')
+    with pytest.raises(UsageError, match="no classifier for images of 32 pixels"):
+        run_experiment(context_of(shared), str(file))
+    file.write_text(
+        '[[arms]]\nname = "r"\nsource = "none"\n[[arms]]\nname = "a"\nadapter = "g"\n'
+        "[adapters.g]\ngenerate = { stpes = 3 }\n"
+    )
+    with pytest.raises(UsageError, match="stpes"):
+        run_experiment(forced(context_of(shared)), str(file))

@@ -1,0 +1,64 @@
+"""The bill, and the crossing of two sweeps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dcdm_cli.evaluation.cost import bill
+from dcdm_cli.evaluation.crossing import Point, crossing
+from dcdm_cli.store import StageRecord
+
+BETTER = {"verdict": "better", "difference_mean": 0.02}
+
+
+def record(
+    stage: str, seconds: float, device: str = "cuda", energy: float | None = 10.0, **results: Any
+) -> StageRecord:
+    return StageRecord(stage, {}, {}, [], "", results, seconds, device, 2000, "", {}, energy_wh=energy)
+
+
+def test_seconds_times_devices_money_and_shares() -> None:
+    records = {"finetune": record("finetune", 1800, devices=2, load_seconds=30.0), "generate": record("generate", 3600)}
+    made = bill(records, 1000, BETTER, 3.0)
+    assert made["hours"] == {"GPU-hours": 2.0, "CPU-hours": 0.0} and made["money"] == 6.0
+    assert made["per_image"] == {"GPU-hours": 0.002, "CPU-hours": 0.0, "money": 0.006}
+    assert made["points_gained"] == 2.0 and made["per_point"] == {"GPU-hours": 1.0, "CPU-hours": 0.0, "money": 3.0}
+    assert made["energy_wh"] == 20.0
+    first = made["stages"][0]
+    assert (first["devices"], first["load_seconds"], first["warmup_seconds"]) == (2, 30.0, None)
+
+
+def test_what_is_not_known_is_null_and_not_nothing() -> None:
+    records = {"score": record("score", 360, "cpu", None), "generate": record("generate", 360)}
+    made = bill(records, 0, {"verdict": "cannot tell", "difference_mean": 0.02}, 3.0)
+    assert made["hours"] == {"GPU-hours": 0.1, "CPU-hours": 0.1}
+    assert made["energy_wh"] is None and made["money"] is None  # CPU-hours have no price
+    assert made["points_gained"] is None and made["per_point"] is None and made["per_image"] is None
+    assert bill({}, 5, None, 3.0)["money"] is None
+
+
+def test_evaluation_is_shown_and_not_charged_to_the_images() -> None:
+    made = bill({"generate": record("generate", 3600), "evaluate": record("evaluate", 7200)}, 10, None, None)
+    assert made["hours"]["GPU-hours"] == 1.0 and len(made["stages"]) == 2
+
+
+def points(*values: tuple[float, int, float, float | None]) -> list[Point]:
+    return [Point(ratio, images, [mean - 0.01, mean, mean + 0.01], seconds) for ratio, images, mean, seconds in values]
+
+
+def test_ours_reaches_the_controls_best_with_a_fifth_of_its_images() -> None:
+    control = points((0.1, 20, 0.90, 2.0), (0.5, 100, 0.93, 10.0), (1.0, 200, 0.92, 20.0))
+    ours = points((0.1, 20, 0.931, 3.0), (0.5, 100, 0.95, 15.0))
+    made = crossing(control, ours)
+    assert made["control"]["ratio"] == 0.5 and made["ours"]["ratio"] == 0.1
+    assert made["image_share"] == 0.2 and made["cost_share"] == 0.3
+    assert made["comparison"]["difference_mean"] == pytest.approx(0.001)
+
+
+def test_a_best_that_is_never_reached_and_times_that_are_not_known() -> None:
+    control = points((1.0, 200, 0.95, None))
+    assert crossing(control, points((1.0, 200, 0.94, 3.0)))["ours"] is None
+    made = crossing(control, points((0.5, 100, 0.96, 3.0)))
+    assert made["image_share"] == 0.5 and made["cost_share"] is None

@@ -1,0 +1,102 @@
+"""What is hard becomes what is asked for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dcdm_cli.config import ClassifierConfig, ScoreConfig
+from dcdm_cli.data.manifest import Manifest
+from dcdm_cli.errors import UsageError
+from dcdm_cli.evaluation.demand import BINS, demand, newest_difficulty
+from dcdm_cli.evaluation.downstream import NOTHING, Samples
+from dcdm_cli.evaluation.other_scores import in_sample, other_difficulty
+from dcdm_cli.job import Job
+
+QUICK = {
+    "model": "resnet10t", "model_args": {"channels": [8, 12, 16, 32], "stem_width": 8}, "image_size": 32, "steps": 30,
+    "batch_size": 16, "lr": 6e-3, "scale": [0.8, 1.0], "hflip": 0.0,
+}  # fmt: skip
+
+
+def test_hard_classes_and_hard_bins_get_most_and_nothing_lies_beyond_the_cap() -> None:
+    label = np.repeat([0, 1], 100)
+    difficulty = np.tile(np.linspace(0, 0.99, 100), 2).astype(np.float32)
+    newest = np.where(label == 0, 0.01, difficulty)
+    asked = demand(newest, difficulty, label, 2, cap=0.75)
+    assert asked.weights.shape == (2, BINS) and asked.weights.sum() == pytest.approx(1)
+    assert asked.weights[1].sum() > 0.9 and (asked.weights[:, :8] > 0).all() and (asked.weights[:, 8:] == 0).all()
+    labels, targets = asked.draw(5000, np.random.default_rng(0))
+    assert targets.dtype == np.float32 and targets.min() >= 0 and targets.max() <= 0.75
+    assert (labels == 1).mean() == pytest.approx(asked.weights[1].sum(), abs=0.02)
+    assert targets[labels == 1].mean() > 0.4
+    again = asked.draw(5000, np.random.default_rng(0))
+    assert (again[0] == labels).all() and (again[1] == targets).all()
+    rows = asked.rows(100)
+    assert sum(row["easy"] + row["medium"] + row["hard"] for row in rows) == pytest.approx(100, abs=0.5)
+
+
+def test_when_nothing_is_hard_or_scored_all_cells_are_asked_alike() -> None:
+    asked = demand(np.full(4, np.nan), np.full(4, np.nan), np.array([0, 0, 1, 1]), 2, cap=0.5)
+    assert np.allclose(asked.weights[:, :5], 0.1)
+
+
+@pytest.fixture(scope="module")
+def shades(tmp_path_factory: pytest.TempPathFactory) -> Samples:
+    """Dark and bright pictures; the last four of each class are alike and tell nothing."""
+    folder, rng, paths = tmp_path_factory.mktemp("shades"), np.random.default_rng(0), []
+    for label, shade in enumerate((60, 190)):
+        for i in range(16):
+            level = shade if i < 12 else 125
+            pixels = np.clip(rng.normal(level, 12, (32, 32, 3)), 0, 255).astype(np.uint8)
+            paths.append(folder / f"{label}-{i:02d}.png")
+            Image.fromarray(pixels).save(paths[-1])
+    return Samples(paths, np.repeat([0, 1], 16))
+
+
+def test_the_newest_classifier_is_asked_about_images_it_has_not_seen(shades: Samples) -> None:
+    config = ClassifierConfig.model_validate(QUICK)
+    hard = newest_difficulty(shades, NOTHING, 2, config, 2, 0, Job())
+    ambiguous = np.tile(np.arange(16) >= 12, 2)
+    assert hard.shape == (32,) and hard[ambiguous].mean() > hard[~ambiguous].mean() + 0.2
+    rows = [*range(12), *range(16, 28)]
+    extra = Samples([shades.paths[i] for i in rows], 1 - shades.labels[rows])
+    misled = newest_difficulty(shades, extra + extra + extra, 2, config, 2, 0, Job())
+    assert misled[~ambiguous].mean() > hard[~ambiguous].mean() + 0.3  # it did learn from the extra images
+
+
+def scored(**columns: list) -> Manifest:
+    rows = [{"path": "x", "label": i % 2, "split": "train"} for i in range(8)]
+    return Manifest.from_rows(rows, ["a", "b"]).with_columns(columns)
+
+
+def test_other_scores_lie_between_easy_and_hard() -> None:
+    s = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, float("nan")]
+    manifest = scored(
+        difficulty=s, margin=[1, 0.5, 0, -1] * 2, entropy=[0.0, 0.35, 0.69, 0.6931] * 2, loss=[0.0, 1, 2, 50] * 2
+    )
+    assert other_difficulty(manifest, "margin", 0)[:4].tolist() == [0, 0.25, 0.5, 1]
+    assert other_difficulty(manifest, "entropy", 0)[[0, 3]] == pytest.approx([0, 1], abs=1e-3)
+    loss = other_difficulty(manifest, "loss", 0)
+    assert loss[0] == 0 and loss.max() == 1 and (np.diff(loss[:4]) >= 0).all()
+    mixed = other_difficulty(manifest, "shuffled", 0)
+    own = other_difficulty(manifest, "crossfit", 0)
+    for label in (0, 1):
+        mine = np.arange(8) % 2 == label
+        assert sorted(mixed[mine][np.isfinite(mixed[mine])]) == sorted(own[mine][np.isfinite(own[mine])])
+    assert np.isnan(mixed[7]) and not np.array_equal(mixed, own, equal_nan=True)
+    with pytest.raises(UsageError, match="no margin"):
+        other_difficulty(scored(difficulty=s), "margin", 0)
+
+
+def test_in_sample_scores_pile_up_at_zero(shades: Samples) -> None:
+    rows = [
+        {"path": str(path), "label": int(label), "split": "train"}
+        for path, label in zip(shades.paths, shades.labels, strict=True)
+    ]
+    manifest = Manifest.from_rows([*rows, {**rows[0], "split": "test"}], ["a", "b"])
+    config = ScoreConfig.model_validate({**QUICK, "steps": 120})
+    values = in_sample(manifest, config, Job())
+    out_of_fold = newest_difficulty(shades, NOTHING, 2, ClassifierConfig.model_validate(QUICK), 2, 0, Job())
+    assert np.isnan(values[-1]) and values[:-1].mean() < 0.5 * out_of_fold.mean()

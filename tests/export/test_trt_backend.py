@@ -1,0 +1,263 @@
+"""Engines of several batch sizes run a batch of any size, and only engines that are ours are loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from dcdm_cli.backends.trt_backend import (
+    CALL_COST,
+    TrtDenoiser,
+    cuda_gpu,
+    open_tensorrt,
+    split_batch,
+    tensorrt_problems,
+)
+from dcdm_cli.errors import CapabilityError, MismatchError
+from dcdm_export.engine_key import EngineError, EngineSettings, Gpu, engine_key, write_engine
+from dcdm_export.onnx_graph import Graph, export_graph
+from dcdm_export.signature import DENOISER, NetworkFile, Signature
+
+from . import fake_tensorrt
+from .test_signature import FACTS
+
+GPU = Gpu("imitated", "9.0")
+
+
+class ToyDenoiser(nn.Module):
+    """The denoiser's signature with one layer; rows of shared calls use the first call's latents."""
+
+    def __init__(self, calls: int = 1) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.calls = nn.Conv2d(4, 4, 1), calls
+        self.eval().requires_grad_(False)
+
+    def forward(self, latents: Tensor, timestep: Tensor, text: Tensor, label: Tensor, difficulty: Tensor) -> Tensor:
+        shared = self.layer(latents[: latents.shape[0] // self.calls]).repeat(self.calls, 1, 1, 1)
+        condition = text.mean((1, 2)) + label + difficulty + timestep / 1000
+        return shared + condition[:, None, None, None]
+
+
+def inputs(images: int, calls: int = 1) -> tuple[Tensor, ...]:
+    """All rows differ, but for latents and timestep of shared calls."""
+    generator = torch.Generator().manual_seed(images)
+    rows = images * calls
+    latents = torch.randn(images, 4, 2, 2, generator=generator).repeat(calls, 1, 1, 1)
+    timestep = torch.arange(images).repeat(calls)
+    text = torch.randn(rows, 3, 5, generator=generator)
+    return latents, timestep, text, torch.arange(rows), torch.linspace(-1, 1, rows)
+
+
+def export(folder: Path, calls: int = 1) -> NetworkFile:
+    named = zip(("latents", "timestep", "text", "label", "difficulty"), inputs(2, calls), strict=True)
+    example = {name: value.float() if name == "timestep" else value for name, value in named}
+    graph = Graph(DENOISER, ToyDenoiser(calls), example, "prediction", shared_calls=calls)
+    return export_graph(graph, folder)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, NetworkFile]:
+    folder = tmp_path_factory.mktemp("plain")
+    return folder, export(folder)
+
+
+@pytest.fixture
+def network(plain: tuple[Path, NetworkFile], tmp_path: Path) -> NetworkFile:
+    """The toy's graph, copied to tmp_path."""
+    shutil.copy(plain[0] / plain[1].file, tmp_path)
+    return plain[1]
+
+
+@pytest.fixture(scope="module", params=[1, 3])
+def toy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, NetworkFile]:
+    folder = tmp_path_factory.mktemp("toy")
+    return folder, export(folder, request.param)
+
+
+def with_engines(folder: Path, network: NetworkFile, *batches: int, fixed: bool = True, gpu: Gpu = GPU) -> Signature:
+    settings = EngineSettings(fixed=fixed)
+    engines = []
+    for batch in batches:
+        key = engine_key(fake_tensorrt.__version__, gpu, network, batch, settings)
+        lowest, _, highest = key.shapes["latents"]
+        plan = fake_tensorrt.plan(folder / network.file, lowest[0], highest[0])
+        engines.append(write_engine(folder, DENOISER, batch, key, plan))
+    return Signature(FACTS, {DENOISER: network}, "0", {}, engines=tuple(engines))
+
+
+def denoiser(folder: Path, signature: Signature, **changes: Any) -> TrtDenoiser:
+    return TrtDenoiser(fake_tensorrt, GPU, folder, signature, "cpu", **changes)
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_any_batch_gives_what_the_module_gives(toy: tuple[Path, NetworkFile], fixed: bool) -> None:
+    folder, network = toy
+    made = denoiser(folder, with_engines(folder, network, 1, 4, fixed=fixed))
+    module = ToyDenoiser(network.shared_calls)
+    for images in (1, 2, 4, 7, 9, 3, 1):  # smaller ones after larger: old rows must not show
+        given = inputs(images, network.shared_calls)
+        torch.testing.assert_close(made(*given), module(*given), atol=1e-5, rtol=0)
+
+
+def test_the_prediction_is_the_callers_own(toy: tuple[Path, NetworkFile]) -> None:
+    folder, network = toy
+    made = denoiser(folder, with_engines(folder, network, 4))
+    first = made(*inputs(4, network.shared_calls))
+    kept = first.clone()
+    made(*inputs(3, network.shared_calls))
+    assert torch.equal(first, kept)
+
+
+def test_engines_are_loaded_when_they_are_needed(toy: tuple[Path, NetworkFile]) -> None:
+    folder, network = toy
+    made = denoiser(folder, with_engines(folder, network, 1, 16))
+    made(*inputs(1, network.shared_calls))
+    assert set(made._open) == {1}
+
+
+@pytest.mark.parametrize(
+    ("images", "plan"),
+    [
+        (1, ((1, 1),)),
+        (8, ((8, 8),)),
+        (7, ((8, 7),)),
+        (9, ((8, 8), (1, 1))),
+        (28, ((32, 28),)),
+        (33, ((32, 32), (1, 1))),
+        (64, ((32, 32), (32, 32))),
+        (10, ((8, 8), (1, 1), (1, 1))),
+    ],
+)
+def test_a_batch_is_split_the_cheapest_way(images: int, plan: tuple[tuple[int, int], ...]) -> None:
+    assert sorted(split_batch(images, (1, 8, 32))) == sorted(plan)
+
+
+@given(st.integers(1, 90), st.sets(st.integers(1, 40), min_size=1, max_size=4))
+def test_no_split_loses_or_doubles_an_image(images: int, sizes: set[int]) -> None:
+    plan = split_batch(images, tuple(sorted(sizes)))
+    assert sum(count for _, count in plan) == images
+    assert all(0 < count <= size and size in sizes for size, count in plan)
+    greedy = -(-images // max(sizes)) * (max(sizes) + CALL_COST)
+    assert sum(size + CALL_COST for size, _ in plan) <= greedy
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda given: (*given[:2], given[2][:, :2], *given[3:]),
+            r"text is \[2, 2, 5\]; the engines take \['batch', 3",
+        ),
+        (lambda given: (given[0][..., :1], *given[1:]), r"latents is \[2, 4, 2, 1\]"),
+        (lambda given: (*given[:4], given[4][:1]), r"difficulty is \[1\]"),
+        (lambda given: tuple(value[:0] for value in given), "latents is"),
+    ],
+)
+def test_shapes_outside_the_profile_are_refused(network: NetworkFile, tmp_path: Path, change: Any, said: str) -> None:
+    made = denoiser(tmp_path, with_engines(tmp_path, network, 4))
+    with pytest.raises(MismatchError, match=said):
+        made(*change(inputs(2)))
+
+
+def refused(folder: Path, signature: Signature, **changes: Any) -> str:
+    with pytest.raises(MismatchError) as caught, tensorrt_problems():
+        denoiser(folder, signature, **changes)
+    assert "dcdm export --target tensorrt" in caught.value.hint
+    return caught.value.message
+
+
+def test_engines_for_another_machine_are_refused(network: NetworkFile, tmp_path: Path) -> None:
+    signature = with_engines(tmp_path, network, 2, gpu=Gpu("other", "8.9"))
+    assert "was made for something else: GPU other (8.9), here imitated (9.0)" in refused(tmp_path, signature)
+    assert "was made for something else" in refused(tmp_path, signature, trust=True)
+    mine = with_engines(tmp_path, network, 2)
+    key = mine.engines[0].key_file
+    newer = dataclasses.replace(mine, networks={DENOISER: dataclasses.replace(network, sha256={network.file: "0"})})
+    assert "graph" in refused(tmp_path, newer) and (tmp_path / key).is_file()
+
+
+def test_of_several_engines_those_that_fit_are_used(network: NetworkFile, tmp_path: Path) -> None:
+    mine = with_engines(tmp_path, network, 2)
+    other = with_engines(tmp_path, network, 8, gpu=Gpu("other", "8.9"))
+    both = dataclasses.replace(mine, engines=(*mine.engines, *other.engines))
+    assert denoiser(tmp_path, both)(*inputs(5)).shape == (5, 4, 2, 2)
+
+
+def test_an_engine_of_unknown_origin_needs_trust(network: NetworkFile, tmp_path: Path) -> None:
+    signature = with_engines(tmp_path, network, 2)
+    key = tmp_path / signature.engines[0].key_file
+    document = json.loads(key.read_text())
+    forged = document | {"made_for": document["made_for"] | {"tensorrt": "12.0"}}
+    for content in ("", "{", "[1]", json.dumps(forged), json.dumps(document | {"sha256": "0"})):
+        key.write_text(content)
+        assert "is of unknown origin" in refused(tmp_path, signature)
+        assert len(denoiser(tmp_path, signature, trust=True)(*inputs(2))) == 2
+    key.unlink()
+    assert "is of unknown origin" in refused(tmp_path, signature)
+
+
+def test_a_changed_engine_is_not_even_given_to_tensorrt(
+    network: NetworkFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signature = with_engines(tmp_path, network, 2)
+    file = tmp_path / signature.engines[0].file
+    file.write_bytes(file.read_bytes() + b" ")
+    monkeypatch.setattr(fake_tensorrt, "Runtime", None)
+    assert "its content has changed" in refused(tmp_path, signature)
+    file.unlink()
+    assert "is missing" in refused(tmp_path, signature)
+    assert "holds no engine" in refused(tmp_path, dataclasses.replace(signature, engines=()))
+
+
+def test_what_tensorrt_cannot_load_is_said(network: NetworkFile, tmp_path: Path) -> None:
+    signature = with_engines(tmp_path, network, 2)
+    (tmp_path / signature.engines[0].file).write_bytes(b"other")
+    made = denoiser(tmp_path, signature, trust=True)
+    with pytest.raises(MismatchError, match=r"cannot load .*denoiser.b2.engine: magic tag does not match"):
+        made(*inputs(2))
+
+
+def test_a_trusted_engine_of_another_network_is_refused_before_it_gets_an_address(
+    network: NetworkFile, tmp_path: Path
+) -> None:
+    signature = with_engines(tmp_path, network, 2)
+    engine = tmp_path / signature.engines[0].file
+    engine.write_bytes(fake_tensorrt.plan(tmp_path / network.file, 16, 16))
+    with pytest.raises(MismatchError, match=r"takes latents up to \(16, 4, 2, 2\)"):
+        denoiser(tmp_path, signature, trust=True)(*inputs(2))
+    export_graph(Graph("other", nn.Conv2d(4, 4, 1).eval(), {"latents": inputs(2)[0]}, "noise"), tmp_path)
+    engine.write_bytes(fake_tensorrt.plan(tmp_path / "other.onnx", 2, 2))
+    with pytest.raises(MismatchError, match=r"the engine has inputs and outputs .*noise"):
+        denoiser(tmp_path, signature, trust=True)(*inputs(2))
+
+
+def test_without_gpu_or_tensorrt_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(CapabilityError, match="there is none here"):
+        cuda_gpu()
+    monkeypatch.setitem(__import__("sys").modules, "tensorrt", None)
+    with pytest.raises(CapabilityError, match="TensorRT cannot be imported") as caught:
+        open_tensorrt(tmp_path, Signature(FACTS, {}, "0", {}), "cuda")
+    assert "dcdm-cli[tensorrt]" in caught.value.hint
+
+
+def test_an_old_tensorrt_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "tensorrt", fake_tensorrt)
+    monkeypatch.setattr(fake_tensorrt, "__version__", "10.11.0.33")
+    with pytest.raises(CapabilityError, match=r"TensorRT 10.11.0.33 is too old: 10.12 or later"):
+        open_tensorrt(tmp_path, Signature(FACTS, {}, "0", {}), "cuda")
+
+
+def test_engine_errors_reach_the_user_as_ours() -> None:
+    with pytest.raises(MismatchError, match="x"), tensorrt_problems():
+        raise EngineError("x")

@@ -1,0 +1,344 @@
+"""Shards in every format: complete or absent, the same bytes every time, and read by the tools people train with."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import io
+import json
+import tarfile
+import threading
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import webdataset
+from PIL import Image
+
+from dcdm_cli.data import shard_files
+from dcdm_cli.data.manifest import read_manifest
+from dcdm_cli.data.shard_files import Layout
+from dcdm_cli.errors import InterruptedRunError, MismatchError, StorageError
+from dcdm_cli.generation import shards
+from dcdm_cli.generation.journal import Journal
+from dcdm_cli.generation.ledger import Ledger
+from dcdm_cli.generation.plan import Plan
+from dcdm_cli.generation.shards import Encoders, MadeShard, ShardTask
+from dcdm_cli.generation.site import Generated, make_shard, run_shards
+from dcdm_cli.job import Job
+
+from .fakes import NAMES, FakeMaker, contents, fake_measure, fake_plan
+
+FORMATS = ("folder", "parquet", "webdataset")
+PLAN = fake_plan(22, shard_size=8)
+
+
+def layout(folder: Path, format: str = "folder", plan: Plan = PLAN, image: str = "png") -> Layout:
+    return Layout(folder, format, image, NAMES, plan.shards)
+
+
+def run(folder: Path, format: str = "folder", maker: FakeMaker | None = None, job: Job | None = None) -> Generated:
+    return run_shards(PLAN, maker or FakeMaker(measure=fake_measure), layout(folder, format), job or Job())
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_same_plan_gives_the_same_bytes(tmp_path: Path, format: str) -> None:
+    made = run(tmp_path / "a", format)
+    assert (made.images, made.failed, made.made) == (22, 0, 22)
+    run(tmp_path / "b", format)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    again = run(tmp_path / "a", format, FakeMaker(measure=fake_measure))
+    assert (again.images, again.made) == (22, 0)
+    assert made.manifest.column("sample_id").tolist() == PLAN.table["sample_id"].to_pylist()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_shard_has_a_record_that_fits(tmp_path: Path, format: str) -> None:
+    run(tmp_path, format)
+    records = [json.loads(p.read_text()) for p in sorted((tmp_path / "shards").glob("0*.json"))]
+    assert [record["count"] for record in records] == [8, 8, 6]
+    for record, ids in zip(records, np.split(np.array(PLAN.table["sample_id"]), [8, 16]), strict=True):
+        assert (record["first_id"], record["last_id"]) == (ids[0], ids[-1])
+        if record["path"]:
+            assert shard_files.hashlib.sha256((tmp_path / record["path"]).read_bytes()).hexdigest() == record["sha256"]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_blank_images_are_left_out_and_counted(tmp_path: Path, format: str) -> None:
+    made = run(tmp_path, format, FakeMaker(blank=3))
+    blank = sum(seed % 3 == 0 for seed in PLAN.table["seed"].to_pylist())
+    assert 0 < blank < 22 and (made.images, made.failed) == (22 - blank, blank)
+    again = FakeMaker(blank=3)
+    assert run(tmp_path, format, again).failed == blank and again.rendered == []
+
+
+@pytest.mark.parametrize("format", ["parquet", "webdataset"])
+def test_a_shard_without_images_has_no_file(tmp_path: Path, format: str) -> None:
+    made = run(tmp_path, format, FakeMaker(blank=1))
+    assert (made.images, made.failed) == (0, 22) and list((tmp_path / "data").iterdir()) == []
+
+
+# Stopping, killing, resuming
+
+
+class Killed(BaseException):
+    """Stands for a kill: no handler of ours may rely on running."""
+
+
+class DyingMaker(FakeMaker):
+    """Dies before its n-th batch."""
+
+    def __init__(self, batches: int) -> None:
+        super().__init__(measure=fake_measure)
+        self.left = batches
+
+    def render(self, rows, job):  # type: ignore[no-untyped-def]
+        for batch in super().render(rows, job):
+            if self.left == 0:
+                raise Killed
+            self.left -= 1
+            yield batch
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("batches", [0, 1, 2, 3, 5])
+def test_a_run_that_died_goes_on_to_the_same_bytes(tmp_path: Path, format: str, batches: int) -> None:
+    run(tmp_path / "through", format)
+    with pytest.raises(Killed):
+        run(tmp_path / "died", format, DyingMaker(batches))
+    maker = FakeMaker(measure=fake_measure)
+    run(tmp_path / "died", format, maker)
+    assert contents(tmp_path / "died") == contents(tmp_path / "through")
+    assert not set(maker.rendered) & set(range(batches * 4 // 8 * 8))  # finished shards are not made again
+
+
+def test_a_stop_keeps_the_images_of_an_unfinished_folder_shard(tmp_path: Path) -> None:
+    asked = iter([None, None, None])
+    with pytest.raises(InterruptedRunError, match="12 of 22 images are finished"):
+        run(tmp_path, job=Job(stop_signal=lambda: next(asked, "SIGINT")))
+    maker = FakeMaker(measure=fake_measure)
+    run(tmp_path, maker=maker)
+    assert maker.rendered == list(range(12, 22))
+
+
+def test_the_journal_keeps_whole_batches_of_what_is_there(tmp_path: Path) -> None:
+    file, ids = tmp_path / "shards" / "00000.journal", [str(i) for i in range(6)]
+    (tmp_path / "a.png").write_bytes(b"x")
+    journal = Journal(file, ids, 2)
+    entry = {"path": "a.png", "sha256": "", "bytes": 1}
+    journal.append([{"sample_id": i} | entry for i in ids[:3]] + [{"sample_id": "3", "path": None, "sha256": None}])
+    journal.append([{"sample_id": "4"} | entry, {"sample_id": "5"} | entry | {"path": "gone.png"}])
+    whole = file.read_bytes()
+    assert [e["sample_id"] for e in Journal(file, ids, 2).entries] == ["0", "1", "2", "3"]
+    file.write_bytes(whole[: whole.index(b'"3"') + 9])  # torn in the fourth line
+    assert [e["sample_id"] for e in Journal(file, ids, 2).entries] == ["0", "1"]
+    assert file.read_bytes().count(b"\n") == 2
+
+
+def test_the_renderer_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most a few batches wait to be written, however fast the renderer is: memory stays flat."""
+    disk_is_free, maker, plan = threading.Event(), FakeMaker(), fake_plan(200, shard_size=200)
+    real = shards.encode_image
+    monkeypatch.setattr(shards, "encode_image", lambda *given: disk_is_free.wait(60) and real(*given))
+    running = threading.Thread(target=run_shards, args=(plan, maker, layout(tmp_path, "folder", plan), Job()))
+    running.start()
+    deadline = time.monotonic() + 60
+    while len(maker.rendered) < 4 * (shards.WAITING + 1) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    assert len(maker.rendered) == 4 * (shards.WAITING + 1)
+    disk_is_free.set()
+    running.join(60)
+    assert len(maker.rendered) == 200
+
+
+# Faults
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_full_disk_is_named_and_finished_shards_stay(
+    tmp_path: Path, format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second_shard = PLAN.table["sample_id"].to_pylist()[10]
+    write_bytes, write = Path.write_bytes, shard_files._HashedFile.write
+
+    def into_a_file(path: Path, content: bytes) -> int:
+        fill_disk(second_shard in path.name)
+        return write_bytes(path, content)
+
+    def into_an_archive(self: shard_files._HashedFile, content: bytes) -> int:
+        fill_disk("train-00001" in str(self.stream.name) and self.bytes > 500 and not self.given_up)
+        return write(self, content)
+
+    def fill_disk(full: bool) -> None:
+        if full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", into_a_file)
+    monkeypatch.setattr(shard_files._HashedFile, "write", into_an_archive)
+    with pytest.raises(StorageError, match="No space left"):
+        run(tmp_path / "full", format)
+    monkeypatch.undo()
+    assert (tmp_path / "full/shards/00000.json").is_file() and not list((tmp_path / "full").rglob("*.part"))
+    maker = FakeMaker(measure=fake_measure)
+    run(tmp_path / "full", format, maker)
+    assert maker.rendered == list(range(8, 22))
+    run(tmp_path / "through", format)
+    assert contents(tmp_path / "full") == contents(tmp_path / "through")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"plan": "other"}, "it belongs to another plan"),
+        ({"bytes": 1}, "bytes instead of 1"),
+        ({"rows_sha256": "0"}, "00001.parquet is missing or was changed"),
+        ({"shard": 99}, "the plan has 3 shards"),
+        ({"surprise": 1}, "is not the record of a shard"),
+        ("{", "is not the record of a shard"),
+    ],
+)
+def test_a_wrong_record_is_refused_with_the_remedy(tmp_path: Path, change: dict | str, says: str) -> None:
+    run(tmp_path, "webdataset")
+    file = tmp_path / "shards/00001.json"
+    document = json.loads(file.read_text())
+    file.write_text(change if isinstance(change, str) else json.dumps(document | change))
+    before = contents(tmp_path)
+    with pytest.raises(MismatchError, match=says) as caught:
+        run(tmp_path, "webdataset")
+    assert "that shard alone is made again" in caught.value.hint and contents(tmp_path) == before
+    file.unlink()  # what the hint says
+    maker = FakeMaker(measure=fake_measure)
+    run(tmp_path, "webdataset", maker)
+    assert maker.rendered == list(range(8, 16))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_verify_finds_content_that_changed(tmp_path: Path, format: str) -> None:
+    run(tmp_path, format)
+    run_shards(PLAN, FakeMaker(), layout(tmp_path, format), Job(), verify=True)
+    victim = next(p for p in sorted(tmp_path.rglob("*")) if p.suffix == ".png" or p.parent.name == "data")
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(bytes(content))
+    assert run(tmp_path, format).images == 22  # not looked for unless asked
+    with pytest.raises(MismatchError, match="has other content"):
+        run_shards(PLAN, FakeMaker(), layout(tmp_path, format), Job(), verify=True)
+
+
+def test_a_deleted_archive_is_made_again_alone(tmp_path: Path) -> None:
+    run(tmp_path, "parquet")
+    before = contents(tmp_path)
+    next((tmp_path / "data").glob("train-00001*")).unlink()
+    maker = FakeMaker(measure=fake_measure)
+    run(tmp_path, "parquet", maker)
+    assert maker.rendered == list(range(8, 16)) and contents(tmp_path) == before
+
+
+def test_another_format_is_refused(tmp_path: Path) -> None:
+    run(tmp_path)
+    with pytest.raises(MismatchError, match="format 'folder' instead of 'parquet'"):
+        run(tmp_path, "parquet")
+
+
+def test_a_shard_made_twice_is_published_once(tmp_path: Path) -> None:
+    place = layout(tmp_path, "webdataset")
+    ledger = Ledger.open(PLAN, place, 4)
+    task = ShardTask(0, tuple(PLAN.shard_rows(0)), place, PLAN.generator)
+    with Encoders() as encoders:
+        twice = [list(make_shard(task, FakeMaker(), encoders, Job()))[-1] for _ in range(2)]
+    for made in twice:
+        assert isinstance(made, MadeShard)
+        ledger.publish(made)
+    assert ledger.done == 8 and len(list((tmp_path / "data").iterdir())) == 1
+
+
+def test_a_model_that_the_plan_was_not_made_for_is_refused(tmp_path: Path) -> None:
+    other = dataclasses.replace(PLAN, generator="other")
+    with pytest.raises(MismatchError, match="made for the generator other, the model and settings here are fake"):
+        run_shards(other, FakeMaker(), layout(tmp_path), Job())
+
+
+# Golden readers
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    return str(tmp_path / "cache")
+
+
+def expected_image(sample_id: str) -> np.ndarray:
+    row = next(row for row in PLAN.rows() if row.sample_id == sample_id)
+    return FakeMaker()._image(row)
+
+
+@pytest.mark.parametrize("image", ["png", "webp"])
+def test_datasets_reads_parquet_with_images_and_class_names(tmp_path: Path, cache: str, image: str) -> None:
+    run_shards(PLAN, FakeMaker(measure=fake_measure), layout(tmp_path / "made", "parquet", image=image), Job())
+    names = sorted(p.name for p in (tmp_path / "made/data").iterdir())
+    assert names == [f"train-{i:05d}-of-00003.parquet" for i in range(3)]
+    read = datasets.load_dataset(str(tmp_path / "made"), split="train", cache_dir=cache)
+    assert read.features["label"].names == list(NAMES) and len(read) == 22
+    for row in read:
+        assert (np.asarray(row["image"]) == expected_image(row["sample_id"])).all()  # lossless
+        assert row["class_name"] == NAMES[row["label"]] and row["synthetic"] is True
+        assert row["measured_difficulty"] == pytest.approx(np.asarray(row["image"]).mean() / 255, abs=1e-6)
+
+
+def test_parquet_row_groups_are_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard_files, "ROW_GROUP", 3)
+    run(tmp_path, "parquet")
+    file = pq.ParquetFile(next((tmp_path / "data").glob("train-00000*")))
+    assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [3, 3, 2]
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("measured", [True, False])
+def test_datasets_and_webdataset_read_the_tars(tmp_path: Path, cache: str, measured: bool) -> None:
+    run(tmp_path / "made", "webdataset", FakeMaker(measure=fake_measure if measured else None))
+    tars = sorted(str(p) for p in (tmp_path / "made/data").iterdir())
+    assert [Path(t).name for t in tars] == [f"train-{i:05d}.tar" for i in range(3)]
+    read = datasets.load_dataset(str(tmp_path / "made"), split="train", cache_dir=cache)
+    assert len(read) == 22 and {(r["json"]["class_name"], int(r["cls"])) for r in read} == {
+        (n, i) for i, n in enumerate(NAMES)
+    }
+    samples = list(webdataset.WebDataset(tars, shardshuffle=False).decode("rgb8"))
+    assert [s["__key__"] for s in samples] == PLAN.table["sample_id"].to_pylist()
+    for sample in samples:
+        assert (sample["png"] == expected_image(sample["__key__"])).all()
+        assert sample["json"]["label"] == sample["cls"] and sample["json"]["synthetic"] is True
+
+
+def test_tar_members_have_no_times_and_no_owners(tmp_path: Path) -> None:
+    run(tmp_path, "webdataset")
+    with tarfile.open(tmp_path / "data/train-00000.tar") as tar:
+        members = tar.getmembers()
+    assert {(m.mtime, m.uid, m.gid, m.uname, m.mode, m.isreg()) for m in members} == {(0, 0, 0, "", 0o644, True)}
+    keys = [m.name.split(".")[0] for m in members]
+    assert keys == [key for key in PLAN.table["sample_id"].to_pylist()[:8] for _ in range(3)]
+
+
+def test_the_manifest_names_the_member_of_an_archive(tmp_path: Path) -> None:
+    run(tmp_path, "webdataset")
+    first = read_manifest(tmp_path / "samples.parquet").rows()[0]
+    assert first["path"] == f"data/train-00000.tar#{first['sample_id']}.png"
+
+
+def test_jpeg_is_as_pillow_writes_it(tmp_path: Path) -> None:
+    run_shards(PLAN, FakeMaker(), layout(tmp_path, "webdataset", image="jpg"), Job())
+    with tarfile.open(tmp_path / "data/train-00000.tar") as tar:
+        content = tar.extractfile(tar.getmembers()[0]).read()  # type: ignore[union-attr]
+    expected = io.BytesIO()
+    Image.fromarray(expected_image(PLAN.rows()[0].sample_id)).save(expected, "JPEG", quality=95, subsampling=0)
+    assert content == expected.getvalue()
+
+
+def test_a_plan_of_another_size_is_another_plan(tmp_path: Path) -> None:
+    run(tmp_path)
+    other = dataclasses.replace(fake_plan(22, shard_size=11))
+    with pytest.raises(MismatchError, match="another plan"):
+        run_shards(other, FakeMaker(), layout(tmp_path, plan=other), Job())

@@ -1,0 +1,142 @@
+"""Several processes make the shards of one plan; whatever happens to them, the result is that of one process."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from dcdm_cli.crew.boss import Crew
+from dcdm_cli.crew.local import LocalTransport
+from dcdm_cli.data.shard_files import Layout
+from dcdm_cli.errors import InterruptedRunError, MismatchError
+from dcdm_cli.generation.plan import Plan
+from dcdm_cli.generation.site import Generated, run_shards
+from dcdm_cli.generation.workers import run_crew
+from dcdm_cli.job import Job
+
+from .fakes import NAMES, FakeMaker, contents, fake_measure, fake_plan, open_fake
+
+PLAN = fake_plan(120, shard_size=16)
+
+
+class Killer:
+    """Kills a random worker every now and then, `kills` times in all."""
+
+    def __init__(self, transport: LocalTransport, kills: int, pause_s: tuple[float, float]) -> None:
+        self.transport, self.left, self.pause_s, self.over = transport, kills, pause_s, threading.Event()
+        self.thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Killer:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.over.set()
+        self.thread.join()
+
+    def _run(self) -> None:
+        rng = random.Random(0)
+        while self.left and not self.over.wait(rng.uniform(*self.pause_s)):
+            alive = [p for p in self.transport.processes if p.pid and p.is_alive()]
+            if alive:
+                os.kill(rng.choice(alive).pid, signal.SIGKILL)  # type: ignore[arg-type]
+                self.left -= 1
+
+
+def crewed(
+    folder: Path, plan: Plan = PLAN, format: str = "folder", *, deliver: bool = False, seconds: float = 0.0,
+    kills: int = 0, job: Job | None = None,
+) -> Generated:  # fmt: skip
+    layout, job = Layout(folder, format, "png", NAMES, plan.shards), job or Job()
+    transport = LocalTransport(partial(open_fake, deliver=deliver, seconds=seconds), ["cpu", "cpu"], threads=1)
+    with Crew(transport, job) as crew:
+        crew.first_hello()
+        with Killer(transport, kills, (0.2, 0.5)) as killer:
+            made = run_crew(plan, crew, layout, job, deliver=deliver)
+            assert killer.left == 0, "the run was over before all kills"
+    return made
+
+
+def alone(folder: Path, plan: Plan = PLAN, format: str = "folder") -> Generated:
+    layout = Layout(folder, format, "png", NAMES, plan.shards)
+    return run_shards(plan, FakeMaker(measure=fake_measure), layout, Job())
+
+
+@pytest.mark.parametrize(("format", "deliver"), [("folder", False), ("webdataset", True)])
+def test_a_crew_makes_what_one_process_makes(tmp_path: Path, format: str, deliver: bool) -> None:
+    told: list[int] = []
+    job = Job(progress=lambda what, done, total: told.append(done))
+    made = crewed(tmp_path / "crew", format=format, deliver=deliver, job=job)
+    assert (made.images, made.failed, made.made) == (120, 0, 120)
+    assert told[-1] == 120 and told == sorted(told)  # one display for all
+    alone(tmp_path / "alone", format=format)
+    assert contents(tmp_path / "crew") == contents(tmp_path / "alone")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("format", "deliver"), [("folder", False), ("parquet", False), ("folder", True)])
+def test_killed_workers_change_nothing(tmp_path: Path, format: str, deliver: bool) -> None:
+    """The same with 20 kills in 2,000 images is part of benchmarks/bench_scaling.py."""
+    plan = fake_plan(300, shard_size=20)
+    made = crewed(tmp_path / "killed", plan, format, deliver=deliver, seconds=0.008, kills=4)
+    assert (made.images, made.failed) == (300, 0) and made.made >= 300
+    alone(tmp_path / "alone", plan, format)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "alone")
+    assert not list((tmp_path / "killed").rglob("*.part")) + list((tmp_path / "killed").rglob("*.journal"))
+
+
+@pytest.mark.parametrize("deliver", [False, True])
+def test_a_stopped_crew_goes_on_where_it_was(tmp_path: Path, deliver: bool) -> None:
+    asked = threading.Event()
+    job = Job(
+        progress=lambda what, done, total: asked.set() if done >= 30 else None,
+        stop_signal=lambda: "SIGINT" if asked.is_set() else None,
+    )
+    with pytest.raises(InterruptedRunError, match=r"\d+ of 120 images are finished") as caught:
+        crewed(tmp_path / "stopped", deliver=deliver, seconds=0.01, job=job)
+    kept = int(str(caught.value).split("; ")[1].split()[0])
+    assert 30 <= kept < 120
+    assert crewed(tmp_path / "stopped", deliver=deliver).made == 120 - kept
+    alone(tmp_path / "alone")
+    assert contents(tmp_path / "stopped") == contents(tmp_path / "alone")
+
+
+def test_a_crew_with_another_model_is_refused(tmp_path: Path) -> None:
+    plan = Plan(PLAN.table, "other", 0, PLAN.shard_size, PLAN.class_names)
+    with pytest.raises(MismatchError, match="the model and settings here are fake"):
+        crewed(tmp_path, plan)
+    assert not (tmp_path / "plan.parquet").exists()
+
+
+def test_a_boss_that_was_killed_leaves_nothing_to_clean_up_by_hand(tmp_path: Path) -> None:
+    """Its workers notice, and the next run goes on."""
+    import subprocess
+    import sys
+
+    root = Path(__file__).parents[2]
+    code = (
+        "import sys; from pathlib import Path; from tests.generation.test_workers import *\n"
+        "if __name__ == '__main__': crewed(Path(sys.argv[1]), seconds=0.05)"
+    )
+    (tmp_path / "boss.py").write_text(code)
+    env = os.environ | {"PYTHONPATH": f"{root}:{root / 'export'}"}
+    with subprocess.Popen([sys.executable, str(tmp_path / "boss.py"), str(tmp_path / "killed")], env=env) as process:
+        deadline = time.monotonic() + 60
+        while not list((tmp_path / "killed").rglob("*.png")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.kill()
+    assert 0 < len(list((tmp_path / "killed").rglob("*.png"))) < 120
+    time.sleep(1.0)  # what an orphan needs to end its batch
+    before = len(list((tmp_path / "killed").rglob("*.png")))
+    time.sleep(0.5)
+    assert len(list((tmp_path / "killed").rglob("*.png"))) == before
+    crewed(tmp_path / "killed")
+    alone(tmp_path / "alone")
+    assert contents(tmp_path / "killed") == contents(tmp_path / "alone")

@@ -1,0 +1,99 @@
+"""Numbers in documents come from results, and from nowhere else."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import dcdm_cli
+from dcdm_cli.commands.suite import documents, read_results, remake
+from dcdm_cli.errors import MismatchError, NotFoundError, UsageError
+from dcdm_cli.reports.suite import BEGIN, END
+
+from .reports.test_experiment_reports import document
+
+ROOT = Path(dcdm_cli.__file__).parent.parent
+
+
+def blocks(text: str) -> list[str]:
+    return re.findall(BEGIN.pattern.replace("?P<names>", "") + r".*?" + re.escape(END), text, re.DOTALL)
+
+
+def test_every_number_in_a_block_is_what_its_results_say() -> None:
+    """Fails when a block was edited by hand, or results changed without `dcdm evaluate --suite .`"""
+    results = read_results(ROOT)
+    for path in documents(ROOT):
+        text = path.read_text("utf-8")
+        if END not in text and not results:
+            continue  # a marker that waits for its first results
+        changed, _ = remake(ROOT, drawn=False, write=False)
+        assert path not in changed, f"{path.name} differs from benchmarks/results: run dcdm evaluate --suite ."
+
+
+def test_figures_that_documents_show_are_there() -> None:
+    for path in documents(ROOT):
+        for link in re.findall(r"!\[[^\]]*\]\(([^)]+\.png)\)", path.read_text("utf-8")):
+            assert (path.parent / link).is_file() or END not in path.read_text("utf-8"), link
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    results = tmp_path / "benchmarks" / "results"
+    results.mkdir(parents=True)
+    about = {"command": "dcdm x", "hardware": "2 cores", "date": "2026-01-02", "versions": {"torch": "2.14"}}
+    (results / "digits_controls.json").write_text(json.dumps({**about, "wall_seconds": 61, "document": document()}))
+    tables = [{"title": "Speed", "columns": ["engine", "images/s"], "rows": [["torch", 12.5]]}]
+    (results / "speed.json").write_text(json.dumps({"title": "Speed", "sentences": ["Fast."], "tables": tables}))
+    (results / "raw.json").write_text("[1, 2]")
+    (tmp_path / "README.md").write_text(
+        "# Project\n\n<!-- figures:digits_controls -->\n\nold text\n<!-- /figures -->\nend\n"
+    )
+    (tmp_path / "benchmarks" / "README.md").write_text("<!-- figures -->\nafter\n")
+    return tmp_path
+
+
+def test_blocks_are_made_from_results_and_nothing_else_is_touched(project: Path) -> None:
+    changed, results = remake(project)
+    assert {path.name for path in changed} == {"README.md"} and set(results) == {"digits_controls", "speed"}
+    text = (project / "README.md").read_text()
+    assert text.startswith("# Project\n\n<!-- figures:digits_controls -->\n\n") and text.endswith(
+        "<!-- /figures -->\nend\n"
+    )
+    assert "old text" not in text and "| plain | 200 | normal:0.5,0.1 | 0.42 |" in text
+    assert "`dcdm x`, 1 min 1 s, 2 cores, 2026-01-02, torch 2.14" in text
+    assert "![Differences](docs/images/digits_controls/differences.png)" in text
+    assert (project / "docs" / "images" / "digits_controls" / "differences.png").is_file()
+    whole = (project / "benchmarks" / "README.md").read_text()
+    assert "../docs/images/digits_controls/differences.png" in whole and "| torch | 12.5 |" in whole
+    assert whole.endswith(END + "\nafter\n")  # the lone marker got its end
+    assert remake(project)[0] == []  # again changes nothing
+
+
+def test_an_edited_number_is_found(project: Path) -> None:
+    remake(project)
+    file = project / "README.md"
+    assert remake(project, drawn=False, write=False)[0] == []
+    file.write_text(file.read_text().replace("96.00 %", "99.00 %").replace("97.00 %", "99.00 %"))
+    assert remake(project, drawn=False, write=False)[0] == [file]
+
+
+def test_a_result_that_is_named_must_exist(project: Path) -> None:
+    (project / "README.md").write_text("<!-- figures:gone -->")
+    with pytest.raises(NotFoundError, match="'gone'"):
+        remake(project)
+    (project / "README.md").write_text("no marker")
+    (project / "benchmarks" / "README.md").unlink()
+    with pytest.raises(NotFoundError, match="no document"):
+        remake(project)
+
+
+def test_damaged_results_are_named(project: Path) -> None:
+    (project / "benchmarks" / "results" / "speed.json").write_text("{")
+    with pytest.raises(MismatchError, match=r"speed\.json"):
+        remake(project)
+    (project / "benchmarks" / "results" / "speed.json").write_text('{"tables": [{"title": "x"}]}')
+    with pytest.raises(UsageError, match=r"speed\.json"):
+        remake(project)
