@@ -63,7 +63,7 @@ class Command:
         assert self.process.pid is not None
         os.kill(self.process.pid, getattr(signal, name))
 
-    def finish(self, timeout: float = 120) -> Finished:
+    def finish(self, timeout: float = 600) -> Finished:
         self.process.join(timeout)
         said = [stream.read_text("utf-8", "backslashreplace") for stream in self.streams]
         assert not self.process.is_alive(), f"dcdm {self.words} takes longer than {timeout} s: {said[1]}"
@@ -72,7 +72,7 @@ class Command:
         self.close()
         return subprocess.CompletedProcess(self.words, code, *said)
 
-    def wait_until(self, happened: Callable[[], Any], timeout: float = 60) -> None:
+    def wait_until(self, happened: Callable[[], Any], timeout: float = 300) -> None:
         deadline = time.monotonic() + timeout
         while not happened():
             assert self.process.is_alive(), self.finish().stderr
