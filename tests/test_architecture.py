@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import dcdm_cli
+from dcdm_cli import errors
 
 ROOT = Path(dcdm_cli.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
@@ -53,6 +54,20 @@ def test_no_pickles_and_no_click(module: Path) -> None:
     text = module.read_text("utf-8")
     assert not imports(ast.parse(text)) & {"pickle", "click", "joblib", "dill", "cloudpickle"}
     assert not re.search(r"torch\.(load|save)\(|allow_pickle=True|(?<![\w.])eval\(|(?<![\w.])exec\(", text)
+
+
+ERRORS = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, errors.DcdmError)}
+
+
+@pytest.mark.parametrize("module", MODULES, ids=name)
+def test_every_error_has_a_remedy(module: Path) -> None:
+    raised = [
+        node
+        for node in ast.walk(ast.parse(module.read_text("utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ERRORS
+    ]
+    without = [node.lineno for node in raised if len(node.args) < 2 or ast.unparse(node.args[1]) in ("''", '""')]
+    assert without == []
 
 
 def test_the_export_package_knows_nothing_of_dcdm_cli() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dcdm_cli.config import Config, flat_items, known_keys, resolve
+from dcdm_cli.config import Config, Layer, flat_items, known_keys, resolve
 from dcdm_cli.errors import NotFoundError, UsageError
 from dcdm_cli.presets import PRESETS
 
@@ -89,6 +89,69 @@ def test_a_value_that_breaks_a_rule_names_key_value_and_rule(key: str, value: ob
     with pytest.raises(UsageError, match=key.replace(".", r"\.")) as caught:
         resolve(flags={key: value})
     assert rule in caught.value.message + caught.value.hint
+
+
+def test_what_was_done_wins_over_files_and_the_environment_but_not_over_flags(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = toml(tmp_path / "x.toml", "[finetune]\nrank = 4\nalpha = 4\nhidden = 99\n")
+    monkeypatch.setenv("DCDM_FINETUNE__ALPHA", "5")
+    done = {"rank": 2, "alpha": 2, "steps": 7, "run_seed": 0, "a_setting_of_an_older_version": 1, "snr_gamma": None}
+    layers = [Layer("record of finetune", {"finetune": done})]
+    resolved = resolve(flags={"finetune.steps": 9}, config_file=file, recorded=layers)
+    made = resolved.config.finetune
+    assert (made.rank, made.alpha, made.steps, made.hidden, made.snr_gamma) == (2, 2, 9, 99, None)
+    assert resolved.origins["finetune.rank"] == "record of finetune"
+
+
+def test_what_a_command_starts_from_loses_to_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lowest = {"preset": "digits", "evaluate.seeds": 3, "evaluate.arms": ["real"], "score.folds": 9}
+    run = toml(tmp_path / "run.toml", "[evaluate]\nseeds = 5\n")
+    monkeypatch.setenv("DCDM_SCORE__FOLDS", "7")
+    resolved = resolve(lowest=lowest, run_file=run)
+    config = resolved.config
+    assert (config.preset, config.evaluate.seeds, config.evaluate.arms, config.score.folds) == (
+        "digits",
+        5,
+        ("real",),
+        7,
+    )
+    assert resolved.origins["preset"] == "preset digits" and resolved.origins["evaluate.arms"] == "command"
+    assert resolve(flags={"preset": "sd15"}, lowest=lowest).config.finetune.base != "tiny"
+
+
+@pytest.mark.parametrize("key", ["finetune.snr_gamma", "generate.count", "generate.clip_range", "caption.sidecars"])
+def test_none_switches_an_optional_setting_off(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert flat_items(resolve(flags={"preset": "sd15", key: "none"}).config)[key] is None
+    monkeypatch.setenv("DCDM_" + key.upper().replace(".", "__"), "none")
+    assert flat_items(resolve().config)[key] is None
+
+
+def test_none_is_a_word_where_it_is_a_choice_and_no_number() -> None:
+    assert resolve(flags={"finetune.conditioning": "none"}).config.finetune.conditioning == "none"
+    with pytest.raises(UsageError, match=r"finetune\.rank"):
+        resolve(flags={"finetune.rank": "none"})
+
+
+@pytest.mark.parametrize("text", ["0.1,0.2", "[0.1, 0.2]", " 0.1 , 0.2 "])
+def test_lists_in_the_environment(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DCDM_EVALUATE__TARGETS", text)
+    monkeypatch.setenv("DCDM_SCORE__MODEL_ARGS", '{"depth": 3}')
+    assert resolve().config.evaluate.targets == (0.1, 0.2)
+    assert resolve().config.score.model_args == {"depth": 3}
+
+
+@pytest.mark.parametrize(("name", "text"), [("DCDM_SCORE__MODEL_ARGS", "{"), ("DCDM_EVALUATE__TARGETS", "a,b")])
+def test_a_value_in_the_environment_that_cannot_be_read(name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, text)
+    with pytest.raises(UsageError, match="environment"):
+        resolve()
+
+
+def test_a_bad_value_names_the_place_it_came_from_not_a_neighbours(tmp_path: Path) -> None:
+    file = toml(tmp_path / "x.toml", '[score]\nmodel = "resnet18"\n')
+    with pytest.raises(UsageError, match=r"score\.model_args .*\(flag\)"):
+        resolve(flags={"score.model_args": 3}, config_file=file)
 
 
 def test_a_file_that_is_no_toml_is_named(tmp_path: Path) -> None:

@@ -7,15 +7,21 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from dcdm_cli.errors import StorageError
 from dcdm_cli.files import (
+    append_json_lines,
     atomic_folder,
     atomic_path,
     hash_bytes,
     hash_file,
     hash_json,
     hash_tree,
+    read_json_lines,
+    storage_error,
     storage_errors,
     write_bytes,
     write_json,
@@ -73,6 +79,35 @@ def test_a_disk_that_refuses_is_an_error_with_a_remedy(code: int) -> None:
         raise OSError(code, "refused")
     assert caught.value.file == "/x/y"
     assert "--run" in caught.value.hint
+
+
+def test_a_full_disk_is_known_when_safetensors_wraps_it(tmp_path: Path) -> None:
+    with pytest.raises(SafetensorError) as wrapped:
+        save_file({"x": torch.zeros(9)}, tmp_path / "no" / "folder")
+    assert storage_error(wrapped.value, tmp_path) is None  # no such folder: not the disk's fault
+    full = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    refused = storage_error(full, tmp_path / "x")
+    assert refused is not None and refused.message.endswith("No space left on device") and refused.code == 20
+
+
+def test_a_forbidden_folder_has_another_remedy_than_a_full_one() -> None:
+    full, forbidden = (storage_error(OSError(code, ""), "/x") for code in (errno.ENOSPC, errno.EROFS))
+    assert full is not None and "free some space" in full.hint
+    assert forbidden is not None and "you may write to" in forbidden.hint
+
+
+def test_lines_are_appended_and_torn_ones_dropped(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "log.jsonl"
+    assert read_json_lines(file) == []
+    append_json_lines(file, [{"a": "é"}, {"a": "x\ny"}])
+    append_json_lines(file, [])
+    whole = file.read_bytes()
+    for length in range(len(whole)):
+        file.write_bytes(whole[:length])
+        append_json_lines(file, [{"a": 3}])  # what was torn must not take the next line with it
+        kept = whole[:length].count(b"\n")
+        found = read_json_lines(file)
+        assert found[-1] == {"a": 3} and found[:kept] == [{"a": "é"}, {"a": "x\ny"}][:kept]
 
 
 def test_other_system_errors_pass_through() -> None:

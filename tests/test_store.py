@@ -133,6 +133,34 @@ def test_the_lock_of_a_killed_process_is_free(run: RunFolder) -> None:
         pass
 
 
+def test_what_killed_writers_left_is_swept_when_the_next_one_comes(run: RunFolder) -> None:
+    for name in (".a.1.ff.part", "records/.b.1.ff.part", "checkpoints/adapter/.c.1.ff.part", "images/ab/.d.1.ff.part"):
+        (run.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (run.path / name).write_text("half")
+    for name in (".adapter.1.ff.part", ".adapter.1.ff.part.old"):
+        (run.path / name / "deep").mkdir(parents=True)
+    keep = [run.path / "mine.part", run.path / "generated" / ".x.1.ff.part"]  # not ours; the journal's own
+    for file in keep:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("x")
+    with run.lock("dcdm score"):
+        assert sorted(p for p in run.path.rglob("*") if ".part" in p.name) == sorted(keep)
+
+
+def test_outputs_about_to_change_are_not_taken_for_the_recorded_ones(run: RunFolder) -> None:
+    run.run(STAGE, Work(run))
+    run.forget("score", "never-made")
+    assert run.record("score") is None
+    with pytest.raises(NotFoundError):
+        run.require("score")
+
+
+def test_a_folder_comes_only_after_the_stage_before(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="no finished score stage"):
+        RunFolder(tmp_path / "brids").create(after="score")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot write to the run folder") as caught:

@@ -118,7 +118,11 @@ def find_experiment(name: str) -> Experiment:
     if not file.is_file():
         raise NotFoundError(f"no experiment file {file}", "check the path given with --experiment", file=file)
     if file.stat().st_size > LARGEST_FILE:
-        raise UsageError(f"{file} is larger than {LARGEST_FILE} bytes: no description of an experiment", file=file)
+        raise UsageError(
+            f"{file} is larger than {LARGEST_FILE} bytes: no description of an experiment",
+            "check the path given with --experiment",
+            file=file,
+        )
     return parse_experiment(_text(file), str(file), file.stem)
 
 

@@ -106,7 +106,9 @@ def read_counts(path: Path, class_names: Sequence[str]) -> dict[int, int]:
     for label, value in table.items():
         if not str(value).strip().isdecimal():
             raise UsageError(
-                f"{path}: {value!r} images of class {class_names[label]!r}: give a whole number from 0 up", file=path
+                f"{path}: {value!r} images of class {class_names[label]!r}: give a whole number from 0 up",
+                "correct that row",
+                file=path,
             )
     return {label: int(value) for label, value in table.items()}
 

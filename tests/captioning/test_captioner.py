@@ -90,13 +90,17 @@ def save_llava(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
+def write_pictures(folder: Path, count: int) -> list[Path]:
+    folder.mkdir(exist_ok=True)
+    files = [folder / f"{number}.png" for number in range(count)]
+    for number, file in enumerate(files):
+        Image.new("RGB", (12, 20), (255 * number // count, 40, 200)).save(file)
+    return files
+
+
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    folder = tmp_path_factory.mktemp("images")
-    files = [folder / f"{shade}.png" for shade in (0, 120, 255)]
-    for file in files:
-        Image.new("RGB", (12, 20), (int(file.stem), 40, 200)).save(file)
-    return files
+    return write_pictures(tmp_path_factory.mktemp("images"), 3)
 
 
 @pytest.mark.parametrize(

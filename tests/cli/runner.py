@@ -63,7 +63,7 @@ class Command:
         assert self.process.pid is not None
         os.kill(self.process.pid, getattr(signal, name))
 
-    def finish(self, timeout: float = 120) -> Finished:
+    def finish(self, timeout: float = 600) -> Finished:
         self.process.join(timeout)
         said = [stream.read_text("utf-8", "backslashreplace") for stream in self.streams]
         assert not self.process.is_alive(), f"dcdm {self.words} takes longer than {timeout} s: {said[1]}"
@@ -72,7 +72,7 @@ class Command:
         self.close()
         return subprocess.CompletedProcess(self.words, code, *said)
 
-    def wait_until(self, happened: Callable[[], Any], timeout: float = 60) -> None:
+    def wait_until(self, happened: Callable[[], Any], timeout: float = 300) -> None:
         deadline = time.monotonic() + timeout
         while not happened():
             assert self.process.is_alive(), self.finish().stderr
@@ -86,10 +86,10 @@ class Command:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def run(*words: str | Path, code: int = 0, **conditions: Any) -> Finished:
-    """Runs to the end, expecting an exit code, and no library's warning or traceback on the way."""
+def run(*words: str | Path, code: int | None = 0, **conditions: Any) -> Finished:
+    """Runs to the end, expecting an exit code (None: any), and no library's warning or traceback on the way."""
     done = Command(words, Conditions(**conditions)).finish()
-    assert done.returncode == code, done.stderr
+    assert code is None or done.returncode == code, done.stderr
     assert "Warning" not in done.stderr and "Traceback" not in done.stderr, done.stderr
     return done
 

@@ -81,7 +81,7 @@ def test_the_report_is_one_file_with_every_figure(job: FinishedJob) -> None:
     assert "url(" not in raw and "@import" not in raw
     for title in (
         "Difficulty of the real training images", "Difficulty atlas", "Requested and realised difficulty",
-        "What the images are worth", "Time", "Label frontier", "Classes", "Cost",
+        "What the images are worth", "Time", "Label frontier",
     ):  # fmt: skip
         assert title in page.text
     assert not set("\x1b\u202e") & set(raw)

@@ -5,25 +5,53 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dcdm_cli.data.manifest import Manifest, read_manifest, write_manifest
+from dcdm_cli.data.manifest import COLUMNS, SCHEMA, Manifest, read_manifest, write_manifest
 from dcdm_cli.errors import MismatchError, NotFoundError, UsageError
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
-score = st.none() | st.floats(0, 1, width=32)
-row = st.fixed_dictionaries(
-    {"sample_id": text, "path": text, "label": st.integers(0, 2), "split": st.sampled_from(["train", "judge", "test"])},
-    optional={
-        "caption": st.none() | text,
-        "difficulty": score,
-        "synthetic": st.booleans(),
-        "seed": st.integers(0, 2**53 - 1),
-        "suspect_label": st.none() | st.booleans(),
-    },
-)
+# DESIGN.md section 3, word for word; the order is the file's.
+DESIGN = [
+    "sample_id",
+    "path",
+    "label",
+    "class_name",
+    "split",
+    "width",
+    "height",
+    "synthetic",
+    "difficulty",
+    "p_true",
+    "loss",
+    "margin",
+    "entropy",
+    "predicted",
+    "fold",
+    "suspect_label",
+    "caption",
+    "prompt",
+    "seed",
+    "target_difficulty",
+    "requested_difficulty",
+    "measured_difficulty",
+    "generator",
+]
+VALUES = {
+    pa.string(): text,
+    pa.int32(): st.integers(-(2**31), 2**31 - 1),
+    pa.int64(): st.integers(0, 2**53 - 1),
+    pa.bool_(): st.booleans(),
+    pa.float32(): st.floats(width=32, allow_nan=False),
+}
+row = st.fixed_dictionaries({}, optional={field.name: st.none() | VALUES[field.type] for field in SCHEMA})
+
+
+def test_the_columns_are_those_of_the_design() -> None:
+    assert list(COLUMNS) == DESIGN
 
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -40,6 +68,15 @@ def test_round_trip(tmp_path: Path, rows: list[dict[str, object]], class_names: 
 def test_without_a_root_paths_start_at_the_file(tmp_path: Path) -> None:
     write_manifest(Manifest.from_rows([{"path": "a.png"}], ["x"]), tmp_path / "run/samples.parquet")
     assert read_manifest(tmp_path / "run/samples.parquet").paths() == [tmp_path / "run/a.png"]
+
+
+def test_images_below_the_manifest_move_with_it_and_others_stay_where_they_are(tmp_path: Path) -> None:
+    for root in (tmp_path / "run/images", tmp_path / "elsewhere"):
+        write_manifest(Manifest.from_rows([{"path": "a.png"}], ["x"], root), tmp_path / "run/samples.parquet")
+        (tmp_path / "run").rename(tmp_path / "moved")
+        (path,) = read_manifest(tmp_path / "moved/samples.parquet").paths()
+        assert path == (tmp_path / "moved/images/a.png" if root.name == "images" else tmp_path / "elsewhere/a.png")
+        (tmp_path / "moved").rename(tmp_path / "run")
 
 
 def test_columns_selection_and_counts() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import DDIMScheduler, UNet2DConditionModel
 
 from dcdm_cli.demo.base import TINY_BASE
 from dcdm_cli.errors import MismatchError, NotFoundError, UsageError
@@ -21,17 +21,27 @@ from dcdm_cli.model.lora import LORA_FILE, add_lora, load_lora, lora_parameters,
 from .conftest import ALL_KINDS, Predict
 
 PLAIN_DIFFUSERS = """
-import json, sys
-sys.modules["dcdm_cli"] = None
-import torch
-from diffusers import StableDiffusionPipeline
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("dcdm_cli", "dcdm_export"):
+            raise ImportError(name + " is not installed here")
+sys.meta_path.insert(0, Refuse())
+import json, torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
 pipeline = StableDiffusionPipeline.from_pretrained(sys.argv[1], safety_checker=None, requires_safety_checker=False)
 pipeline.load_lora_weights(sys.argv[2])
 generator = torch.Generator().manual_seed(0)
 latents, text = torch.randn(2, 4, 8, 8, generator=generator), torch.randn(2, 17, 64, generator=generator)
 with torch.no_grad():
-    out = pipeline.unet(latents, torch.tensor([20, 700]), encoder_hidden_states=text, return_dict=False)[0]
-print(json.dumps(out.flatten().tolist()))
+    noise = pipeline.unet(latents, torch.tensor([700, 700]), encoder_hidden_states=text, return_dict=False)[0]
+scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+scheduler.set_timesteps(30)
+step = scheduler.step(noise, scheduler.timesteps[8], latents).prev_sample
+try:
+    import dcdm_cli
+except ImportError:
+    print(json.dumps({"noise": noise.flatten().tolist(), "latents": step.flatten().tolist()}))
 """
 
 
@@ -73,15 +83,22 @@ def test_scale_zero_is_the_base(
     assert torch.allclose(predict(fused), predict(tiny.unet), atol=1e-6)
 
 
-def test_plain_diffusers_loads_every_layer_without_dcdm(
-    trained: UNet2DConditionModel, predict: Predict, tmp_path: Path
-) -> None:
+def test_plain_diffusers_loads_every_layer_without_dcdm(trained: UNet2DConditionModel, tmp_path: Path) -> None:
+    """In an interpreter that cannot import dcdm; the noise and the latents after one step are the same."""
     save_lora(trained, tmp_path)
-    environment = {**os.environ, "PYTHONPATH": "", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", PLAIN_DIFFUSERS, str(TINY_BASE), str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-I", "-c", PLAIN_DIFFUSERS, str(TINY_BASE), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path, env=environment)
-    theirs = torch.tensor(json.loads(done.stdout.splitlines()[-1])).view(2, 4, 8, 8)
-    assert torch.allclose(theirs, predict(trained), atol=1e-4)
+    theirs = {name: torch.tensor(values).view(2, 4, 8, 8) for name, values in json.loads(done.stdout).items()}
+    generator = torch.Generator().manual_seed(0)
+    latents, text = torch.randn(2, 4, 8, 8, generator=generator), torch.randn(2, 17, 64, generator=generator)
+    with torch.no_grad():
+        noise = trained(latents, torch.tensor([700, 700]), encoder_hidden_states=text, return_dict=False)[0]
+    scheduler = DDIMScheduler.from_config(DDIMScheduler.load_config(TINY_BASE, subfolder="scheduler"))
+    scheduler.set_timesteps(30)
+    step = scheduler.step(noise, scheduler.timesteps[8], latents).prev_sample
+    assert torch.allclose(theirs["noise"], noise, atol=1e-4)
+    assert torch.allclose(theirs["latents"], step, atol=1e-4) and not torch.allclose(step, latents, atol=1e-2)
 
 
 def test_a_missing_adapter_names_the_command(unet: UNet2DConditionModel, tmp_path: Path) -> None:

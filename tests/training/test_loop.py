@@ -76,6 +76,20 @@ def test_stopping_and_going_on_equals_going_through(train: Train, tmp_path: Path
     assert resumed.losses == through.losses
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [50, 51])
+def test_a_hundred_steps_equal_fifty_a_restart_and_fifty(train: Train, tmp_path: Path, stop: int) -> None:
+    """Bit for bit: weights and losses. Three steps of four are an epoch of twelve images: 51 is on its edge, 50 not."""
+    config = settings(steps=100, checkpoint_every=1000)
+    with pytest.raises(InterruptedRunError, match=f"checkpoint at step {stop} of 100"):
+        train(config, stop_after(stop))
+    resumed = train(config)
+    shutil.rmtree(tmp_path / "checkpoints")
+    through = train(config)
+    assert same(weights(resumed), weights(through))
+    assert resumed.losses == through.losses and len(through.losses) == 50
+
+
 def test_accumulated_gradients_equal_one_large_batch(train: Train, tmp_path: Path) -> None:
     large = weights(train(settings(batch_size=8, gradient_accumulation=1)))
     shutil.rmtree(tmp_path / "checkpoints")

@@ -1,0 +1,49 @@
+"""One signal asks, a second insists, and who started us decides what is ignored."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from dcdm_cli import signals
+from dcdm_cli.errors import InterruptedRunError
+from dcdm_cli.job import Job
+
+
+@pytest.fixture(autouse=True)
+def as_before() -> Iterator[None]:
+    before = {name: signal.getsignal(getattr(signal, name)) for name in signals.SIGNALS}
+    yield
+    signals._asked.clear()
+    for name, handler in before.items():
+        signal.signal(getattr(signal, name), handler)
+
+
+def test_the_first_asks_and_the_second_stops() -> None:
+    said: list[str] = []
+    signals.install_handlers(said.append)
+    assert signals.asked_to_stop() is None
+    signal.raise_signal(signal.SIGTERM)
+    assert signals.asked_to_stop() == "SIGTERM" and "once more to stop now" in said[0]
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    assert signals.asked_to_stop() == "SIGINT" and len(said) == 1
+
+
+def test_what_was_ignored_stays_ignored() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signals.install_handlers(lambda message: None)
+    signal.raise_signal(signal.SIGHUP)
+    assert signals.asked_to_stop() is None
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 143)])
+def test_a_job_stops_where_it_is_asked_and_says_what_is_saved(name: str, code: int) -> None:
+    told: list[tuple[str, int, int]] = []
+    job = Job(progress=lambda *step: told.append(step), stop_signal=lambda: name if told else None)
+    job.stop_if_asked("nothing")
+    with pytest.raises(InterruptedRunError, match=f"stopped by {name}; all of it") as caught:
+        job.stoppable("all of it")("reading", 3, 0)
+    assert caught.value.code == code and told == [("reading", 3, 0)]
