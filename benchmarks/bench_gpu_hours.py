@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import ROOT, write_result
+from common import ROOT, WORK, write_result
 from finished_run import FinishedRun
 
 from dcdm_cli.difficulty.calibration import load_calibration
@@ -106,7 +106,7 @@ def generate(run: FinishedRun, engine: Engine, arm: str, ratio: float, seed: int
     target = parse_target(config.difficulty if arm == "dcdm" else "fixed:0")
     counts = np.maximum(1, np.round(train.class_counts() * ratio)).astype(int)
     plan = make_plan(run.plan_inputs(calibration), counts, target, 7000 + seed, engine.generator)
-    folder = ROOT / "bench-run" / "gpu-hours" / f"{arm}-{ratio:g}-{seed}"
+    folder = WORK / "gpu-hours" / f"{arm}-{ratio:g}-{seed}"
     shutil.rmtree(folder, ignore_errors=True)
     manifest = run_plan(plan, engine, folder, Job()).manifest
     return Samples(manifest.paths(), manifest.column("label"))

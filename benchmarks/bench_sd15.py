@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, ROOT, hardware, interleaved, matmul_ceiling, seconds, versions, write_result
+from common import RESULTS, WORK, hardware, interleaved, matmul_ceiling, seconds, versions, write_result
 from rivals import Diffusers, Ours, config, plan_of, row_flops, sd15_model, torch_engine
 
 from dcdm_cli.backends.torch_backend import TorchOptions
@@ -172,7 +172,7 @@ def network_seconds(rival: Rival, batch: int, setting: Setting) -> float:
 
 def end_to_end(rival: Rival, batch: int, steps: int, setting: Setting) -> float:
     """images/s to PNG files over two batches, after a short run that compiles and warms up."""
-    folder = ROOT / "bench-run" / "sd15"
+    folder = WORK / "sd15"
 
     def to_files(sized: Rival, images: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)

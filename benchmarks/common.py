@@ -15,6 +15,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+WORK = ROOT / "bench-work"  # adapters, exports and images that are made on the way
 PACKAGES = (
     "torch",
     "diffusers",

@@ -59,6 +59,7 @@ def plan_of(images: int, generator: str) -> Plan:
 def make_adapter(folder: Path, tokens: int = 4) -> Path:
     """An adapter for the tiny base that leaves its digits recognisable: a fresh LoRA, and faint difficulty tokens."""
     base = load_base(str(TINY_BASE))
+    torch.manual_seed(0)
     add_lora(base.unet, 16, 16, ["to_q", "to_k", "to_v", "to_out.0"])
     encoder = faint_encoder(base.text_encoder.config.hidden_size, tokens=tokens, hidden=128)
     info = AdapterInfo(str(TINY_BASE), base.fingerprint, None, NAMES, 32, encoder.config, {})
