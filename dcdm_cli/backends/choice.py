@@ -161,6 +161,15 @@ def _open_onnxruntime(wanted: Wanted) -> Opened:
     return _open_graphs("onnxruntime", wanted, build)
 
 
+def _open_tensorrt(wanted: Wanted) -> Opened:
+    """The decoder stays with torch. Engines have their own check, which covers the graph they were built from."""
+    from dcdm_cli.backends.trt_backend import open_tensorrt
+
+    signature = usable_export(wanted, ())
+    assert wanted.export is not None
+    return Opened(open_tensorrt(wanted.export, signature, wanted.device, trust=wanted.config.trust_engine))
+
+
 def _open_graphs(
     name: str, wanted: Wanted, build: Callable[[Path, NetworkFile, Streams], Callable[..., Any]]
 ) -> Opened:
@@ -190,6 +199,7 @@ class _Kind:
 
 
 _KINDS = {
+    "tensorrt": _Kind(_open_tensorrt, ("cuda",), ("cuda",), "engines for this GPU are there"),
     "openvino": _Kind(_open_openvino, ("cpu",), ("cpu",), "the fastest on a CPU"),
     "onnxruntime": _Kind(_open_onnxruntime, ("cpu", "cuda"), ("cpu",), "faster than torch on a CPU"),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from dcdm_cli.model.adapter import AdapterInfo, adapter_hash, read_adapter
 from dcdm_cli.model.base import BaseModel, encode_text, load_base
 from dcdm_cli.model.fused import load_fused
 from dcdm_cli.model.latents import Decode, decode_latents, torch_decoder
-from dcdm_cli.model.schedule import sampling_scheduler, seeded_noise
+from dcdm_cli.model.schedule import Sampler, sampling_scheduler, seeded_noise
 
 _MEMORY_WORDS = ("out of memory", "allocate memory", "bad_alloc", "bad allocation")
 
@@ -57,6 +58,11 @@ class Engine:
     @property
     def guidance(self) -> Guidance:
         return guidance_of(self.config, plain=self.info.encoder is None)
+
+    @cached_property
+    def scheduler(self) -> Sampler:
+        """One for all batches: `set_timesteps` makes it forget the last one."""
+        return sampling_scheduler(self.config.scheduler, self.base.scheduler_config)
 
     @property
     def batch_size(self) -> int:
@@ -200,7 +206,7 @@ def _render_batch(engine: Engine, rows: Sequence[PlanRow], coming: Sequence[Plan
     shape = (engine.base.vae.config["latent_channels"], side, side)
     latents = sample(
         engine.denoiser,
-        sampling_scheduler(engine.config.scheduler, engine.base.scheduler_config),
+        engine.scheduler,
         seeded_noise([row.seed for row in padded], shape).to(device),
         conditioning,
         engine.guidance,

@@ -182,6 +182,17 @@ def test_impossible_requests_are_errors(
     assert caught.value.hint
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_tensorrt_without_its_gpu_is_passed_over_by_auto_and_refused_on_request(adapter: Path, export: Path) -> None:
+    choice = choose(adapter, export, "cuda")
+    assert choice.opened is None and choice.reason.startswith("not tensorrt: ")
+    with pytest.raises(CapabilityError) as caught:
+        choose(adapter, export, "cuda", backend="tensorrt")
+    assert caught.value.hint
+    with pytest.raises(CapabilityError, match="does not run on cpu"):
+        choose(adapter, export, "cpu", backend="tensorrt")
+
+
 def test_torch_and_compile_need_no_export(adapter: Path, export: Path) -> None:
     assert choose(adapter, export, backend="torch") == Choice(None, "asked for")
     assert choose(adapter, export, compile=True) == Choice(None, "--compile is for torch")
