@@ -68,12 +68,14 @@ class TrtDenoiser:
     """
 
     name = "tensorrt"
+    fixed_batch = False  # any batch is split over the engines
 
     def __init__(
         self, trt: Any, gpu: Gpu, folder: Path, signature: Signature, device: str, *, trust: bool = False
     ) -> None:
         self.device = device
         self._trt, self._network = trt, signature.networks[DENOISER]
+        self.shared_calls = self._network.shared_calls
         self._files = _fitting_engines(trt, gpu, folder, signature, trust)
         self._open: dict[int, _Engine] = {}
         self._stream = torch.cuda.Stream(device) if device.startswith("cuda") else None
@@ -82,8 +84,7 @@ class TrtDenoiser:
     def __call__(self, latents: Tensor, timestep: Tensor, text: Tensor, label: Tensor, difficulty: Tensor) -> Tensor:
         values = (latents, timestep.float(), text, label, difficulty)
         given = {spec.name: value for spec, value in zip(self._network.inputs, values, strict=True)}
-        calls = self._network.shared_calls
-        images = _count_images(self._network, given)
+        calls, images = self.shared_calls, _count_images(self._network, given)
         apart = {name: value.unflatten(0, (calls, images)) for name, value in given.items()}
         parts, start = [], 0
         for size, count in split_batch(images, tuple(sorted(self._files))):

@@ -158,8 +158,10 @@ def _export_problems(work: Path) -> Iterator[None]:
         raise NumericalError(str(error), f"use --precision fp32; the figures are in {file}", file=file) from error
     except EngineError as error:
         raise DcdmError(str(error), "use --target onnx, or another --opset or --precision") from error
-    except (ExportError, SignatureError) as error:
-        raise MismatchError(str(error), f"dcdm export again ({KEPT}); or another --opset") from error
+    except ExportError as error:
+        raise DcdmError(str(error), "try another --opset, or --precision fp32") from error
+    except SignatureError as error:
+        raise MismatchError(str(error), f"dcdm export again: {KEPT}", file=error.file) from error
 
 
 def _results(signature: Signature, parity: dict[str, Any], folder: Path) -> dict[str, Any]:

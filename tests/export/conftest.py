@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,8 @@ DCDM = (sys.executable, "-m", "dcdm_cli")
 
 
 def dcdm(*words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    made = subprocess.run([*DCDM, *words], capture_output=True, text=True, check=False, timeout=600)
+    wide = {**os.environ, "COLUMNS": "500"}
+    made = subprocess.run([*DCDM, *words], capture_output=True, text=True, check=False, timeout=600, env=wide)
     assert made.returncode == code, made.stderr
     assert "Warning" not in made.stderr and "Traceback" not in made.stderr
     return made
