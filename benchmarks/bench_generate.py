@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import ROOT, interleaved, matmul_ceiling, median_ratio, write_result
+from common import ROOT, WORK, interleaved, matmul_ceiling, median_ratio, write_result
 from rivals import Diffusers, Ours, config, make_adapter, plan_of, row_flops
 
 from dcdm_cli.generation.engine import open_engine
@@ -39,7 +39,7 @@ def main() -> None:
     options = parse()
     if options.gpu:
         sys.exit(subprocess.call([sys.executable, str(ROOT / "benchmarks" / "bench_sd15.py"), *options.rest]))
-    work = ROOT / "bench-run" / "generate"
+    work = WORK / "generate"
     rivals = make_rivals(work, options.steps)
     parity = check_parity(rivals, options.parity_images)
     ceilings = [matmul_ceiling()]

@@ -15,6 +15,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+WORK = ROOT / "bench-work"  # adapters, exports and images that are made on the way
 PACKAGES = (
     "torch",
     "diffusers",
@@ -95,7 +96,10 @@ def interleaved(works: Mapping[str, Callable[[], Any]], rounds: int, device: str
 
 
 def matmul_ceiling(dtype: str = "float32", device: str = "cpu", rounds: int = 30) -> float:
-    """The fastest matrix product measured, FLOP/s: square, sizes from small enough for the caches to large."""
+    """FLOP/s of the square matrix product that the machine is best at: median of `rounds`, best of several sizes.
+
+    Medians, as for the networks that are compared with it: what the machine keeps up, not what it reaches once.
+    """
     import torch
 
     sizes = (512, 1024, 2048) if device == "cpu" else (4096, 8192)
@@ -104,7 +108,7 @@ def matmul_ceiling(dtype: str = "float32", device: str = "cpu", rounds: int = 30
         left, right = (torch.randn(size, size, device=device, dtype=getattr(torch, dtype)) for _ in range(2))
         out = torch.empty_like(left)
         times = interleaved({"": lambda a=left, b=right, o=out: torch.mm(a, b, out=o)}, rounds, device)[""]
-        best = max(best, 2 * size**3 / min(times))
+        best = max(best, 2 * size**3 / statistics.median(times))
     return best
 
 

@@ -56,11 +56,12 @@ def plan_of(images: int, generator: str) -> Plan:
     return make_plan(inputs, counts, parse_target("uniform:0,1"), 0, generator)
 
 
-def make_adapter(folder: Path) -> Path:
+def make_adapter(folder: Path, tokens: int = 4) -> Path:
     """An adapter for the tiny base that leaves its digits recognisable: a fresh LoRA, and faint difficulty tokens."""
     base = load_base(str(TINY_BASE))
+    torch.manual_seed(0)
     add_lora(base.unet, 16, 16, ["to_q", "to_k", "to_v", "to_out.0"])
-    encoder = faint_encoder(base.text_encoder.config.hidden_size, tokens=4, hidden=128)
+    encoder = faint_encoder(base.text_encoder.config.hidden_size, tokens=tokens, hidden=128)
     info = AdapterInfo(str(TINY_BASE), base.fingerprint, None, NAMES, 32, encoder.config, {})
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -83,7 +84,7 @@ def sd15_model(device: str, dtype: str, *, small: bool = False) -> FusedModel:
     blocks: Any = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
     width = 32 if small else 768
     unet = UNet2DConditionModel(
-        sample_size=64, cross_attention_dim=width, attention_head_dim=8,
+        sample_size=16 if small else 64, cross_attention_dim=width, attention_head_dim=8,
         block_out_channels=(32, 32, 32, 32) if small else (320, 640, 1280, 1280),
     )  # fmt: skip
     vae = AutoencoderKL(
@@ -101,7 +102,7 @@ def sd15_model(device: str, dtype: str, *, small: bool = False) -> FusedModel:
     schedule = dict(load_base(str(TINY_BASE)).scheduler_config)
     base = BaseModel("random", unet, vae, text_encoder, tokenizer, schedule, "random")
     encoder = faint_encoder(width, tokens=1, hidden=256).to(device)
-    info = AdapterInfo("random", "random", None, NAMES, 512, encoder.config, {})
+    info = AdapterInfo("random", "random", None, NAMES, 8 * unet.config["sample_size"], encoder.config, {})
     return FusedModel(ConditionedUNet(unet, encoder), base, info)
 
 

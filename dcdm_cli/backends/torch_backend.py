@@ -53,16 +53,26 @@ class TorchDenoiser:
             self._graphs.release()
 
 
-def compiled(network: nn.Module, device: str) -> Any:
-    """torch.compile for one batch shape at a time. Raises CapabilityError, at once, when it does not work here."""
+def compiled(network: nn.Module, device: str) -> Callable[..., Tensor]:
+    """torch.compile for one batch shape at a time; compiles at the first call.
+
+    Raises CapabilityError when it does not work here: at once when nothing can be compiled, else at the first call.
+    """
+    from torch._dynamo.exc import TorchDynamoException
+
+    _try(lambda: torch.compile(lambda tensor: tensor.sin() + 1)(torch.zeros(64, device=device)), Exception)
+    cuda = device.startswith("cuda")
+    settings: Any = {"mode": "max-autotune-no-cudagraphs"} if cuda else {"options": {"freezing": True}}
+    run: Any = torch.compile(network, dynamic=False, **settings)
+    return lambda *inputs: _try(lambda: run(*inputs), TorchDynamoException)
+
+
+def _try(work: Callable[[], Any], failure: type[Exception]) -> Any:
     try:
-        torch.compile(lambda tensor: tensor.sin() + 1)(torch.zeros(64, device=device))
-    except Exception as error:  # whatever the compiler stack raises, and it has many kinds
+        return work()
+    except failure as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CapabilityError(
             f"torch.compile does not work here: {reason}",
             "leave out --compile; or install what it needs (a C++ compiler for a CPU, Triton for a GPU)",
         ) from error
-    if device.startswith("cuda"):
-        return torch.compile(network, dynamic=False, mode="max-autotune-no-cudagraphs")
-    return torch.compile(network, dynamic=False, options={"freezing": True})

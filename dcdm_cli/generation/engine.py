@@ -154,7 +154,8 @@ def render(engine: Engine, rows: Sequence[PlanRow], job: Job) -> Iterator[tuple[
     while start < len(rows):
         images = _try_batch(engine, rows, start)
         if images is None:
-            _halve(engine, min(engine.batch_size, len(rows) - start), job)
+            left = len(rows) - start
+            _halve(engine, engine.batch_size if engine.denoiser.fixed_batch else min(engine.batch_size, left), job)
             continue
         yield rows[start : start + len(images)], images
         start += len(images)

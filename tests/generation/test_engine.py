@@ -84,6 +84,13 @@ def test_out_of_memory_halves_the_batch_and_goes_on(engine: Engine) -> None:
     assert max(denoiser.batches) == 9  # remembered
 
 
+def test_a_filled_up_batch_is_halved_as_a_whole(engine: Engine) -> None:
+    denoiser = Elementwise(fixed_batch=True, most=15)
+    made = images(with_denoiser(engine, denoiser), 10)  # 7 rows, filled up to 10
+    assert denoiser.batches[0] == 30 and set(denoiser.batches[1:]) == {15}
+    assert np.array_equal(made, images(with_denoiser(engine, Elementwise()), 7))
+
+
 def test_a_single_image_that_does_not_fit_ends_the_run(engine: Engine) -> None:
     with pytest.raises(OutOfMemoryError, match="batch of one image") as caught:
         images(with_denoiser(engine, Elementwise(most=2)), 7)
