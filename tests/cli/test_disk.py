@@ -92,7 +92,9 @@ def test_a_disk_that_fills_up_and_is_emptied_again(scored: Path, job: FinishedJo
     done = len((folder / "generated" / "shards" / "00000.journal").read_bytes().splitlines())
     ballast.unlink()
     finished = document(run(*words))
-    assert finished["images"] == 40 and 0 < finished["made_now"] <= 40 - (done - 2)  # the batch that met the full disk is made again
+    assert finished["images"] == 40 and 0 < finished["made_now"] <= 40 - (
+        done - 2
+    )  # the batch that met the full disk is made again
     assert all(path.is_file() for path in read_manifest(folder / "generated" / "samples.parquet").paths())
 
 
