@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dcdm_cli.commands.options import Context, stage_command
+from dcdm_cli.commands.spread import settle_spread
 from dcdm_cli.config import FinetuneConfig
+from dcdm_cli.crew.ranks import Ranks
 from dcdm_cli.demo.base import resolve_base
 from dcdm_cli.errors import UsageError
 from dcdm_cli.job import Job
+from dcdm_cli.signals import asked_to_stop
 from dcdm_cli.store import Outcome, Stage, StageRecord
 
 if TYPE_CHECKING:
     from dcdm_cli.data.manifest import Manifest
     from dcdm_cli.difficulty.calibration import Calibration
+    from dcdm_cli.model.base import BaseModel
+    from dcdm_cli.training.dataset import TrainingSet
 
 EXAMPLES = (
     "dcdm finetune --run birds --preset sd15",
+    "dcdm finetune --run birds --preset sd15 --devices all",
     "dcdm finetune --run birds --base ./my-sd15 --steps 3000 --batch-size 4 --gradient-accumulation 2",
     "dcdm finetune --run birds --mode replace",
 )
@@ -27,7 +36,20 @@ EXAMPLES = (
 
 def register(app: typer.Typer, summary: str) -> None:
     @stage_command(app, "finetune", help=summary, sections=("finetune",), examples=EXAMPLES)
-    def finetune(context: Context) -> None:
+    def finetune(
+        context: Context,
+        devices: Annotated[
+            str | None,
+            typer.Option(help="Train on several: N, all, or names; --batch-size is each one's.", metavar="A,B,…"),
+        ] = None,
+    ) -> None:
+        ranks, wanted = Ranks.of_environment(), _wanted(devices, context)
+        if ranks.world == 1 and wanted:
+            run_group(context, wanted)
+            return
+        if not ranks.is_main:
+            join_group(context)
+            return
         record = run_finetune(context)
         calibrated = run_calibrate(context)
         results = record.results | ({"calibration": calibrated.results} if calibrated else {})
@@ -35,17 +57,65 @@ def register(app: typer.Typer, summary: str) -> None:
 
 
 def run_finetune(context: Context) -> StageRecord:
+    """Fine-tunes unless nothing changed. In a group of processes, the main one: `join_group` is for the others."""
     run, config = context.run, context.config.finetune
     run.create()
     with run.lock("dcdm finetune"):
-        inputs = {"score": run.require("score").id, "caption": run.require("caption").id}
-        stage = Stage("finetune", {**config.model_dump(mode="json"), "run_seed": context.config.seed}, inputs)
         if context.force:
             _drop(run.checkpoints / "adapter")
-        record, done = run.run(stage, lambda: _work(context, config, run.adapter), force=context.force)
+        record, done = run.run(_stage(context), lambda: _work(context, config, run.adapter), force=context.force)
     if not done:
         context.console.note("finetune: nothing changed, skipped (--force runs it again)")
     return record
+
+
+def run_group(context: Context, wanted: tuple[str, ...]) -> None:
+    """This command once per device, as one group that trains together. Raises what its main process raises."""
+    from dcdm_cli.crew.ranks import Group
+
+    scale = context.config.scale.model_copy(update={"devices": wanted, "engine": "local", "address": None})
+    config = context.config.model_copy(update={"scale": scale})
+    spread = settle_spread(replace(context, resolved=replace(context.resolved, config=config)))
+    context.console.note(f"devices: {', '.join(spread.devices)} (one process each)")
+    words = [sys.executable, "-m", "dcdm_cli", *sys.argv[1:]]
+    logs = context.run.cache / "finetune-processes"
+    Group(words, spread.devices, logs, context.console.out, spread.threads).run(asked_to_stop)
+
+
+def join_group(context: Context) -> None:
+    """What the processes beside the main one do: train, and leave writing and saying to it."""
+    context.console.quiet = True
+    if context.force or context.run.is_fresh(_stage(context)) is None:
+        train_adapter(context, context.config.finetune, context.run.adapter, _job(context))
+
+
+def _stage(context: Context) -> Stage:
+    run, config = context.run, context.config.finetune
+    inputs = {"score": run.require("score").id, "caption": run.require("caption").id}
+    settings = {**config.model_dump(mode="json"), "run_seed": context.config.seed}
+    processes = Ranks.of_environment().world
+    if processes > 1:
+        settings["processes"] = processes  # they make the batch larger
+    return Stage("finetune", settings, inputs)
+
+
+def _job(context: Context) -> Job:
+    """On the device of this process: the n-th GPU of a group's n-th process."""
+    ranks = Ranks.of_environment()
+    if ranks.world == 1:
+        return context.job()
+    from dcdm_cli.backends.base import settle_device
+
+    kind, _ = settle_device("cpu" if os.environ.get("ACCELERATE_USE_CPU") else context.config.device)
+    kind = kind.split(":")[0]
+    return context.job(f"cuda:{ranks.local}" if kind == "cuda" else kind)
+
+
+def _wanted(devices: str | None, context: Context) -> tuple[str, ...]:
+    """`--devices`, or what the settings say for every command."""
+    if devices is not None:
+        return tuple(part.strip() for part in devices.split(",") if part.strip())
+    return context.config.scale.devices
 
 
 def run_calibrate(context: Context) -> StageRecord | None:
@@ -92,30 +162,26 @@ def training_rows(manifest: Manifest, keep_suspects: bool) -> Manifest:
 
 
 def train_adapter(context: Context, config: FinetuneConfig, folder: Path, job: Job) -> dict[str, Any]:
-    """Fine-tunes on the run's manifest and writes an adapter folder. Returns losses and counts."""
-    import torch
+    """Fine-tunes on the run's manifest and writes an adapter folder. Returns losses and counts.
 
+    In a group of processes all of them call it, and the main one alone writes.
+    """
     from dcdm_cli.data.manifest import read_manifest
     from dcdm_cli.files import atomic_folder
     from dcdm_cli.model.adapter import AdapterInfo, save_adapter
     from dcdm_cli.model.base import load_base
-    from dcdm_cli.training.dataset import TrainingSet, balanced_epoch, cache_latents, encode_captions
-    from dcdm_cli.training.loop import finetune
+    from dcdm_cli.training.loop import finetune, global_batch
 
-    manifest = read_manifest(context.run.samples)
-    rows = training_rows(manifest, config.keep_suspects)
+    ranks = Ranks.of_environment()
+    rows = training_rows(read_manifest(context.run.samples), config.keep_suspects)
     base = load_base(resolve_base(config.base), revision=config.revision, dtype=config.precision, device=job.device)
-    latents = cache_latents(
-        base, rows.paths(), config.resolution, context.run.cache, mirror=config.hflip, progress=job.progress
-    )
-    text, caption = encode_captions(base, [str(c) for c in rows.column("caption")], job.progress)
-    label = torch.from_numpy(rows.column("label").astype("int64"))
-    difficulty = torch.from_numpy(rows.column("difficulty").copy())
-    epoch = balanced_epoch(difficulty, config.difficulty_balance)
-    data = TrainingSet(latents, text, caption, label, difficulty, epoch)
-    fingerprint = base.fingerprint
+    data, fingerprint = _training_set(context, config, rows, base, job), base.fingerprint
     config = config.model_copy(update={"seed": config.seed + context.config.seed})
     trained = finetune(base, data, len(rows.class_names), config, context.run.checkpoints / folder.name, job)
+    results = {"images": len(data), "losses": trained.losses, "skipped_steps": trained.skipped}
+    results |= {"processes": ranks.world, "global_batch": global_batch(config, ranks.world)}
+    if not ranks.is_main:
+        return results
     encoder = trained.network.encoder
     info = AdapterInfo(
         base=base.source,
@@ -129,14 +195,31 @@ def train_adapter(context: Context, config: FinetuneConfig, folder: Path, job: J
     with atomic_folder(folder) as part:
         save_adapter(part, trained.network.unet, encoder, info)
     _drop(context.run.checkpoints / folder.name)
-    return {"images": len(data), "losses": trained.losses, "skipped_steps": trained.skipped}
+    return results
+
+
+def _training_set(context: Context, config: FinetuneConfig, rows: Manifest, base: BaseModel, job: Job) -> TrainingSet:
+    import torch
+
+    from dcdm_cli.training.dataset import TrainingSet, balanced_epoch, cache_latents, encode_captions
+    from dcdm_cli.training.processes import main_first
+
+    with main_first(Ranks.of_environment(), job.device):  # the others find them encoded
+        latents = cache_latents(
+            base, rows.paths(), config.resolution, context.run.cache, mirror=config.hflip, progress=job.progress
+        )
+    text, caption = encode_captions(base, [str(c) for c in rows.column("caption")], job.progress)
+    label = torch.from_numpy(rows.column("label").astype("int64"))
+    difficulty = torch.from_numpy(rows.column("difficulty").copy())
+    epoch = balanced_epoch(difficulty, config.difficulty_balance)
+    return TrainingSet(latents, text, caption, label, difficulty, epoch)
 
 
 def _work(context: Context, config: FinetuneConfig, folder: Path) -> Outcome:
     from dcdm_cli.model.adapter import adapter_hash
     from dcdm_cli.reports.plots import loss_curve
 
-    job = context.job()
+    job = _job(context)
     results = train_adapter(context, config, folder, job)
     steps, losses = zip(*results["losses"], strict=True) if results["losses"] else ((), ())
     context.run.figures.mkdir(exist_ok=True)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import glob
+import os
+import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dcdm_cli.commands.options import Context, stage_command
+from dcdm_cli.commands.spread import open_crew, settle_spread
 from dcdm_cli.console import Console
 from dcdm_cli.errors import ExitCode, UsageError
-from dcdm_cli.files import hash_json, hash_tree
+from dcdm_cli.files import hash_bytes, hash_json, hash_tree
 from dcdm_cli.job import Job
 from dcdm_cli.store import Outcome, RunFolder, Stage, StageRecord, write_starter_config
 
@@ -20,17 +25,20 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "dcdm score photos/ --run birds --model resnet50 --steps 5000",
     "dcdm score hf:uoft-cs/cifar10 --image-column img",
+    "dcdm score 'shards/train-{00000..00127}.tar' --run birds --class-map classes.json --devices all",
     "dcdm score digits --preset digits",
 )
 
 
 def register(app: typer.Typer, summary: str) -> None:
-    @stage_command(app, "score", help=summary, sections=("score", "data"), examples=EXAMPLES)
+    @stage_command(app, "score", help=summary, sections=("score", "data", "scale"), examples=EXAMPLES)
     def score(
         context: Context,
         source: Annotated[
             str | None,
-            typer.Argument(help="Class folder, hf:owner/name@revision, Parquet, CSV/JSONL manifest, - or digits."),
+            typer.Argument(
+                help="Class folder, tars, Parquet, hf:owner/name@revision, CSV/JSONL manifest, - or digits."
+            ),
         ] = None,
     ) -> None:
         record = run_score(context, source)
@@ -52,7 +60,7 @@ def run_score(context: Context, source: str | None = None) -> StageRecord:
         settings = {"source": source, "data": config.data.model_dump(mode="json", exclude={"source"})}
         settings |= {"score": config.score.model_dump(mode="json"), "seed": config.seed}
         stage = Stage("score", settings, {"source": _fingerprint(place)} | _classifier_input(config.score.classifier))
-        record, done = run.run(stage, lambda: _work(context, place), force=context.force)
+        record, done = run.run(stage, lambda: _work(context, place, stage), force=context.force)
     if not done:
         context.console.note("score: nothing changed, skipped (--force runs it again)")
     return record
@@ -80,68 +88,77 @@ def _prepare(source: str, context: Context) -> str:
     return str(write_digits(context.run.images / SOURCE_NAME)) if source == SOURCE_NAME else source
 
 
-def _work(context: Context, source: str) -> Outcome:
+def _work(context: Context, source: str, stage: Stage) -> Outcome:
     from dcdm_cli.data.manifest import write_manifest
-    from dcdm_cli.data.sources import TooManyRejectedError, scan
+    from dcdm_cli.data.sources import TooManyRejectedError, scan_on_disk
     from dcdm_cli.data.writers import write_rejected
 
     run, job = context.run, context.job()
+    spool, key = _spool(context, stage), "" if source == "-" else hash_json([stage.config, stage.inputs])
     try:
-        found = scan(source, scan_options(context), run.images)
+        found = scan_on_disk(source, scan_options(context), run.images, spool / "scan", key, job)
     except TooManyRejectedError as error:
         write_rejected(run.rejected, error.rejected)
         raise
     for warning in found.warnings:
         context.console.warn(warning)
     write_rejected(run.rejected, found.rejected)
-    manifest, results = _score(context, found.manifest, job)
+    manifest, results = _score(context, found.manifest, job, spool)
     write_manifest(manifest, run.samples)
     results |= {"images": len(manifest), "rejected": len(found.rejected), "classes": len(manifest.class_names)}
     results["origin"] = found.origin
     outputs = [run.samples, *([run.scorer] if run.scorer.exists() else []), *_figures(run, manifest)]
-    fingerprint = hash_json([manifest.column("sample_id").tolist(), manifest.column("difficulty").tolist()])
-    return Outcome(outputs, fingerprint, results, job.device)
+    shutil.rmtree(spool, ignore_errors=True)
+    return Outcome(outputs, _scores_hash(manifest), results, job.device)
 
 
-def _score(context: Context, manifest: Manifest, job: Job) -> tuple[Manifest, dict[str, Any]]:
+def _scores_hash(manifest: Manifest) -> str:
+    digests = []
+    for batch in manifest.table.select(["sample_id", "difficulty"]).to_batches(65_536):
+        ids, difficulty = batch.columns
+        digests.append(hash_bytes("\n".join(ids.to_pylist()).encode(), difficulty.fill_null(-1).to_numpy().tobytes()))
+    return hash_json(digests)
+
+
+def _spool(context: Context, stage: Stage) -> Path:
+    """Where a stopped run goes on; what was left by runs with other settings is dropped."""
+    spool = context.run.cache / f"score-{hash_json([stage.config, stage.inputs])[:16]}"
+    for old in context.run.cache.glob("score-*"):
+        if old != spool or context.force:
+            shutil.rmtree(old, ignore_errors=True)
+    return spool
+
+
+def _score(context: Context, manifest: Manifest, job: Job, spool: Path) -> tuple[Manifest, dict[str, Any]]:
     """Fills the score columns of the training split; other splits keep nulls."""
     import numpy as np
+    import pyarrow as pa
 
-    columns, results = _columns(context, manifest, job)
-    rows = np.flatnonzero(manifest.column("split") == "train")
+    from dcdm_cli.difficulty.scoring import Scoring, score_images
+
+    is_train = np.asarray(manifest.table["split"].to_numpy(zero_copy_only=False) == "train")
+    train = manifest.select(is_train)
+    spread = settle_spread(context)
+    place = Scoring(
+        context.run.scorer,
+        spool,
+        class_map=manifest.class_names if context.config.data.class_map else None,
+        crew=(lambda open_worker: open_crew(context, open_worker, spread, job)) if spread else None,
+        threads=spread.threads,
+    )
+    columns, results = score_images(train, context.config.score, place, job)
+    scored = {}
     for name, values in columns.items():
-        whole = manifest.table[name].to_pylist()
-        for row, value in zip(rows, values, strict=True):
-            whole[row] = value
-        manifest = manifest.with_columns({name: whole})
-    train = manifest.split("train").column("difficulty")
-    return manifest, results | {"scored": int(np.isfinite(train).sum()), "difficulty_mean": float(np.nanmean(train))}
-
-
-def _columns(context: Context, manifest: Manifest, job: Job) -> tuple[dict[str, Any], dict[str, Any]]:
-    from dcdm_cli.difficulty.crossfit import crossfit
-    from dcdm_cli.difficulty.own_classifier import load_own_classifier, score_with
-    from dcdm_cli.difficulty.scorer import save_own_scorer, save_scorer
-
-    config, scorer, train = context.config.score, context.run.scorer, manifest.split("train")
-    if config.method == "column":
-        return {}, {"method": "column"}
-    if config.method == "classifier" or config.classifier is not None:
-        if config.classifier is None:
-            raise UsageError(
-                "--method classifier needs the classifier", "name it with --classifier FILE.safetensors|FILE.onnx"
-            )
-        names = manifest.class_names
-        class_map = names if context.config.data.class_map else None
-        own = load_own_classifier(config.classifier, names, config, job.device, class_map=class_map)
-        scored = score_with(own, train, job.device, calibrate=config.temperature, progress=job.progress)
-        save_own_scorer(scorer, own, scored.temperature)
-        return scored.columns, {"method": "classifier", "accuracy": scored.accuracy, "temperature": scored.temperature}
-    fitted = crossfit(train, config, job.device, job.progress)
-    save_scorer(scorer, fitted, manifest.class_names, config)
-    suspects = int(fitted.columns["suspect_label"].sum())
-    results = {"method": "crossfit", "accuracy": fitted.accuracy, "temperature": fitted.temperature}
-    return fitted.columns, results | {"suspects": suspects, "folds": len(fitted.models)}
+        whole = np.zeros(len(manifest), values.dtype)
+        whole[is_train] = values
+        missing = ~is_train
+        if values.dtype.kind == "f":
+            missing |= np.isnan(whole)
+        scored[name] = pa.array(whole, mask=missing)
+    manifest = manifest.with_columns(scored)
+    difficulty = manifest.column("difficulty")[is_train]
+    counts = {"scored": int(np.isfinite(difficulty).sum()), "difficulty_mean": float(np.nanmean(difficulty))}
+    return manifest, results | counts
 
 
 def _figures(run: RunFolder, manifest: Manifest) -> list[Path]:
@@ -205,13 +222,26 @@ def scan_options(context: Context) -> Any:
 
 def _fingerprint(source: str) -> str:
     """Names, sizes and times of local files; anything else is known by its name."""
-    path = Path(source.removeprefix("hf:"))
-    if path.is_file():
-        return hash_json([source, path.stat().st_size, path.stat().st_mtime_ns])
-    if path.is_dir():
-        files = sorted((str(p.relative_to(path)), p.stat()) for p in path.rglob("*") if p.is_file())
-        return hash_json([source, [(name, stat.st_size, stat.st_mtime_ns) for name, stat in files]])
-    return hash_json(source)
+    import hashlib
+
+    from dcdm_cli.data.tar_listing import expand_braces
+
+    path, digest = Path(source.removeprefix("hf:")), hashlib.sha256(source.encode())
+    names = [str(path)] if path.exists() else [f for p in expand_braces(str(path)) for f in sorted(glob.glob(p))]
+    for name, stat in _files(names):
+        digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()[:32]
+
+
+def _files(names: Iterable[str]) -> Iterator[tuple[str, os.stat_result]]:
+    """Regular files, those of folders in the order of their names; no list of them all is ever made."""
+    for name in names:
+        if os.path.isfile(name):
+            yield name, os.stat(name)
+        elif os.path.isdir(name) and not os.path.islink(name):
+            with os.scandir(name) as entries:
+                inside = sorted(entry.path for entry in entries)
+            yield from _files(inside)
 
 
 def _classifier_input(classifier: Path | None) -> dict[str, str]:

@@ -223,7 +223,7 @@ class _Table:
 
 def list_parquet(files: Sequence[Path], root: Path, origin: str, options: ScanOptions) -> Listing:
     """Parquet files with an image column. Files called train*, test*, ... (or in folders of such names) are splits."""
-    splits = [_split_of_file(file) for file in files] if len(files) > 1 else []
+    splits = [split_of_file(file) for file in files] if len(files) > 1 else []
     if not all(splits):
         splits = []
     tables = [_parquet_table(f, s, options) for f, s in zip(files, splits or [None] * len(files), strict=True)]
@@ -276,7 +276,8 @@ def _hub_split(word: str, options: ScanOptions) -> str:
     return SPLIT_WORDS.get(word.casefold(), "train") if options.split else known_split(word, "the dataset")
 
 
-def _split_of_file(file: Path) -> str | None:
+def split_of_file(file: Path) -> str | None:
+    """The split that a table or tar says it is, by the first word of its name or by its folder's name."""
     first_word = re.split(r"[^a-z]", file.name.casefold(), maxsplit=1)[0]
     return SPLIT_WORDS.get(first_word) or SPLIT_WORDS.get(file.parent.name.casefold())
 

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
@@ -53,6 +53,36 @@ COLUMNS = tuple(SCHEMA.names)
 SCORE_COLUMNS = ("difficulty", "p_true", "loss", "margin", "entropy", "predicted", "fold", "suspect_label")
 ROW_GROUP = 65_536  # rows; what a reader of the file holds at once
 _META_KEY = b"dcdm"
+
+
+class ImagePaths(Sequence[Path]):
+    """Absolute paths of images, made when they are asked for."""
+
+    def __init__(self, root: Path, names: pa.Array) -> None:
+        self.root, self.names = root, names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, index: int) -> Path: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> ImagePaths: ...
+
+    def __getitem__(self, index: int | slice) -> Path | ImagePaths:
+        if isinstance(index, slice):
+            return ImagePaths(self.root, self.names[index])
+        return self.root / self.names[int(index)].as_py()
+
+    def take(self, rows: np.ndarray) -> ImagePaths:
+        """rows: int positions."""
+        return ImagePaths(self.root, self.names.take(pa.array(rows, pa.int64())))
+
+    def sorted_rows(self, labels: np.ndarray) -> np.ndarray:
+        """Positions in the order of (path, label)."""
+        names = np.array(self.names.to_pylist(), object)
+        return np.array(sorted(range(len(names)), key=lambda i: (names[i], labels[i])), np.int64)
 
 
 @dataclass(frozen=True)
@@ -102,13 +132,17 @@ class Manifest:
         base = self.root or Path()
         return [base / p for p in self.table["path"].to_pylist()]
 
+    def image_paths(self) -> ImagePaths:
+        """`paths` for large sets: a few bytes per image instead of a Path."""
+        return ImagePaths(self.root or Path(), self.table["path"].combine_chunks())
+
     def with_columns(self, columns: Mapping[str, Any]) -> Manifest:
-        """Replaces whole columns. NaN becomes null in float columns."""
+        """Replaces whole columns; Arrow arrays are taken as they are. NaN becomes null in float columns."""
         table = self.table
         for name, values in columns.items():
             index = SCHEMA.get_field_index(name)
             field = SCHEMA.field(index)
-            array = pa.array(values, from_pandas=True)
+            array = values if isinstance(values, pa.Array) else pa.array(values, from_pandas=True)
             table = table.set_column(index, field, array.cast(field.type))
         return replace(self, table=table)
 

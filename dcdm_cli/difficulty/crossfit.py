@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,7 +18,14 @@ from torch import nn
 
 from dcdm_cli.config import ScoreConfig
 from dcdm_cli.data.manifest import Manifest
-from dcdm_cli.difficulty.classifier import Progress, predict_logits, train_classifier
+from dcdm_cli.difficulty.classifier import (
+    Progress,
+    chosen_logits,
+    load_classifier,
+    preprocessing_of,
+    save_classifier,
+    train_classifier,
+)
 from dcdm_cli.difficulty.scores import fit_temperature, score_all
 from dcdm_cli.errors import UsageError
 
@@ -38,63 +45,80 @@ class CrossFit:
     accuracy: float
 
 
+@dataclass(frozen=True)
+class FittedFolds:
+    """models: of the first round, then of the second, ... folds int16 [R, N]: the fold of each image in each round.
+    unknown bool [R, N]: that fold's classifier never saw the class."""
+
+    models: tuple[nn.Module, ...]
+    folds: np.ndarray
+    unknown: np.ndarray
+
+    @property
+    def chosen(self) -> np.ndarray:
+        """int16 [R, N]: which of the models did not see the image."""
+        per_round = len(self.models) // len(self.folds)
+        return self.folds + (per_round * np.arange(len(self.folds), dtype=np.int16))[:, None]
+
+
 def crossfit(
-    manifest: Manifest, config: ScoreConfig, device: torch.device | str, progress: Progress | None = None
+    manifest: Manifest,
+    config: ScoreConfig,
+    device: torch.device | str,
+    progress: Progress | None = None,
+    store: Path | None = None,
 ) -> CrossFit:
     """Trains one classifier per fold of `manifest` (the training split) and scores each image with the one that did
     not see it; `config.repeats` times with other folds, averaging the probabilities: one small classifier's opinion of
-    an image is mostly luck.
+    an image is mostly luck. store: see `fit_folds`.
 
     Classes with fewer images than folds are spread over as many folds as they have images. A class whose only image
     (or all copies of it) is in one fold is unknown to that fold's classifier: its scores are NaN, not a difficulty of
     1 that says nothing about the image. Raises UsageError unless two classes have images and one of them at least two.
     """
     labels = manifest.column("label").astype(np.int64)
-    rounds = [_fit_round(manifest, labels, config, number, device, progress) for number in range(config.repeats)]
-    usable = np.where(np.any([r.unknown for r in rounds], axis=0), -1, labels)
-    logits = np.stack([r.logits for r in rounds])
+    fitted = fit_folds(manifest, config, device, progress, store)
+    usable = np.where(fitted.unknown.any(axis=0), -1, labels)
+    preprocessing = preprocessing_of(fitted.models[0], config)
+    logits = chosen_logits(fitted.models, fitted.chosen, manifest.image_paths(), preprocessing, device)
     temperature = 1.0
     if config.temperature:
-        temperature = fit_temperature(np.concatenate(logits), np.tile(usable, len(rounds)))
+        temperature = fit_temperature(np.concatenate(logits), np.tile(usable, len(logits)))
     log_probs = log_softmax(logits.astype(np.float64) / temperature, axis=2)
-    mean = np.asarray(logsumexp(log_probs, axis=0)) - np.log(len(rounds))
+    mean = np.asarray(logsumexp(log_probs, axis=0)) - np.log(len(logits))
     scored = score_all(mean, usable, calibrate=False)
-    columns = scored.columns | {"fold": rounds[0].folds.astype(np.int32)}
-    return CrossFit(columns, tuple(m for r in rounds for m in r.models), temperature, scored.accuracy)
+    columns = scored.columns | {"fold": fitted.folds[0].astype(np.int32)}
+    return CrossFit(columns, fitted.models, temperature, scored.accuracy)
 
 
-class _Round(NamedTuple):
-    """logits float32 [N, C], out of fold; unknown bool [N]: the fold's classifier never saw the class."""
-
-    logits: np.ndarray
-    unknown: np.ndarray
-    folds: np.ndarray
-    models: list[nn.Module]
-
-
-def _fit_round(
+def fit_folds(
     manifest: Manifest,
-    labels: np.ndarray,
     config: ScoreConfig,
-    number: int,
     device: torch.device | str,
-    progress: Progress | None,
-) -> _Round:
-    folds = fold_of(_identities(manifest), labels, config.folds, config.seed + number)
-    count = int(folds.max()) + 1
-    paths, classes = manifest.paths(), len(manifest.class_names)
-    logits, unknown, models = np.zeros((len(labels), classes), np.float32), np.zeros(len(labels), bool), []
-    for fold in range(count):
-        train, test = np.flatnonzero((folds != fold) & (labels >= 0)), np.flatnonzero(folds == fold)
-        done = number * count + fold
-        report = _shifted(progress, done, config.repeats * count)
-        model = train_classifier(
-            [paths[i] for i in train], labels[train], classes, config, config.seed + done, device, report
-        )
-        logits[test] = predict_logits(model, [paths[i] for i in test], config, device)
-        unknown[test] = ~np.isin(labels[test], labels[train])
-        models.append(model)
-    return _Round(logits, unknown, folds, models)
+    progress: Progress | None = None,
+    store: Path | None = None,
+) -> FittedFolds:
+    """The classifiers of every fold and round. store: a folder in which finished ones are kept, and found again."""
+    labels, identities = manifest.column("label").astype(np.int64), _identities(manifest)
+    paths, names = manifest.image_paths(), manifest.class_names
+    models: list[nn.Module] = []
+    folds = np.stack([fold_of(identities, labels, config.folds, config.seed + r) for r in range(config.repeats)])
+    unknown = np.zeros(folds.shape, bool)
+    per_round = int(folds[0].max()) + 1
+    for done in range(config.repeats * per_round):
+        number, fold = divmod(done, per_round)
+        train = np.flatnonzero((folds[number] != fold) & (labels >= 0))
+        unknown[number] |= (folds[number] == fold) & ~np.isin(labels, labels[train])
+        kept = store / f"fold-{done:04d}" if store else None
+        if kept is not None and kept.is_dir():
+            models.append(load_classifier(kept, device).model)
+            continue
+        report = _shifted(progress, done, config.repeats * per_round)
+        seed = config.seed + done
+        models.append(train_classifier(paths.take(train), labels[train], len(names), config, seed, device, report))
+        if kept is not None:
+            save_classifier(models[-1], kept, names, config)
+    return FittedFolds(tuple(models), folds.astype(np.int16), unknown)
 
 
 def fold_of(identities: Sequence[str], labels: np.ndarray, folds: int, seed: int) -> np.ndarray:

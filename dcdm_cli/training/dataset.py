@@ -15,6 +15,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from dcdm_cli.data.archives import file_stamp
 from dcdm_cli.data.images import RejectedImage, decode_image
 from dcdm_cli.errors import NotFoundError
 from dcdm_cli.files import atomic_path, hash_json
@@ -99,7 +100,7 @@ def cache_latents(
     base: BaseModel, paths: Sequence[Path], resolution: int, folder: Path, *, mirror: bool, progress: Progress
 ) -> np.ndarray:
     """Memory-mapped latents [N * views, 4, h, w], encoded once and reused while images and VAE are the same."""
-    stamps = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
+    stamps = [file_stamp(path) for path in paths]
     file = folder / f"latents-{hash_json([stamps, resolution, mirror, base.fingerprint])}.npy"
     if file.is_file():
         return np.load(file, mmap_mode="r")
