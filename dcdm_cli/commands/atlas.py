@@ -117,7 +117,7 @@ def _generated(
             if kind == KINDS[0]:
                 tiles.setdefault((row.label, "nearest real"), []).append(near)
 
-    probe_rows(context, engine, rows, job, watch)
+    probe_rows(context, engine, rows, job, watch, select=False)  # another draw would be another seed
     return tiles
 
 
