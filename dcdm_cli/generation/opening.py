@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +22,37 @@ from dcdm_cli.generation.workers import ShardWorker
 
 
 @dataclass(frozen=True)
-class Setup:
-    """adapter, scorer: folders; scorer None = images are not measured. threads: CPU threads of one worker."""
+class Parcel:
+    """A folder's files by name, for machines that do not share a disk."""
 
-    adapter: Path
+    files: dict[str, bytes]
+
+    @classmethod
+    def of(cls, folder: Path) -> Parcel:
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        return cls({path.relative_to(folder).as_posix(): path.read_bytes() for path in files})
+
+    def unpack(self) -> Path:
+        """A temporary folder that lives as long as the process."""
+        folder = Path(tempfile.mkdtemp(prefix="dcdm-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        for name, content in self.files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+        return folder
+
+
+@dataclass(frozen=True)
+class Setup:
+    """adapter, scorer: folders; scorer None = images are not measured. threads: CPU threads of one worker.
+
+    deliver: images are sent to the boss; then the folders may be parcels. The base model is found where it is named, on
+    every machine.
+    """
+
+    adapter: Path | Parcel
     config: GenerateConfig
-    scorer: Path | None
+    scorer: Path | Parcel | None
     decode: DecodeOptions
     threads: int | None = None
     deliver: bool = False
@@ -35,8 +63,8 @@ def open_shard_worker(setup: Setup, device: str, should_stop: Callable[[], bool]
     if setup.threads:
         torch.set_num_threads(setup.threads)
     set_decode_options(setup.decode)
-    engine = open_engine(setup.adapter, setup.config, device)
-    measure = measure_with(setup.scorer, device) if setup.scorer else None
+    engine = open_engine(_here(setup.adapter), setup.config, device)
+    measure = measure_with(_here(setup.scorer), device) if setup.scorer else None
     return ShardWorker(EngineMaker(engine, measure), should_stop, deliver=setup.deliver)
 
 
@@ -49,3 +77,7 @@ def measure_with(scorer: Path, device: str) -> Measure:
         return measured.difficulty, measured.predicted
 
     return measure
+
+
+def _here(folder: Path | Parcel) -> Path:
+    return folder.unpack() if isinstance(folder, Parcel) else folder

@@ -84,7 +84,8 @@ class Site:
         self.inside: dict[int, int] = {}  # finished images of unfinished shards
 
     def order(self, shard: int) -> ShardTask:
-        return ShardTask(shard, tuple(self.plan.shard_rows(shard)), self.ledger.layout, self.plan.generator)
+        rows = tuple(self.plan.shard_rows(shard))
+        return ShardTask(shard, rows, self.ledger.layout, self.plan.generator, self.plan.hash)
 
     def said(self, shard: int, value: Progress | MadeShard) -> int:
         """Returns how many images of the shard are finished."""

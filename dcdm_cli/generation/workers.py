@@ -6,14 +6,17 @@ and the boss writes. The boss alone publishes, so that a shard that was made twi
 
 from __future__ import annotations
 
+import socket
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from dcdm_cli.crew.boss import Crew
 from dcdm_cli.data.shard_files import Layout, ShardWriter
+from dcdm_cli.errors import DcdmError, NotFoundError
 from dcdm_cli.generation.ledger import Ledger, shard_writer
-from dcdm_cli.generation.plan_file import AnyPlan
+from dcdm_cli.generation.plan_file import AnyPlan, PlanFile
 from dcdm_cli.generation.shards import (
     Batch,
     Encoders,
@@ -45,12 +48,16 @@ class ShardWorker:
         self.maker, self.deliver, self.encoders = maker, deliver, Encoders()
         self.job = Job(stop_signal=lambda: "the boss" if should_stop() else None)
         self.hello: tuple[Facts, int] = (maker.facts, maker.batch_size)
+        self.sees = ""  # the plan whose folder this machine is known to share
 
     def run(self, task: ShardTask) -> Iterator[Progress | MadeShard | Batch]:
         if self.deliver:
             check_generator(task.generator, self.maker.facts)
             yield from make_batches(task, self.maker, self.encoders, self.job, _keep_nothing)
         else:
+            if self.sees != task.plan:
+                check_folder(task)
+                self.sees = task.plan
             yield from make_shard(task, self.maker, self.encoders, self.job)
 
 
@@ -109,13 +116,30 @@ class ReceivingSite(Site):
         for entry, content in zip(batch.entries, batch.contents, strict=True):
             if content is not None:
                 writer.store(entry, content)
-        writer.add(batch.entries, batch.contents)
-        entries.extend(batch.entries)
+        entries.extend(writer.add(batch.entries, batch.contents))
         finished = super().said(shard, Progress(shard, len(entries), len(batch.entries)))
         if finished == task.start + len(task.rows):
             del self.open[shard]
             super().said(shard, MadeShard(shard, entries, writer.finish()))
         return finished
+
+
+def check_folder(task: ShardTask, patience_s: float = 10.0) -> None:
+    """Raises NotFoundError when this machine does not see the boss's folder; network disks may take some seconds."""
+    folder, deadline = task.layout.folder, time.monotonic() + patience_s
+    while True:
+        try:
+            if PlanFile(folder / "plan.parquet").hash == task.plan:
+                return
+        except DcdmError:
+            pass  # not there, or an older run's
+        if time.monotonic() > deadline:
+            raise NotFoundError(
+                f"{socket.gethostname()} does not see {folder} as the other machines do",
+                "put the run folder on a disk that all machines share, or send the images: --results driver",
+                file=folder,
+            )
+        time.sleep(0.5)
 
 
 def _keep_nothing(entry: dict[str, Any], content: bytes) -> None:
