@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,16 +22,14 @@ from dcdm_cli.commands.planning import (
     refuse_planning_flags,
     write_priced_plan,
 )
-from dcdm_cli.commands.probing import make_measure, open_run_engine
-from dcdm_cli.commands.spread import Spread, open_crew, settle_spread
+from dcdm_cli.commands.probing import make_measure, open_run_crew, open_run_engine
+from dcdm_cli.commands.spread import Spread, settle_spread
 from dcdm_cli.errors import ExitCode, UsageError
 from dcdm_cli.store import Outcome, Stage, StageRecord
 
 if TYPE_CHECKING:
-    from dcdm_cli.crew.boss import Crew
     from dcdm_cli.generation.plan_file import AnyPlan
     from dcdm_cli.generation.site import Generated
-    from dcdm_cli.job import Job
 
 __all__ = ["EXAMPLES", "draw_plan", "register", "run_generate"]
 
@@ -173,10 +170,11 @@ def _in_this_process(
 def _with_crew(
     context: Context, plan: AnyPlan | None, spread: Spread, verify: bool
 ) -> tuple[AnyPlan, Generated, str, str]:
+    from dcdm_cli.generation.opening import open_shard_worker
     from dcdm_cli.generation.workers import run_crew
 
     job = context.job(spread.devices[0])
-    with _open_crew(context, spread, job) as crew:
+    with open_run_crew(context, spread, job, open_shard_worker, score=context.config.generate.score) as crew:
         facts, _ = crew.first_hello()
         context.console.note(f"backend: {facts.backend}")
         plan = plan or draw_plan(context, context.config.generate, facts, describe_model(context))
@@ -189,19 +187,6 @@ def _with_crew(
         layout = plan_layout(context, plan)
         generated = run_crew(plan, crew, layout, job, deliver=spread.deliver, verify=verify)
     return plan, generated, facts.backend, ",".join(spread.devices)
-
-
-def _open_crew(context: Context, spread: Spread, job: Job) -> Crew:
-    from dcdm_cli.data.images import decode_options
-    from dcdm_cli.generation.opening import Parcel, Setup, open_shard_worker
-
-    run, config = context.run, context.config.generate
-    scorer = run.scorer if config.score and run.scorer.exists() else None
-    folders = (run.adapter, scorer)
-    if spread.deliver:
-        folders = (Parcel.of(run.adapter), Parcel.of(scorer) if scorer else None)
-    setup = Setup(folders[0], config, folders[1], decode_options(), spread.threads, spread.deliver)
-    return open_crew(context, partial(open_shard_worker, setup), spread, job)
 
 
 def _start(context: Context, plan: AnyPlan) -> None:

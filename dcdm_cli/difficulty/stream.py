@@ -18,6 +18,7 @@ from scipy.special import log_softmax, logsumexp
 from torch import nn
 
 from dcdm_cli.crew.boss import Crew
+from dcdm_cli.crew.messages import unshared
 from dcdm_cli.difficulty.classifier import Images, Preprocessing, chosen_logits
 from dcdm_cli.difficulty.scorer import Scorer
 from dcdm_cli.difficulty.scores import LEAD, SCORES, TEMPERATURE_ROWS, fit_temperature, score_columns
@@ -84,6 +85,8 @@ def open_chunk_scorer(folder: Path, threads: int | None, device: str, should_sto
     """A partial of this with folder and threads is what a crew's transport takes. A chunk is short enough to finish."""
     if threads:
         torch.set_num_threads(threads)
+    if not folder.is_dir():
+        raise unshared(folder)
     return ChunkScorer(Scorer.load(folder, device))
 
 

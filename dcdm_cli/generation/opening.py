@@ -1,4 +1,4 @@
-"""Opening a generation worker: everything a process on any machine needs to hold the model."""
+"""Opening generation workers: everything a process on any machine needs to hold the model."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ import numpy as np
 import torch
 
 from dcdm_cli.config import GenerateConfig
+from dcdm_cli.crew.messages import unshared
 from dcdm_cli.data.images import DecodeOptions, set_decode_options
 from dcdm_cli.difficulty.scorer import Scorer
 from dcdm_cli.generation.bulk import EngineMaker
 from dcdm_cli.generation.engine import open_engine
+from dcdm_cli.generation.samples import SampleWorker
 from dcdm_cli.generation.shards import Measure
-from dcdm_cli.generation.workers import ShardWorker
+from dcdm_cli.generation.workers import SHARE, ShardWorker
+from dcdm_cli.model.adapter import read_adapter
 
 
 @dataclass(frozen=True)
@@ -44,10 +47,10 @@ class Parcel:
 
 @dataclass(frozen=True)
 class Setup:
-    """adapter, scorer: folders; scorer None = images are not measured. threads: CPU threads of one worker.
+    """adapter, scorer, export: folders; scorer None = images are not measured, export None = there is none to be used.
+    threads: CPU threads of one worker. find_base: from how the adapter calls its base to where a machine has it.
 
-    deliver: images are sent to the boss; then the folders may be parcels. The base model is found where it is named, on
-    every machine.
+    deliver: images are sent to the boss; then the folders may be parcels.
     """
 
     adapter: Path | Parcel
@@ -56,16 +59,18 @@ class Setup:
     decode: DecodeOptions
     threads: int | None = None
     deliver: bool = False
+    export: Path | Parcel | None = None
+    find_base: Callable[[str], str] = str
 
 
 def open_shard_worker(setup: Setup, device: str, should_stop: Callable[[], bool]) -> ShardWorker:
     """A partial of this with `setup` is what a crew's transport takes."""
-    if setup.threads:
-        torch.set_num_threads(setup.threads)
-    set_decode_options(setup.decode)
-    engine = open_engine(_here(setup.adapter), setup.config, device)
-    measure = measure_with(_here(setup.scorer), device) if setup.scorer else None
-    return ShardWorker(EngineMaker(engine, measure), should_stop, deliver=setup.deliver)
+    return ShardWorker(_open_maker(setup, device), should_stop, deliver=setup.deliver)
+
+
+def open_sample_worker(setup: Setup, device: str, should_stop: Callable[[], bool]) -> SampleWorker:
+    """The same for images that are only looked at. A batch is short enough to finish."""
+    return SampleWorker(_open_maker(setup, device))
 
 
 def measure_with(scorer: Path, device: str) -> Measure:
@@ -79,5 +84,19 @@ def measure_with(scorer: Path, device: str) -> Measure:
     return measure
 
 
+def _open_maker(setup: Setup, device: str) -> EngineMaker:
+    if setup.threads:
+        torch.set_num_threads(setup.threads)
+    set_decode_options(setup.decode)
+    adapter, export = _here(setup.adapter), _here(setup.export) if setup.export else None
+    base = setup.find_base(read_adapter(adapter).base)
+    engine = open_engine(adapter, setup.config, device, base=base, export=export)
+    return EngineMaker(engine, measure_with(_here(setup.scorer), device) if setup.scorer else None)
+
+
 def _here(folder: Path | Parcel) -> Path:
-    return folder.unpack() if isinstance(folder, Parcel) else folder
+    if isinstance(folder, Parcel):
+        return folder.unpack()
+    if not folder.is_dir():
+        raise unshared(folder, SHARE)
+    return folder

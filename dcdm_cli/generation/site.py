@@ -70,7 +70,7 @@ def make_shard(task: ShardTask, maker: Maker, encoders: Encoders, job: Job) -> I
     Raises MismatchError when the maker's model is not the one that the plan was made for.
     """
     check_generator(task.generator, maker.facts)
-    writer, done = shard_writer(task.layout, task.shard, [row.sample_id for row in task.rows], maker.batch_size)
+    writer, done = shard_writer(task.layout, task.shard, [row.sample_id for row in task.rows])
     rest = replace(task, rows=task.rows[len(done) :], start=len(done))
     yield from write_shard(rest, make_batches(rest, maker, encoders, job, writer.store), writer, done)
 

@@ -6,15 +6,15 @@ and the boss writes. The boss alone publishes, so that a shard that was made twi
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from dcdm_cli.crew.boss import Crew
+from dcdm_cli.crew.messages import unshared
 from dcdm_cli.data.shard_files import Layout, ShardWriter
-from dcdm_cli.errors import DcdmError, NotFoundError
+from dcdm_cli.errors import DcdmError
 from dcdm_cli.generation.ledger import Ledger, shard_writer
 from dcdm_cli.generation.plan_file import AnyPlan, PlanFile
 from dcdm_cli.generation.shards import (
@@ -29,6 +29,8 @@ from dcdm_cli.generation.shards import (
 )  # fmt: skip
 from dcdm_cli.generation.site import Generated, Site, check_generator, make_shard
 from dcdm_cli.job import Job
+
+SHARE = "put the run folder on a disk that all machines share, or send the images: --results driver"
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def run_crew(
     facts, batch = crew.first_hello()
     check_generator(plan.generator, facts)
     ledger = Ledger.open(plan, layout, batch, verify=verify)
-    site = ReceivingSite(plan, ledger, job, batch) if deliver else Site(plan, ledger, job)
+    site = ReceivingSite(plan, ledger, job) if deliver else Site(plan, ledger, job)
     try:
         crew.work(
             [Shard(number) for number in ledger.unfinished()],
@@ -85,9 +87,8 @@ def run_crew(
 class ReceivingSite(Site):
     """Writes the images that workers deliver."""
 
-    def __init__(self, plan: AnyPlan, ledger: Ledger, job: Job, batch: int) -> None:
+    def __init__(self, plan: AnyPlan, ledger: Ledger, job: Job) -> None:
         super().__init__(plan, ledger, job)
-        self.batch = batch
         self.open: dict[int, tuple[ShardTask, ShardWriter, list[dict[str, Any]]]] = {}
 
     def order(self, shard: int) -> ShardTask:
@@ -96,7 +97,7 @@ class ReceivingSite(Site):
             self.open.pop(shard)[1].abandon()
         task = super().order(shard)
         ids = [row.sample_id for row in task.rows]
-        writer, done = shard_writer(self.ledger.layout, shard, ids, self.batch)
+        writer, done = shard_writer(self.ledger.layout, shard, ids)
         task = replace(task, rows=task.rows[len(done) :], start=len(done))
         self.open[shard] = (task, writer, done)
         if not task.rows:  # all there, but killed before it was recorded: nothing will be delivered
@@ -134,11 +135,7 @@ def check_folder(task: ShardTask, patience_s: float = 10.0) -> None:
         except DcdmError:
             pass  # not there, or an older run's
         if time.monotonic() > deadline:
-            raise NotFoundError(
-                f"{socket.gethostname()} does not see {folder} as the other machines do",
-                "put the run folder on a disk that all machines share, or send the images: --results driver",
-                file=folder,
-            )
+            raise unshared(folder, SHARE)
         time.sleep(0.5)
 
 

@@ -53,8 +53,8 @@ def prepared(folder: Path) -> RunFolder:
         row = {"sample_id": str(index), "path": f"{index}.png", "label": int(label), "class_name": str(label)}
         rows.append(row | {"split": "train", "synthetic": False, "difficulty": index / 12, "caption": f"a {label}"})
     write_manifest(Manifest.from_rows(rows, [str(i) for i in range(10)], folder), run.samples)
-    for stage in ("score", "caption"):
-        run.run(Stage(stage, {}, {}), lambda: Outcome([run.samples], "x"))
+    for stage, settings in {"score": {"data": {}, "score": {}}, "caption": {}}.items():
+        run.run(Stage(stage, settings, {}), lambda: Outcome([run.samples], "x"))
     return run
 
 
@@ -68,15 +68,20 @@ def alone(run: RunFolder, batch: int) -> dict[str, Any]:
     return results
 
 
+LAUNCH = (
+    "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no "
+    "--dynamo_backend no --main_process_port 0 -m dcdm_cli finetune"
+)
+
+
 @pytest.mark.slow
-def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
-    """accelerate starts the group as it would for two GPUs; --device cpu makes it gloo."""
+@pytest.mark.parametrize("start", [LAUNCH, "-m dcdm_cli finetune --devices 2"])
+def test_two_processes_learn_what_one_learns(tmp_path: Path, start: str) -> None:
+    """accelerate starts the group as it would for two GPUs, or we do; --device cpu makes it gloo."""
     group = prepared(tmp_path / "two")
-    launch = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
-    words = ["-m", "accelerate.commands.launch", *launch, "--dynamo_backend", "no", "--main_process_port", "0"]
-    command = ["-m", "dcdm_cli", "finetune", "--run", str(group.path), "--batch-size", "2", "--json"]
+    command = [*start.split(), "--run", str(group.path), "--batch-size", "2", "--json"]
     env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'export'}", "OMP_NUM_THREADS": "1"}
-    made = subprocess.run([sys.executable, *words, *command], env=env, capture_output=True, text=True, check=False)
+    made = subprocess.run([sys.executable, *command], env=env, capture_output=True, text=True, check=False)
     assert made.returncode == 0, made.stderr
     found = json.loads(made.stdout)  # one document: the other process says nothing
     assert (found["processes"], found["global_batch"]) == (2, 4)

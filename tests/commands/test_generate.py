@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +150,22 @@ def test_devices(context: Open, devices: tuple[str, ...], found: list[str]) -> N
 def test_devices_that_are_not_there(context: Open, devices: tuple[str, ...], error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
         settle_spread(context(scale__devices=devices))
+
+
+def test_ray_that_is_not_there(context: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="--address names a Ray cluster"):
+        settle_spread(context(scale__address="127.0.0.1:1"))
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(CapabilityError, match="which is not installed") as caught:
+        run_generate(context(scale__engine="ray"))
+    assert "pip install 'dcdm-cli[ray]'" in caught.value.hint and caught.value.code == 22
+
+
+def test_a_ray_cluster_that_does_not_answer(context: Open, run: RunFolder) -> None:
+    pytest.importorskip("ray")
+    with pytest.raises(NotFoundError, match=r"no Ray cluster answers at 127\.0\.0\.1:1") as caught:
+        run_generate(context(scale__engine="ray", scale__address="127.0.0.1:1"))
+    assert "ray start --head" in caught.value.hint and not run.generated.exists()
 
 
 def test_names_of_classes_reach_the_plan(context: Open, run: RunFolder) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from dcdm_cli.difficulty import crossfit as crossfit_module
 from dcdm_cli.difficulty import scoring, stream
 from dcdm_cli.difficulty.scores import score_columns, softmax, suspect_labels
 from dcdm_cli.difficulty.scoring import Scoring, score_images
-from dcdm_cli.errors import InterruptedRunError
+from dcdm_cli.errors import InterruptedRunError, NotFoundError
 from dcdm_cli.job import Job
 
 from .conftest import MakeManifest
@@ -89,6 +90,12 @@ def test_a_crew_scores_the_same(
     for name in here:
         np.testing.assert_array_equal(here[name], there[name])
     assert len(alone.columns["difficulty"]) == 60
+
+
+def test_a_machine_that_does_not_see_the_scorer_is_named(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match=rf"{socket.gethostname()} does not see .*scorer") as caught:
+        stream.open_chunk_scorer(tmp_path / "scorer", 1, "cpu", lambda: False)
+    assert "all machines share" in caught.value.hint
 
 
 def test_suspects_of_columns_are_those_of_probabilities() -> None:

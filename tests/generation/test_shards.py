@@ -127,15 +127,17 @@ def test_a_stop_keeps_the_images_of_an_unfinished_folder_shard(tmp_path: Path) -
 def test_the_journal_keeps_whole_batches_of_what_is_there(tmp_path: Path) -> None:
     file, ids = tmp_path / "shards" / "00000.journal", [str(i) for i in range(6)]
     (tmp_path / "a.png").write_bytes(b"x")
-    journal = Journal(file, ids, 2)
+    journal = Journal(file, ids)
     entry = {"path": "a.png", "sha256": "", "bytes": 1}
-    journal.append([{"sample_id": i} | entry for i in ids[:3]] + [{"sample_id": "3", "path": None, "sha256": None}])
+    journal.append([{"sample_id": i} | entry for i in ids[:2]])
+    journal.append([{"sample_id": "2", "path": None, "sha256": None}, {"sample_id": "3"} | entry])
     journal.append([{"sample_id": "4"} | entry, {"sample_id": "5"} | entry | {"path": "gone.png"}])
     whole = file.read_bytes()
-    assert [e["sample_id"] for e in Journal(file, ids, 2).entries] == ["0", "1", "2", "3"]
+    assert [e["sample_id"] for e in Journal(file, ids).entries] == ["0", "1", "2", "3"]
     file.write_bytes(whole[: whole.index(b'"3"') + 9])  # torn in the fourth line
-    assert [e["sample_id"] for e in Journal(file, ids, 2).entries] == ["0", "1"]
+    assert [e["sample_id"] for e in Journal(file, ids).entries] == ["0", "1"]
     assert file.read_bytes().count(b"\n") == 2
+    assert Journal(file, ["another", *ids]).entries == []
 
 
 def test_the_renderer_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
