@@ -109,7 +109,7 @@ def plan_rows(folder: Path, rows: str) -> dict[str, Any]:
         [[f"a photo of a class {c}, seen for the {i}th time" for i in range(1000)] for c in range(classes)],
         np.linspace(0, 1, 1000, dtype=np.float32),
         0.8,
-        Calibration(grid, grid, grid, grid, curves, 1000, {}),
+        Calibration(grid, grid, grid, grid, curves, (), 1000, {}),
     )
     counts = np.full(classes, count // classes)
     counts[: count % classes] += 1
@@ -215,8 +215,7 @@ def workers(folder: Path, count: str, images: str, kills: str) -> dict[str, Any]
         made = run_crew(plan, crew, place, crew.job)
         seconds = time.perf_counter() - started
     result = {"workers": int(count), "images": made.images, "seconds": round(seconds, 3)}
-    result |= {"kills": int(kills) - len(killer.at), "rendered": made.made}
-    result["images_per_s"] = round(made.images / seconds, 1)
+    result |= {"kills": int(kills) - len(killer.at), "images_per_s": round(made.images / seconds, 1)}
     if int(kills):
         _, alone = fake_run(folder / "alone", int(images), "folder", shard=50)
         run(plan, alone, FakeMaker(measure=fake_measure))
@@ -357,7 +356,6 @@ def kills(quick: bool) -> dict[str, Any]:
         **disturbed,
         "undisturbed_s": quiet["seconds"],
         "seconds_per_kill": round((disturbed["seconds"] - quiet["seconds"]) / max(1, disturbed["kills"]), 3),
-        "rendered_twice": disturbed["rendered"] - disturbed["images"],
     }
 
 
