@@ -200,13 +200,29 @@ def _calibrate(context: Context, file: Path) -> Outcome:
 
     config, job = context.config, context.job()
     engine = open_run_engine(context, context.run.adapter, job, insist=False)  # export comes after fine-tuning
-    points = [i / (config.calibrate.points - 1) for i in range(config.calibrate.points)]
+    points = probe_points(context)
     measured = probe(context, engine, points, config.calibrate.images, job, seed=config.seed + 500, calibrated=False)
     calibration = _fit(measured, len(engine.info.class_names), engine.config)
     save_calibration(calibration, file)
     calibration = replace(calibration, attempts=config.generate.attempts)
     results = {"reachable": list(calibration.reachable), "realised": list(calibration.realised)}
     return Outcome([file], hash_file(file), results | {"requested": list(calibration.requested)}, job.device)
+
+
+def probe_points(context: Context) -> list[float]:
+    """Difficulties to probe, and so the only ones that generation will ask for: where the model was shown images.
+
+    Not from the paper. A request outside the difficulties of the real images is extrapolation, and what comes out has
+    lost its label more often than its ease.
+    """
+    import numpy as np
+
+    from dcdm_cli.data.manifest import read_manifest
+
+    config = context.config
+    real = training_rows(read_manifest(context.run.samples), config.finetune.keep_suspects).column("difficulty")
+    low, high = np.quantile(real, [config.calibrate.tails, 1 - config.calibrate.tails])
+    return np.linspace(low, high, config.calibrate.points).round(4).tolist()
 
 
 def _fit(measured: Any, classes: int, config: Any) -> Calibration:
