@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from bench_demo import hardware
+from common import hardware
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PACKAGES = ("torch", "diffusers", "peft", "timm")
