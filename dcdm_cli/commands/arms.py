@@ -16,12 +16,13 @@ from dcdm_cli.evaluation.experiments import ArmSpec
 if TYPE_CHECKING:
     from dcdm_cli.data.manifest import Manifest
 
-# What `evaluate.arms` may name; dcdm uses the run's own --difficulty. Plain has no difficulty to ask for.
+# What `evaluate.arms` may name; dcdm uses the run's own --difficulty. Plain knows nothing of difficulty: its images are
+# neither measured nor drawn again.
 ARMS = {
     "real": ArmSpec(name="real", source="none"),
     "upsampled": ArmSpec(name="upsampled", source="upsampled"),
     "augmented": ArmSpec(name="augmented", source="augmented"),
-    "plain": ArmSpec(name="plain", adapter="plain"),
+    "plain": ArmSpec(name="plain", adapter="plain", attempts=1),
     "easy": ArmSpec(name="easy", difficulty="normal:0.1,0.1"),
     "dcdm": ArmSpec(name="dcdm"),
     "hard": ArmSpec(name="hard", difficulty="normal:0.8,0.1", cap=1.0),

@@ -136,8 +136,7 @@ class GeneratedSets:
         from dcdm_cli.generation.bulk import run_plan
 
         clock = time.monotonic()
-        # A generator without difficulty (the plain control) has no target to miss: its images are drawn once.
-        measure = make_measure(self.context, self.job) if engine.info.encoder else None
+        measure = make_measure(self.context, self.job) if engine.config.attempts > 1 else None  # it chooses the draws
         made = run_plan(plan, engine, folder, self.job, measure)
         spent = {"seconds": round(time.monotonic() - clock, 3), "made": made.made, "images": made.images}
         write_json(folder / FACTS, {**spent, "device": self.job.device})
@@ -146,7 +145,8 @@ class GeneratedSets:
         from dcdm_cli.generation.engine import sampler_settings
 
         settings = context.config.generate
-        key = hash_json([str(context.run.path), sampler_settings(settings), settings.precision, settings.backend])
+        draws = [settings.attempts, settings.tolerance, settings.precision, settings.backend]
+        key = hash_json([str(context.run.path), sampler_settings(settings), draws])
         if self._open is None or self._open[0] != key:
             self._open = None  # the old networks must go before the new ones come
             prepare_variant(context, self.experiment.adapter(arm.adapter), self.job)

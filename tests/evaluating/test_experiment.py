@@ -31,6 +31,7 @@ source = "augmented"
 [[arms]]
 name = "plain"
 adapter = "plain"
+attempts = 1
 [[arms]]
 name = "shuffled"
 adapter = "shuffled"
