@@ -205,10 +205,9 @@ class Experiments:
         self.clock.dcdm("evaluate", "--artefacts", "--run", f"runs/{target}", folder=self.state)
         self.clock.dcdm("evaluate", "--atlas", "--run", f"runs/{target}", folder=self.state)
         metrics = json.loads((self.state / "runs" / target / "evaluation" / "artefacts.json").read_text("utf-8"))
-        about = provenance("dcdm evaluate --artefacts")
-        write_result(
-            f"cifar10_{target}_artefacts", {**about, "setting": self.setting, "artefacts": metrics}, self.results
-        )
+        title = f"CIFAR-10, {target}: the generated images"
+        about = {"title": title, "setting": self.setting, **provenance("dcdm evaluate --artefacts")}
+        write_result(f"cifar10_{target}_artefacts", {**about, "metrics": metrics}, self.results)
         return {}
 
     def _experiment(self, target: str, name: str) -> dict[str, Any]:

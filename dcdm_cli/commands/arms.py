@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dcdm_cli.commands.sets import GeneratedSets
-from dcdm_cli.config import nearest
+from dcdm_cli.config import ClassifierConfig, nearest
 from dcdm_cli.errors import UsageError
-from dcdm_cli.evaluation.downstream import NOTHING, Arm, Samples
+from dcdm_cli.evaluation.downstream import NOTHING, Arm, Ledger, Samples, Trial, arm_key
 from dcdm_cli.evaluation.experiments import ArmSpec
 
 if TYPE_CHECKING:
     from dcdm_cli.data.manifest import Manifest
 
-# What `evaluate.arms` may name; dcdm uses the run's own --difficulty. Plain has no difficulty to ask for.
+# What `evaluate.arms` may name; dcdm uses the run's own --difficulty. Plain knows nothing of difficulty: its images are
+# neither measured nor drawn again.
 ARMS = {
     "real": ArmSpec(name="real", source="none"),
     "upsampled": ArmSpec(name="upsampled", source="upsampled"),
     "augmented": ArmSpec(name="augmented", source="augmented"),
-    "plain": ArmSpec(name="plain", adapter="plain"),
+    "plain": ArmSpec(name="plain", adapter="plain", attempts=1),
     "easy": ArmSpec(name="easy", difficulty="normal:0.1,0.1"),
     "dcdm": ArmSpec(name="dcdm"),
     "hard": ArmSpec(name="hard", difficulty="normal:0.8,0.1", cap=1.0),
@@ -47,6 +48,14 @@ def make_arm(spec: ArmSpec, ratio: float, real: Manifest, sets: GeneratedSets) -
         own = Samples(real.paths(), real.column("label").astype(np.int64))
         return Arm(spec.name, lambda seed: upsampled(own, ratio, seed), f"upsampled {ratio:g}")
     return Arm(spec.name, lambda seed: sets.make(spec, ratio, seed), f"{sets.key(spec, ratio)} {ratio:g}")
+
+
+def make_sets(arms: Iterable[tuple[Arm, ClassifierConfig]], trial: Trial, seeds: Sequence[int], ledger: Ledger) -> None:
+    """Makes the images that classifiers will ask for, arm by arm: a generator is opened once, not once per seed."""
+    for arm, config in arms:
+        for seed in seeds:
+            if ledger.get(arm_key(arm, trial, config, seed)) is None:
+                arm.extra(seed)
 
 
 def upsampled(real: Samples, ratio: float, seed: int) -> Samples:

@@ -57,6 +57,7 @@ def _inputs(context: Context) -> dict[str, str]:
 
 
 def _work(context: Context) -> Outcome:
+    from dcdm_cli.commands.report import draw, evaluation_drawings
     from dcdm_cli.reports.html import write_report
 
     run, job, clock = context.run, context.job(), time.monotonic()
@@ -69,7 +70,8 @@ def _work(context: Context) -> Outcome:
     metrics["seconds"] = {"artefacts": round(time.monotonic() - clock, 2)}
     file, report = run.evaluation / "artefacts.json", run.evaluation / "artefacts.html"
     write_json(file, metrics)
-    write_report(report, metrics, title="The generated images as they are")
+    figures = draw(evaluation_drawings(metrics), run.evaluation / "artefacts")
+    write_report(report, metrics, figures, title="The generated images as they are")
     return Outcome([file, report], "", metrics, job.device)
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from dcdm_cli.commands.checks import Evaluated, checked_data
 from dcdm_cli.commands.judging import Judge, open_judge
 from dcdm_cli.commands.options import Context
-from dcdm_cli.commands.probing import open_run_engine, plan_inputs, probe_rows
+from dcdm_cli.commands.probing import first_draws, open_run_engine, plan_inputs, probe_rows
 from dcdm_cli.commands.quality import generated_images, measured_difficulty
 from dcdm_cli.job import Job
 from dcdm_cli.store import Outcome, Stage, StageRecord
@@ -117,7 +117,7 @@ def _generated(
             if kind == KINDS[0]:
                 tiles.setdefault((row.label, "nearest real"), []).append(near)
 
-    probe_rows(context, engine, rows, job, watch)
+    probe_rows(context, first_draws(engine), rows, job, watch)  # another draw would be another seed
     return tiles
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dcdm_cli.commands.arms import make_arm
+from dcdm_cli.commands.arms import make_arm, make_sets
 from dcdm_cli.commands.checks import Evaluated, checked_data
 from dcdm_cli.commands.evaluate import evaluation_settings
 from dcdm_cli.commands.options import Context
@@ -21,7 +21,7 @@ from dcdm_cli.job import Job
 from dcdm_cli.store import Outcome, Stage, StageRecord
 
 if TYPE_CHECKING:
-    from dcdm_cli.evaluation.downstream import Arm, Ledger, Trial
+    from dcdm_cli.evaluation.downstream import Arm
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,8 @@ def train_arms(context: Context, experiment: Experiment, data: Evaluated, seeds:
     sets = GeneratedSets(context, experiment, data.real, job)
     trial = trial_of(data.real, data.held_out, experiment.baseline, experiment.focus)
     cells, ledger = _cells(context, experiment, data, sets), open_ledger(context.run.evaluation)
-    _make_sets(cells, len(experiment.arms), trial, seeds, ledger)
+    by_arm = [(cell.arms[position], cell.config) for position in range(len(experiment.arms)) for cell in cells]
+    make_sets(by_arm, trial, seeds, ledger)
     documents = []
     for number, cell in enumerate(cells):
         context.console.note(
@@ -170,17 +171,6 @@ def _cells(context: Context, experiment: Experiment, data: Evaluated, sets: Gene
         for spec in fitting
         for ratio in ratios
     ]
-
-
-def _make_sets(cells: Sequence[Cell], arms: int, trial: Trial, seeds: Sequence[int], ledger: Ledger) -> None:
-    from dcdm_cli.evaluation.downstream import arm_key
-
-    for position in range(arms):
-        for cell in cells:
-            arm = cell.arms[position]
-            for seed in seeds:
-                if ledger.get(arm_key(arm, trial, cell.config, seed)) is None:
-                    arm.extra(seed)
 
 
 def _about(spec: ArmSpec, ratio: float, sets: GeneratedSets, seeds: Sequence[int]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,9 +26,12 @@ if TYPE_CHECKING:
 
     from dcdm_cli.data.manifest import Manifest
     from dcdm_cli.difficulty.calibration import Calibration
+    from dcdm_cli.difficulty.scorer import Measured
     from dcdm_cli.model.base import BaseModel
     from dcdm_cli.training.dataset import TrainingSet
     from dcdm_cli.training.views import Views
+
+    DifficultyOf = Callable[[Views, Manifest, FinetuneConfig, Context, Job], np.ndarray]
 
 EXAMPLES = (
     "dcdm finetune --run birds --preset sd15",
@@ -168,10 +172,13 @@ def training_rows(manifest: Manifest, keep_suspects: bool) -> Manifest:
     return chosen
 
 
-def train_adapter(context: Context, config: FinetuneConfig, folder: Path, job: Job) -> dict[str, Any]:
+def train_adapter(
+    context: Context, config: FinetuneConfig, folder: Path, job: Job, difficulty_of: DifficultyOf | None = None
+) -> dict[str, Any]:
     """Fine-tunes on the run's manifest and writes an adapter folder. Returns losses and counts.
 
-    The checkpoints, in a folder of the adapter's name, stay until the caller has recorded the result.
+    difficulty_of: what stands for difficulty, one value in [0, 1] per view; None = the run's own scores. The
+    checkpoints, in a folder of the adapter's name, stay until the caller has recorded the result.
 
     In a group of processes all of them call it, and the main one alone writes.
     """
@@ -185,7 +192,8 @@ def train_adapter(context: Context, config: FinetuneConfig, folder: Path, job: J
     rows = training_rows(read_manifest(context.run.samples), config.keep_suspects)
     base = load_base(resolve_base(config.base), revision=config.revision, dtype=config.precision, device=job.device)
     config = config.model_copy(update={"seed": config.seed + context.config.seed})
-    data, fingerprint = _training_set(context, config, rows, base, job), base.fingerprint
+    measure = difficulty_of or own_difficulty
+    data, fingerprint = _training_set(context, config, rows, base, job, measure), base.fingerprint
     trained = finetune(base, data, len(rows.class_names), config, context.run.checkpoints / folder.name, job)
     results = {"images": len(data), "losses": trained.losses, "skipped_steps": trained.skipped}
     results |= {"processes": ranks.world, "global_batch": global_batch(config, ranks.world)}
@@ -206,7 +214,9 @@ def train_adapter(context: Context, config: FinetuneConfig, folder: Path, job: J
     return results
 
 
-def _training_set(context: Context, config: FinetuneConfig, rows: Manifest, base: BaseModel, job: Job) -> TrainingSet:
+def _training_set(
+    context: Context, config: FinetuneConfig, rows: Manifest, base: BaseModel, job: Job, difficulty_of: DifficultyOf
+) -> TrainingSet:
     """config: with the run's seed in it. In a group, images are encoded and views measured by the main process."""
     import torch
 
@@ -220,7 +230,7 @@ def _training_set(context: Context, config: FinetuneConfig, rows: Manifest, base
         latents = cache_latents(base, views, config.resolution, context.run.cache, report)
     text, caption = encode_captions(base, rows.column("caption").tolist(), report)
     label = torch.from_numpy(views.repeat(rows.column("label").astype("int64")))
-    measured = from_main(ranks, job.device, lambda: _difficulty_of(views, rows, config, context, job))
+    measured = from_main(ranks, job.device, lambda: difficulty_of(views, rows, config, context, job))
     difficulty = torch.from_numpy(measured)
     epoch = balanced_epoch(difficulty, config.difficulty_balance)
     return TrainingSet(latents, text, caption.repeat(views.per_image), label, difficulty, epoch)
@@ -231,7 +241,7 @@ def _lasting_name(base: str) -> str:
     return str(Path(base).absolute()) if Path(base).is_dir() and base != TINY_NAME else base
 
 
-def _difficulty_of(views: Views, rows: Manifest, config: FinetuneConfig, context: Context, job: Job) -> np.ndarray:
+def own_difficulty(views: Views, rows: Manifest, config: FinetuneConfig, context: Context, job: Job) -> np.ndarray:
     """float32, one per view: the images' own where there are no other views or they do not matter, else measured by
     scoring models that have not seen the image."""
     import numpy as np
@@ -239,6 +249,12 @@ def _difficulty_of(views: Views, rows: Manifest, config: FinetuneConfig, context
     own = rows.column("difficulty").astype(np.float32)
     if views.per_image == 1 or config.conditioning == "none":
         return views.repeat(own)
+    return measured_views(views, rows, context, job).difficulty
+
+
+def measured_views(views: Views, rows: Manifest, context: Context, job: Job) -> Measured:
+    """What the scoring models that have not seen an image's original say of each of its views."""
+
     run = context.run
     if not run.scorer.exists():
         raise UsageError(
@@ -258,10 +274,9 @@ def _difficulty_of(views: Views, rows: Manifest, config: FinetuneConfig, context
         unseen = unseen_models(train, settings)
         position = {sample: row for row, sample in enumerate(train.column("sample_id"))}
         only = views.repeat(unseen[[position[sample] for sample in rows.column("sample_id")]])
-    measured = Scorer.load(run.scorer, job.device).measure(
+    return Scorer.load(run.scorer, job.device).measure(
         views, views.repeat(rows.column("label")), only=only, progress=job.stoppable("training has not begun")
     )
-    return measured.difficulty
 
 
 def _work(context: Context, config: FinetuneConfig, folder: Path) -> Outcome:
@@ -283,13 +298,29 @@ def _calibrate(context: Context, file: Path) -> Outcome:
 
     config, job = context.config, context.job()
     engine = open_run_engine(context, context.run.adapter, job, insist=False)  # export comes after fine-tuning
-    points = [i / (config.calibrate.points - 1) for i in range(config.calibrate.points)]
+    points = probe_points(context)
     measured = probe(context, engine, points, config.calibrate.images, job, seed=config.seed + 500, calibrated=False)
     calibration = _fit(measured, len(engine.info.class_names), engine.config)
     save_calibration(calibration, file)
     calibration = replace(calibration, attempts=config.generate.attempts)
     results = {"reachable": list(calibration.reachable), "realised": list(calibration.realised)}
     return Outcome([file], hash_file(file), results | {"requested": list(calibration.requested)}, job.device)
+
+
+def probe_points(context: Context) -> list[float]:
+    """Difficulties to probe, and so the only ones that generation will ask for: where the model was shown images.
+
+    Not from the paper. A request outside the difficulties of the real images is extrapolation, and what comes out has
+    lost its label more often than its ease.
+    """
+    import numpy as np
+
+    from dcdm_cli.data.manifest import read_manifest
+
+    config = context.config
+    real = training_rows(read_manifest(context.run.samples), config.finetune.keep_suspects).column("difficulty")
+    low, high = np.quantile(real, [config.calibrate.tails, 1 - config.calibrate.tails])
+    return np.linspace(low, high, config.calibrate.points).round(4).tolist()
 
 
 def _fit(measured: Any, classes: int, config: Any) -> Calibration:

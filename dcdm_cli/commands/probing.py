@@ -158,9 +158,12 @@ def probe(
 
     inputs = plan_inputs(context, calibrated=calibrated)
     plan = grid_plan(inputs, targets, per_target, seed, engine.generator)
-    if not calibrated:  # what the model itself does is asked for, not what is left of it after a choice among draws
-        engine = replace(engine, config=engine.config.model_copy(update={"attempts": 1}))
-    return probe_rows(context, engine, plan.rows(), job, watch)
+    return probe_rows(context, engine if calibrated else first_draws(engine), plan.rows(), job, watch)
+
+
+def first_draws(engine: Engine) -> Engine:
+    """The same engine without a choice among draws: what the model itself does."""
+    return replace(engine, config=engine.config.model_copy(update={"attempts": 1}))
 
 
 def probe_with_crew(

@@ -93,8 +93,8 @@ def experiment_drawings(document: Mapping[str, Any]) -> list[Drawing]:
 
 def evaluation_drawings(metrics: Mapping[str, Any], curve: Mapping[str, Any] | None = None) -> list[Drawing]:
     """From metrics.json alone. curve: the calibration, if it is to be drawn."""
-    adherence, downstream = metrics["adherence"], metrics["downstream"]
-    return [
+    adherence, downstream = metrics["adherence"], metrics.get("downstream")
+    drawings = [
         Drawing(
             "adherence.png",
             "Requested and realised difficulty",
@@ -107,13 +107,12 @@ def evaluation_drawings(metrics: Mapping[str, Any], curve: Mapping[str, Any] | N
             "Where generated images keep their label as often as equally hard real ones, they are hard, not wrong.",
             lambda path: plots.frontier(path, adherence),
         ),
-        Drawing(
-            "accuracy.png",
-            "What the images are worth",
-            "Same optimiser steps in every arm; test images that nothing was trained on.",
-            lambda path: plots.accuracy_bars(path, downstream),
-        ),
     ]
+    if downstream:
+        text = "Same optimiser steps in every arm; test images that nothing was trained on."
+        title = "What the images are worth"
+        drawings.append(Drawing("accuracy.png", title, text, lambda path: plots.accuracy_bars(path, downstream)))
+    return drawings
 
 
 def _steering_drawings(document: Mapping[str, Any]) -> list[Drawing]:

@@ -1,15 +1,15 @@
 """Generated sets of the arms, below `evaluation/sets/<key>/`: made when first asked for, found again afterwards.
 
-A set is named by everything it is made from, so that arms that differ in name alone share it. It is made in bands of
-growing ratio, which nest: the first tenth of a set is part of its first quarter, so that a sweep over ratios costs no
-more than its largest point.
+A set is named by everything it is made from, so that arms that differ in name alone share it. It is made in one band
+per ratio that its experiment asks for, which nest: the smaller set is part of the larger one, so that a sweep over
+ratios costs no more than its largest point, and a single ratio is made in one go.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,8 +29,7 @@ if TYPE_CHECKING:
     from dcdm_cli.generation.engine import Engine
     from dcdm_cli.generation.plan import Plan
 
-BANDS = (0.1, 0.25, 0.5, 1.0, 2.0)  # generated images per real one; larger sets have one band more
-MOST_BANDS = 16
+MOST_BANDS = 1000  # more ratios than anyone asks for: keeps the seeds of bands apart
 INDIFFERENT = {"batch_size", "decode_batch", "score", "ratio", "count", "per_class", "seed"}  # change no image of a set
 FACTS = "facts.json"
 
@@ -61,7 +60,7 @@ class GeneratedSets:
             hash_json(self.real.column("sample_id").tolist()),
             [ratio, arm.rounds, context.config.downstream.model_dump(mode="json")]
             if arm.rounds
-            else max(BANDS[-1], ratio),
+            else self._ratios(arm, ratio),
             context.config.seed,
             "every seed" if seed is None and context.config.evaluate.fresh_sets else self._set_seed(seed or 0),
         ]
@@ -69,32 +68,52 @@ class GeneratedSets:
 
     def make(self, arm: ArmSpec, ratio: float, seed: int) -> Samples:
         """The arm's images for a seed: all of them, or one set for every seed without `evaluate.fresh_sets`."""
-        folder = self._folder(arm, ratio, seed)
         if arm.rounds:
-            return self._make_rounds(arm, ratio, self._set_seed(seed), folder)
-        parts, context = [], self._context(arm)
-        for number, (low, high) in enumerate(_bands(ratio)):
-            place, counts = folder / f"{number}", np.maximum(self._counts(high) - self._counts(low), 0)
-            if not counts.sum():
-                continue
+            return self._make_rounds(arm, ratio, self._set_seed(seed), self._folder(arm, ratio, seed))
+        made, context = NOTHING, self._context(arm)
+        for number, (edge, counts) in enumerate(self._bands(arm, ratio)):
+            place = self._folder(arm, edge, seed)
             if not _finished(place):
                 engine = self._engine(arm, context)
                 plan = _plan(context, counts, self._set_seed(seed) * MOST_BANDS + number, engine.generator)
                 self._run(plan, engine, place)
-            parts.append(_read(place))
-        return _rows(parts, self._counts(ratio))
+            made = made + _samples(_read(place))
+        return made
 
     def facts(self, arm: ArmSpec, ratio: float, seed: int) -> dict[str, Any]:
         """What the scorer finds in a finished set, and what it cost: realised_mean, realised_std, label_agreement,
         images, seconds. Measured once and kept beside the images; the first three are None without a scorer. Empty when
         the set is not there any more."""
-        if not self._folder(arm, ratio, seed).is_dir():
+        if arm.rounds:
+            folders = [self._folder(arm, ratio, seed) / f"{number}" for number in range(arm.rounds)]
+        else:
+            folders = [self._folder(arm, edge, seed) for edge, _ in self._bands(arm, ratio)]
+        if not all(_finished(folder) for folder in folders):
             return {}
-        folders = [folder for folder in sorted(self._folder(arm, ratio, seed).iterdir()) if _finished(folder)]
-        folders = folders if arm.rounds else folders[: len(_bands(ratio))]
         return _joined([self._measured(folder) for folder in folders])
 
+    def _ratios(self, arm: ArmSpec, ratio: float) -> list[float]:
+        """Ratios up to this one that the experiment asks for in arms like this one, smallest first: its bands."""
+        own = self.experiment.ratios or (self.context.config.evaluate.synthetic_ratio,)
+        alike = [spec for spec in self.experiment.arms if _but_name(spec) == _but_name(arm)]
+        asked = {wanted for spec in alike for wanted in ((spec.ratio,) if spec.ratio else own)}
+        return [*sorted(wanted for wanted in asked if wanted < ratio), ratio]
+
+    def _bands(self, arm: ArmSpec, ratio: float) -> Iterator[tuple[float, np.ndarray]]:
+        """Per band its ratio and the images per class, int64 [classes], that smaller ratios have not. Largest
+        remainders may give a class fewer at a larger ratio, which takes none away."""
+        from dcdm_cli.generation.budget import Budget
+
+        real = self.real.class_counts()
+        before = np.zeros_like(real)
+        for edge in self._ratios(arm, ratio):
+            counts = np.maximum(Budget(ratio=edge).per_label(real) - before, 0)
+            if counts.sum():
+                yield edge, counts
+            before = before + counts
+
     def _folder(self, arm: ArmSpec, ratio: float, seed: int) -> Path:
+        """Of the last band that the ratio needs; of all rounds."""
         return self.context.run.evaluation / "sets" / self.key(arm, ratio, seed)
 
     def _set_seed(self, seed: int) -> int:
@@ -103,15 +122,6 @@ class GeneratedSets:
 
     def _context(self, arm: ArmSpec) -> Context:
         return arm_context(self.context, arm, self.experiment.adapter(arm.adapter))
-
-    def _counts(self, ratio: float) -> np.ndarray:
-        """Images per class at a ratio, int64 [classes]; never fewer at a larger ratio, as largest remainders could."""
-        from dcdm_cli.generation.budget import Budget
-
-        real = self.real.class_counts()
-        edges = [edge for edge in BANDS if edge < ratio and round(edge * real.sum()) >= 1]
-        edges += [ratio] if ratio else []
-        return np.max([np.zeros(len(real), np.int64), *(Budget(ratio=edge).per_label(real) for edge in edges)], axis=0)
 
     def _make_rounds(self, arm: ArmSpec, ratio: float, seed: int, folder: Path) -> Samples:
         """Each round asks for what classifiers that know the rounds before find hard."""
@@ -128,16 +138,14 @@ class GeneratedSets:
                     context, self.real, made, stop - start, seed + 1000 * number, engine.generator, self.job
                 )
                 self._run(asked.plan, engine, place)
-            images = _read(place)
-            made = made + Samples(images.paths(), images.column("label"))
+            made = made + _samples(_read(place))
         return made
 
     def _run(self, plan: Plan, engine: Engine, folder: Path) -> None:
         from dcdm_cli.generation.bulk import run_plan
 
         clock = time.monotonic()
-        # A generator without difficulty (the plain control) has no target to miss: its images are drawn once.
-        measure = make_measure(self.context, self.job) if engine.info.encoder else None
+        measure = make_measure(self.context, self.job) if engine.config.attempts > 1 else None  # it chooses the draws
         made = run_plan(plan, engine, folder, self.job, measure)
         spent = {"seconds": round(time.monotonic() - clock, 3), "made": made.made, "images": made.images}
         write_json(folder / FACTS, {**spent, "device": self.job.device})
@@ -146,7 +154,8 @@ class GeneratedSets:
         from dcdm_cli.generation.engine import sampler_settings
 
         settings = context.config.generate
-        key = hash_json([str(context.run.path), sampler_settings(settings), settings.precision, settings.backend])
+        draws = [settings.attempts, settings.tolerance, settings.precision, settings.backend]
+        key = hash_json([str(context.run.path), sampler_settings(settings), draws])
         if self._open is None or self._open[0] != key:
             self._open = None  # the old networks must go before the new ones come
             prepare_variant(context, self.experiment.adapter(arm.adapter), self.job)
@@ -154,9 +163,11 @@ class GeneratedSets:
         return self._open[1]
 
     def _measured(self, folder: Path) -> dict[str, Any]:
+        """seconds is None where the process ended between the last image and the writing of the facts."""
         facts = json.loads((folder / FACTS).read_text("utf-8")) if (folder / FACTS).is_file() else {}
         if "realised_mean" not in facts:
-            facts |= self._measure(_read(folder))
+            images = _read(folder)
+            facts = {"seconds": None, "images": len(images), **facts, **self._measure(images)}
             write_json(folder / FACTS, facts)
         return facts
 
@@ -181,11 +192,8 @@ def _plan(context: Context, counts: np.ndarray, seed: int, generator: str) -> Pl
     return make_plan(plan_inputs(context), counts, parse_target(config.generate.difficulty), seed, generator)
 
 
-def _bands(ratio: float) -> list[tuple[float, float]]:
-    """(from, to) of the bands that a ratio needs, smallest first."""
-    edges = [0.0, *(edge for edge in BANDS if edge < ratio)]
-    last = next((edge for edge in BANDS if edge >= ratio), ratio)
-    return list(pairwise([*edges, last]))
+def _but_name(arm: ArmSpec) -> ArmSpec:
+    return arm.model_copy(update={"name": "", "ratio": None})
 
 
 def _finished(folder: Path) -> bool:
@@ -199,28 +207,14 @@ def _read(folder: Path) -> Manifest:
     return read_manifest(folder / "samples.parquet", made_by="dcdm evaluate")
 
 
-def _rows(parts: Sequence[Manifest], counts: np.ndarray) -> Samples:
-    """The first `counts[label]` images of each class."""
-    paths = [path for part in parts for path in part.paths()]
-    labels = np.concatenate([part.column("label") for part in parts])
-    keep = np.flatnonzero(_place_in_class(labels) < counts[labels])
-    return Samples([paths[i] for i in keep], labels[keep])
-
-
-def _place_in_class(labels: np.ndarray) -> np.ndarray:
-    """0 for the first row of its class, 1 for the second, ...: int64 [N]."""
-    order = np.argsort(labels, kind="stable")
-    counts = np.bincount(labels)
-    starts = np.repeat(np.cumsum(counts) - counts, counts)
-    place = np.empty(len(labels), np.int64)
-    place[order] = np.arange(len(labels)) - starts
-    return place
+def _samples(images: Manifest) -> Samples:
+    return Samples(images.paths(), images.column("label"))
 
 
 def _joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Facts of several folders as one, weighted by their images."""
-    images = [part["images"] for part in parts]
-    joined: dict[str, Any] = {"images": sum(images), "seconds": round(sum(part["seconds"] for part in parts), 3)}
+    """Facts of several folders as one, weighted by their images; what one does not know is not known of all."""
+    images, seconds = [part["images"] for part in parts], [part["seconds"] for part in parts]
+    joined: dict[str, Any] = {"images": sum(images), "seconds": None if None in seconds else round(sum(seconds), 3)}
     for name in ("realised_mean", "realised_std", "label_agreement"):
         known = [(part[name], n) for part, n in zip(parts, images, strict=True) if part.get(name) is not None and n]
         total = sum(n for _, n in known)

@@ -1,7 +1,7 @@
 """Generators that differ from the run's own: each is a small run folder of its own, fine-tuned and calibrated once.
 
-`evaluation/adapters/<name>-<hash>/` has its own samples.parquet (other scores), adapter and records; everything else is
-the run's. So fine-tuning, calibration and generation work on it as they do on a run.
+`evaluation/adapters/<name>-<hash>/` has its own adapter and records; everything else is the run's. So calibration and
+generation work on it as they do on a run.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from dcdm_cli.commands.finetune import run_calibrate, run_finetune
+from dcdm_cli.commands.finetune import measured_views, own_difficulty, run_calibrate, train_adapter
 from dcdm_cli.commands.options import Context
 from dcdm_cli.config import changed
 from dcdm_cli.errors import NumericalError
@@ -23,16 +23,20 @@ from dcdm_cli.store import Outcome, RunFolder, Stage, StageRecord
 if TYPE_CHECKING:
     import numpy as np
 
+    from dcdm_cli.commands.finetune import DifficultyOf
+    from dcdm_cli.config import FinetuneConfig
     from dcdm_cli.data.manifest import Manifest
+    from dcdm_cli.training.views import Views
 
 
 class VariantFolder(RunFolder):
-    """A run inside a run: scores and captions are those of `parent`, whose scorer and caches it shares."""
+    """A run inside a run: images, scores and captions are those of `parent`, whose scorer and caches it shares."""
 
     def __init__(self, parent: RunFolder, name: str) -> None:
         super().__init__(parent.evaluation / "adapters" / name)
         self.parent = parent
 
+    samples = property(lambda self: self.parent.samples)
     scorer = property(lambda self: self.parent.scorer)
     cache = property(lambda self: self.parent.cache)
 
@@ -66,8 +70,9 @@ def variant_context(context: Context, name: str, spec: AdapterSpec) -> Context:
 
 
 def arm_context(context: Context, arm: ArmSpec, spec: AdapterSpec) -> Context:
-    """`variant_context` with the arm's own target distribution, cap and calibration."""
+    """`variant_context` with the arm's own target distribution, cap, calibration and number of draws."""
     wanted = {"difficulty": arm.difficulty, "difficulty_cap": arm.cap, "calibrated": arm.calibrated}
+    wanted["attempts"] = arm.attempts
     own = {key: value for key, value in wanted.items() if value is not None}
     return with_settings(variant_context(context, arm.adapter, spec), generate=own)
 
@@ -78,14 +83,48 @@ def prepare_variant(context: Context, spec: AdapterSpec, job: Job) -> None:
     if not isinstance(run, VariantFolder):
         return
     run.create()
-    _write_scores(run, spec.scores, context, job)
     if spec.retrains:
-        run_finetune(context)
+        _fine_tune(run, spec, context, job)
     else:
         _copy_adapter(run)
     record, _ = run.run(_calibration_stage(context), lambda: _calibrated(context))
     if record.results["reason"]:
         context.console.note(f"{run.path.name} is used without calibration: {record.results['reason']}")
+
+
+def _fine_tune(run: VariantFolder, spec: AdapterSpec, context: Context, job: Job) -> None:
+    from dcdm_cli.model.adapter import adapter_hash
+
+    config = context.config.finetune
+    inputs = {"score": run.require("score").id, "caption": run.require("caption").id}
+    settings = {**config.model_dump(mode="json"), "scores": spec.scores, "run_seed": context.config.seed}
+
+    def work() -> Outcome:
+        results = train_adapter(context, config, run.adapter, job, _difficulty_of(spec.scores))
+        return Outcome([run.adapter], adapter_hash(run.adapter), results, job.device)
+
+    run.run(Stage("finetune", settings, inputs), work)
+
+
+def _difficulty_of(kind: str) -> DifficultyOf | None:
+    """What stands for difficulty in training; None = the run's own scores."""
+    if kind == "crossfit":
+        return None
+
+    def difficulty(views: Views, rows: Manifest, config: FinetuneConfig, context: Context, job: Job) -> np.ndarray:
+        import numpy as np
+
+        from dcdm_cli.evaluation.other_scores import in_sample, rescaled, shuffled
+
+        labels, classes = rows.column("label").astype(np.int64), len(rows.class_names)
+        if kind == "shuffled":
+            own = own_difficulty(views, rows, config, context, job)
+            return shuffled(own, labels, context.config.seed)
+        if kind == "in-sample":
+            return in_sample((rows.paths(), labels), classes, views, context.config.score, job)
+        return rescaled(measured_views(views, rows, context, job).probs, views.repeat(labels), kind)
+
+    return difficulty
 
 
 def _calibration_stage(context: Context) -> Stage:
@@ -117,20 +156,3 @@ def _copy_adapter(run: VariantFolder) -> None:
                     shutil.copy(file, part / file.name)
     source = run.parent.require("finetune")
     run.run(Stage("finetune", source.config, source.inputs), lambda: Outcome([run.adapter], source.fingerprint))
-
-
-def _write_scores(run: VariantFolder, kind: str, context: Context, job: Job) -> None:
-    from dcdm_cli.data.manifest import read_manifest, write_manifest
-
-    manifest = read_manifest(run.parent.samples)
-    if not run.samples.is_file():
-        values = _scores(manifest, kind, context, job)
-        write_manifest(manifest.with_columns({"difficulty": values}), run.samples)
-
-
-def _scores(manifest: Manifest, kind: str, context: Context, job: Job) -> np.ndarray:
-    from dcdm_cli.evaluation.other_scores import in_sample, other_difficulty
-
-    if kind != "in-sample":
-        return other_difficulty(manifest, kind, seed=context.config.seed)
-    return in_sample(manifest, context.config.score, job)

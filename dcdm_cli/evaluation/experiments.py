@@ -33,6 +33,9 @@ class ArmSpec(Section):
     difficulty: str | None = Field(default=None, description="target distribution; null = the run's own")
     cap: float | None = Field(default=None, gt=0, le=1, description="difficulty cap; null = the run's own")
     calibrated: bool | None = Field(default=None, description="ask through the calibration; null = the run's own")
+    attempts: int | None = Field(
+        default=None, ge=1, description="draws per image until its difficulty fits; null = the run's own"
+    )
     rounds: int = Field(
         default=0, ge=0, description="0 = the target distribution; n = plans from what a classifier finds hard, n times"
     )

@@ -31,7 +31,7 @@ SETTINGS: dict[str, Any] = {
     "generate": {"steps": 2, "count": 20, "difficulty_guidance": 2.0},
     "evaluate": {
         "targets": [0.2, 0.5], "per_target": 10, "arms": ["real", "dcdm"], "seeds": 2, "synthetic_ratio": 0.1,
-        "density_images": 10, "plan_folds": 2, "atlas_targets": [0.2, 0.5], "atlas_classes": 2,
+        "density_images": 10, "plan_folds": 2, "atlas_targets": [0.2, 0.5], "atlas_classes": 2, "workers": 1,
     },
 }  # fmt: skip
 

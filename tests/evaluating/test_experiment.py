@@ -8,9 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dcdm_cli.commands.arms import ARMS
+from dcdm_cli.commands.checks import checked_data
 from dcdm_cli.commands.experiment import run_experiment
-from dcdm_cli.commands.sets import _bands, _place_in_class
+from dcdm_cli.commands.sets import GeneratedSets
 from dcdm_cli.errors import InterruptedRunError, UsageError
+from dcdm_cli.evaluation.experiments import ArmSpec, Experiment
+from dcdm_cli.job import Job
 
 from .conftest import context_of, forced
 
@@ -31,6 +35,7 @@ source = "augmented"
 [[arms]]
 name = "plain"
 adapter = "plain"
+attempts = 1
 [[arms]]
 name = "shuffled"
 adapter = "shuffled"
@@ -90,7 +95,8 @@ def test_adapters_are_trained_once_and_sets_shared_by_name(document: dict, exper
     ours = (experimented / "adapter" / "pytorch_lora_weights.safetensors").read_bytes()
     (copied,) = evaluation.glob("adapters/no-encoder-*/adapter/pytorch_lora_weights.safetensors")
     assert copied.read_bytes() == ours
-    assert len(list((evaluation / "sets").iterdir())) == 4 * 2  # four generators, two seeds; "the same again" has none
+    # four generators, two seeds, one band per ratio; "the same again" has none
+    assert len(list((evaluation / "sets").iterdir())) == 4 * 2 * 2
     assert arm(document, 0, "dcdm")["accuracy"] == arm(document, 0, "the same again")["accuracy"]
     keys = [json.loads(line)["key"] for line in (evaluation / "downstream.jsonl").read_text().splitlines()]
     assert len(keys) == len(set(keys)) == 2 * (2 + 2 * 5)  # real and augmented once, five others at two ratios
@@ -106,35 +112,60 @@ def test_page_and_figures_are_written(document: dict, experimented: Path) -> Non
 def test_another_experiment_finds_what_is_there(document: dict, experimented: Path, tmp_path: Path) -> None:
     before = (experimented / "evaluation" / "downstream.jsonl").read_text()
     file = tmp_path / "again.toml"
-    file.write_text('seeds = 2\n[[arms]]\nname = "x"\nratio = 0.2\n[[arms]]\nname = "real"\nsource = "none"\n')
+    file.write_text(
+        'seeds = 2\n[[arms]]\nname = "x"\nratio = 0.2\n[[arms]]\nname = "y"\nratio = 0.1\n'
+        '[[arms]]\nname = "real"\nsource = "none"\n'
+    )
     record, _ = run_experiment(context_of(experimented), str(file))
     assert (experimented / "evaluation" / "downstream.jsonl").read_text() == before
-    assert record.results["cells"][0]["arms"][0]["accuracy"] == arm(document, 1, "dcdm")["accuracy"]
+    found = [row["accuracy"] for row in record.results["cells"][0]["arms"]]
+    assert found[:2] == [arm(document, cell, "dcdm")["accuracy"] for cell in (1, 0)]
     again, _ = run_experiment(context_of(experimented), str(file))
     assert again.started == record.started  # skipped
 
 
-def test_a_set_of_a_smaller_ratio_is_part_of_the_larger(document: dict, experimented: Path) -> None:
-    from dcdm_cli.commands.arms import ARMS
-    from dcdm_cli.commands.checks import checked_data
-    from dcdm_cli.commands.sets import GeneratedSets
-    from dcdm_cli.evaluation.experiments import Experiment
-    from dcdm_cli.job import Job
+def sets_of(folder: Path, *arms: ArmSpec, ratios: tuple[float, ...] = ()) -> GeneratedSets:
+    context = context_of(folder)
+    return GeneratedSets(context, Experiment(name="x", arms=arms, ratios=ratios), checked_data(context).real, Job())
 
-    context = context_of(experimented)
-    sets = GeneratedSets(context, Experiment(name="x"), checked_data(context).real, Job())
+
+def test_a_set_of_a_smaller_ratio_is_part_of_the_larger(document: dict, experimented: Path) -> None:
+    sets = sets_of(experimented, ARMS["dcdm"], ratios=(0.2, 0.1))
     small, large = (sets.make(ARMS["dcdm"], ratio, document["seeds"][0]) for ratio in (0.1, 0.2))
     assert set(small.paths) < set(large.paths) and (len(small), len(large)) == (20, 40)
-    assert np.bincount(large.labels, minlength=10).sum() == 40
+    assert np.bincount(small.labels).tolist() == [2] * 10 and np.bincount(large.labels).tolist() == [4] * 10
     other = sets.make(ARMS["dcdm"], 0.1, document["seeds"][1])
     assert not set(other.paths) & set(small.paths)
+    facts = [sets.facts(ARMS["dcdm"], ratio, document["seeds"][0]) for ratio in (0.1, 0.2)]
+    assert [row["images"] for row in facts] == [20, 40] and facts[0]["seconds"] < facts[1]["seconds"]
+    assert sets.facts(ARMS["dcdm"], 0.3, document["seeds"][0]) == {}  # its last band was never made
 
 
-def test_bands_nest_and_places_count_within_classes() -> None:
-    assert _bands(0.1) == [(0.0, 0.1)]
-    assert _bands(0.3) == [(0.0, 0.1), (0.1, 0.25), (0.25, 0.5)]
-    assert _bands(3.0)[-1] == (2.0, 3.0)
-    assert _place_in_class(np.array([1, 0, 1, 1, 0])).tolist() == [0, 0, 1, 2, 1]
+def test_a_single_ratio_is_made_in_one_go(document: dict, experimented: Path) -> None:
+    seed = document["seeds"][0]
+    swept, single = (sets_of(experimented, ARMS["dcdm"], ratios=ratios) for ratios in ((0.1, 0.2), (0.2,)))
+    assert single.key(ARMS["dcdm"], 0.2, seed) != swept.key(ARMS["dcdm"], 0.2, seed)
+    made = single.make(ARMS["dcdm"], 0.2, seed)
+    assert np.bincount(made.labels).tolist() == [4] * 10 and len({path.parents[2] for path in made.paths}) == 1
+    again = ArmSpec(name="called otherwise")
+    assert single.key(again, 0.2, seed) == single.key(ARMS["dcdm"], 0.2, seed)
+    assert single.key(ARMS["dcdm"], 0.1, seed) == swept.key(ARMS["dcdm"], 0.1, seed)  # a sweep's first band
+
+
+def test_a_set_whose_facts_were_not_written_is_measured_again(experimented: Path) -> None:
+    sets = sets_of(experimented, ARMS["dcdm"])
+    sets.make(ARMS["dcdm"], 0.1, 7)
+    whole = sets.facts(ARMS["dcdm"], 0.1, 7)
+    (experimented / "evaluation" / "sets" / sets.key(ARMS["dcdm"], 0.1, 7) / "facts.json").unlink()
+    assert sets.facts(ARMS["dcdm"], 0.1, 7) == {**whole, "seconds": None}
+
+
+def test_bands_are_the_ratios_that_arms_like_it_ask_for(experimented: Path) -> None:
+    half, plain = ArmSpec(name="half", ratio=0.5), ARMS["plain"]
+    sets = sets_of(experimented, ARMS["dcdm"], half, plain, ratios=(1.0, 0.25))
+    assert sets._ratios(ARMS["dcdm"], 1.0) == [0.25, 0.5, 1.0] and sets._ratios(half, 0.5) == [0.25, 0.5]
+    assert sets._ratios(plain, 1.0) == [0.25, 1.0] and sets._ratios(plain, 0.25) == [0.25]
+    assert sets_of(experimented, plain)._ratios(plain, 0.1) == [0.1]
 
 
 def test_rounds_are_planned_from_what_is_hard(experimented: Path, tmp_path: Path) -> None:

@@ -7,11 +7,9 @@ import pytest
 from PIL import Image
 
 from dcdm_cli.config import ClassifierConfig, ScoreConfig
-from dcdm_cli.data.manifest import Manifest
-from dcdm_cli.errors import UsageError
 from dcdm_cli.evaluation.demand import BINS, demand, newest_difficulty
 from dcdm_cli.evaluation.downstream import NOTHING, Samples
-from dcdm_cli.evaluation.other_scores import in_sample, other_difficulty
+from dcdm_cli.evaluation.other_scores import in_sample, rescaled, shuffled
 from dcdm_cli.job import Job
 
 QUICK = {
@@ -66,37 +64,33 @@ def test_the_newest_classifier_is_asked_about_images_it_has_not_seen(shades: Sam
     assert misled[~ambiguous].mean() > hard[~ambiguous].mean() + 0.3  # it did learn from the extra images
 
 
-def scored(**columns: list) -> Manifest:
-    rows = [{"path": "x", "label": i % 2, "split": "train"} for i in range(8)]
-    return Manifest.from_rows(rows, ["a", "b"]).with_columns(columns)
+PROBS = np.array([[0.98, 0.01, 0.01], [0.5, 0.4, 0.1], [0.2, 0.7, 0.1], [1e-9, 1 - 2e-9, 1e-9]])
 
 
 def test_other_scores_lie_between_easy_and_hard() -> None:
-    s = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, float("nan")]
-    manifest = scored(
-        difficulty=s, margin=[1, 0.5, 0, -1] * 2, entropy=[0.0, 0.35, 0.69, 0.6931] * 2, loss=[0.0, 1, 2, 50] * 2
-    )
-    assert other_difficulty(manifest, "margin", 0)[:4].tolist() == [0, 0.25, 0.5, 1]
-    assert other_difficulty(manifest, "entropy", 0)[[0, 3]] == pytest.approx([0, 1], abs=1e-3)
-    loss = other_difficulty(manifest, "loss", 0)
-    assert loss[0] == 0 and loss.max() == 1 and (np.diff(loss[:4]) >= 0).all()
-    mixed = other_difficulty(manifest, "shuffled", 0)
-    own = other_difficulty(manifest, "crossfit", 0)
+    labels = np.zeros(4, np.int64)
+    margin, loss, entropy = (rescaled(PROBS, labels, kind) for kind in ("margin", "loss", "entropy"))
+    assert margin == pytest.approx([0.015, 0.45, 0.75, 1.0], abs=1e-3)
+    assert loss[0] < loss[1] < loss[2] < loss[3] == 1.0
+    assert entropy[1] > 0.8 and entropy[3] == pytest.approx(0, abs=1e-5)  # certain, and wrong: entropy does not see it
+    assert all(values.min() >= 0 and values.max() <= 1 for values in (margin, loss, entropy))
+
+
+def test_shuffled_views_stay_together_and_in_their_class() -> None:
+    labels = np.array([0, 1] * 6)
+    own = np.arange(12) / 100
+    views = np.concatenate([own, own + 0.5])
+    mixed = shuffled(views, labels, seed=0).reshape(2, 12)
+    assert np.allclose(mixed[1], mixed[0] + 0.5) and not np.array_equal(mixed[0], own)
     for label in (0, 1):
-        mine = np.arange(8) % 2 == label
-        assert sorted(mixed[mine][np.isfinite(mixed[mine])]) == sorted(own[mine][np.isfinite(own[mine])])
-    assert np.isnan(mixed[7]) and not np.array_equal(mixed, own, equal_nan=True)
-    with pytest.raises(UsageError, match="no margin"):
-        other_difficulty(scored(difficulty=s), "margin", 0)
+        assert sorted(mixed[0][labels == label]) == sorted(own[labels == label])
+    assert np.array_equal(shuffled(views, labels, 0), mixed.ravel())
 
 
 def test_in_sample_scores_pile_up_at_zero(shades: Samples) -> None:
-    rows = [
-        {"path": str(path), "label": int(label), "split": "train"}
-        for path, label in zip(shades.paths, shades.labels, strict=True)
-    ]
-    manifest = Manifest.from_rows([*rows, {**rows[0], "split": "test"}], ["a", "b"])
+    views = [Image.open(path).convert("RGB") for path in shades.paths]
     config = ScoreConfig.model_validate({**QUICK, "steps": 120})
-    values = in_sample(manifest, config, Job())
+    values = in_sample((shades.paths, shades.labels), 2, [*views, *views], config, Job())
+    assert values.shape == (64,) and np.allclose(values[:32], values[32:], atol=1e-4)
     out_of_fold = newest_difficulty(shades, NOTHING, 2, ClassifierConfig.model_validate(QUICK), 2, 0, Job())
-    assert np.isnan(values[-1]) and values[:-1].mean() < 0.5 * out_of_fold.mean()
+    assert values.mean() < 0.5 * out_of_fold.mean()
