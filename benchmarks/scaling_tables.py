@@ -56,6 +56,7 @@ def tables(results: Results) -> list[dict[str, Any]]:
         _planning(results["planning"]),
         _runs("A run of the fake denoiser, WebDataset", "images", results["images"]),
         _runs("The formats", "format", results["formats"]),
+        _runs("Reading tars as a source of dcdm score", "images", results["sources"]),
         _crews(results["crews"]),
         _price(results["price"]),
         _estimate(results["estimate"]),

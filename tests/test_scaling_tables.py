@@ -27,8 +27,9 @@ PRICE = {
     "disk_bytes": 1.9e6,
 }  # fmt: skip
 RESULTS: dict[str, Any] = {
-    "planning": [PLAN], "images": [RUN], "formats": [RUN], "crews": [CREW, {**CREW, "workers": 2}], "kills": KILLED,
-    "tiny_base": {"images": 321, "overhead_share": 0.012}, "price": [PRICE],
+    "planning": [PLAN], "images": [RUN], "formats": [RUN], "sources": [RUN],
+    "crews": [CREW, {**CREW, "workers": 2}], "kills": KILLED, "price": [PRICE],
+    "tiny_base": {"images": 321, "overhead_share": 0.012},
 }  # fmt: skip
 
 
