@@ -83,7 +83,7 @@ CPU = Scale(
     },
     seeds={"small": 3},
     experiments=("adherence", "buckets", "controls"),
-    score_needs=150,
+    score_needs=100,
 )  # fmt: skip
 TINY_NET = {**SMALL_NET, "model_args": {"channels": [8, 12, 16, 32], "stem_width": 8}, "steps": 4}
 TINY = Scale(
