@@ -166,7 +166,13 @@ class CalibrateConfig(Section):
     """The closed loop after fine-tuning: probe, score, fit requested -> realised. Not from the paper."""
 
     enabled: bool = Field(default=True, description="measure what comes out, so that it can be asked for")
-    points: int = Field(default=9, ge=3, description="difficulties probed, evenly over [0, 1]")
+    points: int = Field(default=9, ge=3, description="difficulties probed, evenly over the real images' own")
+    tails: float = Field(
+        default=0.05,
+        ge=0,
+        lt=0.5,
+        description="share of real images at each end of the scale that no request goes beyond",
+    )
     images: int = Field(default=60, ge=4, description="images per point, spread over the classes")
 
 

@@ -6,8 +6,12 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the libraries are imported: no test may wait for a network
+# The same examples every time, and no stopwatch: a busy machine is not a failure.
+settings.register_profile("dcdm", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("dcdm")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class OvNetwork:
 
     def __init__(self, folder: Path, network: NetworkFile, streams: Streams, images: int) -> None:
         self._openvino, self._streams, self._network = import_openvino(), streams, network
-        self._core, self._compiled = self._openvino.Core(), dict[int, _Compiled]()
+        self._core, self._compiled = _core(), dict[int, _Compiled]()
         file = folder / network.file
         try:
             self._model = self._core.read_model(file)
@@ -107,6 +108,13 @@ def import_openvino() -> Any:
     except ImportError as error:
         raise CapabilityError("openvino is not installed", "pip install 'dcdm-cli[openvino]'") from error
     return openvino
+
+
+@cache
+def _core() -> Any:
+    """One for the whole process, never given back: each replaces the thread's signal stack, and when the second of two
+    goes it puts back the freed stack of the first, so that the next Ctrl-C would crash the process."""
+    return import_openvino().Core()
 
 
 def _settings(streams: Streams) -> Mapping[str, Any]:

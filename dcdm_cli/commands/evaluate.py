@@ -23,6 +23,7 @@ EXAMPLES = (
     "dcdm evaluate --run birds --experiment controls --seeds 5",
     "dcdm evaluate --run birds --artefacts --gpu-hour-price 2.5",
     "dcdm evaluate --run birds --next-plan",
+    "dcdm evaluate --run birds --devices all",
     "dcdm evaluate --run birds --json | jq .adherence",
 )
 STAGES = ("score", "caption", "finetune", "calibrate", "export", "generate")
@@ -30,7 +31,7 @@ SECTIONS = ("evaluate", "judge", "downstream", "generate", "finetune")
 
 
 def register(app: typer.Typer, summary: str) -> None:
-    @stage_command(app, "evaluate", help=summary, sections=("evaluate",), examples=EXAMPLES)
+    @stage_command(app, "evaluate", help=summary, sections=("evaluate", "scale"), examples=EXAMPLES)
     def evaluate(
         context: Context,
         experiment: Annotated[

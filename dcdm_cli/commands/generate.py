@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,15 +22,14 @@ from dcdm_cli.commands.planning import (
     refuse_planning_flags,
     write_priced_plan,
 )
-from dcdm_cli.commands.probing import make_measure, open_run_engine
-from dcdm_cli.commands.spread import crew_devices, open_crew, threads_per_worker
+from dcdm_cli.commands.probing import make_measure, open_run_crew, open_run_engine
+from dcdm_cli.commands.spread import Spread, settle_spread
 from dcdm_cli.errors import ExitCode, UsageError
 from dcdm_cli.store import Outcome, Stage, StageRecord
 
 if TYPE_CHECKING:
     from dcdm_cli.generation.plan_file import AnyPlan
     from dcdm_cli.generation.site import Generated
-    from dcdm_cli.job import Job
 
 __all__ = ["EXAMPLES", "draw_plan", "register", "run_generate"]
 
@@ -41,6 +39,7 @@ EXAMPLES = (
     "dcdm generate --run birds --difficulty real --count 5000 --format webdataset",
     "dcdm generate --run birds --plan --budget-hours 8 --gpu-hour-price 2.50",
     "dcdm generate --run birds --balance --devices all",
+    "dcdm generate --run birds --engine ray --address 10.0.0.1:6379 --format webdataset",
 )
 
 
@@ -134,9 +133,9 @@ def _work(context: Context, plan: AnyPlan | None, verify: bool) -> Outcome:
     parse_target(config.difficulty)  # a slip of the pen must not wait for the models to load
     if plan is not None:
         check_plan(context, plan)
-    devices = crew_devices(context)
-    run_it = _with_crew if devices else _in_this_process
-    plan, generated, backend, device = run_it(context, plan, devices, verify)
+    spread = settle_spread(context)
+    run_it = _with_crew if spread else _in_this_process
+    plan, generated, backend, device = run_it(context, plan, spread, verify)
     _drop_old(run.generated)
     results = {
         "images": generated.images,
@@ -154,7 +153,7 @@ def _work(context: Context, plan: AnyPlan | None, verify: bool) -> Outcome:
 
 
 def _in_this_process(
-    context: Context, plan: AnyPlan | None, devices: list[str], verify: bool
+    context: Context, plan: AnyPlan | None, spread: Spread, verify: bool
 ) -> tuple[AnyPlan, Generated, str, str]:
     from dcdm_cli.generation.bulk import EngineMaker
     from dcdm_cli.generation.site import run_shards
@@ -169,33 +168,25 @@ def _in_this_process(
 
 
 def _with_crew(
-    context: Context, plan: AnyPlan | None, devices: list[str], verify: bool
+    context: Context, plan: AnyPlan | None, spread: Spread, verify: bool
 ) -> tuple[AnyPlan, Generated, str, str]:
+    from dcdm_cli.generation.opening import open_shard_worker
     from dcdm_cli.generation.workers import run_crew
 
-    job = context.job(devices[0])
-    with _open_crew(context, devices, job) as crew:
+    job = context.job(spread.devices[0])
+    with open_run_crew(context, spread, job, open_shard_worker, score=context.config.generate.score) as crew:
         facts, _ = crew.first_hello()
         context.console.note(f"backend: {facts.backend}")
         plan = plan or draw_plan(context, context.config.generate, facts, describe_model(context))
         _start(context, plan)
-        if plan.shards < len(devices):
+        if plan.shards < len(spread.devices):
             context.console.warn(
-                f"{plan.shards} shards for {len(devices)} workers: some have nothing to do (--shard-size makes smaller)"
+                f"{plan.shards} shards for {len(spread.devices)} workers: some have nothing to do "
+                "(--shard-size makes smaller ones)"
             )
-        generated = run_crew(plan, crew, plan_layout(context, plan), job, verify=verify)
-    return plan, generated, facts.backend, ",".join(devices)
-
-
-def _open_crew(context: Context, devices: list[str], job: Job) -> Any:
-    from dcdm_cli.data.images import decode_options
-    from dcdm_cli.generation.opening import Setup, open_shard_worker
-
-    run, config = context.run, context.config.generate
-    scorer = run.scorer if config.score and run.scorer.exists() else None
-    threads = threads_per_worker(context, devices)
-    setup = Setup(run.adapter, config, scorer, decode_options(), threads)
-    return open_crew(context, partial(open_shard_worker, setup), devices, job)
+        layout = plan_layout(context, plan)
+        generated = run_crew(plan, crew, layout, job, deliver=spread.deliver, verify=verify)
+    return plan, generated, facts.backend, ",".join(spread.devices)
 
 
 def _start(context: Context, plan: AnyPlan) -> None:

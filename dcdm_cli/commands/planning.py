@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dcdm_cli.commands.probing import make_measure, open_run_engine, plan_inputs
-from dcdm_cli.commands.spread import crew_devices, threads_per_worker
+from dcdm_cli.commands.spread import Spread, settle_spread
 from dcdm_cli.config import GenerateConfig
-from dcdm_cli.errors import MismatchError, UsageError
+from dcdm_cli.errors import CapabilityError, MismatchError, UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -118,14 +118,14 @@ def write_priced_plan(context: Context, wishes: Wishes) -> tuple[Plan, Price, Pa
             f"--budget-hours and {rivals[0]} both say how many images there will be",
             "leave out one of them; --balance may stay",
         )
-    devices = crew_devices(context)
+    spread = settle_spread(context)
     first = config if wishes.hours is None else _of_size(config, 64 * config.batch_size)
-    plan, rate, layout = _probe(context, first, devices)
+    plan, rate, layout, device = _probe(context, first, spread)
+    workers = max(1, len(spread.devices))
     if wishes.hours is not None:
-        images = affordable(rate, wishes.hours, max(1, len(devices)))
+        images = affordable(rate, wishes.hours, workers)
         plan = draw_plan(context, _of_size(config, images), plan, describe_model(context))
-    device = devices[0] if devices else context.job().device
-    cost = price(plan, rate, layout, device, max(1, len(devices)), wishes.hour_price)
+    cost = price(plan, rate, layout, device, workers, wishes.hour_price)
     file = run.plans / f"{plan.hash[:12]}.parquet"
     write_plan(plan, file)
     write_json(price_file(file), cost.document())
@@ -166,28 +166,32 @@ def _of_size(config: GenerateConfig, images: int) -> GenerateConfig:
     return config.model_copy(update={"count": images, "per_class": None, "counts": None})
 
 
-def _probe(context: Context, config: GenerateConfig, devices: list[str]) -> tuple[Plan, Rate, Layout]:
+def _probe(context: Context, config: GenerateConfig, spread: Spread) -> tuple[Plan, Rate, Layout, str]:
     from dcdm_cli.generation.pricing import probe_rate
 
     clock = time.monotonic()
-    maker, job_device = _open_maker(context, devices)
+    maker, device = _open_maker(context, spread)
     opening_s = time.monotonic() - clock
     plan = draw_plan(context, config, maker.engine, describe_model(context))
-    context.console.note(f"probing {job_device} with the plan's first images")
+    context.console.note(f"probing {device} with the plan's first images")
     layout = plan_layout(context, plan)
-    return plan, probe_rate(plan, maker, layout, opening_s), layout
+    return plan, probe_rate(plan, maker, layout, opening_s), layout, device
 
 
-def _open_maker(context: Context, devices: list[str]) -> tuple[EngineMaker, str]:
+def _open_maker(context: Context, spread: Spread) -> tuple[EngineMaker, str]:
     """The run's engine on the first device, with the threads that a worker would have."""
     import torch
 
     from dcdm_cli.generation.bulk import EngineMaker
 
-    job = context.job(devices[0] if devices else None)
-    threads = threads_per_worker(context, devices)
-    if threads:
-        torch.set_num_threads(threads)
+    job = context.job(spread.devices[0] if spread and spread.engine == "local" else None)
+    if spread and job.device.split(":")[0] != spread.devices[0].split(":")[0]:
+        raise CapabilityError(
+            f"--plan measures on this machine, which has {job.device}; the cluster's workers use {spread.devices[0]}",
+            "run it on a machine like the workers'",
+        )
+    if spread.threads:
+        torch.set_num_threads(spread.threads)
     engine = open_run_engine(context, context.run.adapter, job)
     return EngineMaker(engine, make_measure(context, job) if context.config.generate.score else None), job.device
 

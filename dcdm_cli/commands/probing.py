@@ -5,21 +5,27 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dcdm_cli import apart
+from dcdm_cli.commands.spread import Spread, open_crew
 from dcdm_cli.demo.base import resolve_base
 from dcdm_cli.job import Job
+from dcdm_cli.store import RunFolder
 
 if TYPE_CHECKING:
     import numpy as np
 
     from dcdm_cli.commands.options import Context
     from dcdm_cli.config import GenerateConfig
+    from dcdm_cli.crew.boss import Crew
+    from dcdm_cli.crew.messages import Worker
     from dcdm_cli.generation.bulk import Measure
     from dcdm_cli.generation.engine import Engine
     from dcdm_cli.generation.plan import PlanInputs, PlanRow
+    from dcdm_cli.generation.samples import Watch
 
 
 @dataclass(frozen=True)
@@ -32,10 +38,6 @@ class Probed:
     realised: np.ndarray
     label: np.ndarray
     agrees: np.ndarray
-
-
-# Plan rows, their images uint8 [B, H, W, 3] and realised difficulties float32 [B].
-Watch = Callable[[Sequence["PlanRow"], "np.ndarray", "np.ndarray"], None]
 
 
 def open_run_engine(context: Context, adapter: Path, job: Job, *, insist: bool = True) -> Engine:
@@ -54,6 +56,27 @@ def open_run_engine(context: Context, adapter: Path, job: Job, *, insist: bool =
     apart.opened()
     context.console.note(f"backend: {engine.denoiser.name} ({engine.reason})")
     return engine
+
+
+def open_run_crew(context: Context, spread: Spread, job: Job, opener: Callable[..., Worker], *, score: bool) -> Crew:
+    """The run's engine, and with `score` its scorer, once per worker. opener: of `generation.opening`."""
+    from dcdm_cli.data.images import decode_options
+    from dcdm_cli.generation.engine import sampler_warnings
+    from dcdm_cli.generation.opening import Parcel, Setup
+
+    run, config = context.run, context.config.generate
+    for warning in sampler_warnings(config):
+        context.console.warn(warning)
+    folders = (run.adapter, run.scorer if score and run.scorer.exists() else None, _export_of(run))
+    packed = [Parcel.of(folder) if folder and spread.deliver else folder for folder in folders]
+    adapter, scorer, export = packed
+    assert adapter is not None
+    setup = Setup(adapter, config, scorer, decode_options(), spread.threads, spread.deliver, export, resolve_base)
+    return open_crew(context, partial(opener, setup), spread, job)
+
+
+def _export_of(run: RunFolder) -> Path | None:
+    return run.export if run.export.exists() else None
 
 
 def plan_inputs(context: Context, *, calibrated: bool = True) -> PlanInputs:
@@ -146,6 +169,21 @@ def first_draws(engine: Engine) -> Engine:
     return replace(engine, config=engine.config.model_copy(update={"attempts": 1}))
 
 
+def probe_with_crew(
+    context: Context, spread: Spread, targets: Sequence[float], per_target: int, job: Job, *, seed: int, watch: Watch
+) -> Probed:
+    """`probe` with the run's calibration, by a crew."""
+    from dcdm_cli.generation.opening import open_sample_worker
+    from dcdm_cli.generation.plan import grid_plan
+    from dcdm_cli.generation.samples import sample_rows
+
+    with open_run_crew(context, spread, job, open_sample_worker, score=True) as crew:
+        facts, batch = crew.first_hello()
+        context.console.note(f"backend: {facts.backend}")
+        rows = grid_plan(plan_inputs(context), targets, per_target, seed, facts.generator).rows()
+        return _probed(rows, *sample_rows(rows, crew, batch, watch))
+
+
 def probe_rows(
     context: Context, engine: Engine, rows: Sequence[PlanRow], job: Job, watch: Watch | None = None
 ) -> Probed:
@@ -164,11 +202,17 @@ def probe_rows(
         if watch is not None:
             watch(batch, images, s)
         job.stop_if_asked("these images are made anew next time")
+    return _probed(rows, np.concatenate(realised), np.concatenate(predicted))
+
+
+def _probed(rows: Sequence[PlanRow], realised: np.ndarray, predicted: np.ndarray) -> Probed:
+    import numpy as np
+
     label = np.array([row.label for row in rows])
     return Probed(
         target=np.array([row.target_difficulty for row in rows], np.float32),
         requested=np.array([row.requested_difficulty for row in rows], np.float32),
-        realised=np.concatenate(realised),
+        realised=realised,
         label=label,
-        agrees=np.concatenate(predicted) == label,
+        agrees=predicted == label,
     )

@@ -5,14 +5,15 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from dcdm_cli.commands.options import Context, stage_command
-from dcdm_cli.config import Config, ScoreConfig
+from dcdm_cli.commands.spread import Spread, open_crew, settle_spread
+from dcdm_cli.config import Config
 from dcdm_cli.console import Console
 from dcdm_cli.demo.base import SOURCE_NAME
 from dcdm_cli.errors import ExitCode, UsageError
@@ -21,23 +22,29 @@ from dcdm_cli.job import Job
 from dcdm_cli.store import Outcome, RunFolder, Stage, StageRecord, write_starter_config
 
 if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
     from dcdm_cli.data.manifest import Manifest
     from dcdm_cli.data.sources import ScanOptions
 
 EXAMPLES = (
     "dcdm score photos/ --run birds --model resnet50 --steps 5000",
     "dcdm score hf:uoft-cs/cifar10 --image-column img",
+    "dcdm score 'shards/train-{00000..00127}.tar' --run birds --class-map classes.json --devices all",
     "dcdm score digits --preset digits",
 )
 
 
 def register(app: typer.Typer, summary: str) -> None:
-    @stage_command(app, "score", help=summary, sections=("score", "data"), examples=EXAMPLES)
+    @stage_command(app, "score", help=summary, sections=("score", "data", "scale"), examples=EXAMPLES)
     def score(
         context: Context,
         source: Annotated[
             str | None,
-            typer.Argument(help="Class folder, hf:owner/name@revision, Parquet, CSV/JSONL manifest, - or digits."),
+            typer.Argument(
+                help="Class folder, tars, Parquet, hf:owner/name@revision, CSV/JSONL manifest, - or digits."
+            ),
         ] = None,
     ) -> None:
         record = run_score(context, source)
@@ -59,8 +66,8 @@ def run_score(context: Context, source: str | None = None) -> StageRecord:
     run.create()
     with run.lock("dcdm score"):
         stage = Stage("score", settings, inputs)
-        record, done = run.run(stage, lambda: _work(context, source, options), force=context.force)
-        shutil.rmtree(run.checkpoints / "scorer", ignore_errors=True)
+        record, done = run.run(stage, lambda: _work(context, source, options, stage), force=context.force)
+        shutil.rmtree(run.checkpoints / "scorer", ignore_errors=True)  # only now: a kill before that loses nothing
         write_starter_config(run, {"data.source": source, **context.starter_settings()})
     if not done:
         context.console.note("score: nothing changed, skipped (--force runs it again)")
@@ -91,106 +98,81 @@ def _place(source: str, run: RunFolder) -> str:
     return str(write_digits(run.images / SOURCE_NAME))
 
 
-def _work(context: Context, source: str, options: ScanOptions) -> Outcome:
+def _work(context: Context, source: str, options: ScanOptions, stage: Stage) -> Outcome:
     from dcdm_cli.data.images import decode_options
     from dcdm_cli.data.manifest import write_manifest
-    from dcdm_cli.data.sources import TooManyRejectedError, scan
+    from dcdm_cli.data.sources import TooManyRejectedError, scan_on_disk
     from dcdm_cli.data.writers import write_rejected
 
-    run, job = context.run, context.job()
+    run, job, spread = context.run, context.job(), settle_spread(context)
+    key = hash_json([stage.config, stage.inputs])
+    spool = run.checkpoints / "scorer" / key[:16]  # what a stopped run goes on from
     try:
-        found = scan(_place(source, run), replace(options, decode=decode_options()), run.images, job)
+        options = replace(options, decode=decode_options())
+        found = scan_on_disk(_place(source, run), options, run.images, spool / "scan", key, job)
     except TooManyRejectedError as error:
         write_rejected(run.rejected, error.rejected)
         raise
     for warning in found.warnings:
         context.console.warn(warning)
     write_rejected(run.rejected, found.rejected)
-    scored = _score(context, found.manifest, job)
+    scored = _score(context, found.manifest, job, spool, spread)
+    manifest = scored.manifest
     run.forget("score", "caption")  # the new table has no captions of ours, and may have other rows
     scored.save_scorer(run.scorer)
-    write_manifest(scored.manifest, run.samples)
-    results = {**scored.results, "images": len(scored.manifest), "rejected": len(found.rejected)}
-    results |= {"classes": len(scored.manifest.class_names), "origin": found.origin}
-    outputs = [run.samples, *([run.scorer] if run.scorer.exists() else []), *_figures(run, scored.manifest)]
-    values = [scored.manifest.column(name).tolist() for name in ("sample_id", "difficulty")]
-    return Outcome(outputs, hash_json(values), results, job.device)
+    write_manifest(manifest, run.samples)
+    results = {**scored.results, "images": len(manifest), "rejected": len(found.rejected)}
+    results |= {"classes": len(manifest.class_names), "origin": found.origin}
+    outputs = [run.samples, *([run.scorer] if run.scorer.exists() else []), *_figures(run, manifest)]
+    return Outcome(outputs, manifest.digest("sample_id", "difficulty"), results, job.device)
 
 
-@dataclass(frozen=True)
-class _Scored:
-    """save_scorer: writes what measures generated images into a folder, or removes what was there."""
+class _Scores(NamedTuple):
+    """save_scorer: as in `difficulty.scoring.Scored`."""
 
     manifest: Manifest
     results: dict[str, Any]
     save_scorer: Callable[[Path], None]
 
 
-def _score(context: Context, manifest: Manifest, job: Job) -> _Scored:
+def _score(context: Context, manifest: Manifest, job: Job, spool: Path, spread: Spread) -> _Scores:
     """Fills the score columns of the training split; other splits keep nulls."""
     import numpy as np
 
-    methods = {"crossfit": _by_crossfit, "classifier": _by_classifier, "column": _by_column}
-    method = _method(context.config.score)
-    columns, results, save_scorer = methods[method](context, manifest, job)
-    rows = np.flatnonzero(manifest.column("split") == "train")
-    for name, values in columns.items():
-        whole = manifest.table[name].to_pylist()
-        for row, value in zip(rows, values, strict=True):
-            whole[row] = value
-        manifest = manifest.with_columns({name: whole})
-    s = manifest.split("train").column("difficulty")
+    from dcdm_cli.difficulty.scoring import Scoring, score_images
+
+    is_train = np.asarray(manifest.table["split"].to_numpy(zero_copy_only=False) == "train")
+    config = context.config.score
+    place = Scoring(
+        spool,
+        class_map=manifest.class_names if context.config.data.class_map else None,
+        crew=(lambda open_worker: open_crew(context, open_worker, spread, job)) if spread else None,
+        threads=spread.threads,
+    )
+    config = config.model_copy(update={"seed": config.seed + context.config.seed})
+    scored = score_images(manifest.select(is_train), config, place, job)
+    manifest = manifest.with_columns({n: _for_all(values, is_train) for n, values in scored.columns.items()})
+    s = manifest.column("difficulty")[is_train]
     if not np.isfinite(s).any():
         raise UsageError(
             f"none of the {len(s)} training images got a score",
             "give classes at least two different images each, or another column: dcdm score --column NAME",
         )
-    results |= {"method": method, "scored": int(np.isfinite(s).sum()), "difficulty_mean": float(np.nanmean(s))}
-    return _Scored(manifest, results, save_scorer)
+    counts = {"scored": int(np.isfinite(s).sum()), "difficulty_mean": float(np.nanmean(s))}
+    return _Scores(manifest, scored.results | counts, scored.save_scorer)
 
 
-def _method(config: ScoreConfig) -> str:
-    """A classifier or a column that was named is what is meant. Raises UsageError for both, and for none."""
-    if config.classifier is not None and config.column is not None:
-        raise UsageError("a classifier and a score column were given", "leave out --classifier or --column")
-    if config.classifier is not None:
-        return "classifier"
-    if config.column is not None:
-        return "column"
-    if config.method != "crossfit":
-        missing = {"classifier": "--classifier FILE.safetensors|FILE.onnx", "column": "--column NAME"}[config.method]
-        raise UsageError(f"--method {config.method} does not say which", f"name it: dcdm score {missing}")
-    return config.method
+def _for_all(values: np.ndarray, is_train: np.ndarray) -> pa.Array:
+    """A column of the training images as one of all images: null elsewhere, and for NaN."""
+    import numpy as np
+    import pyarrow as pa
 
-
-def _by_column(context: Context, manifest: Manifest, job: Job) -> Any:
-    return {}, {}, lambda folder: shutil.rmtree(folder, ignore_errors=True)
-
-
-def _by_classifier(context: Context, manifest: Manifest, job: Job) -> Any:
-    from dcdm_cli.difficulty.own_classifier import load_own_classifier, score_with
-    from dcdm_cli.difficulty.scorer import save_own_scorer
-
-    config, names = context.config.score, manifest.class_names
-    assert config.classifier is not None
-    class_map = names if context.config.data.class_map else None
-    own = load_own_classifier(config.classifier, names, config, job.device, class_map=class_map)
-    report = job.stoppable("the images have not been classified yet")
-    scored = score_with(own, manifest.split("train"), job.device, calibrate=config.temperature, progress=report)
-    results = {"accuracy": scored.accuracy, "temperature": scored.temperature}
-    return scored.columns, results, lambda folder: save_own_scorer(folder, own, scored.temperature)
-
-
-def _by_crossfit(context: Context, manifest: Manifest, job: Job) -> Any:
-    from dcdm_cli.difficulty.crossfit import crossfit
-    from dcdm_cli.difficulty.scorer import save_scorer
-
-    config = context.config.score
-    config = config.model_copy(update={"seed": config.seed + context.config.seed})
-    fitted = crossfit(manifest.split("train"), config, job, context.run.checkpoints / "scorer")
-    results = {"accuracy": fitted.accuracy, "temperature": fitted.temperature, "folds": len(fitted.models)}
-    results["suspects"] = int(fitted.columns["suspect_label"].sum())
-    return fitted.columns, results, lambda folder: save_scorer(folder, fitted, manifest.class_names, config)
+    whole = np.zeros(len(is_train), values.dtype)
+    whole[is_train] = values
+    missing = ~is_train
+    if values.dtype.kind == "f":
+        missing |= np.isnan(whole)
+    return pa.array(whole, mask=missing)
 
 
 def _figures(run: RunFolder, manifest: Manifest) -> list[Path]:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from dcdm_cli.commands.probing import Probed, open_run_engine, probe, usable_calibration
+from dcdm_cli.commands.probing import Probed, open_run_engine, probe, probe_with_crew, usable_calibration
+from dcdm_cli.commands.spread import settle_spread
 from dcdm_cli.errors import UsageError
 from dcdm_cli.store import Outcome, Stage, StageRecord
 
@@ -101,7 +102,6 @@ def _work(context: Context, data: Evaluated, judge: Judge, job: Job) -> Outcome:
 
     config = context.config
     reachable, targets = reachable_targets(context)
-    engine = open_run_engine(context, context.run.adapter, job)
     agreement, gallery = Agreement(judge.labels), Gallery()
 
     def watch(rows: Sequence[PlanRow], images: np.ndarray, realised: np.ndarray) -> None:
@@ -109,7 +109,12 @@ def _work(context: Context, data: Evaluated, judge: Judge, job: Job) -> Outcome:
         gallery.see(rows, images, realised)
 
     seed, count = config.evaluate.seed + config.seed, config.evaluate.per_target
-    probed = probe(context, engine, targets, count, job, seed=seed, calibrated=True, watch=watch)
+    spread = settle_spread(context)
+    if spread:
+        probed = probe_with_crew(context, spread, targets, count, job, seed=seed, watch=watch)
+    else:
+        engine = open_run_engine(context, context.run.adapter, job)
+        probed = probe(context, engine, targets, count, job, seed=seed, calibrated=True, watch=watch)
     results = summary(probed, agreement.agrees, data.manifest.class_names)
     results["reachable"] = [round(edge, 4) for edge in reachable]
     results["targets_out_of_reach"] = [t for t in config.evaluate.targets if t not in targets]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from dcdm_cli import errors
-from dcdm_cli.errors import DcdmError, OutOfMemoryError
+from dcdm_cli.errors import DcdmError, NotFoundError, OutOfMemoryError
 
 
 class Worker(Protocol):
@@ -58,3 +60,8 @@ def failure_of(error: BaseException) -> Failure:
     hint = "set DCDM_DEBUG=1 for the traceback; please report it"
     trace = "".join(traceback.format_exception(error))
     return Failure(DcdmError.__name__, f"a worker failed: {type(error).__name__}: {error}", hint, trace=trace)
+
+
+def unshared(folder: Path, remedy: str = "put the run folder on a disk that all machines share") -> NotFoundError:
+    """What a worker raises that does not find what its boss wrote."""
+    return NotFoundError(f"{socket.gethostname()} does not see {folder} as the other machines do", remedy, file=folder)

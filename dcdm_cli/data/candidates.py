@@ -29,7 +29,7 @@ class ScanOptions:
 
     split: keep only this split; in a source without splits, the split its rows are. The columns: names in tables and
     manifest files. max_bad: largest share of unusable images, in [0, 1]; strict: stop at the first. judge_fraction,
-    test_fraction: see `sources.assign_splits`. class_map: JSON file with a list of class names, or {name: index}.
+    test_fraction: see `splits.assign_splits`. class_map: JSON file with a list of class names, or {name: index}.
     standard_input: what the source `-` reads, where it was read before; None reads it.
     """
 
@@ -75,7 +75,7 @@ class Listing:
 
     root: what relative names start from. origin: the source with everything that pins it (absolute path, commit).
     default_split: of candidates that name none. notes: things passed over and how often, complete after the reading.
-    tables: the files that hold the rows; empty where every image is a file of its own.
+    tables: the files (tables, tars) that hold the rows; empty where every image is a file of its own.
     """
 
     candidates: Iterator[Candidate]

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
+from dcdm_cli.data.archives import MAX_IMAGE, member_place, read_range
 from dcdm_cli.files import hash_bytes
 
 # Everything else Pillow opens by default (EPS, PDF, PSD, FITS, ...) has no business in an image set.
@@ -64,11 +65,13 @@ def decode_options() -> DecodeOptions:
 
 
 def decode_image(source: Path | bytes, options: DecodeOptions | None = None) -> Image.Image:
-    """Decodes every pixel and returns mode RGB. options None: the run's.
+    """Decodes every pixel and returns mode RGB. options None: the run's. A path may name a member of a tar.
 
     Raises RejectedImage, and no other error, for a bad file.
     """
     options = options or _run_options
+    if isinstance(source, Path):
+        source = _member_bytes(source)
     if isinstance(source, Path) and not os.path.isfile(source):  # opening a FIFO or a device would block
         raise RejectedImage("unreadable", "missing, or not a regular file")
     try:
@@ -82,6 +85,19 @@ def decode_image(source: Path | bytes, options: DecodeOptions | None = None) -> 
         raise
     except Exception as error:  # damaged files make Pillow raise OSError, ValueError, SyntaxError, struct.error, ...
         raise _rejection(error) from error
+
+
+def _member_bytes(path: Path) -> Path | bytes:
+    """The bytes of a tar's member; the path as it is for an ordinary file."""
+    place = member_place(path)
+    if place is None or os.path.isfile(path):
+        return path
+    try:
+        return read_range(place.tar, place.offset, place.size)
+    except ValueError as error:
+        raise RejectedImage("too_large" if place.size > MAX_IMAGE else "truncated", str(error)) from error
+    except OSError as error:
+        raise RejectedImage("unreadable", str(error)) from error
 
 
 def image_format(content: bytes) -> str:

@@ -254,6 +254,7 @@ def list_saved_dataset(folder: Path, root: Path, options: ScanOptions) -> Listin
 
 
 def split_of_file(file: PurePath) -> str | None:
+    """The split that a table or tar says it is, by the first word of its name or by its folder's name."""
     first_word = re.split(r"[^a-z]", file.name.casefold(), maxsplit=1)[0]
     return SPLIT_WORDS.get(first_word) or SPLIT_WORDS.get(file.parent.name.casefold())
 

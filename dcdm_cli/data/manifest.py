@@ -10,14 +10,14 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dcdm_cli.errors import MismatchError, NotFoundError, UsageError
-from dcdm_cli.files import atomic_path
+from dcdm_cli.files import atomic_path, hash_json
 
 SCHEMA = pa.schema(
     [
@@ -53,6 +53,36 @@ COLUMNS = tuple(SCHEMA.names)
 SCORE_COLUMNS = ("difficulty", "p_true", "loss", "margin", "entropy", "predicted", "fold", "suspect_label")
 ROW_GROUP = 65_536  # rows; what a reader of the file holds at once
 _META_KEY = b"dcdm"
+
+
+class ImagePaths(Sequence[Path]):
+    """Absolute paths of images, made when they are asked for."""
+
+    def __init__(self, root: Path, names: pa.Array) -> None:
+        self.root, self.names = root, names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, index: int) -> Path: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> ImagePaths: ...
+
+    def __getitem__(self, index: int | slice) -> Path | ImagePaths:
+        if isinstance(index, slice):
+            return ImagePaths(self.root, self.names[index])
+        return self.root / self.names[int(index)].as_py()
+
+    def take(self, rows: np.ndarray) -> ImagePaths:
+        """rows: int positions."""
+        return ImagePaths(self.root, self.names.take(pa.array(rows, pa.int64())))
+
+    def sorted_rows(self, labels: np.ndarray) -> np.ndarray:
+        """Positions in the order of (path, label)."""
+        names = np.array(self.names.to_pylist(), object)
+        return np.array(sorted(range(len(names)), key=lambda i: (names[i], labels[i])), np.int64)
 
 
 @dataclass(frozen=True)
@@ -104,13 +134,17 @@ class Manifest:
         base = self.root or Path()
         return [base / p for p in self.table["path"].to_pylist()]
 
+    def image_paths(self) -> ImagePaths:
+        """`paths` for large sets: a few bytes per image instead of a Path."""
+        return ImagePaths(self.root or Path(), self.table["path"].combine_chunks())
+
     def with_columns(self, columns: Mapping[str, Any]) -> Manifest:
-        """Replaces whole columns. NaN becomes null in float columns."""
+        """Replaces whole columns; Arrow arrays are taken as they are. NaN becomes null in float columns."""
         table = self.table
         for name, values in columns.items():
             index = SCHEMA.get_field_index(name)
             field = SCHEMA.field(index)
-            array = pa.array(values, from_pandas=True)
+            array = values if isinstance(values, pa.Array) else pa.array(values, from_pandas=True)
             table = table.set_column(index, field, array.cast(field.type))
         return replace(self, table=table)
 
@@ -123,6 +157,14 @@ class Manifest:
 
     def split(self, *names: str) -> Manifest:
         return self.select(np.isin(self.column("split").astype(str), names))
+
+    def digest(self, *columns: str) -> str:
+        """Hash of whole columns, without a list of their values."""
+        parts = []
+        for start in range(0, len(self), ROW_GROUP):
+            values = self.table.select(list(columns)).slice(start, ROW_GROUP).to_pydict()
+            parts.append(hash_json([values[name] for name in columns]))
+        return hash_json(parts)
 
     def class_counts(self) -> np.ndarray:
         """int64 [classes]"""

@@ -13,7 +13,7 @@ import json
 import os
 import secrets
 import tarfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Protocol
@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dcdm_cli.data.archives import Member, member_path
 from dcdm_cli.data.manifest import SCHEMA
 from dcdm_cli.data.writers import METADATA_COLUMNS, class_folders
 from dcdm_cli.files import PART_SUFFIX, fsync, storage_errors, write_bytes
@@ -50,9 +51,9 @@ class Layout:
         return f"data/{SPLIT}-{shard:05d}{of}.{ARCHIVES[self.format]}"
 
     def image_path(self, shard: int, label: int, sample_id: str, folders: Sequence[str]) -> str:
-        """The manifest's path of an image: a file, or `data/train-00000.tar#<id>.png` inside the shard's file.
+        """Where an image will be: a file, or `data/train-00000.parquet#<id>.png` inside the shard's file.
 
-        folders: `class_folders` of the class names.
+        folders: `class_folders` of the class names. A tar's writer makes it a path that `decode_image` reads.
         """
         name, archive = f"{sample_id}.{self.image}", self.archive(shard)
         return f"{archive}#{name}" if archive else f"{SPLIT}/{folders[label]}/{name}"
@@ -71,15 +72,18 @@ class Part:
     bytes: int
 
 
+Entry = dict[str, Any]  # an image's manifest row, with `sha256` and `bytes` of its file
+
+
 class ShardWriter(Protocol):
     """One shard being written. `store` may be called from threads, `add` in order, then `finish` or `abandon`."""
 
-    def store(self, entry: Mapping[str, Any], content: bytes) -> None:
+    def store(self, entry: Entry, content: bytes) -> None:
         """Puts one image where it belongs as soon as it is encoded, if it is a file of its own."""
         ...
 
-    def add(self, entries: Sequence[Mapping[str, Any]], contents: Sequence[bytes | None]) -> None:
-        """The next images in order. None: the image is blank and left out."""
+    def add(self, entries: Sequence[Entry], contents: Sequence[bytes | None]) -> list[Entry]:
+        """The next images in order; None: blank, and left out. Returns the entries with their final paths."""
         ...
 
     def finish(self) -> Part: ...
@@ -137,15 +141,18 @@ class _Archive:
             final.parent.mkdir(parents=True, exist_ok=True)
             self.out = _HashedFile(self.file)
 
-    def store(self, entry: Mapping[str, Any], content: bytes) -> None:
+    def store(self, entry: Entry, content: bytes) -> None:
         """Nothing: archives are written in order."""
 
-    def add(self, entries: Sequence[Mapping[str, Any]], contents: Sequence[bytes | None]) -> None:
+    def add(self, entries: Sequence[Entry], contents: Sequence[bytes | None]) -> list[Entry]:
         with storage_errors(self.layout.folder / self.path):
-            for entry, content in zip(entries, contents, strict=True):
-                if content is not None:
-                    self._write(entry, content)
-                    self.count += 1
+            return [self._add(*pair) for pair in zip(entries, contents, strict=True)]
+
+    def _add(self, entry: Entry, content: bytes | None) -> Entry:
+        if content is None:
+            return entry
+        self.count += 1
+        return entry | {"path": self._write(entry, content)}
 
     def finish(self) -> Part:
         """No file at all for a shard without images: some readers stumble over an empty archive."""
@@ -165,7 +172,8 @@ class _Archive:
             self.out.close()
         self.file.unlink(missing_ok=True)
 
-    def _write(self, entry: Mapping[str, Any], content: bytes) -> None:
+    def _write(self, entry: Entry, content: bytes) -> str:
+        """Returns the manifest path."""
         raise NotImplementedError
 
     def _end(self) -> None:
@@ -179,14 +187,17 @@ class TarShard(_Archive):
         super().__init__(layout, shard)
         self.tar = tarfile.open(fileobj=self.out, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
 
-    def _write(self, entry: Mapping[str, Any], content: bytes) -> None:
+    def _write(self, entry: Entry, content: bytes) -> str:
         facts = {name: entry.get(name) for name in COLUMNS}
         text = json.dumps(facts, ensure_ascii=False, allow_nan=False).encode()
+        name = f"{entry['sample_id']}.{self.layout.image}"
+        place = Member(name, self.tar.offset + tarfile.BLOCKSIZE, len(content))
         members = {self.layout.image: content, "cls": str(entry["label"]).encode(), "json": text}
         for suffix, member in members.items():
             info = tarfile.TarInfo(f"{entry['sample_id']}.{suffix}")
             info.size = len(member)
             self.tar.addfile(info, io.BytesIO(member))
+        return member_path(self.path, place)
 
     def _end(self) -> None:
         self.tar.close()
@@ -201,11 +212,12 @@ class ParquetShard(_Archive):
         self.writer = pq.ParquetWriter(self.out, self.schema)
         self.rows: list[dict[str, Any]] = []
 
-    def _write(self, entry: Mapping[str, Any], content: bytes) -> None:
+    def _write(self, entry: Entry, content: bytes) -> str:
         name = f"{entry['sample_id']}.{self.layout.image}"
         self.rows.append({**{key: entry.get(key) for key in COLUMNS}, "image": {"bytes": content, "path": name}})
         if len(self.rows) == ROW_GROUP:
             self._flush()
+        return entry["path"]
 
     def _flush(self) -> None:
         if self.rows:
@@ -221,20 +233,21 @@ class ParquetShard(_Archive):
 class FolderImages:
     """Images as files of class folders. commit: called with finished entries once their files are in place."""
 
-    def __init__(self, layout: Layout, done: Iterable[Mapping[str, Any]], commit: Any) -> None:
+    def __init__(self, layout: Layout, done: Iterable[Entry], commit: Callable[[Sequence[Entry]], None]) -> None:
         self.layout, self.commit = layout, commit
         self.hashes: list[str] = []
         self.bytes = 0
         for entry in done:
             self._count(entry)
 
-    def store(self, entry: Mapping[str, Any], content: bytes) -> None:
+    def store(self, entry: Entry, content: bytes) -> None:
         write_bytes(self.layout.folder / entry["path"], content, durable=False)
 
-    def add(self, entries: Sequence[Mapping[str, Any]], contents: Sequence[bytes | None]) -> None:
+    def add(self, entries: Sequence[Entry], contents: Sequence[bytes | None]) -> list[Entry]:
         self.commit(entries)
         for entry in entries:
             self._count(entry)
+        return list(entries)
 
     def finish(self) -> Part:
         listing = "".join(f"{line}\n" for line in self.hashes).encode()
@@ -243,7 +256,7 @@ class FolderImages:
     def abandon(self) -> None:
         """Nothing: finished images stay, and the journal knows them."""
 
-    def _count(self, entry: Mapping[str, Any]) -> None:
+    def _count(self, entry: Entry) -> None:
         if entry["path"] is not None:
             self.hashes.append(f"{entry['sha256']}  {PurePosixPath(entry['path']).name}")
             self.bytes += entry["bytes"]

@@ -1,30 +1,31 @@
 """Scanning: from any source the user has to a checked manifest.
 
-Every image is decoded once, which is the only honest test of a file. Files of a folder are referenced where they are,
-never copied or changed; images inside tables are written below `materialise`, named by their content.
+Every image is decoded once, which is the only honest test of a file. Files of a folder and members of a tar are
+referenced where they are, never copied or changed; images inside tables are written below `materialise`, named by their
+content.
 """
 
 from __future__ import annotations
 
 import glob
+import hashlib
 import json
-import os
 import re
+import tempfile
 import unicodedata
-import warnings
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from PIL import Image
+import numpy as np
+import pyarrow as pa
 
-from dcdm_cli.data.candidates import Candidate, Listing, Rejection, ScanOptions, clean_name, known_split
+from dcdm_cli.data.archives import file_stamp
+from dcdm_cli.data.candidates import Listing, Rejection, ScanOptions, known_split
+from dcdm_cli.data.examine import Examined, examine_all
 from dcdm_cli.data.hub import list_hub
-from dcdm_cli.data.images import RejectedImage, decode_image, image_format, image_hash
+from dcdm_cli.data.images import RejectedImage
 from dcdm_cli.data.listings import (
     holds_images,
     list_folder,
@@ -32,21 +33,22 @@ from dcdm_cli.data.listings import (
     list_parquet,
     list_saved_dataset,
 )
-from dcdm_cli.data.manifest import Manifest
+from dcdm_cli.data.manifest import SCHEMA, Manifest
+from dcdm_cli.data.splits import SPLITS, assign_codes, copies, split_codes
+from dcdm_cli.data.tar_listing import expand_braces, list_tars
 from dcdm_cli.errors import DcdmError, NotFoundError, UsageError
-from dcdm_cli.files import hash_bytes, hash_json, write_bytes
+from dcdm_cli.files import atomic_path, hash_json
 from dcdm_cli.job import Job
 
+GENERATED_MARK = "shards/output.json"
 _MANIFEST_SUFFIXES = frozenset({".csv", ".jsonl", ".ndjson"})
 # The words and separators by which `datasets` takes a folder or file for a split.
 _DATASETS_SPLIT_WORDS = frozenset(
     {"train", "training", "validation", "valid", "dev", "val", "test", "testing", "eval", "evaluation"}
 )
 _DATASETS_SEPARATORS = re.compile(r"[-._ 0-9/]+")
-_FILE_SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}  # elsewhere the format's name in lower case
 _CLASS_MAP = 'write ["cat", "dog"] or {"cat": 0, "dog": 1}, indexes from 0'
 _SHOWN = 3
-_WAVE = 64  # images in flight; bounds memory when a table holds the bytes
 
 
 @dataclass(frozen=True)
@@ -67,38 +69,91 @@ class TooManyRejectedError(DcdmError):
         self.rejected = tuple(rejected)
 
 
-class _Sample(NamedTuple):
-    """content: hash of the decoded image; row: its manifest row, still without label."""
-
-    content: str
-    row: dict[str, Any]
-
-
 def scan(source: str, options: ScanOptions, materialise: Path, job: Job | None = None) -> Scan:
-    """Reads a class-folder tree, a Parquet file, glob or folder, a saved dataset, a CSV or JSONL manifest, `-` (one
-    from standard input) or `hf:owner/name[@revision]`.
+    """Reads a class-folder tree, Parquet files or WebDataset tars (a file, glob, brace range or folder), a saved
+    dataset, a CSV or JSONL manifest, `-` (one from standard input) or `hf:owner/name[@revision]`.
 
     job: told how many images were read, and asked whether to stop. Raises NotFoundError when there is no such source or
     no usable image in it, UsageError when its contents contradict each other or the options, TooManyRejectedError, and
     InterruptedRunError.
     """
+    with tempfile.TemporaryDirectory(prefix="dcdm-scan-") as spool:
+        return scan_on_disk(source, options, materialise, Path(spool), "", job or Job())
+
+
+def scan_on_disk(source: str, options: ScanOptions, materialise: Path, spool: Path, key: str, job: Job) -> Scan:
+    """`scan` for sources of any size: rows are kept in `spool`, and the manifest's table is a file mapped into memory.
+
+    About 50 bytes per image are held. A scan that was stopped goes on when it is called again with the same key, which
+    stands for everything the result depends on. Raises InterruptedRunError when asked to stop.
+    """
     listing = _open_listing(source, options, materialise.resolve())
     class_map = _read_class_map(options.class_map)
-    samples, rejected = _examine_all(listing, _class_lookup(class_map), options, job or Job())
-    _check_rejected(len(samples), rejected, options)
-    if not samples:
+    examined = examine_all(listing, _class_lookup(class_map), options, spool, key, job)
+    _check_rejected(examined.usable, examined.rejected, options)
+    if not examined.usable:
         raise NotFoundError(
             f"no images found in {source}" + (f" (split {options.split})" if options.split else ""),
-            "give a folder with one subfolder per class, a Parquet, CSV or JSONL file, or hf:owner/name",
+            "give a folder with one subfolder per class, Parquet files, tars, a CSV or JSONL file, or hf:owner/name",
         )
-    rows = [sample.row for sample in samples]
-    class_names = class_map or _ordered_classes(listing, {row["class_name"] for row in rows})
+    columns = _Columns.of(examined)
+    class_names = class_map or _ordered_classes(listing, set(columns.names))
     _check_twins(class_names)
-    _fill_labels(rows, class_names)
-    _fill_splits(samples, options)
+    columns = columns.settled(class_names, options)
+    table = _mapped_table(examined, columns, spool / "manifest.arrow")
     notes = [f"{count} {note}" for note, count in sorted(listing.notes.items())]
-    found = (*_class_warnings(class_names, rows), *_duplicate_warnings(samples), *notes)
-    return Scan(Manifest.from_rows(rows, class_names, listing.root), tuple(rejected), found, listing.origin)
+    found = (*_class_warnings(class_names, columns.labels), *_duplicate_warnings(columns, table), *notes)
+    return Scan(Manifest(table, tuple(class_names), listing.root), tuple(examined.rejected), found, listing.origin)
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """What rules about the whole set need of every image. names: the distinct class names; name int32 [N]: positions in
+    them; split int8 [N]: codes; content: bytes [N]. labels int32 [N]: empty until the classes are settled."""
+
+    names: tuple[str, ...]
+    name: np.ndarray
+    split: np.ndarray
+    content: np.ndarray
+    labels: np.ndarray
+
+    @classmethod
+    def of(cls, examined: Examined) -> _Columns:
+        known: dict[str, int] = {}
+        name, split, content = [], [], []
+        for table in examined.tables():
+            texts = table["class_name"].to_pylist()
+            name.append(np.array([known.setdefault(text, len(known)) for text in texts], np.int32))
+            split.append(split_codes(table["split"].to_pylist()))
+            content.append(np.array(table["content"].to_pylist(), "S32"))
+        columns = (np.concatenate(parts) for parts in (name, split, content))
+        return cls(tuple(known), *columns, labels=np.zeros(0, np.int32))
+
+    def settled(self, class_names: Sequence[str], options: ScanOptions) -> _Columns:
+        """With labels, and every image in a split."""
+        position = {name: label for label, name in enumerate(class_names)}
+        labels = np.array([position[name] for name in self.names], np.int32)[self.name]
+        fractions = {"judge_fraction": options.judge_fraction, "test_fraction": options.test_fraction}
+        return replace(self, labels=labels, split=assign_codes(self.split, labels, self.content, **fractions))
+
+
+def _mapped_table(examined: Examined, columns: _Columns, file: Path) -> pa.Table:
+    """The manifest's rows as an Arrow file, which the system pages in and out as they are needed."""
+    words, start = np.array(SPLITS), 0
+    with atomic_path(file, durable=False) as part, pa.ipc.new_file(str(part), SCHEMA) as writer:
+        for chunk in examined.tables():
+            here = slice(start, start + chunk.num_rows)
+            start = here.stop
+            values = {name: chunk[name] for name in chunk.schema.names if name in SCHEMA.names}
+            values |= {"label": pa.array(columns.labels[here]), "split": pa.array(words[columns.split[here]])}
+            values["synthetic"] = pa.array(np.zeros(chunk.num_rows, bool))
+            arrays = [
+                values[field.name].cast(field.type) if field.name in values else pa.nulls(len(chunk), field.type)
+                for field in SCHEMA
+            ]
+            writer.write_table(pa.table(arrays, SCHEMA))
+    with pa.memory_map(str(file)) as source:
+        return pa.ipc.open_file(source).read_all()
 
 
 def fingerprint(source: str, options: ScanOptions) -> str:
@@ -111,15 +166,18 @@ def fingerprint(source: str, options: ScanOptions) -> str:
     listing = _open_listing(source, options, Path())
     if listing.tables:
         return hash_json([(str(file), _stamp(file)) for file in listing.tables])
-    return hash_json([(c.name, c.label, c.split, c.caption, c.difficulty, _stamp(c.image)) for c in listing.candidates])
+    known = hashlib.sha256()  # over one image after the other: a list of millions would not fit
+    for one in listing.candidates:
+        facts = [one.name, one.label, one.split, one.caption, one.difficulty, _stamp(one.image)]
+        known.update(hash_json(facts).encode())
+    return known.hexdigest()[:32]
 
 
 def _stamp(image: Path | bytes | RejectedImage) -> Any:
     try:
-        status = image.stat() if isinstance(image, Path) else None
+        return file_stamp(image)[1:] if isinstance(image, Path) else str(image)
     except OSError as error:
         return error.errno
-    return (status.st_size, status.st_mtime_ns) if status else str(image)
 
 
 # Finding the reader
@@ -148,25 +206,43 @@ def _open_path(source: str, options: ScanOptions, materialise: Path) -> Listing:
     path = Path(source).expanduser()
     if path.is_dir():
         return _open_folder(path.resolve(), options, materialise)
-    files = [path] if path.is_file() else [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
+    files = [path] if path.is_file() else _matching(path)
     if not files:
         raise NotFoundError(f"no such file or folder: {source}", "a dataset on the hub is written hf:owner/name")
     if all(file.suffix.lower() == ".parquet" for file in files):
         return list_parquet(files, materialise, str(path.absolute()), options)
+    if all(file.suffix.lower() == ".tar" for file in files):
+        return list_tars(files, str(path.absolute()), options)
     if len(files) == 1 and files[0].suffix.lower() in _MANIFEST_SUFFIXES:
         return list_manifest(files[0], options)
     raise UsageError(
-        f"{source} is no source of images", "give a folder, or .parquet, .csv or .jsonl files", file=source
+        f"{source} is no source of images", "give a folder, or .parquet, .tar, .csv or .jsonl files", file=source
     )
 
 
+def _matching(path: Path) -> list[Path]:
+    """Files of a glob or of a brace range; a name that a range spells out must exist."""
+    found: list[Path] = []
+    for pattern in expand_braces(str(path)):
+        files = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
+        if not files and pattern != str(path):
+            raise NotFoundError(f"no such file: {pattern}", "check the ends of the range in braces", file=pattern)
+        found += files
+    return found
+
+
 def _open_folder(folder: Path, options: ScanOptions, materialise: Path) -> Listing:
+    if (folder / GENERATED_MARK).is_file():  # a folder of ours: the images are in one of these
+        folder = next(part for part in (folder / "train", folder / "data", folder) if part.is_dir())
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         return list_saved_dataset(folder, materialise, options)
     if not holds_images(folder, options):
         tables = sorted(file for file in folder.rglob("*.parquet") if file.is_file())
         if tables:
             return list_parquet(tables, materialise, str(folder), options)
+        tars = sorted(file for file in folder.rglob("*.tar") if file.is_file())
+        if tars:
+            return list_tars(tars, str(folder), options)
     return list_folder(folder, options)
 
 
@@ -179,78 +255,7 @@ def _only_split(listing: Listing, options: ScanOptions) -> Listing:
     return listing
 
 
-# Checking each image
-
-
-def _examine_all(
-    listing: Listing, lookup: Mapping[str, str] | None, options: ScanOptions, job: Job
-) -> tuple[list[_Sample], list[Rejection]]:
-    samples: list[_Sample] = []
-    rejected: list[Rejection] = []
-    report = job.stoppable("the images have not been read yet")
-
-    def examine(candidate: Candidate) -> _Sample | Rejection:
-        try:
-            return _examine(candidate, listing, lookup, options)
-        except RejectedImage as error:
-            return Rejection(clean_name(candidate.name), error.reason, clean_name(error.detail))
-
-    for outcome in _in_threads(examine, listing.candidates):
-        report("reading images", len(samples) + len(rejected) + 1, 0)
-        if isinstance(outcome, _Sample):
-            samples.append(outcome)
-            continue
-        rejected.append(outcome)
-        if options.strict:
-            break
-    report("reading images", len(samples) + len(rejected), len(samples) + len(rejected))
-    return samples, rejected
-
-
-def _in_threads(
-    examine: Callable[[Candidate], _Sample | Rejection], candidates: Iterator[Candidate]
-) -> Iterator[_Sample | Rejection]:
-    """Results in order. Decoding and hashing release the interpreter lock, so threads use all cores."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")  # set here because warning filters are not per thread
-        warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
-        while wave := list(islice(candidates, _WAVE)):
-            yield from pool.map(examine, wave)
-
-
-def _examine(candidate: Candidate, listing: Listing, lookup: Mapping[str, str] | None, options: ScanOptions) -> _Sample:
-    if isinstance(candidate.image, RejectedImage):
-        raise candidate.image
-    class_name = candidate.label if lookup is None else lookup.get(candidate.label or "")
-    if class_name is None:
-        raise RejectedImage("no_label", f"label {candidate.label!r}" if candidate.label else "")
-    image = decode_image(candidate.image, options.decode)
-    path = candidate.name
-    if isinstance(candidate.image, bytes):
-        path = _keep_original(candidate.image, listing.root)
-    content = image_hash(image)
-    row = {
-        "sample_id": f"{content}-{hash_bytes(candidate.name.encode())[:8]}",
-        "path": path,
-        "class_name": class_name,
-        "split": candidate.split or listing.default_split,
-        "width": image.width,
-        "height": image.height,
-        "synthetic": False,
-        "difficulty": candidate.difficulty,
-        "caption": candidate.caption,
-    }
-    return _Sample(content, row)
-
-
-def _keep_original(content: bytes, root: Path) -> str:
-    """Writes the encoded image as it came, once per content. Returns its path relative to `root`."""
-    kind, key = image_format(content), hash_bytes(content)
-    relative = f"{key[:2]}/{key}{_FILE_SUFFIXES.get(kind, '.' + kind.lower())}"
-    file = root / relative
-    if not file.is_file() or file.stat().st_size != len(content):  # the size tells a file that a power cut left short
-        write_bytes(file, content, durable=False)
-    return relative
+# Rules about the whole set
 
 
 def _check_rejected(used: int, rejected: Sequence[Rejection], options: ScanOptions) -> None:
@@ -315,75 +320,12 @@ def _check_twins(class_names: Iterable[str]) -> None:
         spellings[folded] = name
 
 
-def _fill_labels(rows: Iterable[dict[str, Any]], class_names: Sequence[str]) -> None:
-    labels = {name: label for label, name in enumerate(class_names)}
-    for row in rows:
-        row["label"] = labels[row["class_name"]]
-
-
-# Splits
-
-
-def _fill_splits(samples: Sequence[_Sample], options: ScanOptions) -> None:
-    rows = [sample.row for sample in samples]
-    splits = assign_splits(
-        [row["split"] for row in rows],
-        [row["label"] for row in rows],
-        [sample.content for sample in samples],
-        judge_fraction=options.judge_fraction,
-        test_fraction=options.test_fraction,
-    )
-    for row, split in zip(rows, splits, strict=True):
-        row["split"] = split
-
-
-def assign_splits(
-    splits: Sequence[str | None],
-    labels: Sequence[int],
-    contents: Sequence[str],
-    *,
-    judge_fraction: float,
-    test_fraction: float,
-) -> list[str]:
-    """Gives each image one of train, judge and test. Not from the paper, which names a train and a test split only.
-
-    Splits that the source has are kept (its validation split is the judge's); images without one are train. A missing
-    test split is carved out of train, then a missing judge split out of test: per class, the given fraction of distinct
-    images, chosen by content hash, so that the choice is the same in every run and copies of an image stay together. A
-    class always keeps an image in the split that is carved.
-    """
-    assigned = [split or "train" for split in splits]
-    if "test" not in assigned:
-        _carve(assigned, labels, contents, ("train", "test"), test_fraction)
-    if "judge" not in assigned:
-        _carve(assigned, labels, contents, ("test", "judge"), judge_fraction)
-    return assigned
-
-
-def _carve(
-    assigned: list[str], labels: Sequence[int], contents: Sequence[str], move: tuple[str, str], fraction: float
-) -> None:
-    origin, target = move
-    by_class: dict[int, set[str]] = defaultdict(set)
-    for split, label, content in zip(assigned, labels, contents, strict=True):
-        if split == origin:
-            by_class[label].add(content)
-    moved = {
-        (label, content)
-        for label, distinct in by_class.items()
-        for content in sorted(distinct)[: min(round(len(distinct) * fraction), len(distinct) - 1)]
-    }
-    for index, key in enumerate(zip(labels, contents, strict=True)):
-        if assigned[index] == origin and key in moved:
-            assigned[index] = target
-
-
 # Warnings
 
 
-def _class_warnings(class_names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    used = {row["class_name"] for row in rows}
-    empty = [name for name in class_names if name not in used]
+def _class_warnings(class_names: Sequence[str], labels: np.ndarray) -> Iterator[str]:
+    used = np.bincount(labels, minlength=len(class_names))
+    empty = [name for name, count in zip(class_names, used, strict=True) if not count]
     risky = [name for name in class_names if is_split_like(name)]
     if empty:
         yield f"no images in {_some(empty)}: the class keeps its index"
@@ -398,17 +340,14 @@ def is_split_like(name: str) -> bool:
     return not _DATASETS_SPLIT_WORDS.isdisjoint(_DATASETS_SEPARATORS.split(name.casefold()))
 
 
-def _duplicate_warnings(samples: Iterable[_Sample]) -> Iterator[str]:
-    copies: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    for content, row in samples:
-        copies[content].append(row)
-    groups = [rows for rows in copies.values() if len(rows) > 1]
-    leaks = [rows for rows in groups if len({row["split"] for row in rows}) > 1]
-    within = [rows for rows in groups if len({row["split"] for row in rows}) == 1]
+def _duplicate_warnings(columns: _Columns, table: pa.Table) -> Iterator[str]:
+    groups = list(copies(columns.content))
+    leaks = [rows for rows in groups if len(np.unique(columns.split[rows])) > 1]
+    within = [rows for rows in groups if len(np.unique(columns.split[rows])) == 1]
     if leaks:
-        yield f"leak: {len(leaks)} images are in more than one split: {_some_copies(leaks)}"
+        yield f"leak: {len(leaks)} images are in more than one split: {_some_copies(leaks, table)}"
     if within:
-        yield f"{len(within)} images have exact copies in their split: {_some_copies(within)}"
+        yield f"{len(within)} images have exact copies in their split: {_some_copies(within, table)}"
 
 
 def _some(names: Sequence[str]) -> str:
@@ -417,5 +356,6 @@ def _some(names: Sequence[str]) -> str:
     )
 
 
-def _some_copies(groups: Sequence[Sequence[Mapping[str, Any]]]) -> str:
-    return "; ".join(" = ".join(f"{row['split']}:{row['path']}" for row in rows[:_SHOWN]) for rows in groups[:_SHOWN])
+def _some_copies(groups: Sequence[np.ndarray], table: pa.Table) -> str:
+    shown = [table.select(["split", "path"]).take(pa.array(rows[:_SHOWN])).to_pylist() for rows in groups[:_SHOWN]]
+    return "; ".join(" = ".join(f"{row['split']}:{row['path']}" for row in rows) for rows in shown)

@@ -34,6 +34,7 @@ from torchvision.transforms import Compose, InterpolationMode, RandomRotation
 
 from dcdm_cli.config import ClassifierConfig
 from dcdm_cli.data.images import DecodeOptions, RejectedImage, decode_image, decode_options
+from dcdm_cli.data.manifest import ImagePaths
 from dcdm_cli.errors import MismatchError, NotFoundError, NumericalError, UsageError
 from dcdm_cli.files import atomic_folder, write_json
 
@@ -216,6 +217,37 @@ def logits_of(
         if progress:
             progress("classifying", min(len(batches) * batch_size, len(images)), len(images))
     return torch.cat(batches, dim=1).numpy()
+
+
+@torch.inference_mode()
+def chosen_logits(
+    models: Sequence[nn.Module],
+    chosen: np.ndarray,
+    images: Images,
+    preprocessing: Preprocessing,
+    device: torch.device | str,
+    batch_size: int = 256,
+) -> np.ndarray:
+    """float32 [R, N, C]: in round r, image i is asked of models[chosen[r, i]]; every image is read once.
+
+    chosen: int [R, N]. Models share one preprocessing.
+    """
+    device = torch.device(device)
+    classes, done = int(models[0].num_classes), 0  # pyright: ignore[reportArgumentType]
+    logits = np.zeros((*chosen.shape, classes), np.float32)
+    if not len(images):
+        return logits
+    dataset = LabelledImages(images, None, preprocessing.eval_transform())
+    side = max(preprocessing.data_config["input_size"])
+    for pixels, _ in _loader(dataset, device, side, batch_size=batch_size):
+        inputs = preprocessing.standardise(pixels.to(device, non_blocking=True))
+        here = slice(done, done + len(inputs))
+        for asked, answers in zip(chosen[:, here], logits[:, here], strict=True):
+            for number in np.unique(asked):
+                rows = np.flatnonzero(asked == number)
+                answers[rows] = models[number](inputs[torch.from_numpy(rows).to(device)]).float().cpu().numpy()
+        done = here.stop
+    return logits
 
 
 def preprocessing_of(model: nn.Module, config: ClassifierConfig) -> Preprocessing:
@@ -404,6 +436,9 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 def _in_stable_order(images: Images, labels: np.ndarray) -> tuple[Images, np.ndarray]:
     """Files sorted by name, so that the order of a manifest's rows does not change what is learnt."""
+    if isinstance(images, ImagePaths):
+        rows = images.sorted_rows(labels)
+        return images.take(rows), labels[rows]
     if not all(isinstance(image, Path) for image in images):
         return images, labels
     order = sorted(range(len(images)), key=lambda i: (str(images[i]), labels[i]))

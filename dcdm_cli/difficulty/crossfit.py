@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from scipy.special import log_softmax, logsumexp
@@ -21,8 +20,9 @@ from dcdm_cli.config import ScoreConfig
 from dcdm_cli.data.manifest import Manifest
 from dcdm_cli.difficulty.classifier import (
     Progress,
+    chosen_logits,
     load_classifier,
-    predict_logits,
+    preprocessing_of,
     save_classifier,
     train_classifier,
 )
@@ -47,6 +47,21 @@ class CrossFit:
     accuracy: float
 
 
+@dataclass(frozen=True)
+class FittedFolds:
+    """models: of the first round, then of the second, ... folds int16 [R, N]: the fold of each image in each round.
+    unknown bool [R, N]: that fold's classifier never saw the class."""
+
+    models: tuple[nn.Module, ...]
+    folds: np.ndarray
+    unknown: np.ndarray
+
+    @property
+    def chosen(self) -> np.ndarray:
+        """int16 [R, N]: which of the models did not see the image."""
+        return _unseen(self.folds).astype(np.int16)
+
+
 def crossfit(manifest: Manifest, config: ScoreConfig, job: Job, checkpoints: Path | None = None) -> CrossFit:
     """Trains one classifier per fold of `manifest` (the training split) and scores each image with the one that did
     not see it; `config.repeats` times with other folds, averaging the probabilities: one small classifier's opinion of
@@ -60,57 +75,45 @@ def crossfit(manifest: Manifest, config: ScoreConfig, job: Job, checkpoints: Pat
     classes have images and one of them at least two, InterruptedRunError when asked to stop.
     """
     labels = manifest.column("label").astype(np.int64)
-    kept = checkpoints / _key(manifest, config) if checkpoints else None
-    rounds = [_fit_round(manifest, labels, config, number, job, kept) for number in range(config.repeats)]
-    usable = np.where(np.any([r.unknown for r in rounds], axis=0), -1, labels)
-    logits = np.stack([r.logits for r in rounds])
+    fitted = fit_folds(manifest, config, job, checkpoints)
+    usable = np.where(fitted.unknown.any(axis=0), -1, labels)
+    preprocessing = preprocessing_of(fitted.models[0], config)
+    logits = chosen_logits(fitted.models, fitted.chosen, manifest.image_paths(), preprocessing, job.device)
     temperature = 1.0
     if config.temperature:
-        temperature = fit_temperature(np.concatenate(logits), np.tile(usable, len(rounds)))
+        temperature = fit_temperature(np.concatenate(logits), np.tile(usable, len(logits)))
     log_probs = log_softmax(logits.astype(np.float64) / temperature, axis=2)
-    mean = np.asarray(logsumexp(log_probs, axis=0)) - np.log(len(rounds))
+    mean = np.asarray(logsumexp(log_probs, axis=0)) - np.log(len(logits))
     scored = score_all(mean, usable, calibrate=False)
-    columns = scored.columns | {"fold": rounds[0].folds.astype(np.int32)}
-    return CrossFit(columns, tuple(m for r in rounds for m in r.models), temperature, scored.accuracy)
+    columns = scored.columns | {"fold": fitted.folds[0].astype(np.int32)}
+    return CrossFit(columns, fitted.models, temperature, scored.accuracy)
 
 
-class _Round(NamedTuple):
-    """logits float32 [N, C], out of fold; unknown bool [N]: the fold's classifier never saw the class."""
-
-    logits: np.ndarray
-    unknown: np.ndarray
-    folds: np.ndarray
-    models: list[nn.Module]
-
-
-def _fit_round(
+def fit_folds(
     manifest: Manifest,
-    labels: np.ndarray,
     config: ScoreConfig,
-    number: int,
     job: Job,
-    kept: Path | None,
-) -> _Round:
-    folds = fold_of(_identities(manifest), labels, config.folds, config.seed + number)
-    count = int(folds.max()) + 1
-    paths, classes = manifest.paths(), len(manifest.class_names)
-    logits, unknown, models = np.zeros((len(labels), classes), np.float32), np.zeros(len(labels), bool), []
-    for fold in range(count):
-        train, test = np.flatnonzero((folds != fold) & (labels >= 0)), np.flatnonzero(folds == fold)
-        done, total = number * count + fold, config.repeats * count
-        seen, report = [paths[i] for i in train], _shifted(job.progress, done, total)
-        fit = partial(train_classifier, seen, labels[train], classes, config, config.seed + done, job.device, report)
-        model = _once(kept / str(done) if kept else None, fit, manifest.class_names, config, job.device)
+    checkpoints: Path | None = None,
+) -> FittedFolds:
+    """The classifiers of every fold and round. checkpoints, and what is raised: as in `crossfit`."""
+    labels, images, names = manifest.column("label").astype(np.int64), manifest.image_paths(), manifest.class_names
+    folds = _rounds(manifest, labels, config)
+    per_round, unknown, models = int(folds[0].max()) + 1, np.zeros(folds.shape, bool), []
+    kept, total = checkpoints / _key(manifest, config) if checkpoints else None, config.repeats * per_round
+    for done in range(total):
+        number, fold = divmod(done, per_round)
+        train = np.flatnonzero((folds[number] != fold) & (labels >= 0))
+        unknown[number] |= (folds[number] == fold) & ~np.isin(labels, labels[train])
+        report, seed, seen = _shifted(job.progress, done, total), config.seed + done, images.take(train)
+        fit = partial(train_classifier, seen, labels[train], len(names), config, seed, job.device, report)
+        models.append(_once(kept / str(done) if kept else None, fit, names, config, job.device))
         job.stop_if_asked(f"{done + 1} of {total} classifiers are trained")
-        logits[test] = predict_logits(model, [paths[i] for i in test], config, job.device)
-        unknown[test] = ~np.isin(labels[test], labels[train])
-        models.append(model)
-    return _Round(logits, unknown, folds, models)
+    return FittedFolds(tuple(models), folds.astype(np.int16), unknown)
 
 
 def _key(manifest: Manifest, config: ScoreConfig) -> str:
     """Of all that the classifiers depend on: what was made from other images or settings is not found again."""
-    images = [manifest.column(name).tolist() for name in ("sample_id", "path", "label")]
+    images = manifest.digest("sample_id", "path", "label")
     return hash_json([config.model_dump(mode="json"), manifest.class_names, images])[:16]
 
 
@@ -133,11 +136,21 @@ def unseen_models(manifest: Manifest, config: ScoreConfig) -> np.ndarray:
 
     Raises MismatchError when that contradicts the folds that the manifest records.
     """
-    labels = manifest.column("label").astype(np.int64)
-    folds = [fold_of(_identities(manifest), labels, config.folds, config.seed + r) for r in range(config.repeats)]
+    folds = _rounds(manifest, manifest.column("label").astype(np.int64), config)
     if not np.array_equal(folds[0], manifest.column("fold")):
         raise MismatchError("the scorer was fitted on other images than these", "make it again: dcdm score --force")
-    return np.stack([number * (fold.max() + 1) + fold for number, fold in enumerate(folds)], axis=1)
+    return _unseen(folds).T
+
+
+def _rounds(manifest: Manifest, labels: np.ndarray, config: ScoreConfig) -> np.ndarray:
+    """int64 [rounds, N]: the fold of each row in each round."""
+    identities = _identities(manifest)
+    return np.stack([fold_of(identities, labels, config.folds, config.seed + r) for r in range(config.repeats)])
+
+
+def _unseen(folds: np.ndarray) -> np.ndarray:
+    """int64 [rounds, N]: in the order of the models, the one of each round that did not get the image."""
+    return folds.astype(np.int64) + (int(folds[0].max()) + 1) * np.arange(len(folds))[:, None]
 
 
 def fold_of(identities: Sequence[str], labels: np.ndarray, folds: int, seed: int) -> np.ndarray:

@@ -1,73 +1,89 @@
 """The journal of an unfinished shard of a folder: a line per finished image, appended after the image is in place.
 
-`kill -9` can leave a torn last line or images without a line. Opening the journal keeps the longest beginning of the
-shard that is whole, cut to whole batches, so that what is made again is made in the same batches as before: on real
-hardware the last bits of an image may depend on its batch.
+Images are entered batch by batch, and a batch counts only as a whole: `kill -9` can leave a torn last line or images
+without a line, and what is made again is then made in the same batches as before. On real hardware the last bits of an
+image may depend on its batch.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dcdm_cli.files import storage_errors, write_bytes
 
+Entry = dict[str, Any]
+_OF = "batch"  # in each line: how many were entered together
+
 
 class Journal:
     """entries: what is finished, from the shard's first image on. Opening repairs; `append` commits one batch."""
 
-    def __init__(self, file: Path, ids: Sequence[str], batch: int) -> None:
-        """ids: the shard's images in order. batch: images made together."""
-        self.file = file
+    def __init__(self, file: Path, ids: Sequence[str]) -> None:
+        """ids: the shard's images in order."""
+        self.file, self.entries = file, []
         content = file.read_bytes() if file.is_file() else b""
-        found = {entry["sample_id"]: entry for entry in map(_parse, content.splitlines()) if entry}
-        self.entries = whole_batches(found, ids, batch, self._exists)
-        clean = _lines(self.entries)
+        clean = b""
+        for batch in _batches(content):
+            expected = ids[len(self.entries) : len(self.entries) + len(batch)]
+            if [entry["sample_id"] for entry in batch] != list(expected) or not all(map(self._is_there, batch)):
+                break
+            self.entries += batch
+            clean += _lines(batch)
         if clean != content:
             write_bytes(file, clean)
 
-    def append(self, entries: Sequence[Mapping[str, Any]]) -> None:
-        """One write, flushed to disk: after a crash either line is whole or it is dropped at the next opening."""
+    def append(self, entries: Sequence[Entry]) -> None:
+        """One write, flushed to disk: after a crash the batch is whole or it is dropped at the next opening."""
         with storage_errors(self.file):
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with self.file.open("ab") as stream:
                 stream.write(_lines(entries))
                 stream.flush()
                 os.fsync(stream.fileno())
-        self.entries.extend(dict(entry) for entry in entries)
+        self.entries += entries
 
-    def _exists(self, path: str) -> bool:
-        return (self.file.parent.parent / path).is_file()
+    def _is_there(self, entry: Entry) -> bool:
+        return entry["path"] is None or (self.file.parent.parent / entry["path"]).is_file()
 
 
-def whole_batches(
-    found: Mapping[str, dict[str, Any]], ids: Sequence[str], batch: int, exists: Callable[[str], bool]
-) -> list[dict[str, Any]]:
+def beginning(entries: Sequence[Entry], exists: Callable[[str], bool], batch: int) -> list[Entry]:
     """The entries of the longest run of whole batches, from the first image on, whose images all exist."""
-    entries: list[dict[str, Any]] = []
-    for sample_id in ids:
-        entry = found.get(sample_id)
-        if entry is None or (entry["path"] is not None and not exists(entry["path"])):
-            return entries[: len(entries) // batch * batch]
-        entries.append(entry)
-    return entries
+    lost = (i for i, entry in enumerate(entries) if entry["path"] is not None and not exists(entry["path"]))
+    first = next(lost, None)
+    return list(entries) if first is None else list(entries[: first // batch * batch])
 
 
-def journal_of(entries: Iterable[Mapping[str, Any]], file: Path) -> None:
-    """Writes a whole journal: a finished shard becomes an unfinished one when images of it are lost."""
-    write_bytes(file, _lines(entries))
+def write_journal(entries: Sequence[Entry], file: Path, batch: int) -> None:
+    """A whole journal: a finished shard becomes an unfinished one when images of it are lost."""
+    batches = [entries[start : start + batch] for start in range(0, len(entries), batch)]
+    write_bytes(file, b"".join(map(_lines, batches)))
 
 
-def _lines(entries: Iterable[Mapping[str, Any]]) -> bytes:
-    return "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in entries).encode()
+def _batches(content: bytes) -> Iterator[list[Entry]]:
+    """Whole batches, up to the first line that is none."""
+    batch: list[Entry] = []
+    for line in content.splitlines():
+        entry = _parse(line)
+        if entry is None:
+            return
+        size = entry.pop(_OF)
+        batch.append(entry)
+        if len(batch) == size:
+            yield batch
+            batch = []
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def _lines(batch: Sequence[Mapping[str, Any]]) -> bytes:
+    return "".join(json.dumps({**entry, _OF: len(batch)}, allow_nan=False) + "\n" for entry in batch).encode()
+
+
+def _parse(line: bytes) -> Entry | None:
     try:
         row = json.loads(line)
     except ValueError:
         return None
-    return row if isinstance(row, dict) and {"sample_id", "path", "sha256"} <= row.keys() else None
+    return row if isinstance(row, dict) and {"sample_id", "path", "sha256", _OF} <= row.keys() else None

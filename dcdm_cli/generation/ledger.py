@@ -31,7 +31,7 @@ from dcdm_cli.files import (
     storage_errors,
     write_json,
 )  # fmt: skip
-from dcdm_cli.generation.journal import Journal, journal_of, whole_batches
+from dcdm_cli.generation.journal import Journal, beginning, write_journal
 from dcdm_cli.generation.plan_file import AnyPlan, PlanFile, write_plan
 from dcdm_cli.generation.shards import MadeShard
 
@@ -212,10 +212,9 @@ class Ledger:
         if self.layout.format != "folder":
             return sidecar.path is not None and not (self.layout.folder / sidecar.path).is_file()
         entries = self._rows(sidecar.shard).to_pylist()
-        ids = [entry["sample_id"] for entry in entries]
-        whole = whole_batches(dict(zip(ids, entries, strict=True)), ids, batch, there.__contains__)
+        whole = beginning(entries, there.__contains__, batch)
         if len(whole) < len(entries):
-            journal_of(whole, _journal_file(self.layout, sidecar.shard))
+            write_journal(whole, _journal_file(self.layout, sidecar.shard), batch)
         return len(whole) < len(entries)
 
     def _read_sidecar(self, file: Path) -> Sidecar:
@@ -266,17 +265,15 @@ class Ledger:
         return self.folder / f"{shard:05d}.json"
 
 
-def shard_writer(
-    layout: Layout, shard: int, ids: Sequence[str], batch: int
-) -> tuple[ShardWriter, list[dict[str, Any]]]:
+def shard_writer(layout: Layout, shard: int, ids: Sequence[str]) -> tuple[ShardWriter, list[dict[str, Any]]]:
     """A writer for the shard, and the entries that are finished already (folders only: archives start over).
 
-    ids: the shard's images in order. batch: images made together. Needs no ledger, as workers have none.
+    ids: the shard's images in order. Needs no ledger, as workers have none.
     """
     if layout.format != "folder":
         return open_writer(layout, shard), []
     with storage_errors(layout.folder):
-        journal = Journal(_journal_file(layout, shard), ids, batch)
+        journal = Journal(_journal_file(layout, shard), ids)
     done = list(journal.entries)
     return FolderImages(layout, done, journal.append), done
 

@@ -19,7 +19,7 @@ from dcdm_cli.generation.seeds import image_seed
 from dcdm_cli.generation.shards import Measure
 from dcdm_cli.job import Job, silent
 
-WRONG_CLASS = 0.1  # added to the distance where the scorer sees another class: decides between equally good draws
+WRONG_CLASS = 0.15  # added to the distance where the scorer sees another class: decides between equally good draws
 
 
 def render_close(

@@ -55,12 +55,16 @@ class Maker(Protocol):
 
 @dataclass(frozen=True)
 class ShardTask:
-    """rows: the shard's rows from number `start` on. generator: of the plan, which a worker's model must have."""
+    """rows: the shard's rows from number `start` on. generator: of the plan, which a worker's model must have.
+
+    plan: its hash, by which a worker knows that it sees the boss's folder.
+    """
 
     shard: int
     rows: tuple[PlanRow, ...]
     layout: Layout
     generator: str
+    plan: str = ""
     start: int = 0
 
 
@@ -129,8 +133,7 @@ def write_shard(
     yield Progress(task.shard, len(entries), 0)
     try:
         for batch in batches:
-            writer.add(batch.entries, batch.contents)
-            entries.extend(batch.entries)
+            entries.extend(writer.add(batch.entries, batch.contents))
             yield Progress(task.shard, len(entries), len(batch.entries))
         part = writer.finish() if len(entries) == total else None
     except BaseException:

@@ -70,7 +70,7 @@ def make_shard(task: ShardTask, maker: Maker, encoders: Encoders, job: Job) -> I
     Raises MismatchError when the maker's model is not the one that the plan was made for.
     """
     check_generator(task.generator, maker.facts)
-    writer, done = shard_writer(task.layout, task.shard, [row.sample_id for row in task.rows], maker.batch_size)
+    writer, done = shard_writer(task.layout, task.shard, [row.sample_id for row in task.rows])
     rest = replace(task, rows=task.rows[len(done) :], start=len(done))
     yield from write_shard(rest, make_batches(rest, maker, encoders, job, writer.store), writer, done)
 
@@ -84,7 +84,8 @@ class Site:
         self.inside: dict[int, int] = {}  # finished images of unfinished shards
 
     def order(self, shard: int) -> ShardTask:
-        return ShardTask(shard, tuple(self.plan.shard_rows(shard)), self.ledger.layout, self.plan.generator)
+        rows = tuple(self.plan.shard_rows(shard))
+        return ShardTask(shard, rows, self.ledger.layout, self.plan.generator, self.plan.hash)
 
     def said(self, shard: int, value: Progress | MadeShard) -> int:
         """Returns how many images of the shard are finished."""

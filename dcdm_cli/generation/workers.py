@@ -6,14 +6,17 @@ and the boss writes. The boss alone publishes, so that a shard that was made twi
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from dcdm_cli.crew.boss import Crew
+from dcdm_cli.crew.messages import unshared
 from dcdm_cli.data.shard_files import Layout, ShardWriter
+from dcdm_cli.errors import DcdmError
 from dcdm_cli.generation.ledger import Ledger, shard_writer
-from dcdm_cli.generation.plan_file import AnyPlan
+from dcdm_cli.generation.plan_file import AnyPlan, PlanFile
 from dcdm_cli.generation.shards import (
     Batch,
     Encoders,
@@ -26,6 +29,8 @@ from dcdm_cli.generation.shards import (
 )  # fmt: skip
 from dcdm_cli.generation.site import Generated, Site, check_generator, make_shard
 from dcdm_cli.job import Job
+
+SHARE = "put the run folder on a disk that all machines share, or send the images: --results driver"
 
 
 @dataclass(frozen=True)
@@ -45,12 +50,16 @@ class ShardWorker:
         self.maker, self.deliver, self.encoders = maker, deliver, Encoders()
         self.job = Job(stop_signal=lambda: "the boss" if should_stop() else None)
         self.hello: tuple[Facts, int] = (maker.facts, maker.batch_size)
+        self.sees = ""  # the plan whose folder this machine is known to share
 
     def run(self, task: ShardTask) -> Iterator[Progress | MadeShard | Batch]:
         if self.deliver:
             check_generator(task.generator, self.maker.facts)
             yield from make_batches(task, self.maker, self.encoders, self.job, _keep_nothing)
         else:
+            if self.sees != task.plan:
+                check_folder(task)
+                self.sees = task.plan
             yield from make_shard(task, self.maker, self.encoders, self.job)
 
 
@@ -61,7 +70,7 @@ def run_crew(
     facts, batch = crew.first_hello()
     check_generator(plan.generator, facts)
     ledger = Ledger.open(plan, layout, batch, verify=verify)
-    site = ReceivingSite(plan, ledger, job, batch) if deliver else Site(plan, ledger, job)
+    site = ReceivingSite(plan, ledger, job) if deliver else Site(plan, ledger, job)
     try:
         crew.work(
             [Shard(number) for number in ledger.unfinished()],
@@ -78,9 +87,8 @@ def run_crew(
 class ReceivingSite(Site):
     """Writes the images that workers deliver."""
 
-    def __init__(self, plan: AnyPlan, ledger: Ledger, job: Job, batch: int) -> None:
+    def __init__(self, plan: AnyPlan, ledger: Ledger, job: Job) -> None:
         super().__init__(plan, ledger, job)
-        self.batch = batch
         self.open: dict[int, tuple[ShardTask, ShardWriter, list[dict[str, Any]]]] = {}
 
     def order(self, shard: int) -> ShardTask:
@@ -89,7 +97,7 @@ class ReceivingSite(Site):
             self.open.pop(shard)[1].abandon()
         task = super().order(shard)
         ids = [row.sample_id for row in task.rows]
-        writer, done = shard_writer(self.ledger.layout, shard, ids, self.batch)
+        writer, done = shard_writer(self.ledger.layout, shard, ids)
         task = replace(task, rows=task.rows[len(done) :], start=len(done))
         self.open[shard] = (task, writer, done)
         if not task.rows:  # all there, but killed before it was recorded: nothing will be delivered
@@ -109,13 +117,26 @@ class ReceivingSite(Site):
         for entry, content in zip(batch.entries, batch.contents, strict=True):
             if content is not None:
                 writer.store(entry, content)
-        writer.add(batch.entries, batch.contents)
-        entries.extend(batch.entries)
+        entries.extend(writer.add(batch.entries, batch.contents))
         finished = super().said(shard, Progress(shard, len(entries), len(batch.entries)))
         if finished == task.start + len(task.rows):
             del self.open[shard]
             super().said(shard, MadeShard(shard, entries, writer.finish()))
         return finished
+
+
+def check_folder(task: ShardTask, patience_s: float = 10.0) -> None:
+    """Raises NotFoundError when this machine does not see the boss's folder; network disks may take some seconds."""
+    folder, deadline = task.layout.folder, time.monotonic() + patience_s
+    while True:
+        try:
+            if PlanFile(folder / "plan.parquet").hash == task.plan:
+                return
+        except DcdmError:
+            pass  # not there, or an older run's
+        if time.monotonic() > deadline:
+            raise unshared(folder, SHARE)
+        time.sleep(0.5)
 
 
 def _keep_nothing(entry: dict[str, Any], content: bytes) -> None:

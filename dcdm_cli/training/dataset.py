@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dcdm_cli.data.archives import file_stamp
 from dcdm_cli.errors import NotFoundError
 from dcdm_cli.files import atomic_path, hash_json
 from dcdm_cli.job import Progress
@@ -122,10 +123,9 @@ def encode_captions(base: BaseModel, captions: Sequence[str], progress: Progress
 def _stamp(path: Path) -> tuple[str, int, int]:
     """Raises NotFoundError."""
     try:
-        status = path.stat()
+        return file_stamp(path)
     except OSError as error:
         raise NotFoundError(f"{path}: {error.strerror}", "the images have changed: dcdm score", file=path) from error
-    return str(path), status.st_size, status.st_mtime_ns
 
 
 def _epoch_rows(images: Tensor, settings: DrawSettings, step: int) -> Tensor:

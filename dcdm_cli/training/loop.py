@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from dcdm_cli.training.objective import denoising_loss, min_snr_weights
 
 log = logging.getLogger(__name__)
 MAX_BAD_STEPS = 20
+STOP_SIGNALS = (None, "SIGINT", "SIGTERM")  # as numbers, to be compared across processes
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,11 @@ def finetune(
     while trainer.step < config.steps:
         trainer.train_step()
         trainer.report()
-        stopping = job.stop_signal() is not None  # asked once: a signal between save and stop would lose the save
-        if trainer.step % config.checkpoint_every == 0 or trainer.step == config.steps or stopping:
+        stop = trainer.asked_to_stop()  # once a step: a signal between save and stop would lose the save
+        if trainer.step % config.checkpoint_every == 0 or trainer.step == config.steps or stop:
             trainer.save()
-        if stopping:
-            job.stop_if_asked(f"checkpoint at step {trainer.step} of {config.steps}")
+        if stop:
+            _stop(job, stop, f"checkpoint at step {trainer.step} of {config.steps}")
     return trainer.finish()
 
 
@@ -103,14 +104,14 @@ class Trainer:
         self.network, self.optimizer = self.accelerator.prepare(network, self.optimizer)
         self.parameters = parameters
         self.ema = EMAModel(parameters, decay=config.ema_decay)
-        self.settings = _settings_hash(config, data, base)
+        world = self.accelerator.num_processes
+        self.settings = _settings_hash(config, data, base, world)
         self.step, self.skipped, self.bad_in_a_row = 0, 0, 0
         self.losses: list[tuple[int, float]] = []
         self._window: list[float] = []
-        world = self.accelerator.num_processes
         self.draws = DrawSettings(
             seed=config.seed,
-            batch=config.batch_size * config.gradient_accumulation * world,
+            batch=global_batch(config, world),
             timesteps=self.schedule.config["num_train_timesteps"],
             text_dropout=config.text_dropout,
             difficulty_dropout=config.difficulty_dropout,
@@ -130,6 +131,16 @@ class Trainer:
         self._apply(total)
         self.step += 1
 
+    def asked_to_stop(self) -> str | None:
+        """The signal that asked this process or another one of the group: all stop after the same step."""
+        name = self.job.stop_signal()
+        if self.accelerator.num_processes == 1:
+            return name
+        own = torch.tensor([STOP_SIGNALS.index(name) if name in STOP_SIGNALS else bool(name)])
+        asked = self.accelerator.gather(own.to(self.accelerator.device))
+        assert isinstance(asked, Tensor)
+        return STOP_SIGNALS[int(asked.max())]
+
     def report(self) -> None:
         self.job.progress("fine-tuning", self.step, self.config.steps)
         if self._window and (self.step % max(1, self.config.steps // 50) == 0 or self.step == self.config.steps):
@@ -137,8 +148,12 @@ class Trainer:
             self._window.clear()
 
     def save(self) -> None:
-        if not self.accelerator.is_main_process:
-            return
+        """The main process writes; the others wait, so that none of them ends the group too early."""
+        if self.accelerator.is_main_process:
+            self._save()
+        self.accelerator.wait_for_everyone()
+
+    def _save(self) -> None:
         tensors = {f"model.{n}": p for n, p in zip(self.names, self.parameters, strict=True)}
         tensors |= {f"ema.{n}": p for n, p in zip(self.names, self.ema.shadow_params, strict=True)}
         state = {
@@ -160,6 +175,7 @@ class Trainer:
 
     def resume(self) -> None:
         found = load_checkpoint(self.checkpoints, self.settings)
+        self.accelerator.wait_for_everyone()  # before the main process deletes or adds one
         if found is None:
             return
         tensors, state = found
@@ -180,6 +196,9 @@ class Trainer:
     def finish(self) -> Trained:
         self.ema.copy_to(self.parameters)
         network = self.accelerator.unwrap_model(self.network)
+        if self.accelerator.num_processes > 1:
+            self.accelerator.wait_for_everyone()
+            torch.distributed.destroy_process_group()  # what follows is the main process's alone
         return Trained(network.eval(), self.losses, self.skipped)
 
     def _loss(self, draws: Draws, rows: slice) -> Tensor:
@@ -228,6 +247,11 @@ class Trainer:
             )
 
 
+def _stop(job: Job, name: str, saved: str) -> None:
+    """Raises InterruptedRunError for a signal that this process or another one was sent."""
+    replace(job, stop_signal=lambda: name).stop_if_asked(saved)
+
+
 def _accelerator(config: FinetuneConfig, job: Job) -> Accelerator:
     precision = "no" if config.precision == "fp32" else config.precision
     if precision == "fp16" and job.device == "cpu":
@@ -249,8 +273,15 @@ def _groups(network: ConditionedUNet, config: FinetuneConfig) -> list[dict[str, 
     return groups
 
 
-def _settings_hash(config: FinetuneConfig, data: TrainingSet, base: BaseModel) -> str:
-    """What a checkpoint must agree on to be continued; how often to save is not part of it."""
-    ours = config.model_dump(mode="json", exclude={"checkpoint_every", "keep_checkpoints", "gradient_checkpointing"})
+def global_batch(config: FinetuneConfig, processes: int) -> int:
+    """Images per optimiser step, over all processes."""
+    return config.batch_size * config.gradient_accumulation * processes
+
+
+def _settings_hash(config: FinetuneConfig, data: TrainingSet, base: BaseModel, processes: int) -> str:
+    """What a checkpoint must agree on to be continued. How often to save is not part of it, nor how the global batch is
+    shared out: a run may go on with another number of processes."""
+    free = {"checkpoint_every", "keep_checkpoints", "gradient_checkpointing", "batch_size", "gradient_accumulation"}
+    ours = config.model_dump(mode="json", exclude=free) | {"global_batch": global_batch(config, processes)}
     rows = [data.label.tolist(), data.difficulty.tolist(), data.caption.tolist()]
     return hash_json([ours, rows, base.fingerprint])

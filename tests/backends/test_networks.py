@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +19,8 @@ from dcdm_cli.errors import CapabilityError
 
 from .toys import toy_denoiser, toy_inputs, toy_prediction
 
+ROOT = Path(__file__).parents[2]
+CHILD = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "export")])}
 Build = Callable[[Path, Any, Streams], Any]
 
 
@@ -102,3 +106,27 @@ def test_onnxruntime_on_a_gpu_reads_and_writes_torchs_memory(calls: int, tmp_pat
     for images in (1, 5):
         inputs = tuple(tensor.cuda() for tensor in toy_inputs(images * calls))
         assert torch.allclose(network(*inputs), toy_prediction(*inputs), atol=1e-4, rtol=1e-5)
+
+
+SIGNALLED = """
+import gc, signal, sys
+from pathlib import Path
+from dcdm_cli.backends.cpu_streams import Streams
+from dcdm_cli.backends.ov_backend import OvNetwork
+from tests.backends.toys import toy_denoiser
+
+folder = Path(sys.argv[1])
+networks = [OvNetwork(folder, toy_denoiser(folder), Streams(1, 1, 4, 1), 4) for _ in range(2)]
+while networks:
+    del networks[0]
+    gc.collect()
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+signal.raise_signal(signal.SIGTERM)
+"""
+
+
+def test_a_signal_after_two_openvino_networks_are_gone_is_handled(tmp_path: Path) -> None:
+    """Each OpenVINO core brings a signal stack and puts the last one back, whether that still exists or not."""
+    pytest.importorskip("openvino")
+    done = subprocess.run([sys.executable, "-c", SIGNALLED, tmp_path], capture_output=True, text=True, env=CHILD)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr

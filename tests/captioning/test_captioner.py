@@ -78,7 +78,10 @@ def save_llava(folder: Path) -> None:
     text = {**SMALL, **IDS, "model_type": "llama", "vocab_size": len(WORDS), "num_key_value_heads": 2}
     vision = {**VISION, "model_type": "clip_vision_model"}
     config = LlavaConfig(text_config=text, vision_config=vision, image_token_index=4, vision_feature_layer=-1)
-    LlavaForConditionalGeneration(config).save_pretrained(folder)
+    model = LlavaForConditionalGeneration(config)
+    assert model.generation_config is not None
+    model.generation_config.suppress_tokens = list(range(WORDS.index("a")))  # whatever its weights, it says words
+    model.save_pretrained(folder)
     images = CLIPImageProcessorPil(size=SIZE, crop_size=SIZE)
     LlavaProcessor(
         images,

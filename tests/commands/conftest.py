@@ -31,7 +31,11 @@ Open = Callable[..., Context]
 
 @pytest.fixture
 def run(adapter: Path, tmp_path: Path) -> RunFolder:
-    folder = RunFolder(tmp_path / "run")
+    return make_run(tmp_path / "run", adapter)
+
+
+def make_run(path: Path, adapter: Path) -> RunFolder:
+    folder = RunFolder(path)
     folder.create()
     shutil.copytree(adapter, folder.adapter)
     labels = np.repeat(np.arange(len(NAMES)), REAL)

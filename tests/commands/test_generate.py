@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from dcdm_cli.commands import generate
 from dcdm_cli.commands.generate import run_generate, show_price
 from dcdm_cli.commands.planning import Wishes
-from dcdm_cli.commands.spread import crew_devices
+from dcdm_cli.commands.spread import settle_spread
 from dcdm_cli.errors import CapabilityError, MismatchError, NotFoundError, UsageError
 from dcdm_cli.generation import pricing
 from dcdm_cli.generation.plan_file import PlanFile
@@ -107,9 +109,12 @@ def test_tables_of_counts_and_difficulties(context: Open, run: RunFolder, tmp_pa
 
 @pytest.mark.slow
 def test_a_worker_process_makes_the_same_bytes(context: Open, run: RunFolder, tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # on a CPU, sums of other lengths are other sums
     run_generate(context())
+    torch.set_num_threads(threads)
     run.generated.rename(tmp_path / "one")
-    record = run_generate(context(scale__devices=("1",)), verify=True)
+    record = run_generate(context(scale__devices=("1",), threads=1), verify=True)
     assert record.device == "cpu" and record.results["made_now"] == 20
     assert contents(run.generated) == contents(tmp_path / "one")
     assert run_generate(context()).started == record.started  # how it was made makes nothing stale
@@ -130,7 +135,7 @@ def test_formats(context: Open, run: RunFolder, format: str) -> None:
     ("devices", "found"), [((), []), (("2",), ["cpu", "cpu"]), (("all",), ["cpu"]), (("cpu", "cpu"), ["cpu", "cpu"])]
 )
 def test_devices(context: Open, devices: tuple[str, ...], found: list[str]) -> None:
-    assert crew_devices(context(scale__devices=devices)) == found
+    assert settle_spread(context(scale__devices=devices)).devices == found
 
 
 @pytest.mark.parametrize(
@@ -144,7 +149,23 @@ def test_devices(context: Open, devices: tuple[str, ...], found: list[str]) -> N
 )
 def test_devices_that_are_not_there(context: Open, devices: tuple[str, ...], error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
-        crew_devices(context(scale__devices=devices))
+        settle_spread(context(scale__devices=devices))
+
+
+def test_ray_that_is_not_there(context: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="--address names a Ray cluster"):
+        settle_spread(context(scale__address="127.0.0.1:1"))
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(CapabilityError, match="which is not installed") as caught:
+        run_generate(context(scale__engine="ray"))
+    assert "pip install 'dcdm-cli[ray]'" in caught.value.hint and caught.value.code == 22
+
+
+def test_a_ray_cluster_that_does_not_answer(context: Open, run: RunFolder) -> None:
+    pytest.importorskip("ray")
+    with pytest.raises(NotFoundError, match=r"no Ray cluster answers at 127\.0\.0\.1:1") as caught:
+        run_generate(context(scale__engine="ray", scale__address="127.0.0.1:1"))
+    assert "ray start --head" in caught.value.hint and not run.generated.exists()
 
 
 def test_names_of_classes_reach_the_plan(context: Open, run: RunFolder) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dcdm_cli.data.sources import assign_splits
+from dcdm_cli.data.splits import assign_splits
 from dcdm_cli.files import hash_bytes
 
 

@@ -24,7 +24,7 @@ from dcdm_export.folder import Order, make_export
 
 from .fakes import CAPTIONS, NAMES, inputs
 
-__all__ = ["CAPTIONS", "NAMES", "adapter", "config", "engine", "inputs", "plan"]
+__all__ = ["CAPTIONS", "NAMES", "adapter", "config", "engine", "inputs", "make_adapter", "plan"]
 
 
 def config(**changes: object) -> GenerateConfig:
@@ -38,7 +38,11 @@ def plan(counts: Sequence[int] = (3, 2, 2), generator: str = "g", seed: int = 0)
 
 @pytest.fixture(scope="session")
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("adapter")
+    return make_adapter(tmp_path_factory.mktemp("adapter"))
+
+
+def make_adapter(folder: Path) -> Path:
+    """An untrained adapter of the embedded base."""
     base = load_base(str(TINY_BASE))
     torch.manual_seed(0)
     add_lora(base.unet, 2, 2, ["to_q", "to_v"])

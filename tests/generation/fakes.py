@@ -5,6 +5,7 @@ Imports no torch, so that worker processes start at once.
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -60,6 +61,9 @@ class FakeMaker:
 def open_fake(
     device: str, should_stop: Callable[[], bool], *, deliver: bool = False, seconds: float = 0
 ) -> ShardWorker:
+    """On the device "full" no file may become larger than 2 kB, which is what a full disk looks like."""
+    if device == "full":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
     return ShardWorker(FakeMaker(seconds=seconds, measure=fake_measure), should_stop, deliver=deliver)
 
 

@@ -19,7 +19,7 @@ import webdataset
 from PIL import Image
 
 from dcdm_cli.data import shard_files
-from dcdm_cli.data.manifest import read_manifest
+from dcdm_cli.data.images import decode_image
 from dcdm_cli.data.shard_files import Layout
 from dcdm_cli.errors import InterruptedRunError, MismatchError, StorageError
 from dcdm_cli.generation import shards
@@ -127,15 +127,17 @@ def test_a_stop_keeps_the_images_of_an_unfinished_folder_shard(tmp_path: Path) -
 def test_the_journal_keeps_whole_batches_of_what_is_there(tmp_path: Path) -> None:
     file, ids = tmp_path / "shards" / "00000.journal", [str(i) for i in range(6)]
     (tmp_path / "a.png").write_bytes(b"x")
-    journal = Journal(file, ids, 2)
+    journal = Journal(file, ids)
     entry = {"path": "a.png", "sha256": "", "bytes": 1}
-    journal.append([{"sample_id": i} | entry for i in ids[:3]] + [{"sample_id": "3", "path": None, "sha256": None}])
+    journal.append([{"sample_id": i} | entry for i in ids[:2]])
+    journal.append([{"sample_id": "2", "path": None, "sha256": None}, {"sample_id": "3"} | entry])
     journal.append([{"sample_id": "4"} | entry, {"sample_id": "5"} | entry | {"path": "gone.png"}])
     whole = file.read_bytes()
-    assert [e["sample_id"] for e in Journal(file, ids, 2).entries] == ["0", "1", "2", "3"]
+    assert [e["sample_id"] for e in Journal(file, ids).entries] == ["0", "1", "2", "3"]
     file.write_bytes(whole[: whole.index(b'"3"') + 9])  # torn in the fourth line
-    assert [e["sample_id"] for e in Journal(file, ids, 2).entries] == ["0", "1"]
+    assert [e["sample_id"] for e in Journal(file, ids).entries] == ["0", "1"]
     assert file.read_bytes().count(b"\n") == 2
+    assert Journal(file, ["another", *ids]).entries == []
 
 
 def test_the_renderer_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,10 +324,16 @@ def test_tar_members_have_no_times_and_no_owners(tmp_path: Path) -> None:
     assert keys == [key for key in PLAN.table["sample_id"].to_pylist()[:8] for _ in range(3)]
 
 
-def test_the_manifest_names_the_member_of_an_archive(tmp_path: Path) -> None:
-    run(tmp_path, "webdataset")
-    first = read_manifest(tmp_path / "samples.parquet").rows()[0]
-    assert first["path"] == f"data/train-00000.tar#{first['sample_id']}.png"
+def test_images_are_read_where_they_are_in_a_tar(tmp_path: Path) -> None:
+    manifest = run(tmp_path, "webdataset").manifest
+    first = manifest.rows()[0]
+    assert first["path"] == f"data/train-00000.tar#512+{len(encode_image(first))}/{first['sample_id']}.png"
+    for path, sample_id in zip(manifest.paths(), manifest.column("sample_id"), strict=True):
+        assert (np.asarray(decode_image(path)) == expected_image(sample_id)).all()
+
+
+def encode_image(row: dict) -> bytes:
+    return shards.encode_image(Image.fromarray(expected_image(row["sample_id"])), "x.png")
 
 
 def test_jpeg_is_as_pillow_writes_it(tmp_path: Path) -> None:

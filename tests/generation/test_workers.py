@@ -15,7 +15,7 @@ import pytest
 from dcdm_cli.crew.boss import Crew
 from dcdm_cli.crew.local import LocalTransport
 from dcdm_cli.data.shard_files import Layout
-from dcdm_cli.errors import InterruptedRunError, MismatchError
+from dcdm_cli.errors import InterruptedRunError, MismatchError, StorageError
 from dcdm_cli.generation.plan import Plan
 from dcdm_cli.generation.site import Generated, run_shards
 from dcdm_cli.generation.workers import run_crew
@@ -27,40 +27,30 @@ PLAN = fake_plan(120, shard_size=16)
 
 
 class Killer:
-    """Kills a random worker every now and then, `kills` times in all."""
+    """Kills a random worker at random points of a run, `kills` times in all."""
 
-    def __init__(self, transport: LocalTransport, kills: int, pause_s: tuple[float, float]) -> None:
-        self.transport, self.left, self.pause_s, self.over = transport, kills, pause_s, threading.Event()
-        self.thread = threading.Thread(target=self._run)
+    def __init__(self, transport: LocalTransport, kills: int, images: int) -> None:
+        self.transport, self.rng = transport, random.Random(0)
+        self.at = sorted(self.rng.sample(range(1, images * 9 // 10), kills))
 
-    def __enter__(self) -> Killer:
-        self.thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.over.set()
-        self.thread.join()
-
-    def _run(self) -> None:
-        rng = random.Random(0)
-        while self.left and not self.over.wait(rng.uniform(*self.pause_s)):
-            alive = [p for p in self.transport.processes if p.pid and p.is_alive()]
-            if alive:
-                os.kill(rng.choice(alive).pid, signal.SIGKILL)  # type: ignore[arg-type]
-                self.left -= 1
+    def progress(self, what: str, done: int, total: int) -> None:
+        alive = [process for process in self.transport.processes if process.pid and process.is_alive()]
+        if self.at and done >= self.at[0] and alive:
+            self.at.pop(0)
+            os.kill(self.rng.choice(alive).pid or 0, signal.SIGKILL)
 
 
 def crewed(
     folder: Path, plan: Plan = PLAN, format: str = "folder", *, deliver: bool = False, seconds: float = 0.0,
-    kills: int = 0, job: Job | None = None,
+    kills: int = 0, job: Job | None = None, devices: tuple[str, ...] = ("cpu", "cpu"),
 ) -> Generated:  # fmt: skip
-    layout, job = Layout(folder, format, "png", NAMES, plan.shards), job or Job()
-    transport = LocalTransport(partial(open_fake, deliver=deliver, seconds=seconds), ["cpu", "cpu"], threads=1)
+    layout = Layout(folder, format, "png", NAMES, plan.shards)
+    transport = LocalTransport(partial(open_fake, deliver=deliver, seconds=seconds), devices, threads=1)
+    killer = Killer(transport, kills, len(plan))
+    job = job or Job(progress=killer.progress)
     with Crew(transport, job) as crew:
-        crew.first_hello()
-        with Killer(transport, kills, (0.2, 0.5)) as killer:
-            made = run_crew(plan, crew, layout, job, deliver=deliver)
-            assert killer.left == 0, "the run was over before all kills"
+        made = run_crew(plan, crew, layout, job, deliver=deliver)
+    assert not killer.at
     return made
 
 
@@ -85,7 +75,7 @@ def test_a_crew_makes_what_one_process_makes(tmp_path: Path, format: str, delive
 def test_killed_workers_change_nothing(tmp_path: Path, format: str, deliver: bool) -> None:
     """The same with 20 kills in 2,000 images is part of benchmarks/bench_scaling.py."""
     plan = fake_plan(300, shard_size=20)
-    made = crewed(tmp_path / "killed", plan, format, deliver=deliver, seconds=0.008, kills=4)
+    made = crewed(tmp_path / "killed", plan, format, deliver=deliver, seconds=0.003, kills=4)
     assert (made.images, made.failed) == (300, 0) and made.made >= 300
     alone(tmp_path / "alone", plan, format)
     assert contents(tmp_path / "killed") == contents(tmp_path / "alone")
@@ -106,6 +96,25 @@ def test_a_stopped_crew_goes_on_where_it_was(tmp_path: Path, deliver: bool) -> N
     assert crewed(tmp_path / "stopped", deliver=deliver).made == 120 - kept
     alone(tmp_path / "alone")
     assert contents(tmp_path / "stopped") == contents(tmp_path / "alone")
+
+
+@pytest.mark.parametrize("format", ["folder", "webdataset"])
+def test_a_full_disk_on_one_worker_is_named_and_finished_shards_stay(tmp_path: Path, format: str) -> None:
+    place, told = Layout(tmp_path / "full", format, "png", NAMES, PLAN.shards), []
+    stopping = Job(
+        progress=lambda what, done, total: told.append(done),
+        stop_signal=lambda: "SIGINT" if told and told[-1] >= 40 else None,
+    )
+    with pytest.raises(InterruptedRunError):
+        run_shards(PLAN, FakeMaker(measure=fake_measure), place, stopping)
+    finished = {path: path.read_bytes() for path in place.folder.glob("shards/0*.json")}
+    with pytest.raises(StorageError, match=r"cannot write .*File too large") as caught:
+        crewed(place.folder, format=format, seconds=0.01, devices=("cpu", "full"))
+    assert "finished work is kept" in caught.value.hint and len(finished) >= 2
+    assert all(path.read_bytes() == content for path, content in finished.items())
+    made = crewed(place.folder, format=format)
+    alone(tmp_path / "alone", format=format)
+    assert made.made <= 120 - 32 and contents(place.folder) == contents(tmp_path / "alone")
 
 
 def test_a_crew_with_another_model_is_refused(tmp_path: Path) -> None:

@@ -97,6 +97,14 @@ def test_accumulated_gradients_equal_one_large_batch(train: Train, tmp_path: Pat
     assert max((large[name] - small[name]).abs().max().item() for name in large) < 1e-3
 
 
+def test_the_same_global_batch_goes_on_however_it_is_shared_out(train: Train) -> None:
+    with pytest.raises(InterruptedRunError):
+        train(settings(batch_size=4), stop_after(3))
+    assert train(settings(batch_size=2, gradient_accumulation=2)).losses
+    with pytest.raises(MismatchError, match="other settings or data"):
+        train(settings(batch_size=8))
+
+
 def test_gradient_checkpointing_changes_memory_not_weights(train: Train, tmp_path: Path) -> None:
     plain = weights(train())
     shutil.rmtree(tmp_path / "checkpoints")

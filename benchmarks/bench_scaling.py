@@ -1,0 +1,383 @@
+"""Generation at scale: what the plan, the shards and the ledger cost, and what becomes of killed workers.
+
+    python benchmarks/bench_scaling.py [--quick] [--only PART,...]
+
+Images come from a fake denoiser, whose pictures of 8 x 8 pixels follow from the row's seed, except where it says "tiny
+base". Every part runs in a process of its own, so that peak memory is that part's. About 8 minutes on 2 cores. Writes
+results/bench_scaling.json (not with --quick or --only) and ends with one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "export"), str(ROOT / "benchmarks")]
+
+SHARD = 1024
+FORMATS = ("folder", "parquet", "webdataset")
+HUNDRED_MILLION = 100_000_000
+LISTED = 1000  # names that one listing call of an object store returns
+RENDER_S = 0.005  # what the fake of the crews waits per image
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="everything much smaller, to see that it runs")
+    parser.add_argument("--only", help=f"comma-separated: {', '.join(STEPS)}")
+    parser.add_argument("--part", help=argparse.SUPPRESS)
+    parser.add_argument("--words", nargs="*", default=[], help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.part:
+        with tempfile.TemporaryDirectory(prefix="bench-", dir=os.environ.get("BENCH_DIR")) as folder:
+            print(json.dumps(PARTS[options.part](Path(folder), *options.words)))
+        return
+    chosen = options.only.split(",") if options.only else list(STEPS)
+    started = time.monotonic()
+    results = {name: STEPS[name](options.quick) for name in chosen}
+    report(results, round(time.monotonic() - started, 1), whole=not (options.quick or options.only))
+
+
+def report(results: dict[str, Any], wall_s: float, *, whole: bool) -> None:
+    from record import provenance, write_result
+
+    document = {**provenance("python benchmarks/bench_scaling.py"), "wall_seconds": wall_s, "results": results}
+    if set(results) >= set(STEPS):
+        from scaling_tables import estimate, sentences, tables
+
+        results["estimate"] = estimate(results, HUNDRED_MILLION, SHARD, LISTED)
+        document = {"title": "Scale", "sentences": sentences(results), "tables": tables(results), **document}
+    if whole:
+        write_result("bench_scaling", document)
+    print(json.dumps(document))
+
+
+def part(name: str, *words: object) -> dict[str, Any]:
+    """One measurement in a fresh process."""
+    command = [sys.executable, __file__, "--part", name, "--words", *map(str, words)]
+    print(f"{name} {' '.join(map(str, words))} ...", end=" ", flush=True, file=sys.stderr)
+    made = subprocess.run(command, stdout=subprocess.PIPE, check=True, cwd=ROOT)
+    result = json.loads(made.stdout.splitlines()[-1])
+    print(result, file=sys.stderr)
+    return result
+
+
+def timed(work: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    work()
+    return round(time.perf_counter() - started, 4)
+
+
+def peak_mib() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def now_mib() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() // 2**20
+
+
+# Planning
+
+
+def plan_rows(folder: Path, rows: str) -> dict[str, Any]:
+    """1,000 classes with 1,000 captions each, a calibration curve per class."""
+    import numpy as np
+
+    from dcdm_cli.difficulty.calibration import Calibration
+    from dcdm_cli.generation.plan import PlanInputs, make_plan
+    from dcdm_cli.generation.plan_file import PlanFile, write_plan
+    from dcdm_cli.generation.targets import parse_target
+
+    classes, count = 1000, int(rows)
+    grid = tuple(np.linspace(0, 1, 9).tolist())
+    curves = tuple(tuple(g * (0.5 + c / 2 / classes) for g in grid) for c in range(classes))
+    inputs = PlanInputs(
+        tuple(f"class {c}" for c in range(classes)),
+        [[f"a photo of a class {c}, seen for the {i}th time" for i in range(1000)] for c in range(classes)],
+        np.linspace(0, 1, 1000, dtype=np.float32),
+        0.8,
+        Calibration(grid, grid, grid, grid, curves, 1000, {}),
+    )
+    counts = np.full(classes, count // classes)
+    counts[: count % classes] += 1
+    before, started = now_mib(), time.perf_counter()
+    plan = make_plan(inputs, counts, parse_target("normal:0.5,0.1"), 0, "bench", shard_size=SHARD)
+    write_plan(plan, folder / "plan.parquet")
+    seconds = time.perf_counter() - started
+    peak, file = peak_mib(), PlanFile(folder / "plan.parquet")
+    return {
+        "rows": len(plan),
+        "plan_and_write_s": round(seconds, 3),
+        "us_per_row": round(seconds / len(plan) * 1e6, 3),
+        "verify_s": timed(file.verify),
+        "read_one_shard_s": timed(lambda: file.shard_rows(0)),
+        "file_bytes": (folder / "plan.parquet").stat().st_size,
+        "peak_mib": peak,
+        "before_mib": before,
+    }
+
+
+# Runs of the fake
+
+
+def run_fake(folder: Path, images: str, format: str) -> dict[str, Any]:
+    """A whole run, then the same run again, which finds everything finished."""
+    from tests.generation.fakes import FakeMaker
+
+    plan, place = fake_run(folder, int(images), format)
+    started, memory = time.perf_counter(), []
+    watch = Watch(memory)
+    run(plan, place, FakeMaker(batch_size=64), watch.job)
+    seconds = time.perf_counter() - started
+    peak = peak_mib()
+    again = timed(lambda: run(plan, place, FakeMaker(batch_size=64)))
+    return {
+        "images": len(plan),
+        "format": format,
+        "seconds": round(seconds, 3),
+        "startup_s": round(watch.first_s - started, 4),
+        "ms_per_image": round(seconds / len(plan) * 1e3, 4),
+        "resume_finished_s": again,
+        "peak_mib": peak,
+        "memory_after_a_tenth_mib": memory[len(memory) // 10],
+        "memory_at_the_end_mib": memory[-1],
+        "shards": plan.shards,
+        "record_bytes": total_bytes(place.folder / "shards", "*.json"),
+        "row_bytes": total_bytes(place.folder / "shards", "*.parquet"),
+    }
+
+
+def total_bytes(folder: Path, pattern: str) -> int:
+    return sum(file.stat().st_size for file in folder.glob(pattern))
+
+
+class Watch:
+    """Notes memory as images are finished."""
+
+    def __init__(self, memory: list[int]) -> None:
+        from dcdm_cli.job import Job
+
+        self.first_s, self.memory = 0.0, memory
+        self.job = Job(progress=self._tell)
+
+    def _tell(self, what: str, done: int, total: int) -> None:
+        self.first_s = self.first_s or time.perf_counter()
+        self.memory.append(now_mib())
+
+
+def fake_run(folder: Path, images: int, format: str, shard: int = SHARD) -> tuple[Any, Any]:
+    from dcdm_cli.data.shard_files import Layout
+    from tests.generation.fakes import NAMES, fake_plan
+
+    plan = fake_plan(images, shard)
+    return plan, Layout(folder / format, format, "png", NAMES, plan.shards)
+
+
+def run(plan: Any, place: Any, maker: Any, job: Any = None) -> Any:
+    from dcdm_cli.generation.site import run_shards
+    from dcdm_cli.job import Job
+
+    return run_shards(plan, maker, place, job or Job())
+
+
+# Workers
+
+
+def workers(folder: Path, count: str, images: str, kills: str) -> dict[str, Any]:
+    """The fake waits for every image, as a process waits for its GPU: what is measured is the handing out."""
+    from dcdm_cli.crew.boss import Crew
+    from dcdm_cli.generation.workers import run_crew
+    from dcdm_cli.job import Job
+    from tests.generation.fakes import FakeMaker, contents, fake_measure
+    from tests.generation.test_workers import Killer
+
+    plan, place = fake_run(folder, int(images), "folder", shard=50)
+    transport = local_workers(int(count))
+    killer = Killer(transport, int(kills), int(images))
+    with Crew(transport, Job(progress=killer.progress)) as crew:
+        while len(crew.hellos) < int(count):
+            for message in transport.hear(0.1):
+                crew._hear_idle(message)
+        started = time.perf_counter()
+        made = run_crew(plan, crew, place, crew.job)
+        seconds = time.perf_counter() - started
+    result = {"workers": int(count), "images": made.images, "seconds": round(seconds, 3)}
+    result |= {"kills": int(kills) - len(killer.at), "rendered": made.made}
+    result["images_per_s"] = round(made.images / seconds, 1)
+    if int(kills):
+        _, alone = fake_run(folder / "alone", int(images), "folder", shard=50)
+        run(plan, alone, FakeMaker(measure=fake_measure))
+        result["same_rows_and_bytes"] = contents(place.folder) == contents(alone.folder)
+    return result
+
+
+def local_workers(count: int) -> Any:
+    from dcdm_cli.crew.local import LocalTransport
+    from tests.generation.fakes import open_fake
+
+    return LocalTransport(partial(open_fake, seconds=RENDER_S), ["cpu"] * count, threads=1)
+
+
+# The tiny base
+
+
+def overhead(folder: Path, images: str, rounds: str) -> dict[str, Any]:
+    """Seconds of rendering and writing files, and of a run with plan, shards, journal and ledger, in turns."""
+    import numpy as np
+    import torch
+
+    from dcdm_cli.config import GenerateConfig
+    from dcdm_cli.generation.bulk import EngineMaker
+    from dcdm_cli.generation.engine import open_engine
+    from dcdm_cli.generation.plan import make_plan
+    from dcdm_cli.generation.targets import parse_target
+    from dcdm_cli.job import Job
+    from dcdm_cli.presets import PRESETS
+    from tests.generation.conftest import make_adapter
+    from tests.generation.fakes import inputs
+
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0))))
+    config = GenerateConfig.model_validate({**PRESETS["digits"]["generate"], "attempts": 1, "backend": "torch"})
+    engine = open_engine(make_adapter(folder / "adapter"), config, "cpu")
+    maker, counts = EngineMaker(engine), np.full(3, int(images) // 3)
+
+    def plan() -> Any:
+        return make_plan(inputs(), counts, parse_target("normal:0.5,0.1"), 0, engine.generator, shard_size=SHARD)
+
+    rows = plan().rows()
+    for _ in maker.render(rows[: config.batch_size], Job()):
+        pass  # warm
+    times: dict[str, list[float]] = {"bare_loop": [], "whole_run": []}
+    for number in range(int(rounds)):
+        times["bare_loop"].append(timed(partial(bare_loop, folder / f"bare-{number}", rows, maker)))
+        times["whole_run"].append(timed(partial(whole_run, folder / f"run-{number}", plan, maker)))
+    ratios = [whole / bare for whole, bare in zip(times["whole_run"], times["bare_loop"], strict=True)]
+    return {
+        "images": len(rows),
+        "batch": config.batch_size,
+        **{f"{name}_s": seconds for name, seconds in times.items()},
+        "overhead_share": round(statistics.median(ratios) - 1, 4),
+    }
+
+
+def bare_loop(folder: Path, rows: Any, maker: Any) -> None:
+    """The same batches, encoder threads and files, and nothing else."""
+    from dcdm_cli.data.shard_files import Layout
+    from dcdm_cli.files import write_bytes
+    from dcdm_cli.generation.shards import Encoders, ShardTask, make_batches
+    from dcdm_cli.job import Job
+
+    layout = Layout(folder, "folder", "png", maker.facts.class_names, 1)
+    with Encoders() as encoders:
+        task = ShardTask(0, tuple(rows), layout, maker.facts.generator)
+        store = lambda entry, content: write_bytes(folder / entry["path"], content, durable=False)  # noqa: E731
+        for _ in make_batches(task, maker, encoders, Job(), store):
+            pass
+
+
+def whole_run(folder: Path, make: Callable[[], Any], maker: Any) -> None:
+    from dcdm_cli.data.shard_files import Layout
+
+    plan = make()
+    run(plan, Layout(folder, "folder", "png", plan.class_names, plan.shards), maker)
+
+
+def prediction(folder: Path, images: str) -> dict[str, Any]:
+    """`dcdm generate --plan`, then `dcdm generate PLAN`, each in a process of its own, with the demo's settings.
+
+    The adapter is not trained, which changes what the images show and not what they cost; nothing is scored.
+    """
+    from tests.commands.conftest import make_run
+    from tests.generation.conftest import make_adapter
+
+    run_folder = make_run(folder / "run", make_adapter(folder / "adapter"))
+    settings = 'preset = "digits"\n[generate]\ncalibrated = false\nattempts = 1\n'
+    run_folder.config_file.write_text(f"{settings}count = {images}\n")
+    env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'export'}"}
+    dcdm = [sys.executable, "-m", "dcdm_cli", "generate", "--run", str(run_folder.path), "--json"]
+    priced = json.loads(subprocess.run([*dcdm, "--plan"], env=env, stdout=subprocess.PIPE, check=True).stdout)
+    wall = timed(lambda: subprocess.run([*dcdm, priced["plan"]], env=env, stdout=subprocess.DEVNULL, check=True))
+    record = json.loads((run_folder.path / "records" / "generate.json").read_text())
+    return {
+        "images": priced["images"],
+        "predicted_s": priced["seconds"],
+        "real_s": record["seconds"],
+        "process_s": wall,
+        "error": round(priced["seconds"] / record["seconds"] - 1, 4),
+        "predicted_disk_bytes": priced["disk_bytes"],
+        "disk_bytes": sum(p.stat().st_size for p in run_folder.generated.rglob("*") if p.is_file()),
+    }
+
+
+PARTS: dict[str, Callable[..., dict[str, Any]]] = {
+    "plan_rows": plan_rows,
+    "run_fake": run_fake,
+    "workers": workers,
+    "overhead": overhead,
+    "prediction": prediction,
+}
+
+
+# What is run
+
+
+def planning(quick: bool) -> list[dict[str, Any]]:
+    return [part("plan_rows", rows // (50 if quick else 1)) for rows in (10_000, 100_000, 1_000_000)]
+
+
+def images(quick: bool) -> list[dict[str, Any]]:
+    return [part("run_fake", count, "webdataset") for count in (100, 1_000, *(() if quick else (10_000, 100_000)))]
+
+
+def formats(quick: bool) -> list[dict[str, Any]]:
+    return [part("run_fake", 1_000 if quick else 10_000, format) for format in FORMATS]
+
+
+def crews(quick: bool) -> list[dict[str, Any]]:
+    return [part("workers", count, 300 if quick else 2_000, 0) for count in (1, 2, 4)]
+
+
+def kills(quick: bool) -> dict[str, Any]:
+    images, count = (300, 3) if quick else (2_000, 20)
+    disturbed, quiet = part("workers", 2, images, count), part("workers", 2, images, 0)
+    return {
+        **disturbed,
+        "undisturbed_s": quiet["seconds"],
+        "seconds_per_kill": round((disturbed["seconds"] - quiet["seconds"]) / max(1, disturbed["kills"]), 3),
+        "rendered_twice": disturbed["rendered"] - disturbed["images"],
+    }
+
+
+def tiny_base(quick: bool) -> dict[str, Any]:
+    return part("overhead", 33 if quick else 321, 1 if quick else 3)
+
+
+def price(quick: bool) -> list[dict[str, Any]]:
+    return [part("prediction", 64 if quick else 800) for _ in range(1 if quick else 2)]
+
+
+STEPS: dict[str, Callable[[bool], Any]] = {
+    "planning": planning,
+    "images": images,
+    "formats": formats,
+    "crews": crews,
+    "kills": kills,
+    "tiny_base": tiny_base,
+    "price": price,
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""Examining what a source lists: every image is decoded once, in chunks that are kept on disk.
+
+A chunk is a Parquet file with the rows of its usable images and, in its metadata, what was left out. A scan that was
+stopped goes on after the last whole chunk. Memory holds one chunk, whatever the size of the source.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from dcdm_cli.data.candidates import Candidate, Listing, Rejection, ScanOptions, clean_name
+from dcdm_cli.data.images import RejectedImage, decode_image, image_format, image_hash
+from dcdm_cli.files import atomic_path, hash_bytes, write_bytes, write_json
+from dcdm_cli.job import Job
+
+CHUNK = 2048  # candidates; what a stopped scan may lose
+ROWS = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("path", pa.string()),
+        ("class_name", pa.string()),
+        ("split", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("difficulty", pa.float32()),
+        ("caption", pa.string()),
+        ("content", pa.string()),  # hash of the decoded image
+    ]
+)
+_FILE_SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}  # elsewhere the format's name in lower case
+_WAVE = 64  # images in flight; bounds memory when a table holds the bytes
+_META = b"dcdm_chunk"
+
+
+@dataclass
+class Examined:
+    """files: one per chunk, in order. candidates: how many were looked at."""
+
+    files: list[Path] = field(default_factory=list)
+    rejected: list[Rejection] = field(default_factory=list)
+    candidates: int = 0
+    usable: int = 0
+
+    def tables(self) -> Iterator[pa.Table]:
+        for file in self.files:
+            yield pq.read_table(file).replace_schema_metadata(None)
+
+
+def examine_all(
+    listing: Listing,
+    lookup: Mapping[str, str] | None,
+    options: ScanOptions,
+    spool: Path,
+    key: str,
+    job: Job,
+) -> Examined:
+    """Looks at every candidate. spool: folder for the chunks; those with another `key` than this one are dropped.
+
+    An empty key: the folder is a temporary one.
+    Stops at the first unusable image with `options.strict`. Raises InterruptedRunError when asked to stop.
+    """
+    examined, end = _earlier(spool, key), spool / "end.json"
+    if end.is_file():
+        listing.notes.update(json.loads(end.read_text("utf-8")))
+        return examined
+    candidates = iter(listing.candidates)
+    for _ in islice(candidates, examined.candidates):
+        pass  # listed again, which is cheap, and not looked at again
+    while not (options.strict and examined.rejected):
+        report = _from(examined.candidates, job)
+        chunk = _examine_chunk(islice(candidates, CHUNK), listing, lookup, options, report)
+        if not chunk.seen:
+            break
+        _keep(chunk, spool / f"{len(examined.files):06d}.parquet", examined, durable=bool(key))
+        job.stop_if_asked(f"{examined.candidates} images are read" if key else "the images have not been read yet")
+    job.progress("reading images", examined.candidates, examined.candidates)
+    if key:
+        write_json(end, dict(listing.notes))
+    return examined
+
+
+@dataclass
+class _Chunk:
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    rejected: list[Rejection] = field(default_factory=list)
+    seen: int = 0
+
+
+def _from(before: int, job: Job) -> Callable[[int], bool]:
+    """Tells how many images were read in all; says whether to end the chunk here."""
+
+    def report(seen: int) -> bool:
+        job.progress("reading images", before + seen, 0)
+        return job.stop_signal() is not None
+
+    return report
+
+
+def _examine_chunk(
+    candidates: Iterable[Candidate],
+    listing: Listing,
+    lookup: Mapping[str, str] | None,
+    options: ScanOptions,
+    report: Callable[[int], bool],
+) -> _Chunk:
+    """A chunk may be shorter than others: a scan that is stopped keeps what it has read."""
+    chunk = _Chunk()
+
+    def examine(candidate: Candidate) -> dict[str, Any] | Rejection:
+        try:
+            return _examine(candidate, listing, lookup, options)
+        except RejectedImage as error:
+            return Rejection(clean_name(candidate.name), error.reason, clean_name(error.detail))
+
+    for outcome in _in_threads(examine, iter(candidates)):
+        chunk.seen += 1
+        if isinstance(outcome, Rejection):
+            chunk.rejected.append(outcome)
+        else:
+            chunk.rows.append(outcome)
+        if report(chunk.seen) or (options.strict and chunk.rejected):
+            break
+    return chunk
+
+
+def _in_threads(
+    examine: Callable[[Candidate], dict[str, Any] | Rejection], candidates: Iterator[Candidate]
+) -> Iterator[dict[str, Any] | Rejection]:
+    """Results in order. Decoding and hashing release the interpreter lock, so threads use all cores."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # set here because warning filters are not per thread
+        warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+        while wave := list(islice(candidates, _WAVE)):
+            yield from pool.map(examine, wave)
+
+
+def _examine(
+    candidate: Candidate, listing: Listing, lookup: Mapping[str, str] | None, options: ScanOptions
+) -> dict[str, Any]:
+    if isinstance(candidate.image, RejectedImage):
+        raise candidate.image
+    class_name = candidate.label if lookup is None else lookup.get(candidate.label or "")
+    if class_name is None:
+        raise RejectedImage("no_label", f"label {candidate.label!r}" if candidate.label else "")
+    image = decode_image(candidate.image, options.decode)
+    path = candidate.name
+    if isinstance(candidate.image, bytes):
+        path = _keep_original(candidate.image, listing.root)
+    content = image_hash(image)
+    return {
+        "sample_id": f"{content}-{hash_bytes(candidate.name.encode())[:8]}",
+        "path": path,
+        "class_name": class_name,
+        "split": candidate.split or listing.default_split,
+        "width": image.width,
+        "height": image.height,
+        "difficulty": candidate.difficulty,
+        "caption": candidate.caption,
+        "content": content,
+    }
+
+
+def _keep_original(content: bytes, root: Path) -> str:
+    """Writes the encoded image as it came, once per content. Returns its path relative to `root`."""
+    kind, key = image_format(content), hash_bytes(content)
+    relative = f"{key[:2]}/{key}{_FILE_SUFFIXES.get(kind, '.' + kind.lower())}"
+    file = root / relative
+    if not file.is_file() or file.stat().st_size != len(content):  # the size tells a file that a power cut left short
+        write_bytes(file, content, durable=False)
+    return relative
+
+
+def _keep(chunk: _Chunk, file: Path, examined: Examined, *, durable: bool) -> None:
+    facts = {"candidates": chunk.seen, "rejected": [asdict(rejection) for rejection in chunk.rejected]}
+    schema = ROWS.with_metadata({_META: json.dumps(facts).encode()})
+    with atomic_path(file, durable=durable) as part:
+        pq.write_table(pa.Table.from_pylist(chunk.rows, schema=schema), part)
+    _enter(examined, file, facts, len(chunk.rows))
+
+
+def _enter(examined: Examined, file: Path, facts: Mapping[str, Any], rows: int) -> None:
+    examined.files.append(file)
+    examined.rejected += [Rejection(**rejection) for rejection in facts["rejected"]]
+    examined.candidates += facts["candidates"]
+    examined.usable += rows
+
+
+def _earlier(spool: Path, key: str) -> Examined:
+    """The chunks of a scan with the same key that was stopped; they are dropped where the key is another."""
+    examined, mark = Examined(), spool / "scan.json"
+    if not key:
+        return examined
+    known = json.loads(mark.read_text("utf-8")) if mark.is_file() else None
+    if known != {"key": key}:
+        shutil.rmtree(spool, ignore_errors=True)
+        write_json(mark, {"key": key})
+    for number in range(len(list(spool.glob("*.parquet")))):
+        file = spool / f"{number:06d}.parquet"
+        metadata = pq.read_metadata(file)
+        _enter(examined, file, json.loads((metadata.metadata or {})[_META]), metadata.num_rows)
+    return examined

@@ -1,0 +1,166 @@
+"""Scoring sets of any size: some thousand images at a time, each by the classifiers that did not train on it.
+
+Chunks are independent tasks, so that they can be kept, resumed and spread over a crew. What rules about the whole set
+(the temperature, suspect labels) needs a bounded sample or a few bytes per image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from scipy.special import log_softmax, logsumexp
+from torch import nn
+
+from dcdm_cli.crew.boss import Crew
+from dcdm_cli.crew.messages import unshared
+from dcdm_cli.difficulty.classifier import Images, Preprocessing, chosen_logits
+from dcdm_cli.difficulty.scorer import Scorer
+from dcdm_cli.difficulty.scores import LEAD, SCORES, TEMPERATURE_ROWS, fit_temperature, score_columns
+from dcdm_cli.files import atomic_path
+from dcdm_cli.job import Job
+
+CHUNK = 2048  # images of one task
+COLUMNS = pa.schema([*((name, pa.float32()) for name in SCORES), ("predicted", pa.int32())])
+
+
+@dataclass(frozen=True)
+class ChunkTask:
+    """images: files. labels: int64 [n], -1 = not to be scored. models: int16 [rounds, n], who scores which image."""
+
+    number: int
+    images: Sequence[Path]
+    labels: np.ndarray
+    models: np.ndarray
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A chunk as a crew's task; its text is for people."""
+
+    number: int
+
+    def __str__(self) -> str:
+        return f"chunk {self.number} of the images"
+
+
+@dataclass(frozen=True)
+class ScoreSet:
+    """A set to be scored. images, labels [N], models [rounds, N]: as in `ChunkTask`."""
+
+    images: Sequence[Path]
+    labels: np.ndarray
+    models: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def chunks(self) -> int:
+        return -(-len(self) // CHUNK)
+
+    def task(self, number: int) -> ChunkTask:
+        here = slice(number * CHUNK, (number + 1) * CHUNK)
+        return ChunkTask(number, list(self.images[here]), self.labels[here], self.models[:, here])
+
+
+class ChunkScorer:
+    """A stored scorer as a crew's worker: says the columns of each chunk it is given."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer, self.hello = scorer, scorer.class_names
+
+    def run(self, task: ChunkTask) -> Iterator[dict[str, np.ndarray]]:
+        scorer = self.scorer
+        logits = chosen_logits(scorer.models, task.models, task.images, scorer.preprocessing, scorer.device)
+        yield mean_columns(logits, task.labels, scorer.temperature)
+
+
+def open_chunk_scorer(folder: Path, threads: int | None, device: str, should_stop: Callable[[], bool]) -> ChunkScorer:
+    """A partial of this with folder and threads is what a crew's transport takes. A chunk is short enough to finish."""
+    if threads:
+        torch.set_num_threads(threads)
+    if not folder.is_dir():
+        raise unshared(folder)
+    return ChunkScorer(Scorer.load(folder, device))
+
+
+def score_in_chunks(
+    data: ScoreSet, worker: Callable[[], ChunkScorer], spool: Path, job: Job, crew: Crew | None = None
+) -> dict[str, np.ndarray]:
+    """Score columns of every image; chunks that are in `spool` already are not scored again.
+
+    worker: opened when there is work and no crew. Raises InterruptedRunError when asked to stop.
+    """
+    spool.mkdir(parents=True, exist_ok=True)
+    missing = [number for number in range(data.chunks) if not _file(spool, number).is_file()]
+
+    def said(chunk: Chunk, columns: Mapping[str, np.ndarray]) -> int:
+        with atomic_path(_file(spool, chunk.number)) as part:
+            pq.write_table(pa.table([pa.array(columns[name]) for name in COLUMNS.names], COLUMNS), part)
+        job.progress("scoring images", min(len(data), CHUNK * _done(spool)), len(data))
+        return 1
+
+    saved = lambda: f"{_done(spool)} of {data.chunks} chunks are scored"  # noqa: E731
+    if crew is not None:
+        crew.work([Chunk(number) for number in missing], lambda chunk: data.task(chunk.number), said, saved)
+    elif missing:
+        scorer = worker()
+        for number in missing:
+            for columns in scorer.run(data.task(number)):
+                said(Chunk(number), columns)
+            job.stop_if_asked(saved())
+    tables = [pq.read_table(_file(spool, number)) for number in range(data.chunks)]
+    whole = pa.concat_tables(tables) if tables else COLUMNS.empty_table()
+    return {name: whole[name].to_numpy() for name in COLUMNS.names}
+
+
+def mean_columns(logits: np.ndarray, labels: np.ndarray, temperature: float) -> dict[str, np.ndarray]:
+    """Columns of `scores.score_columns` from the mean of the rounds' probabilities. logits: float [rounds, n, C]."""
+    with np.errstate(invalid="ignore"):
+        log_probs = log_softmax(logits.astype(np.float64) / temperature, axis=2)
+        mean = np.asarray(logsumexp(log_probs, axis=0)) - np.log(len(logits))
+    return score_columns(mean, labels)
+
+
+def sample_temperature(
+    data: ScoreSet, models: Sequence[nn.Module], preprocessing: Preprocessing, device: torch.device | str
+) -> float:
+    """`scores.fit_temperature` over an even selection of at most 50,000 (round, image) pairs."""
+    rounds, count = data.models.shape
+    pairs = np.flatnonzero(np.tile(data.labels >= 0, rounds))
+    pairs = pairs[:: len(pairs) // TEMPERATURE_ROWS + 1]
+    logits = []
+    for number in range(rounds):
+        rows = pairs[pairs // count == number] % count
+        images: Images = [data.images[int(row)] for row in rows]
+        logits.append(chosen_logits(models, data.models[number : number + 1, rows], images, preprocessing, device)[0])
+    return fit_temperature(np.concatenate(logits), data.labels[pairs % count])
+
+
+def suspects(columns: Mapping[str, np.ndarray], labels: np.ndarray, classes: int) -> np.ndarray:
+    """`scores.suspect_labels`, bool [N], from the score columns of the whole set."""
+    own, margin, predicted = columns["p_true"], columns["margin"], columns["predicted"]
+    usable = (labels >= 0) & np.isfinite(own)
+    count = np.bincount(labels[usable], minlength=classes)
+    total = np.bincount(labels[usable], own[usable], minlength=classes)
+    confidence = np.where(count, total / np.maximum(count, 1), np.inf)
+    found = np.zeros(len(labels), bool)
+    rows = np.flatnonzero(usable & (predicted != labels))
+    other = own[rows] - margin[rows]  # the largest other probability is then the predicted class's
+    contradicted = (other >= confidence[predicted[rows]]) & (-margin[rows] >= LEAD)
+    found[rows] = contradicted & (own[rows] < confidence[labels[rows]])
+    return found
+
+
+def _file(spool: Path, number: int) -> Path:
+    return spool / f"{number:06d}.parquet"
+
+
+def _done(spool: Path) -> int:
+    return sum(1 for _ in spool.glob("*.parquet"))

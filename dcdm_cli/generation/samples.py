@@ -1,0 +1,90 @@
+"""Images that are only looked at: a crew renders and measures them, and they are handed over in order. None is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dcdm_cli.crew.boss import Crew
+from dcdm_cli.generation.plan import PlanRow
+from dcdm_cli.generation.shards import Facts, Maker
+from dcdm_cli.generation.site import check_generator
+from dcdm_cli.job import Job
+
+# Plan rows, their images uint8 [B, H, W, 3] and realised difficulties float32 [B].
+Watch = Callable[[Sequence[PlanRow], np.ndarray, np.ndarray], None]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A batch of rows as a crew's task; its text is for people."""
+
+    number: int
+
+    def __str__(self) -> str:
+        return f"batch {self.number} of the images"
+
+
+@dataclass(frozen=True)
+class SampleTask:
+    rows: tuple[PlanRow, ...]
+    generator: str
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """images uint8 [B, H, W, 3], difficulty float32 [B], predicted int [B]: of a task's rows."""
+
+    images: np.ndarray
+    difficulty: np.ndarray
+    predicted: np.ndarray
+
+
+class SampleWorker:
+    """Holds model and scorer. hello: (facts, batch size)."""
+
+    def __init__(self, maker: Maker) -> None:
+        assert maker.measure is not None, "callers check that the run has a scorer"
+        self.maker, self.measure = maker, maker.measure
+        self.hello: tuple[Facts, int] = (maker.facts, maker.batch_size)
+
+    def run(self, task: SampleTask) -> Iterator[Sampled]:
+        check_generator(task.generator, self.maker.facts)
+        images = np.concatenate([batch for _, batch in self.maker.render(task.rows, Job())])
+        difficulty, predicted = self.measure(images, np.array([row.label for row in task.rows]))
+        yield Sampled(images, difficulty, predicted)
+
+
+def sample_rows(
+    rows: Sequence[PlanRow], crew: Crew, batch: int, watch: Watch | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(realised difficulty float32 [N], predicted label int [N]) of images that a crew of `SampleWorker`s makes.
+
+    batch: images per task. watch: sees every batch once, in the order of the rows. Raises InterruptedRunError.
+    """
+    parts = [tuple(rows[start : start + batch]) for start in range(0, len(rows), batch)]
+    ahead: dict[int, Sampled] = {}  # made before their turn
+    realised: list[np.ndarray] = []
+    predicted: list[np.ndarray] = []
+
+    def said(chunk: Chunk, made: Sampled) -> int:
+        if chunk.number >= len(realised):  # else a dead worker had said it before
+            ahead[chunk.number] = made
+        while (turn := ahead.pop(len(realised), None)) is not None:
+            if watch is not None:
+                watch(parts[len(realised)], turn.images, turn.difficulty)
+            realised.append(turn.difficulty)
+            predicted.append(turn.predicted)
+            crew.job.progress("generating", min(len(rows), len(realised) * batch), len(rows))
+        return 1
+
+    facts, _ = crew.first_hello()
+    crew.work(
+        [Chunk(number) for number in range(len(parts))],
+        lambda chunk: SampleTask(parts[chunk.number], facts.generator),
+        said,
+        lambda: "these images are made anew next time",
+    )
+    return np.concatenate(realised), np.concatenate(predicted)
