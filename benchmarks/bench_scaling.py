@@ -109,7 +109,7 @@ def plan_rows(folder: Path, rows: str) -> dict[str, Any]:
         [[f"a photo of a class {c}, seen for the {i}th time" for i in range(1000)] for c in range(classes)],
         np.linspace(0, 1, 1000, dtype=np.float32),
         0.8,
-        Calibration(grid, grid, grid, grid, curves, 1000, {}),
+        Calibration(grid, grid, grid, grid, curves, (), 1000, {}),
     )
     counts = np.full(classes, count // classes)
     counts[: count % classes] += 1
@@ -165,17 +165,19 @@ def total_bytes(folder: Path, pattern: str) -> int:
 
 
 class Watch:
-    """Notes memory as images are finished."""
+    """Notes memory as images are finished, every 64 images at most."""
 
     def __init__(self, memory: list[int]) -> None:
         from dcdm_cli.job import Job
 
-        self.first_s, self.memory = 0.0, memory
+        self.first_s, self.memory, self.noted = 0.0, memory, -64
         self.job = Job(progress=self._tell)
 
     def _tell(self, what: str, done: int, total: int) -> None:
         self.first_s = self.first_s or time.perf_counter()
-        self.memory.append(now_mib())
+        if done >= self.noted + 64:
+            self.noted = done
+            self.memory.append(now_mib())
 
 
 def fake_run(folder: Path, images: int, format: str, shard: int = SHARD) -> tuple[Any, Any]:
@@ -191,6 +193,37 @@ def run(plan: Any, place: Any, maker: Any, job: Any = None) -> Any:
     from dcdm_cli.job import Job
 
     return run_shards(plan, maker, place, job or Job())
+
+
+# Sources
+
+
+def scan_tars(folder: Path, images: str) -> dict[str, Any]:
+    """`dcdm score`'s reading of a source, here tars that the fake made; then the same again from its chunks."""
+    from dcdm_cli.data.candidates import ScanOptions
+    from dcdm_cli.data.sources import scan_on_disk
+    from tests.generation.fakes import FakeMaker
+
+    plan, place = fake_run(folder, int(images), "webdataset")
+    run(plan, place, FakeMaker(batch_size=64))
+
+    def scan(job: Any) -> int:
+        spool = folder / "spool"
+        return len(scan_on_disk(str(place.folder), ScanOptions(), folder / "kept", spool, "bench", job).manifest)
+
+    started, memory = time.perf_counter(), []
+    watch = Watch(memory)
+    found = scan(watch.job)
+    seconds, peak = time.perf_counter() - started, peak_mib()
+    return {
+        "images": found,
+        "ms_per_image": round(seconds / found * 1e3, 4),
+        "startup_s": round(watch.first_s - started, 4),
+        "resume_finished_s": timed(lambda: scan(Watch([]).job)),
+        "memory_after_a_tenth_mib": memory[len(memory) // 10],
+        "memory_at_the_end_mib": memory[-1],
+        "peak_mib": peak,
+    }
 
 
 # Workers
@@ -215,8 +248,7 @@ def workers(folder: Path, count: str, images: str, kills: str) -> dict[str, Any]
         made = run_crew(plan, crew, place, crew.job)
         seconds = time.perf_counter() - started
     result = {"workers": int(count), "images": made.images, "seconds": round(seconds, 3)}
-    result |= {"kills": int(kills) - len(killer.at), "rendered": made.made}
-    result["images_per_s"] = round(made.images / seconds, 1)
+    result |= {"kills": int(kills) - len(killer.at), "images_per_s": round(made.images / seconds, 1)}
     if int(kills):
         _, alone = fake_run(folder / "alone", int(images), "folder", shard=50)
         run(plan, alone, FakeMaker(measure=fake_measure))
@@ -325,6 +357,7 @@ def prediction(folder: Path, images: str) -> dict[str, Any]:
 PARTS: dict[str, Callable[..., dict[str, Any]]] = {
     "plan_rows": plan_rows,
     "run_fake": run_fake,
+    "scan_tars": scan_tars,
     "workers": workers,
     "overhead": overhead,
     "prediction": prediction,
@@ -346,6 +379,10 @@ def formats(quick: bool) -> list[dict[str, Any]]:
     return [part("run_fake", 1_000 if quick else 10_000, format) for format in FORMATS]
 
 
+def sources(quick: bool) -> list[dict[str, Any]]:
+    return [part("scan_tars", count) for count in (1_000, *(() if quick else (10_000, 50_000)))]
+
+
 def crews(quick: bool) -> list[dict[str, Any]]:
     return [part("workers", count, 300 if quick else 2_000, 0) for count in (1, 2, 4)]
 
@@ -357,7 +394,6 @@ def kills(quick: bool) -> dict[str, Any]:
         **disturbed,
         "undisturbed_s": quiet["seconds"],
         "seconds_per_kill": round((disturbed["seconds"] - quiet["seconds"]) / max(1, disturbed["kills"]), 3),
-        "rendered_twice": disturbed["rendered"] - disturbed["images"],
     }
 
 
@@ -373,6 +409,7 @@ STEPS: dict[str, Callable[[bool], Any]] = {
     "planning": planning,
     "images": images,
     "formats": formats,
+    "sources": sources,
     "crews": crews,
     "kills": kills,
     "tiny_base": tiny_base,

@@ -44,7 +44,7 @@ def sentences(results: Results) -> list[str]:
         f"{plan['peak_mib']:,} MiB at the peak.",
         f"A finished run of {run['images']:,} images is resumed in {run['resume_finished_s']:.2f} s.",
         f"{killed['kills']} workers killed at random in {killed['images']:,} images: {same} an undisturbed run; "
-        f"{killed['rendered_twice']} images were rendered twice, {killed['seconds_per_kill']:.2f} s per kill.",
+        f"{killed['seconds_per_kill']:.2f} s more per kill.",
         f"Plan, shards and ledger cost {results['tiny_base']['overhead_share']:.1%} of the wall time of the bare loop "
         f"(tiny base, {results['tiny_base']['images']} images, median of the rounds).",
         f"Predicted against real seconds of a plan (tiny base): {errors}.",
@@ -56,6 +56,7 @@ def tables(results: Results) -> list[dict[str, Any]]:
         _planning(results["planning"]),
         _runs("A run of the fake denoiser, WebDataset", "images", results["images"]),
         _runs("The formats", "format", results["formats"]),
+        _runs("Reading tars as a source of dcdm score", "images", results["sources"]),
         _crews(results["crews"]),
         _price(results["price"]),
         _estimate(results["estimate"]),

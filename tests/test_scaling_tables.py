@@ -21,14 +21,15 @@ RUN = {
     "record_bytes": 50_000, "row_bytes": 20_000_000,
 }  # fmt: skip
 CREW = {"workers": 1, "images": 2000, "images_per_s": 190.0}
-KILLED = {**CREW, "kills": 20, "rendered_twice": 50, "seconds_per_kill": 0.2, "same_rows_and_bytes": True}
+KILLED = {**CREW, "kills": 20, "seconds_per_kill": 0.2, "same_rows_and_bytes": True}
 PRICE = {
     "images": 800, "predicted_s": 30.0, "real_s": 32.0, "error": -0.0625, "predicted_disk_bytes": 2e6,
     "disk_bytes": 1.9e6,
 }  # fmt: skip
 RESULTS: dict[str, Any] = {
-    "planning": [PLAN], "images": [RUN], "formats": [RUN], "crews": [CREW, {**CREW, "workers": 2}], "kills": KILLED,
-    "tiny_base": {"images": 321, "overhead_share": 0.012}, "price": [PRICE],
+    "planning": [PLAN], "images": [RUN], "formats": [RUN], "sources": [RUN],
+    "crews": [CREW, {**CREW, "workers": 2}], "kills": KILLED, "price": [PRICE],
+    "tiny_base": {"images": 321, "overhead_share": 0.012},
 }  # fmt: skip
 
 
@@ -54,7 +55,7 @@ def test_documents_show_the_result(scaling: Any) -> None:
     content = {"title": "Scale", "sentences": scaling.sentences(results), "tables": scaling.tables(results)}
     found = {"bench_scaling": content}
     text = render_document("<!-- figures:bench_scaling -->\n", Path("docs/scale.md"), found, lambda *_: [])
-    assert "the same rows and bytes as an undisturbed run; 50 images were rendered twice" in text
+    assert "the same rows and bytes as an undisturbed run; 0.20 s more per kill" in text
     assert "| 1,000,000 | 4.00 s | 4.0 µs |" in text and "292,971 PUT, 293 LIST" in text and END in text
     content["sentences"] = scaling.sentences({**results, "kills": {**KILLED, "same_rows_and_bytes": False}})
     assert "NOT the rows and bytes" in render_document("<!-- figures -->", Path("x.md"), found, lambda *_: [])

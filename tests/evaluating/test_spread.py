@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from dcdm_cli.commands.evaluate import run_evaluate
+from dcdm_cli.commands.checks import checked_data
+from dcdm_cli.commands.judging import open_judge
+from dcdm_cli.commands.options import Context
 from dcdm_cli.commands.score import run_score
+from dcdm_cli.commands.steering import measured_adherence
 from dcdm_cli.data.manifest import SCORE_COLUMNS, read_manifest
 
 from .conftest import context_of
@@ -40,10 +44,15 @@ def test_a_worker_scores_the_same(finished: Path, tmp_path: Path, one_thread: ob
 
 @pytest.mark.slow
 def test_a_worker_measures_the_same_adherence(run: Path, one_thread: object) -> None:
-    here = run_evaluate(context_of(run)).results["adherence"]
+    here = adherence(context_of(run))
     (run / "records" / "adherence.json").unlink()
-    (run / "records" / "evaluate.json").unlink()
-    there = run_evaluate(context_of(run, **WORKER)).results["adherence"]
+    there = adherence(context_of(run, **WORKER))
+    assert here["n"] == 20 and (run / "evaluation" / "figures" / "atlas.png").is_file()
     for ours, theirs in zip(there["targets"], here["targets"], strict=True):
         assert ours == pytest.approx(theirs, abs=1e-3)
     assert there["frontier"] == here["frontier"] and there["classes"] == here["classes"]
+
+
+def adherence(context: Context) -> dict[str, Any]:
+    data, job = checked_data(context), context.job()
+    return measured_adherence(context, data, open_judge(context, data.manifest, job), job).results

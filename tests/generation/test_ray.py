@@ -1,6 +1,6 @@
 """The same plan on a Ray cluster of several machines (local ones), one of which dies: the result of one process.
 
-Ray is an extra and takes half a minute to start, so this runs only where it is installed.
+Ray is an extra: this runs only where it is installed.
 """
 
 from __future__ import annotations
@@ -13,19 +13,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from dcdm_cli.config import ClassifierConfig
 from dcdm_cli.crew import ray_crew
 from dcdm_cli.crew.boss import Crew
 from dcdm_cli.crew.messages import Message
 from dcdm_cli.data.shard_files import Layout
+from dcdm_cli.difficulty import stream
+from dcdm_cli.difficulty.classifier import build_classifier
+from dcdm_cli.difficulty.crossfit import CrossFit
+from dcdm_cli.difficulty.scorer import save_scorer
 from dcdm_cli.errors import CapabilityError, NotFoundError
 from dcdm_cli.generation.plan import Plan
+from dcdm_cli.generation.samples import sample_rows
 from dcdm_cli.generation.site import Generated, run_shards
 from dcdm_cli.generation.workers import run_crew
 from dcdm_cli.job import Job
 
 from .fakes import NAMES, FakeMaker, contents, fake_measure, fake_plan, open_fake
+from .test_samples import open_sampler
 
 PLAN = fake_plan(160, shard_size=16)
 ROOT = Path(__file__).parents[2]
@@ -100,6 +109,35 @@ def test_results_that_are_sent_to_the_driver(cluster: Any, tmp_path: Path) -> No
     made, _ = on_ray(tmp_path / "ray", "folder", plan, deliver=True, workers=1)
     assert (made.images, made.failed, made.made) == (24, 0, 24)
     assert contents(tmp_path / "ray") == alone(tmp_path / "alone", "folder", plan)
+
+
+@pytest.mark.slow
+def test_images_that_are_only_looked_at(cluster: Any) -> None:
+    rows = fake_plan(10, shard_size=10).rows()
+    seen: list[int] = []
+    with Crew(ray_crew.RayTransport(open_sampler, "cpu", 1, {"num_cpus": 1}), Job()) as crew:
+        realised, _ = sample_rows(rows, crew, 4, lambda batch, images, s: seen.extend(row.index for row in batch))
+    images = np.stack([FakeMaker()._image(row) for row in rows])
+    assert seen == list(range(10))
+    np.testing.assert_allclose(realised, fake_measure(images, np.zeros(0))[0])
+
+
+@pytest.mark.slow
+def test_scores_of_a_large_set(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "CHUNK", 4)
+    config = ClassifierConfig(model="resnet10t", model_args={"channels": [8, 12, 16, 32]}, image_size=32)
+    models = (build_classifier(config, len(NAMES)).eval(), build_classifier(config, len(NAMES)).eval())
+    save_scorer(tmp_path / "scorer", CrossFit({}, models, 1.0, 0.0), NAMES, config)
+    for number, row in enumerate(fake_plan(10, shard_size=10).rows()):
+        Image.fromarray(FakeMaker()._image(row)).save(tmp_path / f"{number}.png")
+    labels, asked = np.arange(10) % 3, np.arange(10, dtype=np.int16)[None] % 2
+    data = stream.ScoreSet([tmp_path / f"{number}.png" for number in range(10)], labels, asked)
+    opener = partial(stream.open_chunk_scorer, tmp_path / "scorer", 1)
+    here = stream.score_in_chunks(data, lambda: opener("cpu", lambda: False), tmp_path / "here", Job())
+    with Crew(ray_crew.RayTransport(opener, "cpu", 1, {"num_cpus": 1}), Job()) as crew:
+        there = stream.score_in_chunks(data, lambda: pytest.fail("not here"), tmp_path / "there", Job(), crew)
+    for name, values in here.items():
+        np.testing.assert_allclose(there[name], values, atol=1e-5, err_msg=name)
 
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
