@@ -61,8 +61,8 @@ SETTINGS = {
         vae=(48, 96), unet=(96, 160), width=96, every=1_000,
     ),
     "cpu": Setting(
-        Recipe(45_000, vae_steps=2_500, unet_steps=7_000, batch=64),
-        vae=(16, 32, 64), unet=(48, 96), width=64, every=250,
+        Recipe(45_000, vae_steps=1_500, unet_steps=3_600, batch=64),
+        vae=(8, 16, 32), unet=(32, 64), width=64, every=250,
     ),
     "tiny": Setting(
         Recipe(200, vae_steps=6, unet_steps=6, batch=8), vae=(8, 8, 16), unet=(16, 32), width=32, every=2

@@ -27,16 +27,19 @@ from record import RESULTS, provenance, write_result
 HERE = Path(__file__).resolve().parent
 EXPERIMENTS = ("adherence", "buckets", "mean-sweep", "controls", "ratio-sweep")
 GUIDANCE = (2.0, 4.0, 6.0)  # of difficulty; the best on validation images is used on all targets
+GUESS = 4.0
 PART_BYTES = 15 * 2**20
 LEFT_BEHIND = {"checkpoints", "images", "sets", "cache"}  # made again where they are missed
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Settings that differ between machines, as dcdm settings; seeds per target."""
+    """Settings that differ between machines, as dcdm settings. seeds: per target; without `tune` among them difficulty
+    guidance is not chosen but `GUESS`."""
 
     settings: dict[str, dict[str, Any]]
     seeds: dict[str, int]
+    experiments: tuple[str, ...] = EXPERIMENTS
     per_class: dict[str, int] | None = None
     test_per_class: int | None = None
     score_needs: float = 20
@@ -67,18 +70,21 @@ GPU = Scale(
 SMALL_NET = {**NET, "image_size": 32, "model_args": {"channels": [16, 24, 32, 64], "stem_width": 8}, "batch_size": 64}
 CPU = Scale(
     {
-        "threads": None,  # type: ignore[dict-item]
         "score": {**SMALL_NET, "steps": 300, "folds": 3},
         "judge": {**SMALL_NET, "steps": 800},
         "downstream": {**SMALL_NET, "steps": 300},
-        "finetune": {**FINETUNE, "steps": 600, "batch_size": 32},
+        "finetune": {**FINETUNE, "steps": 400, "batch_size": 32},
         "calibrate": {"images": 60},
-        "generate": {**GENERATE, "steps": 10, "batch_size": 64, "decode_batch": 64},
-        "evaluate": {"fresh_sets": True, "per_target": 60, "density_images": 200},
+        "generate": {**GENERATE, "ratio": 0.5, "steps": 10, "batch_size": 64, "decode_batch": 64},
+        "evaluate": {
+            "fresh_sets": True, "per_target": 60, "density_images": 200, "synthetic_ratio": 0.5, "workers": 2,
+            "atlas_classes": 10,
+        },
     },
-    seeds={"tune": 2, "small": 3},
-    score_needs=240,
-)
+    seeds={"small": 3},
+    experiments=("adherence", "buckets", "controls"),
+    score_needs=100,
+)  # fmt: skip
 TINY_NET = {**SMALL_NET, "model_args": {"channels": [8, 12, 16, 32], "stem_width": 8}, "steps": 4}
 TINY = Scale(
     {
@@ -88,12 +94,14 @@ TINY = Scale(
         "finetune": {**FINETUNE, "steps": 3, "rank": 2},
         "calibrate": {"enabled": False},
         "generate": {**GENERATE, "steps": 2, "batch_size": 32},
-        "evaluate": {"fresh_sets": True, "per_target": 10, "density_images": 10, "targets": [0.2, 0.5]},
+        "evaluate": {
+            "fresh_sets": True, "per_target": 10, "density_images": 10, "targets": [0.2, 0.5], "atlas_classes": 2,
+        },
     },
     seeds={"tune": 1, "small": 2},
     per_class={"pool": 12, "small": 6, "judge": 8},
     test_per_class=5,
-)
+)  # fmt: skip
 SCALES = {"gpu": GPU, "cpu": CPU, "tiny": TINY}
 
 
@@ -148,7 +156,7 @@ class Experiments:
                 continue
             yield Step(f"{target}: generate", lambda t=target: self._stage(t, "generate"))
             yield Step(f"{target}: artefacts", lambda t=target: self._artefacts(t), needs=60)
-            for name in EXPERIMENTS:
+            for name in self.scale.experiments:
                 yield Step(f"{target}: {name}", lambda t=target, n=name: self._experiment(t, n))
 
     def _base(self) -> dict[str, Any]:
@@ -175,12 +183,12 @@ class Experiments:
     def _toml(self, target: str) -> str:
         import tomlkit
 
-        settings = {name: dict(part) for name, part in self.scale.settings.items() if part is not None}
+        settings = {name: dict(part) for name, part in self.scale.settings.items()}
         settings["finetune"]["base"] = str(self.state / "base")
         settings["caption"] = {"template": "a photo of a {class}"}
         settings["evaluate"] |= {"seeds": self.scale.seeds[target]}
         chosen = self.state / "chosen.json"
-        guidance = json.loads(chosen.read_text())["difficulty_guidance"] if chosen.is_file() else GUIDANCE[1]
+        guidance = json.loads(chosen.read_text())["difficulty_guidance"] if chosen.is_file() else GUESS
         settings["generate"]["difficulty_guidance"] = guidance
         return tomlkit.dumps(settings)
 

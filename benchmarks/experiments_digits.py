@@ -1,9 +1,16 @@
 """Every experiment of `dcdm evaluate` on the embedded digits, on a CPU, in pieces if wanted.
 
-    python benchmarks/experiments_digits.py [--size 200] [--seeds 8] [--only controls,buckets] [--piece-seconds 540]
+    python benchmarks/experiments_digits.py --run demo-run --setting cpu --piece-seconds 540
 
---size: real training images (20 to 400, the other splits stay what they are up to 200; above, the judge gives up some).
-Results go to benchmarks/results/digits_<size>_<experiment>.json. Code 0 = all done, 3 = run it again to go on.
+--run DIR: a run that `dcdm demo` has finished. Its scorer, adapter, calibration, plain LoRA and finished classifiers
+are gone on with. Without it a run of --size real images is made first (20 to 400; the other splits stay what they are
+up to 200; above, the judge gives up some): in --state, where runs of several sizes lie side by side.
+--setting: full = the built-in experiments, 8 seeds each: hours. cpu = 3 to 5 seeds, and the ablation with adapters that
+learn for 300 steps and half as many images: about half an hour on 2 cores on top of `dcdm demo`. tiny = to try it out.
+--only adherence,controls: some of them. --seeds N: for all of them, instead of the setting's.
+
+Results go to benchmarks/results/digits_<size>_<experiment>.json as soon as they are there. The last line is JSON: which
+steps are done, and which waits. Code 0 = all done, 3 = run it again to go on; finished classifiers are never repeated.
 """
 
 from __future__ import annotations
@@ -17,71 +24,80 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import tomlkit
+from digits_settings import ORDER, SETTINGS, Setting, shortened
+from finished_run import FinishedRun
 from pieces import ROOT, Clock, Progress, Step
 from record import RESULTS, provenance, write_result
 
 from dcdm_cli.demo.digits import write_digits
-from dcdm_cli.evaluation.experiments import built_in_experiments
 
 CLASSES = 10
+DEMO_SIZE = 200  # real training images of the embedded digits
 EPOCH = 1_600_000_000  # of the list of images, so that the same list is not taken for a new one
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", type=int, default=200)
-    parser.add_argument("--seeds", type=int, default=8)
-    parser.add_argument("--only", default=",".join(built_in_experiments()))
+    parser.add_argument("--run", type=Path, help="a finished run of dcdm demo, to go on with")
+    parser.add_argument("--size", type=int, default=DEMO_SIZE)
+    parser.add_argument("--setting", choices=SETTINGS, default="full")
+    parser.add_argument("--seeds", type=int, default=None)
+    parser.add_argument("--only", default=",".join(ORDER))
     parser.add_argument("--piece-seconds", type=float, default=None)
     parser.add_argument("--state", type=Path, default=ROOT / "bench-run" / "digits")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="settings of dcdm, to try it out"
-    )
     options = parser.parse_args()
-    if not CLASSES <= options.size <= 400:
-        parser.error("--size must lie between 10 and 400")
+    names = [name.strip() for name in options.only.split(",")]
+    unknown = [name for name in names if name not in ORDER]
+    if unknown:
+        parser.error(f"--only: no experiment {unknown[0]!r}; there are {', '.join(ORDER)}")
+    if options.run and options.size != DEMO_SIZE:
+        parser.error(f"--run is a run of the demo, which has {DEMO_SIZE} real images: leave --size out")
+    if not 2 * CLASSES <= options.size <= 400:
+        parser.error("--size must lie between 20 and 400")
     options.state.mkdir(parents=True, exist_ok=True)
-    job = Digits(options.state.absolute(), options.size, options.seeds, tuple(options.set), options.results)
     clock, progress = Clock(options.piece_seconds), Progress(options.state)
-    waiting = progress.run(list(job.steps(options.only.split(","), clock)), clock)
+    job = Digits(options.state.absolute(), options.run, options.size, options.setting, options.results, clock)
+    waiting = progress.run(list(job.steps(names, options.seeds)), clock)
     print(json.dumps({"done": list(progress.done), "next": waiting}))
     raise SystemExit(3 if waiting else 0)
 
 
 @dataclass(frozen=True)
 class Digits:
-    """One real set: its run folder below `state`, and its steps."""
+    """One real set: its run folder, below `state` or the demo's, and its steps."""
 
     state: Path
+    demo: Path | None
     size: int
-    seeds: int
-    settings: tuple[str, ...]
+    name: str
     results: Path
+    clock: Clock
 
     @property
-    def run(self) -> str:
-        return f"digits-{self.size}"
+    def setting(self) -> Setting:
+        return SETTINGS[self.name]
 
-    def steps(self, experiments: list[str], clock: Clock) -> Iterator[Step]:
-        for stage, needs in (("score", 120), ("caption", 20), ("finetune", 20), ("generate", 20)):
-            yield Step(f"{self.run} {stage}", lambda s=stage: self._stage(s, clock), needs)
+    @property
+    def run(self) -> Path:
+        return self.demo.absolute() if self.demo else self.state / f"digits-{self.size}-{self.name}"
+
+    def steps(self, experiments: list[str], seeds: int | None) -> Iterator[Step]:
+        about = f"{self.run.name}, {self.name}"
+        if self.demo:
+            made = FinishedRun.open(self.run).folder.require("finetune").started
+            about += f", fine-tuned {made}"  # another run in the same place has experiments of its own
+        if not self.demo:
+            yield Step(f"{about}: images", self._images)
+            for stage, needs in (("score", 120), ("caption", 20), ("finetune", 20), ("generate", 20)):
+                yield Step(f"{about}: {stage}", lambda s=stage: self._stage(s), needs)
         for name in experiments:
-            yield Step(f"{self.run} {name} x {self.seeds}", lambda n=name: self._experiment(n, clock))
+            count = seeds or self.setting.seeds[name]
+            yield Step(f"{about}: {name} x {count}", lambda n=name, c=count: self._experiment(n, c))
 
-    def _dcdm(self, clock: Clock, *words: str) -> None:
-        flags = [word for setting in self.settings for word in ("--set", setting)]
-        clock.dcdm(*words, "--preset", "digits", *flags, "--run", self.run, folder=self.state)
-
-    def _stage(self, stage: str, clock: Clock) -> dict[str, Any]:
-        words = [stage]
-        if stage == "score":
-            words.append(self._list())
-        self._dcdm(clock, *words)
-        return {}
-
-    def _list(self) -> str:
-        """The real set as a list of files; the first rows of each class are the training set."""
+    def _images(self) -> dict[str, Any]:
+        """Settings and the real set as a list of files; the first rows of each class are the training set."""
         folder = write_digits(self.state / "digits")
         per_class, lines = self.size // CLASSES, []
         for digit in sorted(path.name for path in (folder / "train").iterdir()):
@@ -94,23 +110,37 @@ class Digits:
                 for split, part in parts.items()
                 for file in part
             ]
-        target = self.state / f"{self.run}.csv"
+        target = self._list()
         with target.open("w", encoding="utf-8", newline="") as stream:
             csv.writer(stream).writerows([("path", "label", "split"), *lines])
         os.utime(target, (EPOCH, EPOCH))
-        return target.name
+        self.run.mkdir(exist_ok=True)
+        settings = {"preset": "digits", "data": {"source": str(target)}, **self.setting.settings}
+        (self.run / "dcdm.toml").write_text(tomlkit.dumps(settings), "utf-8")
+        return {"images": len(lines)}
 
-    def _experiment(self, name: str, clock: Clock) -> dict[str, Any]:
-        words = ["evaluate", "--experiment", name, "--seeds", str(self.seeds)]
-        self._dcdm(clock, *words)
-        file = self.state / self.run / "evaluation" / "experiments" / f"{name}.json"
-        document = json.loads(file.read_text("utf-8"))
-        about = provenance(f"dcdm {' '.join(words)} --preset digits")
+    def _list(self) -> Path:
+        return self.state / f"digits-{self.size}.csv"
+
+    def _stage(self, stage: str) -> dict[str, Any]:
+        words = [str(self._list())] if stage == "score" else []
+        self.clock.dcdm(stage, *words, "--run", str(self.run), folder=self.state)
+        return {}
+
+    def _experiment(self, name: str, seeds: int) -> dict[str, Any]:
+        which, place = name, name
+        if short := self.setting.short.get(name):
+            place = f"{name}-short"
+            which = f"{place}.toml"
+            (self.state / which).write_text(shortened(name, short), "utf-8")
+        words = ["evaluate", "--experiment", which, "--seeds", str(seeds)]
+        self.clock.dcdm(*words, "--run", str(self.run), folder=self.state)
+        file = self.run / "evaluation" / "experiments" / f"{place}.json"
         title = f"Digits, {self.size} real images, {name}"
+        about = {"title": title, "setting": self.name, **provenance(f"dcdm {' '.join(words)}")}
         write_result(
-            f"digits_{self.size}_{name}", {"title": title, "settings": self.settings, **about, "document": document},
-            self.results,
-        )  # fmt: skip
+            f"digits_{self.size}_{name}", {**about, "document": json.loads(file.read_text("utf-8"))}, self.results
+        )
         return {}
 
 

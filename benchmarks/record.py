@@ -1,37 +1,26 @@
-"""What every result says about itself, and how it is written: shared by the scripts beside this file."""
+"""What a result of an experiment says about itself, and how it is written."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from common import hardware
+from common import RESULTS, hardware, versions
 
-RESULTS = Path(__file__).resolve().parent / "results"
 PACKAGES = ("torch", "diffusers", "peft", "timm")
 
 
-def machine() -> str:
-    """CPU, memory and, where there is one, the GPU."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return hardware()
-    memory = torch.cuda.get_device_properties(0).total_memory / 2**30
-    return f"{hardware().removesuffix(', no GPU used')}, {torch.cuda.get_device_name(0)} ({memory:.0f} GiB)"
-
-
 def provenance(command: str) -> dict[str, Any]:
-    versions = {package: metadata.version(package) for package in PACKAGES}
+    """Command, day, machine and versions, as `dcdm evaluate --suite` prints them below a result."""
+    found = versions()
     return {
         "command": command,
         "date": datetime.now(UTC).date().isoformat(),
-        "hardware": machine(),
-        "versions": versions,
+        "hardware": hardware(),
+        "versions": {package: found[package] for package in PACKAGES},
     }
 
 

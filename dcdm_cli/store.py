@@ -13,7 +13,6 @@ import resource
 import shutil
 import socket
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -25,7 +24,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from dcdm_cli import __version__
-from dcdm_cli.energy import energy_since, read_energy
+from dcdm_cli.attempts import Attempt
 from dcdm_cli.errors import LockedError, MismatchError, NotFoundError, StorageError
 from dcdm_cli.files import PART_SUFFIX, hash_json, write_json, write_text
 
@@ -35,7 +34,8 @@ RECORDED_PACKAGES = ("torch", "diffusers", "transformers", "peft", "timm", "acce
 @dataclass(frozen=True)
 class StageRecord:
     """records/<stage>.json. fingerprint: hash of what the stage made; results: its numbers, for people and reports.
-    energy_wh: of the GPUs in sight, None = unknown."""
+    seconds: of work, with those of attempts that were stopped and gone on with. energy_wh: of the GPUs in sight, None =
+    unknown. apart: parts of the seconds that do not grow with the work, by name (`apart.py`), as far as known."""
 
     stage: str
     config: dict[str, Any]
@@ -50,6 +50,7 @@ class StageRecord:
     versions: dict[str, str]
     schema: int = 1
     energy_wh: float | None = None
+    apart: dict[str, float] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -179,8 +180,10 @@ class RunFolder:
         fresh = None if force else self.is_fresh(stage)
         if fresh is not None:
             return fresh, False
-        started, clock, energy = _now(), time.monotonic(), read_energy()
-        outcome = work()
+        key, place = hash_json([stage.config, stage.inputs]), self.path / "records" / f"{stage.name}.stopped.json"
+        started, attempt = _now(), Attempt(place, key, afresh=force)
+        with attempt.measured():
+            outcome = work()
         record = StageRecord(
             stage=stage.name,
             config=stage.config,
@@ -188,14 +191,16 @@ class RunFolder:
             outputs=[p.relative_to(self.path).as_posix() for p in outcome.outputs],
             fingerprint=outcome.fingerprint,
             results=outcome.results,
-            seconds=round(time.monotonic() - clock, 2),
+            seconds=round(attempt.seconds, 2),
             device=outcome.device,
             peak_memory_mib=_peak_memory_mib(),
             started=started,
             versions=_versions(),
-            energy_wh=energy_since(energy),
+            energy_wh=attempt.energy_wh,
+            apart=attempt.apart.seconds(),
         )
         write_json(self._record_file(stage.name), asdict(record))
+        attempt.over()
         return record, True
 
     def _sweep(self) -> None:

@@ -13,6 +13,7 @@ from dcdm_cli.commands.checks import Evaluated, checked_data
 from dcdm_cli.commands.evaluate import evaluation_settings
 from dcdm_cli.commands.options import Context
 from dcdm_cli.commands.sets import GeneratedSets
+from dcdm_cli.commands.variants import variant_context
 from dcdm_cli.config import ClassifierConfig, changed
 from dcdm_cli.errors import UsageError
 from dcdm_cli.evaluation.experiments import ArmSpec, ClassifierSpec, Experiment, find_experiment
@@ -133,7 +134,7 @@ def _work(context: Context, experiment: Experiment, place: Place) -> Outcome:
             "seeds": seeds,
             "cells": cells,
             "preparation_seconds": _preparation(context),
-            **_sweep(experiment, cells),
+            **_sweep(context, experiment, cells),
         }
     document = {**head, **body}
     write_json(place.document, document)
@@ -186,7 +187,7 @@ def _about(spec: ArmSpec, ratio: float, sets: GeneratedSets, seeds: Sequence[int
         known = [row[name] for row in facts if row[name] is not None]
         about[f"set_{name}"] = round(sum(known) / len(known), 4) if known else None
     if about["set_seconds"] is not None:
-        about["set_hours"], about["set_unit"] = hours_of(about["set_seconds"], 1, sets.job.device)
+        about["set_hours"], about["set_unit"] = hours_of(about["set_seconds"], sets.job.device)
     return about
 
 
@@ -196,7 +197,16 @@ def _preparation(context: Context) -> dict[str, float]:
     return {name: record.seconds for name, record in records.items() if record}
 
 
-def _sweep(experiment: Experiment, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _before(context: Context, experiment: Experiment, name: str) -> float | None:
+    """Seconds that an arm of a generator needs before its first image; None = not known."""
+    arm = next(arm for arm in experiment.arms if arm.name == name)
+    spec = experiment.adapter(arm.adapter)
+    own = variant_context(context, arm.adapter, spec).run.record("finetune") if spec.retrains else None
+    caption = context.run.record("caption")
+    return round(own.seconds + caption.seconds, 2) if own and caption else None
+
+
+def _sweep(context: Context, experiment: Experiment, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """For ratio sweeps: what ours needs to reach each control's best."""
     from dcdm_cli.evaluation.crossing import Point, crossing
 
@@ -208,5 +218,11 @@ def _sweep(experiment: Experiment, cells: Sequence[dict[str, Any]]) -> dict[str,
         return [Point(ratio, arm["synthetic_images"], arm["accuracy"], arm.get("set_seconds")) for ratio, arm in rows]
 
     ours = points(experiment.focus)
-    found = {control: crossing(points(control), ours) for control in experiment.controls if points(control) and ours}
-    return {"crossings": found}
+    spent = round(sum(_preparation(context).values()), 2)
+    return {
+        "crossings": {
+            control: crossing(points(control), ours, (_before(context, experiment, control), spent))
+            for control in experiment.controls
+            if points(control) and ours
+        }
+    }

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from dcdm_cli import __version__
+from dcdm_cli import __version__, apart
 from dcdm_cli.commands.options import Context, stage_command
 from dcdm_cli.config import ExportConfig
 from dcdm_cli.errors import CapabilityError, DcdmError, MismatchError, NumericalError, UsageError
@@ -123,7 +123,7 @@ def _engine_order(config: ExportConfig, cache: Path) -> EngineOrder | None:
     if config.precision == "bf16" and float(gpu.compute_capability) < 8:
         raise CapabilityError(f"{gpu.name} has no bfloat16 arithmetic", "use --precision fp16")
     settings = EngineSettings(config.fixed_batch, config.optimization_level, config.tf32)
-    return EngineOrder(trt, gpu, config.batch, settings, cache / "tensorrt.timing")
+    return EngineOrder(trt, gpu, config.batch, settings, cache / "tensorrt.timing", timed=apart.built)
 
 
 def _is_intact(context: Context) -> bool:

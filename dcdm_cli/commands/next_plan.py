@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,8 +11,9 @@ import numpy as np
 from dcdm_cli.commands.options import Context
 from dcdm_cli.commands.planning import describe_model
 from dcdm_cli.commands.probing import open_run_engine, plan_inputs
+from dcdm_cli.files import hash_file, hash_json
 from dcdm_cli.job import Job
-from dcdm_cli.store import Outcome, Stage, StageRecord
+from dcdm_cli.store import Outcome, RunFolder, Stage, StageRecord
 
 if TYPE_CHECKING:
     from dcdm_cli.data.manifest import Manifest
@@ -52,6 +54,8 @@ def run_next_plan(context: Context) -> StageRecord:
     with run.lock("dcdm evaluate --next-plan"):
         generated = run.record("generate")
         inputs = {"finetune": run.require("finetune").id, "generate": generated.id if generated else ""}
+        if earlier := [file for file in _rounds(run) if file.parent != run.generated]:
+            inputs["rounds"] = hash_json([[file.parent.name, hash_file(file)] for file in earlier])
         sections = ("downstream", "generate", "evaluate")
         settings = {name: getattr(config, name).model_dump(mode="json") for name in sections}
         stage = Stage("next-plan", {**settings, "run_seed": config.seed}, inputs)
@@ -77,10 +81,10 @@ def _work(context: Context) -> Outcome:
 
     run, config, job = context.run, context.config, context.job()
     real = read_manifest(run.samples).split("train")
-    made, file = NOTHING, run.generated / "samples.parquet"
-    if file.is_file():
+    made = NOTHING
+    for file in _rounds(run):
         images = read_manifest(file, made_by="dcdm generate")
-        made = Samples(images.paths(), images.column("label"))
+        made = made + Samples(images.paths(), images.column("label"))
     budget = Budget(config.generate.per_class, config.generate.count, config.generate.ratio)
     count = int(budget.per_label(real.class_counts()).sum())
     generator = open_run_engine(context, run.adapter, job).generator
@@ -90,6 +94,11 @@ def _work(context: Context) -> Outcome:
     asked = replace(asked, plan=replace(asked.plan, made_for=describe_model(context)))
     write_plan(asked.plan, target)
     return Outcome([target], asked.plan.hash, _results(asked, real, len(made)), job.device)
+
+
+def _rounds(run: RunFolder) -> list[Path]:
+    """The images of this round and of earlier ones, whose folder was renamed to generated-1, generated-2, ..."""
+    return sorted(run.path.glob(f"{run.generated.name}*/samples.parquet"))
 
 
 def _results(asked: Demanded, real: Manifest, known: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dcdm_cli import apart
 from dcdm_cli.commands.spread import Spread, open_crew
 from dcdm_cli.demo.base import resolve_base
 from dcdm_cli.job import Job
@@ -50,7 +51,9 @@ def open_run_engine(context: Context, adapter: Path, job: Job, *, insist: bool =
     for warning in sampler_warnings(config):
         context.console.warn(warning)
     base = resolve_base(read_adapter(adapter).base)  # the packaged one lies elsewhere on another machine
-    engine = open_engine(adapter, config, job.device, base=base, export=context.run.export if own else None)
+    with apart.loading():
+        engine = open_engine(adapter, config, job.device, base=base, export=context.run.export if own else None)
+    apart.opened()
     context.console.note(f"backend: {engine.denoiser.name} ({engine.reason})")
     return engine
 

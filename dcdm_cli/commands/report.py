@@ -73,7 +73,7 @@ def experiment_drawings(document: Mapping[str, Any]) -> list[Drawing]:
             Drawing("sweep.png", "Difficulty", text, lambda path: experiment_plots.difficulty_sweep(path, document))
         )
     if document["axis"] == "ratio":
-        text = "Device hours are those of the slowest arm."
+        text = "Below each ratio: what generating the images of each arm takes."
         made.append(
             Drawing("ratio.png", "Number of images", text, lambda path: experiment_plots.ratio_sweep(path, document))
         )

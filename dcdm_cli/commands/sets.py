@@ -177,9 +177,11 @@ class GeneratedSets:
         unknown = {"realised_mean": None, "realised_std": None, "label_agreement": None}
         if not self.context.run.scorer.exists() or not len(images):
             return unknown
-        labels = images.column("label")
-        found = Scorer.load(self.context.run.scorer, self.job.device).measure(images.paths(), labels)
-        values = (found.difficulty.mean(), found.difficulty.std(), (found.predicted == labels).mean())
+        labels, difficulty, predicted = (images.column(n) for n in ("label", "measured_difficulty", "predicted"))
+        if not np.isfinite(difficulty).all():  # drawn once, and so not measured on the way
+            found = Scorer.load(self.context.run.scorer, self.job.device).measure(images.paths(), labels)
+            difficulty, predicted = found.difficulty, found.predicted
+        values = (difficulty.mean(), difficulty.std(), (predicted == labels).mean())
         return {name: round(float(value), 4) for name, value in zip(unknown, values, strict=True)}
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dcdm_cli.apart import BUILD, LOAD, WARMUP
 from dcdm_cli.store import StageRecord
 
 MAKING = ("score", "caption", "finetune", "calibrate", "export", "generate")  # what an image costs; evaluation is apart
-APART = ("load_seconds", "warmup_seconds", "build_seconds")  # parts of a stage that do not grow with the images
+APART = (LOAD, WARMUP, BUILD)  # parts of a stage that do not grow with the images
 GPU, CPU = "GPU-hours", "CPU-hours"
 
 
@@ -39,24 +40,28 @@ def bill(
     }
 
 
-def hours_of(seconds: float, devices: int, device: str) -> tuple[float, str]:
-    """Device hours and what they are hours of."""
-    return round(seconds * devices / 3600, 6), CPU if device == "cpu" else GPU
+def hours_of(seconds: float, device: str, devices: int = 1) -> tuple[float, str]:
+    """Device hours and what they are hours of. Workers on a CPU share one machine, so that its hours count once."""
+    if device == "cpu":
+        return round(seconds / 3600, 6), CPU
+    return round(seconds * devices / 3600, 6), GPU
 
 
 def _stage(name: str, record: StageRecord) -> dict[str, Any]:
-    devices = int(record.results.get("devices", 1))
-    hours, unit = hours_of(record.seconds, devices, record.device)
+    names = record.device.split(",")
+    devices = max(len(names), int(record.results.get("processes", 1)))
+    device = names[0] if devices == 1 else names[0].split(":")[0]
+    hours, unit = hours_of(record.seconds, device, devices)
     return {
         "stage": name,
         "seconds": record.seconds,
-        "device": record.device,
+        "device": device,
         "devices": devices,
         "hours": hours,
         "unit": unit,
         "peak_memory_mib": record.peak_memory_mib,
         "energy_wh": record.energy_wh,
-        **{part: record.results.get(part) for part in APART},
+        **{part: record.apart.get(part) for part in APART},
     }
 
 

@@ -25,13 +25,19 @@ class Point:
         return float(np.mean(self.accuracy))
 
 
-def crossing(control: Sequence[Point], ours: Sequence[Point]) -> dict[str, Any]:
+def crossing(
+    control: Sequence[Point], ours: Sequence[Point], before: tuple[float | None, float] = (None, 0.0)
+) -> dict[str, Any]:
     """The control's best point by mean accuracy, and the smallest of our points that reaches it, or None where none
-    does. image_share, cost_share: of the control's images and generation time. comparison: ours minus control, paired;
-    both points are chosen after the fact, so that it is a description and not a test.
+    does. image_share, cost_share: of the control's images and generation time; whole_share: with what each needs before
+    its first image. comparison: ours minus control, paired; both points are chosen after the fact, so that it is a
+    description and not a test.
+
+    before: seconds that the control and ours need before their first image, None = not known.
     """
     best = max(control, key=lambda point: point.mean)
     found: dict[str, Any] = {"control": _point(best), "ours": None, "image_share": None, "cost_share": None}
+    found |= {"whole_share": None, "before_seconds": {"control": before[0], "ours": before[1]}}
     reaching = sorted((p for p in ours if p.mean >= best.mean), key=lambda point: point.images)
     if not reaching:
         return {**found, "comparison": None}
@@ -40,9 +46,18 @@ def crossing(control: Sequence[Point], ours: Sequence[Point]) -> dict[str, Any]:
         **found,
         "ours": _point(first),
         "image_share": round(first.images / best.images, 4) if best.images else None,
-        "cost_share": round(first.seconds / best.seconds, 4) if best.seconds and first.seconds is not None else None,
+        "cost_share": _share(first.seconds, best.seconds),
+        "whole_share": _share(_sum(before[1], first.seconds), _sum(before[0], best.seconds)),
         "comparison": compare(first.accuracy, best.accuracy),
     }
+
+
+def _share(ours: float | None, control: float | None) -> float | None:
+    return round(ours / control, 4) if control and ours is not None else None
+
+
+def _sum(before: float | None, seconds: float | None) -> float | None:
+    return None if before is None or seconds is None else before + seconds
 
 
 def _point(point: Point) -> dict[str, Any]:

@@ -168,7 +168,17 @@ def _check(experiment: Experiment, where: str) -> None:
         raise UsageError(f"{where} has no arms", 'add one: [[arms]] name = "real", source = "none"')
     if any(ratio <= 0 for ratio in experiment.ratios):
         raise UsageError(f"{where}: ratios = {list(experiment.ratios)} must all be above 0", "for example [0.5, 1.0]")
+    _check_names(experiment, where)
     known = [*BUILT_IN_ADAPTERS, *experiment.adapters]
     for arm in experiment.arms:
         if arm.adapter not in known:
             raise UsageError(f"{where}: arm {arm.name!r} has no adapter {arm.adapter!r}", nearest(arm.adapter, known))
+
+
+def _check_names(experiment: Experiment, where: str) -> None:
+    """Arms that are named must be there; the defaults need not be."""
+    arms, given = [arm.name for arm in experiment.arms], experiment.model_fields_set
+    named = {key: getattr(experiment, key) for key in ("baseline", "focus") if key in given}
+    for key, name in (*named.items(), *(("controls", control) for control in experiment.controls)):
+        if name not in arms:
+            raise UsageError(f"{where}: {key} = {name!r} is no arm", nearest(name, arms))

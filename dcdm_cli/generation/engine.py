@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dcdm_cli import apart
 from dcdm_cli.backends.base import Denoiser
 from dcdm_cli.backends.choice import Opened, Wanted, choose_backend
 from dcdm_cli.backends.torch_backend import TorchDenoiser, TorchOptions
@@ -152,11 +154,13 @@ def render(engine: Engine, rows: Sequence[PlanRow], job: Job) -> Iterator[tuple[
     """
     start = 0
     while start < len(rows):
+        clock = time.monotonic()
         images = _try_batch(engine, rows, start)
         if images is None:
             left = len(rows) - start
             _halve(engine, engine.batch_size if engine.denoiser.fixed_batch else min(engine.batch_size, left), job)
             continue
+        apart.rendered(time.monotonic() - clock, len(images))
         yield rows[start : start + len(images)], images
         start += len(images)
         job.progress("generating", start, len(rows))

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
+from dcdm_cli import apart
 from dcdm_cli.errors import MismatchError, NotFoundError
 from dcdm_cli.files import hash_json
 
@@ -44,6 +45,7 @@ class BaseModel:
         return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
 
 
+@apart.loading()
 def load_base(
     source: str,
     *,

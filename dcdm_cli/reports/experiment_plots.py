@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter
 from dcdm_cli.reports import canvas
 from dcdm_cli.reports.canvas import BLUE, GREEN, GREY, INK, ORANGE, PAPER, PURPLE, SKY, YELLOW
 from dcdm_cli.reports.experiment_tables import cell_name
-from dcdm_cli.reports.words import known_bounds, number, verdict
+from dcdm_cli.reports.words import duration, known_bounds, number, verdict
 
 LINES = (GREEN, PURPLE, SKY, YELLOW, GREY)
 FOCUS = "dcdm"
@@ -35,7 +35,7 @@ def differences(path: Path, document: Mapping[str, Any], against: str) -> Path:
             _difference(axes, y, pair)
         axes.axvline(0, color=GREY, linewidth=1)
         axes.set_yticks(range(len(pairs)), [canvas.label(pair["arm"], 26) for pair in pairs])
-        axes.set(ylim=(len(pairs) - 0.4, -0.6), xlim=(-bound, bound))
+        axes.set(ylim=(len(pairs) - 0.4, -0.6), xlim=(-1.1 * bound, 2.4 * bound))  # room for words
         title = f"Accuracy minus that of {canvas.label(against, 20)}: {canvas.label(cell_name(document, cell), 60)}"
         canvas.style(axes, title, "", "", grid="x")
     panels[-1].set_xlabel("points of accuracy, 95 % interval over paired seeds", fontsize=9, color=INK)
@@ -63,7 +63,7 @@ def difficulty_sweep(path: Path, document: Mapping[str, Any]) -> Path:
 
 
 def ratio_sweep(path: Path, document: Mapping[str, Any]) -> Path:
-    """Accuracy over the number of extra images, a line per arm; generation time is written under the ticks."""
+    """Accuracy over the number of extra images, a line per arm; what they cost is written under the ticks."""
     cells = sorted(document["cells"], key=lambda cell: cell["ratio"])
     figure = canvas.figure(7.6, 5.2)
     axes = figure.add_subplot()
@@ -75,9 +75,10 @@ def ratio_sweep(path: Path, document: Mapping[str, Any]) -> Path:
         _line(axes, x, [_arm(cell, name) for cell in cells], color, MARKERS[place % len(MARKERS)], name)
     _band(axes, next((arm for arm in cells[0]["arms"] if arm["synthetic_images"] == 0), None))
     axes.set_xticks(range(len(cells)), [_ratio_label(cell) for cell in cells])
-    canvas.style(
-        axes, "How many images are needed?", "extra images per real one, and what generating them takes", "accuracy, %"
-    )
+    unit = next((arm["set_unit"] for cell in cells for arm in cell["arms"] if arm.get("set_unit")), "")
+    spent = f", and the {unit.removesuffix('-hours')} time to generate them" if unit else ""
+    below = f"extra images per real one{spent}"
+    canvas.style(axes, "How many images are needed?", below, "accuracy, %")
     axes.legend(frameon=False, fontsize=8.5)
     return canvas.save(figure, path)
 
@@ -158,9 +159,9 @@ def _difference(axes: Axes, y: int, pair: Mapping[str, Any]) -> None:
 
 
 def _bound(rows: Sequence[Sequence[Mapping[str, Any]]]) -> float:
-    """Half the width of the difference axis, points: everything fits, and the words have room on the right."""
+    """The farthest end of an interval, points."""
     ends = [abs(v) for pairs in rows for p in pairs for v in (p["difference_ci95"] or [p["difference_mean"]])]
-    return 100 * max([*ends, 0.005]) * 1.9
+    return 100 * max([*ends, 0.005])
 
 
 def _line(
@@ -186,6 +187,6 @@ def _arm(cell: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _ratio_label(cell: Mapping[str, Any]) -> str:
-    spent = [(arm["set_hours"], arm["set_unit"]) for arm in cell["arms"] if arm.get("set_hours") is not None]
-    hours, unit = max(spent, default=(0.0, ""))
-    return f"{100 * cell['ratio']:g} %" + (f"\n{hours:.2g} {unit.replace('hours', 'h')}" if spent else "")
+    spent = [(arm["name"], arm["set_hours"]) for arm in cell["arms"] if arm.get("set_hours") is not None]
+    lines = [f"{canvas.label(name, 12)} {duration(3600 * hours)}" for name, hours in spent]
+    return "\n".join([f"{100 * cell['ratio']:g} %", *lines])

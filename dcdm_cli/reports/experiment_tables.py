@@ -76,13 +76,14 @@ def crossing_sheet(document: Metrics) -> Sheet:
             str(found["ours"]["images"]) if found["ours"] else NOTHING,
             percent(found["image_share"], 0),
             percent(found["cost_share"], 0),
+            percent(found.get("whole_share"), 0),
             verdict(found["comparison"]) if found["comparison"] else NOTHING,
         )
         for name, found in (document.get("crossings") or {}).items()
     )
     columns = (
         "control", "its best", "with images", "ours there", "with images", "share of images", "share of time",
-        "difference",
+        "of all time", "difference",
     )  # fmt: skip
     return Sheet("Where ours reaches the control's best", columns, rows)
 
@@ -149,6 +150,8 @@ def _crossing_sentences(document: Metrics) -> Iterator[str]:
             f", {percent(found['cost_share'], 0)} of the generation time" if found["cost_share"] is not None else ""
         )
         yield f"{best}; ours reaches it with {found['ours']['images']} ({share}). Both points were chosen afterwards."
+        if (share := found.get("whole_share")) is not None:
+            yield f"With scoring, fine-tuning and calibration that is {percent(share, 0)} of the time {name} takes."
     spent = document.get("preparation_seconds") or {}
     if document.get("crossings") and spent:
         yield f"Before its first image ours needs {duration(sum(spent.values()))} ({', '.join(spent)})."

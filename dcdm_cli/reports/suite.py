@@ -4,8 +4,10 @@
     (whatever is here is replaced)
     <!-- /figures -->
 
-`<!-- figures -->` alone stands for every result there is; a marker without an end gets one. Nothing in a block is typed
-by hand, so that a block that differs from what its results render to is an error (tests/test_documents.py).
+A name may end in *: all results that begin so, and none is no error. `<!-- figures -->` alone stands for every result
+there is. A marker stands at the start of a line; without an end it gets one as soon as there is something to show.
+Nothing in a block is typed by hand, so that a block that differs from what its results render to is an error
+(tests/test_documents.py).
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,7 @@ from dcdm_cli.reports.tables import adherence_sheet, downstream_sheet, frontier_
 from dcdm_cli.reports.words import duration, summary_sentences
 from dcdm_cli.safe_text import show
 
-BEGIN = re.compile(r"<!-- figures(?::(?P<names>[A-Za-z0-9_, -]+?))? -->")
+BEGIN = re.compile(r"^<!-- figures(?::(?P<names>[A-Za-z0-9_,* -]+?))? -->", re.MULTILINE)
 END = "<!-- /figures -->"
 FIRST = "demo_full"  # leads where all results are shown
 Result = Mapping[str, Any]
@@ -48,9 +51,13 @@ def render_document(text: str, document: Path, results: Mapping[str, Result], fi
     while match := BEGIN.search(text, place):
         end = text.find(END, match.end())
         following = BEGIN.search(text, match.end())
-        if end < 0 or (following and following.start() < end):
-            end = match.end() - len(END)  # no end of its own
         names = _names(match.group("names"), results, document)
+        if end < 0 or (following and following.start() < end):  # no end of its own
+            end = match.end() - len(END)
+            if not names:
+                parts.append(text[place : match.end()])
+                place = match.end()
+                continue
         blocks = [_block(name, results[name], document, figures) for name in names]
         parts += [text[place : match.end()], "\n\n", *(f"{block}\n\n" for block in blocks), END]
         place = end + len(END)
@@ -64,7 +71,10 @@ def result_order(name: str) -> tuple[bool, str]:
 def _names(listed: str | None, results: Mapping[str, Result], document: Path) -> list[str]:
     if listed is None:
         return sorted(results, key=result_order)
-    names = [name.strip() for name in listed.split(",") if name.strip()]
+    names = []
+    for name in filter(None, map(str.strip, listed.split(","))):
+        found = sorted((key for key in results if fnmatchcase(key, name)), key=result_order)
+        names += found if "*" in name else [name]
     missing = [name for name in names if name not in results]
     if missing:
         raise NotFoundError(

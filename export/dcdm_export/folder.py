@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -65,7 +66,10 @@ class Request:
 
 @dataclass(frozen=True)
 class EngineOrder:
-    """Engines for the denoiser, one per entry of `batches` (images). trt: the module. timing_cache: outlives a run."""
+    """Engines for the denoiser, one per entry of `batches` (images). trt: the module. timing_cache: outlives a run.
+
+    timed: told the seconds that each engine took to build.
+    """
 
     trt: Any
     gpu: Gpu
@@ -73,6 +77,7 @@ class EngineOrder:
     settings: EngineSettings
     timing_cache: Path | None = None
     tune: Callable[[Any], None] | None = None
+    timed: Callable[[float], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -161,6 +166,7 @@ def _make_engine(batch: int, made: Finished, order: Order) -> Finished:
     def progress(what: str, done: int, total: int) -> None:
         order.progress(f"{what} for batch {batch}", done, total)
 
+    clock = time.monotonic()
     plan = build_engine(
         engines.trt,
         made.folder / network.file,
@@ -170,6 +176,8 @@ def _make_engine(batch: int, made: Finished, order: Order) -> Finished:
         progress=progress,
         tune=engines.tune,
     )
+    if engines.timed is not None:
+        engines.timed(time.monotonic() - clock)
     return made.with_engine(write_engine(made.folder, DENOISER, batch, key, plan))
 
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +17,14 @@ from dcdm_cli.commands.artefacts import run_artefacts, run_filter
 from dcdm_cli.commands.atlas import hardest_classes, run_atlas
 from dcdm_cli.commands.checks import checked_data
 from dcdm_cli.commands.evaluate import run_evaluate
+from dcdm_cli.commands.generate import run_generate
 from dcdm_cli.commands.next_plan import run_next_plan
 from dcdm_cli.commands.variants import prepare_variant, variant_context
 from dcdm_cli.data.manifest import Manifest, read_manifest, write_manifest
 from dcdm_cli.errors import MismatchError, NotFoundError, UsageError
 from dcdm_cli.evaluation.experiments import AdapterSpec
 from dcdm_cli.job import Job
+from dcdm_cli.presets import PRESETS
 
 from .conftest import context_of
 
@@ -59,6 +65,8 @@ def test_the_bill_names_its_unit(metrics: dict) -> None:
     assert {stage["stage"] for stage in cost["stages"]} == {"score", "caption", "finetune", "generate"}
     assert cost["hours"]["CPU-hours"] > 0 == cost["hours"]["GPU-hours"] and cost["money"] is None
     assert cost["energy_wh"] is None and cost["images"] == 20
+    loaded = {stage["stage"]: stage["load_seconds"] for stage in cost["stages"]}
+    assert loaded["generate"] > 0 and loaded["finetune"] > 0 and loaded["caption"] is None
 
 
 def test_more_seeds_only_train_what_is_missing(metrics: dict, shared: Path) -> None:
@@ -114,6 +122,60 @@ def test_the_next_plan_can_be_read_and_asks_for_what_is_wanted(run: Path) -> Non
     assert targets.min() >= 0 and targets.max() <= 0.8
     assert sum(row["easy"] + row["medium"] + row["hard"] for row in made["demand"]) == pytest.approx(20, abs=1)
     assert plan.generator == read_plan(run / "generated" / "plan.parquet").generator
+
+
+def test_generate_evaluate_generate_is_one_pipeline(run: Path) -> None:
+    context = replace(context_of(run), given={})  # a finished plan takes no settings of another
+    first = run_next_plan(context).results
+    before = (run / "evaluation" / "next_plan.parquet").read_bytes()
+    with pytest.raises(MismatchError, match="holds images of another plan"):
+        run_generate(context, run / "evaluation" / "next_plan.parquet")
+    (run / "generated").rename(run / "generated-1")
+    made = run_generate(context, run / "evaluation" / "next_plan.parquet")
+    assert made.results["plan"] == first["plan"]
+    images = read_manifest(run / "generated" / "samples.parquet")
+    assert len(images) == 20 and images.column("target_difficulty").max() <= 0.8
+    again = run_next_plan(context).results
+    assert (first["known_images"], again["known_images"]) == (20, 40)
+    assert again["plan"] != first["plan"] and (run / "evaluation" / "next_plan.parquet").read_bytes() != before
+
+
+def many(run: Path, count: int, **columns: object) -> Manifest:
+    """The run's generated images over and over, written as if there were `count` of them."""
+    images = read_manifest(run / "generated" / "samples.parquet")
+    rows = images.select(np.arange(count) % len(images)).with_columns(columns)
+    write_manifest(rows, run / "generated" / "samples.parquet")
+    return read_manifest(run / "generated" / "samples.parquet")
+
+
+def test_the_demos_artefacts_are_looked_at_within_a_minute(run: Path) -> None:
+    many(run, 200, measured_difficulty=np.full(200, np.nan))
+    net = PRESETS["digits"]["judge"]
+    clock = time.process_time()
+    run_artefacts(context_of(run, **{f"judge__{key}": value for key, value in net.items()}))
+    assert time.process_time() - clock < 60
+    made = json.loads((run / "evaluation" / "artefacts.json").read_text())
+    assert made["adherence"]["n"] == made["quality"]["images"] == 200
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="memory is read from /proc")
+def test_adherence_of_many_files_holds_few_of_them_at_a_time(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dcdm_cli.commands.artefacts import _adherence
+    from dcdm_cli.commands.judging import CHUNK, open_judge
+    from dcdm_cli.difficulty import classifier
+
+    context, real, held = context_of(run), classifier.predict_logits, []
+
+    def watched(*arguments: Any) -> np.ndarray:
+        found = real(*arguments)
+        held.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+        return found
+
+    judge = open_judge(context, read_manifest(run / "samples.parquet"), Job())
+    monkeypatch.setattr(classifier, "predict_logits", watched)
+    images = many(run, 16 * CHUNK, measured_difficulty=np.full(16 * CHUNK, 0.5))
+    assert _adherence(context, images, judge, Job())["n"] == 16 * CHUNK and len(held) == 16
+    assert max(held[3:]) - held[3] < 16e6  # the pixels of the other 12 chunks are 38 MB
 
 
 def test_the_atlas_of_two_classes(shared: Path) -> None:

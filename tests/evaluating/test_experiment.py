@@ -83,6 +83,7 @@ def test_comparisons_and_the_crossing_are_there(document: dict) -> None:
     assert {("dcdm", "real"), ("dcdm", "plain"), ("plain", "real"), ("dcdm", "shuffled")} <= pairs
     crossing = document["crossings"]["plain"]
     assert crossing["control"]["images"] in (20, 40)
+    assert crossing["before_seconds"]["control"] > 0 < crossing["before_seconds"]["ours"]
     assert set(document["preparation_seconds"]) >= {"score", "caption", "finetune"}
 
 

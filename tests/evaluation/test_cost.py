@@ -14,20 +14,31 @@ BETTER = {"verdict": "better", "difference_mean": 0.02}
 
 
 def record(
-    stage: str, seconds: float, device: str = "cuda", energy: float | None = 10.0, **results: Any
+    stage: str, seconds: float, device: str = "cuda", energy: float | None = 10.0, apart: Any = None, **results: Any
 ) -> StageRecord:
-    return StageRecord(stage, {}, {}, [], "", results, seconds, device, 2000, "", {}, energy_wh=energy)
+    return StageRecord(
+        stage, {}, {}, [], "", results, seconds, device, 2000, "", {}, energy_wh=energy, apart=apart or {}
+    )
 
 
 def test_seconds_times_devices_money_and_shares() -> None:
-    records = {"finetune": record("finetune", 1800, devices=2, load_seconds=30.0), "generate": record("generate", 3600)}
+    spent = {"load_seconds": 30.0}
+    records = {"finetune": record("finetune", 1800, "cuda:0,cuda:1", apart=spent), "generate": record("generate", 3600)}
     made = bill(records, 1000, BETTER, 3.0)
     assert made["hours"] == {"GPU-hours": 2.0, "CPU-hours": 0.0} and made["money"] == 6.0
     assert made["per_image"] == {"GPU-hours": 0.002, "CPU-hours": 0.0, "money": 0.006}
     assert made["points_gained"] == 2.0 and made["per_point"] == {"GPU-hours": 1.0, "CPU-hours": 0.0, "money": 3.0}
     assert made["energy_wh"] == 20.0
     first = made["stages"][0]
-    assert (first["devices"], first["load_seconds"], first["warmup_seconds"]) == (2, 30.0, None)
+    assert (first["devices"], first["device"]) == (2, "cuda")
+    assert (first["load_seconds"], first["warmup_seconds"]) == (30.0, None)
+
+
+def test_workers_on_one_cpu_share_its_hours_and_a_group_of_gpus_has_each() -> None:
+    stages = {"generate": record("generate", 3600, "cpu,cpu"), "finetune": record("finetune", 1800, processes=4)}
+    made = bill(stages, 10, None, None)
+    assert made["hours"] == {"GPU-hours": 2.0, "CPU-hours": 1.0}
+    assert [(s["devices"], s["device"]) for s in made["stages"]] == [(2, "cpu"), (4, "cuda")]
 
 
 def test_what_is_not_known_is_null_and_not_nothing() -> None:
@@ -54,7 +65,9 @@ def test_ours_reaches_the_controls_best_with_a_fifth_of_its_images() -> None:
     made = crossing(control, ours)
     assert made["control"]["ratio"] == 0.5 and made["ours"]["ratio"] == 0.1
     assert made["image_share"] == 0.2 and made["cost_share"] == 0.3
-    assert made["comparison"]["difference_mean"] == pytest.approx(0.001)
+    assert made["comparison"]["difference_mean"] == pytest.approx(0.001) and made["whole_share"] is None
+    whole = crossing(control, ours, (50.0, 72.0))
+    assert whole["whole_share"] == 1.25 and whole["before_seconds"] == {"control": 50.0, "ours": 72.0}
 
 
 def test_a_best_that_is_never_reached_and_times_that_are_not_known() -> None:

@@ -72,6 +72,8 @@ def test_a_file_of_the_users_own(tmp_path: Path) -> None:
         ("[[arms]]\nname = 'a'\nratoi = 1", "ratoi", "ratio"),
         ("[[arms]]\nname = 'a'\nadapter = 'plian'", "no adapter 'plian'", "plain"),
         ("[[arms]]\nname = 'a'\n[[arms]]\nname = 'a'", "two arms are called 'a'", "name of its own"),
+        ("baseline = 'rael'\n[[arms]]\nname = 'real'", "baseline = 'rael' is no arm", "real"),
+        ("controls = ['plain']\n[[arms]]\nname = 'real'", "controls = 'plain' is no arm", "real"),
         ("ratios = [0]\n[[arms]]\nname = 'a'", "must all be above 0", "0.5"),
         ("[[arms]]\nname = 'a'\nsource = 'fake'", "source = 'fake'", "docs"),
         ("[" * 5000, "not valid TOML", "fix that line"),

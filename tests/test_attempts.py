@@ -1,0 +1,81 @@
+"""Seconds over all attempts, and those that do not grow with the work."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from dcdm_cli import apart
+from dcdm_cli.attempts import Attempt
+from dcdm_cli.errors import InterruptedRunError
+from dcdm_cli.store import Outcome, RunFolder, Stage, StageRecord
+
+
+def test_loading_inside_of_loading_counts_once_and_goes_to_the_stage_around(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter(range(100))
+    monkeypatch.setattr(apart, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    with apart.collected() as outer:
+        with apart.collected() as inner, apart.loading(), apart.loading():  # they ask the clock at 0, 1 and 2
+            pass
+        apart.built(2.0)
+    assert inner.seconds() == {"load_seconds": 2}
+    assert outer.seconds() == {"load_seconds": 2, "build_seconds": 2.0}
+
+
+def test_the_first_batch_is_compared_with_others_of_its_size() -> None:
+    with apart.collected() as found:
+        apart.rendered(9.0, 8)  # of no engine that was opened here
+        apart.opened()
+        for seconds, images in ((5.0, 8), (0.1, 1), (1.0, 8), (1.2, 8), (0.1, 1)):
+            apart.rendered(seconds, images)
+        apart.opened()
+        apart.rendered(5.0, 8)  # nothing to compare it with
+    assert found.seconds() == {"warmup_seconds": pytest.approx(3.9)}
+
+
+def stopped(attempt: Attempt) -> None:
+    with pytest.raises(InterruptedRunError), attempt.measured(), apart.loading():
+        time.sleep(0.02)
+        raise InterruptedRunError("stopped", "again", signal_name="SIGTERM")
+
+
+def test_a_stopped_attempt_counts_until_its_work_is_recorded(tmp_path: Path) -> None:
+    file = tmp_path / "x.stopped.json"
+    for _ in range(2):
+        stopped(Attempt(file, "key", afresh=False))
+    last = Attempt(file, "key", afresh=False)
+    with last.measured():
+        time.sleep(0.02)
+    assert last.seconds >= 0.06 and last.apart.seconds()["load_seconds"] >= 0.04
+    for other in (Attempt(file, "other", afresh=False), Attempt(file, "key", afresh=True)):
+        assert other.seconds == 0
+    last.over()
+    assert not file.exists() and Attempt(file, "key", afresh=False).seconds == 0
+    file.write_text("{")
+    assert Attempt(file, "key", afresh=False).seconds == 0
+
+
+def test_a_record_holds_the_seconds_of_all_its_attempts(tmp_path: Path) -> None:
+    run, stage = RunFolder(tmp_path), Stage("score", {"a": 1}, {})
+    run.create()
+
+    def stop() -> Outcome:
+        raise KeyboardInterrupt
+
+    def attempt(**how: bool) -> StageRecord:
+        with pytest.raises(KeyboardInterrupt):
+            run.run(stage, stop, force=True)
+        (file,) = (tmp_path / "records").glob("*.stopped.json")
+        spent = json.loads(file.read_text()) | {"seconds": 1000.0, "apart": {"load_seconds": 9.0}}
+        file.write_text(json.dumps(spent))
+        return run.run(stage, lambda: Outcome([], "f"), **how)[0]
+
+    record = attempt()
+    assert record.seconds >= 1000 and record.apart == {"load_seconds": 9.0}
+    assert [path.name for path in (tmp_path / "records").iterdir()] == ["score.json"]
+    assert json.loads((tmp_path / "records" / "score.json").read_text())["apart"] == record.apart
+    assert attempt(force=True).seconds < 100

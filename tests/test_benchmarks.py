@@ -1,0 +1,78 @@
+"""Scripts of the experiments: what they hand to `dcdm`, and what a result says about itself."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import dcdm_cli
+from dcdm_cli.evaluation.experiments import built_in_experiments, find_experiment, parse_experiment
+
+FOLDER = Path(dcdm_cli.__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+    def load(name: str) -> ModuleType:
+        return importlib.import_module(name)
+
+    return load
+
+
+def test_every_setting_runs_every_experiment(script) -> None:
+    settings = script("digits_settings")
+    assert set(settings.ORDER) == set(built_in_experiments())
+    for setting in settings.SETTINGS.values():
+        assert set(setting.seeds) == set(settings.ORDER) and set(setting.short) <= set(settings.ORDER)
+
+
+def test_a_short_ablation_changes_steps_and_ratio_of_all_arms_alike(script) -> None:
+    settings = script("digits_settings")
+    short = parse_experiment(settings.shortened("ablation", settings.Short(30, 0.5)), "here", "ablation-short")
+    whole = find_experiment("ablation")
+    assert [arm.name for arm in short.arms] == [arm.name for arm in whole.arms]
+    assert (short.baseline, short.focus) == (whole.baseline, whole.focus) and "30 steps" in short.about
+    for arm, other in zip(short.arms, whole.arms, strict=True):
+        if arm.source == "none":
+            continue
+        mine, theirs = short.adapter(arm.adapter), whole.adapter(other.adapter)
+        assert mine.finetune == {**theirs.finetune, "steps": 30} and mine.scores == theirs.scores
+        assert (arm.ratio, arm.calibrated, arm.attempts) == (0.5, other.calibrated, other.attempts)
+
+
+def test_a_result_says_where_it_comes_from(script, tmp_path: Path) -> None:
+    record = script("record")
+    file = record.write_result("x", {**record.provenance("dcdm y"), "document": {}}, tmp_path)
+    content = json.loads(file.read_text("utf-8"))
+    assert content["command"] == "dcdm y" and "cores" in content["hardware"]
+    assert set(content["versions"]) == {"torch", "diffusers", "peft", "timm"} and len(content["date"]) == 10
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_steps_are_done_once_and_what_does_not_fit_waits(script, tmp_path: Path) -> None:
+    pieces, done = script("pieces"), []
+    steps = [
+        pieces.Step(name, lambda n=name: done.append(n) or {"n": n}, needs) for name, needs in (("a", 0), ("b", 500))
+    ]
+    assert pieces.Progress(tmp_path).run(steps, pieces.Clock(60)) == "b" and done == ["a"]
+    assert pieces.Progress(tmp_path).run(steps, pieces.Clock(None)) is None and done == ["a", "b"]
+    kept = pieces.Progress(tmp_path)
+    assert kept.done["b"]["n"] == "b" and kept.run(steps, pieces.Clock(1)) is None
+
+
+def test_every_image_has_one_purpose(script) -> None:
+    import numpy as np
+
+    data = script("cifar10_data")
+    labels = np.repeat(np.arange(10), 3000)
+    rows = {name: set(found.tolist()) for name, found in data.assign(labels).items()}
+    assert len(rows["target"]) == 5000 and len(rows["small"]) == 1000 and len(rows["judge"]) == 20_000
+    assert rows["small"] | rows["rest"] == rows["target"] and not rows["small"] & rows["rest"]
+    assert rows["base"] | rows["target"] == set(range(30_000)) and not rows["base"] & rows["target"]
+    assert rows["judge"] <= rows["base"]

@@ -1,0 +1,50 @@
+"""docs/evaluate.md: its example is an experiment, and it names every key and every experiment there is."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import dcdm_cli
+from dcdm_cli.config import ClassifierConfig, GenerateConfig, changed
+from dcdm_cli.evaluation.experiments import (
+    BUILT_IN_ADAPTERS,
+    AdapterSpec,
+    ArmSpec,
+    ClassifierSpec,
+    Experiment,
+    built_in_experiments,
+    parse_experiment,
+)
+
+ROOT = Path(dcdm_cli.__file__).parent.parent
+TEXT = (ROOT / "docs" / "evaluate.md").read_text("utf-8")
+
+
+def test_the_example_is_an_experiment_whose_settings_exist() -> None:
+    (example,) = re.findall(r"```toml\n(.*?)```", TEXT, re.DOTALL)
+    experiment = parse_experiment(example, "docs/evaluate.md", "steer")
+    assert [arm.name for arm in experiment.arms] == [experiment.baseline, *experiment.controls, experiment.focus]
+    for spec in experiment.classifiers:
+        changed(ClassifierConfig(), spec.settings, spec.name)
+    changed(GenerateConfig(), experiment.adapter("strong").generate, "strong")
+
+
+def test_every_key_experiment_and_adapter_is_named() -> None:
+    words = set(re.findall(r"`([^`\n]+)`", TEXT))
+    for model in (Experiment, ArmSpec, AdapterSpec, ClassifierSpec):
+        assert set(model.model_fields) <= words, set(model.model_fields) - words
+    assert set(built_in_experiments()) <= words and set(BUILT_IN_ADAPTERS) <= words
+
+
+def test_every_flag_it_shows_is_one() -> None:
+    known = "".join(path.read_text("utf-8") for path in (ROOT / "benchmarks").glob("*.py"))
+    for command in ("evaluate", "generate"):
+        words = [sys.executable, "-m", "dcdm_cli", command, "--help"]
+        env = {**os.environ, "COLUMNS": "200", "TERM": "dumb"}
+        known += subprocess.run(words, env=env, capture_output=True, text=True, check=True).stdout
+    shown = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", TEXT))
+    assert len(shown) > 10 and not {flag for flag in shown if flag not in known}
