@@ -61,7 +61,8 @@ def main() -> None:
             table.append({"case": case, "batch": batch, **compare(pair, options.pairs, device)})
             print(table[-1], flush=True)
     headline = summarise(table)
-    write_result(name, {"table": table, "more_arithmetic": flops, "headline": headline}, headline)
+    document = {"title": "What the difficulty token costs", "sentences": [sentence(headline)], "tables": [sheet(table)]}
+    write_result(name, {**document, "cases": table, "more_arithmetic": flops, "headline": headline}, headline)
 
 
 def summarise(table: list[dict[str, Any]]) -> dict[str, Any]:
@@ -69,6 +70,24 @@ def summarise(table: list[dict[str, Any]]) -> dict[str, Any]:
     row = min((r for r in table if r["case"].endswith("1 token")), key=lambda r: r["ms_without"] / r["batch"])
     kept = {name: row[name] for name in ("overhead", "interval", "case", "batch")}
     return {**kept, "goal": GOAL, "met": row["overhead"] <= GOAL}
+
+
+def sentence(headline: dict[str, Any]) -> str:
+    low, high = headline["interval"]
+    return (
+        f"{headline['case']} at batch {headline['batch']}, its fastest: {headline['overhead']:+.2%} per guided step "
+        f"(95 % interval {low:+.2%} to {high:+.2%}); goal {GOAL:.0%} {'met' if headline['met'] else 'NOT met'}."
+    )
+
+
+def sheet(table: list[dict[str, Any]]) -> dict[str, Any]:
+    columns = ["network", "batch", "ms without", "ms with", "overhead", "95 % interval"]
+    rows = [
+        [r["case"], r["batch"], r["ms_without"], r["ms_with"], f"{r['overhead']:+.2%}",
+         "{:+.2%} to {:+.2%}".format(*r["interval"])]
+        for r in table
+    ]  # fmt: skip
+    return {"title": "One guided step with and without the token, taken in turn", "columns": columns, "rows": rows}
 
 
 def compare(pair: tuple[Step, Step], pairs: int, device: str) -> dict[str, Any]:

@@ -68,7 +68,12 @@ def main() -> None:
     }
     headline = summarise(result)
     print_tables(result)
-    write_result("bench_generate", {**result, "headline": headline}, headline)
+    document = {
+        "title": f"Images per second: {result['task']}",
+        "sentences": sentences(headline),
+        "tables": sheets(result),
+    }
+    write_result("bench_generate", {**document, **result, "headline": headline}, headline)
 
 
 def parse() -> argparse.Namespace:
@@ -180,6 +185,42 @@ def summarise(result: dict[str, Any]) -> dict[str, Any]:
         name: {"reached": value, "by": rival, "goal": GOALS[name], "met": value >= GOALS[name]}
         for name, (value, rival) in reached.items()
     }
+
+
+def sentences(headline: dict[str, Any]) -> list[str]:
+    """What was aimed at and what came out."""
+    units = {"share of the ceiling": "{:.0%} of the machine's fp32 matmul ceiling inside the network"}
+    said = []
+    for name, entry in headline.items():
+        words = units.get(name, f"{{:.2f}} times diffusers' own pipeline ({name})")
+        verdict = "met" if entry["met"] else "NOT met"
+        said.append(
+            f"{entry['by']}: {words.format(entry['reached'])}; goal {words.split()[0].format(entry['goal'])} {verdict}."
+        )
+    return said
+
+
+def sheets(result: dict[str, Any]) -> list[dict[str, Any]]:
+    batches = sorted(next(iter(result["images_per_second"].values())))
+    rates = [[name, *(rate[b] for b in batches)] for name, rate in result["images_per_second"].items()]
+    duels = [
+        [task, name, entry["batch"], entry["images_per_second"], f"{entry['times_diffusers']:.2f}"]
+        for task, rivals in result["duels"].items()
+        for name, entry in rivals.items()
+    ]
+    network = [
+        [name, entry["batch"], entry["ms_per_step"], entry["gflops"], f"{entry['share_of_ceiling']:.0%}"]
+        for name, entry in result["network"].items()
+    ]
+    return [
+        {"title": "Images/s to PNG files by batch size", "columns": ["", *map(str, batches)], "rows": rates},
+        {"title": "In turn, medians", "columns": ["", "engine", "batch", "images/s", "times diffusers"], "rows": duels},
+        {
+            "title": "The network alone, one guided step",
+            "columns": ["engine", "batch", "ms", "GFLOP/s", "of the matmul ceiling"],
+            "rows": network,
+        },
+    ]
 
 
 def print_tables(result: dict[str, Any]) -> None:

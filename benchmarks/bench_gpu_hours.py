@@ -51,8 +51,28 @@ def main() -> None:
     unit = "GPU-hours" if device == "cuda" else f"hours of this CPU ({torch.get_num_threads()} threads); no GPU used"
     reached = hours_to_reach(points, real["accuracy"])
     result = {"unit": unit, "seeds": options.seeds, "real_only": real, "points": points, "hours_to_reach": reached}
+    result = {"title": f"What an accuracy costs, in {unit}", "tables": sheets(real, points, reached), **result}
     headline = {"unit": unit, "real_only": real["accuracy"], "hours_to_reach": reached}
     write_result("bench_gpu_hours", {**result, "headline": headline}, headline)
+
+
+def sheets(real: dict[str, Any], points: list[dict[str, Any]], reached: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    rows = [
+        [p["arm"], p["ratio"], f"{p['accuracy']:.2%} ± {p['standard_error']:.2%}", p["seconds"]["generate"], p["hours"]]
+        for p in points
+    ]
+    costs = [
+        [f"{row['accuracy']:.2%}", *(row[arm] if row[arm] is not None else "not reached" for arm in FIXED)]
+        for row in reached
+    ]
+    return [
+        {
+            "title": f"Accuracy and the whole bill; real images alone {real['accuracy']:.2%}",
+            "columns": ["arm", "generated per real", "accuracy, standard error", "s to generate", "hours, everything"],
+            "rows": rows,
+        },
+        {"title": "Cheapest point that reaches an accuracy, hours", "columns": ["accuracy", *FIXED], "rows": costs},
+    ]
 
 
 def train_real(run: FinishedRun, device: str, seeds: int) -> dict[str, Any]:
@@ -108,7 +128,8 @@ def generate(run: FinishedRun, engine: Engine, arm: str, ratio: float, seed: int
     plan = make_plan(run.plan_inputs(calibration), counts, target, 7000 + seed, engine.generator)
     folder = WORK / "gpu-hours" / f"{arm}-{ratio:g}-{seed}"
     shutil.rmtree(folder, ignore_errors=True)
-    manifest = run_plan(plan, engine, folder, Job()).manifest
+    measure = run.measure if arm == "dcdm" else None  # the control's images are never chosen among
+    manifest = run_plan(plan, engine, folder, Job(), measure).manifest
     return Samples(manifest.paths(), manifest.column("label"))
 
 
