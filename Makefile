@@ -23,7 +23,7 @@ lint: $(BIN)/.installed
 	$(BIN)/lint-imports
 
 check: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test: check  ## lint, types, layer contract and tests, at most 12 minutes
 

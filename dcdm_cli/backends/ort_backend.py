@@ -73,7 +73,6 @@ def _open_session(file: Path, device: str, streams: Streams, spinning: bool) -> 
     options.intra_op_num_threads, options.inter_op_num_threads = streams.threads, 1
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
-    options.add_session_config_entry("session.set_denormal_as_zero", "1")
     try:
         session = onnxruntime.InferenceSession(file, options, providers=_providers(device))
     except Exception as error:  # onnxruntime's exceptions share no base of their own

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -47,6 +48,12 @@ def test_every_batch_gives_what_the_arithmetic_says(build: Build, calls: int, co
         made = network(*inputs)
         assert made.dtype == torch.float32 and made.shape == inputs[0].shape
         assert torch.allclose(made, toy_prediction(*inputs), atol=1e-4, rtol=1e-5)
+
+
+def test_the_process_keeps_its_arithmetic(build: Build, tmp_path: Path) -> None:
+    """Runtimes can switch the calling thread to flush small numbers to zero, for everything that runs after them."""
+    build(tmp_path, toy_denoiser(tmp_path), Streams(1, 1, 4, 1))(*toy_inputs(4))
+    assert np.float32(1e-40) * np.float32(1) != 0 and np.float64(5e-324) * np.float64(1) != 0
 
 
 def test_predictions_do_not_share_memory(build: Build, tmp_path: Path) -> None:

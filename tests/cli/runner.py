@@ -104,7 +104,9 @@ def started(*words: str | Path, **conditions: Any) -> Iterator[Command]:
 
 
 def _environment(conditions: Conditions) -> dict[str, str]:
-    return {key: value for key, value in os.environ.items() if not key.startswith("DCDM_")} | dict(conditions.env)
+    """Ours, without what would decide for the command: settings, and the width of a terminal that it is not on."""
+    kept = (key for key in os.environ if not key.startswith("DCDM_") and key not in ("COLUMNS", "LINES"))
+    return {key: os.environ[key] for key in kept} | dict(conditions.env)
 
 
 def _make_noise() -> None:
