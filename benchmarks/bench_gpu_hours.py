@@ -128,7 +128,7 @@ def generate(run: FinishedRun, engine: Engine, arm: str, ratio: float, seed: int
     plan = make_plan(run.plan_inputs(calibration), counts, target, 7000 + seed, engine.generator)
     folder = WORK / "gpu-hours" / f"{arm}-{ratio:g}-{seed}"
     shutil.rmtree(folder, ignore_errors=True)
-    measure = run.measure if arm == "dcdm" else None  # the control's images are never chosen among
+    measure = run.scorer.verdicts if arm == "dcdm" else None  # the control's images are never chosen among
     manifest = run_plan(plan, engine, folder, Job(), measure).manifest
     return Samples(manifest.paths(), manifest.column("label"))
 

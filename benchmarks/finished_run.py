@@ -43,11 +43,6 @@ class FinishedRun:
     def scorer(self) -> Scorer:
         return Scorer.load(self.folder.scorer)
 
-    def measure(self, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Difficulty and predicted label, as generation's redraws ask for them."""
-        measured = self.scorer.measure(images, labels)
-        return measured.difficulty, measured.predicted
-
     def seconds(self, stage: str) -> float:
         """What the stage's record says it took; 0 for one that was not run."""
         record = self.folder.record(stage)

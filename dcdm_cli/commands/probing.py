@@ -136,13 +136,7 @@ def make_measure(context: Context, job: Job) -> Measure | None:
         return None
     from dcdm_cli.difficulty.scorer import Scorer
 
-    scorer = Scorer.load(context.run.scorer, job.device)
-
-    def measure(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        measured = scorer.measure(images, labels)
-        return measured.difficulty, measured.predicted
-
-    return measure
+    return Scorer.load(context.run.scorer, job.device).verdicts
 
 
 def probe(
@@ -196,7 +190,7 @@ def probe_rows(
     assert measure is not None, "callers check that the run has a scorer"
     realised, predicted = [], []
     for batch, images in render_close(engine, rows, job, measure):
-        s, guess = measure(images, np.array([row.label for row in batch]))
+        s, guess, _ = measure(images, np.array([row.label for row in batch]))
         realised.append(s)
         predicted.append(guess)
         if watch is not None:

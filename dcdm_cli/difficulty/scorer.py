@@ -97,6 +97,13 @@ class Scorer:
         measured = {name: columns[name] for name in ("difficulty", "p_true", "predicted")}
         return Measured(**measured, probs=np.exp(mean).astype(np.float32))
 
+    def verdicts(self, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """uint8 [B, H, W, 3], int [B] -> difficulty float32 [B], predicted label [B], and the largest probability that
+        another class has, float32 [B]: what choosing among generated images asks for."""
+        measured = self.measure(images, labels)
+        others = np.where(np.arange(len(self.class_names)) == np.asarray(labels)[:, None], 0, measured.probs)
+        return measured.difficulty, measured.predicted, others.max(axis=1)
+
 
 def save_scorer(folder: Path, fitted: CrossFit, class_names: Sequence[str], config: ClassifierConfig) -> None:
     """Writes `folder` as a whole: one folder per fold model, and the description."""

@@ -36,7 +36,7 @@ def run_plan(
 ) -> Generated:
     """Makes what is missing of `plan` in `folder`; the same call again continues or changes nothing.
 
-    measure: (images uint8 [B,H,W,3], labels int64 [B]) -> (difficulty [B], predicted label [B]).
+    measure: scores what was made and, with `attempts`, chooses among draws.
     Raises MismatchError when the folder holds another plan, InterruptedRunError when asked to stop.
     """
     maker = EngineMaker(engine, measure)

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from dcdm_cli.config import GenerateConfig
@@ -75,13 +74,7 @@ def open_sample_worker(setup: Setup, device: str, should_stop: Callable[[], bool
 
 def measure_with(scorer: Path, device: str) -> Measure:
     """Finished images measured by a stored scorer."""
-    loaded = Scorer.load(scorer, device)
-
-    def measure(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        measured = loaded.measure(images, labels)
-        return measured.difficulty, measured.predicted
-
-    return measure
+    return Scorer.load(scorer, device).verdicts
 
 
 def _open_maker(setup: Setup, device: str) -> EngineMaker:

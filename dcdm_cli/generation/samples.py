@@ -53,7 +53,7 @@ class SampleWorker:
     def run(self, task: SampleTask) -> Iterator[Sampled]:
         check_generator(task.generator, self.maker.facts)
         images = np.concatenate([batch for _, batch in self.maker.render(task.rows, Job())])
-        difficulty, predicted = self.measure(images, np.array([row.label for row in task.rows]))
+        difficulty, predicted, _ = self.measure(images, np.array([row.label for row in task.rows]))
         yield Sampled(images, difficulty, predicted)
 
 

@@ -2,8 +2,8 @@
 
 Not from the paper. A diffusion model steers difficulty on average; single images scatter around it. With `attempts`
 above 1 the scorer looks at every image, and one that misses its target by more than `tolerance` gets a new draw; of all
-its draws the closest is kept, one that the scorer takes for another class counting as further away. The cost is the
-extra draws.
+its draws the closest is kept. An image counts as further away when its difficulty is the pull of one other class rather
+than the lack of its own: it may well show that class. The cost is the extra draws.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dcdm_cli.generation.seeds import image_seed
 from dcdm_cli.generation.shards import Measure
 from dcdm_cli.job import Job, silent
 
-WRONG_CLASS = 0.15  # added to the distance where the scorer sees another class: decides between equally good draws
+RIVAL_SHARE = 0.5  # of the difficulty, which is the probability of all other classes: one may have so much unpunished
 
 
 def render_close(
@@ -27,8 +27,7 @@ def render_close(
 ) -> Iterator[tuple[Sequence[PlanRow], np.ndarray]]:
     """`render`, with up to `attempts` draws per image. An image still depends on its row alone.
 
-    measure: (images uint8 [B, H, W, 3], labels int64 [B]) -> (difficulty [B], predicted label [B]); without one, every
-    first draw is kept.
+    measure: without one, every first draw is kept.
     """
     attempts = engine.config.attempts
     for batch, images in render(engine, rows, job):
@@ -57,6 +56,7 @@ def _best_of(engine: Engine, rows: Sequence[PlanRow], images: np.ndarray, measur
 def _distance(rows: Sequence[PlanRow], images: np.ndarray, measure: Measure) -> np.ndarray:
     """float [B]: how far each image is from what its row wants; a score that is not finite counts as far."""
     labels = np.array([row.label for row in rows])
-    difficulty, predicted = measure(images, labels)
+    difficulty, _, rival = measure(images, labels)
     target = np.array([row.target_difficulty for row in rows])
-    return np.nan_to_num(np.abs(difficulty - target), nan=1.0) + WRONG_CLASS * (predicted != labels)
+    distance = np.abs(difficulty - target) + np.maximum(0, rival - RIVAL_SHARE * difficulty)
+    return np.nan_to_num(distance, nan=1.0)

@@ -24,7 +24,9 @@ from dcdm_cli.job import Job, silent
 
 FLAT_IMAGE = 1.0  # standard deviation in grey levels below which an image counts as blank
 WAITING = 2  # batches that may be encoding while the next is rendered; bounds memory
-Measure = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+# (images uint8 [B, H, W, 3], labels int64 [B]) -> difficulty float32 [B], predicted label [B], and the largest
+# probability that another class has, float32 [B].
+Measure = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
 Store = Callable[[dict[str, Any], bytes], None]
 
 
@@ -152,7 +154,7 @@ def _entries(
     labels, count = np.array([row.label for row in rows]), len(rows)
     difficulty, predicted = np.full(count, np.nan), np.full(count, -1)
     if maker.measure is not None:
-        difficulty, predicted = maker.measure(images, labels)
+        difficulty, predicted, _ = maker.measure(images, labels)
     entries = []
     for row, image, s, guess in zip(rows, images, difficulty, predicted, strict=True):
         known = bool(np.isfinite(s))

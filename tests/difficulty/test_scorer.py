@@ -35,6 +35,11 @@ def test_the_difficulty_is_the_mean_over_the_folds(
     scorer = Scorer.load(tmp_path / "scorer")
     images, labels = digits[0][40:60], digits[1][40:60]
     measured = scorer.measure(images, labels, batch_size=7)
+    difficulty, predicted, rival = scorer.verdicts(images, labels)
+    np.testing.assert_allclose(difficulty, measured.difficulty, atol=1e-5)
+    assert np.array_equal(predicted, measured.predicted)
+    assert all(r == max(p for c, p in enumerate(probs) if c != label) for r, probs, label in
+               zip(rival, scorer.measure(images, labels).probs, labels, strict=True))  # fmt: skip
 
     logits = np.stack([predict_logits(model, images, quick, "cpu") for model in fitted.models])
     probs = softmax(logits / fitted.temperature).mean(0)

@@ -19,15 +19,12 @@ from dcdm_cli.generation.plan import Plan
 from dcdm_cli.job import Job
 
 from .conftest import NAMES, plan
+from .fakes import fake_measure as measure
 
 
 @pytest.fixture
 def the_plan(engine: Engine) -> Plan:
     return plan((3, 3, 3), engine.generator)
-
-
-def measure(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return images.mean((1, 2, 3)) / 255, labels
 
 
 def files(folder: Path) -> dict[str, bytes]:

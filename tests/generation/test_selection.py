@@ -13,12 +13,9 @@ from dcdm_cli.generation.selection import render_close
 from dcdm_cli.job import Job
 
 from .conftest import config, plan
+from .fakes import fake_measure as brightness
 
 Images = dict[str, np.ndarray]
-
-
-def brightness(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return images.mean((1, 2, 3)) / 255, labels
 
 
 def with_settings(engine: Engine, **changes: object) -> Engine:
@@ -58,16 +55,18 @@ def test_the_batch_does_not_matter(engine: Engine, the_plan: Plan) -> None:
     assert all(np.abs(small[key].astype(int) - large[key]).max() <= 2 for key in small)
 
 
-def test_another_class_counts_as_a_miss(engine: Engine, the_plan: Plan) -> None:
-    """The first draw of every image is taken for another class, later ones are not: one of those is kept."""
+def test_one_strong_rival_counts_as_a_miss(engine: Engine, the_plan: Plan) -> None:
+    """The difficulty of every image's first draw is the pull of a single class, that of later ones is not: one of those
+    is kept."""
     seen: list[int] = []
 
-    def first_is_wrong(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def first_looks_like_another(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         seen.append(len(images))
-        return brightness(images, labels)[0], labels + (len(seen) % 2)
+        difficulty, predicted, _ = brightness(images, labels)
+        return difficulty, predicted, difficulty / 2 + (0.5 if len(seen) % 2 else 0)
 
     first = close(engine, the_plan)
-    kept = close(with_settings(engine, attempts=2, tolerance=0.09, batch_size=12), the_plan, first_is_wrong)
+    kept = close(with_settings(engine, attempts=2, tolerance=0.09, batch_size=12), the_plan, first_looks_like_another)
     assert seen == [12, 12]
     assert not any(np.array_equal(first[key], kept[key]) for key in first)
 
@@ -75,9 +74,9 @@ def test_another_class_counts_as_a_miss(engine: Engine, the_plan: Plan) -> None:
 def test_scores_that_are_not_finite_are_drawn_again(engine: Engine, the_plan: Plan) -> None:
     calls: list[int] = []
 
-    def broken(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def broken(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         calls.append(len(images))
-        return np.full(len(images), np.nan), np.full(len(images), -1)
+        return np.full(len(images), np.nan), np.full(len(images), -1), np.full(len(images), np.nan)
 
     close(with_settings(engine, attempts=3, tolerance=0.2, batch_size=12), the_plan, broken)
     assert calls == [12, 12, 12]

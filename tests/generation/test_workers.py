@@ -76,7 +76,7 @@ def test_killed_workers_change_nothing(tmp_path: Path, format: str, deliver: boo
     """The same with 20 kills in 2,000 images is part of benchmarks/bench_scaling.py."""
     plan = fake_plan(300, shard_size=20)
     made = crewed(tmp_path / "killed", plan, format, deliver=deliver, seconds=0.003, kills=4)
-    assert (made.images, made.failed) == (300, 0) and made.made >= 300
+    assert (made.images, made.failed) == (300, 0)
     alone(tmp_path / "alone", plan, format)
     assert contents(tmp_path / "killed") == contents(tmp_path / "alone")
     assert not list((tmp_path / "killed").rglob("*.part")) + list((tmp_path / "killed").rglob("*.journal"))
