@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from scipy.special import log_softmax, logsumexp
 from sklearn.model_selection import StratifiedKFold
 from torch import nn
 
@@ -26,7 +25,7 @@ from dcdm_cli.difficulty.classifier import (
     save_classifier,
     train_classifier,
 )
-from dcdm_cli.difficulty.scores import fit_temperature, score_all
+from dcdm_cli.difficulty.scores import fit_temperature, mean_log_probs, score_all
 from dcdm_cli.errors import MismatchError, UsageError
 from dcdm_cli.files import hash_json
 from dcdm_cli.job import Job
@@ -82,9 +81,7 @@ def crossfit(manifest: Manifest, config: ScoreConfig, job: Job, checkpoints: Pat
     temperature = 1.0
     if config.temperature:
         temperature = fit_temperature(np.concatenate(logits), np.tile(usable, len(logits)))
-    log_probs = log_softmax(logits.astype(np.float64) / temperature, axis=2)
-    mean = np.asarray(logsumexp(log_probs, axis=0)) - np.log(len(logits))
-    scored = score_all(mean, usable, calibrate=False)
+    scored = score_all(mean_log_probs(logits, temperature), usable, calibrate=False)
     columns = scored.columns | {"fold": fitted.folds[0].astype(np.int32)}
     return CrossFit(columns, fitted.models, temperature, scored.accuracy)
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import log_softmax, logsumexp
 from torch import nn
 
 from dcdm_cli.config import ClassifierConfig
@@ -29,7 +28,7 @@ from dcdm_cli.difficulty.classifier import (
 )
 from dcdm_cli.difficulty.crossfit import CrossFit
 from dcdm_cli.difficulty.own_classifier import OwnClassifier, copy_own_classifier, load_own_classifier
-from dcdm_cli.difficulty.scores import score_columns
+from dcdm_cli.difficulty.scores import mean_log_probs, score_columns
 from dcdm_cli.errors import MismatchError, NotFoundError
 from dcdm_cli.files import atomic_folder, write_json
 
@@ -88,12 +87,10 @@ class Scorer:
         """images: files, PIL images or a uint8 array [N, H, W, 3]. labels: int [N] in [-1, C). only: int [N, M], the
         models that are asked about each image, where not all may be (`unseen_models`)."""
         logits = logits_of(self.models, images, self.preprocessing, self.device, batch_size, progress)
-        with np.errstate(invalid="ignore"):
-            log_probs = log_softmax(logits.astype(np.float64) / self.temperature, axis=2)
-            if only is not None:
-                log_probs = np.take_along_axis(log_probs, only.T[:, :, None], axis=0)
-            mean = np.asarray(logsumexp(log_probs, axis=0)) - np.log(len(log_probs))
-        columns = score_columns(mean, labels)  # softmax of log-probabilities gives them back
+        if only is not None:
+            logits = np.take_along_axis(logits, only.T[:, :, None], axis=0)
+        mean = mean_log_probs(logits, self.temperature)
+        columns = score_columns(mean, labels)
         measured = {name: columns[name] for name in ("difficulty", "p_true", "predicted")}
         return Measured(**measured, probs=np.exp(mean).astype(np.float32))
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import minimize_scalar
-from scipy.special import entr, logsumexp
+from scipy.special import entr, log_softmax, logsumexp
 from scipy.special import softmax as scipy_softmax
 
 from dcdm_cli.errors import UsageError
@@ -57,6 +57,16 @@ def margin(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def entropy(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Entropy of the prediction in nats, in [0, log C]: 0 certain, whether right or wrong. Ignores the label."""
     return entr(softmax(logits)).sum(axis=1)
+
+
+def mean_log_probs(logits: np.ndarray, temperature: float) -> np.ndarray:
+    """Logarithm of the mean probability over rounds of classifiers: float [R, N, C] -> float64 [N, C].
+
+    Fit to be scored as logits: their softmax gives the mean probabilities back. NaN where an answer is not finite.
+    """
+    with np.errstate(invalid="ignore"):
+        log_probs = log_softmax(logits.astype(np.float64) / temperature, axis=2)
+        return np.asarray(logsumexp(log_probs, axis=0)) - np.log(len(logits))
 
 
 Score = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -116,10 +126,25 @@ def suspect_labels(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     probs, labels = _validated(probs, labels)
     rows = np.arange(len(labels))
     own, predicted = probs[rows, labels], np.nan_to_num(probs, nan=-1.0).argmax(axis=1)
-    confidence = _mean_self_confidence(own, labels, probs.shape[1])
     other = probs[rows, predicted]
-    contradicted = (other >= confidence[predicted]) & (other - own >= LEAD)  # so predicted is not the label
-    return contradicted & (own < confidence[labels]) & (labels >= 0)
+    return contradicted(Rivals(own, other, other - own, predicted), labels, probs.shape[1])
+
+
+class Rivals(NamedTuple):
+    """Of each image, all [N]: the probability of its label, that of the predicted class and how far it leads, and the
+    predicted class."""
+
+    own: np.ndarray
+    other: np.ndarray
+    lead: np.ndarray
+    predicted: np.ndarray
+
+
+def contradicted(rivals: Rivals, labels: np.ndarray, classes: int) -> np.ndarray:
+    """bool [N]: the rule of `suspect_labels`."""
+    confidence = _mean_self_confidence(rivals.own, labels, classes)
+    leads = (rivals.other >= confidence[rivals.predicted]) & (rivals.lead >= LEAD)  # so predicted is not the label
+    return leads & (rivals.own < confidence[labels]) & (labels >= 0)
 
 
 class Scored(NamedTuple):
@@ -138,9 +163,13 @@ def score_all(logits: np.ndarray, labels: np.ndarray, *, calibrate: bool) -> Sco
     temperature = fit_temperature(logits, labels) if calibrate else 1.0
     columns = score_columns(logits / temperature, labels)
     columns["suspect_label"] = suspect_labels(softmax(logits / temperature), labels)
+    return Scored(columns, temperature, accuracy_of(columns["predicted"], labels))
+
+
+def accuracy_of(predicted: np.ndarray, labels: np.ndarray) -> float:
+    """Of the rows with a label; NaN without any."""
     known = np.asarray(labels) >= 0
-    accuracy = float((columns["predicted"] == labels)[known].mean()) if known.any() else float("nan")
-    return Scored(columns, temperature, accuracy)
+    return float((predicted == labels)[known].mean()) if known.any() else float("nan")
 
 
 def _mean_self_confidence(own: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:

@@ -24,6 +24,7 @@ from dcdm_cli.difficulty.classifier import Preprocessing, preprocessing_of
 from dcdm_cli.difficulty.crossfit import CrossFit, crossfit, fit_folds
 from dcdm_cli.difficulty.own_classifier import OwnClassifier, load_own_classifier, score_with
 from dcdm_cli.difficulty.scorer import Scorer, save_own_scorer, save_scorer
+from dcdm_cli.difficulty.scores import accuracy_of
 from dcdm_cli.difficulty.stream import (
     ChunkScorer,
     ScoreSet,
@@ -110,7 +111,7 @@ def _by_classifier_in_chunks(train: Manifest, config: ScoreConfig, place: Scorin
     temperature = _temperature(config, data, [own.model], own.preprocessing, job)
     save_own_scorer(place.scorer, own, temperature)
     columns = _in_chunks(data, place, job, len(own.class_names))
-    results = {"accuracy": _accuracy(columns, data.labels), "temperature": temperature}
+    results = {"accuracy": accuracy_of(columns["predicted"], data.labels), "temperature": temperature}
     return Scored(columns, results, lambda folder: save_own_scorer(folder, own, temperature))
 
 
@@ -126,7 +127,9 @@ def _by_folds_in_chunks(train: Manifest, config: ScoreConfig, place: Scoring, jo
     temperature = _temperature(config, data, folds.models, preprocessing_of(folds.models[0], config), job)
     save_scorer(place.scorer, CrossFit({}, folds.models, temperature, np.nan), train.class_names, config)
     columns = _in_chunks(data, place, job, len(train.class_names)) | {"fold": folds.folds[0].astype(np.int32)}
-    return _of_folds(CrossFit(columns, folds.models, temperature, _accuracy(columns, labels)), train, config)
+    return _of_folds(
+        CrossFit(columns, folds.models, temperature, accuracy_of(columns["predicted"], labels)), train, config
+    )
 
 
 def _of_folds(fitted: CrossFit, train: Manifest, config: ScoreConfig) -> Scored:
@@ -156,11 +159,6 @@ def _temperature(
     config: ScoreConfig, data: ScoreSet, models: Sequence[nn.Module], preprocessing: Preprocessing, job: Job
 ) -> float:
     return sample_temperature(data, models, preprocessing, job.device) if config.temperature else 1.0
-
-
-def _accuracy(columns: dict[str, np.ndarray], labels: np.ndarray) -> float:
-    known = labels >= 0
-    return float((columns["predicted"] == labels)[known].mean()) if known.any() else float("nan")
 
 
 def _labels(train: Manifest) -> np.ndarray:

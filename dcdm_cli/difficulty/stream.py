@@ -14,14 +14,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from scipy.special import log_softmax, logsumexp
 from torch import nn
 
 from dcdm_cli.crew.boss import Crew
 from dcdm_cli.crew.messages import unshared
 from dcdm_cli.difficulty.classifier import Images, Preprocessing, chosen_logits
 from dcdm_cli.difficulty.scorer import Scorer
-from dcdm_cli.difficulty.scores import LEAD, SCORES, TEMPERATURE_ROWS, fit_temperature, score_columns
+from dcdm_cli.difficulty.scores import (
+    SCORES,
+    TEMPERATURE_ROWS,
+    Rivals,
+    contradicted,
+    fit_temperature,
+    mean_log_probs,
+    score_columns,
+)
 from dcdm_cli.files import atomic_path
 from dcdm_cli.job import Job
 
@@ -78,7 +85,7 @@ class ChunkScorer:
     def run(self, task: ChunkTask) -> Iterator[dict[str, np.ndarray]]:
         scorer = self.scorer
         logits = chosen_logits(scorer.models, task.models, task.images, scorer.preprocessing, scorer.device)
-        yield mean_columns(logits, task.labels, scorer.temperature)
+        yield score_columns(mean_log_probs(logits, scorer.temperature), task.labels)
 
 
 def open_chunk_scorer(folder: Path, threads: int | None, device: str, should_stop: Callable[[], bool]) -> ChunkScorer:
@@ -120,14 +127,6 @@ def score_in_chunks(
     return {name: whole[name].to_numpy() for name in COLUMNS.names}
 
 
-def mean_columns(logits: np.ndarray, labels: np.ndarray, temperature: float) -> dict[str, np.ndarray]:
-    """Columns of `scores.score_columns` from the mean of the rounds' probabilities. logits: float [rounds, n, C]."""
-    with np.errstate(invalid="ignore"):
-        log_probs = log_softmax(logits.astype(np.float64) / temperature, axis=2)
-        mean = np.asarray(logsumexp(log_probs, axis=0)) - np.log(len(logits))
-    return score_columns(mean, labels)
-
-
 def sample_temperature(
     data: ScoreSet, models: Sequence[nn.Module], preprocessing: Preprocessing, device: torch.device | str
 ) -> float:
@@ -145,17 +144,9 @@ def sample_temperature(
 
 def suspects(columns: Mapping[str, np.ndarray], labels: np.ndarray, classes: int) -> np.ndarray:
     """`scores.suspect_labels`, bool [N], from the score columns of the whole set."""
-    own, margin, predicted = columns["p_true"], columns["margin"], columns["predicted"]
-    usable = (labels >= 0) & np.isfinite(own)
-    count = np.bincount(labels[usable], minlength=classes)
-    total = np.bincount(labels[usable], own[usable], minlength=classes)
-    confidence = np.where(count, total / np.maximum(count, 1), np.inf)
-    found = np.zeros(len(labels), bool)
-    rows = np.flatnonzero(usable & (predicted != labels))
-    other = own[rows] - margin[rows]  # the largest other probability is then the predicted class's
-    contradicted = (other >= confidence[predicted[rows]]) & (-margin[rows] >= LEAD)
-    found[rows] = contradicted & (own[rows] < confidence[labels[rows]])
-    return found
+    own, margin = columns["p_true"], columns["margin"]
+    other = own - margin  # the largest of another class: the predicted one's, wherever the label does not lead
+    return contradicted(Rivals(own, other, -margin, columns["predicted"]), labels, classes)
 
 
 def _file(spool: Path, number: int) -> Path:
