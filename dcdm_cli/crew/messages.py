@@ -28,6 +28,17 @@ OpenWorker = Callable[[str, Callable[[], bool]], Worker]
 
 
 @dataclass(frozen=True)
+class Piece:
+    """A numbered part of a larger work as a crew's task; its text is for people: `batch 3 of the images`."""
+
+    kind: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.number} of the images"
+
+
+@dataclass(frozen=True)
 class Message:
     """kind: open (value: hello), said (what), end, failed (a `Failure`), died (how, as a sentence)."""
 

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from dcdm_cli.crew.boss import Crew
-from dcdm_cli.crew.messages import unshared
+from dcdm_cli.crew.messages import Piece, unshared
 from dcdm_cli.difficulty.classifier import Images, Preprocessing, chosen_logits
 from dcdm_cli.difficulty.scorer import Scorer
 from dcdm_cli.difficulty.scores import (
@@ -44,16 +44,6 @@ class ChunkTask:
     images: Sequence[Path]
     labels: np.ndarray
     models: np.ndarray
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """A chunk as a crew's task; its text is for people."""
-
-    number: int
-
-    def __str__(self) -> str:
-        return f"chunk {self.number} of the images"
 
 
 @dataclass(frozen=True)
@@ -107,7 +97,7 @@ def score_in_chunks(
     spool.mkdir(parents=True, exist_ok=True)
     missing = [number for number in range(data.chunks) if not _file(spool, number).is_file()]
 
-    def said(chunk: Chunk, columns: Mapping[str, np.ndarray]) -> int:
+    def said(chunk: Piece, columns: Mapping[str, np.ndarray]) -> int:
         with atomic_path(_file(spool, chunk.number)) as part:
             pq.write_table(pa.table([pa.array(columns[name]) for name in COLUMNS.names], COLUMNS), part)
         job.progress("scoring images", min(len(data), CHUNK * _done(spool)), len(data))
@@ -115,12 +105,12 @@ def score_in_chunks(
 
     saved = lambda: f"{_done(spool)} of {data.chunks} chunks are scored"  # noqa: E731
     if crew is not None:
-        crew.work([Chunk(number) for number in missing], lambda chunk: data.task(chunk.number), said, saved)
+        crew.work([Piece("chunk", number) for number in missing], lambda chunk: data.task(chunk.number), said, saved)
     elif missing:
         scorer = worker()
         for number in missing:
             for columns in scorer.run(data.task(number)):
-                said(Chunk(number), columns)
+                said(Piece("chunk", number), columns)
             job.stop_if_asked(saved())
     tables = [pq.read_table(_file(spool, number)) for number in range(data.chunks)]
     whole = pa.concat_tables(tables) if tables else COLUMNS.empty_table()

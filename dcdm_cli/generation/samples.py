@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dcdm_cli.crew.boss import Crew
+from dcdm_cli.crew.messages import Piece
 from dcdm_cli.generation.plan import PlanRow
 from dcdm_cli.generation.shards import Facts, Maker
 from dcdm_cli.generation.site import check_generator
@@ -15,16 +16,6 @@ from dcdm_cli.job import Job
 
 # Plan rows, their images uint8 [B, H, W, 3] and realised difficulties float32 [B].
 Watch = Callable[[Sequence[PlanRow], np.ndarray, np.ndarray], None]
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """A batch of rows as a crew's task; its text is for people."""
-
-    number: int
-
-    def __str__(self) -> str:
-        return f"batch {self.number} of the images"
 
 
 @dataclass(frozen=True)
@@ -69,7 +60,7 @@ def sample_rows(
     realised: list[np.ndarray] = []
     predicted: list[np.ndarray] = []
 
-    def said(chunk: Chunk, made: Sampled) -> int:
+    def said(chunk: Piece, made: Sampled) -> int:
         if chunk.number >= len(realised):  # else a dead worker had said it before
             ahead[chunk.number] = made
         while (turn := ahead.pop(len(realised), None)) is not None:
@@ -82,7 +73,7 @@ def sample_rows(
 
     facts, _ = crew.first_hello()
     crew.work(
-        [Chunk(number) for number in range(len(parts))],
+        [Piece("batch", number) for number in range(len(parts))],
         lambda chunk: SampleTask(parts[chunk.number], facts.generator),
         said,
         lambda: "these images are made anew next time",
