@@ -1,10 +1,11 @@
 """Generation at scale: what the plan, the shards and the ledger cost, and what becomes of killed workers.
 
-    python benchmarks/bench_scaling.py [--quick] [--only PART,...]
+    python benchmarks/bench_scaling.py [--run bench-run] [--quick] [--only PART,...]
 
 Images come from a fake denoiser, whose pictures of 8 x 8 pixels follow from the row's seed, except where it says "tiny
-base". Every part runs in a process of its own, so that peak memory is that part's. About 8 minutes on 2 cores. Writes
-results/bench_scaling.json (not with --quick or --only) and ends with one JSON line.
+base". What a plan's price is worth is measured on copies of a run that `dcdm demo` has finished. Every part runs in a
+process of its own, so that peak memory is that part's. About 10 minutes on 2 cores. Writes results/bench_scaling.json
+(not with --quick or --only) and ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +39,7 @@ RENDER_S = 0.005  # what the fake of the crews waits per image
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="everything much smaller, to see that it runs")
+    parser.add_argument("--run", type=Path, default=ROOT / "bench-run", help="a run that dcdm demo has finished")
     parser.add_argument("--only", help=f"comma-separated: {', '.join(STEPS)}")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     parser.add_argument("--words", nargs="*", default=[], help=argparse.SUPPRESS)
@@ -46,12 +50,12 @@ def main() -> None:
         return
     chosen = options.only.split(",") if options.only else list(STEPS)
     started = time.monotonic()
-    results = {name: STEPS[name](options.quick) for name in chosen}
+    results = {name: STEPS[name](options) for name in chosen}
     report(results, round(time.monotonic() - started, 1), whole=not (options.quick or options.only))
 
 
 def report(results: dict[str, Any], wall_s: float, *, whole: bool) -> None:
-    from record import provenance, write_result
+    from common import provenance, save
 
     document = {**provenance("python benchmarks/bench_scaling.py"), "wall_seconds": wall_s, "results": results}
     if set(results) >= set(STEPS):
@@ -60,7 +64,7 @@ def report(results: dict[str, Any], wall_s: float, *, whole: bool) -> None:
         results["estimate"] = estimate(results, HUNDRED_MILLION, SHARD, LISTED)
         document = {"title": "Scale", "sentences": sentences(results), "tables": tables(results), **document}
     if whole:
-        write_result("bench_scaling", document)
+        save(document, "bench_scaling")
     print(json.dumps(document))
 
 
@@ -267,80 +271,107 @@ def local_workers(count: int) -> Any:
 
 
 def overhead(folder: Path, images: str, rounds: str) -> dict[str, Any]:
-    """Seconds of rendering and writing files, and of a run with plan, shards, journal and ledger, in turns."""
-    import numpy as np
+    """Seconds of rendering, of rendering and writing files, and of a run with plan, shards, journal and ledger."""
+    from dcdm_cli.job import Job
+
+    maker = tiny_maker(folder)
+    rows = tiny_plan(maker, int(images)).rows()
+    render = lambda: deque(maker.render(rows, Job()), maxlen=0)  # noqa: E731
+    render()  # warm
+    times: dict[str, list[float]] = {"rendering": [], "bare_loop": [], "whole_run": []}
+    for number in range(int(rounds)):
+        times["rendering"].append(timed(render))
+        times["bare_loop"].append(timed(partial(bare_loop, tiny_layout(folder / f"bare-{number}", maker), rows, maker)))
+        times["whole_run"].append(timed(partial(whole_run, folder / f"run-{number}", len(rows), maker)))
+    return {
+        "images": len(rows),
+        "batch": maker.batch_size,
+        **{f"{name}_s": seconds for name, seconds in times.items()},
+        "writing_share": round(1 - ratio(times["rendering"], times["bare_loop"]), 4),
+        "overhead_share": round(ratio(times["whole_run"], times["bare_loop"]) - 1, 4),
+    }
+
+
+def tiny_maker(folder: Path, **settings: Any) -> Any:
+    """The tiny base with an untrained adapter, which costs what a trained one does; the demo's settings, one draw."""
     import torch
 
     from dcdm_cli.config import GenerateConfig
     from dcdm_cli.generation.bulk import EngineMaker
     from dcdm_cli.generation.engine import open_engine
-    from dcdm_cli.generation.plan import make_plan
-    from dcdm_cli.generation.targets import parse_target
-    from dcdm_cli.job import Job
     from dcdm_cli.presets import PRESETS
     from tests.generation.conftest import make_adapter
-    from tests.generation.fakes import inputs
 
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0))))
-    config = GenerateConfig.model_validate({**PRESETS["digits"]["generate"], "attempts": 1, "backend": "torch"})
-    engine = open_engine(make_adapter(folder / "adapter"), config, "cpu")
-    maker, counts = EngineMaker(engine), np.full(3, int(images) // 3)
+    chosen = {**PRESETS["digits"]["generate"], "attempts": 1, "backend": "torch", **settings}
+    return EngineMaker(open_engine(make_adapter(folder / "adapter"), GenerateConfig.model_validate(chosen), "cpu"))
 
-    def plan() -> Any:
-        return make_plan(inputs(), counts, parse_target("normal:0.5,0.1"), 0, engine.generator, shard_size=SHARD)
 
-    rows = plan().rows()
-    for _ in maker.render(rows[: config.batch_size], Job()):
-        pass  # warm
-    times: dict[str, list[float]] = {"bare_loop": [], "whole_run": []}
-    for number in range(int(rounds)):
-        times["bare_loop"].append(timed(partial(bare_loop, folder / f"bare-{number}", rows, maker)))
-        times["whole_run"].append(timed(partial(whole_run, folder / f"run-{number}", plan, maker)))
-    ratios = [whole / bare for whole, bare in zip(times["whole_run"], times["bare_loop"], strict=True)]
+def tiny_plan(maker: Any, images: int) -> Any:
+    import numpy as np
+
+    from dcdm_cli.generation.plan import make_plan
+    from dcdm_cli.generation.targets import parse_target
+    from tests.generation.fakes import inputs
+
+    target, generator = parse_target("normal:0.5,0.1"), maker.facts.generator
+    return make_plan(inputs(), np.full(3, images // 3), target, 0, generator, shard_size=SHARD)
+
+
+def tiny_layout(folder: Path, maker: Any, shards: int = 1) -> Any:
+    from dcdm_cli.data.shard_files import Layout
+
+    return Layout(folder, "folder", "png", maker.facts.class_names, shards)
+
+
+def ratio(one: Sequence[float], other: Sequence[float]) -> float:
+    """Of times taken in turn: the median over rounds."""
+    return round(statistics.median(a / b for a, b in zip(one, other, strict=True)), 4)
+
+
+def flat(folder: Path, images: str) -> dict[str, Any]:
+    """Memory over a run of the tiny base in two steps per image, which take as much memory as ten."""
+    maker = tiny_maker(folder, steps=2)
+    memory: list[int] = []
+    seconds = timed(lambda: whole_run(folder / "run", int(images), maker, Watch(memory).job))
     return {
-        "images": len(rows),
-        "batch": config.batch_size,
-        **{f"{name}_s": seconds for name, seconds in times.items()},
-        "overhead_share": round(statistics.median(ratios) - 1, 4),
+        "images": int(images),
+        "seconds": seconds,
+        "memory_after_a_tenth_mib": memory[len(memory) // 10],
+        "memory_at_the_end_mib": memory[-1],
+        "peak_mib": peak_mib(),
     }
 
 
-def bare_loop(folder: Path, rows: Any, maker: Any) -> None:
+def bare_loop(layout: Any, rows: Any, maker: Any) -> None:
     """The same batches, encoder threads and files, and nothing else."""
-    from dcdm_cli.data.shard_files import Layout
     from dcdm_cli.files import write_bytes
     from dcdm_cli.generation.shards import Encoders, ShardTask, make_batches
     from dcdm_cli.job import Job
 
-    layout = Layout(folder, "folder", "png", maker.facts.class_names, 1)
     with Encoders() as encoders:
         task = ShardTask(0, tuple(rows), layout, maker.facts.generator)
-        store = lambda entry, content: write_bytes(folder / entry["path"], content, durable=False)  # noqa: E731
+        store = lambda entry, content: write_bytes(layout.folder / entry["path"], content, durable=False)  # noqa: E731
         for _ in make_batches(task, maker, encoders, Job(), store):
             pass
 
 
-def whole_run(folder: Path, make: Callable[[], Any], maker: Any) -> None:
-    from dcdm_cli.data.shard_files import Layout
-
-    plan = make()
-    run(plan, Layout(folder, "folder", "png", plan.class_names, plan.shards), maker)
+def whole_run(folder: Path, images: int, maker: Any, job: Any = None) -> None:
+    plan = tiny_plan(maker, images)
+    run(plan, tiny_layout(folder, maker, plan.shards), maker, job)
 
 
-def prediction(folder: Path, images: str) -> dict[str, Any]:
-    """`dcdm generate --plan`, then `dcdm generate PLAN`, each in a process of its own, with the demo's settings.
+def prediction(folder: Path, images: str, finished: str) -> dict[str, Any]:
+    """`dcdm generate --plan`, then `dcdm generate PLAN`, each in a process of its own, in a copy of a finished demo run
+    without its images: calibrated, scored, with redraws."""
+    from dcdm_cli.store import RunFolder
 
-    The adapter is not trained, which changes what the images show and not what they cost; nothing is scored.
-    """
-    from tests.commands.conftest import make_run
-    from tests.generation.conftest import make_adapter
-
-    run_folder = make_run(folder / "run", make_adapter(folder / "adapter"))
-    settings = 'preset = "digits"\n[generate]\ncalibrated = false\nattempts = 1\n'
-    run_folder.config_file.write_text(f"{settings}count = {images}\n")
+    run_folder = RunFolder(folder / "run")
+    shutil.copytree(finished, run_folder.path, ignore=shutil.ignore_patterns("generated", "evaluation", "export"))
     env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'export'}"}
     dcdm = [sys.executable, "-m", "dcdm_cli", "generate", "--run", str(run_folder.path), "--json"]
-    priced = json.loads(subprocess.run([*dcdm, "--plan"], env=env, stdout=subprocess.PIPE, check=True).stdout)
+    plan = [*dcdm, "--plan", "--count", images]
+    priced = json.loads(subprocess.run(plan, env=env, stdout=subprocess.PIPE, check=True).stdout)
     wall = timed(lambda: subprocess.run([*dcdm, priced["plan"]], env=env, stdout=subprocess.DEVNULL, check=True))
     record = json.loads((run_folder.path / "records" / "generate.json").read_text())
     return {
@@ -360,6 +391,7 @@ PARTS: dict[str, Callable[..., dict[str, Any]]] = {
     "scan_tars": scan_tars,
     "workers": workers,
     "overhead": overhead,
+    "flat": flat,
     "prediction": prediction,
 }
 
@@ -367,28 +399,30 @@ PARTS: dict[str, Callable[..., dict[str, Any]]] = {
 # What is run
 
 
-def planning(quick: bool) -> list[dict[str, Any]]:
-    return [part("plan_rows", rows // (50 if quick else 1)) for rows in (10_000, 100_000, 1_000_000)]
+def planning(options: argparse.Namespace) -> list[dict[str, Any]]:
+    return [part("plan_rows", rows // (50 if options.quick else 1)) for rows in (10_000, 100_000, 1_000_000)]
 
 
-def images(quick: bool) -> list[dict[str, Any]]:
-    return [part("run_fake", count, "webdataset") for count in (100, 1_000, *(() if quick else (10_000, 100_000)))]
+def images(options: argparse.Namespace) -> list[dict[str, Any]]:
+    return [
+        part("run_fake", count, "webdataset") for count in (100, 1_000, *(() if options.quick else (10_000, 100_000)))
+    ]
 
 
-def formats(quick: bool) -> list[dict[str, Any]]:
-    return [part("run_fake", 1_000 if quick else 10_000, format) for format in FORMATS]
+def formats(options: argparse.Namespace) -> list[dict[str, Any]]:
+    return [part("run_fake", 1_000 if options.quick else 10_000, format) for format in FORMATS]
 
 
-def sources(quick: bool) -> list[dict[str, Any]]:
-    return [part("scan_tars", count) for count in (1_000, *(() if quick else (10_000, 50_000)))]
+def sources(options: argparse.Namespace) -> list[dict[str, Any]]:
+    return [part("scan_tars", count) for count in (1_000, *(() if options.quick else (10_000, 50_000)))]
 
 
-def crews(quick: bool) -> list[dict[str, Any]]:
-    return [part("workers", count, 300 if quick else 2_000, 0) for count in (1, 2, 4)]
+def crews(options: argparse.Namespace) -> list[dict[str, Any]]:
+    return [part("workers", count, 300 if options.quick else 2_000, 0) for count in (1, 2, 4)]
 
 
-def kills(quick: bool) -> dict[str, Any]:
-    images, count = (300, 3) if quick else (2_000, 20)
+def kills(options: argparse.Namespace) -> dict[str, Any]:
+    images, count = (300, 3) if options.quick else (2_000, 20)
     disturbed, quiet = part("workers", 2, images, count), part("workers", 2, images, 0)
     return {
         **disturbed,
@@ -397,15 +431,20 @@ def kills(quick: bool) -> dict[str, Any]:
     }
 
 
-def tiny_base(quick: bool) -> dict[str, Any]:
-    return part("overhead", 33 if quick else 321, 1 if quick else 3)
+def tiny_base(options: argparse.Namespace) -> dict[str, Any]:
+    return part("overhead", 33 if options.quick else 321, 1 if options.quick else 5)
 
 
-def price(quick: bool) -> list[dict[str, Any]]:
-    return [part("prediction", 64 if quick else 800) for _ in range(1 if quick else 2)]
+def memory(options: argparse.Namespace) -> dict[str, Any]:
+    return part("flat", 330 if options.quick else 10_000)
 
 
-STEPS: dict[str, Callable[[bool], Any]] = {
+def price(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """As many images as the demo makes, and more."""
+    return [part("prediction", count, options.run.resolve()) for count in ([64] if options.quick else [200, 200, 800])]
+
+
+STEPS: dict[str, Callable[[argparse.Namespace], Any]] = {
     "planning": planning,
     "images": images,
     "formats": formats,
@@ -413,6 +452,7 @@ STEPS: dict[str, Callable[[bool], Any]] = {
     "crews": crews,
     "kills": kills,
     "tiny_base": tiny_base,
+    "memory": memory,
     "price": price,
 }
 

@@ -9,7 +9,6 @@ SIGTERM saves and stops (code 143); the same command goes on. The result is a pl
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import time
 from dataclasses import asdict, dataclass, replace
@@ -18,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from cifar10_data import assign, read_images
+from common import provenance, save
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
-from record import provenance
 
 from dcdm_cli.backends.base import settle_device
 from dcdm_cli.errors import InterruptedRunError
@@ -114,7 +113,7 @@ def pretrain(data: Path, out: Path, setting: Setting, name: str) -> None:
     record |= {"images": len(rows), "data": "the base part of the training file, class captions only", "curves": curves}
     parameters = {part: sum(p.numel() for p in net.parameters()) for part, net in (("vae", vae), ("unet", ema["unet"]))}
     document = {**provenance("python benchmarks/cifar10_base.py"), "parameters": parameters, **record}
-    (out / "pretraining.json").write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+    save(document, "pretraining", out)
 
 
 def _vae(setting: Setting) -> AutoencoderKL:

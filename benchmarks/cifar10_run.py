@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from cifar10_data import assign, read_images, write_target
+from common import RESULTS, provenance, save
 from pieces import Clock, Progress, Step
-from record import RESULTS, provenance, write_result
 
 HERE = Path(__file__).resolve().parent
 EXPERIMENTS = ("adherence", "buckets", "mean-sweep", "controls", "ratio-sweep")
@@ -126,8 +126,7 @@ def main() -> None:
     waiting = progress.run(list(job.steps()), clock)
     if options.pack:
         pack(state, options.pack)
-    print(json.dumps({"done": list(progress.done), "next": waiting}))
-    raise SystemExit(3 if waiting else 0)
+    progress.leave(waiting)
 
 
 @dataclass(frozen=True)
@@ -215,7 +214,7 @@ class Experiments:
         metrics = json.loads((self.state / "runs" / target / "evaluation" / "artefacts.json").read_text("utf-8"))
         title = f"CIFAR-10, {target}: the generated images"
         about = {"title": title, "setting": self.setting, **provenance("dcdm evaluate --artefacts")}
-        write_result(f"cifar10_{target}_artefacts", {**about, "metrics": metrics}, self.results)
+        save({**about, "metrics": metrics}, f"cifar10_{target}_artefacts", self.results)
         return {}
 
     def _experiment(self, target: str, name: str) -> dict[str, Any]:
@@ -232,7 +231,7 @@ class Experiments:
         size = {"tune": 1000, "small": 1000, "target": 5000}[target]
         title = f"CIFAR-10, {size} real images, {document['experiment']} ({self.setting} setting)"
         about = {"title": title, "setting": self.setting, "settings": self.scale.settings, **provenance(command)}
-        write_result(f"cifar10_{name}", {**about, "document": document}, self.results)
+        save({**about, "document": document}, f"cifar10_{name}", self.results)
 
 
 def _settings_experiment() -> str:

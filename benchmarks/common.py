@@ -13,6 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from dcdm_cli.files import write_json
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 WORK = ROOT / "bench-work"  # adapters, exports and images that are made on the way
@@ -27,6 +29,7 @@ PACKAGES = (
     "openvino",
     "tensorrt",
 )
+TRAINING = ("torch", "diffusers", "peft", "timm")  # what results of experiments name
 
 
 def hardware() -> str:
@@ -61,10 +64,26 @@ def versions() -> dict[str, str]:
 def write_result(name: str, result: Mapping[str, Any], headline: Mapping[str, Any]) -> Path:
     """benchmarks/results/<name>.json with hardware, versions and date; prints the headline as the last line."""
     facts = {"name": name, "date": datetime.now(UTC).date().isoformat(), "hardware": hardware(), "versions": versions()}
-    file = RESULTS / f"{name}.json"
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps({**facts, **result}, indent=1) + "\n", "utf-8")
+    file = save({**facts, **result}, name)
     print(json.dumps({**facts, **headline}))
+    return file
+
+
+def provenance(command: str) -> dict[str, Any]:
+    """Command, day, machine and versions, as `dcdm evaluate --suite` prints them below a result."""
+    found = versions()
+    return {
+        "command": command,
+        "date": datetime.now(UTC).date().isoformat(),
+        "hardware": hardware(),
+        "versions": {package: found[package] for package in TRAINING},
+    }
+
+
+def save(content: Mapping[str, Any], name: str, folder: Path = RESULTS) -> Path:
+    """The file <folder>/<name>.json, whole or not at all."""
+    file = folder / f"{name}.json"
+    write_json(file, content)
     return file
 
 

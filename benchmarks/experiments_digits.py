@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import Any
 
 import tomlkit
+from common import RESULTS, provenance, save
 from digits_settings import ORDER, SETTINGS, Setting, shortened
 from finished_run import FinishedRun
 from pieces import ROOT, Clock, Progress, Step
-from record import RESULTS, provenance, write_result
 
 from dcdm_cli.demo.digits import write_digits
 
@@ -60,8 +60,7 @@ def main() -> None:
     clock, progress = Clock(options.piece_seconds), Progress(options.state)
     job = Digits(options.state.absolute(), options.run, options.size, options.setting, options.results, clock)
     waiting = progress.run(list(job.steps(names, options.seeds)), clock)
-    print(json.dumps({"done": list(progress.done), "next": waiting}))
-    raise SystemExit(3 if waiting else 0)
+    progress.leave(waiting)
 
 
 @dataclass(frozen=True)
@@ -138,9 +137,8 @@ class Digits:
         file = self.run / "evaluation" / "experiments" / f"{place}.json"
         title = f"Digits, {self.size} real images, {name}"
         about = {"title": title, "setting": self.name, **provenance(f"dcdm {' '.join(words)}")}
-        write_result(
-            f"digits_{self.size}_{name}", {**about, "document": json.loads(file.read_text("utf-8"))}, self.results
-        )
+        document = json.loads(file.read_text("utf-8"))
+        save({**about, "document": document}, f"digits_{self.size}_{name}", self.results)
         return {}
 
 

@@ -15,7 +15,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+from dcdm_cli.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 STOPPED = (130, 143)
@@ -89,7 +91,10 @@ class Progress:
             except PieceOver:
                 return step.name
             self.done[step.name] = {"seconds": round(time.monotonic() - started, 1), **result}
-            part = self.file.with_suffix(".part")
-            part.write_text(json.dumps(self.done, indent=1) + "\n", "utf-8")
-            part.replace(self.file)
+            write_json(self.file, self.done)
         return None
+
+    def leave(self, waiting: str | None) -> NoReturn:
+        """Ends the script: 0 when all is done, 3 when a step waits for the next piece."""
+        print(json.dumps({"done": list(self.done), "next": waiting}))
+        raise SystemExit(3 if waiting else 0)

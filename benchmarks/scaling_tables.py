@@ -46,8 +46,12 @@ def sentences(results: Results) -> list[str]:
         f"{killed['kills']} workers killed at random in {killed['images']:,} images: {same} an undisturbed run; "
         f"{killed['seconds_per_kill']:.2f} s more per kill.",
         f"Plan, shards and ledger cost {results['tiny_base']['overhead_share']:.1%} of the wall time of the bare loop "
-        f"(tiny base, {results['tiny_base']['images']} images, median of the rounds).",
-        f"Predicted against real seconds of a plan (tiny base): {errors}.",
+        f"(tiny base, {results['tiny_base']['images']} images, median of the rounds); encoding and writing the images "
+        f"{results['tiny_base']['writing_share']:.1%} of rendering and writing.",
+        f"Memory of a run of {results['memory']['images']:,} images of the tiny base: "
+        f"{results['memory']['memory_after_a_tenth_mib']:,} MiB after a tenth of it, "
+        f"{results['memory']['memory_at_the_end_mib']:,} MiB at the end.",
+        f"Predicted against real seconds of a plan (the demo's model, redraws and scores): {errors}.",
     ]
 
 
@@ -116,7 +120,7 @@ def _price(prices: Sequence[Results]) -> dict[str, Any]:
         for one in prices
     ]
     columns = ["images", "predicted", "real", "error", "disk: predicted, real"]
-    return {"title": "The price of a plan (tiny base, demo settings)", "columns": columns, "rows": rows}
+    return {"title": "The price of a plan (the demo's model, redraws and scores)", "columns": columns, "rows": rows}
 
 
 def _estimate(told: Results) -> dict[str, Any]:

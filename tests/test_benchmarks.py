@@ -47,8 +47,8 @@ def test_a_short_ablation_changes_steps_and_ratio_of_all_arms_alike(script) -> N
 
 
 def test_a_result_says_where_it_comes_from(script, tmp_path: Path) -> None:
-    record = script("record")
-    file = record.write_result("x", {**record.provenance("dcdm y"), "document": {}}, tmp_path)
+    common = script("common")
+    file = common.save({**common.provenance("dcdm y"), "document": {}}, "x", tmp_path)
     content = json.loads(file.read_text("utf-8"))
     assert content["command"] == "dcdm y" and "cores" in content["hardware"]
     assert set(content["versions"]) == {"torch", "diffusers", "peft", "timm"} and len(content["date"]) == 10

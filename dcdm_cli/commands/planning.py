@@ -173,7 +173,7 @@ def _probe(context: Context, config: GenerateConfig, spread: Spread) -> tuple[Pl
     maker, device = _open_maker(context, spread)
     opening_s = time.monotonic() - clock
     plan = draw_plan(context, config, maker.engine, describe_model(context))
-    context.console.note(f"probing {device} with the plan's first images")
+    context.console.note(f"probing {device} with images from all over the plan")
     layout = plan_layout(context, plan)
     return plan, probe_rate(plan, maker, layout, opening_s), layout, device
 

@@ -187,14 +187,13 @@ def probe_rows(
     from dcdm_cli.generation.selection import render_close
 
     measure = make_measure(context, job)
-    assert measure is not None, "callers check that the run has a scorer"
     realised, predicted = [], []
-    for batch, images in render_close(engine, rows, job, measure):
-        s, guess, _ = measure(images, np.array([row.label for row in batch]))
-        realised.append(s)
-        predicted.append(guess)
+    for batch in render_close(engine, rows, job, measure):
+        assert batch.verdict is not None, "callers check that the run has a scorer"
+        realised.append(batch.verdict.difficulty)
+        predicted.append(batch.verdict.predicted)
         if watch is not None:
-            watch(batch, images, s)
+            watch(batch.rows, batch.images, batch.verdict.difficulty)
         job.stop_if_asked("these images are made anew next time")
     return _probed(rows, np.concatenate(realised), np.concatenate(predicted))
 

@@ -28,7 +28,7 @@ from dcdm_cli.difficulty.classifier import (
 )
 from dcdm_cli.difficulty.crossfit import CrossFit
 from dcdm_cli.difficulty.own_classifier import OwnClassifier, copy_own_classifier, load_own_classifier
-from dcdm_cli.difficulty.scores import mean_log_probs, score_columns
+from dcdm_cli.difficulty.scores import Verdict, mean_log_probs, score_columns
 from dcdm_cli.errors import MismatchError, NotFoundError
 from dcdm_cli.files import atomic_folder, write_json
 
@@ -94,12 +94,11 @@ class Scorer:
         measured = {name: columns[name] for name in ("difficulty", "p_true", "predicted")}
         return Measured(**measured, probs=np.exp(mean).astype(np.float32))
 
-    def verdicts(self, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """uint8 [B, H, W, 3], int [B] -> difficulty float32 [B], predicted label [B], and the largest probability that
-        another class has, float32 [B]: what choosing among generated images asks for."""
+    def verdicts(self, images: np.ndarray, labels: np.ndarray) -> Verdict:
+        """images uint8 [B, H, W, 3], labels int [B]. What choosing among generated images asks for."""
         measured = self.measure(images, labels)
         others = np.where(np.arange(len(self.class_names)) == np.asarray(labels)[:, None], 0, measured.probs)
-        return measured.difficulty, measured.predicted, others.max(axis=1)
+        return Verdict(measured.difficulty, measured.predicted, others.max(axis=1))
 
 
 def save_scorer(folder: Path, fitted: CrossFit, class_names: Sequence[str], config: ClassifierConfig) -> None:

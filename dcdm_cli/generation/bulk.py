@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from dcdm_cli.data.shard_files import Layout
 from dcdm_cli.generation.engine import Engine
 from dcdm_cli.generation.plan import PlanRow
 from dcdm_cli.generation.plan_file import AnyPlan
 from dcdm_cli.generation.selection import render_close
-from dcdm_cli.generation.shards import Facts, Measure
+from dcdm_cli.generation.shards import Facts, Measure, Rendered
 from dcdm_cli.generation.site import Generated, run_shards
 from dcdm_cli.job import Job
 
@@ -24,11 +22,11 @@ class EngineMaker:
 
     def __init__(self, engine: Engine, measure: Measure | None = None) -> None:
         info = engine.info
-        self.engine, self.measure, self.batch_size = engine, measure, engine.config.batch_size
+        self.engine, self._measure, self.batch_size = engine, measure, engine.config.batch_size
         self.facts = Facts(engine.generator, tuple(info.class_names), info.base, engine.denoiser.name)
 
-    def render(self, rows: Sequence[PlanRow], job: Job) -> Iterator[tuple[Sequence[PlanRow], np.ndarray]]:
-        return render_close(self.engine, rows, job, self.measure)
+    def render(self, rows: Sequence[PlanRow], job: Job) -> Iterator[Rendered]:
+        return render_close(self.engine, rows, job, self._measure)
 
 
 def run_plan(

@@ -99,8 +99,9 @@ class Plan:
     def rows(self) -> list[PlanRow]:
         return plan_rows(self.table)
 
-    def rows_up_to(self, count: int) -> list[PlanRow]:
-        return plan_rows(self.table.slice(0, count))
+    def rows_across(self, count: int) -> list[PlanRow]:
+        """At most `count` rows, evenly spread over the plan."""
+        return plan_rows(self.table.take(pa.array(np.unique(np.linspace(0, len(self) - 1, count).astype(np.int64)))))
 
     def shard_table(self, shard: int) -> pa.Table:
         return self.table.slice(shard * self.shard_size, self.shard_size)

@@ -1,4 +1,4 @@
-"""What a plan will cost, from a short probe on the real backend: its first batches, made in a throw-away folder."""
+"""What a plan will cost, from a short probe on the real backend: some of its images, in a throw-away folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dcdm_cli.generation.plan import Plan
 from dcdm_cli.generation.shards import Encoders, Maker, ShardTask, make_batches
 from dcdm_cli.job import Job
 
-PROBE_S = 10.0  # measured time, after the first batch; the plan may be over sooner
+PROBE_S = 20.0  # measured time, after the first batch; the plan may be over sooner
 PROBE_BATCHES = (3, 50)  # at least, at most
 ROW_BYTES = {"folder": 1000, "parquet": 600, "webdataset": 4000}  # an image's share of everything but its pixels
 
@@ -24,7 +24,7 @@ ROW_BYTES = {"folder": 1000, "parquet": 600, "webdataset": 4000}  # an image's s
 @dataclass(frozen=True)
 class Rate:
     """opening_s: loading the model. warmup_s: what the first batch took beyond its share. per_image_s: of one device,
-    rendering, scoring, encoding and writing. bytes: of one image's file. images: how many were made to know."""
+    rendering with all draws, scoring, encoding and writing. bytes: of one image's file. images: made to know this."""
 
     opening_s: float
     warmup_s: float
@@ -57,11 +57,11 @@ class Price:
 
 
 def probe_rate(plan: Plan, maker: Maker, layout: Layout, opening_s: float) -> Rate:
-    """Makes the plan's first images as a run would, in a temporary folder beside `layout.folder`."""
+    """Makes images from all over the plan as a run would, in a temporary folder beside `layout.folder`."""
     place = layout.folder.parent
     place.mkdir(parents=True, exist_ok=True)
     clock = _Clock()
-    rows = tuple(plan.rows_up_to(maker.batch_size * PROBE_BATCHES[1]))
+    rows = tuple(plan.rows_across(maker.batch_size * PROBE_BATCHES[1]))
     with tempfile.TemporaryDirectory(dir=place, prefix=".probe-") as folder, Encoders() as encoders:
         task = ShardTask(0, rows, layout, plan.generator)
 
@@ -94,8 +94,10 @@ class _Clock:
     def rate(self, opening_s: float) -> Rate:
         images = sum(made for _, made in self.ticks)
         first_s, first = self.ticks[0]
-        per_image = (self.ticks[-1][0] - first_s) / (images - first) if images > first else first_s / first
-        return Rate(opening_s, max(0.0, first_s - per_image * first), per_image, self.bytes / images, images)
+        total = self.ticks[-1][0]
+        later = (total - first_s) / (images - first) if images > first else first_s / first
+        warmup = max(0.0, first_s - later * first)  # a first batch with few redraws may have been a cheap one
+        return Rate(opening_s, warmup, (total - warmup) / images, self.bytes / images, images)
 
 
 def affordable(rate: Rate, hours: float, devices: int) -> int:

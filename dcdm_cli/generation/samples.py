@@ -37,15 +37,16 @@ class SampleWorker:
     """Holds model and scorer. hello: (facts, batch size)."""
 
     def __init__(self, maker: Maker) -> None:
-        assert maker.measure is not None, "callers check that the run has a scorer"
-        self.maker, self.measure = maker, maker.measure
+        self.maker = maker
         self.hello: tuple[Facts, int] = (maker.facts, maker.batch_size)
 
     def run(self, task: SampleTask) -> Iterator[Sampled]:
         check_generator(task.generator, self.maker.facts)
-        images = np.concatenate([batch for _, batch in self.maker.render(task.rows, Job())])
-        difficulty, predicted, _ = self.measure(images, np.array([row.label for row in task.rows]))
-        yield Sampled(images, difficulty, predicted)
+        batches = list(self.maker.render(task.rows, Job()))
+        verdicts = [batch.verdict for batch in batches if batch.verdict is not None]
+        assert len(verdicts) == len(batches), "callers check that the run has a scorer"
+        difficulty, predicted, _ = map(np.concatenate, zip(*verdicts, strict=True))
+        yield Sampled(np.concatenate([batch.images for batch in batches]), difficulty, predicted)
 
 
 def sample_rows(

@@ -13,33 +13,34 @@ from dataclasses import replace
 
 import numpy as np
 
+from dcdm_cli.difficulty.scores import Verdict
 from dcdm_cli.generation.engine import Engine, render
 from dcdm_cli.generation.plan import PlanRow
 from dcdm_cli.generation.seeds import image_seed
-from dcdm_cli.generation.shards import Measure
+from dcdm_cli.generation.shards import Measure, Rendered
 from dcdm_cli.job import Job, silent
 
 RIVAL_SHARE = 0.5  # of the difficulty, which is the probability of all other classes: one may have so much unpunished
 
 
-def render_close(
-    engine: Engine, rows: Sequence[PlanRow], job: Job, measure: Measure | None
-) -> Iterator[tuple[Sequence[PlanRow], np.ndarray]]:
-    """`render`, with up to `attempts` draws per image. An image still depends on its row alone.
+def render_close(engine: Engine, rows: Sequence[PlanRow], job: Job, measure: Measure | None) -> Iterator[Rendered]:
+    """`render` with up to `attempts` draws per image, measured. An image still depends on its row alone.
 
     measure: without one, every first draw is kept.
     """
-    attempts = engine.config.attempts
     for batch, images in render(engine, rows, job):
-        if measure is not None and attempts > 1:
-            images = _best_of(engine, batch, images, measure, job)
-        yield batch, images
+        if measure is None:
+            yield Rendered(batch, images, None)
+        else:
+            yield _best_of(engine, Rendered(batch, images, _measured(batch, images, measure)), measure, job)
 
 
-def _best_of(engine: Engine, rows: Sequence[PlanRow], images: np.ndarray, measure: Measure, job: Job) -> np.ndarray:
-    """images uint8 [B, H, W, 3], the first draw of each row -> the best draws."""
-    best = images.copy()
-    miss = _distance(rows, images, measure)
+def _best_of(engine: Engine, first: Rendered, measure: Measure, job: Job) -> Rendered:
+    """first: the first draw of each row. Returns the best draws."""
+    assert first.verdict is not None
+    rows, images = first.rows, first.images.copy()
+    verdict = Verdict(*(np.array(part) for part in first.verdict))
+    miss = _distance(rows, verdict)
     quiet = Job(job.device, silent, job.stop_signal)
     for attempt in range(1, engine.config.attempts):
         again = np.flatnonzero(miss > engine.config.tolerance)
@@ -47,16 +48,21 @@ def _best_of(engine: Engine, rows: Sequence[PlanRow], images: np.ndarray, measur
             break
         drawn = [replace(rows[i], seed=image_seed(rows[i].seed, attempt)) for i in again.tolist()]
         made = np.concatenate([batch for _, batch in render(engine, drawn, quiet)])
-        distance = _distance(drawn, made, measure)
+        said = _measured(drawn, made, measure)
+        distance = _distance(drawn, said)
         better = distance < miss[again]
-        best[again[better]], miss[again[better]] = made[better], distance[better]
-    return best
+        for kept, new in zip((images, miss, *verdict), (made, distance, *said), strict=True):
+            kept[again[better]] = new[better]
+    return Rendered(rows, images, verdict)
 
 
-def _distance(rows: Sequence[PlanRow], images: np.ndarray, measure: Measure) -> np.ndarray:
+def _measured(rows: Sequence[PlanRow], images: np.ndarray, measure: Measure) -> Verdict:
+    return measure(images, np.array([row.label for row in rows]))
+
+
+def _distance(rows: Sequence[PlanRow], verdict: Verdict) -> np.ndarray:
     """float [B]: how far each image is from what its row wants; a score that is not finite counts as far."""
-    labels = np.array([row.label for row in rows])
-    difficulty, _, rival = measure(images, labels)
     target = np.array([row.target_difficulty for row in rows])
-    distance = np.abs(difficulty - target) + np.maximum(0, rival - RIVAL_SHARE * difficulty)
+    misses = np.abs(verdict.difficulty - target)
+    distance = misses + np.maximum(0, verdict.rival - RIVAL_SHARE * verdict.difficulty)
     return np.nan_to_num(distance, nan=1.0)

@@ -19,14 +19,13 @@ from PIL import Image
 
 from dcdm_cli.data.shard_files import SPLIT, Layout, Part, ShardWriter, folders_of
 from dcdm_cli.data.writers import encode_image
+from dcdm_cli.difficulty.scores import Verdict
 from dcdm_cli.generation.plan import PlanRow
 from dcdm_cli.job import Job, silent
 
 FLAT_IMAGE = 1.0  # standard deviation in grey levels below which an image counts as blank
 WAITING = 2  # batches that may be encoding while the next is rendered; bounds memory
-# (images uint8 [B, H, W, 3], labels int64 [B]) -> difficulty float32 [B], predicted label [B], and the largest
-# probability that another class has, float32 [B].
-Measure = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
+Measure = Callable[[np.ndarray, np.ndarray], Verdict]  # of images uint8 [B, H, W, 3] with labels int64 [B]
 Store = Callable[[dict[str, Any], bytes], None]
 
 
@@ -40,18 +39,23 @@ class Facts:
     backend: str
 
 
-class Maker(Protocol):
-    """What turns plan rows into images.
+@dataclass(frozen=True)
+class Rendered:
+    """images uint8 [B, H, W, 3] of plan rows; verdict: the scorer's on them, None without one."""
 
-    measure: (images uint8 [B,H,W,3], labels int64 [B]) -> (difficulty [B], predicted label [B]), or None.
-    """
+    rows: Sequence[PlanRow]
+    images: np.ndarray
+    verdict: Verdict | None
+
+
+class Maker(Protocol):
+    """What turns plan rows into images."""
 
     facts: Facts
     batch_size: int
-    measure: Measure | None
 
-    def render(self, rows: Sequence[PlanRow], job: Job) -> Iterator[tuple[Sequence[PlanRow], np.ndarray]]:
-        """Batches of rows, in order, with their images uint8 [B, H, W, 3]. An image depends on its row alone."""
+    def render(self, rows: Sequence[PlanRow], job: Job) -> Iterator[Rendered]:
+        """Batches of rows, in order. An image depends on its row alone."""
         ...
 
 
@@ -113,9 +117,10 @@ def make_batches(task: ShardTask, maker: Maker, encoders: Encoders, job: Job, st
     """The rest of a shard, batch by batch. A stop ends it early, once what is rendered is encoded and stored."""
     folders = folders_of(task.layout)
     waiting: deque[list[Future[tuple[dict[str, Any], bytes | None]]]] = deque()
-    for rows, images in maker.render(task.rows, replace(job, progress=silent)):
-        entries = _entries(rows, images, maker, task.layout, folders)
-        waiting.append([encoders.pool.submit(_encode, *pair, store) for pair in zip(entries, images, strict=True)])
+    for batch in maker.render(task.rows, replace(job, progress=silent)):
+        entries = _entries(batch, maker.facts.generator, task.layout, folders)
+        pairs = zip(entries, batch.images, strict=True)
+        waiting.append([encoders.pool.submit(_encode, *pair, store) for pair in pairs])
         if job.stop_signal() is not None:
             break
         while waiting and (len(waiting) > WAITING or all(future.done() for future in waiting[0])):
@@ -147,16 +152,12 @@ def write_shard(
         yield MadeShard(task.shard, entries, part)
 
 
-def _entries(
-    rows: Sequence[PlanRow], images: np.ndarray, maker: Maker, layout: Layout, folders: Sequence[str]
-) -> list[dict[str, Any]]:
+def _entries(batch: Rendered, generator: str, layout: Layout, folders: Sequence[str]) -> list[dict[str, Any]]:
     """Manifest rows, with `sha256` and `bytes` still to be filled in."""
-    labels, count = np.array([row.label for row in rows]), len(rows)
-    difficulty, predicted = np.full(count, np.nan), np.full(count, -1)
-    if maker.measure is not None:
-        difficulty, predicted, _ = maker.measure(images, labels)
+    count = len(batch.rows)
+    difficulty, predicted, _ = batch.verdict or Verdict(np.full(count, np.nan), np.full(count, -1), np.zeros(count))
     entries = []
-    for row, image, s, guess in zip(rows, images, difficulty, predicted, strict=True):
+    for row, image, s, guess in zip(batch.rows, batch.images, difficulty, predicted, strict=True):
         known = bool(np.isfinite(s))
         plan = {key: value for key, value in vars(row).items() if key not in ("index", "shard")}
         entries.append(
@@ -171,7 +172,7 @@ def _entries(
                 "difficulty": float(s) if known else None,
                 "measured_difficulty": float(s) if known else None,
                 "predicted": int(guess) if known else None,
-                "generator": maker.facts.generator,
+                "generator": generator,
             }
         )
     return entries

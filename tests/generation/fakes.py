@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from dcdm_cli.difficulty.scores import Verdict
 from dcdm_cli.generation.plan import Plan, PlanInputs, PlanRow, make_plan
-from dcdm_cli.generation.shards import Facts, Measure
+from dcdm_cli.generation.shards import Facts, Measure, Rendered
 from dcdm_cli.generation.targets import parse_target
 from dcdm_cli.generation.workers import ShardWorker
 from dcdm_cli.job import Job
@@ -29,9 +30,9 @@ def inputs(**changes: object) -> PlanInputs:
     return PlanInputs(**chosen)  # type: ignore[arg-type]
 
 
-def fake_measure(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def fake_measure(images: np.ndarray, labels: np.ndarray) -> Verdict:
     """Brightness is difficulty, the label is right, and no other class comes near."""
-    return images.mean((1, 2, 3)) / 255, labels, np.zeros(len(images))
+    return Verdict(images.mean((1, 2, 3)) / 255, labels, np.zeros(len(images)))
 
 
 class FakeMaker:
@@ -45,12 +46,14 @@ class FakeMaker:
         self.facts = Facts(GENERATOR, NAMES, "no model", "fake")
         self.rendered: list[int] = []
 
-    def render(self, rows: Sequence[PlanRow], job: Job) -> Iterator[tuple[Sequence[PlanRow], np.ndarray]]:
+    def render(self, rows: Sequence[PlanRow], job: Job) -> Iterator[Rendered]:
         for start in range(0, len(rows), self.batch_size):
             batch = rows[start : start + self.batch_size]
             time.sleep(self.seconds * len(batch))
             self.rendered += [row.index for row in batch]
-            yield batch, np.stack([self._image(row) for row in batch])
+            images = np.stack([self._image(row) for row in batch])
+            labels = np.array([row.label for row in batch])
+            yield Rendered(batch, images, self.measure(images, labels) if self.measure else None)
 
     def _image(self, row: PlanRow) -> np.ndarray:
         if self.blank and row.seed % self.blank == 0:

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from dcdm_cli.difficulty.scores import Verdict
 from dcdm_cli.generation.engine import Engine, render
 from dcdm_cli.generation.plan import Plan
 from dcdm_cli.generation.selection import render_close
@@ -24,7 +25,7 @@ def with_settings(engine: Engine, **changes: object) -> Engine:
 
 def close(engine: Engine, the_plan: Plan, measure=brightness) -> Images:
     batches = render_close(engine, the_plan.rows(), Job(), measure)
-    return {row.sample_id: image for rows, images in batches for row, image in zip(rows, images, strict=True)}
+    return {row.sample_id: image for batch in batches for row, image in zip(batch.rows, batch.images, strict=True)}
 
 
 def misses(images: Images, the_plan: Plan) -> np.ndarray:
@@ -44,6 +45,17 @@ def test_more_draws_come_closer_and_no_image_gets_worse(engine: Engine, the_plan
     assert (after <= before + 1e-6).all() and after.mean() < 0.9 * before.mean()
 
 
+def test_what_is_said_of_an_image_is_said_of_the_draw_that_was_kept(engine: Engine, the_plan: Plan) -> None:
+    for attempts in (1, 4):
+        for batch in render_close(
+            with_settings(engine, attempts=attempts, tolerance=0.0), the_plan.rows(), Job(), brightness
+        ):
+            expected = brightness(batch.images, np.array([row.label for row in batch.rows]))
+            assert batch.verdict is not None
+            for said, found in zip(batch.verdict, expected, strict=True):
+                np.testing.assert_allclose(said, found)
+
+
 def test_an_image_within_the_tolerance_keeps_its_first_draw(engine: Engine, the_plan: Plan) -> None:
     first = close(engine, the_plan)
     kept = close(with_settings(engine, attempts=4, tolerance=1.0), the_plan)
@@ -60,10 +72,10 @@ def test_one_strong_rival_counts_as_a_miss(engine: Engine, the_plan: Plan) -> No
     is kept."""
     seen: list[int] = []
 
-    def first_looks_like_another(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def first_looks_like_another(images: np.ndarray, labels: np.ndarray) -> Verdict:
         seen.append(len(images))
         difficulty, predicted, _ = brightness(images, labels)
-        return difficulty, predicted, difficulty / 2 + (0.5 if len(seen) % 2 else 0)
+        return Verdict(difficulty, predicted, difficulty / 2 + (0.5 if len(seen) % 2 else 0))
 
     first = close(engine, the_plan)
     kept = close(with_settings(engine, attempts=2, tolerance=0.09, batch_size=12), the_plan, first_looks_like_another)
@@ -74,9 +86,9 @@ def test_one_strong_rival_counts_as_a_miss(engine: Engine, the_plan: Plan) -> No
 def test_scores_that_are_not_finite_are_drawn_again(engine: Engine, the_plan: Plan) -> None:
     calls: list[int] = []
 
-    def broken(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def broken(images: np.ndarray, labels: np.ndarray) -> Verdict:
         calls.append(len(images))
-        return np.full(len(images), np.nan), np.full(len(images), -1), np.full(len(images), np.nan)
+        return Verdict(np.full(len(images), np.nan), np.full(len(images), -1), np.full(len(images), np.nan))
 
     close(with_settings(engine, attempts=3, tolerance=0.2, batch_size=12), the_plan, broken)
     assert calls == [12, 12, 12]
