@@ -137,3 +137,30 @@ def test_a_signal_after_two_openvino_networks_are_gone_is_handled(tmp_path: Path
     pytest.importorskip("openvino")
     done = subprocess.run([sys.executable, "-c", SIGNALLED, tmp_path], capture_output=True, text=True, env=CHILD)
     assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
+
+
+OPENMP = """
+import os, sys
+from pathlib import Path
+import torch
+from dcdm_cli.backends.cpu_streams import Streams
+from dcdm_cli.backends.ort_backend import OrtNetwork
+from tests.backends.toys import toy_denoiser, toy_inputs
+
+torch.set_num_threads(2)
+folder = Path(sys.argv[1])
+network = OrtNetwork(folder, toy_denoiser(folder, 2), "cpu", Streams(2, 1, 5000, 2), spinning=False)
+inputs = toy_inputs(20_000)
+network(*(tensor[:4] for tensor in inputs)), torch.relu(torch.zeros(10**6))
+before = len(os.listdir("/proc/self/task"))
+network(*inputs)
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in /proc")
+def test_onnxruntimes_threads_start_none_for_torch(tmp_path: Path) -> None:
+    """With more OpenMP threads than cores, all of torch in this process becomes slower for good."""
+    done = subprocess.run([sys.executable, "-c", OPENMP, tmp_path], capture_output=True, text=True, env=CHILD)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == 0
