@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +13,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when the libraries are imported: no t
 # The same examples every time, and no stopwatch: a busy machine is not a failure.
 settings.register_profile("dcdm", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("dcdm")
+# Under nohup or in the background of a script these are ignored, by children too, which tests send them to.
+for number, handler in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

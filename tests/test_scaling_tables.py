@@ -29,7 +29,8 @@ PRICE = {
 RESULTS: dict[str, Any] = {
     "planning": [PLAN], "images": [RUN], "formats": [RUN], "sources": [RUN],
     "crews": [CREW, {**CREW, "workers": 2}], "kills": KILLED, "price": [PRICE],
-    "tiny_base": {"images": 321, "overhead_share": 0.012},
+    "tiny_base": {"images": 321, "overhead_share": 0.012, "writing_share": 0.021},
+    "memory": {"images": 10_000, "memory_after_a_tenth_mib": 900, "memory_at_the_end_mib": 905},
 }  # fmt: skip
 
 
