@@ -1,6 +1,6 @@
 """Images per second, end to end to PNG files: our backends against diffusers' own pipeline, in one run.
 
-    python benchmarks/bench_generate.py             the tiny base on a CPU, about 10 minutes on 2 cores
+    python benchmarks/bench_generate.py             the tiny base on a CPU, about 25 minutes on 2 cores
     python benchmarks/bench_generate.py --gpu       Stable Diffusion 1.5's architecture at 512 px (see bench_sd15.py)
 
 Same weights, prompts, seeds, steps and guidance scale. Parity is checked first, and nothing is timed without it. Rivals
