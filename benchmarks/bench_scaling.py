@@ -15,13 +15,12 @@ import json
 import os
 import resource
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,6 +48,10 @@ def main() -> None:
             print(json.dumps(PARTS[options.part](Path(folder), *options.words)))
         return
     chosen = options.only.split(",") if options.only else list(STEPS)
+    if "price" in chosen:  # the last part: a missing run must not cost the others
+        from finished_run import FinishedRun
+
+        FinishedRun.open(options.run)
     started = time.monotonic()
     results = {name: STEPS[name](options) for name in chosen}
     report(results, round(time.monotonic() - started, 1), whole=not (options.quick or options.only))
@@ -142,8 +145,7 @@ def run_fake(folder: Path, images: str, format: str) -> dict[str, Any]:
     from tests.generation.fakes import FakeMaker
 
     plan, place = fake_run(folder, int(images), format)
-    started, memory = time.perf_counter(), []
-    watch = Watch(memory)
+    started, watch = time.perf_counter(), Watch()
     run(plan, place, FakeMaker(batch_size=64), watch.job)
     seconds = time.perf_counter() - started
     peak = peak_mib()
@@ -156,8 +158,7 @@ def run_fake(folder: Path, images: str, format: str) -> dict[str, Any]:
         "ms_per_image": round(seconds / len(plan) * 1e3, 4),
         "resume_finished_s": again,
         "peak_mib": peak,
-        "memory_after_a_tenth_mib": memory[len(memory) // 10],
-        "memory_at_the_end_mib": memory[-1],
+        **watch.facts(),
         "shards": plan.shards,
         "record_bytes": total_bytes(place.folder / "shards", "*.json"),
         "row_bytes": total_bytes(place.folder / "shards", "*.parquet"),
@@ -171,11 +172,16 @@ def total_bytes(folder: Path, pattern: str) -> int:
 class Watch:
     """Notes memory as images are finished, every 64 images at most."""
 
-    def __init__(self, memory: list[int]) -> None:
+    def __init__(self) -> None:
         from dcdm_cli.job import Job
 
-        self.first_s, self.memory, self.noted = 0.0, memory, -64
+        self.first_s, self.noted = 0.0, -64
+        self.memory: list[int] = []
         self.job = Job(progress=self._tell)
+
+    def facts(self) -> dict[str, int]:
+        tenth = self.memory[len(self.memory) // 10]
+        return {"memory_after_a_tenth_mib": tenth, "memory_at_the_end_mib": self.memory[-1]}
 
     def _tell(self, what: str, done: int, total: int) -> None:
         self.first_s = self.first_s or time.perf_counter()
@@ -215,17 +221,15 @@ def scan_tars(folder: Path, images: str) -> dict[str, Any]:
         spool = folder / "spool"
         return len(scan_on_disk(str(place.folder), ScanOptions(), folder / "kept", spool, "bench", job).manifest)
 
-    started, memory = time.perf_counter(), []
-    watch = Watch(memory)
+    started, watch = time.perf_counter(), Watch()
     found = scan(watch.job)
     seconds, peak = time.perf_counter() - started, peak_mib()
     return {
         "images": found,
         "ms_per_image": round(seconds / found * 1e3, 4),
         "startup_s": round(watch.first_s - started, 4),
-        "resume_finished_s": timed(lambda: scan(Watch([]).job)),
-        "memory_after_a_tenth_mib": memory[len(memory) // 10],
-        "memory_at_the_end_mib": memory[-1],
+        "resume_finished_s": timed(lambda: scan(Watch().job)),
+        **watch.facts(),
         "peak_mib": peak,
     }
 
@@ -272,6 +276,8 @@ def local_workers(count: int) -> Any:
 
 def overhead(folder: Path, images: str, rounds: str) -> dict[str, Any]:
     """Seconds of rendering, of rendering and writing files, and of a run with plan, shards, journal and ledger."""
+    from common import median_ratio
+
     from dcdm_cli.job import Job
 
     maker = tiny_maker(folder)
@@ -287,8 +293,8 @@ def overhead(folder: Path, images: str, rounds: str) -> dict[str, Any]:
         "images": len(rows),
         "batch": maker.batch_size,
         **{f"{name}_s": seconds for name, seconds in times.items()},
-        "writing_share": round(1 - ratio(times["rendering"], times["bare_loop"]), 4),
-        "overhead_share": round(ratio(times["whole_run"], times["bare_loop"]) - 1, 4),
+        "writing_share": round(1 - median_ratio(times["rendering"], times["bare_loop"]), 4),
+        "overhead_share": round(median_ratio(times["whole_run"], times["bare_loop"]) - 1, 4),
     }
 
 
@@ -324,21 +330,14 @@ def tiny_layout(folder: Path, maker: Any, shards: int = 1) -> Any:
     return Layout(folder, "folder", "png", maker.facts.class_names, shards)
 
 
-def ratio(one: Sequence[float], other: Sequence[float]) -> float:
-    """Of times taken in turn: the median over rounds."""
-    return round(statistics.median(a / b for a, b in zip(one, other, strict=True)), 4)
-
-
 def flat(folder: Path, images: str) -> dict[str, Any]:
     """Memory over a run of the tiny base in two steps per image, which take as much memory as ten."""
-    maker = tiny_maker(folder, steps=2)
-    memory: list[int] = []
-    seconds = timed(lambda: whole_run(folder / "run", int(images), maker, Watch(memory).job))
+    maker, watch = tiny_maker(folder, steps=2), Watch()
+    seconds = timed(lambda: whole_run(folder / "run", int(images), maker, watch.job))
     return {
         "images": int(images),
         "seconds": seconds,
-        "memory_after_a_tenth_mib": memory[len(memory) // 10],
-        "memory_at_the_end_mib": memory[-1],
+        **watch.facts(),
         "peak_mib": peak_mib(),
     }
 

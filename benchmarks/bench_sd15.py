@@ -28,6 +28,7 @@ from common import RESULTS, WORK, hardware, interleaved, matmul_ceiling, seconds
 from rivals import Diffusers, Ours, config, plan_of, row_flops, sd15_model, torch_engine
 
 from dcdm_cli.backends.torch_backend import TorchOptions
+from dcdm_cli.files import write_json
 
 Rival = Diffusers | Ours
 RIVALS = ("diffusers eager", "diffusers compiled", "ours eager", "ours compiled")
@@ -71,8 +72,7 @@ class Cells:
         except torch.OutOfMemoryError:
             self.values[name] = "out of memory"
         release()
-        self.file.parent.mkdir(exist_ok=True)
-        self.file.write_text(json.dumps({"facts": self.facts, "cells": self.values}, indent=1) + "\n")
+        write_json(self.file, {"facts": self.facts, "cells": self.values})
 
 
 def main() -> None:

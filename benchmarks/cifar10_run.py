@@ -204,7 +204,7 @@ class Experiments:
         document = self._document("tune", "settings")
         means = {arm["name"]: arm["accuracy_mean"] for cell in document["cells"] for arm in cell["arms"]}
         best = max(GUIDANCE, key=lambda value: means[f"guidance {value:g}"])
-        (self.state / "chosen.json").write_text(json.dumps({"difficulty_guidance": best, "validation": means}))
+        save({"difficulty_guidance": best, "validation": means}, "chosen", self.state)
         self._publish("tune_settings", document, "dcdm evaluate --experiment settings.toml --holdout validation")
         return {"difficulty_guidance": best}
 

@@ -63,7 +63,7 @@ def versions() -> dict[str, str]:
 
 def write_result(name: str, result: Mapping[str, Any], headline: Mapping[str, Any]) -> Path:
     """benchmarks/results/<name>.json with hardware, versions and date; prints the headline as the last line."""
-    facts = {"name": name, "date": datetime.now(UTC).date().isoformat(), "hardware": hardware(), "versions": versions()}
+    facts = {"name": name, **_origin(versions())}
     file = save({**facts, **result}, name)
     print(json.dumps({**facts, **headline}))
     return file
@@ -72,12 +72,11 @@ def write_result(name: str, result: Mapping[str, Any], headline: Mapping[str, An
 def provenance(command: str) -> dict[str, Any]:
     """Command, day, machine and versions, as `dcdm evaluate --suite` prints them below a result."""
     found = versions()
-    return {
-        "command": command,
-        "date": datetime.now(UTC).date().isoformat(),
-        "hardware": hardware(),
-        "versions": {package: found[package] for package in TRAINING},
-    }
+    return {"command": command, **_origin({package: found[package] for package in TRAINING})}
+
+
+def _origin(packages: dict[str, str]) -> dict[str, Any]:
+    return {"date": datetime.now(UTC).date().isoformat(), "hardware": hardware(), "versions": packages}
 
 
 def save(content: Mapping[str, Any], name: str, folder: Path = RESULTS) -> Path:

@@ -28,7 +28,8 @@ from dcdm_cli.difficulty.classifier import (
 )
 from dcdm_cli.difficulty.crossfit import CrossFit
 from dcdm_cli.difficulty.own_classifier import OwnClassifier, copy_own_classifier, load_own_classifier
-from dcdm_cli.difficulty.scores import Verdict, mean_log_probs, score_columns
+from dcdm_cli.difficulty.scores import mean_log_probs, score_columns
+from dcdm_cli.difficulty.verdict import Verdict
 from dcdm_cli.errors import MismatchError, NotFoundError
 from dcdm_cli.files import atomic_folder, write_json
 

@@ -24,15 +24,6 @@ LEAD = 0.5  # see `suspect_labels`
 AGAIN = "read the images and their labels again: dcdm score --force"
 
 
-class Verdict(NamedTuple):
-    """On images with a label each. difficulty float32 [B], predicted: the likeliest class, int [B], rival float32 [B]:
-    the largest probability that a class other than the label has. Not from the paper."""
-
-    difficulty: np.ndarray
-    predicted: np.ndarray
-    rival: np.ndarray
-
-
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Probabilities over the last axis, shape and dtype of the logits. Rows with a NaN or an infinity become NaN."""
     finite = np.isfinite(logits).all(axis=-1, keepdims=True)

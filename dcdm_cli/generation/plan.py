@@ -99,9 +99,10 @@ class Plan:
     def rows(self) -> list[PlanRow]:
         return plan_rows(self.table)
 
-    def rows_across(self, count: int) -> list[PlanRow]:
-        """At most `count` rows, evenly spread over the plan."""
-        return plan_rows(self.table.take(pa.array(np.unique(np.linspace(0, len(self) - 1, count).astype(np.int64)))))
+    def sampled_rows(self, count: int) -> list[PlanRow]:
+        """At most `count` rows from all over the plan, in random order, the same each time: so is every first part."""
+        chosen = np.random.default_rng(0).choice(len(self), min(count, len(self)), replace=False)
+        return plan_rows(self.table.take(pa.array(chosen)))
 
     def shard_table(self, shard: int) -> pa.Table:
         return self.table.slice(shard * self.shard_size, self.shard_size)

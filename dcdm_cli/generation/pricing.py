@@ -61,7 +61,7 @@ def probe_rate(plan: Plan, maker: Maker, layout: Layout, opening_s: float) -> Ra
     place = layout.folder.parent
     place.mkdir(parents=True, exist_ok=True)
     clock = _Clock()
-    rows = tuple(plan.rows_across(maker.batch_size * PROBE_BATCHES[1]))
+    rows = tuple(plan.sampled_rows(maker.batch_size * PROBE_BATCHES[1]))
     with tempfile.TemporaryDirectory(dir=place, prefix=".probe-") as folder, Encoders() as encoders:
         task = ShardTask(0, rows, layout, plan.generator)
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from dcdm_cli.difficulty.scores import Verdict
+from dcdm_cli.difficulty.verdict import Verdict
 from dcdm_cli.generation.engine import Engine, render
 from dcdm_cli.generation.plan import PlanRow
 from dcdm_cli.generation.seeds import image_seed

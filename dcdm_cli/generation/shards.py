@@ -19,7 +19,7 @@ from PIL import Image
 
 from dcdm_cli.data.shard_files import SPLIT, Layout, Part, ShardWriter, folders_of
 from dcdm_cli.data.writers import encode_image
-from dcdm_cli.difficulty.scores import Verdict
+from dcdm_cli.difficulty.verdict import Verdict
 from dcdm_cli.generation.plan import PlanRow
 from dcdm_cli.job import Job, silent
 

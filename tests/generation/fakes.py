@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dcdm_cli.difficulty.scores import Verdict
+from dcdm_cli.difficulty.verdict import Verdict
 from dcdm_cli.generation.plan import Plan, PlanInputs, PlanRow, make_plan
 from dcdm_cli.generation.shards import Facts, Measure, Rendered
 from dcdm_cli.generation.targets import parse_target

@@ -43,6 +43,15 @@ def test_a_prefix_of_the_plan_is_balanced() -> None:
     assert np.bincount(labels[:6]).tolist() == [2, 2, 2]
 
 
+def test_every_first_part_of_a_sample_comes_from_all_over_the_plan() -> None:
+    rows = plan((100, 4, 4)).sampled_rows(60)
+    numbers = [row.index for row in rows]
+    assert len(set(numbers)) == 60 and numbers == [row.index for row in plan((100, 4, 4)).sampled_rows(60)]
+    for part in (numbers[:20], numbers[20:40], numbers[40:]):
+        assert min(part) < 27 and max(part) >= 81
+    assert sorted(row.index for row in plan((2, 2, 1)).sampled_rows(60)) == [0, 1, 2, 3, 4]
+
+
 def test_a_seed_depends_on_run_and_index_alone_and_fits_a_float() -> None:
     assert image_seed(3, 7) == image_seed(3, 7) != image_seed(3, 8) != image_seed(4, 7)
     assert all(image_seed(i, i) == int(float(image_seed(i, i))) for i in range(200))

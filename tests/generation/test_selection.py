@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from dcdm_cli.difficulty.scores import Verdict
+from dcdm_cli.difficulty.verdict import Verdict
 from dcdm_cli.generation.engine import Engine, render
 from dcdm_cli.generation.plan import Plan
 from dcdm_cli.generation.selection import render_close
