@@ -13,6 +13,7 @@ import json
 import os
 import secrets
 import tarfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -129,8 +130,14 @@ class _HashedFile(io.RawIOBase):
         super().close()
 
 
-class _Archive:
+def keep_nothing(entry: Entry, content: bytes) -> None:
+    """Where no file of its own is made of an image: archives are written in order, and a boss stores what is sent."""
+
+
+class _Archive(ABC):
     """One temporary file beside its final place."""
+
+    store = staticmethod(keep_nothing)
 
     def __init__(self, layout: Layout, shard: int) -> None:
         self.layout, self.path = layout, str(layout.archive(shard))
@@ -140,9 +147,6 @@ class _Archive:
         with storage_errors(final):
             final.parent.mkdir(parents=True, exist_ok=True)
             self.out = _HashedFile(self.file)
-
-    def store(self, entry: Entry, content: bytes) -> None:
-        """Nothing: archives are written in order."""
 
     def add(self, entries: Sequence[Entry], contents: Sequence[bytes | None]) -> list[Entry]:
         with storage_errors(self.layout.folder / self.path):
@@ -172,12 +176,13 @@ class _Archive:
             self.out.close()
         self.file.unlink(missing_ok=True)
 
+    @abstractmethod
     def _write(self, entry: Entry, content: bytes) -> str:
         """Returns the manifest path."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _end(self) -> None:
-        raise NotImplementedError
+        """Writes what belongs behind the last image."""
 
 
 class TarShard(_Archive):

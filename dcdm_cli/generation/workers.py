@@ -13,7 +13,7 @@ from typing import Any
 
 from dcdm_cli.crew.boss import Crew
 from dcdm_cli.crew.messages import unshared
-from dcdm_cli.data.shard_files import Layout, ShardWriter
+from dcdm_cli.data.shard_files import Layout, ShardWriter, keep_nothing
 from dcdm_cli.errors import DcdmError
 from dcdm_cli.generation.ledger import Ledger, shard_writer
 from dcdm_cli.generation.plan_file import AnyPlan, PlanFile
@@ -55,7 +55,7 @@ class ShardWorker:
     def run(self, task: ShardTask) -> Iterator[Progress | MadeShard | Batch]:
         if self.deliver:
             check_generator(task.generator, self.maker.facts)
-            yield from make_batches(task, self.maker, self.encoders, self.job, _keep_nothing)
+            yield from make_batches(task, self.maker, self.encoders, self.job, keep_nothing)
         else:
             if self.sees != task.plan:
                 check_folder(task)
@@ -137,7 +137,3 @@ def check_folder(task: ShardTask, patience_s: float = 10.0) -> None:
         if time.monotonic() > deadline:
             raise unshared(folder, SHARE)
         time.sleep(0.5)
-
-
-def _keep_nothing(entry: dict[str, Any], content: bytes) -> None:
-    """The boss stores it."""
