@@ -88,7 +88,9 @@ def timed(work: Callable[[], Any]) -> float:
 
 
 def peak_mib() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    from dcdm_cli.store import resident_peak_mib
+
+    return resident_peak_mib()
 
 
 def now_mib() -> int:

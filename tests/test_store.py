@@ -46,6 +46,16 @@ def test_an_unchanged_stage_is_skipped(run: RunFolder) -> None:
     assert first.versions["torch"] and first.peak_memory_mib > 0
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="getrusage is all there is")
+def test_the_memory_of_whoever_started_us_is_not_ours() -> None:
+    child = "from dcdm_cli.store import resident_peak_mib; print(resident_peak_mib())"
+    parent = (
+        f"import subprocess, sys; held = b'x' * 2**29; subprocess.run([sys.executable, '-c', {child!r}], check=True)"
+    )
+    said = subprocess.run([sys.executable, "-c", parent], check=True, capture_output=True, text=True).stdout
+    assert 10 < int(said) < 400
+
+
 @pytest.mark.parametrize(
     "changed", [Stage("score", {"folds": 4}, {"source": "abc"}), Stage("score", {"folds": 5}, {"source": "abd"})]
 )

@@ -37,7 +37,7 @@ class OvNetwork:
 
     def __init__(self, folder: Path, network: NetworkFile, streams: Streams, images: int) -> None:
         self._openvino, self._streams, self._network = import_openvino(), streams, network
-        self._core, self._compiled = _core(), dict[int, _Compiled]()
+        self._core, self._compiled = shared_core(), dict[int, _Compiled]()
         file = folder / network.file
         try:
             self._model = self._core.read_model(file)
@@ -111,7 +111,7 @@ def import_openvino() -> Any:
 
 
 @cache
-def _core() -> Any:
+def shared_core() -> Any:
     """One for the whole process, never given back: each replaces the thread's signal stack, and when the second of two
     goes it puts back the freed stack of the first, so that the next Ctrl-C would crash the process."""
     return import_openvino().Core()

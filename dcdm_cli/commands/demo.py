@@ -38,7 +38,7 @@ def register(app: typer.Typer, summary: str) -> None:
     def demo(
         context: Context,
         full: Annotated[
-            bool, typer.Option("--full", help="All arms and 8 seeds: about 45 minutes on 2 cores.")
+            bool, typer.Option("--full", help="All arms and 8 seeds: about 20 minutes on 2 cores.")
         ] = False,
     ) -> None:
         for stage in STAGES:
