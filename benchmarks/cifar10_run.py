@@ -39,7 +39,6 @@ class Scale:
 
     settings: dict[str, dict[str, Any]]
     seeds: dict[str, int]
-    experiments: tuple[str, ...] = EXPERIMENTS
     per_class: dict[str, int] | None = None
     test_per_class: int | None = None
     score_needs: float = 20
@@ -82,7 +81,6 @@ CPU = Scale(
         },
     },
     seeds={"small": 3},
-    experiments=("adherence", "buckets", "controls"),
     score_needs=100,
 )  # fmt: skip
 TINY_NET = {**SMALL_NET, "model_args": {"channels": [8, 12, 16, 32], "stem_width": 8}, "steps": 4}
@@ -155,7 +153,7 @@ class Experiments:
                 continue
             yield Step(f"{target}: generate", lambda t=target: self._stage(t, "generate"))
             yield Step(f"{target}: artefacts", lambda t=target: self._artefacts(t), needs=60)
-            for name in self.scale.experiments:
+            for name in EXPERIMENTS:
                 yield Step(f"{target}: {name}", lambda t=target, n=name: self._experiment(t, n))
 
     def _base(self) -> dict[str, Any]:
