@@ -3,7 +3,7 @@
     python benchmarks/cifar10_base.py --data DIR --out DIR [--setting gpu|cpu|tiny]
 
 SIGTERM saves and stops (code 143); the same command goes on. The result is a plain diffusers pipeline folder with
-`pretraining.json` (recipe, seconds, loss curves) and `samples.png` beside the weights.
+`pretraining.json` (recipe, seconds, loss curves) and `rebuilt.png` (what the VAE keeps) beside the weights.
 """
 
 from __future__ import annotations
@@ -45,10 +45,11 @@ MAX_TOKENS = 16
 
 @dataclass(frozen=True)
 class Setting:
-    """vae, unet: channels per level; the VAE halves the image once per level after the first."""
+    """vae, unet: channels per level; the VAE halves the image once per level after the first, to `latents` channels."""
 
     recipe: Recipe
     vae: tuple[int, ...]
+    latents: int
     unet: tuple[int, ...]
     width: int
     every: int
@@ -57,14 +58,14 @@ class Setting:
 SETTINGS = {
     "gpu": Setting(
         Recipe(45_000, vae_steps=6_000, unet_steps=24_000, batch=512, vae_lr=1e-3, unet_lr=6e-4, ema_decay=0.9995),
-        vae=(48, 96), unet=(96, 160), width=96, every=1_000,
+        vae=(48, 96), latents=4, unet=(96, 160), width=96, every=1_000,
     ),
     "cpu": Setting(
-        Recipe(45_000, vae_steps=1_500, unet_steps=3_600, batch=64),
-        vae=(8, 16, 32), unet=(32, 64), width=64, every=250,
+        Recipe(45_000, vae_steps=3_000, unet_steps=3_600, batch=64),
+        vae=(8, 16, 32), latents=8, unet=(32, 64), width=64, every=250,
     ),
     "tiny": Setting(
-        Recipe(200, vae_steps=6, unet_steps=6, batch=8), vae=(8, 8, 16), unet=(16, 32), width=32, every=2
+        Recipe(200, vae_steps=6, unet_steps=6, batch=8), vae=(8, 8, 16), latents=8, unet=(16, 32), width=32, every=2
     ),
 }  # fmt: skip
 
@@ -123,8 +124,8 @@ def _vae(setting: Setting) -> AutoencoderKL:
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
         layers_per_block=1,
-        norm_num_groups=8,
-        latent_channels=4,
+        norm_num_groups=1,  # a group of few channels would take the image's own brightness and colour out
+        latent_channels=setting.latents,
         sample_size=32,
         mid_block_add_attention=False,
     )
@@ -134,6 +135,8 @@ def _unet(setting: Setting, side: int) -> UNet2DConditionModel:
     levels = len(setting.unet)
     return UNet2DConditionModel(
         sample_size=side,
+        in_channels=setting.latents,
+        out_channels=setting.latents,
         block_out_channels=setting.unet,
         down_block_types=("CrossAttnDownBlock2D",) * levels,
         up_block_types=("CrossAttnUpBlock2D",) * levels,
