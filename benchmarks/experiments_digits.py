@@ -8,6 +8,7 @@ up to 200; above, the judge gives up some): in --state, where runs of several si
 --setting: full = the built-in experiments, 8 seeds each: hours. cpu = 3 to 5 seeds, and the ablation with adapters that
 learn for 300 steps and half as many images: about half an hour on 2 cores on top of `dcdm demo`. tiny = to try it out.
 --only adherence,controls: some of them. --seeds N: for all of them, instead of the setting's.
+--tune FILE: instead of all that an experiment of your own (docs/evaluate.md), tested on validation images.
 
 Results go to benchmarks/results/digits_<size>_<experiment>.json as soon as they are there. The last line is JSON: which
 steps are done, and which waits. Code 0 = all done, 3 = run it again to go on; finished classifiers are never repeated.
@@ -44,6 +45,7 @@ def main() -> None:
     parser.add_argument("--setting", choices=SETTINGS, default="full")
     parser.add_argument("--seeds", type=int, default=None)
     parser.add_argument("--only", default=",".join(ORDER))
+    parser.add_argument("--tune", type=Path, default=None)
     parser.add_argument("--piece-seconds", type=float, default=None)
     parser.add_argument("--state", type=Path, default=ROOT / "bench-run" / "digits")
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -59,7 +61,7 @@ def main() -> None:
     options.state.mkdir(parents=True, exist_ok=True)
     clock, progress = Clock(options.piece_seconds), Progress(options.state)
     job = Digits(options.state.absolute(), options.run, options.size, options.setting, options.results, clock)
-    waiting = progress.run(list(job.steps(names, options.seeds)), clock)
+    waiting = progress.run(list(job.steps([] if options.tune else names, options.seeds, options.tune)), clock)
     progress.leave(waiting)
 
 
@@ -82,7 +84,7 @@ class Digits:
     def run(self) -> Path:
         return self.demo.absolute() if self.demo else self.state / f"digits-{self.size}-{self.name}"
 
-    def steps(self, experiments: list[str], seeds: int | None) -> Iterator[Step]:
+    def steps(self, experiments: list[str], seeds: int | None, tune: Path | None = None) -> Iterator[Step]:
         about = f"{self.run.name}, {self.name}"
         if self.demo:
             made = FinishedRun.open(self.run).folder.require("finetune").started
@@ -94,6 +96,9 @@ class Digits:
         for name in experiments:
             count = seeds or self.setting.seeds[name]
             yield Step(f"{about}: {name} x {count}", lambda n=name, c=count: self._experiment(n, c))
+        if tune:
+            count = seeds or self.setting.seeds["buckets"]
+            yield Step(f"{about}: {tune.stem} x {count}", lambda: self._tune(tune.absolute(), count))
 
     def _images(self) -> dict[str, Any]:
         """Settings and the real set as a list of files; the first rows of each class are the training set."""
@@ -132,11 +137,22 @@ class Digits:
             place = f"{name}-short"
             which = f"{place}.toml"
             (self.state / which).write_text(shortened(name, short), "utf-8")
-        words = ["evaluate", "--experiment", which, "--seeds", str(seeds)]
+        self._evaluate(["evaluate", "--experiment", which, "--seeds", str(seeds)])
+        return self._publish(name, place, f"dcdm evaluate --experiment {which} --seeds {seeds}")
+
+    def _tune(self, file: Path, seeds: int) -> dict[str, Any]:
+        words = ["--holdout", "validation", "--seeds", str(seeds)]
+        self._evaluate(["evaluate", "--experiment", str(file), *words])
+        command = f"dcdm evaluate --experiment {file.name} {' '.join(words)}"
+        return self._publish(file.stem.removeprefix("digits_"), file.stem, command)
+
+    def _evaluate(self, words: list[str]) -> None:
         self.clock.dcdm(*words, "--run", str(self.run), folder=self.state)
+
+    def _publish(self, name: str, place: str, command: str) -> dict[str, Any]:
+        """place: the experiment's name in the run folder; name: in the results."""
         file = self.run / "evaluation" / "experiments" / f"{place}.json"
-        title = f"Digits, {self.size} real images, {name}"
-        about = {"title": title, "setting": self.name, **provenance(f"dcdm {' '.join(words)}")}
+        about = {"title": f"Digits, {self.size} real images, {name}", "setting": self.name, **provenance(command)}
         document = json.loads(file.read_text("utf-8"))
         save({**about, "document": document}, f"digits_{self.size}_{name}", self.results)
         return {}

@@ -46,6 +46,13 @@ def test_a_short_ablation_changes_steps_and_ratio_of_all_arms_alike(script) -> N
         assert (arm.ratio, arm.calibrated, arm.attempts) == (0.5, other.calibrated, other.attempts)
 
 
+def test_an_experiment_of_its_own_can_be_run() -> None:
+    for file in FOLDER.glob("*.toml"):
+        experiment = parse_experiment(file.read_text("utf-8"), str(file), file.stem)
+        used = {arm.adapter for arm in experiment.arms if arm.source == "generated"}
+        assert used and all(experiment.adapter(key) for key in used)
+
+
 def test_a_result_says_where_it_comes_from(script, tmp_path: Path) -> None:
     common = script("common")
     file = common.save({**common.provenance("dcdm y"), "document": {}}, "x", tmp_path)
