@@ -128,10 +128,12 @@ def _adherence_sheets(document: Metrics) -> Iterator[Sheet]:
 
 def _adherence_sentences(document: Metrics) -> Iterator[str]:
     before, after = document["adherence"]["uncalibrated"], document["adherence"]["calibrated"]
+    correlation = f"the rank correlation from {number(before['spearman'])} to {number(after['spearman'])}"
+    if before["spearman"] is None or after["spearman"] is None:
+        correlation = "too few targets are in reach for a rank correlation"
     yield (
         f"Calibration takes the mean error from {number(before['mean_absolute_error'], 3)} to "
-        f"{number(after['mean_absolute_error'], 3)}; the rank correlation from {number(before['spearman'])} to "
-        f"{number(after['spearman'])}."
+        f"{number(after['mean_absolute_error'], 3)}; {correlation}."
     )
     means = ", ".join(f"{name} {number(part['mean'])}" for name, part in document["densities"].items())
     yield f"Mean realised difficulty: {means}."

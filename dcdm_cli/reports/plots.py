@@ -112,8 +112,9 @@ def requested_vs_realised(
         )
         axes.plot(calibration["requested"], calibration["fitted"], color=GREY, linewidth=1.5, label="fit to the probe")
     _targets(axes, adherence["targets"])
-    spearman = number(adherence.get("spearman"))
-    canvas.style(axes, f"Does what was asked for come out? Rank correlation {spearman}", "", "realised difficulty")
+    spearman = adherence.get("spearman")
+    correlation = "" if spearman is None else f" Rank correlation {number(spearman)}"
+    canvas.style(axes, f"Does what was asked for come out?{correlation}", "", "realised difficulty")
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="auto")
     axes.tick_params(labelbottom=False)
     axes.legend(frameon=False, fontsize=8, loc="upper left")

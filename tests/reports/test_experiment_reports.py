@@ -114,7 +114,9 @@ def test_adherence_says_before_and_after() -> None:
     sheets = {sheet.title: sheet for sheet in experiment_sheets(made)}
     assert any("before and after calibration" in title for title in sheets)
     assert sheets["Realised difficulty"].rows[2] == ("plain LoRA", "0.10", "100.0 %", "5")
-    assert "the mean error from 0.012 to 0.012" in experiment_sentences(made)[0]
+    assert "0.012 to 0.012; the rank correlation from 0.70 to 0.70." in experiment_sentences(made)[0]
+    made["adherence"]["calibrated"]["spearman"] = None
+    assert "too few targets are in reach for a rank correlation" in experiment_sentences(made)[0]
 
 
 @pytest.mark.parametrize(
