@@ -25,7 +25,7 @@ from dcdm_cli.commands.planning import (
 from dcdm_cli.commands.probing import make_measure, open_run_crew, open_run_engine
 from dcdm_cli.commands.spread import Spread, settle_spread
 from dcdm_cli.errors import ExitCode, UsageError
-from dcdm_cli.store import Outcome, Stage, StageRecord
+from dcdm_cli.store import Outcome, RunFolder, Stage, StageRecord
 
 if TYPE_CHECKING:
     from dcdm_cli.generation.plan_file import AnyPlan
@@ -44,7 +44,9 @@ EXAMPLES = (
 
 
 def register(app: typer.Typer, summary: str) -> None:
-    @stage_command(app, "generate", help=summary, sections=("generate", "scale"), examples=EXAMPLES)
+    sections = ("generate", "scale")
+
+    @stage_command(app, "generate", help=summary, sections=sections, examples=EXAMPLES, run_of=run_of_plan)
     def generate(
         context: Context,
         plan_file: Annotated[
@@ -78,6 +80,12 @@ def register(app: typer.Typer, summary: str) -> None:
         )
         if record.results["failed"]:
             raise typer.Exit(ExitCode.PARTIAL)
+
+
+def run_of_plan(*, plan_file: Path | None, **_: object) -> Path | None:
+    """The run in whose `plans` folder the plan lies."""
+    folder = plan_file.absolute().parent if plan_file else None
+    return folder.parent if folder and RunFolder(folder.parent).plans == folder else None
 
 
 def run_generate(context: Context, plan_file: Path | None = None, *, verify: bool = False) -> StageRecord:
@@ -127,12 +135,15 @@ def _with_count(context: Context, images: int | None) -> Context:
 
 
 def _work(context: Context, plan: AnyPlan | None, verify: bool) -> Outcome:
+    from dcdm_cli.generation.ledger import refuse_other_plan
     from dcdm_cli.generation.targets import parse_target
 
     config, run = context.config.generate, context.run
     parse_target(config.difficulty)  # a slip of the pen must not wait for the models to load
     if plan is not None:
         check_plan(context, plan)
+        if not context.force:
+            refuse_other_plan(plan, run.generated)
     spread = settle_spread(context)
     run_it = _with_crew if spread else _in_this_process
     plan, generated, backend, device = run_it(context, plan, spread, verify)

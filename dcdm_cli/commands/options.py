@@ -90,10 +90,12 @@ def stage_command(
     sections: Sequence[str] = (),
     examples: Sequence[str] = (),
     prepare: Callable[..., Context] | None = None,
+    run_of: Callable[..., Path | None] | None = None,
 ) -> Callable[[Callable[..., None]], None]:
     """Registers `function(context, **own)` with its own parameters, the flags of `sections`, and the shared options.
 
     prepare: (context, **own) -> the context the command works with, before --dry-run shows it.
+    run_of: (**own) -> the run folder that the command's own parameters name, for who gives no --run.
     """
 
     def decorate(function: Callable[..., None]) -> None:
@@ -105,6 +107,8 @@ def stage_command(
         @functools.wraps(function)
         def command(ctx: typer.Context, **values: Any) -> None:
             given = {key: _parse_flag(key, values.pop(param)) for param, key in flags.items()}
+            if run_of is not None and _is_default(ctx, "run"):
+                values["run"] = run_of(**{p.name: values[p.name] for p in own}) or values["run"]
             context = _open_context(ctx, name, {shared: values.pop(shared) for shared in SHARED}, given)
             if prepare is not None:
                 context = prepare(context, **values)
@@ -123,6 +127,12 @@ def stage_command(
         app.command(name, help="\n".join(lines))(command)
 
     return decorate
+
+
+def _is_default(ctx: typer.Context, name: str) -> bool:
+    """Neither a flag nor the environment said it. By name: some versions of typer have a click of their own."""
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "DEFAULT"
 
 
 def print_settings(context: Context, *, origin: bool = False) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -142,13 +143,13 @@ def price_table(cost: Price, file: Path) -> Table:
 
     kind = "CPU" if cost.device == "cpu" else "GPU"
     rows = [
-        ("images", f"{cost.images:,} in {cost.shards:,} shards"),
+        ("images", f"{cost.images:,} in {cost.shards:,} shard{'s' if cost.shards > 1 else ''}"),
         ("time", f"{duration(cost.seconds)} on {cost.devices} x {cost.device}, {cost.images_per_second:g} images/s"),
         (f"{kind}-hours", f"{cost.device_hours:g}"),
         *([("money", f"{cost.money:,.2f}")] if cost.money is not None else []),
         ("disk", f"{_size(cost.disk_bytes)}, {_size(cost.disk_free_bytes)} are free"),
         ("measured on", f"{cost.probe.images} images, {cost.probe.per_image_s:.3g} s each"),
-        ("execute with", f"dcdm generate {file}"),
+        ("execute with", shlex.join(["dcdm", "generate", str(file)])),
     ]
     return Sheet("Price of the plan", ("", "value"), tuple(rows)).table()
 

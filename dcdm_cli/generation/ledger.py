@@ -157,14 +157,9 @@ class Ledger:
         """Writes the plan and the format, or checks that those already there are the same."""
         file, output = self.layout.folder / "plan.parquet", self.folder / OUTPUT
         ours = {"schema": 1, "format": self.layout.format, "image_format": self.layout.image}
+        refuse_other_plan(self.plan, self.layout.folder)
         if not file.is_file():
             _copy_plan(self.plan, file)
-        elif PlanFile(file).hash != self.plan.hash:
-            raise MismatchError(
-                f"{self.layout.folder} holds images of another plan",
-                "run with --force to replace them, or choose another --run",
-                file=file,
-            )
         theirs = _read_json(output)
         if theirs is None:
             write_json(output, ours)
@@ -263,6 +258,17 @@ class Ledger:
 
     def _sidecar_file(self, shard: int) -> Path:
         return self.folder / f"{shard:05d}.json"
+
+
+def refuse_other_plan(plan: AnyPlan, folder: Path) -> None:
+    """Raises MismatchError when the folder holds another plan's images."""
+    file = folder / "plan.parquet"
+    if file.is_file() and PlanFile(file).hash != plan.hash:
+        raise MismatchError(
+            f"{folder} holds images of another plan",
+            "run with --force to replace them, or choose another --run",
+            file=file,
+        )
 
 
 def shard_writer(layout: Layout, shard: int, ids: Sequence[str]) -> tuple[ShardWriter, list[dict[str, Any]]]:

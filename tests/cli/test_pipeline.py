@@ -160,6 +160,15 @@ def test_other_images_replace_the_old_only_with_force(copy: Path) -> None:
     assert len(new) == 12 and not {p.name for p in new} & {p.name for p in old}
 
 
+def test_a_plan_alone_names_its_run(copy: Path, tmp_path: Path) -> None:
+    plan = document(run("generate", "--plan", "--count", "13", "--json", "--run", copy))["plan"]
+    assert "another plan" in run("generate", plan, cwd=tmp_path, code=12).stderr
+    made = document(run("generate", plan, "--force", "--json", cwd=tmp_path))
+    assert made["path"] == str(copy / "generated") and made["images"] == 13
+    assert "no finished finetune" in run("generate", plan, "--run", tmp_path / "other", code=None).stderr
+    assert "no finished finetune" in run("generate", plan, env={"DCDM_RUN": "other"}, cwd=tmp_path, code=None).stderr
+
+
 def test_quiet_prints_the_path_alone(copy: Path) -> None:
     for stage, path in {
         "generate": "generated",

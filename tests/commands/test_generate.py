@@ -96,6 +96,16 @@ def test_a_plan_edited_by_hand_is_refused_before_a_model_is_loaded(
         run_generate(context(), file)
 
 
+def test_images_of_another_plan_are_noticed_before_a_model_is_loaded(
+    context: Open, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_generate(context(generate__count=5))
+    file = Path(priced(context)["plan"])
+    monkeypatch.setattr(generate, "open_run_engine", lambda *_: pytest.fail("too late"))
+    with pytest.raises(MismatchError, match="holds images of another plan"):
+        run_generate(context(), file)
+
+
 def test_tables_of_counts_and_difficulties(context: Open, run: RunFolder, tmp_path: Path) -> None:
     (tmp_path / "counts.csv").write_text("class,count\ntwo,5\nzero,1\n")
     (tmp_path / "difficulty.json").write_text('{"zero": "fixed:0.7"}')
