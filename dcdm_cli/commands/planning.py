@@ -13,6 +13,8 @@ from dcdm_cli.commands.probing import make_measure, open_run_engine, plan_inputs
 from dcdm_cli.commands.spread import Spread, settle_spread
 from dcdm_cli.config import GenerateConfig
 from dcdm_cli.errors import CapabilityError, MismatchError, UsageError
+from dcdm_cli.job import Job
+from dcdm_cli.signals import asked_to_stop
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -176,7 +178,7 @@ def _probe(context: Context, config: GenerateConfig, spread: Spread) -> tuple[Pl
     plan = draw_plan(context, config, maker.engine, describe_model(context))
     context.console.note(f"probing {device} with images from all over the plan")
     layout = plan_layout(context, plan)
-    return plan, probe_rate(plan, maker, layout, opening_s), layout, device
+    return plan, probe_rate(plan, maker, layout, opening_s, Job(stop_signal=asked_to_stop)), layout, device
 
 
 def _open_maker(context: Context, spread: Spread) -> tuple[EngineMaker, str]:

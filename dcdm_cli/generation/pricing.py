@@ -56,8 +56,11 @@ class Price:
         return {**numbers, "gpu_hours": self.device_hours if gpu else None, "probe": vars(self.probe)}
 
 
-def probe_rate(plan: Plan, maker: Maker, layout: Layout, opening_s: float) -> Rate:
-    """Makes images from all over the plan as a run would, in a temporary folder beside `layout.folder`."""
+def probe_rate(plan: Plan, maker: Maker, layout: Layout, opening_s: float, job: Job) -> Rate:
+    """Makes images from all over the plan as a run would, in a temporary folder beside `layout.folder`.
+
+    Raises InterruptedRunError when asked to stop, after the batch that is being made.
+    """
     place = layout.folder.parent
     place.mkdir(parents=True, exist_ok=True)
     clock = _Clock()
@@ -68,8 +71,10 @@ def probe_rate(plan: Plan, maker: Maker, layout: Layout, opening_s: float) -> Ra
         def store(entry: dict[str, Any], content: bytes) -> None:
             write_bytes(Path(folder, entry["sample_id"]), content, durable=False)
 
-        for batch in make_batches(task, maker, encoders, Job(stop_signal=clock.enough), store):
+        until = Job(stop_signal=lambda: job.stop_signal() or clock.enough())
+        for batch in make_batches(task, maker, encoders, until, store):
             clock.tick(len(batch.entries), sum(entry["bytes"] for entry in batch.entries))
+    job.stop_if_asked("nothing was measured or written")
     return clock.rate(opening_s)
 
 

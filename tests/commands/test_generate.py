@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from dcdm_cli.commands import generate
+from dcdm_cli.commands import generate, planning
 from dcdm_cli.commands.generate import run_generate, show_price
 from dcdm_cli.commands.planning import Wishes
 from dcdm_cli.commands.spread import settle_spread
-from dcdm_cli.errors import CapabilityError, MismatchError, NotFoundError, UsageError
+from dcdm_cli.errors import CapabilityError, InterruptedRunError, MismatchError, NotFoundError, UsageError
 from dcdm_cli.generation import pricing
 from dcdm_cli.generation.plan_file import PlanFile
 from dcdm_cli.store import RunFolder
@@ -48,6 +48,13 @@ def test_a_priced_plan_is_what_generate_executes(context: Open, run: RunFolder) 
     assert record.results["predicted_seconds"] == price["seconds"]
     assert run_generate(context(), file).started == record.started  # nothing changed: skipped
     assert run_generate(context()).results["made_now"] == 0  # the settings give the same plan
+
+
+def test_a_probe_can_be_stopped(context: Open, run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "asked_to_stop", lambda: "SIGINT")
+    with pytest.raises(InterruptedRunError, match="nothing was measured or written"):
+        priced(context)
+    assert not run.plans.exists() and not list(run.path.glob(".probe*"))
 
 
 def test_hours_become_images(context: Open) -> None:
