@@ -59,22 +59,43 @@ def main() -> None:
 
 
 def report(results: dict[str, Any], wall_s: float, *, written: bool) -> None:
-    from common import RESULTS, provenance, save
+    """The last line; a whole result is kept, also one of which some parts were measured earlier, here and today."""
+    from common import provenance, save
 
-    facts, file = provenance("python benchmarks/bench_scaling.py"), RESULTS / "bench_scaling.json"
-    earlier = json.loads(file.read_text("utf-8")) if written and file.is_file() else {}
-    if set(results) < set(STEPS) and all(earlier.get(key) == value for key, value in facts.items()):
-        results = {**earlier["results"], **results}
-        wall_s = earlier["wall_seconds"]
-    document = {**facts, "wall_seconds": wall_s, "results": results}
-    if set(results) >= set(STEPS):
-        from scaling_tables import estimate, sentences, tables
-
-        results["estimate"] = estimate(results, HUNDRED_MILLION, SHARD, LISTED)
-        document = {"title": "Scale", "sentences": sentences(results), "tables": tables(results), **document}
+    document = {**provenance("python benchmarks/bench_scaling.py"), "wall_seconds": wall_s, "results": results}
+    if written and not complete(results):
+        document = with_earlier(document)
+    if complete(document["results"]):
+        document = presented(document)
         if written:
             save(document, "bench_scaling")
     print(json.dumps(document))
+
+
+def complete(results: dict[str, Any]) -> bool:
+    return set(results) >= set(STEPS)
+
+
+def with_earlier(document: dict[str, Any]) -> dict[str, Any]:
+    """With the parts and the time of the last whole result, if it has the same command, day, hardware and versions."""
+    from common import RESULTS
+
+    file, own = RESULTS / "bench_scaling.json", {"wall_seconds", "results"}
+    earlier = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    if any(earlier.get(key) != value for key, value in document.items() if key not in own):
+        return document
+    merged = {**earlier["results"], **document["results"]}
+    return {**document, "wall_seconds": earlier["wall_seconds"], "results": merged}
+
+
+def presented(document: dict[str, Any]) -> dict[str, Any]:
+    """With what follows from the results: the estimate, the sentences and the tables of docs/scale.md."""
+    from scaling_tables import estimate, sentences, tables
+
+    measured = document["results"]
+    results = {**measured, "estimate": estimate(measured, HUNDRED_MILLION, SHARD, LISTED)}
+    texts = {"title": "Scale", "sentences": sentences(results), "tables": tables(results)}
+    return {**texts, **document, "results": results}
 
 
 def part(name: str, *words: object) -> dict[str, Any]:

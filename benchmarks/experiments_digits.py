@@ -137,24 +137,20 @@ class Digits:
             place = f"{name}-short"
             which = f"{place}.toml"
             (self.state / which).write_text(shortened(name, short), "utf-8")
-        self._evaluate(["evaluate", "--experiment", which, "--seeds", str(seeds)])
-        return self._publish(name, place, f"dcdm evaluate --experiment {which} --seeds {seeds}")
+        return self._evaluate(name, place, "--experiment", which, "--seeds", str(seeds))
 
     def _tune(self, file: Path, seeds: int) -> dict[str, Any]:
-        words = ["--holdout", "validation", "--seeds", str(seeds)]
-        self._evaluate(["evaluate", "--experiment", str(file), *words])
-        command = f"dcdm evaluate --experiment {file.name} {' '.join(words)}"
-        return self._publish(file.stem.removeprefix("digits_"), file.stem, command)
+        (self.state / file.name).write_bytes(file.read_bytes())
+        words = ("--experiment", file.name, "--holdout", "validation", "--seeds", str(seeds))
+        return self._evaluate(file.stem.removeprefix("digits_"), file.stem, *words)
 
-    def _evaluate(self, words: list[str]) -> None:
-        self.clock.dcdm(*words, "--run", str(self.run), folder=self.state)
-
-    def _publish(self, name: str, place: str, command: str) -> dict[str, Any]:
-        """place: the experiment's name in the run folder; name: in the results."""
+    def _evaluate(self, name: str, place: str, *words: str) -> dict[str, Any]:
+        """`dcdm evaluate` with these words. place: the experiment's name in the run folder; name: in the results."""
+        self.clock.dcdm("evaluate", *words, "--run", str(self.run), folder=self.state)
         file = self.run / "evaluation" / "experiments" / f"{place}.json"
-        about = {"title": f"Digits, {self.size} real images, {name}", "setting": self.name, **provenance(command)}
-        document = json.loads(file.read_text("utf-8"))
-        save({**about, "document": document}, f"digits_{self.size}_{name}", self.results)
+        facts = provenance(" ".join(("dcdm evaluate", *words)))
+        about = {"title": f"Digits, {self.size} real images, {name}", "setting": self.name, **facts}
+        save({**about, "document": json.loads(file.read_text("utf-8"))}, f"digits_{self.size}_{name}", self.results)
         return {}
 
 

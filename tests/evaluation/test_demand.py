@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -87,10 +89,18 @@ def test_shuffled_views_stay_together_and_in_their_class() -> None:
     assert np.array_equal(shuffled(views, labels, 0), mixed.ravel())
 
 
-def test_in_sample_scores_pile_up_at_zero(shades: Samples) -> None:
-    views = [Image.open(path).convert("RGB") for path in shades.paths]
+def test_in_sample_scores_pile_up_at_zero(tmp_path: Path) -> None:
+    """Colours that say nothing about the class: learnt by heart they look easy, unseen they are what they are."""
+    rng, views = np.random.default_rng(1), []
+    for _ in range(32):
+        blocks = Image.fromarray(rng.integers(0, 256, (2, 2, 3), dtype=np.uint8))
+        views.append(blocks.resize((32, 32), Image.Resampling.NEAREST))
+    real = Samples([tmp_path / f"{i:02d}.png" for i in range(32)], np.repeat([0, 1], 16))
+    for view, path in zip(views, real.paths, strict=True):
+        view.save(path)
     config = ScoreConfig.model_validate({**QUICK, "steps": 120})
-    values = in_sample((shades.paths, shades.labels), 2, [*views, *views], config, Job())
+    values = in_sample((real.paths, real.labels), 2, [*views, *views], config, Job())
     assert values.shape == (64,) and np.allclose(values[:32], values[32:], atol=1e-4)
-    out_of_fold = newest_difficulty(shades, NOTHING, 2, ClassifierConfig.model_validate(QUICK), 2, 0, Job())
-    assert values.mean() < 0.75 * out_of_fold.mean()  # 0.45 to 0.57, by CPU and number of threads
+    alike = ClassifierConfig.model_validate({**QUICK, "steps": 120})
+    out_of_fold = newest_difficulty(real, NOTHING, 2, alike, 2, 0, Job())
+    assert values.mean() < 0.05 < 0.4 < out_of_fold.mean()
