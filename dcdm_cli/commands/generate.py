@@ -105,7 +105,8 @@ def run_generate(context: Context, plan_file: Path | None = None, *, verify: boo
         if plan is not None:
             inputs["plan"] = plan.hash
         stage = Stage("generate", {**config.generate.model_dump(mode="json"), "run_seed": config.seed}, inputs)
-        record, done = run.run(stage, lambda: _work(context, plan, verify), force=context.force or verify)
+        force = context.force or verify or (run.is_fresh(stage) is not None and not _is_whole(context))
+        record, done = run.run(stage, lambda: _work(context, plan, verify), force=force)
     if not done:
         context.console.note("generate: nothing changed, skipped (--force runs it again)")
     return record
@@ -248,6 +249,22 @@ def _set_aside(folder: Path, plan: AnyPlan) -> None:
             folder.rename(old)
     elif not begun.is_file() or PlanFile(begun).hash != plan.hash:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_whole(context: Context) -> bool:
+    """False when of finished images not all are there any more; says what is missing. It is made again, it alone."""
+    from dcdm_cli.generation.ledger import Ledger
+    from dcdm_cli.generation.plan_file import PlanFile
+
+    file = context.run.generated / "plan.parquet"
+    if not file.is_file():
+        missing = f"{file} is gone"
+    else:
+        plan = PlanFile(file)
+        missing = Ledger(plan, plan_layout(context, plan)).missing()
+    if missing:
+        context.console.note(missing)
+    return not missing
 
 
 def _drop_old(folder: Path) -> None:

@@ -87,6 +87,22 @@ class Ledger:
     def unfinished(self) -> list[int]:
         return [shard for shard in range(self.plan.shards) if shard not in self.finished]
 
+    def missing(self) -> str:
+        """What a folder that was finished lacks, the first of it; empty when it is whole. Changes nothing."""
+        there = {path for path, _ in self._files() if path.startswith(f"{SPLIT}/")}
+        for shard in range(self.plan.shards):
+            file = self._sidecar_file(shard)
+            if not file.is_file():
+                return f"{file} is gone"
+            try:
+                sidecar = self._read_sidecar(file)
+            except MismatchError as error:
+                return error.message
+            faults = self._faults(sidecar)
+            if faults or self._is_lost(sidecar, there):
+                return f"shard {file.stem}: {faults or 'images of it are gone'}"
+        return ""
+
     def publish(self, made: MadeShard) -> None:
         """Puts a shard in its place and writes its sidecar. A shard that is published already is dropped."""
         if made.shard in self.finished:
@@ -175,15 +191,20 @@ class Ledger:
 
     def _sweep(self) -> set[str]:
         """Removes temporary files; returns the images of class folders, relative to the folder."""
-        root, there = str(self.layout.folder), set()
+        there = set()
+        for path, file in self._files():
+            if path.endswith(PART_SUFFIX):
+                file.unlink(missing_ok=True)
+            elif path.startswith(f"{SPLIT}/"):
+                there.add(path)
+        return there
+
+    def _files(self) -> Iterator[tuple[str, Path]]:
+        """All files of the folder, also by their paths in it."""
+        root = str(self.layout.folder)
         for parent, _, names in os.walk(root):
             inside = parent[len(root) :].lstrip(os.sep).replace(os.sep, "/")
-            for name in names:
-                if name.endswith(PART_SUFFIX):
-                    Path(parent, name).unlink(missing_ok=True)
-                elif inside.startswith(f"{SPLIT}/"):
-                    there.add(f"{inside}/{name}")
-        return there
+            yield from ((f"{inside}/{name}" if inside else name, Path(parent, name)) for name in names)
 
     def _take(self, file: Path, there: set[str], batch: int, verify: bool) -> None:
         """Enters a finished shard, or makes it an unfinished one when images of it were deleted."""
@@ -204,13 +225,18 @@ class Ledger:
 
     def _has_lost_images(self, sidecar: Sidecar, there: set[str], batch: int) -> bool:
         """Whether images are gone; of a folder's shard, the journal then lists what it can go on from."""
+        lost = self._is_lost(sidecar, there)
+        if lost and self.layout.format == "folder":
+            whole = beginning(self._rows(sidecar.shard).to_pylist(), there.__contains__, batch)
+            write_journal(whole, _journal_file(self.layout, sidecar.shard), batch)
+        return lost
+
+    def _is_lost(self, sidecar: Sidecar, there: set[str]) -> bool:
+        """Whether the shard's file, or an image of a folder's shard, is not there any more."""
         if self.layout.format != "folder":
             return sidecar.path is not None and not (self.layout.folder / sidecar.path).is_file()
-        entries = self._rows(sidecar.shard).to_pylist()
-        whole = beginning(entries, there.__contains__, batch)
-        if len(whole) < len(entries):
-            write_journal(whole, _journal_file(self.layout, sidecar.shard), batch)
-        return len(whole) < len(entries)
+        paths = self._rows(sidecar.shard)["path"].drop_null().to_pylist()
+        return not there.issuperset(paths)
 
     def _read_sidecar(self, file: Path) -> Sidecar:
         document = _read_json(file)
@@ -232,6 +258,9 @@ class Ledger:
             return f"the plan has {self.plan.shards} shards"
         if not rows.is_file() or hash_file(rows) != sidecar.rows_sha256:
             return f"{rows.name} is missing or was changed"
+        known = pq.read_metadata(rows).num_rows
+        if sidecar.count + sidecar.failed != known:
+            return f"it counts {sidecar.count} images and {sidecar.failed} failures, and has {known} rows"
         file = self.layout.folder / sidecar.path if sidecar.path else None
         if file is not None and file.is_file() and file.stat().st_size != sidecar.bytes:
             return f"{sidecar.path} has {file.stat().st_size} bytes instead of {sidecar.bytes}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +147,51 @@ def test_formats(context: Open, run: RunFolder, format: str) -> None:
         run_generate(context())
     run_generate(context(force=True))
     assert (run.generated / "train" / "metadata.jsonl").is_file() and not (run.generated / "data").exists()
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:30])
+
+
+def count_less(file: Path) -> None:
+    file.write_text(file.read_text().replace('"count": 8', '"count": 7'))
+
+
+@pytest.mark.parametrize("format", ["folder", "webdataset"])
+@pytest.mark.parametrize("gone", ["shards/00001.json", "the images", "plan.parquet"])
+def test_what_is_gone_from_finished_images_is_made_again_and_nothing_else(
+    context: Open, run: RunFolder, format: str, gone: str
+) -> None:
+    run_generate(context(generate__format=format))
+    before = contents(run.generated)
+    images = sorted(run.generated.glob("train/*/*.png" if format == "folder" else "data/*.tar"))
+    (images[-1] if gone == "the images" else run.generated / gone).unlink()
+    record = run_generate(context(generate__format=format))
+    assert contents(run.generated) == before
+    assert 0 <= record.results["made_now"] <= 8 and (gone == "plan.parquet") == (record.results["made_now"] == 0)
+    assert run_generate(context(generate__format=format)).started == record.started
+
+
+@pytest.mark.parametrize(
+    ("damage", "name", "says"),
+    [
+        (cut, "shards/00001.json", "00001.json is not the record of a shard"),
+        (count_less, "shards/00001.json", "it counts 7 images and 0 failures, and has 8 rows"),
+        (cut, "shards/00001.parquet", "00001.parquet is missing or was changed"),
+        (cut, "data/train-00001.tar", "train-00001.tar has 30 bytes instead of"),
+        (cut, "plan.parquet", "plan.parquet is not a dcdm plan"),
+    ],
+)
+def test_damage_to_finished_images_is_noticed(
+    context: Open, run: RunFolder, damage: Callable[[Path], None], name: str, says: str
+) -> None:
+    run_generate(context(generate__format="webdataset"))
+    before = {path: path.read_bytes() for path in run.generated.rglob("*") if path.is_file()}
+    damage(run.generated / name)
+    with pytest.raises(MismatchError, match=says) as caught:
+        run_generate(context(generate__format="webdataset"))
+    assert "--force" in caught.value.hint or "that shard alone is made again" in caught.value.hint
+    assert all(path.read_bytes() == old for path, old in before.items() if path != run.generated / name)
 
 
 @pytest.mark.parametrize(
