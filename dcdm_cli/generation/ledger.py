@@ -96,11 +96,12 @@ class Ledger:
                 return f"{file} is gone"
             try:
                 sidecar = self._read_sidecar(file)
-            except MismatchError as error:
-                return error.message
-            faults = self._faults(sidecar)
-            if faults or self._is_lost(sidecar, there):
-                return f"shard {file.stem}: {faults or 'images of it are gone'}"
+            except MismatchError:
+                return f"{file} is damaged"
+            if self._faults(sidecar):
+                return f"shard {file.stem} differs from its record"
+            if self._is_lost(sidecar, there):
+                return f"images of shard {file.stem} are gone"
         return ""
 
     def publish(self, made: MadeShard) -> None:
@@ -244,7 +245,7 @@ class Ledger:
             return Sidecar(**(document or {}))
         except TypeError as error:
             raise MismatchError(
-                f"{file} is not the record of a shard: {error}",
+                f"{file} is not the record of a shard: cut off, or of another version",
                 "remove it and run the same command again: that shard alone is made again",
                 file=file,
             ) from error
