@@ -31,7 +31,7 @@ from dcdm_cli.generation.targets import parse_target
 from dcdm_cli.job import Job
 from dcdm_cli.model.adapter import AdapterInfo, save_adapter
 from dcdm_cli.model.base import DTYPES, BaseModel, encode_text, load_base
-from dcdm_cli.model.conditioning import NULL_DIFFICULTY, DifficultyEncoder, EncoderConfig, join_tokens
+from dcdm_cli.model.conditioning import NULL_DIFFICULTY, DifficultyEncoder, EncoderConfig, Mode, join_tokens
 from dcdm_cli.model.denoiser import ConditionedUNet
 from dcdm_cli.model.fused import FusedModel
 from dcdm_cli.model.latents import torch_decoder
@@ -56,12 +56,12 @@ def plan_of(images: int, generator: str) -> Plan:
     return make_plan(inputs, counts, parse_target("uniform:0,1"), 0, generator)
 
 
-def make_adapter(folder: Path, tokens: int = 4) -> Path:
+def make_adapter(folder: Path, tokens: int = 4, mode: Mode = "append") -> Path:
     """An adapter for the tiny base that leaves its digits recognisable: a fresh LoRA, and faint difficulty tokens."""
     base = load_base(str(TINY_BASE))
     torch.manual_seed(0)
     add_lora(base.unet, 16, 16, ["to_q", "to_k", "to_v", "to_out.0"])
-    encoder = faint_encoder(base.text_encoder.config.hidden_size, tokens=tokens, hidden=128)
+    encoder = faint_encoder(base.text_encoder.config.hidden_size, tokens=tokens, hidden=128, mode=mode)
     info = AdapterInfo(str(TINY_BASE), base.fingerprint, None, NAMES, 32, encoder.config, {})
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -69,9 +69,9 @@ def make_adapter(folder: Path, tokens: int = 4) -> Path:
     return folder
 
 
-def faint_encoder(dim: int, tokens: int, hidden: int) -> DifficultyEncoder:
+def faint_encoder(dim: int, tokens: int, hidden: int, mode: Mode = "append") -> DifficultyEncoder:
     torch.manual_seed(0)
-    encoder = DifficultyEncoder(EncoderConfig(classes=len(NAMES), dim=dim, tokens=tokens, hidden=hidden))
+    encoder = DifficultyEncoder(EncoderConfig(classes=len(NAMES), dim=dim, tokens=tokens, hidden=hidden, mode=mode))
     with torch.no_grad():
         encoder.mlp[-1].weight.fill_(0.1)  # pyright: ignore
         encoder.null.mul_(0.1)
