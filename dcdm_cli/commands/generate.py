@@ -59,7 +59,7 @@ def register(app: typer.Typer, summary: str) -> None:
             float | None, typer.Option(help="With --plan: as many images as this many GPU-hours pay for.", min=0)
         ] = None,
         gpu_hour_price: Annotated[
-            float | None, typer.Option(help="With --plan: money for one GPU-hour.", min=0)
+            float | None, typer.Option(help="With --plan: money for one GPU-hour (CPU-hour without a GPU).", min=0)
         ] = None,
     ) -> None:
         wishes = Wishes(budget_hours, gpu_hour_price)
