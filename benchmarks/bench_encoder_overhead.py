@@ -28,13 +28,13 @@ from rivals import NAMES, make_adapter, row_flops, sd15_model
 from dcdm_cli.backends.choice import Wanted, choose_backend
 from dcdm_cli.backends.torch_backend import TorchDenoiser, TorchOptions
 from dcdm_cli.config import GenerateConfig
-from dcdm_cli.demo.base import TINY_BASE
 from dcdm_cli.model.adapter import AdapterInfo, save_adapter
 from dcdm_cli.model.base import load_base
 from dcdm_cli.model.denoiser import ConditionedUNet
 from dcdm_cli.model.exported import export_requests, model_facts
 from dcdm_cli.model.fused import FusedModel, load_fused
 from dcdm_cli.model.lora import add_lora
+from dcdm_cli.model.packaged import TINY_NAME
 from dcdm_export.folder import Order, make_export
 
 GOAL = 0.01
@@ -189,7 +189,7 @@ def gpu_cases() -> tuple[dict[str, Steps], dict[str, float]]:
 
 def make_plain_adapter(folder: Path) -> Path:
     """The same UNet without encoder: the control."""
-    base = load_base(str(TINY_BASE))
+    base = load_base(TINY_NAME)
     torch.manual_seed(0)
     add_lora(base.unet, 16, 16, ["to_q", "to_k", "to_v", "to_out.0"])
     shutil.rmtree(folder, ignore_errors=True)

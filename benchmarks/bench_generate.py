@@ -16,12 +16,13 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from common import ROOT, WORK, interleaved, matmul_ceiling, median_ratio, write_result
+from common import ROOT, WORK, best_product, interleaved, median_ratio, square_products, write_result
 from rivals import Diffusers, Ours, config, make_adapter, plan_of, row_flops
 
 from dcdm_cli.generation.engine import open_engine
@@ -33,6 +34,7 @@ Rival = Diffusers | Ours
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 GOALS = {"batch 8": 2.0, "best against best": 1.6, "share of the ceiling": 0.7}
 CALLS = 2
+TOGETHER = 5  # steps of a run, or products, that are timed together
 
 
 def main() -> None:
@@ -42,19 +44,13 @@ def main() -> None:
     work = WORK / "generate"
     rivals = make_rivals(work, options.steps)
     parity = check_parity(rivals, options.parity_images)
-    ceilings = [matmul_ceiling()]
     sweep = sweep_batches(rivals, work, options)
     best = {name: max(sweep[name], key=lambda b, n=name: sweep[n][b]) for name in rivals}
     duels = {
         "batch 8": duel(rivals, dict.fromkeys(rivals, 8), work, options),
         "best against best": duel(rivals, best, work, options),
     }
-    ceilings.append(matmul_ceiling())
-    network = measure_network(rivals, best, row_flops(load_fused(work / "adapter")), options.rounds)
-    ceilings.append(matmul_ceiling())
-    ceiling = max(ceilings)
-    for entry in network.values():
-        entry["share_of_ceiling"] = round(entry["gflops"] * 1e9 / ceiling, 3)
+    network, ceiling = measure_network(rivals, best, row_flops(load_fused(work / "adapter")), options.rounds)
     result = {
         "task": f"tiny base, 32 px, {options.steps} steps of dpmpp, guidance scale 2, fp32, to PNG files",
         "threads": torch.get_num_threads(),
@@ -62,7 +58,7 @@ def main() -> None:
         "images_per_second": sweep,
         "best_batch": best,
         "duels": duels,
-        "matmul_ceiling_gflops": [round(value / 1e9, 1) for value in ceilings],
+        "matmul_ceiling_gflops": round(ceiling / 1e9, 1),
         "network": network,
         "gpu": "not measured" if not torch.cuda.is_available() else "bench_generate.py --gpu",
     }
@@ -159,18 +155,33 @@ def duel(
 
 def measure_network(
     rivals: dict[str, Rival], batch: dict[str, int], flops: int, rounds: int
-) -> dict[str, dict[str, Any]]:
-    """The network alone, one guided step at each rival's best batch: arithmetic of the plain network over its time."""
-    steps = {name: rival.step(batch[name]) for name, rival in rivals.items()}
-    times = interleaved(steps, 3 * rounds)
-    return {
-        name: {
+) -> tuple[dict[str, dict[str, Any]], float]:
+    """The network alone at each rival's best batch: arithmetic of the plain network over the time of a guided step.
+
+    And the FLOP/s of the machine's best matrix product, taken in turn with the steps, as the machine's speed drifts by
+    more than is to be told apart. Each comes several times together, as in a run: its data are where it left them.
+    """
+    products = square_products()
+    works = {name: rival.step(batch[name]) for name, rival in rivals.items()}
+    works |= {name: product.work for name, product in products.items()}
+    taken = interleaved({name: partial(repeat, work) for name, work in works.items()}, 3 * rounds)
+    times = {name: [seconds / TOGETHER for seconds in several] for name, several in taken.items()}
+    ceiling, network = best_product(products, times), {}
+    for name in rivals:
+        step = statistics.median(times[name])
+        rate = CALLS * batch[name] * flops / step
+        network[name] = {
             "batch": batch[name],
-            "ms_per_step": round(1e3 * statistics.median(seconds), 3),
-            "gflops": round(CALLS * batch[name] * flops / statistics.median(seconds) / 1e9, 1),
+            "ms_per_step": round(1e3 * step, 3),
+            "gflops": round(rate / 1e9, 1),
+            "share_of_ceiling": round(rate / ceiling, 3),
         }
-        for name, seconds in times.items()
-    }
+    return network, ceiling
+
+
+def repeat(work: Callable[[], Any]) -> None:
+    for _ in range(TOGETHER):
+        work()
 
 
 def summarise(result: dict[str, Any]) -> dict[str, Any]:

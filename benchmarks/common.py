@@ -9,6 +9,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -114,17 +115,32 @@ def interleaved(works: Mapping[str, Callable[[], Any]], rounds: int, device: str
     return times
 
 
-def matmul_ceiling(dtype: str = "float32", device: str = "cpu", rounds: int = 30) -> float:
-    """FLOP/s of the square matrix product that the machine is best at: median of `rounds`, best of several sizes.
+@dataclass(frozen=True)
+class Product:
+    """A square matrix product: what runs it, and its floating-point operations."""
 
-    Medians, as for the networks that are compared with it: what the machine keeps up, not what it reaches once. On a
-    CPU every installed runtime multiplies, as one may know the CPU better than torch's library does.
-    """
-    best = 0.0
-    for size in (512, 1024, 2048) if device == "cpu" else (4096, 8192):
-        times = interleaved(_products(size, dtype, device), rounds, device)
-        best = max(best, 2 * size**3 / min(statistics.median(taken) for taken in times.values()))
-    return best
+    work: Callable[[], Any]
+    flops: int
+
+
+def matmul_ceiling(dtype: str = "float32", device: str = "cpu", rounds: int = 30) -> float:
+    """FLOP/s of the square matrix product that the machine is best at."""
+    products = square_products(dtype, device)
+    return best_product(products, interleaved({name: p.work for name, p in products.items()}, rounds, device))
+
+
+def best_product(products: Mapping[str, Product], times: Mapping[str, Sequence[float]]) -> float:
+    """FLOP/s by medians, as for the networks that are compared with it: what the machine keeps up, not reaches once."""
+    return max(product.flops / statistics.median(times[name]) for name, product in products.items())
+
+
+def square_products(dtype: str = "float32", device: str = "cpu") -> dict[str, Product]:
+    """Of several sizes. On a CPU every installed runtime multiplies: one may know the CPU better than torch's does."""
+    return {
+        f"{name}, {size}": Product(work, 2 * size**3)
+        for size in ((512, 1024, 2048) if device == "cpu" else (4096, 8192))
+        for name, work in _products(size, dtype, device).items()
+    }
 
 
 def _products(size: int, dtype: str, device: str) -> dict[str, Callable[[], Any]]:
@@ -158,6 +174,7 @@ def _in_onnxruntime(graph: bytes, feed: Mapping[str, Any], threads: int) -> Call
 
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = threads
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")  # it would slow what runs next
     session = onnxruntime.InferenceSession(graph, settings, providers=["CPUExecutionProvider"])
     return lambda: session.run(None, dict(feed))
 

@@ -22,7 +22,6 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from dcdm_cli.backends.torch_backend import TorchDenoiser, TorchOptions
 from dcdm_cli.config import GenerateConfig
-from dcdm_cli.demo.base import TINY_BASE
 from dcdm_cli.generation.bulk import run_plan
 from dcdm_cli.generation.engine import Engine, render
 from dcdm_cli.generation.plan import Plan, PlanInputs, make_plan
@@ -36,6 +35,7 @@ from dcdm_cli.model.denoiser import ConditionedUNet
 from dcdm_cli.model.fused import FusedModel
 from dcdm_cli.model.latents import torch_decoder
 from dcdm_cli.model.lora import add_lora
+from dcdm_cli.model.packaged import TINY_BASE, TINY_NAME
 from dcdm_cli.model.schedule import sampling_scheduler
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -58,11 +58,11 @@ def plan_of(images: int, generator: str) -> Plan:
 
 def make_adapter(folder: Path, tokens: int = 4, mode: Mode = "append") -> Path:
     """An adapter for the tiny base that leaves its digits recognisable: a fresh LoRA, and faint difficulty tokens."""
-    base = load_base(str(TINY_BASE))
+    base = load_base(TINY_NAME)
     torch.manual_seed(0)
     add_lora(base.unet, 16, 16, ["to_q", "to_k", "to_v", "to_out.0"])
     encoder = faint_encoder(base.text_encoder.config.hidden_size, tokens=tokens, hidden=128, mode=mode)
-    info = AdapterInfo(str(TINY_BASE), base.fingerprint, None, NAMES, 32, encoder.config, {})
+    info = AdapterInfo(TINY_NAME, base.fingerprint, None, NAMES, 32, encoder.config, {})
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     save_adapter(folder, base.unet, encoder, info)
@@ -99,7 +99,7 @@ def sd15_model(device: str, dtype: str, *, small: bool = False) -> FusedModel:
     text_encoder = CLIPTextModel(text)
     for part, kind in ((unet, DTYPES[dtype]), (vae, torch.float32), (text_encoder, DTYPES[dtype])):
         torch.nn.Module.to(part.requires_grad_(False).eval(), device, kind)
-    schedule = dict(load_base(str(TINY_BASE)).scheduler_config)
+    schedule = dict(load_base(TINY_NAME).scheduler_config)
     base = BaseModel("random", unet, vae, text_encoder, tokenizer, schedule, "random")
     encoder = faint_encoder(width, tokens=1, hidden=256).to(device)
     info = AdapterInfo("random", "random", None, NAMES, 8 * unet.config["sample_size"], encoder.config, {})

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import typer
 
 from dcdm_cli.commands.options import Context, stage_command
-from dcdm_cli.demo.base import resolve_base
 from dcdm_cli.errors import UsageError
 from dcdm_cli.files import hash_file, hash_json
 from dcdm_cli.store import Outcome, Stage, StageRecord
@@ -84,7 +83,7 @@ def _cut(context: Context, captions: list[str]) -> tuple[list[str], int]:
     from dcdm_cli.model.base import load_tokenizer
 
     base = context.config.finetune
-    tokenizer = load_tokenizer(resolve_base(base.base), base.revision)
+    tokenizer = load_tokenizer(base.base, base.revision)
     if tokenizer is None:
         context.console.warn("the base model's tokenizer is not at hand: captions are not checked for length")
         return captions, 0

@@ -15,9 +15,9 @@ from dcdm_cli.commands.options import Context, stage_command
 from dcdm_cli.commands.spread import settle_spread
 from dcdm_cli.config import FinetuneConfig
 from dcdm_cli.crew.ranks import Ranks
-from dcdm_cli.demo.base import TINY_NAME, resolve_base
 from dcdm_cli.errors import NotFoundError, UsageError
 from dcdm_cli.job import Job
+from dcdm_cli.model.packaged import TINY_NAME
 from dcdm_cli.signals import asked_to_stop
 from dcdm_cli.store import Outcome, Stage, StageRecord
 
@@ -190,7 +190,7 @@ def train_adapter(
 
     ranks = Ranks.of_environment()
     rows = training_rows(read_manifest(context.run.samples), config.keep_suspects)
-    base = load_base(resolve_base(config.base), revision=config.revision, dtype=config.precision, device=job.device)
+    base = load_base(config.base, revision=config.revision, dtype=config.precision, device=job.device)
     config = config.model_copy(update={"seed": config.seed + context.config.seed})
     measure = difficulty_of or own_difficulty
     data, fingerprint = _training_set(context, config, rows, base, job, measure), base.fingerprint

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from dcdm_cli import apart
 from dcdm_cli.commands.spread import Spread, open_crew
-from dcdm_cli.demo.base import resolve_base
 from dcdm_cli.job import Job
 from dcdm_cli.store import RunFolder
 
@@ -43,16 +42,14 @@ class Probed:
 def open_run_engine(context: Context, adapter: Path, job: Job, *, insist: bool = True) -> Engine:
     """The run's export serves the run's own adapter. insist False: a backend asked for need not be there yet."""
     from dcdm_cli.generation.engine import open_engine, sampler_warnings
-    from dcdm_cli.model.adapter import read_adapter
 
     config, own = context.config.generate, adapter == context.run.adapter
     if config.backend != "torch" and not (own and insist):
         config = config.model_copy(update={"backend": "auto"})
     for warning in sampler_warnings(config):
         context.console.warn(warning)
-    base = resolve_base(read_adapter(adapter).base)  # the packaged one lies elsewhere on another machine
     with apart.loading():
-        engine = open_engine(adapter, config, job.device, base=base, export=context.run.export if own else None)
+        engine = open_engine(adapter, config, job.device, export=context.run.export if own else None)
     apart.opened()
     context.console.note(f"backend: {engine.denoiser.name} ({engine.reason})")
     return engine
@@ -71,7 +68,7 @@ def open_run_crew(context: Context, spread: Spread, job: Job, opener: Callable[.
     packed = [Parcel.of(folder) if folder and spread.deliver else folder for folder in folders]
     adapter, scorer, export = packed
     assert adapter is not None
-    setup = Setup(adapter, config, scorer, decode_options(), spread.threads, spread.deliver, export, resolve_base)
+    setup = Setup(adapter, config, scorer, decode_options(), spread.threads, spread.deliver, export)
     return open_crew(context, partial(opener, setup), spread, job)
 
 

@@ -24,6 +24,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from dcdm_cli.demo.glyphs import draw_digits
+from dcdm_cli.model.packaged import TINY_BASE
 from dcdm_cli.training.pretraining import (
     Recipe,
     build_scheduler,
@@ -36,7 +37,6 @@ from dcdm_cli.training.pretraining import (
     train_vae,
 )
 
-TINY_BASE = Path(__file__).parent / "tiny_base"
 WORDS = [
     "a",
     "an",

@@ -105,10 +105,8 @@ def sampler_warnings(config: GenerateConfig) -> list[str]:
     return warnings
 
 
-def open_engine(
-    adapter: Path, config: GenerateConfig, device: str, *, base: str | None = None, export: Path | None = None
-) -> Engine:
-    """Picks the backend and loads what it needs of the base the adapter was trained on (or `base`).
+def open_engine(adapter: Path, config: GenerateConfig, device: str, *, export: Path | None = None) -> Engine:
+    """Picks the backend and loads what it needs of the base the adapter was trained on.
 
     export: the folder of exported networks that may be used. Raises MismatchError when the base's weights are not those
     the adapter was trained on, and what `choose_backend` raises.
@@ -118,9 +116,9 @@ def open_engine(
     choice = choose_backend(Wanted(adapter, info, config, device, export, guidance.call_counts(config.steps)))
     if choice.opened is None:
         options = TorchOptions(guidance.shared_calls(config.steps), config.compile, config.cuda_graphs)
-        parts = _torch_parts(adapter, config, device, base, options)
+        parts = _torch_parts(adapter, config, device, options)
     else:
-        parts = _exported_parts(choice.opened, info, config, device, base)
+        parts = _exported_parts(choice.opened, info, config, device)
     draws = [config.attempts, config.tolerance] if config.attempts > 1 else []
     made_from = [adapter_hash(adapter), info.base_fingerprint, sampler_settings(config), config.precision, *draws]
     prompts = PromptCache(lambda captions: encode_text(parts.base, captions), parts.denoiser.device)
@@ -135,15 +133,15 @@ class _Parts:
     base: BaseModel
 
 
-def _torch_parts(adapter: Path, config: GenerateConfig, device: str, base: str | None, options: TorchOptions) -> _Parts:
-    fused = load_fused(adapter, base=base, precision=config.precision, lora_scale=config.lora_scale, device=device)
+def _torch_parts(adapter: Path, config: GenerateConfig, device: str, options: TorchOptions) -> _Parts:
+    fused = load_fused(adapter, precision=config.precision, lora_scale=config.lora_scale, device=device)
     return _Parts(TorchDenoiser(fused.network, device, options), torch_decoder(fused.base.vae), fused.base)
 
 
-def _exported_parts(opened: Opened, info: AdapterInfo, config: GenerateConfig, device: str, base: str | None) -> _Parts:
+def _exported_parts(opened: Opened, info: AdapterInfo, config: GenerateConfig, device: str) -> _Parts:
     """Text encoder and schedule of the base, without the weights that the exported files hold."""
     hollow = ("unet",) if opened.decode is None else ("unet", "vae")
-    model = load_base(base or info.base, revision=info.revision, dtype=config.precision, device=device, hollow=hollow)
+    model = load_base(info.base, revision=info.revision, dtype=config.precision, device=device, hollow=hollow)
     return _Parts(opened.denoiser, opened.decode or torch_decoder(model.vae), model)
 
 

@@ -20,7 +20,6 @@ from dcdm_cli.generation.engine import open_engine
 from dcdm_cli.generation.samples import SampleWorker
 from dcdm_cli.generation.shards import Measure
 from dcdm_cli.generation.workers import SHARE, ShardWorker
-from dcdm_cli.model.adapter import read_adapter
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Parcel:
 @dataclass(frozen=True)
 class Setup:
     """adapter, scorer, export: folders; scorer None = images are not measured, export None = there is none to be used.
-    threads: CPU threads of one worker. find_base: from how the adapter calls its base to where a machine has it.
+    threads: CPU threads of one worker.
 
     deliver: images are sent to the boss; then the folders may be parcels.
     """
@@ -59,7 +58,6 @@ class Setup:
     threads: int | None = None
     deliver: bool = False
     export: Path | Parcel | None = None
-    find_base: Callable[[str], str] = str
 
 
 def open_shard_worker(setup: Setup, device: str, should_stop: Callable[[], bool]) -> ShardWorker:
@@ -82,8 +80,7 @@ def _open_maker(setup: Setup, device: str) -> EngineMaker:
         torch.set_num_threads(setup.threads)
     set_decode_options(setup.decode)
     adapter, export = _here(setup.adapter), _here(setup.export) if setup.export else None
-    base = setup.find_base(read_adapter(adapter).base)
-    engine = open_engine(adapter, setup.config, device, base=base, export=export)
+    engine = open_engine(adapter, setup.config, device, export=export)
     return EngineMaker(engine, measure_with(_here(setup.scorer), device) if setup.scorer else None)
 
 

@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 from dcdm_cli import apart
 from dcdm_cli.errors import MismatchError, NotFoundError
 from dcdm_cli.files import hash_json
+from dcdm_cli.model.packaged import resolve_base
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -54,25 +55,26 @@ def load_base(
     device: str = "cpu",
     hollow: Sequence[str] = (),
 ) -> BaseModel:
-    """source: folder or hub id. hollow: of `unet` and `vae`, those to be had with their shapes but without weights.
+    """source: `tiny`, a folder or a hub id. hollow: of `unet` and `vae`, those to have their shapes but no weights.
 
     Raises NotFoundError when it cannot be had, MismatchError for another layout.
     """
     transformers_logging.disable_progress_bar()
     diffusers_logging.disable_progress_bar()
+    place = resolve_base(source)
     try:
-        layout: Any = StableDiffusionPipeline.load_config(source, revision=revision)
+        layout: Any = StableDiffusionPipeline.load_config(place, revision=revision)
         missing = set(PARTS) - layout.keys()
         if missing:
             raise _other_layout(source, f"it has no {', '.join(sorted(missing))}")
         pipeline = StableDiffusionPipeline.from_pretrained(
-            source,
+            place,
             revision=revision,
             dtype=torch.float32,
             safety_checker=None,
             requires_safety_checker=False,
             use_safetensors=True,
-            **{part: _hollow(part, source, revision) for part in hollow},
+            **{part: _hollow(part, place, revision) for part in hollow},
         )
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -95,7 +97,7 @@ def load_base(
 def load_tokenizer(source: str, revision: str | None = None) -> CLIPTokenizer | None:
     """The base model's tokenizer alone, or None when it cannot be had here."""
     try:
-        return CLIPTokenizer.from_pretrained(source, subfolder="tokenizer", revision=revision or "main")
+        return CLIPTokenizer.from_pretrained(resolve_base(source), subfolder="tokenizer", revision=revision or "main")
     except (OSError, ValueError):
         return None
 

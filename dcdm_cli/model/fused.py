@@ -21,15 +21,13 @@ class FusedModel:
     info: AdapterInfo
 
 
-def load_fused(
-    adapter: Path, *, base: str | None = None, precision: str = "fp32", lora_scale: float = 1.0, device: str = "cpu"
-) -> FusedModel:
-    """Loads the base the adapter was trained on (or `base`), and fuses the LoRA at `lora_scale`.
+def load_fused(adapter: Path, *, precision: str = "fp32", lora_scale: float = 1.0, device: str = "cpu") -> FusedModel:
+    """Loads the base the adapter was trained on, and fuses the LoRA at `lora_scale`.
 
     Raises MismatchError when the base's weights are not those the adapter was trained on.
     """
     info = read_adapter(adapter)
-    model = load_base(base or info.base, revision=info.revision, dtype=precision, device=device)
+    model = load_base(info.base, revision=info.revision, dtype=precision, device=device)
     if model.fingerprint != info.base_fingerprint:
         raise MismatchError(
             f"the base model {model.source!r} is not the one this adapter was trained on",

@@ -114,9 +114,9 @@ def _make_noise() -> None:
     while not os.path.sameopenfile(1, 2):
         time.sleep(0.001)
     while True:
+        os.write(1, b"noise from native code\n")  # first: a short command may end between the two
         sys.stdout.write("noise from Python\n")
         sys.stdout.flush()
-        os.write(1, b"noise from native code\n")
         time.sleep(0.005)
 
 

@@ -7,6 +7,7 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -112,6 +113,20 @@ def test_running_it_again_does_nothing_even_when_moved(copy: Path, photos: Path)
         words = [stage, photos] if stage == "score" else [stage]
         assert "nothing changed, skipped" in run(*words, "--run", copy).stderr
     assert files(copy) == before
+
+
+def test_a_finished_run_can_be_exported_and_generated_from_anew(job: FinishedJob, copy: Path) -> None:
+    """Its adapter knows the base by name alone."""
+    made = document(run("export", "--run", copy, "--json"))
+    assert [network["parity"] for network in made["networks"]] == ["passed"] * 3
+    assert "backend: torch" not in run("generate", "--run", copy, "--force", "--json").stderr
+    differences = np.concatenate(
+        [
+            np.abs(np.asarray(Image.open(old), np.int16) - np.asarray(Image.open(copy / old.relative_to(job.run))))
+            for old in (job.run / "generated").rglob("*.png")
+        ]
+    )
+    assert differences.size and (differences <= 1).mean() >= 0.999
 
 
 def test_a_run_of_the_embedded_digits_can_be_moved(tmp_path: Path) -> None:

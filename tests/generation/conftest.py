@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from dcdm_cli.config import GenerateConfig
-from dcdm_cli.demo.base import TINY_BASE
 from dcdm_cli.generation.engine import Engine, open_engine
 from dcdm_cli.generation.plan import Plan, make_plan
 from dcdm_cli.generation.targets import parse_target
@@ -20,6 +19,7 @@ from dcdm_cli.model.conditioning import DifficultyEncoder, EncoderConfig
 from dcdm_cli.model.exported import export_requests, model_facts
 from dcdm_cli.model.fused import load_fused
 from dcdm_cli.model.lora import add_lora, lora_parameters
+from dcdm_cli.model.packaged import TINY_NAME
 from dcdm_export.folder import Order, make_export
 
 from .fakes import CAPTIONS, NAMES, inputs
@@ -43,14 +43,14 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make_adapter(folder: Path) -> Path:
     """An untrained adapter of the embedded base."""
-    base = load_base(str(TINY_BASE))
+    base = load_base(TINY_NAME)
     torch.manual_seed(0)
     add_lora(base.unet, 2, 2, ["to_q", "to_v"])
     with torch.no_grad():
         for parameter in lora_parameters(base.unet):
             parameter.copy_(torch.randn_like(parameter) * 0.05)
     encoder = DifficultyEncoder(EncoderConfig(classes=len(NAMES), dim=64, tokens=2, hidden=8))
-    info = AdapterInfo(str(TINY_BASE), base.fingerprint, None, NAMES, 32, encoder.config, {})
+    info = AdapterInfo(TINY_NAME, base.fingerprint, None, NAMES, 32, encoder.config, {})
     save_adapter(folder, base.unet, encoder, info)
     return folder
 

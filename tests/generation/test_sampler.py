@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from dcdm_cli.demo.base import TINY_BASE
 from dcdm_cli.errors import NumericalError
 from dcdm_cli.generation.guidance import Guidance
 from dcdm_cli.generation.sampler import Conditioning, sample
 from dcdm_cli.model.base import load_base
+from dcdm_cli.model.packaged import TINY_NAME
 from dcdm_cli.model.schedule import Sampler, sampling_scheduler
 
 TEXT, NULL = torch.full((2, 3, 4), 10.0), torch.zeros(1, 3, 4)
@@ -61,7 +61,7 @@ def test_the_formula_and_the_calls_it_needs(text: float, difficulty: float, call
 
 
 def scheduler(name: str = "ddim") -> Sampler:
-    return sampling_scheduler(name, load_base(str(TINY_BASE)).scheduler_config)
+    return sampling_scheduler(name, load_base(TINY_NAME).scheduler_config)
 
 
 class Exploding(Arithmetic):

@@ -10,9 +10,9 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from dcdm_cli.demo.base import TINY_BASE
 from dcdm_cli.model.base import BaseModel, load_base
 from dcdm_cli.model.lora import add_lora, lora_parameters
+from dcdm_cli.model.packaged import TINY_NAME
 
 ALL_KINDS = ("to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2", "conv_shortcut", "proj_in", "ff.net.0.proj")
 Predict = Callable[[UNet2DConditionModel], torch.Tensor]
@@ -28,7 +28,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny() -> BaseModel:
-    return load_base(str(TINY_BASE))
+    return load_base(TINY_NAME)
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from dcdm_cli.demo.base import TINY_BASE
 from dcdm_cli.errors import MismatchError, NotFoundError
 from dcdm_cli.model.base import BaseModel, encode_text, load_base, load_tokenizer
+from dcdm_cli.model.packaged import TINY_BASE, TINY_NAME
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_the_base_is_frozen_and_knows_its_size(tiny: BaseModel) -> None:
 
 
 def test_half_precision_leaves_the_vae_alone(tiny: BaseModel) -> None:
-    half = load_base(str(TINY_BASE), dtype="bf16")
+    half = load_base(TINY_NAME, dtype="bf16")
     assert half.unet.dtype == half.text_encoder.dtype == torch.bfloat16
     assert half.vae.dtype == torch.float32
     assert half.fingerprint == tiny.fingerprint

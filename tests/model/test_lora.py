@@ -13,10 +13,10 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 
-from dcdm_cli.demo.base import TINY_BASE
 from dcdm_cli.errors import MismatchError, NotFoundError, UsageError
 from dcdm_cli.model.base import BaseModel
 from dcdm_cli.model.lora import LORA_FILE, add_lora, load_lora, lora_parameters, save_lora
+from dcdm_cli.model.packaged import TINY_BASE
 
 from .conftest import ALL_KINDS, Predict
 

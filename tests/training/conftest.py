@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from dcdm_cli.config import FinetuneConfig
-from dcdm_cli.demo.base import TINY_BASE
 from dcdm_cli.demo.digits import digit_images
 from dcdm_cli.job import Job, silent
 from dcdm_cli.model.base import BaseModel, load_base
+from dcdm_cli.model.packaged import TINY_NAME
 from dcdm_cli.training.dataset import TrainingSet, cache_latents, encode_captions
 from dcdm_cli.training.loop import Trained, finetune
 from dcdm_cli.training.views import Views
@@ -33,7 +33,7 @@ def settings(**changes: object) -> FinetuneConfig:
 
 @pytest.fixture(scope="session")
 def tiny() -> BaseModel:
-    return load_base(str(TINY_BASE))
+    return load_base(TINY_NAME)
 
 
 @pytest.fixture(scope="session")
