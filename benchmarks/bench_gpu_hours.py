@@ -3,9 +3,10 @@
     python benchmarks/bench_gpu_hours.py --run bench-run    a run that bench_demo.py made, about 20 minutes on 2 cores
 
 Both arms add more and more generated images to the same real ones and train the same classifier from scratch, with the
-same seeds. Ours pays for scoring, captioning, fine-tuning, calibration and export, the control for captioning and its
-own fine-tuning; both for generating and for training the classifier. Stage times are those the run recorded, the rest
-is measured here. Without a GPU the bill is in hours of this CPU, and says so. Writes results/bench_gpu_hours.json.
+same seeds. Ours pays for scoring, captioning, fine-tuning, calibration and export, the control for captioning, its own
+fine-tuning and export; both for generating and for training the classifier. Stage times are those that were recorded,
+the rest is measured here. Without a GPU the bill is in hours of this CPU, and says so. Writes
+results/bench_gpu_hours.json.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from common import ROOT, WORK, write_result
-from finished_run import FinishedRun
+from finished_run import FinishedRun, exported, recorded_seconds
 
 from dcdm_cli.difficulty.calibration import load_calibration
 from dcdm_cli.evaluation.downstream import Samples, arm_accuracy
@@ -29,11 +30,14 @@ from dcdm_cli.generation.plan import make_plan
 from dcdm_cli.generation.targets import parse_target
 from dcdm_cli.job import Job
 from dcdm_cli.model.adapter import CALIBRATION_FILE
+from dcdm_cli.store import RunFolder
 
-FIXED = {
+BEFORE = {  # what an arm needs before its first image
     "dcdm": ("score", "caption", "finetune", "calibrate", "export"),
-    "plain": ("caption", "plain-finetune"),
+    "plain": ("caption", "finetune", "export"),
 }
+OWN = ("finetune", "calibrate", "export")  # stages of the arm's own folder
+PLACE = WORK / "gpu-hours"
 
 
 def main() -> None:
@@ -45,9 +49,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     options = parser.parse_args()
     run, device = FinishedRun.open(options.run), "cuda" if torch.cuda.is_available() else "cpu"
-    run.export()
+    shutil.rmtree(PLACE, ignore_errors=True)
+    arms = {"dcdm": run.folder, "plain": run.copy_control(PLACE / "control")}
     real = train_real(run, device, options.seeds)
-    points = [point for arm in FIXED for point in measure_arm(run, arm, options, device)]
+    points = [p for arm, folder in arms.items() for p in measure_arm(run, arm, folder, options, device)]
     unit = "GPU-hours" if device == "cuda" else f"hours of this CPU ({torch.get_num_threads()} threads); no GPU used"
     reached = hours_to_reach(points, real["accuracy"])
     result = {"unit": unit, "seeds": options.seeds, "real_only": real, "points": points, "hours_to_reach": reached}
@@ -62,7 +67,7 @@ def sheets(real: dict[str, Any], points: list[dict[str, Any]], reached: list[dic
         for p in points
     ]
     costs = [
-        [f"{row['accuracy']:.2%}", *(row[arm] if row[arm] is not None else "not reached" for arm in FIXED)]
+        [f"{row['accuracy']:.2%}", *(row[arm] if row[arm] is not None else "not reached" for arm in BEFORE)]
         for row in reached
     ]
     return [
@@ -71,7 +76,7 @@ def sheets(real: dict[str, Any], points: list[dict[str, Any]], reached: list[dic
             "columns": ["arm", "generated per real", "accuracy, standard error", "s to generate", "hours, everything"],
             "rows": rows,
         },
-        {"title": "Cheapest point that reaches an accuracy, hours", "columns": ["accuracy", *FIXED], "rows": costs},
+        {"title": "Cheapest point that reaches an accuracy, hours", "columns": ["accuracy", *BEFORE], "rows": costs},
     ]
 
 
@@ -87,12 +92,12 @@ def train_real(run: FinishedRun, device: str, seeds: int) -> dict[str, Any]:
     }
 
 
-def measure_arm(run: FinishedRun, arm: str, options: argparse.Namespace, device: str) -> list[dict[str, Any]]:
+def measure_arm(
+    run: FinishedRun, arm: str, folder: RunFolder, options: argparse.Namespace, device: str
+) -> list[dict[str, Any]]:
     """One point per ratio: accuracy over seeds, each with its own generated set, and the bill of one set."""
-    adapter = run.folder.adapter if arm == "dcdm" else run.folder.evaluation / "plain_adapter"
-    export = run.folder.path / "export" if arm == "dcdm" else None
-    engine = open_engine(adapter, run.config.generate, device, export=export)
-    fixed = {stage: run.seconds(stage) for stage in FIXED[arm]}
+    engine = open_engine(folder.adapter, run.config.generate, device, export=exported(folder))
+    fixed = {name: recorded_seconds(folder if name in OWN else run.folder, name) for name in BEFORE[arm]}
     points = []
     for ratio in options.ratios:
         accuracies, generating, training = [], [], []
@@ -126,7 +131,7 @@ def generate(run: FinishedRun, engine: Engine, arm: str, ratio: float, seed: int
     target = parse_target(config.difficulty if arm == "dcdm" else "fixed:0")
     counts = np.maximum(1, np.round(train.class_counts() * ratio)).astype(int)
     plan = make_plan(run.plan_inputs(calibration), counts, target, 7000 + seed, engine.generator)
-    folder = WORK / "gpu-hours" / f"{arm}-{ratio:g}-{seed}"
+    folder = PLACE / f"{arm}-{ratio:g}-{seed}"
     shutil.rmtree(folder, ignore_errors=True)
     measure = run.scorer.verdicts if arm == "dcdm" else None  # the control's images are never chosen among
     manifest = run_plan(plan, engine, folder, Job(), measure).manifest
@@ -146,7 +151,7 @@ def hours_to_reach(points: list[dict[str, Any]], real_only: float) -> list[dict[
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         wanted = real_only + share * (best - real_only)
         row: dict[str, Any] = {"accuracy": round(wanted, 5)}
-        for arm in FIXED:
+        for arm in BEFORE:
             hours = [p["hours"] for p in points if p["arm"] == arm and p["accuracy"] >= wanted - 1e-9]
             row[arm] = min(hours, default=None)
         rows.append(row)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -43,16 +44,21 @@ class FinishedRun:
     def scorer(self) -> Scorer:
         return Scorer.load(self.folder.scorer)
 
-    def seconds(self, stage: str) -> float:
-        """What the stage's record says it took; 0 for one that was not run."""
-        record = self.folder.record(stage)
-        return record.seconds if record else 0.0
+    def copy_control(self, to: Path) -> RunFolder:
+        """The control as a run of its own: LoRA without difficulty, the record of its fine-tuning, the run's settings.
+
+        It lies inside the run, where nothing is added to it.
+        """
+        folders = map(RunFolder, sorted((self.folder.evaluation / "adapters").glob("plain-*")))
+        finished = {record.started: folder for folder in folders if (record := folder.record("finetune"))}
+        if not finished:
+            sys.exit(f"{self.folder.path} has no plain LoRA; let it finish: dcdm demo --run {self.folder.path}")
+        shutil.copytree(finished[max(finished)].path, to)
+        shutil.copyfile(self.folder.config_file, to / self.folder.config_file.name)
+        return RunFolder(to)
 
     def export(self) -> Path:
-        """`dcdm export`, which does nothing when it is up to date."""
-        command = [sys.executable, "-m", "dcdm_cli", "export", "--run", str(self.folder.path), "--quiet"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        return self.folder.path / "export"
+        return exported(self.folder)
 
     def plan_inputs(self, calibration: Any = None) -> PlanInputs:
         train = self.manifest.split("train")
@@ -71,3 +77,16 @@ class FinishedRun:
 
     def judge_agrees(self, images: np.ndarray, labels: Sequence[int] | np.ndarray) -> np.ndarray:
         return predict_logits(self.judge, images, self.config.judge, "cpu").argmax(1) == np.asarray(labels)
+
+
+def exported(folder: RunFolder) -> Path:
+    """`dcdm export`, which does nothing when it is up to date."""
+    command = [sys.executable, "-m", "dcdm_cli", "export", "--run", str(folder.path), "--quiet"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return folder.export
+
+
+def recorded_seconds(folder: RunFolder, stage: str) -> float:
+    """What the stage's record says it took; 0 for one that was not run."""
+    record = folder.record(stage)
+    return record.seconds if record else 0.0

@@ -17,6 +17,7 @@ FRONTIER_EDGES = tuple(round(0.1 * i, 1) for i in range(11))
 MOST_TARGETS = 24  # more distinct targets than these are grouped into tenths
 GRID = np.linspace(0, 1, 101)
 LABELS_HOLD = 0.9  # agreement from which a bin counts as keeping its labels
+TELLING = 10  # images: one that lost its label is then no more than what is allowed
 
 
 class Agreement:
@@ -95,15 +96,16 @@ def frontier(
 
 def labels_hold_until(rows: Iterable[Mapping[str, Any]], kind: str) -> float | None:
     """Upper edge of the last bin of `frontier` before `kind` ("real", "generated") first falls below `LABELS_HOLD`;
-    None = never held. Bins without images are passed over: they say nothing either way."""
-    edge = None
+    None = never held. Bins of fewer than `TELLING` images are taken together with the next: alone they say nothing."""
+    edge, images, kept = None, 0, 0.0
     for row in rows:
-        agreement = row[f"{kind}_agreement"]
-        if agreement is None:
+        images += row[f"{kind}_n"]
+        kept += row[f"{kind}_n"] * (row[f"{kind}_agreement"] or 0)
+        if images < TELLING:
             continue
-        if agreement < LABELS_HOLD:
+        if kept / images < LABELS_HOLD:
             break
-        edge = row["bin"][1]
+        edge, images, kept = row["bin"][1], 0, 0.0
     return edge
 
 

@@ -146,9 +146,11 @@ def _quality_sentences(quality: Metrics) -> Iterator[str]:
 
 def _time_sentences(seconds: Mapping[str, float], device: str | None) -> Iterator[str]:
     if seconds:
+        place, total = f" on {device}" if device else "", duration(sum(seconds.values()))
+        if set(seconds) == {"artefacts"}:
+            yield f"Looking at them took {total}{place}."
+            return
         longest = max(seconds, key=lambda stage: seconds[stage])
-        place = f" on {device}" if device else ""
-        total = duration(sum(seconds.values()))
         yield f"The whole run took {total}{place}; most of it {longest} ({duration(seconds[longest])})."
 
 

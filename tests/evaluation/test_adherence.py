@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,13 +59,23 @@ def test_classes_that_are_hard_to_steer_come_first() -> None:
     assert alone[0]["spearman"] is None and alone[0]["n"] == 1
 
 
-def test_labels_hold_up_to_the_first_fall_and_empty_bins_are_skipped() -> None:
-    rows = [
-        {"bin": [i / 10, (i + 1) / 10], "real_agreement": agreement}
-        for i, agreement in enumerate([1.0, None, 0.95, 0.5, 1.0])
+def frontier_of(*bins: tuple[int, float | None]) -> list[dict[str, Any]]:
+    return [
+        {"bin": [i / 10, (i + 1) / 10], "real_n": n, "real_agreement": agreement}
+        for i, (n, agreement) in enumerate(bins)
     ]
+
+
+def test_labels_hold_up_to_the_first_fall() -> None:
+    rows = frontier_of((50, 1.0), (0, None), (50, 0.95), (50, 0.5), (50, 1.0))
     assert labels_hold_until(rows, "real") == pytest.approx(0.3)
     assert labels_hold_until(rows[3:], "real") is None
+
+
+def test_few_images_say_nothing_alone() -> None:
+    assert labels_hold_until(frontier_of((1, 1.0), (7, 6 / 7), (20, 0.85), (50, 0.5)), "real") is None
+    assert labels_hold_until(frontier_of((1, 0.0), (19, 1.0), (2, 0.5), (50, 0.5)), "real") == pytest.approx(0.2)
+    assert labels_hold_until(frontier_of((4, 1.0), (5, 1.0)), "real") is None
 
 
 def test_a_density_keeps_all_its_mass_inside() -> None:

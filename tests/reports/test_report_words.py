@@ -74,3 +74,4 @@ def test_sentences_say_what_the_numbers_mean(metrics):
 def test_missing_sections_are_left_out():
     assert summary_sentences({"schema": 1}) == []
     assert len(summary_sentences({"seconds": {"score": 1.0}})) == 1
+    assert summary_sentences({"seconds": {"artefacts": 18.0}}) == ["Looking at them took 18 s."]
