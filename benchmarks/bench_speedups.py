@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from common import RESULTS, ROOT, interleaved, median_ratio, write_result
-from finished_run import FinishedRun
+from finished_run import FinishedRun, exported
 from PIL import Image, ImageDraw
 from scipy import stats
 
@@ -105,7 +105,7 @@ def sheet(table: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 def open_engines(run: FinishedRun, names: list[str]) -> dict[str, Engine]:
     """The baseline always, the others as far as they can run here."""
-    export, engines = run.export(), {}
+    export, engines = exported(run.folder), {}
     for name in dict.fromkeys([BASELINE, *names]):
         if name == "openvino" and importlib.util.find_spec("openvino") is None:
             continue

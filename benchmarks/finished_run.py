@@ -57,9 +57,6 @@ class FinishedRun:
         shutil.copyfile(self.folder.config_file, to / self.folder.config_file.name)
         return RunFolder(to)
 
-    def export(self) -> Path:
-        return exported(self.folder)
-
     def plan_inputs(self, calibration: Any = None) -> PlanInputs:
         train = self.manifest.split("train")
         captions: list[list[str]] = [[] for _ in train.class_names]
