@@ -4,8 +4,8 @@
 
 Every variant makes the same images (captions, seeds, requested difficulties; nothing is calibrated, so that curves can
 be compared). The exported graphs must give torch's curve: bin means that differ by at most 0.02. Realised difficulty is
-the scorer's, agreement the judge's, who never saw the scorer's images. Writes results/bench_speedups.json and .png and
-ends with a JSON line.
+the scorer's, agreement the judge's, who never saw the scorer's images. Writes results/bench_speedups.json and
+docs/images/bench_speedups.png and ends with a JSON line.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import RESULTS, ROOT, interleaved, median_ratio, write_result
+from common import ROOT, interleaved, median_ratio, write_result
 from finished_run import FinishedRun, exported
 from PIL import Image, ImageDraw
 from scipy import stats
@@ -66,7 +66,7 @@ def main() -> None:
         print(name, table[name]["realised"], table[name]["agreement"], flush=True)
     add_comparison(table)
     add_speed(table, engines, plan, options.rounds)
-    save_picture(RESULTS / "bench_speedups.png", plan, images)
+    save_picture(ROOT / "docs" / "images" / "bench_speedups.png", plan, images)
     exported = {name: table[name]["largest_curve_difference"] for name in ("onnxruntime", "openvino") if name in table}
     headline = {"same_curve": exported, "goal": SAME_CURVE, "met": all(v <= SAME_CURVE for v in exported.values())}
     said = [
@@ -165,7 +165,7 @@ def save_picture(file: Path, plan: Plan, images: dict[str, np.ndarray]) -> None:
             picture = Image.fromarray(made[index]).resize((CELL - 2, CELL - 2), Image.Resampling.NEAREST)
             sheet.paste(picture, (LABEL + CELL * place, CELL * line))
     file.parent.mkdir(exist_ok=True)
-    sheet.save(file)
+    sheet.quantize(128).save(file, optimize=True)
 
 
 if __name__ == "__main__":
