@@ -43,9 +43,7 @@ PLACE = WORK / "gpu-hours"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, default=ROOT / "bench-run")
-    parser.add_argument(
-        "--ratios", type=float, nargs="+", default=(0.5, 1.0, 2.0, 4.0), help="generated per real image"
-    )
+    parser.add_argument("--ratios", type=float, nargs="+", default=(0.5, 1.0, 2.0), help="generated per real image")
     parser.add_argument("--seeds", type=int, default=5)
     options = parser.parse_args()
     run, device = FinishedRun.open(options.run), "cuda" if torch.cuda.is_available() else "cpu"
