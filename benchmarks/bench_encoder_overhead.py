@@ -1,6 +1,6 @@
 """What the difficulty token costs: latency of one guided step with and without it (the paper reports about 8 %).
 
-    python benchmarks/bench_encoder_overhead.py           tiny base and SD 1.5's architecture, CPU, about 9 minutes
+    python benchmarks/bench_encoder_overhead.py           tiny base and SD 1.5's architecture, CPU, about 6 minutes
     python benchmarks/bench_encoder_overhead.py --gpu     Stable Diffusion 1.5's architecture at 512 px, fp16
 
 Both networks have the same UNet weights; one has the encoder and its tokens, the other neither. They take turns in

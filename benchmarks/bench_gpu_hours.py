@@ -1,6 +1,6 @@
 """GPU-hours to reach a given accuracy: difficulty-controlled images against the plain-LoRA control, everything billed.
 
-    python benchmarks/bench_gpu_hours.py --run bench-run    a run that bench_demo.py made, about 20 minutes on 2 cores
+    python benchmarks/bench_gpu_hours.py --run bench-run    a run that bench_demo.py made, about 6 minutes on 2 cores
 
 Both arms add more and more generated images to the same real ones and train the same classifier from scratch, with the
 same seeds. Ours pays for scoring, captioning, fine-tuning, calibration and export, the control for captioning, its own

@@ -176,10 +176,20 @@ class RunFolder:
             return None
         return record if all((self.path / output).exists() for output in record.outputs) else None
 
-    def run(self, stage: Stage, work: Callable[[], Outcome], *, force: bool = False) -> tuple[StageRecord, bool]:
-        """Does the work unless the stage is fresh. Returns the record and whether work was done."""
+    def run(
+        self,
+        stage: Stage,
+        work: Callable[[], Outcome],
+        *,
+        force: bool = False,
+        intact: Callable[[], bool] = lambda: True,
+    ) -> tuple[StageRecord, bool]:
+        """Does the work unless the stage is fresh. Returns the record and whether work was done.
+
+        intact: asked of a fresh stage whose outputs are there, whether they still hold what they did.
+        """
         fresh = None if force else self.is_fresh(stage)
-        if fresh is not None:
+        if fresh is not None and intact():
             return fresh, False
         key, place = hash_json([stage.config, stage.inputs]), self.path / "records" / f"{stage.name}.stopped.json"
         started, attempt = _now(), Attempt(place, key, afresh=force)

@@ -53,8 +53,9 @@ def run_export(context: Context) -> StageRecord:
             "shared_calls": shared_calls(context),
         }
         stage = Stage("export", settings, inputs)
-        force = context.force or not _is_intact(context)
-        record, done = run.run(stage, lambda: _work(context, engines), force=force)
+        record, done = run.run(
+            stage, lambda: _work(context, engines), force=context.force, intact=lambda: _is_intact(context)
+        )
     if not done:
         context.console.note("export: nothing changed, skipped (--force runs it again)")
     return record
@@ -131,8 +132,6 @@ def _is_intact(context: Context) -> bool:
     from dcdm_export.signature import SignatureError, read_signature, verify, verify_files
 
     run = context.run
-    if run.record("export") is None or not run.export.exists():
-        return True
     try:
         signature = read_signature(run.export)
         verify(run.export, signature)

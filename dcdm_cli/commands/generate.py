@@ -105,8 +105,10 @@ def run_generate(context: Context, plan_file: Path | None = None, *, verify: boo
         if plan is not None:
             inputs["plan"] = plan.hash
         stage = Stage("generate", {**config.generate.model_dump(mode="json"), "run_seed": config.seed}, inputs)
-        force = context.force or verify or (run.is_fresh(stage) is not None and not _is_whole(context))
-        record, done = run.run(stage, lambda: _work(context, plan, verify), force=force)
+        force = context.force or verify
+        record, done = run.run(
+            stage, lambda: _work(context, plan, verify), force=force, intact=lambda: _is_intact(context)
+        )
     if not done:
         context.console.note("generate: nothing changed, skipped (--force runs it again)")
     return record
@@ -251,7 +253,7 @@ def _set_aside(folder: Path, plan: AnyPlan) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _is_whole(context: Context) -> bool:
+def _is_intact(context: Context) -> bool:
     """False when of finished images not all are there any more; says what is missing. It is made again, it alone."""
     from dcdm_cli.generation.ledger import Ledger
     from dcdm_cli.generation.plan_file import PlanFile

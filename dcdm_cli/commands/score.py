@@ -15,7 +15,6 @@ from dcdm_cli.commands.options import Context, stage_command
 from dcdm_cli.commands.spread import Spread, open_crew, settle_spread
 from dcdm_cli.config import Config
 from dcdm_cli.console import Console
-from dcdm_cli.demo.base import SOURCE_NAME
 from dcdm_cli.errors import ExitCode, UsageError
 from dcdm_cli.files import hash_file, hash_json
 from dcdm_cli.job import Job
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from dcdm_cli.data.manifest import Manifest
     from dcdm_cli.data.sources import ScanOptions
 
+SOURCE_NAME = "digits"  # the embedded images
 EXAMPLES = (
     "dcdm score photos/ --run birds --model resnet50 --steps 5000",
     "dcdm score hf:uoft-cs/cifar10 --image-column img",

@@ -119,7 +119,8 @@ def test_a_finished_run_can_be_exported_and_generated_from_anew(job: FinishedJob
     """Its adapter knows the base by name alone."""
     made = document(run("export", "--run", copy, "--json"))
     assert [network["parity"] for network in made["networks"]] == ["passed"] * 3
-    assert "backend: torch" not in run("generate", "--run", copy, "--force", "--json").stderr
+    again = document(run("generate", "--run", copy, "--force", "--json"))
+    assert again["backend"] in ("openvino", "onnxruntime")
     differences = np.concatenate(
         [
             np.abs(np.asarray(Image.open(old), np.int16) - np.asarray(Image.open(copy / old.relative_to(job.run))))

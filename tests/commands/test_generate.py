@@ -168,7 +168,7 @@ def test_what_is_gone_from_finished_images_is_made_again_and_nothing_else(
     (images[-1] if gone == "the images" else run.generated / gone).unlink()
     record = run_generate(context(generate__format=format))
     assert contents(run.generated) == before
-    assert 0 <= record.results["made_now"] <= 8 and (gone == "plan.parquet") == (record.results["made_now"] == 0)
+    assert record.results["made_now"] in ({0} if gone == "plan.parquet" else range(1, 9))
     assert run_generate(context(generate__format=format)).started == record.started
 
 

@@ -1,3 +1,0 @@
-"""What the demo's images are called; importable in no time."""
-
-SOURCE_NAME = "digits"  # what `dcdm score` calls the embedded images
