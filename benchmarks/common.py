@@ -35,12 +35,15 @@ TRAINING = ("torch", "diffusers", "peft", "timm")  # what results of experiments
 
 
 def hardware() -> str:
-    """CPU name, its vector units, cores and memory, and the GPU; without host names."""
+    """CPU name, its generation (clouds hide the model name), its vector units, cores and memory, and the GPU; without
+    host names."""
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     lines = [line.partition(":") for line in text.splitlines()]
     facts = {name.strip(): value.strip() for name, _, value in reversed(lines)}
     cpu = facts.get("model name") or platform.processor() or platform.machine()
     units = [unit for unit in ("avx2", "avx512f", "amx_tile") if unit in facts.get("flags", "").split()]
+    if "cpu family" in facts and "model" in facts:
+        cpu += f" family {facts['cpu family']} model {facts['model']}"
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return f"{cpu} ({' '.join(units) or 'no AVX2'}), {os.cpu_count()} cores, {memory:.0f} GiB, {_gpu()}"
 

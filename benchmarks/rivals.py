@@ -16,10 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from dcdm_cli.backends.base import Denoiser
+from dcdm_cli.backends.exported import cores_left_to
 from dcdm_cli.backends.torch_backend import TorchDenoiser, TorchOptions
 from dcdm_cli.config import GenerateConfig
 from dcdm_cli.generation.bulk import run_plan
@@ -130,6 +133,12 @@ def row_flops(model: FusedModel) -> int:
     return counter.get_total_flops()
 
 
+def call_alone(denoiser: Denoiser, *inputs: Tensor) -> Tensor:
+    """As generation calls it."""
+    with cores_left_to(denoiser):
+        return denoiser(*inputs)
+
+
 class Diffusers:
     """StableDiffusionPipeline, all in the UNet's precision, as a pipeline is that was loaded in it.
 
@@ -211,7 +220,7 @@ class Ours:
             torch.ones(rows, dtype=torch.int64, device=device),
             torch.linspace(0, 1, rows, device=device),
         )
-        return lambda: engine.denoiser(*inputs)
+        return lambda: call_alone(engine.denoiser, *inputs)
 
     def _sized(self, batch: int) -> Engine:
         settings = self.engine.config.model_copy(update={"batch_size": batch, "decode_batch": min(batch, 64)})

@@ -63,7 +63,7 @@ def _work(context: Context) -> Outcome:
     run, job, clock = context.run, context.job(), time.monotonic()
     data = checked_data(context)
     judge, images = open_judge(context, data.manifest, job), _required(context, data)
-    metrics = {"schema": 1, "device": job.device, "adherence": _adherence(context, images, judge, job)}
+    metrics = {"schema": 1, "device": job.device, "adherence": _adherence(context, data, images, judge, job)}
     metrics["quality"] = generated_quality(context, data, judge, job)
     metrics["cost"] = the_bill(context, stage_records(context), None)
     metrics["warnings"] = list(data.warnings)
@@ -75,21 +75,28 @@ def _work(context: Context) -> Outcome:
     return Outcome([file, report], "", metrics, job.device)
 
 
-def _adherence(context: Context, images: Manifest, judge: Judge, job: Job) -> dict[str, Any]:
+def _adherence(context: Context, data: Evaluated, images: Manifest, judge: Judge, job: Job) -> dict[str, Any]:
     """Target against measured difficulty of finished images, read in batches."""
     from dcdm_cli.evaluation.adherence import adherence, frontier, labels_hold_until, per_class
 
     target, realised = images.column("target_difficulty"), measured_difficulty(context, images, job)
     label = images.column("label").astype(np.int64)
     agrees = judge.labels(images.paths()) == label
-    nothing = np.zeros(0, np.float32), np.zeros(0, bool)
-    rows = frontier(nothing, (realised, agrees))
+    rows = frontier(_real(data.real, judge, len(images)), (realised, agrees))
     return {
         **adherence(target, realised, agrees),
         "classes": per_class(target, realised, agrees, label, images.class_names),
         "frontier": rows,
-        "labels_hold_until": {"real": None, "generated": labels_hold_until(rows, "generated")},
+        "labels_hold_until": {kind: labels_hold_until(rows, kind) for kind in ("real", "generated")},
     }
+
+
+def _real(train: Manifest, judge: Judge, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Difficulty and label agreement of real images, no more than generated ones: training images, which have their
+    scores from networks that were not trained on them, and which the judge has not seen either."""
+    scored = np.flatnonzero(np.isfinite(train.column("difficulty")))
+    some = train.select(scored[np.linspace(0, len(scored), min(most, len(scored)), endpoint=False, dtype=np.int64)])
+    return some.column("difficulty"), judge.labels(some.paths()) == some.column("label")
 
 
 def _filter(context: Context) -> Outcome:

@@ -15,6 +15,7 @@ import torch
 from dcdm_cli import apart
 from dcdm_cli.backends.base import Denoiser
 from dcdm_cli.backends.choice import Opened, Wanted, choose_backend
+from dcdm_cli.backends.exported import cores_left_to
 from dcdm_cli.backends.torch_backend import TorchDenoiser, TorchOptions
 from dcdm_cli.config import GenerateConfig
 from dcdm_cli.errors import OutOfMemoryError
@@ -207,13 +208,14 @@ def _render_batch(engine: Engine, rows: Sequence[PlanRow], coming: Sequence[Plan
         null_text=engine.prompts.get([engine.config.negative_prompt]),
     )
     shape = (engine.base.vae.config["latent_channels"], side, side)
-    latents = sample(
-        engine.denoiser,
-        engine.scheduler,
-        seeded_noise([row.seed for row in padded], shape).to(device),
-        conditioning,
-        engine.guidance,
-        steps=engine.config.steps,
-        clip_range=engine.config.clip_range,
-    )
-    return decode_latents(engine.decode, latents[: len(rows)], engine.config.decode_batch)
+    with cores_left_to(engine.denoiser):
+        latents = sample(
+            engine.denoiser,
+            engine.scheduler,
+            seeded_noise([row.seed for row in padded], shape).to(device),
+            conditioning,
+            engine.guidance,
+            steps=engine.config.steps,
+            clip_range=engine.config.clip_range,
+        )
+        return decode_latents(engine.decode, latents[: len(rows)], engine.config.decode_batch)

@@ -89,6 +89,7 @@ def test_finished_images_are_looked_at_without_a_generator(metrics: dict, run: P
     made = json.loads((run / "evaluation" / "artefacts.json").read_text())
     assert made["adherence"]["n"] == 20 and "downstream" not in made and made["quality"]["images"] == 20
     assert not (run / "evaluation" / "downstream.jsonl").exists() and not (run / "records" / "evaluate.json").exists()
+    assert sum(row["real_n"] for row in made["adherence"]["frontier"]) == 20, "as many real images as generated ones"
 
 
 def test_a_filter_lists_and_deletes_nothing(run: Path) -> None:
@@ -174,7 +175,8 @@ def test_adherence_of_many_files_holds_few_of_them_at_a_time(run: Path, monkeypa
     judge = open_judge(context, read_manifest(run / "samples.parquet"), Job())
     monkeypatch.setattr(classifier, "predict_logits", watched)
     images = many(run, 16 * CHUNK, measured_difficulty=np.full(16 * CHUNK, 0.5))
-    assert _adherence(context, images, judge, Job())["n"] == 16 * CHUNK and len(held) == 16
+    assert _adherence(context, checked_data(context), images, judge, Job())["n"] == 16 * CHUNK
+    assert len(held) == 17  # the last are the real ones
     assert max(held[3:]) - held[3] < 16e6  # the pixels of the other 12 chunks are 38 MB
 
 

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from dcdm_cli.backends.exported import ExportedDenoiser
 from dcdm_cli.errors import MismatchError, NotFoundError, OutOfMemoryError
 from dcdm_cli.generation.engine import Engine, Room, open_engine, render, sampler_settings, sampler_warnings
 from dcdm_cli.generation.prompts import PromptCache
@@ -199,3 +200,28 @@ def test_a_plain_lora_has_one_guidance_scale(engine: Engine) -> None:
     plain = dataclasses.replace(engine, info=dataclasses.replace(engine.info, encoder=None))
     assert plain.guidance.difficulty == plain.guidance.text == 2.0
     assert engine.guidance.difficulty == 4.0
+
+
+def test_torch_leaves_the_cores_to_an_exported_network_and_takes_them_back(engine: Engine) -> None:
+    seen = []
+
+    def network(latents: Tensor, *_: Tensor) -> Tensor:
+        seen.append(torch.get_num_threads())
+        return latents
+
+    def decode(latents: Tensor) -> Tensor:
+        seen.append(torch.get_num_threads())
+        return latents[:, :3].tanh()
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        exported = dataclasses.replace(engine, denoiser=ExportedDenoiser(network, "exported", "cpu"), decode=decode)
+        images(exported, 4)
+        assert set(seen) == {1}
+        assert torch.get_num_threads() == 2
+        seen.clear()
+        images(dataclasses.replace(exported, denoiser=Elementwise()), 4)
+        assert set(seen) == {2}, "a network in torch needs torch's threads"
+    finally:
+        torch.set_num_threads(before)
