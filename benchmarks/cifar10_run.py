@@ -1,6 +1,6 @@
 """The CIFAR-10 experiments, in pieces: pretrain a base, then score, fine-tune and compare on 1,000 and 5,000 images.
 
-    python benchmarks/cifar10_run.py --data DIR --state DIR [--piece-seconds 540] [--setting gpu|cpu|tiny]
+    python benchmarks/cifar10_run.py --data DIR --state DIR [--piece-seconds 540] [--setting gpu|cpu|tiny] [--base DIR]
 
 Run it again until it says that it is done. Every piece ends in time, saved; finished steps, images and classifiers are
 never made twice. The last line is JSON: which steps are done, and which waits. Code 0 = all done, 3 = there is more.
@@ -16,7 +16,7 @@ import json
 import sys
 import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,11 @@ LEFT_BEHIND = {"checkpoints", "images", "sets", "cache"}  # made again where the
 @dataclass(frozen=True)
 class Scale:
     """Settings that differ between machines, as dcdm settings. seeds: per target; without `tune` among them difficulty
-    guidance is not chosen but `GUESS`."""
+    guidance is not chosen but `GUESS`. of_target: settings of one target alone."""
 
     settings: dict[str, dict[str, Any]]
     seeds: dict[str, int]
+    of_target: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     per_class: dict[str, int] | None = None
     test_per_class: int | None = None
     score_needs: float = 20
@@ -109,6 +110,7 @@ def main() -> None:
     parser.add_argument("--state", type=Path, required=True)
     parser.add_argument("--piece-seconds", type=float, default=None)
     parser.add_argument("--setting", choices=SCALES, default="gpu")
+    parser.add_argument("--base", type=Path, help="what cifar10_base.py made, instead of pretraining again")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--pack", type=Path, help="afterwards write the state here, in parts of 15 MiB")
     parser.add_argument("--unpack", type=Path, help="first take the state from here")
@@ -120,7 +122,8 @@ def main() -> None:
     progress = Progress(state)
     if options.unpack:
         progress.forget(": images")  # they were left behind
-    job = Experiments(options.data.absolute(), state, options.setting, options.results, clock)
+    base = options.base.absolute() if options.base else None
+    job = Experiments(options.data.absolute(), state, options.setting, options.results, clock, base)
     waiting = progress.run(list(job.steps()), clock)
     if options.pack:
         pack(state, options.pack)
@@ -129,13 +132,18 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class Experiments:
-    """The steps, in order. State: base/, runs/<target>/, images/, <target>.csv."""
+    """The steps, in order. State: base/, runs/<target>/, images/, <target>.csv. finished: a base that is there."""
 
     data: Path
     state: Path
     setting: str
     results: Path
     clock: Clock
+    finished: Path | None = None
+
+    @property
+    def base(self) -> Path:
+        return self.finished or self.state / "base"
 
     @property
     def scale(self) -> Scale:
@@ -157,9 +165,10 @@ class Experiments:
                 yield Step(f"{target}: {name}", lambda t=target, n=name: self._experiment(t, n))
 
     def _base(self) -> dict[str, Any]:
-        words = ["--data", str(self.data), "--out", str(self.state / "base"), "--setting", self.setting]
-        self.clock.run([sys.executable, str(HERE / "cifar10_base.py"), *words], self.state)
-        return {"record": json.loads((self.state / "base" / "pretraining.json").read_text("utf-8"))}
+        if self.finished is None:
+            words = ["--data", str(self.data), "--out", str(self.base), "--setting", self.setting]
+            self.clock.run([sys.executable, str(HERE / "cifar10_base.py"), *words], self.state)
+        return {"record": json.loads((self.base / "pretraining.json").read_text("utf-8"))}
 
     def _images(self, target: str) -> dict[str, Any]:
         train, test = read_images(self.data, "train"), read_images(self.data, "test")
@@ -177,16 +186,22 @@ class Experiments:
         (run / "dcdm.toml").write_text(self._toml(target), "utf-8")
         return {split: len(part[1]) for split, part in parts.items()}
 
-    def _toml(self, target: str) -> str:
-        import tomlkit
-
+    def _settings(self, target: str) -> dict[str, dict[str, Any]]:
         settings = {name: dict(part) for name, part in self.scale.settings.items()}
-        settings["finetune"]["base"] = str(self.state / "base")
-        settings["caption"] = {"template": "a photo of a {class}"}
-        settings["evaluate"] |= {"seeds": self.scale.seeds[target]}
+        for section, own in self.scale.of_target.get(target, {}).items():
+            settings[section] |= own
         chosen = self.state / "chosen.json"
         guidance = json.loads(chosen.read_text())["difficulty_guidance"] if chosen.is_file() else GUESS
         settings["generate"]["difficulty_guidance"] = guidance
+        settings["evaluate"] |= {"seeds": self.scale.seeds[target]}
+        return settings
+
+    def _toml(self, target: str) -> str:
+        import tomlkit
+
+        settings = self._settings(target)
+        settings["finetune"]["base"] = str(self.base)
+        settings["caption"] = {"template": "a photo of a {class}"}
         return tomlkit.dumps(settings)
 
     def _stage(self, target: str, stage: str, *words: str) -> dict[str, Any]:
@@ -228,7 +243,7 @@ class Experiments:
         target = name.split("_")[0]
         size = {"tune": 1000, "small": 1000, "target": 5000}[target]
         title = f"CIFAR-10, {size} real images, {document['experiment']} ({self.setting} setting)"
-        about = {"title": title, "setting": self.setting, "settings": self.scale.settings, **provenance(command)}
+        about = {"title": title, "setting": self.setting, "settings": self._settings(target), **provenance(command)}
         save({**about, "document": document}, f"cifar10_{name}", self.results)
 
 
