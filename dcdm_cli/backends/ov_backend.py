@@ -16,7 +16,7 @@ from dcdm_cli.backends.exported import empty_output
 from dcdm_cli.errors import CapabilityError
 from dcdm_export.signature import NetworkFile
 
-MOST_PADDING = 2  # a compiled size serves chunks of down to this fraction of it
+MOST_PADDING = 2  # a compiled size serves chunks of more than a half: a batch that was halved is worth its own
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class OvNetwork:
         rows_of(made, self._streams.calls, start, stop).copy_(compiled.outputs[stream][:, : stop - start])
 
     def _for_size(self, size: int) -> _Compiled:
-        fitting = [known for known in self._compiled if size <= known <= MOST_PADDING * size]
+        fitting = [known for known in self._compiled if size <= known < MOST_PADDING * size]
         if fitting:
             return self._compiled[min(fitting)]
         return self._compiled.setdefault(size, self._compile(size))
