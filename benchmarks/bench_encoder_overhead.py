@@ -1,11 +1,12 @@
 """What the difficulty token costs: latency of one guided step with and without it (the paper reports about 8 %).
 
-    python benchmarks/bench_encoder_overhead.py           tiny base and SD 1.5's architecture, CPU, about 6 minutes
+    python benchmarks/bench_encoder_overhead.py           tiny base and SD 1.5's architecture, CPU, about 12 minutes
     python benchmarks/bench_encoder_overhead.py --gpu     Stable Diffusion 1.5's architecture at 512 px, fp16
 
 Both networks have the same UNet weights; one has the encoder and its tokens, the other neither. They take turns in
-pairs of alternating order, and the overhead is the median over blocks of two pairs with a bootstrap interval. Writes
-results/bench_encoder_overhead.json (or _gpu) and ends with it as a JSON line.
+pairs of alternating order; the overhead is the median over blocks of two pairs, averaged over several openings of the
+networks, with a bootstrap interval. Writes results/bench_encoder_overhead.json (or _gpu) and ends with it as a JSON
+line.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ import importlib.util
 import json
 import shutil
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import WORK, interval, seconds, write_result
+from common import WORK, mean_of_medians, seconds, write_result
 from rivals import NAMES, call_alone, make_adapter, row_flops, sd15_model
 
 from dcdm_cli.backends.choice import Wanted, choose_backend
@@ -41,6 +43,7 @@ GOAL = 0.01
 Step = Callable[[], Any]
 Steps = tuple[Callable[[int], Step], Callable[[int], Step]]  # batch -> guided step, with the token and without
 LARGE = "SD 1.5's architecture"
+PLAIN = "no encoder"
 REPLACING = "in place of a padding token"  # mode `replace`: no text longer than without it
 NO_ENCODER = "no encoder, text longer by a token"  # what a token costs that comes from nowhere
 ENCODER_ALONE = "1 token, against a text as long"  # and what the encoder adds to that
@@ -48,24 +51,27 @@ TINY_SHAPE = (8, 16, 64)
 LARGE_SHAPE = (16, 77, 768)  # at 128 px: the fewer pixels, the more the token weighs
 
 
+@dataclass(frozen=True)
+class Block:
+    """Seconds of a step."""
+
+    with_token: float
+    without: float
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--pairs", type=int, default=200)
     parser.add_argument("--large-pairs", type=int, default=40, help="of SD 1.5's architecture on the CPU, batch 1")
+    parser.add_argument("--openings", type=int, default=5, help="of each of the tiny base's networks")
     parser.add_argument("--batches", type=int, nargs="+", default=(8, 32))
     options = parser.parse_args()
     name = "bench_encoder_overhead" + ("_gpu" if options.gpu else "")
     if options.gpu and not torch.cuda.is_available():
         print(json.dumps({"name": name, "measured": False, "reason": "no CUDA GPU: not measured"}))
         return
-    device = "cuda" if options.gpu else "cpu"
-    cases, flops = gpu_cases() if options.gpu else cpu_cases(WORK / "overhead", max(options.batches))
-    table = measured(cases, options.batches, options.pairs, device)
-    if not options.gpu:
-        large, more = large_cases()
-        table += measured(large, (1,), options.large_pairs, device)
-        flops |= more
+    table, flops = on_gpu(options) if options.gpu else on_cpu(options)
     headlines = summarise(table)
     document = {
         "title": "What the difficulty token costs",
@@ -76,13 +82,34 @@ def main() -> None:
     write_result(name, {**document, "cases": table, "more_arithmetic": flops, **headline}, headline)
 
 
-def measured(cases: dict[str, Steps], batches: Sequence[int], pairs: int, device: str) -> list[dict[str, Any]]:
-    table = []
-    for case, (with_token, without) in cases.items():
-        for batch in batches:
-            table.append({"case": case, "batch": batch, **compare((with_token(batch), without(batch)), pairs, device)})
-            print(table[-1], flush=True)
-    return table
+def on_cpu(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """The rows, and how much more arithmetic each token is."""
+    adapters = make_adapters(WORK / "overhead")
+    open_cases = partial(cpu_cases, adapters, max(options.batches))
+    table = measured(open_cases, options.batches, options.pairs, "cpu", options.openings)
+    networks, more = large_networks("cpu", "fp32")
+    table += measured(lambda: large_cases(networks), (1,), options.large_pairs, "cpu")
+    return table, more_flops(adapters) | more
+
+
+def on_gpu(options: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    networks, more = large_networks("cuda", "fp16")
+    return measured(lambda: gpu_cases(networks), options.batches, options.pairs, "cuda"), more
+
+
+def measured(
+    open_cases: Callable[[], dict[str, Steps]], batches: Sequence[int], pairs: int, device: str, openings: int = 1
+) -> list[dict[str, Any]]:
+    """Every network is opened several times, for a part of the pairs each: where its memory happens to lie makes up to
+    3 % of a step, for as long as it is open."""
+    times: dict[tuple[str, int], list[list[Block]]] = {}
+    for _ in range(openings):
+        for case, (with_token, without) in open_cases().items():
+            for batch in batches:
+                blocks = compare((with_token(batch), without(batch)), pairs // openings, device)
+                times.setdefault((case, batch), []).append(blocks)
+                print(case, batch, overhead([blocks]), flush=True)
+    return [{"case": case, "batch": batch, **overhead(parts)} for (case, batch), parts in times.items()]
 
 
 def summarise(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -126,60 +153,67 @@ def sheet(table: list[dict[str, Any]]) -> dict[str, Any]:
     return {"title": "One guided step with and without the token, taken in turn", "columns": columns, "rows": rows}
 
 
-def compare(pair: tuple[Step, Step], pairs: int, device: str) -> dict[str, Any]:
-    """Overhead per step: median of with / without - 1 over blocks of two pairs, one in each order.
+def compare(pair: tuple[Step, Step], pairs: int, device: str) -> list[Block]:
+    """Blocks of two pairs, one in each order.
 
     What runs second finds other caches than what runs first, by more than the token costs: single pairs would fall into
     two heaps, and their median anywhere between.
     """
     for work in pair * 3:
         seconds(work, device)
-    with_token, without = [], []
+    blocks = []
     for _ in range(-(-pairs // 2)):
         first = seconds(pair[0], device), seconds(pair[1], device)
         second = seconds(pair[1], device), seconds(pair[0], device)
-        with_token.append((first[0] + second[1]) / 2)
-        without.append((first[1] + second[0]) / 2)
-    ratios = [a / b - 1 for a, b in zip(with_token, without, strict=True)]
+        blocks.append(Block((first[0] + second[1]) / 2, (first[1] + second[0]) / 2))
+    return blocks
+
+
+def overhead(openings: Sequence[Sequence[Block]]) -> dict[str, Any]:
+    """Mean over the openings of the median of with / without - 1."""
+    value, low, high = mean_of_medians([[block.with_token / block.without - 1 for block in part] for part in openings])
+    blocks = [block for part in openings for block in part]
     return {
-        "overhead": round(statistics.median(ratios), 5),
-        "interval": [round(value, 5) for value in interval(ratios)],
-        "ms_with": round(1e3 * statistics.median(with_token), 3),
-        "ms_without": round(1e3 * statistics.median(without), 3),
+        "overhead": round(value, 5),
+        "interval": [round(low, 5), round(high, 5)],
+        "ms_with": round(1e3 * statistics.median(block.with_token for block in blocks), 3),
+        "ms_without": round(1e3 * statistics.median(block.without for block in blocks), 3),
     }
 
 
-def cpu_cases(work: Path, batch: int) -> tuple[dict[str, Steps], dict[str, float]]:
-    """One token, as the paper has, and the four of the digits preset, on every backend that is installed.
-
-    And the two parts of what one token costs: a longer text without any encoder, and the encoder.
-    """
-    plain = make_plain_adapter(work / "plain")
-    adapters = {
+def make_adapters(work: Path) -> dict[str, Path]:
+    """One token, as the paper has, and the four of the digits preset; and the same UNet without encoder."""
+    return {
+        PLAIN: make_plain_adapter(work / "plain"),
         "1 token": make_adapter(work / "token1", 1),
         "4 tokens": make_adapter(work / "token4", 4),
         f"1 token {REPLACING}": make_adapter(work / "replacing", 1, "replace"),
     }
-    backends = ["torch", "onnxruntime", *(["openvino"] if importlib.util.find_spec("openvino") else [])]
+
+
+def more_flops(adapters: Mapping[str, Path]) -> dict[str, float]:
+    """How much more arithmetic the tokens are."""
+    flops = {words: row_flops(load_fused(adapter)) for words, adapter in adapters.items()}
+    return {words: round(count / flops[PLAIN] - 1, 5) for words, count in flops.items() if words != PLAIN}
+
+
+def cpu_cases(adapters: Mapping[str, Path], batch: int) -> dict[str, Steps]:
+    """On every backend that is installed. And the two parts of what one token costs: a longer text without any encoder,
+    and the encoder."""
     cases: dict[str, Steps] = {}
-    flops = {}
-    for words, adapter in adapters.items():
-        flops[words] = round(row_flops(load_fused(adapter)) / row_flops(load_fused(plain)) - 1, 5)
-        for backend in backends:
-            with_token, without = (open_denoiser(backend, folder, batch) for folder in (adapter, plain))
-            cases[f"{backend}, {words}"] = partial(guided_step, with_token), partial(guided_step, without)
-    longer = (*TINY_SHAPE[:1], TINY_SHAPE[1] + 1, *TINY_SHAPE[2:])
-    for backend in backends:
-        as_long = partial(guided_step, open_denoiser(backend, plain, batch, more_text=1), shape=longer)
-        cases[f"{backend}, {ENCODER_ALONE}"] = cases[f"{backend}, 1 token"][0], as_long
-        cases[f"{backend}, {NO_ENCODER}"] = as_long, cases[f"{backend}, 1 token"][1]
-    return cases, flops
+    for backend in ["torch", "onnxruntime", *(["openvino"] if importlib.util.find_spec("openvino") else [])]:
+        step = {words: partial(guided_step, open_denoiser(backend, adapters[words], batch)) for words in adapters}
+        cases |= {f"{backend}, {words}": (step[words], step[PLAIN]) for words in adapters if words != PLAIN}
+        longer = open_denoiser(backend, adapters[PLAIN], batch, more_text=1)
+        as_long = partial(guided_step, longer, shape=(TINY_SHAPE[0], TINY_SHAPE[1] + 1, TINY_SHAPE[2]))
+        cases[f"{backend}, {NO_ENCODER}"] = as_long, step[PLAIN]
+        cases[f"{backend}, {ENCODER_ALONE}"] = step["1 token"], as_long
+    return cases
 
 
-def large_cases() -> tuple[dict[str, Steps], dict[str, float]]:
+def large_cases(networks: Sequence[ConditionedUNet]) -> dict[str, Steps]:
     """The architecture that users have, as large as a CPU can run it often enough; random weights."""
-    networks, flops = large_networks("cpu", "fp32")
-    return {f"torch, {LARGE} at 128 px, 1 token": torch_steps(networks, "cpu", TorchOptions(2), LARGE_SHAPE)}, flops
+    return {f"torch, {LARGE} at 128 px, 1 token": torch_steps(networks, "cpu", TorchOptions(2), LARGE_SHAPE)}
 
 
 def large_networks(device: str, dtype: str) -> tuple[list[ConditionedUNet], dict[str, float]]:
@@ -197,16 +231,14 @@ def torch_steps(
     return partial(guided_step, with_token, shape=shape), partial(guided_step, without, shape=shape)
 
 
-def gpu_cases() -> tuple[dict[str, Steps], dict[str, float]]:
+def gpu_cases(networks: Sequence[ConditionedUNet]) -> dict[str, Steps]:
     """Eager, so that nothing hides the encoder's launches, and with CUDA graphs, as generation runs."""
-    networks, flops = large_networks("cuda", "fp16")
-    cases = {
+    return {
         f"torch {name}, {LARGE}, 1 token": torch_steps(
             networks, "cuda", TorchOptions(2, cuda_graphs=graphs), (64, 77, 768)
         )
         for name, graphs in (("eager", False), ("CUDA graphs", True))
     }
-    return cases, flops
 
 
 def make_plain_adapter(folder: Path) -> Path:

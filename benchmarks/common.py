@@ -198,11 +198,16 @@ def median_ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
 
 
-def interval(values: Sequence[float], draws: int = 2000) -> tuple[float, float]:
-    """95 % bootstrap interval of the median."""
+def mean_of_medians(groups: Sequence[Sequence[float]], draws: int = 2000) -> tuple[float, float, float]:
+    """(Mean of the groups' medians, and its 95 % bootstrap interval: groups are drawn, then values in each of them)."""
     import numpy as np
 
-    rng = np.random.default_rng(0)
-    sample = np.asarray(values)
-    medians = np.median(rng.choice(sample, (draws, len(sample))), axis=1)
-    return float(np.quantile(medians, 0.025)), float(np.quantile(medians, 0.975))
+    rng, samples = np.random.default_rng(0), [np.asarray(group) for group in groups]
+
+    def again(sample: np.ndarray) -> float:
+        return float(np.median(rng.choice(sample, len(sample))))
+
+    drawn = rng.integers(len(samples), size=(draws, len(samples)))
+    means = [np.mean([again(samples[group]) for group in row]) for row in drawn]
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(np.mean([np.median(sample) for sample in samples])), float(low), float(high)
