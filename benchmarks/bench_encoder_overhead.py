@@ -48,6 +48,7 @@ REPLACING = "in place of a padding token"  # mode `replace`: no text longer than
 NO_ENCODER = "no encoder, text longer by a token"  # what a token costs that comes from nowhere
 ENCODER_ALONE = "1 token, against a text as long"  # and what the encoder adds to that
 TINY_SHAPE = (8, 16, 64)
+LONGER_SHAPE = (8, 17, 64)
 LARGE_SHAPE = (16, 77, 768)  # at 128 px: the fewer pixels, the more the token weighs
 
 
@@ -205,7 +206,7 @@ def cpu_cases(adapters: Mapping[str, Path], batch: int) -> dict[str, Steps]:
         step = {words: partial(guided_step, open_denoiser(backend, adapters[words], batch)) for words in adapters}
         cases |= {f"{backend}, {words}": (step[words], step[PLAIN]) for words in adapters if words != PLAIN}
         longer = open_denoiser(backend, adapters[PLAIN], batch, more_text=1)
-        as_long = partial(guided_step, longer, shape=(TINY_SHAPE[0], TINY_SHAPE[1] + 1, TINY_SHAPE[2]))
+        as_long = partial(guided_step, longer, shape=LONGER_SHAPE)
         cases[f"{backend}, {NO_ENCODER}"] = as_long, step[PLAIN]
         cases[f"{backend}, {ENCODER_ALONE}"] = step["1 token"], as_long
     return cases
@@ -264,35 +265,50 @@ def lengthen(base: BaseModel, tokens: int) -> None:
 
 
 def open_denoiser(backend: str, adapter: Path, batch: int, more_text: int = 0) -> Any:
-    """Exported for guided steps of two calls, like generation's."""
-    model = load_fused(adapter)
-    lengthen(model.base, more_text)
+    """For guided steps of two calls, like generation's."""
     if backend == "torch":
-        return TorchDenoiser(model.network, "cpu", TorchOptions(2))
-    export, facts = adapter.with_name(f"{adapter.name}-export{more_text or ''}"), model_facts(model, adapter, 1.0)
-    make_export(  # takes over what is there and fits
-        Order(facts, export_requests(model, facts, "fp32", 21, {}, shared_calls=2), {}, "bench"),
-        export,
-        adapter.with_name("part"),
-    )
+        return TorchDenoiser(load_with_text(adapter, more_text).network, "cpu", TorchOptions(2))
+    model, export = exported(adapter, more_text)
     settings = GenerateConfig.model_validate({"backend": backend, "batch_size": batch})
     opened = choose_backend(Wanted(adapter, model.info, settings, "cpu", export, frozenset({2}))).opened
     assert opened is not None
     return opened.denoiser
 
 
+def load_with_text(adapter: Path, more_text: int) -> FusedModel:
+    model = load_fused(adapter)
+    lengthen(model.base, more_text)
+    return model
+
+
+def exported(adapter: Path, more_text: int = 0) -> tuple[FusedModel, Path]:
+    """The model and the folder with its graphs, for guided steps of two calls; made unless it is there already."""
+    model = load_with_text(adapter, more_text)
+    export, facts = adapter.with_name(f"{adapter.name}-export{more_text or ''}"), model_facts(model, adapter, 1.0)
+    make_export(
+        Order(facts, export_requests(model, facts, "fp32", 21, {}, shared_calls=2), {}, "bench"),
+        export,
+        adapter.with_name("part"),
+    )
+    return model, export
+
+
 def guided_step(denoiser: Any, batch: int, *, shape: tuple[int, int, int] = TINY_SHAPE) -> Step:
+    inputs = guided_inputs(batch, shape, denoiser.device)
+    return lambda: call_alone(denoiser, *inputs)
+
+
+def guided_inputs(batch: int, shape: tuple[int, int, int], device: str = "cpu") -> tuple[torch.Tensor, ...]:
     """shape: latent side, text tokens, their width."""
     side, length, width = shape
-    rows, device = 2 * batch, denoiser.device
-    inputs = (
+    rows = 2 * batch
+    return (
         torch.randn(batch, 4, side, side, device=device).repeat(2, 1, 1, 1),
         torch.full((rows,), 500.0, device=device),
         torch.randn(rows, length, width, device=device),
         torch.arange(rows, device=device) % len(NAMES),
         torch.linspace(0, 1, rows, device=device),
     )
-    return lambda: call_alone(denoiser, *inputs)
 
 
 if __name__ == "__main__":

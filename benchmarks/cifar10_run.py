@@ -43,6 +43,7 @@ class Scale:
     per_class: dict[str, int] | None = None
     test_per_class: int | None = None
     score_needs: float = 20
+    export: bool = False  # generate with the fastest CPU backend that is installed, not with torch
 
 
 NET = {"model": "resnet10t", "image_size": 64, "batch_size": 128, "lr": 3e-3, "scale": [0.5, 1.0], "hflip": 0.5}
@@ -156,6 +157,8 @@ class Experiments:
             yield Step(f"{target}: score", lambda t=target: self._stage(t, "score", f"{t}.csv"), self.scale.score_needs)
             yield Step(f"{target}: caption", lambda t=target: self._stage(t, "caption"))
             yield Step(f"{target}: finetune", lambda t=target: self._stage(t, "finetune"))
+            if self.scale.export:
+                yield Step(f"{target}: export", lambda t=target: self._stage(t, "export"))
             if target == "tune":
                 yield Step("tune: choose", self._choose)
                 continue
