@@ -31,6 +31,7 @@ from dcdm_cli.job import Job
 from dcdm_cli.training.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
 
 TIMESTEPS = 1000
+_UNET_ONLY = {"unet_steps", "unet_lr", "text_dropout", "ema_decay"}  # of a recipe
 POINTS = 50  # of a loss curve
 log = logging.getLogger("dcdm.pretrain")
 
@@ -267,8 +268,10 @@ class _Run:
             get_ema_multi_avg_fn(decay)(kept, new, 0)
 
     def _settings(self) -> str:
+        """Of what decides these weights: the VAE knows nothing of the UNet that is trained on it."""
         recipe = asdict(self.recipe)
-        return hash_json([self.name, recipe, [list(p.shape) for p in self.net.parameters()]])
+        known = {key: recipe[key] for key in recipe if self.name != "vae" or key not in _UNET_ONLY}
+        return hash_json([self.name, known, [list(p.shape) for p in self.net.parameters()]])
 
     def _save(self) -> None:
         if self.place.folder is None:
