@@ -61,7 +61,7 @@ SETTINGS = {
         vae=(48, 96), latents=4, unet=(96, 160), width=96, every=1_000,
     ),
     "cpu": Setting(
-        Recipe(45_000, vae_steps=3_000, unet_steps=9_000, batch=64, vae_lr=1e-3, unet_lr=8e-4),
+        Recipe(45_000, vae_steps=3_000, unet_steps=8_000, batch=64, vae_lr=1e-3, unet_lr=8e-4),
         vae=(16, 32, 64), latents=8, unet=(48, 96), width=64, every=250,
     ),
     "tiny": Setting(
