@@ -77,3 +77,12 @@ def test_pyplot_is_not_touched():
 
     code = "import sys, dcdm_cli.reports.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_long_row_title_stays_left_of_the_images(tmp_path):
+    white = Image.new("RGB", (96, 96), "white")
+    title = "WMWMWMWMWMWMWMWM: generated, seed 1, by a very long description of what can be seen here and elsewhere"
+    path = plots.image_grid(tmp_path / "g.png", [plots.GridRow(title, [white])], "")
+    with Image.open(path) as grid:
+        row = np.asarray(grid.convert("L"))[plots.HEADER :]
+    assert row[:, : plots.ROW_TITLE].min() < 100 and row[:, plots.ROW_TITLE :].min() == 255
