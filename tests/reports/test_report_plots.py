@@ -81,7 +81,7 @@ def test_pyplot_is_not_touched():
 
 def test_a_long_row_title_stays_left_of_the_images(tmp_path):
     white = Image.new("RGB", (96, 96), "white")
-    title = "WMWMWMWMWMWMWMWM: generated, seed 1, by a very long description of what can be seen here and elsewhere"
+    title = "wire-haired Moscow watchdogs: generated, seed 1, and what more there is to say of them"
     path = plots.image_grid(tmp_path / "g.png", [plots.GridRow(title, [white])], "")
     with Image.open(path) as grid:
         row = np.asarray(grid.convert("L"))[plots.HEADER :]
