@@ -31,7 +31,7 @@ from bench_encoder_overhead import (
     guided_inputs,
     make_adapters,
 )
-from common import WORK, mean_of_medians, write_result
+from common import WORK, in_turn, mean_of_medians, write_result
 
 from dcdm_cli.backends.ov_backend import shared_core
 from dcdm_export.signature import DENOISER, read_signature
@@ -121,16 +121,6 @@ def part_of(kernel: Any, parts: Mapping[str, str]) -> str:
     names = kernel.get_rt_info()["originalLayersNames"].astype(str).split(",")
     found = {parts[name] for name in names if name in parts}
     return next((part for part in reversed(CHANGING) if part in found), REST)
-
-
-def in_turn(steps: Mapping[str, Callable[[], Profile]], count: int) -> dict[str, list[Profile]]:
-    for step in steps.values():
-        step()
-    found: dict[str, list[Profile]] = {name: [] for name in steps}
-    for _ in range(count):
-        for name, step in steps.items():
-            found[name].append(step())
-    return found
 
 
 def row(name: str, profiles: Mapping[str, Sequence[Sequence[Profile]]]) -> dict[str, Any]:

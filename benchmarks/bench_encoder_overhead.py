@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import importlib.util
 import json
 import shutil
 import statistics
@@ -25,7 +24,7 @@ from typing import Any
 
 import torch
 from common import WORK, mean_of_medians, seconds, write_result
-from rivals import NAMES, call_alone, make_adapter, row_flops, sd15_model
+from rivals import NAMES, call_alone, cpu_backends, make_adapter, row_flops, sd15_model, write_export
 
 from dcdm_cli.backends.choice import Wanted, choose_backend
 from dcdm_cli.backends.torch_backend import TorchDenoiser, TorchOptions
@@ -33,11 +32,9 @@ from dcdm_cli.config import GenerateConfig
 from dcdm_cli.model.adapter import AdapterInfo, save_adapter
 from dcdm_cli.model.base import BaseModel, load_base
 from dcdm_cli.model.denoiser import ConditionedUNet
-from dcdm_cli.model.exported import export_requests, model_facts
 from dcdm_cli.model.fused import FusedModel, load_fused
 from dcdm_cli.model.lora import add_lora
 from dcdm_cli.model.packaged import TINY_NAME
-from dcdm_export.folder import Order, make_export
 
 GOAL = 0.01
 Step = Callable[[], Any]
@@ -123,16 +120,14 @@ def summarise(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
         [row for row in table if row["case"].endswith("1 token") and LARGE not in row["case"]],
         [row for row in table if row["case"].endswith(REPLACING)],
         [row for row in table if row["case"].endswith(ENCODER_ALONE)],
+        [row for row in table if row["case"].endswith(NO_ENCODER)],
     ]
-    kept = ("overhead", "interval", "case", "batch")
-    best = [{key: fastest(rows)[key] for key in kept} for rows in kinds if rows]
-    judged = [{**row, "goal": GOAL, "met": row["overhead"] <= GOAL} for row in best]
-    free = [row for row in table if row["case"].endswith(NO_ENCODER)]
-    return judged + ([{key: fastest(free)[key] for key in kept}] if free else [])
+    best = [min(rows, key=lambda row: row["ms_without"] / row["batch"]) for rows in kinds if rows]
+    return [{key: row[key] for key in ("overhead", "interval", "case", "batch")} | judgement(row) for row in best]
 
 
-def fastest(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    return min(rows, key=lambda row: row["ms_without"] / row["batch"])
+def judgement(row: dict[str, Any]) -> dict[str, Any]:
+    return {} if row["case"].endswith(NO_ENCODER) else {"goal": GOAL, "met": row["overhead"] <= GOAL}
 
 
 def sentence(headline: dict[str, Any]) -> str:
@@ -202,7 +197,7 @@ def cpu_cases(adapters: Mapping[str, Path], batch: int) -> dict[str, Steps]:
     """On every backend that is installed. And the two parts of what one token costs: a longer text without any encoder,
     and the encoder."""
     cases: dict[str, Steps] = {}
-    for backend in ["torch", "onnxruntime", *(["openvino"] if importlib.util.find_spec("openvino") else [])]:
+    for backend in cpu_backends():
         step = {words: partial(guided_step, open_denoiser(backend, adapters[words], batch)) for words in adapters}
         cases |= {f"{backend}, {words}": (step[words], step[PLAIN]) for words in adapters if words != PLAIN}
         longer = open_denoiser(backend, adapters[PLAIN], batch, more_text=1)
@@ -284,12 +279,8 @@ def load_with_text(adapter: Path, more_text: int) -> FusedModel:
 def exported(adapter: Path, more_text: int = 0) -> tuple[FusedModel, Path]:
     """The model and the folder with its graphs, for guided steps of two calls; made unless it is there already."""
     model = load_with_text(adapter, more_text)
-    export, facts = adapter.with_name(f"{adapter.name}-export{more_text or ''}"), model_facts(model, adapter, 1.0)
-    make_export(
-        Order(facts, export_requests(model, facts, "fp32", 21, {}, shared_calls=2), {}, "bench"),
-        export,
-        adapter.with_name("part"),
-    )
+    export = adapter.with_name(f"{adapter.name}-export{more_text or ''}")
+    write_export(model, adapter, export)
     return model, export
 
 

@@ -10,7 +10,6 @@ are timed in turn; the ratios are medians of rounds. Writes results/bench_genera
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import shutil
 import statistics
 import subprocess
@@ -23,17 +22,14 @@ from typing import Any
 import numpy as np
 import torch
 from common import ROOT, WORK, best_product, interleaved, median_ratio, square_products, write_result
-from rivals import Diffusers, Ours, config, make_adapter, plan_of, row_flops
+from rivals import CALLS, Diffusers, Ours, config, cpu_backends, make_adapter, plan_of, row_flops, write_export
 
 from dcdm_cli.generation.engine import open_engine
-from dcdm_cli.model.exported import export_requests, model_facts
 from dcdm_cli.model.fused import load_fused
-from dcdm_export.folder import Order, make_export
 
 Rival = Diffusers | Ours
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 GOALS = {"batch 8": 2.0, "best against best": 1.6, "share of the ceiling": 0.7}
-CALLS = 2
 TOGETHER = 5  # steps of a run, or products, that are timed together
 
 
@@ -89,12 +85,9 @@ def parse() -> argparse.Namespace:
 def make_rivals(work: Path, steps: int) -> dict[str, Rival]:
     """Adapter and export are made once and loaded like any user's."""
     adapter, export = make_adapter(work / "adapter"), work / "export"
-    model = load_fused(adapter)
-    requests = export_requests(model, model_facts(model, adapter, 1.0), "fp32", 21, {}, shared_calls=CALLS)
-    make_export(Order(model_facts(model, adapter, 1.0), requests, {}, "bench"), export, work / "part", afresh=True)
+    write_export(load_fused(adapter), adapter, export, afresh=True)
     rivals: dict[str, Rival] = {"diffusers": Diffusers(load_fused(adapter), config(steps), "cpu")}
-    backends = ["torch", "onnxruntime", *(["openvino"] if importlib.util.find_spec("openvino") else [])]
-    for name in backends:
+    for name in cpu_backends():
         rivals[name] = Ours(open_engine(adapter, config(steps, backend=name), "cpu", export=export))
     return rivals
 

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from common import RESULTS, WORK, hardware, interleaved, matmul_ceiling, seconds, versions, write_result
-from rivals import Diffusers, Ours, config, plan_of, row_flops, sd15_model, torch_engine
+from rivals import CALLS, Diffusers, Ours, config, plan_of, row_flops, sd15_model, torch_engine
 
 from dcdm_cli.backends.torch_backend import TorchOptions
 from dcdm_cli.files import write_json
@@ -33,7 +33,6 @@ from dcdm_cli.files import write_json
 Rival = Diffusers | Ours
 RIVALS = ("diffusers eager", "diffusers compiled", "ours eager", "ours compiled")
 GOALS = {"images/s at 20 steps": 9.0, "images/s at 30 steps": 6.2, "times diffusers eager": 1.5}
-CALLS = 2
 
 
 @dataclass(frozen=True)

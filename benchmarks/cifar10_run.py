@@ -16,7 +16,7 @@ import json
 import sys
 import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +35,13 @@ LEFT_BEHIND = {"checkpoints", "images", "sets", "cache"}  # made again where the
 @dataclass(frozen=True)
 class Scale:
     """Settings that differ between machines, as dcdm settings. seeds: per target; without `tune` among them difficulty
-    guidance is not chosen but `GUESS`. of_target: settings of one target alone."""
+    guidance is not chosen but `GUESS`."""
 
     settings: dict[str, dict[str, Any]]
     seeds: dict[str, int]
-    of_target: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     per_class: dict[str, int] | None = None
     test_per_class: int | None = None
     score_needs: float = 20
-    export: bool = False  # generate with the fastest CPU backend that is installed, not with torch
 
 
 NET = {"model": "resnet10t", "image_size": 64, "batch_size": 128, "lr": 3e-3, "scale": [0.5, 1.0], "hflip": 0.5}
@@ -157,8 +155,6 @@ class Experiments:
             yield Step(f"{target}: score", lambda t=target: self._stage(t, "score", f"{t}.csv"), self.scale.score_needs)
             yield Step(f"{target}: caption", lambda t=target: self._stage(t, "caption"))
             yield Step(f"{target}: finetune", lambda t=target: self._stage(t, "finetune"))
-            if self.scale.export:
-                yield Step(f"{target}: export", lambda t=target: self._stage(t, "export"))
             if target == "tune":
                 yield Step("tune: choose", self._choose)
                 continue
@@ -191,8 +187,6 @@ class Experiments:
 
     def _settings(self, target: str) -> dict[str, dict[str, Any]]:
         settings = {name: dict(part) for name, part in self.scale.settings.items()}
-        for section, own in self.scale.of_target.get(target, {}).items():
-            settings[section] |= own
         chosen = self.state / "chosen.json"
         guidance = json.loads(chosen.read_text())["difficulty_guidance"] if chosen.is_file() else GUESS
         settings["generate"]["difficulty_guidance"] = guidance

@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dcdm_cli.files import write_json
 
@@ -107,15 +108,23 @@ def seconds(work: Callable[[], Any], device: str = "cpu") -> float:
     return time.perf_counter() - started
 
 
+Value = TypeVar("Value")
+
+
 def interleaved(works: Mapping[str, Callable[[], Any]], rounds: int, device: str = "cpu") -> dict[str, list[float]]:
     """Seconds of each work in turn, `rounds` times after one run to warm up: what drifts hits all of them alike."""
-    for work in works.values():
-        work()
-    times: dict[str, list[float]] = {name: [] for name in works}
+    return in_turn({name: partial(seconds, work, device) for name, work in works.items()}, rounds)
+
+
+def in_turn(measures: Mapping[str, Callable[[], Value]], rounds: int) -> dict[str, list[Value]]:
+    """What each of them gives, in turn, `rounds` times after one to warm up."""
+    for measure in measures.values():
+        measure()
+    found: dict[str, list[Value]] = {name: [] for name in measures}
     for _ in range(rounds):
-        for name, work in works.items():
-            times[name].append(seconds(work, device))
-    return times
+        for name, measure in measures.items():
+            found[name].append(measure())
+    return found
 
 
 @dataclass(frozen=True)

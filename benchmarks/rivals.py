@@ -8,6 +8,7 @@ image is saved as a PNG. Our side is `run_plan`, as `dcdm generate` calls it.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,14 +36,17 @@ from dcdm_cli.model.adapter import AdapterInfo, save_adapter
 from dcdm_cli.model.base import DTYPES, BaseModel, encode_text, load_base
 from dcdm_cli.model.conditioning import NULL_DIFFICULTY, DifficultyEncoder, EncoderConfig, Mode, join_tokens
 from dcdm_cli.model.denoiser import ConditionedUNet
+from dcdm_cli.model.exported import export_requests, model_facts
 from dcdm_cli.model.fused import FusedModel
 from dcdm_cli.model.latents import torch_decoder
 from dcdm_cli.model.lora import add_lora
 from dcdm_cli.model.packaged import TINY_BASE, TINY_NAME
 from dcdm_cli.model.schedule import sampling_scheduler
+from dcdm_export.folder import Order, make_export
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SCALE = 2.0
+CALLS = 2  # of a guided step at that scale
 
 
 def config(steps: int, **changes: Any) -> GenerateConfig:
@@ -70,6 +74,18 @@ def make_adapter(folder: Path, tokens: int = 4, mode: Mode = "append") -> Path:
     folder.mkdir(parents=True)
     save_adapter(folder, base.unet, encoder, info)
     return folder
+
+
+def cpu_backends() -> list[str]:
+    """Those that are installed."""
+    return ["torch", "onnxruntime", *(["openvino"] if importlib.util.find_spec("openvino") else [])]
+
+
+def write_export(model: FusedModel, adapter: Path, export: Path, *, afresh: bool = False) -> None:
+    """The graphs of an adapter's model for guided steps of `CALLS` calls; those that are there and fit are kept."""
+    facts = model_facts(model, adapter, 1.0)
+    requests = export_requests(model, facts, "fp32", 21, {}, shared_calls=CALLS)
+    make_export(Order(facts, requests, {}, "bench"), export, adapter.with_name("part"), afresh=afresh)
 
 
 def faint_encoder(dim: int, tokens: int, hidden: int, mode: Mode = "append") -> DifficultyEncoder:

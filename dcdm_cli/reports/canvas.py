@@ -8,6 +8,7 @@ generated.
 
 from __future__ import annotations
 
+import textwrap
 import warnings
 from pathlib import Path
 
@@ -47,6 +48,11 @@ def label(text: str, limit: int) -> str:
     plain = show(text)
     plain = plain if len(plain) <= limit else plain[: limit - 1] + "…"
     return plain.replace("$", r"\$")
+
+
+def lines(text: str, letters: int, most: int = 4) -> str:
+    """The same in at most so many lines of so many letters."""
+    return textwrap.fill(show(text), letters, max_lines=most, placeholder=" …").replace("$", r"\$")
 
 
 def save(figure: Figure, path: Path) -> Path:

@@ -3,7 +3,6 @@ through a temporary name and returns its path."""
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,7 @@ from dcdm_cli.reports.words import duration, known_bounds, number, percent
 BINS = np.linspace(0, 1, 21)
 MAX_CLASSES = 12
 TILE, GAP, ROW_TITLE, HEADER = 96, 8, 150, 44  # pixels
-ROW_LETTERS = 18  # of a row's title in one line
+ROW_LETTERS = 18  # of a row's title in one line: they end before the first tile
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,14 @@ def image_grid(path: Path, rows: Sequence[GridRow], title: str) -> Path:
     )
     for i, row in enumerate(rows):
         top = height - HEADER - i * line
-        figure.text(GAP / width, (top - TILE / 2) / height, _row_title(row.title), va="center", fontsize=9, color=INK)
+        figure.text(
+            GAP / width,
+            (top - TILE / 2) / height,
+            canvas.lines(row.title, ROW_LETTERS),
+            va="center",
+            fontsize=9,
+            color=INK,
+        )
         for j, image in enumerate(row.images):
             left = margin + j * (TILE + GAP)
             _place(figure, image, left, top)
@@ -88,11 +94,6 @@ def image_grid(path: Path, rows: Sequence[GridRow], title: str) -> Path:
                 place = ((left + TILE / 2) / width, (top - TILE - 2) / height)
                 figure.text(*place, canvas.label(row.captions[j], 16), ha="center", va="top", fontsize=7, color=INK)
     return canvas.save(figure, path)
-
-
-def _row_title(title: str) -> str:
-    """In lines that end before the first tile."""
-    return textwrap.fill(canvas.label(title, 60), ROW_LETTERS, max_lines=4, placeholder=" …")
 
 
 def requested_vs_realised(

@@ -76,7 +76,7 @@ def test_inputs_may_be_views(build: Build, tmp_path: Path) -> None:
 
 def test_a_smaller_batch_is_filled_up_and_one_of_half_the_size_compiled(tmp_path: Path) -> None:
     network = openvino(tmp_path, toy_denoiser(tmp_path), Streams(1, 1, 16, 1))
-    for images, sizes in ((4, [4]), (3, [4]), (2, [2, 4]), (9, [2, 4, 9]), (5, [2, 4, 9])):
+    for images, sizes in ((4, [4]), (3, [4]), (1, [1, 4]), (2, [1, 2, 4]), (9, [1, 2, 4, 9]), (5, [1, 2, 4, 9])):
         network(*toy_inputs(images))
         assert network.sizes == sizes
 

@@ -86,3 +86,9 @@ def test_a_long_row_title_stays_left_of_the_images(tmp_path):
     with Image.open(path) as grid:
         row = np.asarray(grid.convert("L"))[plots.HEADER :]
     assert row[:, : plots.ROW_TITLE].min() < 100 and row[:, plots.ROW_TITLE :].min() == 255
+
+
+def test_a_line_never_ends_within_an_escape():
+    shown = canvas.lines("x" * 17 + "$y$ and more words than three lines can hold, whatever they may say", 18, 3)
+    assert all(len(line.replace("\\$", "$")) <= 18 for line in shown.split("\n")) and len(shown.split("\n")) == 3
+    assert shown.count("$") == shown.count("\\$") > 0 and shown.endswith("…")
