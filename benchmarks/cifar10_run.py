@@ -16,7 +16,8 @@ import json
 import sys
 import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +27,22 @@ from pieces import Clock, Progress, Step
 
 HERE = Path(__file__).resolve().parent
 EXPERIMENTS = ("adherence", "buckets", "mean-sweep", "controls", "ratio-sweep")
-GUIDANCE = (2.0, 4.0, 6.0)  # of difficulty; the best on validation images is used on all targets
-GUESS = 4.0
+TEXT, DIFFICULTY = (1.5, 3.0, 5.0), (4.0, 8.0)  # guidance; the best pair on validation images is used on all targets
+GUESS = (3.0, 4.0)
 PART_BYTES = 15 * 2**20
 LEFT_BEHIND = {"checkpoints", "images", "sets", "cache"}  # made again where they are missed
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Settings that differ between machines, as dcdm settings. seeds: per target; without `tune` among them difficulty
-    guidance is not chosen but `GUESS`."""
+    """Settings that differ between machines, as dcdm settings. seeds: per target; without `tune` among them guidance is
+    not chosen but `GUESS`. large: settings of the 5,000 images alone. exported: images are made from the export, which
+    is faster on a CPU."""
 
     settings: dict[str, dict[str, Any]]
     seeds: dict[str, int]
+    large: dict[str, dict[str, Any]] = field(default_factory=dict)
+    exported: bool = False
     per_class: dict[str, int] | None = None
     test_per_class: int | None = None
     score_needs: float = 20
@@ -52,7 +56,7 @@ FINETUNE = {
     "rank": 16, "lora_targets": LORA, "tokens": 4, "hidden": 128, "difficulty_balance": 0.5, "ema_decay": 0.995,
     "hflip": True, "snr_gamma": 5.0,
 }  # fmt: skip
-GENERATE = {"ratio": 1.0, "scheduler": "dpmpp", "steps": 15, "text_guidance": 1.5, "clip_range": 4.0}
+GENERATE = {"ratio": 1.0, "scheduler": "dpmpp", "steps": 15, "attempts": 4, "clip_range": 4.0}
 GPU = Scale(
     {
         "score": {**NET, "steps": 800, "folds": 3},
@@ -66,24 +70,33 @@ GPU = Scale(
     seeds={"tune": 3, "small": 5, "target": 3},
     score_needs=240,
 )
-SMALL_NET = {**NET, "image_size": 32, "model_args": {"channels": [16, 24, 32, 64], "stem_width": 8}, "batch_size": 64}
+CPU_NET = {**NET, "model_args": {"channels": [32, 64, 96, 128], "stem_width": 16}, "batch_size": 64}
 CPU = Scale(
     {
-        "score": {**SMALL_NET, "steps": 300, "folds": 3},
-        "judge": {**SMALL_NET, "steps": 800},
-        "downstream": {**SMALL_NET, "steps": 300},
-        "finetune": {**FINETUNE, "steps": 400, "batch_size": 32},
-        "calibrate": {"images": 60},
+        "score": {**CPU_NET, "steps": 600, "folds": 3},
+        "judge": {**CPU_NET, "steps": 3000},
+        "downstream": {**CPU_NET, "image_size": 48, "steps": 400},
+        "finetune": {**FINETUNE, "steps": 600, "batch_size": 32},
+        "calibrate": {"images": 100},
         "generate": {**GENERATE, "ratio": 0.5, "steps": 10, "batch_size": 64, "decode_batch": 64},
         "evaluate": {
-            "fresh_sets": True, "per_target": 60, "density_images": 200, "synthetic_ratio": 0.5, "workers": 2,
+            "fresh_sets": True, "per_target": 100, "density_images": 500, "synthetic_ratio": 0.5, "workers": 2,
             "atlas_classes": 10,
         },
     },
-    seeds={"small": 3},
+    seeds={"tune": 3, "target": 3, "small": 3},
+    large={
+        "score": {"steps": 1200},
+        "downstream": {"steps": 800},
+        "finetune": {"steps": 1000, "batch_size": 64},
+        "calibrate": {"images": 200},
+        "evaluate": {"fresh_sets": False},  # one set of 2,500 images for all seeds
+    },
+    exported=True,
     score_needs=100,
 )  # fmt: skip
-TINY_NET = {**SMALL_NET, "model_args": {"channels": [8, 12, 16, 32], "stem_width": 8}, "steps": 4}
+TINY_NET = {**NET, "image_size": 32, "model_args": {"channels": [8, 12, 16, 32], "stem_width": 8}, "batch_size": 64}
+TINY_NET |= {"steps": 4}
 TINY = Scale(
     {
         "score": {**TINY_NET, "folds": 2},
@@ -155,6 +168,8 @@ class Experiments:
             yield Step(f"{target}: score", lambda t=target: self._stage(t, "score", f"{t}.csv"), self.scale.score_needs)
             yield Step(f"{target}: caption", lambda t=target: self._stage(t, "caption"))
             yield Step(f"{target}: finetune", lambda t=target: self._stage(t, "finetune"))
+            if self.scale.exported:
+                yield Step(f"{target}: export", lambda t=target: self._stage(t, "export"))
             if target == "tune":
                 yield Step("tune: choose", self._choose)
                 continue
@@ -182,21 +197,22 @@ class Experiments:
         write_target(self.state, target, {**parts, "test": (test, np.asarray(tested), "test")})
         run = self.state / "runs" / target
         run.mkdir(parents=True, exist_ok=True)
-        (run / "dcdm.toml").write_text(self._toml(target), "utf-8")
+        (run / "dcdm.toml").write_text(self.toml(target), "utf-8")
         return {split: len(part[1]) for split, part in parts.items()}
 
-    def _settings(self, target: str) -> dict[str, dict[str, Any]]:
+    def settings(self, target: str) -> dict[str, dict[str, Any]]:
         settings = {name: dict(part) for name, part in self.scale.settings.items()}
+        for section, own in self.scale.large.items() if target == "target" else ():
+            settings[section] |= own
         chosen = self.state / "chosen.json"
-        guidance = json.loads(chosen.read_text())["difficulty_guidance"] if chosen.is_file() else GUESS
-        settings["generate"]["difficulty_guidance"] = guidance
+        settings["generate"] |= json.loads(chosen.read_text("utf-8"))["guidance"] if chosen.is_file() else pair(*GUESS)
         settings["evaluate"] |= {"seeds": self.scale.seeds[target]}
         return settings
 
-    def _toml(self, target: str) -> str:
+    def toml(self, target: str) -> str:
         import tomlkit
 
-        settings = self._settings(target)
+        settings = self.settings(target)
         settings["finetune"]["base"] = str(self.base)
         settings["caption"] = {"template": "a photo of a {class}"}
         return tomlkit.dumps(settings)
@@ -206,17 +222,17 @@ class Experiments:
         return {}
 
     def _choose(self) -> dict[str, Any]:
-        """Difficulty guidance by mean accuracy on the validation images."""
+        """The pair of guidances by mean accuracy on the validation images."""
         file = self.state / "settings.toml"
-        file.write_text(_settings_experiment(), "utf-8")
+        file.write_text(guidance_experiment(), "utf-8")
         words = ["--experiment", "settings.toml", "--holdout", "validation", "--run", "runs/tune"]
         self.clock.dcdm("evaluate", *words, folder=self.state)
         document = self._document("tune", "settings")
         means = {arm["name"]: arm["accuracy_mean"] for cell in document["cells"] for arm in cell["arms"]}
-        best = max(GUIDANCE, key=lambda value: means[f"guidance {value:g}"])
-        save({"difficulty_guidance": best, "validation": means}, "chosen", self.state)
+        best = pair(*max(product(TEXT, DIFFICULTY), key=lambda values: means[title_of(*values)]))
+        save({"guidance": best, "validation": means}, "chosen", self.state)
         self._publish("tune_settings", document, "dcdm evaluate --experiment settings.toml --holdout validation")
-        return {"difficulty_guidance": best}
+        return best
 
     def _artefacts(self, target: str) -> dict[str, Any]:
         self.clock.dcdm("evaluate", "--artefacts", "--run", f"runs/{target}", folder=self.state)
@@ -240,22 +256,28 @@ class Experiments:
         target = name.split("_")[0]
         size = {"tune": 1000, "small": 1000, "target": 5000}[target]
         title = f"CIFAR-10, {size} real images, {document['experiment']} ({self.setting} setting)"
-        about = {"title": title, "setting": self.setting, "settings": self._settings(target), **provenance(command)}
+        about = {"title": title, "setting": self.setting, "settings": self.settings(target), **provenance(command)}
         save({**about, "document": document}, f"cifar10_{name}", self.results)
 
 
-def _settings_experiment() -> str:
-    lines = [
-        'about = "Difficulty guidance, chosen on validation images"',
-        "[[arms]]",
-        'name = "real"',
-        'source = "none"',
-    ]
-    for value in GUIDANCE:
-        lines += ["[[arms]]", f'name = "guidance {value:g}"', f'adapter = "guidance-{value:g}"']
-    for value in GUIDANCE:
-        lines += [f"[adapters.guidance-{value:g}]", f"generate = {{ difficulty_guidance = {value} }}"]
-    return "\n".join(lines) + "\n"
+def pair(text: float, difficulty: float) -> dict[str, float]:
+    return {"text_guidance": text, "difficulty_guidance": difficulty}
+
+
+def title_of(text: float, difficulty: float) -> str:
+    return f"text {text:g}, difficulty {difficulty:g}"
+
+
+def guidance_experiment() -> str:
+    import tomlkit
+
+    pairs = {title_of(*values): pair(*values) for values in product(TEXT, DIFFICULTY)}
+    document = {
+        "about": "Guidance by text and by difficulty, chosen on validation images",
+        "arms": [{"name": "real", "source": "none"}, *({"name": name, "adapter": name} for name in pairs)],
+        "adapters": {name: {"generate": values} for name, values in pairs.items()},
+    }
+    return tomlkit.dumps(document)
 
 
 def pack(state: Path, folder: Path) -> None:

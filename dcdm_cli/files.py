@@ -135,6 +135,11 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     return found
 
 
+def safe_name(text: str, otherwise: str) -> str:
+    """A file name for what a user has named: letters, digits, - and _; `otherwise` where nothing is left of it."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-")[:60] or otherwise
+
+
 def hash_bytes(*parts: bytes) -> str:
     """First 32 hex digits of SHA-256 over the length-prefixed parts."""
     digest = hashlib.sha256()

@@ -10,6 +10,7 @@ from types import ModuleType
 import pytest
 
 import dcdm_cli
+from dcdm_cli.config import resolve
 from dcdm_cli.evaluation.experiments import built_in_experiments, find_experiment, parse_experiment
 
 FOLDER = Path(dcdm_cli.__file__).parent.parent / "benchmarks"
@@ -83,3 +84,25 @@ def test_every_image_has_one_purpose(script) -> None:
     assert rows["small"] | rows["rest"] == rows["target"] and not rows["small"] & rows["rest"]
     assert rows["base"] | rows["target"] == set(range(30_000)) and not rows["base"] & rows["target"]
     assert rows["judge"] <= rows["base"]
+
+
+def test_what_a_cifar_run_is_told_are_settings_of_dcdm(script, tmp_path: Path) -> None:
+    cifar, told = script("cifar10_run"), {}
+    for name in cifar.SCALES:
+        job = cifar.Experiments(tmp_path, tmp_path, name, tmp_path, script("pieces").Clock(None))
+        for target in job.scale.seeds:
+            (tmp_path / "dcdm.toml").write_text(job.toml(target), "utf-8")
+            told[name, target] = resolve(run_file=tmp_path / "dcdm.toml").config
+    assert told["cpu", "small"].downstream.steps < told["cpu", "target"].downstream.steps
+    assert told["cpu", "small"].judge == told["cpu", "target"].judge
+
+
+def test_guidance_is_the_pair_that_is_best_on_validation_images(script, tmp_path: Path) -> None:
+    cifar, common = script("cifar10_run"), script("common")
+    experiment = parse_experiment(cifar.guidance_experiment(), "here", "settings")
+    asked = [experiment.adapter(arm.adapter).generate for arm in experiment.arms[1:]]
+    assert len(asked) == len(cifar.TEXT) * len(cifar.DIFFICULTY) and experiment.arms[0].source == "none"
+    job = cifar.Experiments(tmp_path, tmp_path, "tiny", tmp_path, script("pieces").Clock(None))
+    assert job.settings("small")["generate"].items() >= cifar.pair(*cifar.GUESS).items()
+    common.save({"guidance": asked[-1]}, "chosen", tmp_path)
+    assert job.settings("small")["generate"].items() >= asked[-1].items()

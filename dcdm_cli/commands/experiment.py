@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from dcdm_cli.commands.variants import variant_context
 from dcdm_cli.config import ClassifierConfig, changed
 from dcdm_cli.errors import UsageError
 from dcdm_cli.evaluation.experiments import ArmSpec, ClassifierSpec, Experiment, find_experiment
-from dcdm_cli.files import write_json
+from dcdm_cli.files import safe_name, write_json
 from dcdm_cli.job import Job
 from dcdm_cli.store import Outcome, Stage, StageRecord
 
@@ -70,8 +69,7 @@ def show_experiment(context: Context, record: StageRecord, place: Place) -> None
 
 
 def place_of(context: Context, experiment: Experiment) -> Place:
-    name = re.sub(r"[^A-Za-z0-9_-]+", "-", experiment.name).strip("-")[:60] or "experiment"
-    return Place(context.run.evaluation / "experiments", name)
+    return Place(context.run.evaluation / "experiments", safe_name(experiment.name, "experiment"))
 
 
 def experiment_seeds(context: Context, experiment: Experiment) -> list[int]:

@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from dcdm_cli.commands.export import run_export
 from dcdm_cli.commands.finetune import measured_views, own_difficulty, run_calibrate, train_adapter
 from dcdm_cli.commands.options import Context
 from dcdm_cli.config import changed
 from dcdm_cli.errors import NumericalError
 from dcdm_cli.evaluation.experiments import AdapterSpec, ArmSpec
-from dcdm_cli.files import atomic_folder, hash_json
+from dcdm_cli.files import atomic_folder, hash_json, safe_name
 from dcdm_cli.job import Job
 from dcdm_cli.store import Outcome, RunFolder, Stage, StageRecord
 
@@ -65,7 +66,7 @@ def variant_context(context: Context, name: str, spec: AdapterSpec) -> Context:
         spec.generate,
         config.seed,
     ]
-    folder = VariantFolder(context.run, f"{name}-{hash_json(made_from)[:8]}")
+    folder = VariantFolder(context.run, f"{safe_name(name, 'adapter')}-{hash_json(made_from)[:8]}")
     return replace(changed_context, run=folder)
 
 
@@ -78,7 +79,8 @@ def arm_context(context: Context, arm: ArmSpec, spec: AdapterSpec) -> Context:
 
 
 def prepare_variant(context: Context, spec: AdapterSpec, job: Job) -> None:
-    """Fine-tunes (or copies) and calibrates what `variant_context` gave; finished work is found and kept."""
+    """Fine-tunes (or copies), exports where the run is exported, and calibrates what `variant_context` gave; finished
+    work is found and kept."""
     run = context.run
     if not isinstance(run, VariantFolder):
         return
@@ -87,6 +89,8 @@ def prepare_variant(context: Context, spec: AdapterSpec, job: Job) -> None:
         _fine_tune(run, spec, context, job)
     else:
         _copy_adapter(run)
+    if run.parent.record("export"):  # times of arms are compared: the others get what the run's own adapter has
+        run_export(context)
     record, _ = run.run(_calibration_stage(context), lambda: _calibrated(context))
     if record.results["reason"]:
         context.console.note(f"{run.path.name} is used without calibration: {record.results['reason']}")
