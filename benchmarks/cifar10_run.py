@@ -36,12 +36,12 @@ LEFT_BEHIND = {"checkpoints", "images", "sets", "cache"}  # made again where the
 @dataclass(frozen=True)
 class Scale:
     """Settings that differ between machines, as dcdm settings. seeds: per target; without `tune` among them guidance is
-    not chosen but `GUESS`. large: settings of the 5,000 images alone. exported: images are made from the export, which
-    is faster on a CPU."""
+    not chosen but `GUESS`. own: settings of one target alone. exported: images are made from the export, which is
+    faster on a CPU."""
 
     settings: dict[str, dict[str, Any]]
     seeds: dict[str, int]
-    large: dict[str, dict[str, Any]] = field(default_factory=dict)
+    own: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     exported: bool = False
     per_class: dict[str, int] | None = None
     test_per_class: int | None = None
@@ -80,17 +80,19 @@ CPU = Scale(
         "calibrate": {"images": 100},
         "generate": {**GENERATE, "ratio": 0.5, "steps": 10, "batch_size": 64, "decode_batch": 64},
         "evaluate": {
-            "fresh_sets": True, "per_target": 100, "density_images": 500, "synthetic_ratio": 0.5, "workers": 2,
+            "fresh_sets": False, "per_target": 100, "density_images": 500, "synthetic_ratio": 0.5, "workers": 2,
             "atlas_classes": 10,
         },
     },
     seeds={"tune": 3, "target": 3, "small": 3},
-    large={
-        "score": {"steps": 1200},
-        "downstream": {"steps": 800},
-        "finetune": {"steps": 1000, "batch_size": 64},
-        "calibrate": {"images": 200},
-        "evaluate": {"fresh_sets": False},  # one set of 2,500 images for all seeds
+    own={
+        "tune": {"evaluate": {"fresh_sets": True}},
+        "target": {
+            "score": {"steps": 1200},
+            "downstream": {"steps": 800},
+            "finetune": {"steps": 1000, "batch_size": 64},
+            "calibrate": {"images": 200},
+        },
     },
     exported=True,
     score_needs=100,
@@ -202,7 +204,7 @@ class Experiments:
 
     def settings(self, target: str) -> dict[str, dict[str, Any]]:
         settings = {name: dict(part) for name, part in self.scale.settings.items()}
-        for section, own in self.scale.large.items() if target == "target" else ():
+        for section, own in self.scale.own.get(target, {}).items():
             settings[section] |= own
         chosen = self.state / "chosen.json"
         settings["generate"] |= json.loads(chosen.read_text("utf-8"))["guidance"] if chosen.is_file() else pair(*GUESS)
