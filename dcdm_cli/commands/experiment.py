@@ -191,7 +191,7 @@ def _about(spec: ArmSpec, ratio: float, sets: GeneratedSets, seeds: Sequence[int
 
 def _preparation(context: Context) -> dict[str, float]:
     """Seconds that ours needs before the first image, whatever their number."""
-    records = {name: context.run.record(name) for name in ("score", "caption", "finetune", "calibrate")}
+    records = {name: context.run.record(name) for name in ("score", "caption", "finetune", "calibrate", "export")}
     return {name: record.seconds for name, record in records.items() if record}
 
 
@@ -199,9 +199,12 @@ def _before(context: Context, experiment: Experiment, name: str) -> float | None
     """Seconds that an arm of a generator needs before its first image; None = not known."""
     arm = next(arm for arm in experiment.arms if arm.name == name)
     spec = experiment.adapter(arm.adapter)
-    own = variant_context(context, arm.adapter, spec).run.record("finetune") if spec.retrains else None
-    caption = context.run.record("caption")
-    return round(own.seconds + caption.seconds, 2) if own and caption else None
+    own = variant_context(context, arm.adapter, spec).run
+    finetune, caption = own.record("finetune") if spec.retrains else None, context.run.record("caption")
+    if not finetune or not caption:
+        return None
+    export = own.record("export")
+    return round(caption.seconds + finetune.seconds + (export.seconds if export else 0), 2)
 
 
 def _sweep(context: Context, experiment: Experiment, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -153,7 +153,7 @@ def _crossing_sentences(document: Metrics) -> Iterator[str]:
         )
         yield f"{best}; ours reaches it with {found['ours']['images']} ({share}). Both points were chosen afterwards."
         if (share := found.get("whole_share")) is not None:
-            yield f"With scoring, fine-tuning and calibration that is {percent(share, 0)} of the time {name} takes."
+            yield f"With what each needs before its first image that is {percent(share, 0)} of the time {name} takes."
     spent = document.get("preparation_seconds") or {}
     if document.get("crossings") and spent:
         yield f"Before its first image ours needs {duration(sum(spent.values()))} ({', '.join(spent)})."

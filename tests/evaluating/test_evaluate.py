@@ -17,10 +17,8 @@ from dcdm_cli.commands.artefacts import run_artefacts, run_filter
 from dcdm_cli.commands.atlas import hardest_classes, run_atlas
 from dcdm_cli.commands.checks import checked_data
 from dcdm_cli.commands.evaluate import run_evaluate
-from dcdm_cli.commands.export import run_export
 from dcdm_cli.commands.generate import run_generate
 from dcdm_cli.commands.next_plan import run_next_plan
-from dcdm_cli.commands.probing import open_run_engine
 from dcdm_cli.commands.variants import prepare_variant, variant_context
 from dcdm_cli.data.manifest import Manifest, read_manifest, write_manifest
 from dcdm_cli.errors import MismatchError, NotFoundError, UsageError
@@ -266,15 +264,3 @@ def test_an_adapter_with_other_sampler_settings_is_calibrated_for_itself(run: Pa
     prepare_variant(own, spec, Job())
     assert variant_context(context, "ours", AdapterSpec()).run is context.run
     assert variant_context(context, "../a / b", spec).run.path.parent == own.run.path.parent
-
-
-def test_where_the_run_is_exported_another_adapter_is_too(run: Path) -> None:
-    context = context_of(run, calibrate__enabled=False)
-    spec = AdapterSpec(generate={"text_guidance": 3.0})
-    other = variant_context(context, "strong", spec)
-    prepare_variant(other, spec, Job())
-    assert not other.run.export.exists()
-    run_export(context)
-    prepare_variant(other, spec, Job())
-    engine = open_run_engine(other, other.run.adapter, Job())
-    assert engine.denoiser.name in ("openvino", "onnxruntime")

@@ -11,9 +11,12 @@ import pytest
 from dcdm_cli.commands.arms import ARMS
 from dcdm_cli.commands.checks import checked_data
 from dcdm_cli.commands.experiment import run_experiment
+from dcdm_cli.commands.export import run_export
 from dcdm_cli.commands.sets import GeneratedSets
+from dcdm_cli.commands.variants import variant_context
 from dcdm_cli.errors import InterruptedRunError, UsageError
-from dcdm_cli.evaluation.experiments import ArmSpec, Experiment
+from dcdm_cli.evaluation.experiments import BUILT_IN_ADAPTERS, ArmSpec, Experiment
+from dcdm_cli.generation.engine import open_engine
 from dcdm_cli.job import Job
 
 from .conftest import context_of, forced
@@ -85,6 +88,21 @@ def test_comparisons_and_the_crossing_are_there(document: dict) -> None:
     assert crossing["control"]["images"] in (20, 40)
     assert crossing["before_seconds"]["control"] > 0 < crossing["before_seconds"]["ours"]
     assert set(document["preparation_seconds"]) >= {"score", "caption", "finetune"}
+
+
+def test_where_the_run_is_exported_its_rival_is_too_and_pays_for_it(run: Path, tmp_path: Path) -> None:
+    context, file = context_of(run), tmp_path / "sweep.toml"
+    run_export(context)
+    arms = ('name = "real"\nsource = "none"', 'name = "plain"\nadapter = "plain"\nattempts = 1', 'name = "dcdm"')
+    tables = "".join(f"[[arms]]\n{arm}\n" for arm in arms)
+    file.write_text(f'axis = "ratio"\nratios = [0.1]\ncontrols = ["plain"]\n{tables}')
+    found = run_experiment(context, str(file))[0].results
+    rival = variant_context(context, "plain", BUILT_IN_ADAPTERS["plain"]).run
+    engine = open_engine(rival.adapter, context.config.generate, "cpu", export=rival.export)
+    assert engine.denoiser.name in ("openvino", "onnxruntime")
+    paid = sum(record.seconds for record in map(rival.require, ("caption", "finetune", "export")))
+    assert found["crossings"]["plain"]["before_seconds"]["control"] == pytest.approx(paid, abs=0.01)
+    assert found["preparation_seconds"]["export"] == context.run.require("export").seconds
 
 
 def test_adapters_are_trained_once_and_sets_shared_by_name(document: dict, experimented: Path) -> None:
