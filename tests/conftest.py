@@ -19,6 +19,12 @@ for number, handler in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.
         signal.signal(number, handler)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests are of the CPU, where a GPU is too, except those of `pytest -m gpu`."""
+    if config.getoption("markexpr") != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 @pytest.fixture(scope="session", autouse=True)
 def quiet_threads() -> Iterator[None]:
     """Two threads at most: tests share small machines, and sums in another order are other sums."""

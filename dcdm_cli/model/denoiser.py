@@ -49,7 +49,8 @@ class SharedRows(nn.Module):
         return torch.cat([made] * self.calls)
 
     def _first(self, value: Any) -> Any:
-        return value[: value.shape[0] // self.calls] if isinstance(value, Tensor) else value
+        """A slice would do, but torch 2.11 exports none whose length is computed from a named axis."""
+        return value.unflatten(0, (self.calls, -1))[0] if isinstance(value, Tensor) else value
 
 
 def share_prefix(unet: UNet2DConditionModel, calls: int) -> None:

@@ -130,13 +130,15 @@ def train_vae(vae: AutoencoderKL, images: Tensor, recipe: Recipe, place: Place |
     """images: float32 or uint8 [N, 3, H, W], float in [-1, 1]. Returns the loss curve. Goes on from a checkpoint."""
     place = place or Place()
     run = _Run("vae", vae, _Descent(recipe.vae_lr, recipe.vae_steps), recipe, place)
+    images, network = images.to(run.device), _Rebuilding(vae)
+    batch = _pixels(images[torch.zeros(recipe.batch, dtype=torch.int64)])
+    noise_shape = encode_all(vae, images[:1]).shape[1:]
+    network = run.recorded(network, batch, torch.zeros(recipe.batch, *noise_shape, device=run.device))
 
     def step() -> dict[str, Tensor]:
-        batch = _pixels(images[torch.randint(len(images), (recipe.batch,), generator=run.generator)]).to(run.device)
-        posterior = vae.encode(batch).latent_dist
-        rebuilt = vae.decode(posterior.sample(run.generator)).sample
+        batch = _pixels(images[run.integers(len(images))])
+        rebuilt, kl = network(batch, run.noise(noise_shape))
         mse = F.mse_loss(rebuilt, batch)
-        kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
         return {"loss": mse + recipe.kl_weight * kl, "mse": mse.detach(), "kl": kl.detach()}
 
     return run.train(step)
@@ -167,26 +169,29 @@ def train_unet(
     ema = copy.deepcopy(nets).requires_grad_(False)
     descent = _Descent(recipe.unet_lr, recipe.unet_steps, weight_decay=0.01, final_div_factor=100)
     run = _Run("unet", nets, descent, recipe, place, ema)
+    prompts, latents, labels = (tensor.to(run.device) for tensor in (prompts, latents, labels))
+    rows = torch.zeros(recipe.batch, dtype=torch.int64, device=run.device)
+    network = run.recorded(_Predicting(unet), latents[rows], rows, text(prompts[rows, 0])[0].detach().requires_grad_())
 
     def step() -> dict[str, Tensor]:
-        rows = torch.randint(len(latents), (recipe.batch,), generator=run.generator)
+        rows = run.integers(len(latents))
         tokens = pick_prompts(prompts, labels[rows], recipe.text_dropout, run.generator)
-        noise = torch.randn(latents[rows].shape, generator=run.generator)
-        timesteps = torch.randint(TIMESTEPS, (recipe.batch,), generator=run.generator)
+        noise = run.noise(latents.shape[1:])
+        timesteps = run.integers(TIMESTEPS)
         noisy = scheduler.add_noise(latents[rows], noise, timesteps)
-        with torch.autocast(run.device.type, torch.bfloat16, enabled=place.bf16):
-            prediction = unet(noisy.to(run.device), timesteps.to(run.device), text(tokens.to(run.device))[0]).sample
-        loss = F.mse_loss(prediction.float(), noise.to(run.device))
-        return {"loss": loss}
+        return {"loss": F.mse_loss(network(noisy, timesteps, text(tokens)[0]), noise)}
 
     return ema, run.train(step)
 
 
 def pick_prompts(prompts: Tensor, labels: Tensor, dropout: float, generator: torch.Generator) -> Tensor:
-    """A random template per image; the empty prompt with probability `dropout`. Returns int64 [B, tokens]."""
-    empty = torch.rand(len(labels), generator=generator) < dropout
+    """A random template per image; the empty prompt with probability `dropout`. Returns int64 [B, tokens].
+
+    All on one device, the generator too.
+    """
+    empty = torch.rand(len(labels), generator=generator, device=labels.device) < dropout
     rows = torch.where(empty, len(prompts) - 1, labels)
-    return prompts[rows, torch.randint(prompts.shape[1], (len(labels),), generator=generator)]
+    return prompts[rows, torch.randint(prompts.shape[1], (len(labels),), generator=generator, device=labels.device)]
 
 
 def save_pipeline(
@@ -204,6 +209,43 @@ def save_pipeline(
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder, safe_serialization=True)
+
+
+class _Rebuilding(nn.Module):
+    """(images, noise for the latents) -> what the VAE makes of them, and the mean divergence from N(0, 1)."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        posterior = self.vae.encode(images).latent_dist
+        rebuilt = self.vae.decode(posterior.mean + posterior.std * noise).sample
+        kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
+        return rebuilt.float(), kl.float()
+
+
+class _Predicting(nn.Module):
+    """The UNet as a function of tensors alone."""
+
+    def __init__(self, unet: UNet2DConditionModel) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+        return self.unet(noisy, timesteps, text).sample.float()
+
+
+class _InBfloat16(nn.Module):
+    """Without autocast's cache of cast weights, which a recording could not keep up to date."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, *inputs: Tensor) -> Any:
+        with torch.autocast(inputs[0].device.type, torch.bfloat16, cache_enabled=False):
+            return self.network(*inputs)
 
 
 @dataclass(frozen=True)
@@ -236,7 +278,7 @@ class _Run:
             pct_start=0.05,
             final_div_factor=descent.final_div_factor,
         )
-        self.generator = torch.Generator().manual_seed(recipe.seed + (name != "vae"))
+        self.generator = torch.Generator(self.device).manual_seed(recipe.seed + (name != "vae"))
         self.curve, self.step = Curve(name), 0
         self._resume()
 
@@ -254,6 +296,23 @@ class _Run:
             if stopping:
                 self.place.job.stop_if_asked(f"{self.name} checkpoint at step {self.step} of {self.steps}")
         return self.curve.points
+
+    def integers(self, below: int) -> Tensor:
+        """int64 [batch] in [0, below), on the device: a GPU would wait for draws and images from the CPU."""
+        return torch.randint(below, (self.recipe.batch,), generator=self.generator, device=self.device)
+
+    def noise(self, shape: Sequence[int]) -> Tensor:
+        """float32 [batch, *shape], on the device."""
+        return torch.randn(self.recipe.batch, *shape, generator=self.generator, device=self.device)
+
+    def recorded(self, network: nn.Module, *example: Tensor) -> Callable[..., Any]:
+        """The network in the place's precision. On a GPU its two passes are recorded and replayed, since a small one
+        is over before the CPU has launched the next kernel. example: inputs, whose shapes and needs of gradients stay
+        the same."""
+        network = (_InBfloat16(network) if self.place.bf16 else network).train()
+        if self.device.type != "cuda":
+            return network
+        return torch.cuda.make_graphed_callables(network, example, allow_unused_input=True)
 
     def _apply(self, loss: Tensor) -> None:
         self.optimizer.zero_grad()
@@ -308,7 +367,7 @@ class Curve:
         self.name, self.points, self._window = name, [], []
 
     def add(self, step: int, total: int, **losses: Tensor) -> None:
-        self._window.append({key: value.detach() for key, value in losses.items()})
+        self._window.append({key: value.detach().clone() for key, value in losses.items()})  # a replay writes over them
         if (step + 1) % max(1, total // POINTS) and step + 1 != total:
             return
         mean = {key: round(float(np.mean([float(w[key]) for w in self._window])), 5) for key in losses}

@@ -152,9 +152,10 @@ def _trace(graph: Graph) -> Any:
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Without the remark that several axes share one name, which is what we asked for."""
+    """Without the remark that several axes share one name, which is what we asked for, and torch's own deprecations."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"# The axis name: .* will not be used", category=UserWarning)
+        warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning)
         yield
 
 
