@@ -1,6 +1,7 @@
 """Stable Diffusion 1.5 with random weights at 512 px on a GPU: diffusers, eager and compiled, against ours.
 
     python benchmarks/bench_sd15.py                 stops after 9 minutes; the same command goes on to the end
+    python benchmarks/bench_sd15.py --eager         without the compiled ones, which take minutes to compile
     python benchmarks/bench_sd15.py --sketch        the same code on a toy architecture and a CPU, to try the script
 
 End to end to PNG files at batch 1 to 64 and 20, 30 and 50 guided steps, and the network alone. Every finished cell is
@@ -11,6 +12,8 @@ share of the bf16 matmul ceiling measured in the same run. Writes results/bench_
 from __future__ import annotations
 
 import argparse
+import copy
+import dataclasses
 import gc
 import json
 import shutil
@@ -37,18 +40,18 @@ GOALS = {"images/s at 20 steps": 9.0, "images/s at 30 steps": 6.2, "times diffus
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured where. device, dtype: of torch."""
+    """What is measured where. device, dtype: of torch. eager: nothing that is compiled."""
 
     device: str
     dtype: str
     batches: tuple[int, ...]
     steps: tuple[int, ...]
     sketch: bool
+    eager: bool
 
     @property
     def rivals(self) -> tuple[str, ...]:
-        """Without a GPU compiling takes longer than everything else together."""
-        return RIVALS[::2] if self.sketch else RIVALS
+        return RIVALS[::2] if self.eager else RIVALS
 
 
 class Cells:
@@ -80,8 +83,8 @@ def main() -> None:
         print(json.dumps({"name": "bench_sd15", "measured": False, "reason": "no CUDA GPU: not measured"}))
         return
     setting = (
-        Setting("cpu", "fp32", (1, 2), (2, 3), True) if options.sketch
-        else Setting("cuda", options.precision, tuple(options.batches), tuple(options.steps), False)
+        Setting("cpu", "fp32", (1, 2), (2, 3), True, True) if options.sketch
+        else Setting("cuda", options.precision, tuple(options.batches), tuple(options.steps), False, options.eager)
     )  # fmt: skip
     name = "bench_sd15_sketch" if options.sketch else "bench_sd15"
     cells, deadline = Cells(RESULTS / f"{name}.partial.json", setting), time.monotonic() + 60 * options.minutes
@@ -99,6 +102,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sketch", action="store_true")
+    parser.add_argument("--eager", action="store_true")
     parser.add_argument("--precision", choices=("fp16", "bf16"), default="fp16")
     parser.add_argument("--batches", type=int, nargs="+", default=(1, 2, 4, 8, 16, 32, 64))
     parser.add_argument("--steps", type=int, nargs="+", default=(20, 30, 50))
@@ -154,7 +158,7 @@ def ceiling(setting: Setting) -> float:
 def parity(setting: Setting) -> dict[str, Any]:
     """In float32 and a few steps: the share of values within 2 of 255 of diffusers' pipeline."""
     made, rows = [], plan_of(2, "parity").rows()
-    exact = Setting(setting.device, "fp32", setting.batches, (4,), setting.sketch)
+    exact = dataclasses.replace(setting, dtype="fp32", steps=(4,))
     for name in ("diffusers eager", "ours eager"):
         rival = with_steps(make_rival(name, exact), 4)
         made.append(np.stack([np.asarray(image) for image in rival.images(rows, 2)]).astype(int))
@@ -183,9 +187,6 @@ def end_to_end(rival: Rival, batch: int, steps: int, setting: Setting) -> float:
 
 
 def with_steps(rival: Rival, steps: int) -> Rival:
-    import copy
-    import dataclasses
-
     if isinstance(rival, Ours):
         settings = rival.engine.config.model_copy(update={"steps": steps})
         return Ours(dataclasses.replace(rival.engine, config=settings))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -43,7 +42,8 @@ Progress = Callable[[str, int, int], None]  # what, done, total
 Transform = Callable[[Image.Image], torch.Tensor]
 
 KEEP_BYTES = 2**30  # decoded images are kept in memory up to this
-TINY_SIDE = 64  # up to this many pixels per side, worker processes cost more than they save
+TINY_SIDE = 64  # up to this many pixels per side, starting worker processes costs more than reading
+MANY = 8192  # images, unless there are so many
 CHECK_EVERY = 20  # steps between looks at the loss; a look makes a GPU wait
 WEIGHTS, DESCRIPTION = "model.safetensors", "classifier.json"
 AGAIN = "copy or write the file again; what a run has made itself comes back with: dcdm score --force"
@@ -183,7 +183,7 @@ def train_classifier(
             images, labels, preprocessing.train_transform(config), max_side=2 * config.image_size, keep=True
         )
         rows = batch_rows(len(images), config.batch_size, config.steps, seed)
-        batches = _loader(dataset, device, config.image_size, seed=seed, batch_sampler=rows)
+        batches = _loader(dataset, device, config.image_size, rows.size, seed=seed, batch_sampler=rows)
         _fit(model, preprocessing, batches, config, progress)
     return model.eval()
 
@@ -211,7 +211,7 @@ def logits_of(
     dataset = LabelledImages(images, None, preprocessing.eval_transform())
     side = max(preprocessing.data_config["input_size"])
     batches = []
-    for pixels, _ in _loader(dataset, device, side, batch_size=batch_size):
+    for pixels, _ in _loader(dataset, device, side, len(images), batch_size=batch_size):
         inputs = preprocessing.standardise(pixels.to(device, non_blocking=True))
         batches.append(torch.stack([model(inputs).float() for model in models]).cpu())
         if progress:
@@ -239,7 +239,7 @@ def chosen_logits(
         return logits
     dataset = LabelledImages(images, None, preprocessing.eval_transform())
     side = max(preprocessing.data_config["input_size"])
-    for pixels, _ in _loader(dataset, device, side, batch_size=batch_size):
+    for pixels, _ in _loader(dataset, device, side, len(images), batch_size=batch_size):
         inputs = preprocessing.standardise(pixels.to(device, non_blocking=True))
         here = slice(done, done + len(inputs))
         for asked, answers in zip(chosen[:, here], logits[:, here], strict=True):
@@ -404,12 +404,17 @@ def _cosine_with_warmup(steps: int) -> Callable[[int], float]:
     return factor
 
 
-def _loader(dataset: LabelledImages, device: torch.device, side: int, seed: int = 0, **how: Any) -> DataLoader[Any]:
-    """Own generator: a DataLoader draws its workers' seed, which must neither read nor move the global generator."""
-    helpful = device.type != "cpu" and side > TINY_SIDE  # on a CPU the workers would compete with the network
+def _loader(
+    dataset: LabelledImages, device: torch.device, side: int, reads: int, seed: int = 0, **how: Any
+) -> DataLoader[Any]:
+    """reads: images that it will give. Own generator: a DataLoader draws its workers' seed, which must neither read nor
+    move the global generator."""
+    helpful = device.type != "cpu" and (
+        side > TINY_SIDE or reads > MANY
+    )  # on a CPU they would compete with the network
     return DataLoader(
         dataset,
-        num_workers=min(8, os.cpu_count() or 1) if helpful else 0,
+        num_workers=min(8, torch.get_num_threads()) if helpful else 0,  # threads: this process's share of the machine
         pin_memory=device.type == "cuda",
         generator=torch.Generator().manual_seed(seed),
         **how,
