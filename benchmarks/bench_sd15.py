@@ -93,9 +93,10 @@ def main() -> None:
         print(json.dumps({"name": name, "complete": False, "cells": len(cells.values), "next": "the same command"}))
         return
     result = {"task": f"SD 1.5 architecture, random weights, 512 px, guidance scale 2, {setting.dtype}"}
-    result |= {"cells": cells.values, "table": table(cells.values, setting)}
-    headline = summarise(result["table"])
-    write_result(name, {**result, "headline": headline}, headline)
+    rows = table(cells.values, setting)
+    headline = summarise(rows)
+    shown = {"title": f"Images per second: {result['task']}", "sentences": sentences(headline), "tables": [sheet(rows)]}
+    write_result(name, {**shown, **result, "cells": cells.values, "table": rows, "headline": headline}, headline)
     cells.file.unlink()
 
 
@@ -240,6 +241,31 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
         }
         for name, value in reached.items()
     }
+
+
+def sentences(headline: dict[str, Any]) -> list[str]:
+    """One per goal, the best of ours."""
+    judged = [(name, facts) for name, facts in headline.items() if facts["goal"] is not None]
+    return [
+        f"{name}: {facts['reached']:.2f}; goal {facts['goal']:.1f} {'met' if facts['met'] else 'NOT met'}."
+        for name, facts in judged
+    ]
+
+
+def sheet(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    rates = [column for column in rows[0] if column.startswith("images/s")]
+    cells = [
+        [
+            row["rival"],
+            row["batch"],
+            row["network_tflops"],
+            row["share_of_ceiling"] and f"{row['share_of_ceiling']:.0%}",
+        ]
+        + [f"{row[column]:.2f}" if isinstance(row[column], float) else row[column] for column in rates]
+        for row in rows
+    ]
+    columns = ["", "batch", "TFLOP/s in the network", "of the bf16 matmul ceiling", *rates]
+    return {"title": "End to end to PNG files, and the network alone", "columns": columns, "rows": cells}
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from dcdm_cli.model.base import BaseModel, encode_text
 from dcdm_cli.model.latents import encode_latents, to_pixels
 from dcdm_cli.training.views import Views
 
-CHUNK = 32  # images encoded at once
+CHUNK, CHUNK_PIXELS = 32, 2**20  # encoded at once, at most: an encoder's activations are gigabytes at 512 px
 BINS = 10  # of difficulty, for balancing
 
 
@@ -102,10 +102,11 @@ def cache_latents(base: BaseModel, views: Views, resolution: int, folder: Path, 
     # Written from front to back: writing to a memory map ends the process when the disk is full.
     with atomic_path(file) as part, part.open("wb") as stream:
         np.lib.format.write_array_header_1_0(stream, header)
-        for start in range(0, len(views), CHUNK):
-            pixels = to_pixels(views[start : start + CHUNK], resolution)
+        chunk = max(1, min(CHUNK, CHUNK_PIXELS // resolution**2))
+        for start in range(0, len(views), chunk):
+            pixels = to_pixels(views[start : start + chunk], resolution)
             stream.write(encode_latents(base.vae, pixels).cpu().numpy().tobytes())
-            progress("encoding images", min(start + CHUNK, len(views)), len(views))
+            progress("encoding images", min(start + chunk, len(views)), len(views))
     return np.load(file, mmap_mode="r")
 
 

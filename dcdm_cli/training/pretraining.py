@@ -312,6 +312,8 @@ class _Run:
         network = (_InBfloat16(network) if self.place.bf16 else network).train()
         if self.device.type != "cuda":
             return network
+        # Gradients come from the stream of the recording, as they must: torch warns of that.
+        torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
         return torch.cuda.make_graphed_callables(network, example, allow_unused_input=True)
 
     def _apply(self, loss: Tensor) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from dcdm_cli.config import ClassifierConfig, ScoreConfig
+from dcdm_cli.difficulty import classifier
 from dcdm_cli.difficulty.classifier import (
     DESCRIPTION,
     WEIGHTS,
@@ -183,3 +184,14 @@ def test_a_damaged_description(tmp_path: Path, content: str) -> None:
     (tmp_path / DESCRIPTION).write_text(content)
     with pytest.raises(MismatchError):
         load_classifier(tmp_path)
+
+
+def test_a_gpu_gets_helpers_for_large_images_and_for_many_small_ones() -> None:
+    images = classifier.LabelledImages(np.zeros((4, 8, 8, 3), np.uint8), None, torch.as_tensor)
+
+    def helpers(device: str, side: int, reads: int) -> int:
+        return classifier._loader(images, torch.device(device), side, reads).num_workers
+
+    many = classifier.MANY + 1
+    assert helpers("cuda", 224, 10) == helpers("cuda", 32, many) == min(8, torch.get_num_threads())
+    assert helpers("cuda", 32, 10) == helpers("cpu", 224, many) == 0

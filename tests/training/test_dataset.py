@@ -14,6 +14,7 @@ from PIL import Image
 from dcdm_cli.errors import NotFoundError
 from dcdm_cli.job import silent
 from dcdm_cli.model.base import BaseModel
+from dcdm_cli.training import dataset
 from dcdm_cli.training.dataset import (
     DrawSettings,
     TrainingSet,
@@ -92,6 +93,17 @@ def test_mirrored_views_follow_all_plain_ones(tiny: BaseModel, paths: list[Path]
     mirrored = cache_latents(tiny, other, 32, tmp_path / "other", silent)
     assert len(both) == 2 * IMAGES
     assert np.allclose(both[IMAGES:], mirrored, atol=1e-4)
+
+
+def test_large_images_are_encoded_a_few_at_a_time(
+    tiny: BaseModel, paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = cache_latents(tiny, Views(paths), 32, tmp_path / "together", silent)
+    monkeypatch.setattr(dataset, "CHUNK_PIXELS", 3 * 32 * 32)
+    told: list[int] = []
+    few = cache_latents(tiny, Views(paths), 32, tmp_path / "few", lambda _, done, __: told.append(done))
+    assert told[:2] == [3, 6]
+    np.testing.assert_allclose(few, together, atol=1e-4)
 
 
 def test_an_image_that_is_gone_is_named_and_nothing_is_cached(
