@@ -47,10 +47,12 @@ def checked_data(context: Context) -> Evaluated:
 
 
 def _check_scorer(context: Context) -> None:
-    if not context.run.scorer.exists():
+    scorer = context.run.scorer
+    if not scorer.exists():
         raise UsageError(
-            "evaluation needs a scorer, and this run's scores came from a column",
+            f"evaluation needs a scorer, and there is none at {scorer} (scores from a column leave none)",
             "score with a classifier: dcdm score --method crossfit --force",
+            file=scorer,
         )
 
 

@@ -19,6 +19,7 @@ BCA_FROM = 20
 RESAMPLES = 9999
 POWER = 0.8  # "would tell" = a difference of the size seen is found 4 times out of 5
 MOST_SEEDS = 1000
+SEEDS_WITHOUT_SPREAD = 6  # 2 / 2**6 is the first p below 0.05
 DIGITS = 6
 
 
@@ -43,15 +44,18 @@ def interval(values: Sequence[float] | np.ndarray) -> list[float] | None:
 def compare(values: Sequence[float], against: Sequence[float]) -> dict[str, Any]:
     """`values` minus `against`, seed by seed. verdict: better, worse or cannot tell (the interval holds 0, or there is
     none). p_value: two-sided sign-flip permutation test. seeds_needed: to tell a difference of this size with a spread
-    like this; None when that is more than `MOST_SEEDS` or cannot be said."""
-    difference = np.subtract(values, against)
-    bounds = interval(difference)
+    like this; None when that is more than `MOST_SEEDS` or cannot be said.
+
+    Accuracies are counts of images, so that a few differences may be equal by chance: an interval without width is
+    believed only where the permutation test says the same."""
+    difference = np.round(np.subtract(values, against), DIGITS)
+    bounds, p_value = interval(difference), _sign_flip(difference)
     return {
         "difference_mean": _rounded(difference.mean()),
         "difference_ci95": bounds,
-        "p_value": _sign_flip(difference),
+        "p_value": p_value,
         "seeds": len(difference),
-        "verdict": _verdict(bounds),
+        "verdict": _verdict(bounds, p_value),
         "seeds_needed": seeds_needed(difference),
     }
 
@@ -67,14 +71,15 @@ def paired(
 
 
 def seeds_needed(difference: Sequence[float] | np.ndarray) -> int | None:
-    """Paired seeds at which a two-sided t test finds a difference of the mean and spread seen here with `POWER`."""
+    """Paired seeds at which a two-sided t test finds a difference of the mean and spread seen here with `POWER`; without
+    spread, at which the permutation test can."""
     difference = np.asarray(difference, float)
     if len(difference) < 2 or difference.mean() == 0:
         return None
     spread = difference.std(ddof=1)
     effect = abs(difference.mean()) / spread if spread else np.inf
     if not np.isfinite(effect):
-        return 2
+        return SEEDS_WITHOUT_SPREAD
     n = np.arange(2, MOST_SEEDS + 1)
     enough = np.flatnonzero(_power(effect, n) >= POWER)
     return int(n[enough[0]]) if len(enough) else None
@@ -102,8 +107,10 @@ def _mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
     return np.mean(values, axis=axis)
 
 
-def _verdict(bounds: Sequence[float] | None) -> str:
+def _verdict(bounds: Sequence[float] | None, p_value: float | None) -> str:
     if bounds is None or bounds[0] <= 0 <= bounds[1]:
+        return "cannot tell"
+    if bounds[0] == bounds[1] and (p_value is None or p_value > 1 - LEVEL):
         return "cannot tell"
     return "better" if bounds[0] > 0 else "worse"
 

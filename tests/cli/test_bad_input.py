@@ -145,7 +145,7 @@ def test_scores_from_a_column_are_taken_and_leave_no_old_scorer(copy: Path, phot
     assert np.isfinite(train.column("difficulty")).all() and not np.isfinite(train.column("loss")).any()
     run("caption", "--run", copy)
     run("finetune", "--run", copy)
-    refused(run("evaluate", "--json", "--run", copy, code=2), "UsageError", "came from a column", "dcdm score")
+    refused(run("evaluate", "--json", "--run", copy, code=2), "UsageError", "scores from a column", "dcdm score")
 
 
 @pytest.mark.parametrize(

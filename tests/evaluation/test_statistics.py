@@ -43,6 +43,14 @@ def test_the_same_arm_twice_cannot_be_told_apart() -> None:
     assert single["verdict"] == "cannot tell" and single["difference_ci95"] is None and single["p_value"] is None
 
 
+def test_equal_differences_of_few_seeds_are_chance() -> None:
+    real = np.array([0.95, 0.96, 0.94, 0.95, 0.97, 0.96])
+    few, enough = (compare(real[:n] + 0.006, real[:n]) for n in (2, 6))
+    assert few["difference_ci95"] == [0.006, 0.006]
+    assert (few["verdict"], few["seeds_needed"]) == ("cannot tell", 6)
+    assert (enough["verdict"], enough["p_value"]) == ("better", 0.0312)
+
+
 def test_the_seeds_that_would_tell_do_tell() -> None:
     rng = np.random.default_rng(1)
     seen = rng.normal(0.004, 0.01, 8)
@@ -51,7 +59,7 @@ def test_the_seeds_that_would_tell_do_tell() -> None:
     draws = rng.normal(seen.mean(), seen.std(ddof=1), (2000, needed))
     found = (stats.ttest_1samp(draws, 0, axis=1).pvalue < 0.05).mean()
     assert 0.76 < found < 0.86
-    assert seeds_needed([0.01, 0.01]) == 2 and seeds_needed([1e-9, -1e-9 + 1e-12]) is None
+    assert seeds_needed([0.01, 0.01]) == 6 and seeds_needed([1e-9, -1e-9 + 1e-12]) is None
 
 
 def test_pairs_are_with_the_baseline_and_the_focus_once_each() -> None:
