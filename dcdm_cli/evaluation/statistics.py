@@ -71,8 +71,8 @@ def paired(
 
 
 def seeds_needed(difference: Sequence[float] | np.ndarray) -> int | None:
-    """Paired seeds at which a two-sided t test finds a difference of the mean and spread seen here with `POWER`; without
-    spread, at which the permutation test can."""
+    """Paired seeds at which a two-sided t test finds a difference of the mean and spread seen here with `POWER`, or
+    without any spread a permutation test can."""
     difference = np.asarray(difference, float)
     if len(difference) < 2 or difference.mean() == 0:
         return None
