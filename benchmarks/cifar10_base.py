@@ -57,7 +57,7 @@ class Setting:
 
 SETTINGS = {
     "gpu": Setting(
-        Recipe(45_000, vae_steps=2_000, unet_steps=8_000, batch=512, vae_lr=2e-3, unet_lr=6e-4, kl_weight=3e-4),
+        Recipe(45_000, vae_steps=3_000, unet_steps=8_000, batch=512, vae_lr=2e-3, unet_lr=6e-4, kl_weight=3e-4),
         vae=(48, 96), latents=4, unet=(64, 128, 256), width=96, every=2_500,
     ),
     "cpu": Setting(

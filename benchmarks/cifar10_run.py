@@ -59,20 +59,17 @@ FINETUNE = {
 GENERATE = {"ratio": 1.0, "scheduler": "dpmpp", "steps": 15, "attempts": 4, "clip_range": 4.0}
 GPU = Scale(
     {
-        "score": {**NET, "steps": 600, "folds": 3},
-        "judge": {**NET, "steps": 1500},
-        "downstream": {**NET, "image_size": 48, "steps": 400},
-        "finetune": {**FINETUNE, "steps": 600, "batch_size": 128, "precision": "bf16"},
-        "calibrate": {"images": 200},
-        "generate": {**GENERATE, "ratio": 0.5, "batch_size": 512, "decode_batch": 512, "precision": "fp16"},
-        "evaluate": {
-            "fresh_sets": False, "per_target": 200, "density_images": 1000, "synthetic_ratio": 0.5, "workers": 5,
-            "atlas_classes": 10,
-        },
+        "score": {**NET, "steps": 800, "folds": 3},
+        "judge": {**NET, "steps": 3000},
+        "downstream": {**NET, "steps": 1000},
+        "finetune": {**FINETUNE, "steps": 2000, "precision": "bf16"},
+        "calibrate": {"images": 300},
+        "generate": {**GENERATE, "batch_size": 512, "decode_batch": 512, "precision": "fp16"},
+        "evaluate": {"fresh_sets": True, "per_target": 500, "density_images": 2000, "workers": 6},
     },
-    seeds={"target": 3, "small": 3},
-    score_needs=100,
-)  # fmt: skip
+    seeds={"tune": 3, "small": 5, "target": 3},
+    score_needs=240,
+)
 CPU_NET = {**NET, "model_args": {"channels": [32, 64, 96, 128], "stem_width": 16}, "batch_size": 64}
 CPU = Scale(
     {

@@ -102,7 +102,12 @@ def sd15_model(device: str, dtype: str, *, small: bool = False) -> FusedModel:
     torch.manual_seed(0)
     blocks: Any = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
     width = 32 if small else 768
-    with torch.device(device):
+    tokenizer = CLIPTokenizer.from_pretrained(TINY_BASE / "tokenizer", model_max_length=77)
+    text = CLIPTextConfig(
+        vocab_size=49408, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=2 if small else 12,
+        num_attention_heads=4 if small else 12, hidden_act="quick_gelu", bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    with torch.device(device):  # random weights: a CPU takes long
         unet = UNet2DConditionModel(
             sample_size=16 if small else 64, cross_attention_dim=width, attention_head_dim=8,
             block_out_channels=(32, 32, 32, 32) if small else (320, 640, 1280, 1280),
@@ -110,11 +115,6 @@ def sd15_model(device: str, dtype: str, *, small: bool = False) -> FusedModel:
         vae = AutoencoderKL(
             latent_channels=4, sample_size=512, layers_per_block=2, **blocks,
             block_out_channels=(32, 32, 32, 32) if small else (128, 256, 512, 512),
-        )  # fmt: skip
-        tokenizer = CLIPTokenizer.from_pretrained(TINY_BASE / "tokenizer", model_max_length=77)
-        text = CLIPTextConfig(
-            vocab_size=49408, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=2 if small else 12,
-            num_attention_heads=4 if small else 12, hidden_act="quick_gelu", bos_token_id=0, eos_token_id=1,
         )  # fmt: skip
         text_encoder = CLIPTextModel(text)
     for part, kind in ((unet, DTYPES[dtype]), (vae, torch.float32), (text_encoder, DTYPES[dtype])):

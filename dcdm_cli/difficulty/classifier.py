@@ -409,12 +409,12 @@ def _loader(
 ) -> DataLoader[Any]:
     """reads: images that it will give. Own generator: a DataLoader draws its workers' seed, which must neither read nor
     move the global generator."""
-    helpful = device.type != "cpu" and (
-        side > TINY_SIDE or reads > MANY
-    )  # on a CPU they would compete with the network
+    worth_starting = side > TINY_SIDE or reads > MANY
+    # On a CPU they would compete with the network; threads are this process's share of the machine.
+    workers = min(8, torch.get_num_threads()) if device.type != "cpu" and worth_starting else 0
     return DataLoader(
         dataset,
-        num_workers=min(8, torch.get_num_threads()) if helpful else 0,  # threads: this process's share of the machine
+        num_workers=workers,
         pin_memory=device.type == "cuda",
         generator=torch.Generator().manual_seed(seed),
         **how,

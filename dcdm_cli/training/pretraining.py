@@ -130,15 +130,15 @@ def train_vae(vae: AutoencoderKL, images: Tensor, recipe: Recipe, place: Place |
     """images: float32 or uint8 [N, 3, H, W], float in [-1, 1]. Returns the loss curve. Goes on from a checkpoint."""
     place = place or Place()
     run = _Run("vae", vae, _Descent(recipe.vae_lr, recipe.vae_steps), recipe, place)
-    images, network = images.to(run.device), _Rebuilding(vae)
-    batch = _pixels(images[torch.zeros(recipe.batch, dtype=torch.int64)])
-    noise_shape = encode_all(vae, images[:1]).shape[1:]
-    network = run.recorded(network, batch, torch.zeros(recipe.batch, *noise_shape, device=run.device))
+    images = images.to(run.device)
 
     def step() -> dict[str, Tensor]:
         batch = _pixels(images[run.integers(len(images))])
-        rebuilt, kl = network(batch, run.noise(noise_shape))
-        mse = F.mse_loss(rebuilt, batch)
+        with run.autocast():
+            posterior = vae.encode(batch).latent_dist
+            rebuilt = vae.decode(posterior.sample(run.generator)).sample
+        mse = F.mse_loss(rebuilt.float(), batch)
+        kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).float().mean()
         return {"loss": mse + recipe.kl_weight * kl, "mse": mse.detach(), "kl": kl.detach()}
 
     return run.train(step)
@@ -170,16 +170,16 @@ def train_unet(
     descent = _Descent(recipe.unet_lr, recipe.unet_steps, weight_decay=0.01, final_div_factor=100)
     run = _Run("unet", nets, descent, recipe, place, ema)
     prompts, latents, labels = (tensor.to(run.device) for tensor in (prompts, latents, labels))
-    rows = torch.zeros(recipe.batch, dtype=torch.int64, device=run.device)
-    network = run.recorded(_Predicting(unet), latents[rows], rows, text(prompts[rows, 0])[0].detach().requires_grad_())
 
     def step() -> dict[str, Tensor]:
         rows = run.integers(len(latents))
         tokens = pick_prompts(prompts, labels[rows], recipe.text_dropout, run.generator)
-        noise = run.noise(latents.shape[1:])
+        noise = torch.randn(latents[rows].shape, generator=run.generator, device=run.device)
         timesteps = run.integers(TIMESTEPS)
         noisy = scheduler.add_noise(latents[rows], noise, timesteps)
-        return {"loss": F.mse_loss(network(noisy, timesteps, text(tokens)[0]), noise)}
+        with run.autocast():
+            prediction = unet(noisy, timesteps, text(tokens)[0]).sample
+        return {"loss": F.mse_loss(prediction.float(), noise)}
 
     return ema, run.train(step)
 
@@ -209,43 +209,6 @@ def save_pipeline(
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder, safe_serialization=True)
-
-
-class _Rebuilding(nn.Module):
-    """(images, noise for the latents) -> what the VAE makes of them, and the mean divergence from N(0, 1)."""
-
-    def __init__(self, vae: AutoencoderKL) -> None:
-        super().__init__()
-        self.vae = vae
-
-    def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        posterior = self.vae.encode(images).latent_dist
-        rebuilt = self.vae.decode(posterior.mean + posterior.std * noise).sample
-        kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
-        return rebuilt.float(), kl.float()
-
-
-class _Predicting(nn.Module):
-    """The UNet as a function of tensors alone."""
-
-    def __init__(self, unet: UNet2DConditionModel) -> None:
-        super().__init__()
-        self.unet = unet
-
-    def forward(self, noisy: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
-        return self.unet(noisy, timesteps, text).sample.float()
-
-
-class _InBfloat16(nn.Module):
-    """Without autocast's cache of cast weights, which a recording could not keep up to date."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, *inputs: Tensor) -> Any:
-        with torch.autocast(inputs[0].device.type, torch.bfloat16, cache_enabled=False):
-            return self.network(*inputs)
 
 
 @dataclass(frozen=True)
@@ -301,20 +264,8 @@ class _Run:
         """int64 [batch] in [0, below), on the device: a GPU would wait for draws and images from the CPU."""
         return torch.randint(below, (self.recipe.batch,), generator=self.generator, device=self.device)
 
-    def noise(self, shape: Sequence[int]) -> Tensor:
-        """float32 [batch, *shape], on the device."""
-        return torch.randn(self.recipe.batch, *shape, generator=self.generator, device=self.device)
-
-    def recorded(self, network: nn.Module, *example: Tensor) -> Callable[..., Any]:
-        """The network in the place's precision. On a GPU its two passes are recorded and replayed, since a small one
-        is over before the CPU has launched the next kernel. example: inputs, whose shapes and needs of gradients stay
-        the same."""
-        network = (_InBfloat16(network) if self.place.bf16 else network).train()
-        if self.device.type != "cuda":
-            return network
-        # Gradients come from the stream of the recording, as they must: torch warns of that.
-        torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
-        return torch.cuda.make_graphed_callables(network, example, allow_unused_input=True)
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.place.bf16)
 
     def _apply(self, loss: Tensor) -> None:
         self.optimizer.zero_grad()
@@ -369,7 +320,7 @@ class Curve:
         self.name, self.points, self._window = name, [], []
 
     def add(self, step: int, total: int, **losses: Tensor) -> None:
-        self._window.append({key: value.detach().clone() for key, value in losses.items()})  # a replay writes over them
+        self._window.append({key: value.detach() for key, value in losses.items()})
         if (step + 1) % max(1, total // POINTS) and step + 1 != total:
             return
         mean = {key: round(float(np.mean([float(w[key]) for w in self._window])), 5) for key in losses}
