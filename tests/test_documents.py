@@ -25,6 +25,27 @@ def test_every_number_in_a_block_is_what_its_results_say() -> None:
     assert not names, f"{', '.join(names)} differ from benchmarks/results: run dcdm evaluate --suite ."
 
 
+# Versions, settings, an arXiv number; 0.7 and 0.05 are what the next test but one is about.
+NOT_MEASURED = {"2411.18109", "3.11", "1.5", "2.0", "0.1", "0.5", "0.8", "0.7", "0.05"}
+NOT_TEXT = re.compile(
+    r"<!-- figures.*?<!-- /figures -->|<!-- value.*?<!-- /value -->|```.*?```|`[^`]*`|\]\([^)]*\)", re.DOTALL
+)
+
+
+def test_the_readme_types_no_measured_number_by_hand() -> None:
+    text = NOT_TEXT.sub(" ", (ROOT / "README.md").read_text("utf-8"))
+    typed = set(re.findall(r"\d[\d,]*\.\d+|\d[\d,]*(?= ?%)", text))
+    assert typed <= NOT_MEASURED, "write them as <!-- value:RESULT:KEYS:FORMAT --><!-- /value -->"
+
+
+def test_the_readmes_words_on_labels_hold() -> None:
+    """Up to a realised difficulty of 0.7 generated images keep their label within 0.05 of equally hard real ones."""
+    metrics = json.loads((ROOT / "benchmarks" / "results" / "demo_full.json").read_text("utf-8"))["metrics"]
+    bins = [found for found in metrics["adherence"]["frontier"] if found["bin"][1] <= 0.7 + 1e-9]
+    assert len(bins) == 7
+    assert all(found["generated_agreement"] >= found["real_agreement"] - 0.05 for found in bins)
+
+
 def test_figures_that_documents_show_are_there() -> None:
     for path in documents(ROOT):
         for link in re.findall(r"!\[[^\]]*\]\(([^)]+\.png)\)", path.read_text("utf-8")):
@@ -83,6 +104,18 @@ def test_an_edited_number_is_found(project: Path) -> None:
     assert remake(project, drawn=False, write=False)[0] == []
     file.write_text(file.read_text().replace("96.00 %", "99.00 %").replace("97.00 %", "99.00 %"))
     assert remake(project, drawn=False, write=False)[0] == [file]
+
+
+def test_a_value_in_running_text_follows_its_result(project: Path) -> None:
+    readme = project / "README.md"
+    readme.write_text("It does <!-- value:speed:tables/0/rows/0/1:.1f -->9<!-- /value --> a second.\n")
+    assert remake(project, write=False)[0][0] == readme
+    remake(project)
+    assert readme.read_text() == "It does <!-- value:speed:tables/0/rows/0/1:.1f -->12.5<!-- /value --> a second.\n"
+    for wrong in ("gone:tables/0:d", "speed:tables/7:d", "speed:tables/0/gone:d", "speed:title:.1f"):
+        readme.write_text(f"<!-- value:{wrong} -->9<!-- /value -->")
+        with pytest.raises(NotFoundError, match=r"README\.md quotes"):
+            remake(project)
 
 
 def test_a_result_that_is_named_must_exist(project: Path) -> None:

@@ -10,7 +10,7 @@ from dcdm_cli.commands.options import Context
 from dcdm_cli.commands.report import Drawing, draw, evaluation_drawings, experiment_drawings
 from dcdm_cli.errors import MismatchError, NotFoundError
 from dcdm_cli.files import write_text
-from dcdm_cli.reports.suite import BEGIN, Figure, Result, render_document
+from dcdm_cli.reports.suite import BEGIN, VALUE, Figure, Result, render_document
 
 RESULTS, PICTURES = Path("benchmarks") / "results", Path("docs") / "images"
 DOCUMENTS = ("*.md", "docs/*.md", "benchmarks/*.md")
@@ -47,10 +47,11 @@ def remake(root: Path, *, drawn: bool = True, write: bool = True) -> tuple[list[
 
 
 def documents(root: Path) -> Iterator[Path]:
-    """Documents with at least one marker."""
+    """Documents with at least one marker or value."""
     for pattern in DOCUMENTS:
         for path in sorted(root.glob(pattern)):
-            if BEGIN.search(path.read_text("utf-8")):
+            text = path.read_text("utf-8")
+            if BEGIN.search(text) or VALUE.search(text):
                 yield path
 
 

@@ -6,7 +6,11 @@
 
 A name may end in *: all results that begin so, and none is no error. `<!-- figures -->` alone stands for every result
 there is. A marker stands at the start of a line; without an end it gets one as soon as there is something to show.
-Nothing in a block is typed by hand, so that a block that differs from what its results render to is an error
+A number in running text is a value of a result, by its keys and a Python format:
+
+    <!-- value:bench_generate:headline/batch 8/reached:.2f -->2.75<!-- /value --> times
+
+Nothing in a block or a value is typed by hand, so that one that differs from what its results render to is an error
 (tests/test_documents.py).
 """
 
@@ -30,6 +34,7 @@ from dcdm_cli.safe_text import show
 
 BEGIN = re.compile(r"^<!-- figures(?::(?P<names>[A-Za-z0-9_,* -]+?))? -->", re.MULTILINE)
 END = "<!-- /figures -->"
+VALUE = re.compile(r"(<!-- value:([^:>]+):([^:>]+):([^:>]*) -->)([^<]*)(<!-- /value -->)")
 FIRST = "demo_full"  # leads where all results are shown
 Result = Mapping[str, Any]
 
@@ -46,8 +51,9 @@ Figures = Callable[[str, Result], Sequence[Figure]]  # result name and content -
 
 
 def render_document(text: str, document: Path, results: Mapping[str, Result], figures: Figures) -> str:
-    """The document with every block re-made. Raises NotFoundError for a result that is named and not there."""
+    """The document with every block and value re-made. Raises NotFoundError for what is named and not there."""
     parts, place = [], 0
+    text = VALUE.sub(lambda found: _value(found, results, document), text)
     while match := BEGIN.search(text, place):
         end = text.find(END, match.end())
         following = BEGIN.search(text, match.end())
@@ -62,6 +68,21 @@ def render_document(text: str, document: Path, results: Mapping[str, Result], fi
         parts += [text[place : match.end()], "\n\n", *(f"{block}\n\n" for block in blocks), END]
         place = end + len(END)
     return "".join([*parts, text[place:]])
+
+
+def _value(found: re.Match[str], results: Mapping[str, Result], document: Path) -> str:
+    begin, name, path, how, _, end = found.groups()
+    value: Any = results.get(name)
+    try:
+        for key in path.split("/"):
+            value = value[int(key)] if isinstance(value, Sequence) else value[key]
+        return f"{begin}{value:{how}}{end}"
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise NotFoundError(
+            f"{document.name} quotes {path!r} of the result {name!r}, which is not there ({error!r})",
+            f"look it up in benchmarks/results/{name}.json",
+            file=document,
+        ) from error
 
 
 def result_order(name: str) -> tuple[bool, str]:
