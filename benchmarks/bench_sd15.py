@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
-import gc
 import json
 import shutil
 import statistics
@@ -27,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, WORK, hardware, interleaved, matmul_ceiling, seconds, versions, write_result
+from common import RESULTS, WORK, hardware, interleaved, matmul_ceiling, release, seconds, versions, write_result
 from rivals import CALLS, Diffusers, Ours, config, plan_of, row_flops, sd15_model, torch_engine
 
 from dcdm_cli.backends.torch_backend import TorchOptions
@@ -92,11 +91,12 @@ def main() -> None:
     if not complete:
         print(json.dumps({"name": name, "complete": False, "cells": len(cells.values), "next": "the same command"}))
         return
-    result = {"task": f"SD 1.5 architecture, random weights, 512 px, guidance scale 2, {setting.dtype}"}
+    task = f"SD 1.5 architecture, random weights, 512 px, guidance scale 2, {setting.dtype}"
     rows = table(cells.values, setting)
     headline = summarise(rows)
-    shown = {"title": f"Images per second: {result['task']}", "sentences": sentences(headline), "tables": [sheet(rows)]}
-    write_result(name, {**shown, **result, "cells": cells.values, "table": rows, "headline": headline}, headline)
+    shown = {"title": f"Images per second: {task}", "sentences": sentences(headline), "tables": [sheet(rows)]}
+    measured = {"task": task, "cells": cells.values, "table": rows, "headline": headline}
+    write_result(name, {**shown, **measured}, headline)
     cells.file.unlink()
 
 
@@ -194,12 +194,6 @@ def with_steps(rival: Rival, steps: int) -> Rival:
     changed = copy.copy(rival)
     changed.settings = rival.settings.model_copy(update={"steps": steps})
     return changed
-
-
-def release() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def table(cells: dict[str, Any], setting: Setting) -> list[dict[str, Any]]:

@@ -10,7 +10,6 @@ come from the cache. Encoding images is not part of it.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import statistics
 import tempfile
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import seconds, write_result
+from common import release, seconds, write_result
 from rivals import NAMES, sd15_model
 
 from dcdm_cli.config import FinetuneConfig
@@ -53,8 +52,7 @@ def row(batch: int, checkpointing: bool, sketch: bool) -> dict[str, Any]:
     except torch.OutOfMemoryError:
         return {**known, "seconds per step": None, "images/s": None, "peak GiB": "out of memory"}
     finally:
-        gc.collect()
-        torch.cuda.empty_cache()
+        release()
 
 
 def measured(batch: int, checkpointing: bool, sketch: bool) -> dict[str, Any]:

@@ -99,6 +99,17 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
+def release() -> None:
+    """Gives back what no object holds any more, a GPU's memory too."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def seconds(work: Callable[[], Any], device: str = "cpu") -> float:
     """One run on the clock, from an idle device to an idle device."""
     synchronize(device)

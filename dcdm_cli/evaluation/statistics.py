@@ -108,9 +108,9 @@ def _mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
 
 
 def _verdict(bounds: Sequence[float] | None, p_value: float | None) -> str:
-    if bounds is None or bounds[0] <= 0 <= bounds[1]:
+    if bounds is None or p_value is None or bounds[0] <= 0 <= bounds[1]:
         return "cannot tell"
-    if bounds[0] == bounds[1] and (p_value is None or p_value > 1 - LEVEL):
+    if bounds[0] == bounds[1] and p_value > 1 - LEVEL:
         return "cannot tell"
     return "better" if bounds[0] > 0 else "worse"
 
