@@ -258,8 +258,10 @@ def measured_views(views: Views, rows: Manifest, context: Context, job: Job) -> 
     run = context.run
     if not run.scorer.exists():
         raise UsageError(
-            "other views of an image have scores of their own, and this run's scores came from a column",
+            "other views of an image have scores of their own, and there is no scorer at "
+            f"{run.scorer} (scores from a column leave none)",
             "use --views 1 --no-hflip, or score with a classifier: dcdm score --method crossfit --force",
+            file=run.scorer,
         )
     from dcdm_cli.config import ScoreConfig
     from dcdm_cli.data.manifest import read_manifest
