@@ -28,13 +28,13 @@ from rivals import NAMES, call_alone, cpu_backends, make_adapter, row_flops, sd1
 
 from dcdm_cli.backends.choice import Wanted, choose_backend
 from dcdm_cli.backends.torch_backend import TorchDenoiser, TorchOptions
-from dcdm_cli.config import GenerateConfig
 from dcdm_cli.model.adapter import AdapterInfo, save_adapter
 from dcdm_cli.model.base import BaseModel, load_base
 from dcdm_cli.model.denoiser import ConditionedUNet
 from dcdm_cli.model.fused import FusedModel, load_fused
 from dcdm_cli.model.lora import add_lora
 from dcdm_cli.model.packaged import TINY_NAME
+from dcdm_cli.run.settings import GenerateConfig
 
 GOAL = 0.01
 Step = Callable[[], Any]

@@ -28,9 +28,9 @@ from dcdm_cli.generation.bulk import run_plan
 from dcdm_cli.generation.engine import Engine, open_engine
 from dcdm_cli.generation.plan import make_plan
 from dcdm_cli.generation.targets import parse_target
-from dcdm_cli.job import Job
 from dcdm_cli.model.adapter import CALIBRATION_FILE
-from dcdm_cli.store import RunFolder
+from dcdm_cli.run.progress import Job
+from dcdm_cli.run.store import RunFolder
 
 BEFORE = {  # what an arm needs before its first image
     "dcdm": ("score", "caption", "finetune", "calibrate", "export"),

@@ -115,7 +115,7 @@ def timed(work: Callable[[], Any]) -> float:
 
 
 def peak_mib() -> int:
-    from dcdm_cli.store import resident_peak_mib
+    from dcdm_cli.run.store import resident_peak_mib
 
     return resident_peak_mib()
 
@@ -202,7 +202,7 @@ class Watch:
     """Notes memory as images are finished, every 64 images at most."""
 
     def __init__(self) -> None:
-        from dcdm_cli.job import Job
+        from dcdm_cli.run.progress import Job
 
         self.first_s, self.noted = 0.0, -64
         self.memory: list[int] = []
@@ -228,8 +228,8 @@ def fake_run(folder: Path, images: int, format: str, shard: int = SHARD) -> tupl
 
 
 def run(plan: Any, place: Any, maker: Any, job: Any = None) -> Any:
-    from dcdm_cli.generation.site import run_shards
-    from dcdm_cli.job import Job
+    from dcdm_cli.generation.coordinator import run_shards
+    from dcdm_cli.run.progress import Job
 
     return run_shards(plan, maker, place, job or Job())
 
@@ -268,9 +268,9 @@ def scan_tars(folder: Path, images: str) -> dict[str, Any]:
 
 def workers(folder: Path, count: str, images: str, kills: str) -> dict[str, Any]:
     """The fake waits for every image, as a process waits for its GPU: what is measured is the handing out."""
-    from dcdm_cli.crew.boss import Crew
+    from dcdm_cli.crew.coordinator import Crew
     from dcdm_cli.generation.workers import run_crew
-    from dcdm_cli.job import Job
+    from dcdm_cli.run.progress import Job
     from tests.generation.fakes import FakeMaker, contents, fake_measure
     from tests.generation.test_workers import Killer
 
@@ -307,7 +307,7 @@ def overhead(folder: Path, images: str, rounds: str) -> dict[str, Any]:
     """Seconds of rendering, of rendering and writing files, and of a run with plan, shards, journal and ledger."""
     from common import median_ratio
 
-    from dcdm_cli.job import Job
+    from dcdm_cli.run.progress import Job
 
     maker = tiny_maker(folder)
     rows = tiny_plan(maker, int(images)).rows()
@@ -331,10 +331,10 @@ def tiny_maker(folder: Path, **settings: Any) -> Any:
     """The tiny base with an untrained adapter, which costs what a trained one does; the demo's settings, one draw."""
     import torch
 
-    from dcdm_cli.config import GenerateConfig
     from dcdm_cli.generation.bulk import EngineMaker
     from dcdm_cli.generation.engine import open_engine
-    from dcdm_cli.presets import PRESETS
+    from dcdm_cli.run.presets import PRESETS
+    from dcdm_cli.run.settings import GenerateConfig
     from tests.generation.conftest import make_adapter
 
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0))))
@@ -375,7 +375,7 @@ def bare_loop(layout: Any, rows: Any, maker: Any) -> None:
     """The same batches, encoder threads and files, and nothing else."""
     from dcdm_cli.files import write_bytes
     from dcdm_cli.generation.shards import Encoders, ShardTask, make_batches
-    from dcdm_cli.job import Job
+    from dcdm_cli.run.progress import Job
 
     with Encoders() as encoders:
         task = ShardTask(0, tuple(rows), layout, maker.facts.generator)
@@ -392,7 +392,7 @@ def whole_run(folder: Path, images: int, maker: Any, job: Any = None) -> None:
 def prediction(folder: Path, images: str, finished: str) -> dict[str, Any]:
     """`dcdm generate --plan`, then `dcdm generate PLAN`, each in a process of its own, in a copy of a finished demo run
     without its images: calibrated, scored, with redraws."""
-    from dcdm_cli.store import RunFolder
+    from dcdm_cli.run.store import RunFolder
 
     run_folder = RunFolder(folder / "run")
     shutil.copytree(finished, run_folder.path, ignore=shutil.ignore_patterns("generated", "evaluation", "export"))

@@ -20,9 +20,9 @@ import torch
 from common import release, seconds, write_result
 from rivals import NAMES, sd15_model
 
-from dcdm_cli.config import FinetuneConfig
-from dcdm_cli.job import Job
-from dcdm_cli.presets import PRESETS
+from dcdm_cli.run.presets import PRESETS
+from dcdm_cli.run.progress import Job
+from dcdm_cli.run.settings import FinetuneConfig
 from dcdm_cli.training.dataset import TrainingSet
 from dcdm_cli.training.loop import Trainer
 

@@ -23,7 +23,7 @@ from scipy import stats
 
 from dcdm_cli.generation.engine import Engine, open_engine, render, sampler_warnings
 from dcdm_cli.generation.plan import Plan, grid_plan
-from dcdm_cli.job import Job
+from dcdm_cli.run.progress import Job
 
 REQUESTED = (0.05, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95)
 SAME_CURVE = 0.02

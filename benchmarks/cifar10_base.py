@@ -16,16 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from cifar10_data import assign, read_images
-from common import provenance, save
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from PIL import Image
-
-from dcdm_cli.backends.base import settle_device
-from dcdm_cli.errors import InterruptedRunError
-from dcdm_cli.job import Job
-from dcdm_cli.signals import asked_to_stop, install_handlers
-from dcdm_cli.training.pretraining import (
+from bases.pretraining import (
     Place,
     Recipe,
     build_scheduler,
@@ -37,6 +28,15 @@ from dcdm_cli.training.pretraining import (
     train_unet,
     train_vae,
 )
+from cifar10_data import assign, read_images
+from common import provenance, save
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from PIL import Image
+
+from dcdm_cli.backends.base import settle_device
+from dcdm_cli.errors import InterruptedRunError
+from dcdm_cli.run.progress import Job
+from dcdm_cli.signals import asked_to_stop, install_handlers
 
 TEMPLATES = ("a photo of a {}", "a picture of a {}", "{}", "an image of a {}")
 WORDS = ("a", "an", "of", "the", "photo", "picture", "image")

@@ -31,7 +31,7 @@ from digits_settings import ORDER, SETTINGS, Setting, shortened
 from finished_run import FinishedRun
 from pieces import ROOT, Clock, Progress, Step
 
-from dcdm_cli.demo.digits import write_digits
+from dcdm_cli.data.digits import write_digits
 
 CLASSES = 10
 DEMO_SIZE = 200  # real training images of the embedded digits

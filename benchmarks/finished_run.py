@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from dcdm_cli.config import Config, resolve
 from dcdm_cli.data.manifest import Manifest, read_manifest
 from dcdm_cli.difficulty.classifier import predict_logits, train_classifier
 from dcdm_cli.difficulty.scorer import Scorer
 from dcdm_cli.generation.plan import PlanInputs
-from dcdm_cli.store import RunFolder
+from dcdm_cli.run.settings import Config, resolve
+from dcdm_cli.run.store import RunFolder
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from dcdm_cli.backends.base import Denoiser
 from dcdm_cli.backends.exported import cores_left_to
 from dcdm_cli.backends.torch_backend import TorchDenoiser, TorchOptions
-from dcdm_cli.config import GenerateConfig
 from dcdm_cli.generation.bulk import run_plan
 from dcdm_cli.generation.engine import Engine, render
 from dcdm_cli.generation.plan import Plan, PlanInputs, make_plan
 from dcdm_cli.generation.prompts import PromptCache
 from dcdm_cli.generation.targets import parse_target
-from dcdm_cli.job import Job
 from dcdm_cli.model.adapter import AdapterInfo, save_adapter
 from dcdm_cli.model.base import DTYPES, BaseModel, encode_text, load_base
 from dcdm_cli.model.conditioning import NULL_DIFFICULTY, DifficultyEncoder, EncoderConfig, Mode, join_tokens
@@ -42,6 +40,8 @@ from dcdm_cli.model.latents import torch_decoder
 from dcdm_cli.model.lora import add_lora
 from dcdm_cli.model.packaged import TINY_BASE, TINY_NAME
 from dcdm_cli.model.schedule import sampling_scheduler
+from dcdm_cli.run.progress import Job
+from dcdm_cli.run.settings import GenerateConfig
 from dcdm_export.folder import Order, make_export
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

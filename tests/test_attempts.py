@@ -9,36 +9,36 @@ from types import SimpleNamespace
 
 import pytest
 
-from dcdm_cli import apart
-from dcdm_cli.attempts import Attempt
 from dcdm_cli.errors import InterruptedRunError
-from dcdm_cli.store import Outcome, RunFolder, Stage, StageRecord
+from dcdm_cli.run import one_off
+from dcdm_cli.run.store import Outcome, RunFolder, Stage, StageRecord
+from dcdm_cli.run.timing import Attempt
 
 
 def test_loading_inside_of_loading_counts_once_and_goes_to_the_stage_around(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter(range(100))
-    monkeypatch.setattr(apart, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
-    with apart.collected() as outer:
-        with apart.collected() as inner, apart.loading(), apart.loading():  # they ask the clock at 0, 1 and 2
+    monkeypatch.setattr(one_off, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    with one_off.collected() as outer:
+        with one_off.collected() as inner, one_off.loading(), one_off.loading():  # they ask the clock at 0, 1 and 2
             pass
-        apart.built(2.0)
+        one_off.built(2.0)
     assert inner.seconds() == {"load_seconds": 2}
     assert outer.seconds() == {"load_seconds": 2, "build_seconds": 2.0}
 
 
 def test_the_first_batch_is_compared_with_others_of_its_size() -> None:
-    with apart.collected() as found:
-        apart.rendered(9.0, 8)  # of no engine that was opened here
-        apart.opened()
+    with one_off.collected() as found:
+        one_off.rendered(9.0, 8)  # of no engine that was opened here
+        one_off.opened()
         for seconds, images in ((5.0, 8), (0.1, 1), (1.0, 8), (1.2, 8), (0.1, 1)):
-            apart.rendered(seconds, images)
-        apart.opened()
-        apart.rendered(5.0, 8)  # nothing to compare it with
+            one_off.rendered(seconds, images)
+        one_off.opened()
+        one_off.rendered(5.0, 8)  # nothing to compare it with
     assert found.seconds() == {"warmup_seconds": pytest.approx(3.9)}
 
 
 def stopped(attempt: Attempt) -> None:
-    with pytest.raises(InterruptedRunError), attempt.measured(), apart.loading():
+    with pytest.raises(InterruptedRunError), attempt.measured(), one_off.loading():
         time.sleep(0.02)
         raise InterruptedRunError("stopped", "again", signal_name="SIGTERM")
 

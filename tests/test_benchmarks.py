@@ -10,8 +10,8 @@ from types import ModuleType
 import pytest
 
 import dcdm_cli
-from dcdm_cli.config import resolve
 from dcdm_cli.evaluation.experiments import built_in_experiments, find_experiment, parse_experiment
+from dcdm_cli.run.settings import resolve
 
 FOLDER = Path(dcdm_cli.__file__).parent.parent / "benchmarks"
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from dcdm_cli.config import Config, Layer, flat_items, known_keys, resolve
 from dcdm_cli.errors import NotFoundError, UsageError
-from dcdm_cli.presets import PRESETS
+from dcdm_cli.run.presets import PRESETS
+from dcdm_cli.run.settings import Config, Layer, flat_items, known_keys, resolve
 
 
 @pytest.fixture(autouse=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dcdm_cli import energy
-from dcdm_cli.energy import energy_since, read_energy
+from dcdm_cli.run import energy
+from dcdm_cli.run.energy import energy_since, read_energy
 
 
 def test_unknown_is_unknown_and_not_nothing() -> None:

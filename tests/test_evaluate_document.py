@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import dcdm_cli
-from dcdm_cli.config import ClassifierConfig, GenerateConfig, changed
 from dcdm_cli.evaluation.experiments import (
     BUILT_IN_ADAPTERS,
     AdapterSpec,
@@ -19,6 +18,7 @@ from dcdm_cli.evaluation.experiments import (
     built_in_experiments,
     parse_experiment,
 )
+from dcdm_cli.run.settings import ClassifierConfig, GenerateConfig, changed
 
 ROOT = Path(dcdm_cli.__file__).parent.parent
 TEXT = (ROOT / "docs" / "evaluate.md").read_text("utf-8")

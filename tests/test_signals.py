@@ -9,7 +9,7 @@ import pytest
 
 from dcdm_cli import signals
 from dcdm_cli.errors import InterruptedRunError
-from dcdm_cli.job import Job
+from dcdm_cli.run.progress import Job
 
 
 @pytest.fixture(autouse=True)

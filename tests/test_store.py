@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from dcdm_cli.config import resolve
 from dcdm_cli.errors import LockedError, MismatchError, NotFoundError, StorageError
-from dcdm_cli.store import Outcome, RunFolder, Stage, write_starter_config
+from dcdm_cli.run.settings import resolve
+from dcdm_cli.run.store import Outcome, RunFolder, Stage, write_starter_config
 
 STAGE = Stage("score", {"folds": 5}, {"source": "abc"})
 
@@ -48,7 +48,7 @@ def test_an_unchanged_stage_is_skipped(run: RunFolder) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="getrusage is all there is")
 def test_the_memory_of_whoever_started_us_is_not_ours() -> None:
-    child = "from dcdm_cli.store import resident_peak_mib; print(resident_peak_mib())"
+    child = "from dcdm_cli.run.store import resident_peak_mib; print(resident_peak_mib())"
     parent = (
         f"import subprocess, sys; held = b'x' * 2**29; subprocess.run([sys.executable, '-c', {child!r}], check=True)"
     )
@@ -115,7 +115,7 @@ def test_a_damaged_record_names_the_file_and_the_remedy(run: RunFolder) -> None:
 
 def test_only_one_process_writes_and_the_holder_is_named(run: RunFolder) -> None:
     code = (
-        "import sys; from pathlib import Path; from dcdm_cli.store import RunFolder\n"
+        "import sys; from pathlib import Path; from dcdm_cli.run.store import RunFolder\n"
         "with RunFolder(Path(sys.argv[1])).lock('dcdm caption'): print('held', flush=True); sys.stdin.readline()"
     )
     other = subprocess.Popen(
@@ -136,7 +136,7 @@ def test_only_one_process_writes_and_the_holder_is_named(run: RunFolder) -> None
 
 
 def test_the_lock_of_a_killed_process_is_free(run: RunFolder) -> None:
-    code = "import os, sys; from pathlib import Path; from dcdm_cli.store import RunFolder\n"
+    code = "import os, sys; from pathlib import Path; from dcdm_cli.run.store import RunFolder\n"
     code += "lock = RunFolder(Path(sys.argv[1])).lock('x'); lock.__enter__(); os._exit(9)"
     subprocess.run([sys.executable, "-c", code, str(run.path)], check=False)
     with run.lock("dcdm score"):

@@ -2,11 +2,11 @@
 
     python benchmarks/bases/digits_base.py --data MNIST_TRAIN.parquet [--out DIR] [--steps N]
 
-Trained from nothing on MNIST's training images in many styles (styles.py), never on the target data. Stages: a tokenizer
-from a word list, an AutoencoderKL (f = 4, 32 px -> 8x8x4), then UNet2DConditionModel and CLIPTextModel together with the
-noise-prediction loss and SD's `scaled_linear` betas. SIGTERM saves and stops (code 143); the same command goes on.
-Recipe, seconds and loss curves are written to `pretraining.json` beside the weights. Not from the paper: it stands in for
-Stable Diffusion so that the whole job runs offline on a CPU.
+Trained from nothing on MNIST's training images in many styles (styles.py), never on the target data. Stages: a
+tokenizer from a word list, an AutoencoderKL (f = 4, 32 px -> 8x8x4), then UNet2DConditionModel and CLIPTextModel
+together with the noise-prediction loss and SD's `scaled_linear` betas. SIGTERM saves and stops (code 143); the same
+command goes on. Recipe, seconds and loss curves are written to `pretraining.json` beside the weights. Not from the
+paper: it stands in for Stable Diffusion so that the whole job runs offline on a CPU.
 """
 
 # diffusers annotates these calls more narrowly than what it takes (one-element tuples, IntTensor, no None).
@@ -25,13 +25,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from styles import read_digits, styled
-
-from dcdm_cli.errors import InterruptedRunError
-from dcdm_cli.job import Job
-from dcdm_cli.model.packaged import TINY_BASE
-from dcdm_cli.signals import asked_to_stop, install_handlers
-from dcdm_cli.training.pretraining import (
+from pretraining import (
     Place,
     Recipe,
     build_scheduler,
@@ -43,6 +37,12 @@ from dcdm_cli.training.pretraining import (
     train_unet,
     train_vae,
 )
+from styles import read_digits, styled
+
+from dcdm_cli.errors import InterruptedRunError
+from dcdm_cli.model.packaged import TINY_BASE
+from dcdm_cli.run.progress import Job
+from dcdm_cli.signals import asked_to_stop, install_handlers
 
 STYLES = 3  # drawings of each digit
 WORDS = ("a", "of", "the", "photo", "digit", "number", "handwritten", "drawn")

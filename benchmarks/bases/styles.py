@@ -1,7 +1,7 @@
 """MNIST in many styles: the data that the packaged digits base is pretrained on.
 
-Each handwritten digit is cut to its ink and drawn again in another size, width, place, angle, sharpness and contrast, so
-that the base knows real handwriting without knowing one scanner's look. Other people's digits than the target's
+Each handwritten digit is cut to its ink and drawn again in another size, width, place, angle, sharpness and contrast,
+so that the base knows real handwriting without knowing one scanner's look. Other people's digits than the target's
 (scikit-learn's, from UCI's "optical recognition"), so that fine-tuning has a gap to close. Not from the paper.
 """
 

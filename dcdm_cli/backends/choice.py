@@ -17,11 +17,11 @@ import torch
 from dcdm_cli.backends.base import Denoiser
 from dcdm_cli.backends.cpu_streams import Streams, plan_streams
 from dcdm_cli.backends.exported import ExportedDenoiser
-from dcdm_cli.config import GenerateConfig
 from dcdm_cli.errors import CapabilityError, MismatchError, NotFoundError, UsageError
 from dcdm_cli.model.adapter import AdapterInfo, adapter_hash
 from dcdm_cli.model.export_folder import open_export
 from dcdm_cli.model.latents import Decode
+from dcdm_cli.run.settings import GenerateConfig
 from dcdm_export.signature import DENOISER, VAE_DECODER, ModelFacts, NetworkFile, Signature
 
 AGAIN = "dcdm export"

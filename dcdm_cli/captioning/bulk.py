@@ -9,10 +9,10 @@ from pathlib import Path
 
 from dcdm_cli.captioning.captioner import Captioner
 from dcdm_cli.captioning.templates import prefixed
-from dcdm_cli.config import CaptionConfig
 from dcdm_cli.data.manifest import Manifest
 from dcdm_cli.files import append_json_lines, hash_json, read_json_lines
-from dcdm_cli.job import Job
+from dcdm_cli.run.progress import Job
+from dcdm_cli.run.settings import CaptionConfig
 
 
 def model_captions(manifest: Manifest, config: CaptionConfig, folder: Path, job: Job) -> tuple[list[str], str | None]:

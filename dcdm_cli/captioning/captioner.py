@@ -15,9 +15,9 @@ import torch
 from PIL.Image import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, ProcessorMixin
 
-from dcdm_cli.config import CaptionConfig
 from dcdm_cli.data.images import RejectedImage, decode_image
 from dcdm_cli.errors import DcdmError, NotFoundError, UsageError
+from dcdm_cli.run.settings import CaptionConfig
 from dcdm_cli.safe_text import show
 
 CHAT_PROMPT = "Describe this image in one short sentence."  # chat models need a question; captioners do not

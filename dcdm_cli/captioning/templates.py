@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dcdm_cli.config import CaptionConfig, nearest
 from dcdm_cli.data.manifest import Manifest
 from dcdm_cli.errors import NotFoundError, UsageError
+from dcdm_cli.run.settings import CaptionConfig, nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

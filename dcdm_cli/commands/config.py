@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from dcdm_cli.commands.options import Context, print_settings, stage_command
+from dcdm_cli.commands.options import print_settings, stage_command
+from dcdm_cli.run.session import Context
 
 EXAMPLES = ("dcdm config show --origin", "dcdm config show --preset digits --json")
 

@@ -7,15 +7,18 @@ from typing import Annotated, Any
 
 import typer
 
-from dcdm_cli.commands.caption import run_caption
-from dcdm_cli.commands.evaluate import run_evaluate, show_evaluation
-from dcdm_cli.commands.finetune import run_calibrate, run_finetune
-from dcdm_cli.commands.generate import run_generate
-from dcdm_cli.commands.options import Context, stage_command
-from dcdm_cli.commands.score import run_score
-from dcdm_cli.config import resolve
-from dcdm_cli.job import Job
+from dcdm_cli.commands.evaluate import show_evaluation
+from dcdm_cli.commands.options import stage_command
+from dcdm_cli.run.progress import Job
+from dcdm_cli.run.session import Context
+from dcdm_cli.run.settings import resolve
 from dcdm_cli.signals import asked_to_stop
+from dcdm_cli.stages.calibrate import run_calibrate
+from dcdm_cli.stages.caption import run_caption
+from dcdm_cli.stages.evaluate import run_evaluate
+from dcdm_cli.stages.finetune import run_finetune
+from dcdm_cli.stages.generate import run_generate
+from dcdm_cli.stages.score import run_score
 
 EXAMPLES = ("dcdm demo", "dcdm demo --full --run demo-full", "dcdm demo --json | jq .downstream.arms")
 QUICK: dict[str, Any] = {

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib import metadata
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
-from dcdm_cli import __version__, apart
-from dcdm_cli.commands.options import Context, stage_command
-from dcdm_cli.config import ExportConfig
-from dcdm_cli.errors import CapabilityError, DcdmError, MismatchError, NumericalError, UsageError
-from dcdm_cli.store import Outcome, Stage, StageRecord
+from dcdm_cli.commands.options import stage_command
+from dcdm_cli.run.session import Context
+from dcdm_cli.stages.export import run_export
 
 if TYPE_CHECKING:
-    from dcdm_export.folder import EngineOrder, Order
-    from dcdm_export.signature import Signature
+    pass
 
 EXAMPLES = (
     "dcdm export --run birds",
     "dcdm export --run birds --target tensorrt --precision fp16 --batch 1,8,32",
     "dcdm export --run birds --opset 23 --json | jq .networks",
 )
-RECORDED = ("torch", "onnx", "onnxscript", "diffusers", "transformers")
-KEPT = "finished networks and engines are kept"
 
 
 def register(app: typer.Typer, summary: str) -> None:
@@ -37,154 +28,3 @@ def register(app: typer.Typer, summary: str) -> None:
         record = run_export(context)
         document = {"stage": "export", "path": str(context.run.export), **record.results}
         context.console.result(document, context.run.export, export_tables(record.results))
-
-
-def run_export(context: Context) -> StageRecord:
-    run, config = context.run, context.config
-    run.create()
-    with run.lock("dcdm export"):
-        inputs = {"finetune": run.require("finetune").id}
-        engines = _engine_order(config.export, run.cache)
-        if engines is not None:
-            inputs["tensorrt"] = f"{engines.trt.__version__} on {engines.gpu.name}"
-        settings = {
-            **config.export.model_dump(mode="json"),
-            "lora_scale": config.generate.lora_scale,
-            "shared_calls": shared_calls(context),
-        }
-        stage = Stage("export", settings, inputs)
-        record, done = run.run(
-            stage, lambda: _work(context, engines), force=context.force, intact=lambda: _is_intact(context)
-        )
-    if not done:
-        context.console.note("export: nothing changed, skipped (--force runs it again)")
-    return record
-
-
-def shared_calls(context: Context) -> int:
-    """As set, or the number of network calls that a step of this run makes; 1, any number, where that varies."""
-    from dcdm_cli.generation.guidance import guidance_of
-
-    plain = context.run.require("finetune").config.get("conditioning") == "none"
-    generate = context.config.generate
-    return context.config.export.shared_calls or guidance_of(generate, plain=plain).shared_calls(generate.steps)
-
-
-def _work(context: Context, engines: EngineOrder | None) -> Outcome:
-    from dcdm_cli.files import hash_json, storage_errors
-    from dcdm_export.finished import read_parity
-    from dcdm_export.folder import make_export
-
-    run = context.run
-    work = run.cache / "export"
-    with _export_problems(work), storage_errors(run.export):
-        signature = make_export(_order(context, engines), run.export, work, afresh=context.force)
-    results = _results(signature, read_parity(run.export), run.export)
-    fingerprint = hash_json([network.sha256 for network in signature.networks.values()])
-    return Outcome([run.export / "signature.json"], fingerprint, results)
-
-
-def _order(context: Context, engines: EngineOrder | None) -> Order:
-    """Loads base and adapter in float32: that is the reference, whatever the precision of the graphs."""
-    from dcdm_cli.model.exported import export_requests, model_facts
-    from dcdm_cli.model.fused import load_fused
-    from dcdm_export.folder import Order
-    from dcdm_export.onnx_graph import OPSETS, ExportError, check_opset
-
-    config, scale, adapter = context.config.export, context.config.generate.lora_scale, context.run.adapter
-    opset = config.opset or OPSETS[config.precision]
-    try:
-        check_opset(config.precision, opset)
-    except ExportError as error:
-        raise UsageError(str(error), "leave --opset out to get the one that fits") from error
-    job = context.job("cpu")
-
-    def progress(what: str, done: int, total: int) -> None:
-        job.progress(what, done, total)
-        job.stop_if_asked(KEPT)
-
-    model = load_fused(adapter, lora_scale=scale)
-    facts = model_facts(model, adapter, scale)
-    versions = {"dcdm": __version__, **{name: metadata.version(name) for name in RECORDED}}
-    requests = export_requests(model, facts, config.precision, opset, versions, shared_calls(context))
-    return Order(facts, requests, versions, __version__, engines, progress, context.console.note)
-
-
-def _engine_order(config: ExportConfig, cache: Path) -> EngineOrder | None:
-    """None for graphs alone. Raises CapabilityError before anything slow when engines cannot be built here."""
-    if config.target == "onnx":
-        return None
-    from dcdm_cli.backends.trt_backend import cuda_gpu, tensorrt_problems
-    from dcdm_export.engine_key import EngineSettings
-    from dcdm_export.folder import EngineOrder
-    from dcdm_export.trt_engine import import_tensorrt
-
-    with tensorrt_problems():
-        trt, gpu = import_tensorrt(), cuda_gpu()
-    if config.precision == "bf16" and float(gpu.compute_capability) < 8:
-        raise CapabilityError(f"{gpu.name} has no bfloat16 arithmetic", "use --precision fp16")
-    settings = EngineSettings(config.fixed_batch, config.optimization_level, config.tf32)
-    return EngineOrder(trt, gpu, config.batch, settings, cache / "tensorrt.timing", timed=apart.built)
-
-
-def _is_intact(context: Context) -> bool:
-    """False when a finished export no longer holds what it did; says what is wrong."""
-    from dcdm_export.signature import SignatureError, read_signature, verify, verify_files
-
-    run = context.run
-    try:
-        signature = read_signature(run.export)
-        verify(run.export, signature)
-        verify_files(run.export, {engine.file: engine.sha256 for engine in signature.engines})
-    except SignatureError as error:
-        context.console.note(f"{error}; what is wrong is made again")
-        return False
-    return True
-
-
-@contextmanager
-def _export_problems(work: Path) -> Iterator[None]:
-    """dcdm_export's exceptions as errors with a remedy."""
-    from dcdm_export.engine_key import EngineError
-    from dcdm_export.onnx_graph import ExportError
-    from dcdm_export.parity import ParityError
-    from dcdm_export.signature import SignatureError
-
-    try:
-        yield
-    except ParityError as error:
-        file = work / "parity.json"
-        raise NumericalError(str(error), f"use --precision fp32; the figures are in {file}", file=file) from error
-    except EngineError as error:
-        raise DcdmError(str(error), "use --target onnx, or another --opset or --precision") from error
-    except ExportError as error:
-        raise DcdmError(str(error), "try another --opset, or --precision fp32") from error
-    except SignatureError as error:
-        raise MismatchError(str(error), f"dcdm export again: {KEPT}", file=error.file) from error
-
-
-def _results(signature: Signature, parity: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """One entry per network and engine, for the record, --json and the table."""
-
-    def mib(*names: str) -> float:
-        return round(sum((folder / name).stat().st_size for name in names) / 2**20, 2)
-
-    networks = [
-        {
-            "name": name,
-            "file": network.file,
-            "mib": mib(*network.files),
-            "precision": network.precision,
-            "opset": network.opset,
-            "parity": parity[name]["status"],
-            "max_abs": max((case["max_abs"] for case in parity[name]["cases"]), default=None),
-            "mean_abs": max((case["mean_abs"] for case in parity[name]["cases"]), default=None),
-            "relative": max((case["relative"] for case in parity[name]["cases"]), default=None),
-        }
-        for name, network in signature.networks.items()
-    ]
-    engines = [
-        {"name": engine.network, "file": engine.file, "mib": mib(engine.file), "batch": engine.batch}
-        for engine in signature.engines
-    ]
-    return {"networks": networks, "engines": engines}

@@ -7,62 +7,18 @@ import inspect
 import os
 import tomllib
 import types
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 from pydantic import BaseModel
 
-from dcdm_cli.config import Config, Layer, Resolved, flat_items, resolve, split_list
 from dcdm_cli.console import Console
 from dcdm_cli.errors import UsageError
-from dcdm_cli.job import Job
-from dcdm_cli.signals import asked_to_stop
-from dcdm_cli.store import RunFolder
-
-DEFAULT_RUN = "dcdm-run"
-PIPELINE = ("score", "caption", "finetune", "generate", "evaluate")
-
-
-@dataclass(frozen=True)
-class Context:
-    """What every command works with, made from the shared options."""
-
-    run: RunFolder
-    resolved: Resolved
-    console: Console
-    force: bool
-    dry_run: bool
-    given: Mapping[str, Any]  # settings given as flags, dotted
-    config_file: Path | None = None
-
-    @property
-    def config(self) -> Config:
-        return self.resolved.config
-
-    def starter_settings(self) -> dict[str, Any]:
-        """What the first command of a run was told, as plain values for dcdm.toml."""
-        values = flat_items(self.config)
-        return {key: values[key] for key in ("preset", *self.given) if values.get(key) is not None or key in self.given}
-
-    def job(self, device: str | None = None) -> Job:
-        """Settles the device (imports torch) unless the caller has one."""
-        if device is None:
-            from dcdm_cli.backends.base import settle_device
-
-            device, reason = settle_device(self.config.device)
-            self.console.note(f"device: {device} ({reason})")
-        self._use_decode_options()
-        return Job(device, self.console.progress, asked_to_stop, self.console.note)
-
-    def _use_decode_options(self) -> None:
-        from dcdm_cli.data.images import DecodeOptions, set_decode_options
-
-        data = self.config.data
-        set_decode_options(DecodeOptions(exif=data.exif, background=data.background, animated=data.animated))
-
+from dcdm_cli.run.session import DEFAULT_RUN, Context, recorded_layers
+from dcdm_cli.run.settings import Config, flat_items, resolve, split_list
+from dcdm_cli.run.store import RunFolder
 
 SHARED: dict[str, tuple[Any, Any]] = {
     "run": (Annotated[Path, typer.Option(help="Run folder.", envvar="DCDM_RUN")], Path(DEFAULT_RUN)),
@@ -162,20 +118,6 @@ def _open_context(ctx: typer.Context, command: str, shared: dict[str, Any], give
     if resolved.config.threads:
         os.environ["OMP_NUM_THREADS"] = str(resolved.config.threads)  # read when torch is imported
     return Context(run, resolved, console, shared["force"], shared["dry_run"], flags, shared["config"])
-
-
-def recorded_layers(run: RunFolder, command: str) -> list[Layer]:
-    """The settings that the stages before `command` were done with, from their records: what is made from their
-    outputs must not see other ones, because a flag was given only once."""
-    before = PIPELINE[: PIPELINE.index(command)] if command in PIPELINE else ()
-    records = ((stage, run.record(stage)) for stage in before)
-    return [
-        Layer(f"record of {stage}", _recorded_sections(stage, record.config)) for stage, record in records if record
-    ]
-
-
-def _recorded_sections(stage: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: config[name] for name in ("data", "score")} if stage == "score" else {stage: config}
 
 
 def _parse_settings(pairs: Sequence[str]) -> dict[str, Any]:

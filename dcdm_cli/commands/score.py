@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
-from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dcdm_cli.commands.options import Context, stage_command
-from dcdm_cli.commands.spread import Spread, open_crew, settle_spread
-from dcdm_cli.config import Config
+from dcdm_cli.commands.options import stage_command
 from dcdm_cli.console import Console
-from dcdm_cli.errors import ExitCode, UsageError
-from dcdm_cli.files import hash_file, hash_json
-from dcdm_cli.job import Job
-from dcdm_cli.store import Outcome, RunFolder, Stage, StageRecord, write_starter_config
+from dcdm_cli.errors import ExitCode
+from dcdm_cli.run.session import Context
+from dcdm_cli.run.store import StageRecord
+from dcdm_cli.stages.score import run_score
 
 if TYPE_CHECKING:
-    import numpy as np
-    import pyarrow as pa
+    pass
 
-    from dcdm_cli.data.manifest import Manifest
-    from dcdm_cli.data.sources import ScanOptions
-
-SOURCE_NAME = "digits"  # the embedded images
 EXAMPLES = (
     "dcdm score photos/ --run birds --model resnet50 --steps 5000",
     "dcdm score hf:uoft-cs/cifar10 --image-column img",
@@ -53,27 +41,6 @@ def register(app: typer.Typer, summary: str) -> None:
             raise typer.Exit(ExitCode.PARTIAL)
 
 
-def run_score(context: Context, source: str | None = None) -> StageRecord:
-    """Scans and scores unless nothing changed. Raises UsageError without a source."""
-    config, run = context.config, context.run
-    source = source or config.data.source
-    if not source:
-        raise UsageError("no images to score", "name them: dcdm score FOLDER (or hf:owner/name, a CSV, digits)")
-    settings = {"source": source, "data": config.data.model_dump(mode="json", exclude={"source"})}
-    settings |= {"score": config.score.model_dump(mode="json"), "seed": config.seed}
-    options = scan_options(context, source)
-    inputs = {"source": _fingerprint(source, options), **_file_inputs(context.config)}
-    run.create()
-    with run.lock("dcdm score"):
-        stage = Stage("score", settings, inputs)
-        record, done = run.run(stage, lambda: _work(context, source, options, stage), force=context.force)
-        shutil.rmtree(run.checkpoints / "scorer", ignore_errors=True)  # only now: a kill before that loses nothing
-        write_starter_config(run, {"data.source": source, **context.starter_settings()})
-    if not done:
-        context.console.note("score: nothing changed, skipped (--force runs it again)")
-    return record
-
-
 def show_score(context: Context, record: StageRecord) -> None:
     from dcdm_cli.data.manifest import read_manifest
     from dcdm_cli.reports.tables import score_table
@@ -87,166 +54,3 @@ def show_score(context: Context, record: StageRecord) -> None:
 
 def _machine(console: Console) -> bool:
     return console.as_json or console.quiet
-
-
-def _place(source: str, run: RunFolder) -> str:
-    """The source as `scan` knows it: the embedded digits become a folder of images."""
-    if source != SOURCE_NAME:
-        return source
-    from dcdm_cli.demo.digits import write_digits
-
-    return str(write_digits(run.images / SOURCE_NAME))
-
-
-def _work(context: Context, source: str, options: ScanOptions, stage: Stage) -> Outcome:
-    from dcdm_cli.data.images import decode_options
-    from dcdm_cli.data.manifest import write_manifest
-    from dcdm_cli.data.sources import TooManyRejectedError, scan_on_disk
-    from dcdm_cli.data.writers import write_rejected
-
-    run, job, spread = context.run, context.job(), settle_spread(context)
-    key = hash_json([stage.config, stage.inputs])
-    spool = run.checkpoints / "scorer" / key[:16]  # what a stopped run goes on from
-    try:
-        options = replace(options, decode=decode_options())
-        found = scan_on_disk(_place(source, run), options, run.images, spool / "scan", key, job)
-    except TooManyRejectedError as error:
-        write_rejected(run.rejected, error.rejected)
-        raise
-    for warning in found.warnings:
-        context.console.warn(warning)
-    write_rejected(run.rejected, found.rejected)
-    scored = _score(context, found.manifest, job, spool, spread)
-    manifest = scored.manifest
-    run.forget("score", "caption")  # the new table has no captions of ours, and may have other rows
-    scored.save_scorer(run.scorer)
-    write_manifest(manifest, run.samples)
-    results = {**scored.results, "images": len(manifest), "rejected": len(found.rejected)}
-    results |= {"classes": len(manifest.class_names), "origin": found.origin}
-    outputs = [run.samples, *([run.scorer] if run.scorer.exists() else []), *_figures(run, manifest)]
-    return Outcome(outputs, manifest.digest("sample_id", "difficulty"), results, job.device)
-
-
-class _Scores(NamedTuple):
-    """save_scorer: as in `difficulty.scoring.Scored`."""
-
-    manifest: Manifest
-    results: dict[str, Any]
-    save_scorer: Callable[[Path], None]
-
-
-def _score(context: Context, manifest: Manifest, job: Job, spool: Path, spread: Spread) -> _Scores:
-    """Fills the score columns of the training split; other splits keep nulls."""
-    import numpy as np
-
-    from dcdm_cli.difficulty.scoring import Scoring, score_images
-
-    is_train = np.asarray(manifest.table["split"].to_numpy(zero_copy_only=False) == "train")
-    config = context.config.score
-    place = Scoring(
-        spool,
-        class_map=manifest.class_names if context.config.data.class_map else None,
-        crew=(lambda open_worker: open_crew(context, open_worker, spread, job)) if spread else None,
-        threads=spread.threads,
-    )
-    config = config.model_copy(update={"seed": config.seed + context.config.seed})
-    scored = score_images(manifest.select(is_train), config, place, job)
-    manifest = manifest.with_columns({n: _for_all(values, is_train) for n, values in scored.columns.items()})
-    s = manifest.column("difficulty")[is_train]
-    if not np.isfinite(s).any():
-        raise UsageError(
-            f"none of the {len(s)} training images got a score",
-            "give classes at least two different images each, or another column: dcdm score --column NAME",
-        )
-    counts = {"scored": int(np.isfinite(s).sum()), "difficulty_mean": float(np.nanmean(s))}
-    return _Scores(manifest, scored.results | counts, scored.save_scorer)
-
-
-def _for_all(values: np.ndarray, is_train: np.ndarray) -> pa.Array:
-    """A column of the training images as one of all images: null elsewhere, and for NaN."""
-    import numpy as np
-    import pyarrow as pa
-
-    whole = np.zeros(len(is_train), values.dtype)
-    whole[is_train] = values
-    missing = ~is_train
-    if values.dtype.kind == "f":
-        missing |= np.isnan(whole)
-    return pa.array(whole, mask=missing)
-
-
-def _figures(run: RunFolder, manifest: Manifest) -> list[Path]:
-    import numpy as np
-
-    from dcdm_cli.reports.plots import difficulty_histogram, image_grid
-
-    train = manifest.split("train")
-    s, labels = train.column("difficulty"), train.column("label")
-    run.figures.mkdir(exist_ok=True)
-    made = [difficulty_histogram(run.figures / "difficulty.png", s, labels, manifest.class_names)]
-    order = np.argsort(np.where(np.isfinite(s), s, -1), kind="stable")
-    known = order[np.isfinite(s[order])]
-    for name, chosen in {"hardest": known[::-1][:40], "easiest": known[:40]}.items():
-        title = f"{name.capitalize()} training images: difficulty and class"
-        made.append(image_grid(run.figures / f"{name}.png", grid_rows(train.select(chosen), 10), title))
-    return made
-
-
-def grid_rows(manifest: Manifest, width: int) -> list[Any]:
-    """Rows of an image grid with difficulty and class under each image."""
-    from dcdm_cli.data.images import decode_image
-    from dcdm_cli.reports.plots import GridRow
-
-    paths, names, s = manifest.paths(), manifest.column("class_name"), manifest.column("difficulty")
-    return [
-        GridRow(
-            title="",
-            images=[decode_image(path) for path in paths[start : start + width]],
-            captions=[
-                f"{d:.2f} {n}" for d, n in zip(s[start : start + width], names[start : start + width], strict=True)
-            ],
-        )
-        for start in range(0, len(paths), width)
-    ]
-
-
-def scan_options(context: Context, source: str) -> ScanOptions:
-    from dcdm_cli.data.sources import ScanOptions
-
-    data = context.config.data
-    shared = (
-        "split",
-        "image_column",
-        "label_column",
-        "caption_column",
-        "follow_links",
-        "class_map",
-        "judge_fraction",
-        "test_fraction",
-        "max_bad",
-        "strict",
-    )
-    return ScanOptions(
-        **{name: getattr(data, name) for name in shared},
-        score_column=context.config.score.column,
-        standard_input=_read_standard_input() if source == "-" else None,
-    )
-
-
-def _read_standard_input() -> bytes:
-    if sys.stdin.isatty():
-        raise UsageError("no manifest on standard input", "pipe one: dcdm score - < images.csv")
-    return sys.stdin.buffer.read()
-
-
-def _fingerprint(source: str, options: ScanOptions) -> str:
-    from dcdm_cli.data.sources import fingerprint
-
-    return hash_json(source) if source == SOURCE_NAME else fingerprint(source, options)
-
-
-def _file_inputs(config: Config) -> dict[str, str]:
-    """Contents of the files that settings name: the class map, and a classifier with what stands beside it."""
-    own, class_map = config.score.classifier, config.data.class_map
-    beside = [own, own.with_suffix(".json"), own.with_name(own.name + ".data")] if own else []
-    return {str(file): hash_file(file) for file in (*beside, class_map) if file and file.is_file()}

@@ -6,11 +6,11 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from dcdm_cli.commands.options import Context
-from dcdm_cli.commands.report import Drawing, draw, evaluation_drawings, experiment_drawings
 from dcdm_cli.errors import MismatchError, NotFoundError
 from dcdm_cli.files import write_text
 from dcdm_cli.reports.suite import BEGIN, VALUE, Figure, Result, render_document
+from dcdm_cli.run.session import Context
+from dcdm_cli.stages.report import Drawing, draw, evaluation_drawings, experiment_drawings
 
 RESULTS, PICTURES = Path("benchmarks") / "results", Path("docs") / "images"
 DOCUMENTS = ("*.md", "docs/*.md", "benchmarks/*.md")

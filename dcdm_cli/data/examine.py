@@ -24,7 +24,7 @@ from PIL import Image
 from dcdm_cli.data.candidates import Candidate, Listing, Rejection, ScanOptions, clean_name
 from dcdm_cli.data.images import RejectedImage, decode_image, image_format, image_hash
 from dcdm_cli.files import atomic_path, hash_bytes, write_bytes, write_json
-from dcdm_cli.job import Job
+from dcdm_cli.run.progress import Job
 
 CHUNK = 2048  # candidates; what a stopped scan may lose
 ROWS = pa.schema(

@@ -38,7 +38,7 @@ from dcdm_cli.data.splits import SPLITS, assign_codes, copies, split_codes
 from dcdm_cli.data.tar_listing import expand_braces, list_tars
 from dcdm_cli.errors import DcdmError, NotFoundError, UsageError
 from dcdm_cli.files import atomic_path, hash_json
-from dcdm_cli.job import Job
+from dcdm_cli.run.progress import Job
 
 GENERATED_MARK = "shards/output.json"
 _MANIFEST_SUFFIXES = frozenset({".csv", ".jsonl", ".ndjson"})

@@ -31,11 +31,11 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose, InterpolationMode, RandomRotation
 
-from dcdm_cli.config import ClassifierConfig
 from dcdm_cli.data.images import DecodeOptions, RejectedImage, decode_image, decode_options
 from dcdm_cli.data.manifest import ImagePaths
 from dcdm_cli.errors import MismatchError, NotFoundError, NumericalError, UsageError
 from dcdm_cli.files import atomic_folder, write_json
+from dcdm_cli.run.settings import ClassifierConfig
 
 Images = Sequence[Path | Image.Image] | np.ndarray  # an array is uint8 [N, H, W, 3]
 Progress = Callable[[str, int, int], None]  # what, done, total

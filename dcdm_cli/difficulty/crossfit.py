@@ -15,7 +15,6 @@ import numpy as np
 from sklearn.model_selection import StratifiedKFold
 from torch import nn
 
-from dcdm_cli.config import ScoreConfig
 from dcdm_cli.data.manifest import Manifest
 from dcdm_cli.difficulty.classifier import (
     Progress,
@@ -28,7 +27,8 @@ from dcdm_cli.difficulty.classifier import (
 from dcdm_cli.difficulty.scores import fit_temperature, mean_log_probs, score_all
 from dcdm_cli.errors import MismatchError, UsageError
 from dcdm_cli.files import hash_json
-from dcdm_cli.job import Job
+from dcdm_cli.run.progress import Job
+from dcdm_cli.run.settings import ScoreConfig
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from dcdm_cli.config import ClassifierConfig
 from dcdm_cli.data.manifest import Manifest
 from dcdm_cli.difficulty.classifier import (
     AGAIN,
@@ -33,6 +32,7 @@ from dcdm_cli.difficulty.classifier import (
 from dcdm_cli.difficulty.scores import Scored, score_all
 from dcdm_cli.errors import MismatchError, NotFoundError, UsageError
 from dcdm_cli.files import write_json
+from dcdm_cli.run.settings import ClassifierConfig
 
 SHOWN = 10  # class names listed in an error
 NAMES_BESIDE = 'write {"class_names": [...]}, in the order of the outputs, to <its stem>.json beside it'

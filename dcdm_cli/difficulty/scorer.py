@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from dcdm_cli.config import ClassifierConfig
 from dcdm_cli.difficulty.classifier import (
     Images,
     Preprocessing,
@@ -32,6 +31,7 @@ from dcdm_cli.difficulty.scores import mean_log_probs, score_columns
 from dcdm_cli.difficulty.verdict import Verdict
 from dcdm_cli.errors import MismatchError, NotFoundError
 from dcdm_cli.files import atomic_folder, write_json
+from dcdm_cli.run.settings import ClassifierConfig
 
 DESCRIPTION = "scorer.json"
 _NO_SETTINGS = ClassifierConfig.model_validate({})  # a copied classifier has a full sidecar

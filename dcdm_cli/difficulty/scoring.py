@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from dcdm_cli.config import ScoreConfig
-from dcdm_cli.crew.boss import Crew
+from dcdm_cli.crew.coordinator import Crew
 from dcdm_cli.crew.messages import OpenWorker
 from dcdm_cli.data.manifest import Manifest
 from dcdm_cli.difficulty.classifier import Preprocessing, preprocessing_of
@@ -34,7 +33,8 @@ from dcdm_cli.difficulty.stream import (
     suspects,
 )
 from dcdm_cli.errors import UsageError
-from dcdm_cli.job import Job
+from dcdm_cli.run.progress import Job
+from dcdm_cli.run.settings import ScoreConfig
 
 STREAM_ABOVE = 20_000  # images; below, all logits fit and nothing is gained by chunks
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import nn
 
-from dcdm_cli.crew.boss import Crew
+from dcdm_cli.crew.coordinator import Crew
 from dcdm_cli.crew.messages import Piece, unshared
 from dcdm_cli.difficulty.classifier import Images, Preprocessing, chosen_logits
 from dcdm_cli.difficulty.scorer import Scorer
@@ -30,7 +30,7 @@ from dcdm_cli.difficulty.scores import (
     score_columns,
 )
 from dcdm_cli.files import atomic_path
-from dcdm_cli.job import Job
+from dcdm_cli.run.progress import Job
 
 CHUNK = 2048  # images of one task
 COLUMNS = pa.schema([*((name, pa.float32()) for name in SCORES), ("predicted", pa.int32())])

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dcdm_cli.apart import BUILD, LOAD, WARMUP
-from dcdm_cli.store import StageRecord
+from dcdm_cli.run.one_off import BUILD, LOAD, WARMUP
+from dcdm_cli.run.store import StageRecord
 
 MAKING = ("score", "caption", "finetune", "calibrate", "export", "generate")  # what an image costs; evaluation is apart
 APART = (LOAD, WARMUP, BUILD)  # parts of a stage that do not grow with the images

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from dcdm_cli.config import ClassifierConfig
 from dcdm_cli.difficulty.classifier import predict_logits, train_classifier
 from dcdm_cli.difficulty.crossfit import fold_of
 from dcdm_cli.difficulty.scores import score_all
 from dcdm_cli.evaluation.downstream import Samples
-from dcdm_cli.job import Job
+from dcdm_cli.run.progress import Job
+from dcdm_cli.run.settings import ClassifierConfig
 
 BINS = 10
 PRIOR = 0.02  # difficulty's worth of images that every cell below the cap gets: what is learnt can be forgotten

@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from dcdm_cli.config import ClassifierConfig, changed
 from dcdm_cli.data.manifest import Manifest
 from dcdm_cli.difficulty.classifier import predict_logits, train_classifier
 from dcdm_cli.evaluation.statistics import interval, paired
 from dcdm_cli.files import hash_json, storage_errors
-from dcdm_cli.job import Job
+from dcdm_cli.run.progress import Job
+from dcdm_cli.run.settings import ClassifierConfig, changed
 
 REAL, OURS = "real", "dcdm"
 

@@ -17,7 +17,7 @@ from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
 from dcdm_cli.data.images import decode_image
-from dcdm_cli.job import Progress, silent
+from dcdm_cli.run.progress import Progress, silent
 
 SIDE = 16  # pixels of the thumbnails that are compared
 # Root mean square difference of two thumbnails, of the whole range, below which they show the same picture. Copies that

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dcdm_cli.config import ScoreConfig
 from dcdm_cli.difficulty.classifier import predict_logits, train_classifier
 from dcdm_cli.difficulty.scores import score_columns
-from dcdm_cli.job import Job
+from dcdm_cli.run.progress import Job
+from dcdm_cli.run.settings import ScoreConfig
 
 TOP = 0.99  # quantile of the loss that counts as difficulty 1: a loss has no upper end
 

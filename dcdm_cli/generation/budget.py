@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from dcdm_cli.config import nearest
 from dcdm_cli.errors import NotFoundError, UsageError
+from dcdm_cli.run.settings import nearest
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dcdm_cli.data.shard_files import Layout
+from dcdm_cli.generation.coordinator import Generated, run_shards
 from dcdm_cli.generation.engine import Engine
 from dcdm_cli.generation.plan import PlanRow
 from dcdm_cli.generation.plan_file import AnyPlan
 from dcdm_cli.generation.selection import render_close
 from dcdm_cli.generation.shards import Facts, Measure, Rendered
-from dcdm_cli.generation.site import Generated, run_shards
-from dcdm_cli.job import Job
+from dcdm_cli.run.progress import Job
 
 __all__ = ["EngineMaker", "Generated", "Measure", "run_plan"]
 

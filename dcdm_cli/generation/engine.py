@@ -12,24 +12,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from dcdm_cli import apart
 from dcdm_cli.backends.base import Denoiser
 from dcdm_cli.backends.choice import Opened, Wanted, choose_backend
 from dcdm_cli.backends.exported import cores_left_to
 from dcdm_cli.backends.torch_backend import TorchDenoiser, TorchOptions
-from dcdm_cli.config import GenerateConfig
 from dcdm_cli.errors import OutOfMemoryError
 from dcdm_cli.files import hash_json
 from dcdm_cli.generation.guidance import Guidance, guidance_of
 from dcdm_cli.generation.plan import PlanRow
 from dcdm_cli.generation.prompts import PromptCache
 from dcdm_cli.generation.sampler import Conditioning, sample
-from dcdm_cli.job import Job
 from dcdm_cli.model.adapter import AdapterInfo, adapter_hash, read_adapter
 from dcdm_cli.model.base import BaseModel, encode_text, load_base
 from dcdm_cli.model.fused import load_fused
 from dcdm_cli.model.latents import Decode, decode_latents, torch_decoder
 from dcdm_cli.model.schedule import Sampler, sampling_scheduler, seeded_noise
+from dcdm_cli.run import one_off
+from dcdm_cli.run.progress import Job
+from dcdm_cli.run.settings import GenerateConfig
 
 _MEMORY_WORDS = ("out of memory", "allocate memory", "bad_alloc", "bad allocation")
 
@@ -159,7 +159,7 @@ def render(engine: Engine, rows: Sequence[PlanRow], job: Job) -> Iterator[tuple[
             left = len(rows) - start
             _halve(engine, engine.batch_size if engine.denoiser.fixed_batch else min(engine.batch_size, left), job)
             continue
-        apart.rendered(time.monotonic() - clock, len(images))
+        one_off.rendered(time.monotonic() - clock, len(images))
         yield rows[start : start + len(images)], images
         start += len(images)
         job.progress("generating", start, len(rows))

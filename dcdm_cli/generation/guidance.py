@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dcdm_cli.config import GenerateConfig
+from dcdm_cli.run.settings import GenerateConfig
 
 
 @dataclass(frozen=True)

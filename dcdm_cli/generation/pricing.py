@@ -14,7 +14,7 @@ from dcdm_cli.errors import UsageError
 from dcdm_cli.files import write_bytes
 from dcdm_cli.generation.plan import Plan
 from dcdm_cli.generation.shards import Encoders, Maker, ShardTask, make_batches
-from dcdm_cli.job import Job
+from dcdm_cli.run.progress import Job
 
 PROBE_S = 20.0  # measured time, after the first batch; the plan may be over sooner
 PROBE_BATCHES = (3, 50)  # at least, at most

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dcdm_cli.crew.boss import Crew
+from dcdm_cli.crew.coordinator import Crew
 from dcdm_cli.crew.messages import Piece
+from dcdm_cli.generation.coordinator import check_generator
 from dcdm_cli.generation.plan import PlanRow
 from dcdm_cli.generation.shards import Facts, Maker
-from dcdm_cli.generation.site import check_generator
-from dcdm_cli.job import Job
+from dcdm_cli.run.progress import Job
 
 # Plan rows, their images uint8 [B, H, W, 3] and realised difficulties float32 [B].
 Watch = Callable[[Sequence[PlanRow], np.ndarray, np.ndarray], None]

@@ -18,7 +18,7 @@ from dcdm_cli.generation.engine import Engine, render
 from dcdm_cli.generation.plan import PlanRow
 from dcdm_cli.generation.seeds import image_seed
 from dcdm_cli.generation.shards import Measure, Rendered
-from dcdm_cli.job import Job, silent
+from dcdm_cli.run.progress import Job, silent
 
 RIVAL_SHARE = 0.5  # of the difficulty, which is the probability of all other classes: one may have so much unpunished
 

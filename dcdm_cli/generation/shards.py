@@ -21,7 +21,7 @@ from dcdm_cli.data.shard_files import SPLIT, Layout, Part, ShardWriter, folders_
 from dcdm_cli.data.writers import encode_image
 from dcdm_cli.difficulty.verdict import Verdict
 from dcdm_cli.generation.plan import PlanRow
-from dcdm_cli.job import Job, silent
+from dcdm_cli.run.progress import Job, silent
 
 FLAT_IMAGE = 1.0  # standard deviation in grey levels below which an image counts as blank
 WAITING = 2  # batches that may be encoding while the next is rendered; bounds memory

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dcdm_cli.crew.boss import Crew
+from dcdm_cli.crew.coordinator import Crew
 from dcdm_cli.crew.messages import unshared
 from dcdm_cli.data.shard_files import Layout, ShardWriter, keep_nothing
 from dcdm_cli.errors import DcdmError
+from dcdm_cli.generation.coordinator import Generated, Site, check_generator, make_shard
 from dcdm_cli.generation.ledger import Ledger, shard_writer
 from dcdm_cli.generation.plan_file import AnyPlan, PlanFile
 from dcdm_cli.generation.shards import (
@@ -27,8 +28,7 @@ from dcdm_cli.generation.shards import (
     ShardTask,
     make_batches,
 )  # fmt: skip
-from dcdm_cli.generation.site import Generated, Site, check_generator, make_shard
-from dcdm_cli.job import Job
+from dcdm_cli.run.progress import Job
 
 SHARE = "put the run folder on a disk that all machines share, or send the images: --results driver"
 

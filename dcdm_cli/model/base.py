@@ -14,10 +14,10 @@ from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from dcdm_cli import apart
 from dcdm_cli.errors import MismatchError, NotFoundError
 from dcdm_cli.files import hash_json
 from dcdm_cli.model.packaged import resolve_base
+from dcdm_cli.run import one_off
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -46,7 +46,7 @@ class BaseModel:
         return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
 
 
-@apart.loading()
+@one_off.loading()
 def load_base(
     source: str,
     *,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-TINY_BASE = Path(__file__).parents[1] / "demo" / "tiny_base"
+TINY_BASE = Path(__file__).parent / "tiny_base"
 TINY_NAME = "tiny"
 
 

@@ -17,11 +17,11 @@ import numpy as np
 from PIL import Image
 
 from dcdm_cli.files import atomic_path
-from dcdm_cli.reports import canvas
-from dcdm_cli.reports.canvas import INK
+from dcdm_cli.reports import figure_style
+from dcdm_cli.reports.figure_style import INK
+from dcdm_cli.reports.formatting import NOTHING
 from dcdm_cli.reports.html import template
 from dcdm_cli.reports.plots import GridRow, image_grid
-from dcdm_cli.reports.words import NOTHING
 
 SIDE = 96  # pixels of a stored picture at most
 CLASSES_PER_PNG = 6
@@ -100,19 +100,19 @@ def factor_chart(path: Path, entries: Sequence[ClassEntry]) -> Path:
     shown = [entry for entry in entries if any(v is not None for v in entry.correlations.values())][:MOST_IN_CHART]
     factors = list(shown[0].correlations) if shown else []
     values = np.array([[np.nan if (v := e.correlations[f]) is None else v for f in factors] for e in shown], float)
-    figure = canvas.figure(2.6 + 0.9 * max(3, len(factors)), 1.5 + 0.32 * max(2, len(shown)))
+    figure = figure_style.figure(2.6 + 0.9 * max(3, len(factors)), 1.5 + 0.32 * max(2, len(shown)))
     axes = figure.add_subplot()
-    canvas.style(axes, "What moves as images get harder?", "", "")
+    figure_style.style(axes, "What moves as images get harder?", "", "")
     if shown:
         drawn = axes.imshow(values, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
         axes.set_xticks(range(len(factors)), factors)
-        axes.set_yticks(range(len(shown)), [canvas.label(entry.name, 20) for entry in shown])
+        axes.set_yticks(range(len(shown)), [figure_style.label(entry.name, 20) for entry in shown])
         axes.grid(visible=False)
         _numbers(axes, values)
         bar = figure.colorbar(drawn)
         bar.set_label("rank correlation with difficulty", fontsize=9, color=INK)
         bar.ax.tick_params(labelsize=8.5, colors=INK)
-    return canvas.save(figure, path)
+    return figure_style.save(figure, path)
 
 
 def _grid_rows(entry: ClassEntry) -> list[GridRow]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from dcdm_cli.reports.formatting import NOTHING, Metrics, duration, interval, number, paired_sentences, percent, verdict
 from dcdm_cli.reports.quality_tables import class_sheet
-from dcdm_cli.reports.sheet import Sheet
+from dcdm_cli.reports.table import Sheet
 from dcdm_cli.reports.tables import adherence_sheet, pairs_sheet
-from dcdm_cli.reports.words import NOTHING, Metrics, duration, interval, number, paired_sentences, percent, verdict
 
 
 def experiment_sheets(document: Metrics) -> list[Sheet]:

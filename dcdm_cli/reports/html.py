@@ -15,9 +15,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from dcdm_cli.errors import NotFoundError
 from dcdm_cli.files import write_text
-from dcdm_cli.reports.sheet import Sheet
+from dcdm_cli.reports.formatting import Metrics, summary_sentences
+from dcdm_cli.reports.table import Sheet
 from dcdm_cli.reports.tables import summary_sheets
-from dcdm_cli.reports.words import Metrics, summary_sentences
 from dcdm_cli.safe_text import show
 
 

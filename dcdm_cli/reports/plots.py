@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, PercentFormatter
 from PIL import Image, ImageOps
 
-from dcdm_cli.reports import canvas
-from dcdm_cli.reports.canvas import BLUE, GREEN, GREY, INK, ORANGE, PAPER
-from dcdm_cli.reports.words import duration, known_bounds, number, percent
+from dcdm_cli.reports import figure_style
+from dcdm_cli.reports.figure_style import BLUE, GREEN, GREY, INK, ORANGE, PAPER
+from dcdm_cli.reports.formatting import duration, known_bounds, number, percent
 
 BINS = np.linspace(0, 1, 21)
 MAX_CLASSES = 12
@@ -43,11 +43,11 @@ def difficulty_histogram(path: Path, difficulty: np.ndarray, labels: np.ndarray,
     difficulty, labels = difficulty[scored], labels[scored]
     shown = _hardest(difficulty, labels, len(class_names))
     rows = -(-len(shown) // 4)
-    figure = canvas.figure(9, 3.2 + 1.5 * rows)
+    figure = figure_style.figure(9, 3.2 + 1.5 * rows)
     grid = figure.add_gridspec(rows + 1, 4, height_ratios=[1.9, *[1] * rows])
     overall = figure.add_subplot(grid[0, :])
     _histogram(overall, difficulty, BLUE)
-    canvas.style(overall, _histogram_title(difficulty), "difficulty (0 easy, 1 hard)", "images, log scale")
+    figure_style.style(overall, _histogram_title(difficulty), "difficulty (0 easy, 1 hard)", "images, log scale")
     panels = [figure.add_subplot(grid[1 + i // 4, i % 4]) for i in range(len(shown))]
     for i, (axes, label) in enumerate(zip(panels, shown, strict=True)):
         _class_panel(axes, difficulty[labels == label], class_names[label])
@@ -57,7 +57,7 @@ def difficulty_histogram(path: Path, difficulty: np.ndarray, labels: np.ndarray,
         f"the {len(shown)} hardest of {len(class_names)} classes" if len(shown) < len(class_names) else "every class"
     )
     figure.supxlabel(f"Small panels: {which}, with its mean", fontsize=9, color=INK)
-    return canvas.save(figure, path)
+    return figure_style.save(figure, path)
 
 
 def image_grid(path: Path, rows: Sequence[GridRow], title: str) -> Path:
@@ -71,7 +71,7 @@ def image_grid(path: Path, rows: Sequence[GridRow], title: str) -> Path:
     figure.text(
         GAP / width,
         1 - HEADER / 2 / height,
-        canvas.label(title, 200),
+        figure_style.label(title, 200),
         va="center",
         fontsize=11,
         weight="bold",
@@ -82,7 +82,7 @@ def image_grid(path: Path, rows: Sequence[GridRow], title: str) -> Path:
         figure.text(
             GAP / width,
             (top - TILE / 2) / height,
-            canvas.lines(row.title, ROW_LETTERS),
+            figure_style.lines(row.title, ROW_LETTERS),
             va="center",
             fontsize=9,
             color=INK,
@@ -92,8 +92,10 @@ def image_grid(path: Path, rows: Sequence[GridRow], title: str) -> Path:
             _place(figure, image, left, top)
             if j < len(row.captions):
                 place = ((left + TILE / 2) / width, (top - TILE - 2) / height)
-                figure.text(*place, canvas.label(row.captions[j], 16), ha="center", va="top", fontsize=7, color=INK)
-    return canvas.save(figure, path)
+                figure.text(
+                    *place, figure_style.label(row.captions[j], 16), ha="center", va="top", fontsize=7, color=INK
+                )
+    return figure_style.save(figure, path)
 
 
 def requested_vs_realised(
@@ -104,7 +106,7 @@ def requested_vs_realised(
     adherence: that part of the metrics; a target may also hold `realised_std`. calibration: `requested` and `realised`
     of the probe and the `fitted` monotone map, drawn as what would come out without the correction.
     """
-    figure = canvas.figure(6.4, 7.2)
+    figure = figure_style.figure(6.4, 7.2)
     grid = figure.add_gridspec(2, 1, height_ratios=[2.6, 1])
     axes = figure.add_subplot(grid[0])
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (4, 3)), label="exactly as asked", zorder=1)
@@ -120,38 +122,38 @@ def requested_vs_realised(
     _targets(axes, adherence["targets"])
     spearman = adherence.get("spearman")
     correlation = "" if spearman is None else f" Rank correlation {number(spearman)}"
-    canvas.style(axes, f"Does what was asked for come out?{correlation}", "", "realised difficulty")
+    figure_style.style(axes, f"Does what was asked for come out?{correlation}", "", "realised difficulty")
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="auto")
     axes.tick_params(labelbottom=False)
     axes.legend(frameon=False, fontsize=8, loc="upper left")
     _agreement_panel(figure.add_subplot(grid[1], sharex=axes), adherence["targets"])
-    return canvas.save(figure, path)
+    return figure_style.save(figure, path)
 
 
 def frontier(path: Path, adherence: Mapping[str, Any]) -> Path:
     """Label agreement of real and generated images per bin of realised difficulty, with the number of images below."""
     rows = adherence.get("frontier") or []
-    figure = canvas.figure(7.2, 4.6)
+    figure = figure_style.figure(7.2, 4.6)
     axes = figure.add_subplot()
     for kind, color, marker in (("real", BLUE, "o"), ("generated", ORANGE, "s")):
         known = [
             (np.mean(row["bin"]), row[f"{kind}_agreement"]) for row in rows if row[f"{kind}_agreement"] is not None
         ]
         axes.plot(*np.reshape(known, (-1, 2)).T, marker=marker, color=color, linewidth=2, label=kind)
-    canvas.style(
+    figure_style.style(
         axes, "Hard or broken? Share of images that keep their label", "realised difficulty", "label agreement"
     )
     axes.set(xlim=(0, 1), ylim=(0, 1.05))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.legend(frameon=False, fontsize=9, loc="lower left")
     _counts_below(axes, rows)
-    return canvas.save(figure, path)
+    return figure_style.save(figure, path)
 
 
 def accuracy_bars(path: Path, downstream: Mapping[str, Any]) -> Path:
     """Mean accuracy per training set with its 95 % interval, and every seed as a dot. The accuracy axis is zoomed."""
     arms = downstream["arms"]
-    figure = canvas.figure(7.2, 1.7 + 0.55 * len(arms))
+    figure = figure_style.figure(7.2, 1.7 + 0.55 * len(arms))
     axes = figure.add_subplot()
     for y, arm in enumerate(arms):
         _arm(axes, y, arm, GREY if arm["synthetic_images"] == 0 else ORANGE)
@@ -161,31 +163,31 @@ def accuracy_bars(path: Path, downstream: Mapping[str, Any]) -> Path:
     axes.set_ylim(max(len(arms), 1) - 0.5, -0.5)
     low, high = axes.get_xlim()
     scale = f"accuracy on {downstream['test_images']} test images, %, zoomed to {low:.1f} to {high:.1f}"
-    canvas.style(axes, "Does it help? Accuracy with 95 % intervals, one dot per seed", scale, "", grid="x")
-    return canvas.save(figure, path)
+    figure_style.style(axes, "Does it help? Accuracy with 95 % intervals, one dot per seed", scale, "", grid="x")
+    return figure_style.save(figure, path)
 
 
 def stage_seconds(path: Path, seconds: Mapping[str, float]) -> Path:
     """Wall-clock time per stage, in the order of the pipeline."""
     stages, spent = list(seconds), list(seconds.values())
-    figure = canvas.figure(7.2, 1.3 + 0.42 * len(stages))
+    figure = figure_style.figure(7.2, 1.3 + 0.42 * len(stages))
     axes = figure.add_subplot()
-    bars = axes.barh([canvas.label(stage, 24) for stage in stages], spent, color=BLUE, height=0.6)
+    bars = axes.barh([figure_style.label(stage, 24) for stage in stages], spent, color=BLUE, height=0.6)
     axes.bar_label(bars, [duration(value) for value in spent], padding=4, fontsize=9, color=INK)
     axes.invert_yaxis()
     axes.margins(x=0.16)
-    canvas.style(axes, f"Where the time went: {duration(sum(spent))} in all", "", "", grid="x")
+    figure_style.style(axes, f"Where the time went: {duration(sum(spent))} in all", "", "", grid="x")
     axes.tick_params(axis="x", bottom=False, labelbottom=False)
     axes.grid(visible=False)
     axes.spines["bottom"].set_visible(False)
-    return canvas.save(figure, path)
+    return figure_style.save(figure, path)
 
 
 def loss_curve(path: Path, steps: Sequence[float], losses: Sequence[float]) -> Path:
     """Training loss per step, faint, and its running mean over a twentieth of the run; non-finite ones left out."""
     points = np.column_stack([np.asarray(steps, float), np.asarray(losses, float)])
     points = points[np.isfinite(points).all(axis=1)]
-    figure = canvas.figure(7.2, 3.6)
+    figure = figure_style.figure(7.2, 3.6)
     axes = figure.add_subplot()
     axes.plot(*points.T, color=BLUE, alpha=0.3, linewidth=0.8)
     title = "Training loss"
@@ -195,8 +197,8 @@ def loss_curve(path: Path, steps: Sequence[float], losses: Sequence[float]) -> P
         axes.plot(points[window // 2 :][: len(smooth), 0], smooth, color=BLUE, linewidth=2)
         axes.set_ylim(0, 1.1 * np.quantile(points[:, 1], 0.99))  # a few early spikes must not flatten the rest
         title = f"Training loss: running mean over {window} logged steps ends at {smooth[-1]:.3g}"
-    canvas.style(axes, title, "optimiser step", "loss")
-    return canvas.save(figure, path)
+    figure_style.style(axes, title, "optimiser step", "loss")
+    return figure_style.save(figure, path)
 
 
 def _hardest(difficulty: np.ndarray, labels: np.ndarray, classes: int) -> list[int]:
@@ -228,9 +230,9 @@ def _histogram_title(difficulty: np.ndarray) -> str:
 
 def _class_panel(axes: Axes, difficulty: np.ndarray, name: str) -> None:
     _histogram(axes, difficulty, BLUE)
-    canvas.style(axes, "", "", "")
+    figure_style.style(axes, "", "", "")
     axes.set_xticks([0, 0.5, 1])
-    axes.set_title(f"{canvas.label(name, 20)}: {difficulty.mean():.2f}", loc="left", fontsize=8.5, color=INK)
+    axes.set_title(f"{figure_style.label(name, 20)}: {difficulty.mean():.2f}", loc="left", fontsize=8.5, color=INK)
 
 
 def _place(figure: Figure, image: Image.Image, left: int, top: int) -> None:
@@ -258,7 +260,7 @@ def _agreement_panel(axes: Axes, targets: Sequence[Mapping[str, Any]]) -> None:
     known = [row for row in targets if row["label_agreement"] is not None]
     x, y = [row["target"] for row in known], [row["label_agreement"] for row in known]
     axes.plot(x, y, "s-", color=ORANGE, linewidth=2)
-    canvas.style(axes, "Does the judge still see the label?", "target difficulty", "label agreement")
+    figure_style.style(axes, "Does the judge still see the label?", "target difficulty", "label agreement")
     axes.set_ylim(0, 1.05)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
 
@@ -290,4 +292,4 @@ def _arm(axes: Axes, y: int, arm: Mapping[str, Any], color: str) -> None:
 
 def _arm_label(arm: Mapping[str, Any]) -> str:
     made = arm["synthetic_images"]
-    return f"{canvas.label(arm['name'], 20)}\n{f'+ {made} images' if made else 'no extra images'}"
+    return f"{figure_style.label(arm['name'], 20)}\n{f'+ {made} images' if made else 'no extra images'}"

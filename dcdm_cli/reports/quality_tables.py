@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from dcdm_cli.reports.sheet import Sheet
-from dcdm_cli.reports.words import NOTHING, Metrics, duration, number, percent
+from dcdm_cli.reports.formatting import NOTHING, Metrics, duration, number, percent
+from dcdm_cli.reports.table import Sheet
 
 MAX_CLASSES = 20
 UNKNOWN = "unknown"

@@ -26,10 +26,10 @@ from typing import Any
 
 from dcdm_cli.errors import NotFoundError, UsageError
 from dcdm_cli.reports.experiment_tables import experiment_sentences, experiment_sheets
+from dcdm_cli.reports.formatting import duration, summary_sentences
 from dcdm_cli.reports.quality_tables import cost_sheet, fidelity_sheet
-from dcdm_cli.reports.sheet import Sheet
+from dcdm_cli.reports.table import Sheet
 from dcdm_cli.reports.tables import adherence_sheet, downstream_sheet, frontier_sheet, paired_sheet
-from dcdm_cli.reports.words import duration, summary_sentences
 from dcdm_cli.safe_text import show
 
 BEGIN = re.compile(r"^<!-- figures(?::(?P<names>[A-Za-z0-9_,* -]+?))? -->", re.MULTILINE)

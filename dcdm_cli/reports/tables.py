@@ -9,9 +9,9 @@ import numpy as np
 from rich.table import Table
 
 from dcdm_cli.data.manifest import Manifest
+from dcdm_cli.reports.formatting import NOTHING, Metrics, duration, interval, number, percent, points, probability
 from dcdm_cli.reports.quality_tables import class_sheet, cost_sheet, fidelity_sheet
-from dcdm_cli.reports.sheet import Sheet
-from dcdm_cli.reports.words import NOTHING, Metrics, duration, interval, number, percent, points, probability
+from dcdm_cli.reports.table import Sheet
 
 MAX_CLASSES = 20
 HARD = 0.5  # more likely wrong than right, for the scorer

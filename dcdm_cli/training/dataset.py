@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from dcdm_cli.data.archives import file_stamp
-from dcdm_cli.errors import NotFoundError
+from dcdm_cli.data.manifest import Manifest
+from dcdm_cli.errors import NotFoundError, UsageError
 from dcdm_cli.files import atomic_path, hash_json
-from dcdm_cli.job import Progress
 from dcdm_cli.model.base import BaseModel, encode_text
 from dcdm_cli.model.latents import encode_latents, to_pixels
+from dcdm_cli.run.progress import Progress
 from dcdm_cli.training.views import Views
 
 CHUNK, CHUNK_PIXELS = 32, 2**20  # encoded at once, at most: an encoder's activations are gigabytes at 512 px
@@ -144,3 +145,26 @@ def _step_seed(seed: int, step: int) -> int:
     """Epochs use negative step numbers, so that their permutations are independent of the steps' draws."""
     stream = (seed, 0, step) if step >= 0 else (seed, 1, ~step)
     return int(np.random.SeedSequence(stream).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def training_rows(manifest: Manifest, keep_suspects: bool) -> Manifest:
+    """Scored, captioned training images, without likely mislabels. Raises UsageError when too little is left."""
+    train = manifest.split("train")
+    if train.table["caption"].null_count:
+        raise NotFoundError("some training images have no caption", "write them: dcdm caption --force")
+    keep = np.isfinite(train.column("difficulty"))
+    if not keep_suspects:
+        keep &= ~train.column("suspect_label")
+    chosen = train.select(keep)
+    counts = chosen.class_counts()
+    if (counts > 0).sum() < 2:
+        raise UsageError(
+            "difficulty needs at least two classes with images", "add a second class folder and run dcdm score again"
+        )
+    if (counts == 0).any():
+        names = [n for n, c in zip(manifest.class_names, counts, strict=True) if c == 0]
+        raise UsageError(
+            f"no usable training image in class {names[0]!r} ({len(names)} such classes)",
+            "add images or remove the class folder, then run dcdm score again; --keep-suspects keeps doubtful labels",
+        )
+    return chosen

@@ -18,15 +18,15 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
-from dcdm_cli.config import FinetuneConfig
 from dcdm_cli.errors import CapabilityError, NumericalError
 from dcdm_cli.files import hash_json
-from dcdm_cli.job import Job
 from dcdm_cli.model.base import BaseModel
 from dcdm_cli.model.conditioning import NULL_DIFFICULTY, DifficultyEncoder, EncoderConfig
 from dcdm_cli.model.denoiser import ConditionedUNet
 from dcdm_cli.model.lora import add_lora, lora_parameters
 from dcdm_cli.model.schedule import add_noise, training_scheduler
+from dcdm_cli.run.progress import Job
+from dcdm_cli.run.settings import FinetuneConfig
 from dcdm_cli.training.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
 from dcdm_cli.training.dataset import Draws, DrawSettings, TrainingSet, draw
 from dcdm_cli.training.objective import denoising_loss, min_snr_weights

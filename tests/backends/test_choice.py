@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import save_file
 
 from dcdm_cli.backends.choice import Choice, Wanted, choose_backend
-from dcdm_cli.config import GenerateConfig
 from dcdm_cli.errors import CapabilityError, DcdmError, MismatchError, NotFoundError, UsageError
 from dcdm_cli.model.adapter import AdapterInfo, adapter_hash
 from dcdm_cli.model.conditioning import EncoderConfig
+from dcdm_cli.run.settings import GenerateConfig
 from dcdm_export.signature import (
     DENOISER,
     VAE_DECODER,

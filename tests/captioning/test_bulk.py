@@ -10,10 +10,10 @@ import torch
 
 from dcdm_cli.captioning import bulk
 from dcdm_cli.captioning.bulk import model_captions
-from dcdm_cli.config import CaptionConfig
 from dcdm_cli.data.manifest import Manifest
 from dcdm_cli.errors import InterruptedRunError
-from dcdm_cli.job import Job
+from dcdm_cli.run.progress import Job
+from dcdm_cli.run.settings import CaptionConfig
 
 from .test_captioner import save_blip2, write_pictures
 

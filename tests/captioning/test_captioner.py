@@ -26,8 +26,8 @@ from transformers import (
 )
 
 from dcdm_cli.captioning.captioner import Captioner
-from dcdm_cli.config import CaptionConfig
 from dcdm_cli.errors import DcdmError, NotFoundError, UsageError
+from dcdm_cli.run.settings import CaptionConfig
 
 WORDS = [
     "<pad>",

@@ -15,9 +15,9 @@ from dcdm_cli.captioning.templates import (
     read_templates,
     template_captions,
 )
-from dcdm_cli.config import CaptionConfig
 from dcdm_cli.data.manifest import Manifest
 from dcdm_cli.errors import NotFoundError, UsageError
+from dcdm_cli.run.settings import CaptionConfig
 
 LIMIT = 8
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dcdm_cli.demo.digits import digit_images
+from dcdm_cli.data.digits import digit_images
 
 from .runner import Finished, run
 

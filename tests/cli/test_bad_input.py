@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 from safetensors.torch import save_file
 
-from dcdm_cli.config import ClassifierConfig
 from dcdm_cli.data.manifest import read_manifest
 from dcdm_cli.difficulty.classifier import build_classifier
 from dcdm_cli.model.packaged import TINY_BASE
+from dcdm_cli.run.settings import ClassifierConfig
 
 from .conftest import CLASSES, SETTINGS, FinishedJob, last_error, new_run, write_images
 from .runner import Finished, run

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dcdm_cli.data.manifest import read_manifest
-from dcdm_cli.presets import PRESETS
+from dcdm_cli.run.presets import PRESETS
 
 from .conftest import CLASSES, SPLITS, FinishedJob, last_error
 from .runner import run
@@ -125,9 +125,9 @@ def test_the_test_images_were_seen_by_nobody(job: FinishedJob) -> None:
 
 def calibrate(folder: Path, realised: tuple[float, ...]) -> None:
     """Writes what calibration would have found: realised difficulty at a request of 0, 0.5 and 1, in every class."""
-    from dcdm_cli.config import resolve
     from dcdm_cli.difficulty.calibration import fit_calibration, save_calibration
     from dcdm_cli.generation.engine import sampler_settings
+    from dcdm_cli.run.settings import resolve
 
     requested = np.tile([0.0, 0.5, 1.0], 90)
     label = np.repeat(np.arange(3), 90)

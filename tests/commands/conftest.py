@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dcdm_cli.commands.options import Context
-from dcdm_cli.config import resolve
 from dcdm_cli.console import Console
 from dcdm_cli.data.manifest import Manifest, write_manifest
-from dcdm_cli.store import Outcome, RunFolder, Stage
+from dcdm_cli.run.session import Context
+from dcdm_cli.run.settings import resolve
+from dcdm_cli.run.store import Outcome, RunFolder, Stage
 
 from ..generation.conftest import adapter
 from ..generation.fakes import NAMES

@@ -13,14 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
-from dcdm_cli.commands.finetune import run_finetune
-from dcdm_cli.commands.options import Context
-from dcdm_cli.config import resolve
 from dcdm_cli.console import Console
+from dcdm_cli.data.digits import digit_images
 from dcdm_cli.data.manifest import Manifest, write_manifest
-from dcdm_cli.demo.digits import digit_images
 from dcdm_cli.model.adapter import read_adapter
-from dcdm_cli.store import Outcome, RunFolder, Stage
+from dcdm_cli.run.session import Context
+from dcdm_cli.run.settings import resolve
+from dcdm_cli.run.store import Outcome, RunFolder, Stage
+from dcdm_cli.stages.finetune import run_finetune
 
 SETTINGS = """
 device = "cpu"

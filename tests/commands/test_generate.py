@@ -12,14 +12,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from dcdm_cli.commands import generate, planning
-from dcdm_cli.commands.generate import run_generate, show_price
-from dcdm_cli.commands.planning import Wishes
-from dcdm_cli.commands.spread import settle_spread
+from dcdm_cli.commands.generate import show_price
 from dcdm_cli.errors import CapabilityError, InterruptedRunError, MismatchError, NotFoundError, UsageError
 from dcdm_cli.generation import pricing
 from dcdm_cli.generation.plan_file import PlanFile
-from dcdm_cli.store import RunFolder
+from dcdm_cli.run.store import RunFolder
+from dcdm_cli.stages import generate, plan
+from dcdm_cli.stages.devices import settle_spread
+from dcdm_cli.stages.generate import run_generate
+from dcdm_cli.stages.plan import Wishes
 
 from ..generation.fakes import NAMES, contents
 from .conftest import REAL, Open
@@ -52,7 +53,7 @@ def test_a_priced_plan_is_what_generate_executes(context: Open, run: RunFolder) 
 
 
 def test_a_probe_can_be_stopped(context: Open, run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "asked_to_stop", lambda: "SIGINT")
+    monkeypatch.setattr(plan, "asked_to_stop", lambda: "SIGINT")
     with pytest.raises(InterruptedRunError, match="nothing was measured or written"):
         priced(context)
     assert not run.plans.exists() and not list(run.path.glob(".probe*"))

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from dcdm_cli.crew.boss import MAX_DEATHS, Crew
+from dcdm_cli.crew.coordinator import MAX_DEATHS, Crew
 from dcdm_cli.crew.local import LocalTransport
 from dcdm_cli.errors import DcdmError, InterruptedRunError, OutOfMemoryError, StorageError
-from dcdm_cli.job import Job
+from dcdm_cli.run.progress import Job
 
 from .toys import ToyTask, open_toy
 

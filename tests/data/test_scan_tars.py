@@ -16,7 +16,7 @@ from dcdm_cli.data.images import RejectedImage, decode_image
 from dcdm_cli.data.sources import Scan, ScanOptions, scan_on_disk
 from dcdm_cli.data.tar_listing import expand_braces
 from dcdm_cli.errors import InterruptedRunError, NotFoundError, UsageError
-from dcdm_cli.job import Job
+from dcdm_cli.run.progress import Job
 
 from .conftest import encoded, picture
 

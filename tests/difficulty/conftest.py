@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from dcdm_cli.config import ScoreConfig
 from dcdm_cli.data.manifest import Manifest
 from dcdm_cli.files import hash_bytes
+from dcdm_cli.run.settings import ScoreConfig
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 MakeManifest = Callable[..., Manifest]

@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from dcdm_cli.config import ClassifierConfig, ScoreConfig
 from dcdm_cli.difficulty import classifier
 from dcdm_cli.difficulty.classifier import (
     DESCRIPTION,
@@ -26,6 +25,7 @@ from dcdm_cli.difficulty.classifier import (
     train_classifier,
 )
 from dcdm_cli.errors import MismatchError, NotFoundError, NumericalError, UsageError
+from dcdm_cli.run.settings import ClassifierConfig, ScoreConfig
 from tests.difficulty.conftest import NAMES, MakeManifest
 
 Digits = tuple[np.ndarray, np.ndarray]

@@ -3,13 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dcdm_cli.config import ScoreConfig
 from dcdm_cli.data.manifest import SCORE_COLUMNS
 from dcdm_cli.difficulty import crossfit as module
 from dcdm_cli.difficulty.classifier import predict_logits
 from dcdm_cli.difficulty.crossfit import crossfit, fold_of
 from dcdm_cli.errors import UsageError
-from dcdm_cli.job import Job
+from dcdm_cli.run.progress import Job
+from dcdm_cli.run.settings import ScoreConfig
 from tests.difficulty.conftest import NAMES, MakeManifest
 
 Digits = tuple[np.ndarray, np.ndarray]

@@ -11,10 +11,10 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
 
-from dcdm_cli.config import ClassifierConfig, ScoreConfig
 from dcdm_cli.difficulty.classifier import Preprocessing, build_classifier, logits_of
 from dcdm_cli.difficulty.own_classifier import align_classes, load_own_classifier, score_with
 from dcdm_cli.errors import MismatchError, NotFoundError, UsageError
+from dcdm_cli.run.settings import ClassifierConfig, ScoreConfig
 from tests.difficulty.conftest import NAMES, MakeManifest
 
 Digits = tuple[np.ndarray, np.ndarray]

@@ -9,14 +9,14 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from dcdm_cli.config import ScoreConfig
 from dcdm_cli.difficulty.classifier import build_classifier, logits_of, predict_logits
 from dcdm_cli.difficulty.crossfit import CrossFit, crossfit, unseen_models
 from dcdm_cli.difficulty.own_classifier import load_own_classifier
 from dcdm_cli.difficulty.scorer import DESCRIPTION, Scorer, save_own_scorer, save_scorer
 from dcdm_cli.difficulty.scores import softmax
 from dcdm_cli.errors import MismatchError, NotFoundError, UsageError
-from dcdm_cli.job import Job
+from dcdm_cli.run.progress import Job
+from dcdm_cli.run.settings import ScoreConfig
 from tests.difficulty.conftest import NAMES, MakeManifest
 from tests.difficulty.test_own_classifier import write_onnx
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dcdm_cli.config import ScoreConfig
-from dcdm_cli.crew.boss import Crew
+from dcdm_cli.crew.coordinator import Crew
 from dcdm_cli.crew.local import LocalTransport
 from dcdm_cli.data.manifest import SCORE_COLUMNS, Manifest
 from dcdm_cli.difficulty import crossfit as crossfit_module
@@ -18,7 +17,8 @@ from dcdm_cli.difficulty import scoring, stream
 from dcdm_cli.difficulty.scores import score_columns, softmax, suspect_labels
 from dcdm_cli.difficulty.scoring import Scoring, score_images
 from dcdm_cli.errors import InterruptedRunError, NotFoundError
-from dcdm_cli.job import Job
+from dcdm_cli.run.progress import Job
+from dcdm_cli.run.settings import ScoreConfig
 
 from .conftest import MakeManifest
 

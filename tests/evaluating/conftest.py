@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from dcdm_cli.commands.caption import run_caption
-from dcdm_cli.commands.finetune import run_finetune
-from dcdm_cli.commands.generate import run_generate
-from dcdm_cli.commands.options import Context
-from dcdm_cli.commands.score import run_score
-from dcdm_cli.config import resolve
 from dcdm_cli.console import Console
-from dcdm_cli.store import RunFolder
+from dcdm_cli.run.session import Context
+from dcdm_cli.run.settings import resolve
+from dcdm_cli.run.store import RunFolder
+from dcdm_cli.stages.caption import run_caption
+from dcdm_cli.stages.finetune import run_finetune
+from dcdm_cli.stages.generate import run_generate
+from dcdm_cli.stages.score import run_score
 
 NET = {"model_args": {"channels": [8, 12, 16, 32], "stem_width": 8}}
 SETTINGS: dict[str, Any] = {

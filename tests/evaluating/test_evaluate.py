@@ -13,18 +13,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dcdm_cli.commands.artefacts import run_artefacts, run_filter
-from dcdm_cli.commands.atlas import hardest_classes, run_atlas
-from dcdm_cli.commands.checks import checked_data
-from dcdm_cli.commands.evaluate import run_evaluate
-from dcdm_cli.commands.generate import run_generate
-from dcdm_cli.commands.next_plan import run_next_plan
-from dcdm_cli.commands.variants import prepare_variant, variant_context
 from dcdm_cli.data.manifest import Manifest, read_manifest, write_manifest
 from dcdm_cli.errors import MismatchError, NotFoundError, UsageError
 from dcdm_cli.evaluation.experiments import AdapterSpec
-from dcdm_cli.job import Job
-from dcdm_cli.presets import PRESETS
+from dcdm_cli.run.presets import PRESETS
+from dcdm_cli.run.progress import Job
+from dcdm_cli.stages.artefacts import run_artefacts, run_filter
+from dcdm_cli.stages.atlas import hardest_classes, run_atlas
+from dcdm_cli.stages.evaluate import run_evaluate
+from dcdm_cli.stages.evaluation_data import checked_data
+from dcdm_cli.stages.experiments.generators import prepare_variant, variant_context
+from dcdm_cli.stages.generate import run_generate
+from dcdm_cli.stages.next_plan import run_next_plan
 
 from .conftest import context_of
 
@@ -161,9 +161,9 @@ def test_the_demos_artefacts_are_looked_at_within_a_minute(run: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="memory is read from /proc")
 def test_adherence_of_many_files_holds_few_of_them_at_a_time(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dcdm_cli.commands.artefacts import _adherence
-    from dcdm_cli.commands.judging import CHUNK, open_judge
     from dcdm_cli.difficulty import classifier
+    from dcdm_cli.stages.artefacts import _adherence
+    from dcdm_cli.stages.judge import CHUNK, open_judge
 
     context, real, held = context_of(run), classifier.predict_logits, []
 

@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dcdm_cli.commands.arms import ARMS
-from dcdm_cli.commands.checks import checked_data
-from dcdm_cli.commands.experiment import run_experiment
-from dcdm_cli.commands.export import run_export
-from dcdm_cli.commands.sets import GeneratedSets
-from dcdm_cli.commands.variants import variant_context
 from dcdm_cli.errors import InterruptedRunError, UsageError
 from dcdm_cli.evaluation.experiments import BUILT_IN_ADAPTERS, ArmSpec, Experiment
 from dcdm_cli.generation.engine import open_engine
-from dcdm_cli.job import Job
+from dcdm_cli.run.progress import Job
+from dcdm_cli.stages.evaluation_data import checked_data
+from dcdm_cli.stages.experiments.arms import ARMS
+from dcdm_cli.stages.experiments.generators import variant_context
+from dcdm_cli.stages.experiments.run import run_experiment
+from dcdm_cli.stages.experiments.sets import GeneratedSets
+from dcdm_cli.stages.export import run_export
 
 from .conftest import context_of, forced
 
@@ -216,14 +216,14 @@ def test_a_validation_run_does_not_touch_the_test_images(experimented: Path, tmp
 
 
 def test_a_stopped_experiment_goes_on(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dcdm_cli.commands import options
+    from dcdm_cli.stages import jobs
 
     file = tmp_path / "two.toml"
     file.write_text('seeds = 2\n[[arms]]\nname = "real"\nsource = "none"\n')
-    monkeypatch.setattr(options, "asked_to_stop", lambda: "SIGTERM")
+    monkeypatch.setattr(jobs, "asked_to_stop", lambda: "SIGTERM")
     with pytest.raises(InterruptedRunError, match="1 of 2 classifiers"):
         run_experiment(context_of(run), str(file))
-    monkeypatch.setattr(options, "asked_to_stop", lambda: None)
+    monkeypatch.setattr(jobs, "asked_to_stop", lambda: None)
     ledger = run / "evaluation" / "downstream.jsonl"
     first = ledger.read_text()
     run_experiment(context_of(run), str(file))

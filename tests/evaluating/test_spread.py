@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from dcdm_cli.commands.checks import checked_data
-from dcdm_cli.commands.judging import open_judge
-from dcdm_cli.commands.options import Context
-from dcdm_cli.commands.score import run_score
-from dcdm_cli.commands.steering import measured_adherence
 from dcdm_cli.data.manifest import SCORE_COLUMNS, read_manifest
+from dcdm_cli.run.session import Context
+from dcdm_cli.stages.adherence import measured_adherence
+from dcdm_cli.stages.evaluation_data import checked_data
+from dcdm_cli.stages.jobs import open_job
+from dcdm_cli.stages.judge import open_judge
+from dcdm_cli.stages.score import run_score
 
 from .conftest import context_of
 
@@ -54,5 +55,5 @@ def test_a_worker_measures_the_same_adherence(run: Path, one_thread: object) -> 
 
 
 def adherence(context: Context) -> dict[str, Any]:
-    data, job = checked_data(context), context.job()
+    data, job = checked_data(context), open_job(context)
     return measured_adherence(context, data, open_judge(context, data.manifest, job), job).results

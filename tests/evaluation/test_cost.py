@@ -8,7 +8,7 @@ import pytest
 
 from dcdm_cli.evaluation.cost import bill
 from dcdm_cli.evaluation.crossing import Point, crossing
-from dcdm_cli.store import StageRecord
+from dcdm_cli.run.store import StageRecord
 
 BETTER = {"verdict": "better", "difference_mean": 0.02}
 

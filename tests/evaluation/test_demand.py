@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dcdm_cli.config import ClassifierConfig, ScoreConfig
 from dcdm_cli.evaluation.demand import BINS, demand, newest_difficulty
 from dcdm_cli.evaluation.downstream import NOTHING, Samples
 from dcdm_cli.evaluation.other_scores import in_sample, rescaled, shuffled
-from dcdm_cli.job import Job
+from dcdm_cli.run.progress import Job
+from dcdm_cli.run.settings import ClassifierConfig, ScoreConfig
 
 QUICK = {
     "model": "resnet10t", "model_args": {"channels": [8, 12, 16, 32], "stem_width": 8}, "image_size": 32, "steps": 30,

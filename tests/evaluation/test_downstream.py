@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from dcdm_cli.config import ClassifierConfig
-from dcdm_cli.demo.digits import digit_images
+from dcdm_cli.data.digits import digit_images
 from dcdm_cli.errors import InterruptedRunError
 from dcdm_cli.evaluation import downstream as module
 from dcdm_cli.evaluation.downstream import NOTHING, Arm, Ledger, Samples, Trial, arm_accuracy, run_arms
-from dcdm_cli.job import Job
+from dcdm_cli.run.progress import Job
+from dcdm_cli.run.settings import ClassifierConfig
 
 SETTINGS = ClassifierConfig.model_validate(
     {

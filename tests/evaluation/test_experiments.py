@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from dcdm_cli.config import ClassifierConfig, changed
 from dcdm_cli.errors import NotFoundError, UsageError
 from dcdm_cli.evaluation.experiments import built_in_experiments, find_experiment, parse_experiment
+from dcdm_cli.run.settings import ClassifierConfig, changed
 
 ALL = {"ablation", "adherence", "buckets", "controls", "loop", "mean-sweep", "ratio-sweep", "transfer"}
 

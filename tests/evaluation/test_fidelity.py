@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from dcdm_cli.config import ClassifierConfig
 from dcdm_cli.difficulty.classifier import build_classifier, preprocessing_of
 from dcdm_cli.evaluation import fidelity as module
 from dcdm_cli.evaluation.features import features_of, some
 from dcdm_cli.evaluation.fidelity import density_coverage, fidelity, frechet, inception
+from dcdm_cli.run.settings import ClassifierConfig
 
 RNG = np.random.default_rng(0)
 REAL, SAME, FAR = RNG.normal(size=(300, 8)), RNG.normal(size=(300, 8)), RNG.normal(5, 1, (300, 8))

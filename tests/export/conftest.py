@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from dcdm_cli.store import Outcome, RunFolder, Stage
+from dcdm_cli.run.store import Outcome, RunFolder, Stage
 from tests.generation.conftest import adapter  # noqa: F401  a fixture
 
 from .tensorrt_rtx import load_rtx

@@ -24,7 +24,7 @@ from dcdm_cli.model.base import encode_text
 from dcdm_cli.model.export_folder import open_export
 from dcdm_cli.model.fused import FusedModel, load_fused
 from dcdm_cli.model.latents import decode_latents, torch_decoder
-from dcdm_cli.store import RunFolder
+from dcdm_cli.run.store import RunFolder
 from dcdm_export.engine_key import EngineSettings, engine_key, write_engine
 from dcdm_export.finished import read_parity
 from dcdm_export.onnx_graph import read_metadata

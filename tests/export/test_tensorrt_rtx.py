@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dcdm_cli.model.base import DTYPES
 from dcdm_cli.model.conditioning import DifficultyEncoder, EncoderConfig, join_tokens
-from dcdm_cli.store import RunFolder
+from dcdm_cli.run.store import RunFolder
 from dcdm_export.engine_key import EngineError, EngineSettings, Gpu, check_engine, profile_shapes, read_key
 from dcdm_export.folder import EngineOrder, make_export
 from dcdm_export.onnx_graph import OPSETS, Graph, export_graph

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from dcdm_cli.config import GenerateConfig
 from dcdm_cli.generation.engine import Engine, open_engine
 from dcdm_cli.generation.plan import Plan, make_plan
 from dcdm_cli.generation.targets import parse_target
@@ -20,6 +19,7 @@ from dcdm_cli.model.exported import export_requests, model_facts
 from dcdm_cli.model.fused import load_fused
 from dcdm_cli.model.lora import add_lora, lora_parameters
 from dcdm_cli.model.packaged import TINY_NAME
+from dcdm_cli.run.settings import GenerateConfig
 from dcdm_export.folder import Order, make_export
 
 from .fakes import CAPTIONS, NAMES, inputs

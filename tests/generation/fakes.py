@@ -17,7 +17,7 @@ from dcdm_cli.generation.plan import Plan, PlanInputs, PlanRow, make_plan
 from dcdm_cli.generation.shards import Facts, Measure, Rendered
 from dcdm_cli.generation.targets import parse_target
 from dcdm_cli.generation.workers import ShardWorker
-from dcdm_cli.job import Job
+from dcdm_cli.run.progress import Job
 
 NAMES = ("zero", "test tube", "two")
 CAPTIONS = [[f"the number {name}", f"a photo of a {name}"] for name in NAMES]

@@ -16,7 +16,7 @@ from dcdm_cli.errors import InterruptedRunError, MismatchError
 from dcdm_cli.generation.bulk import run_plan
 from dcdm_cli.generation.engine import Engine
 from dcdm_cli.generation.plan import Plan
-from dcdm_cli.job import Job
+from dcdm_cli.run.progress import Job
 
 from .conftest import NAMES, plan
 from .fakes import fake_measure as measure

@@ -18,8 +18,8 @@ from dcdm_cli.backends.exported import ExportedDenoiser
 from dcdm_cli.errors import MismatchError, NotFoundError, OutOfMemoryError
 from dcdm_cli.generation.engine import Engine, Room, open_engine, render, sampler_settings, sampler_warnings
 from dcdm_cli.generation.prompts import PromptCache
-from dcdm_cli.job import Job
 from dcdm_cli.model.adapter import CONFIG_FILE
+from dcdm_cli.run.progress import Job
 
 from .conftest import config, plan
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dcdm_cli.config import resolve
 from dcdm_cli.errors import UsageError
 from dcdm_cli.generation.guidance import Guidance, guidance_of
+from dcdm_cli.run.settings import resolve
 
 from .conftest import config
 

@@ -17,9 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dcdm_cli.config import ClassifierConfig
 from dcdm_cli.crew import ray_crew
-from dcdm_cli.crew.boss import Crew
+from dcdm_cli.crew.coordinator import Crew
 from dcdm_cli.crew.messages import Message
 from dcdm_cli.data.shard_files import Layout
 from dcdm_cli.difficulty import stream
@@ -27,11 +26,12 @@ from dcdm_cli.difficulty.classifier import build_classifier
 from dcdm_cli.difficulty.crossfit import CrossFit
 from dcdm_cli.difficulty.scorer import save_scorer
 from dcdm_cli.errors import CapabilityError, NotFoundError
+from dcdm_cli.generation.coordinator import Generated, run_shards
 from dcdm_cli.generation.plan import Plan
 from dcdm_cli.generation.samples import sample_rows
-from dcdm_cli.generation.site import Generated, run_shards
 from dcdm_cli.generation.workers import run_crew
-from dcdm_cli.job import Job
+from dcdm_cli.run.progress import Job
+from dcdm_cli.run.settings import ClassifierConfig
 
 from .fakes import NAMES, FakeMaker, contents, fake_measure, fake_plan, open_fake
 from .test_samples import open_sampler

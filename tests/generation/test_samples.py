@@ -10,12 +10,12 @@ from functools import partial
 import numpy as np
 import pytest
 
-from dcdm_cli.crew.boss import Crew
+from dcdm_cli.crew.coordinator import Crew
 from dcdm_cli.crew.local import LocalTransport
 from dcdm_cli.errors import InterruptedRunError, MismatchError
 from dcdm_cli.generation.plan import PlanRow
 from dcdm_cli.generation.samples import SampleTask, SampleWorker, sample_rows
-from dcdm_cli.job import Job
+from dcdm_cli.run.progress import Job
 
 from .fakes import FakeMaker, fake_measure, fake_plan
 

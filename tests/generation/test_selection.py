@@ -11,7 +11,7 @@ from dcdm_cli.difficulty.verdict import Verdict
 from dcdm_cli.generation.engine import Engine, render
 from dcdm_cli.generation.plan import Plan
 from dcdm_cli.generation.selection import render_close
-from dcdm_cli.job import Job
+from dcdm_cli.run.progress import Job
 
 from .conftest import config, plan
 from .fakes import fake_measure as brightness

@@ -23,12 +23,12 @@ from dcdm_cli.data.images import decode_image
 from dcdm_cli.data.shard_files import Layout
 from dcdm_cli.errors import InterruptedRunError, MismatchError, StorageError
 from dcdm_cli.generation import shards
+from dcdm_cli.generation.coordinator import Generated, make_shard, run_shards
 from dcdm_cli.generation.journal import Journal
 from dcdm_cli.generation.ledger import Ledger
 from dcdm_cli.generation.plan import Plan
 from dcdm_cli.generation.shards import Encoders, MadeShard, ShardTask
-from dcdm_cli.generation.site import Generated, make_shard, run_shards
-from dcdm_cli.job import Job
+from dcdm_cli.run.progress import Job
 
 from .fakes import NAMES, FakeMaker, contents, fake_measure, fake_plan
 

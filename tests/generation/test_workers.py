@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from dcdm_cli.crew.boss import Crew
+from dcdm_cli.crew.coordinator import Crew
 from dcdm_cli.crew.local import LocalTransport
 from dcdm_cli.data.shard_files import Layout
 from dcdm_cli.errors import InterruptedRunError, MismatchError, StorageError
+from dcdm_cli.generation.coordinator import Generated, run_shards
 from dcdm_cli.generation.plan import Plan
-from dcdm_cli.generation.site import Generated, run_shards
 from dcdm_cli.generation.workers import run_crew
-from dcdm_cli.job import Job
+from dcdm_cli.run.progress import Job
 
 from .fakes import NAMES, FakeMaker, contents, fake_measure, fake_plan, open_fake
 

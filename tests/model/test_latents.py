@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dcdm_cli.demo.digits import digit_images
+from dcdm_cli.data.digits import digit_images
 from dcdm_cli.model.base import BaseModel
 from dcdm_cli.model.latents import decode_latents, encode_latents, to_pixels, torch_decoder
 

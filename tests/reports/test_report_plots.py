@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dcdm_cli.reports import canvas, plots
+from dcdm_cli.reports import figure_style, plots
 
 
 def size(path) -> tuple[int, int]:
@@ -23,7 +23,7 @@ def test_difficulty_histogram(classes, tmp_path):
     difficulty[0] = np.nan
     names = ["$\\frac$ 猫 [/x]\x1b", *(f"class {i}" for i in range(1, classes))]
     path = plots.difficulty_histogram(tmp_path / "a" / "h.png", difficulty, rng.integers(0, classes, 200), names)
-    assert size(path)[0] == pytest.approx(9 * canvas.DPI)
+    assert size(path)[0] == pytest.approx(9 * figure_style.DPI)
     assert [p.name for p in path.parent.iterdir()] == ["h.png"]
 
 
@@ -89,6 +89,6 @@ def test_a_long_row_title_stays_left_of_the_images(tmp_path):
 
 
 def test_a_line_never_ends_within_an_escape():
-    shown = canvas.lines("x" * 17 + "$y$ and more words than three lines can hold, whatever they may say", 18, 3)
+    shown = figure_style.lines("x" * 17 + "$y$ and more words than three lines can hold, whatever they may say", 18, 3)
     assert all(len(line.replace("\\$", "$")) <= 18 for line in shown.split("\n")) and len(shown.split("\n")) == 3
     assert shown.count("$") == shown.count("\\$") > 0 and shown.endswith("…")

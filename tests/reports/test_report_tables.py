@@ -9,7 +9,7 @@ from rich.table import Table
 from dcdm_cli.data.manifest import Manifest
 from dcdm_cli.reports import tables
 from dcdm_cli.reports.quality_tables import cost_sheet, demand_sheet, fidelity_sheet, filter_sheet
-from dcdm_cli.reports.sheet import Sheet
+from dcdm_cli.reports.table import Sheet
 from dcdm_cli.safe_text import show
 
 

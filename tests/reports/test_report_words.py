@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from dcdm_cli.reports.words import (
+from dcdm_cli.reports.formatting import (
     duration,
     interval,
     paired_sentences,

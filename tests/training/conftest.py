@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from dcdm_cli.config import FinetuneConfig
-from dcdm_cli.demo.digits import digit_images
-from dcdm_cli.job import Job, silent
+from dcdm_cli.data.digits import digit_images
 from dcdm_cli.model.base import BaseModel, load_base
 from dcdm_cli.model.packaged import TINY_NAME
+from dcdm_cli.run.progress import Job, silent
+from dcdm_cli.run.settings import FinetuneConfig
 from dcdm_cli.training.dataset import TrainingSet, cache_latents, encode_captions
 from dcdm_cli.training.loop import Trained, finetune
 from dcdm_cli.training.views import Views

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from dcdm_cli.errors import NotFoundError
-from dcdm_cli.job import silent
 from dcdm_cli.model.base import BaseModel
+from dcdm_cli.run.progress import silent
 from dcdm_cli.training import dataset
 from dcdm_cli.training.dataset import (
     DrawSettings,

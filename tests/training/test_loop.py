@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from dcdm_cli.errors import CapabilityError, InterruptedRunError, MismatchError, NumericalError
-from dcdm_cli.job import Job
 from dcdm_cli.model.base import BaseModel
+from dcdm_cli.run.progress import Job
 from dcdm_cli.training.dataset import TrainingSet
 from dcdm_cli.training.loop import MAX_BAD_STEPS, build_network
 

@@ -1,0 +1,116 @@
+"""A run of a plan from its boss's side: shard after shard, and at the end what training loaders read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from dcdm_cli.data.manifest import Manifest, read_manifest
+from dcdm_cli.data.shard_files import Layout
+from dcdm_cli.errors import MismatchError
+from dcdm_cli.generation.ledger import Ledger, shard_writer
+from dcdm_cli.generation.plan_file import AnyPlan
+from dcdm_cli.generation.shards import (
+    Encoders,
+    Facts,
+    MadeShard,
+    Maker,
+    Progress,
+    ShardTask,
+    make_batches,
+    write_shard,
+)
+from dcdm_cli.run.progress import Job
+
+
+@dataclass(frozen=True)
+class Generated:
+    """images: finished; failed: blank ones, not written; made: rendered by this call, not resumed."""
+
+    folder: Path
+    images: int
+    failed: int
+    made: int
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """Rows of the finished images."""
+        return read_manifest(self.folder / "samples.parquet", made_by="dcdm generate")
+
+    def columns(self, *names: str) -> list[np.ndarray]:
+        """Single columns of the manifest, as `Manifest.column` gives them, without the rest of the table."""
+        table = pq.read_table(self.folder / "samples.parquet", columns=list(names))
+        return [Manifest(table, ()).column(name) for name in names]
+
+
+def run_shards(plan: AnyPlan, maker: Maker, layout: Layout, job: Job, *, verify: bool = False) -> Generated:
+    """Makes what is missing of a plan, in this process; the same call again continues or changes nothing.
+
+    verify: compare what is finished with its hashes first. Raises MismatchError when the folder holds another plan or
+    format, InterruptedRunError when asked to stop.
+    """
+    ledger = Ledger.open(plan, layout, maker.batch_size, verify=verify)
+    site = Site(plan, ledger, job)
+    with Encoders() as encoders:
+        for shard in ledger.unfinished():
+            for event in make_shard(site.order(shard), maker, encoders, job):
+                site.said(shard, event)
+            job.stop_if_asked(site.saved())
+    return site.finish(maker.facts)
+
+
+def make_shard(task: ShardTask, maker: Maker, encoders: Encoders, job: Job) -> Iterator[Progress | MadeShard]:
+    """Makes what is missing of a whole shard: progress, first of what was there before, and at the end the shard.
+
+    Raises MismatchError when the maker's model is not the one that the plan was made for.
+    """
+    check_generator(task.generator, maker.facts)
+    writer, done = shard_writer(task.layout, task.shard, [row.sample_id for row in task.rows])
+    rest = replace(task, rows=task.rows[len(done) :], start=len(done))
+    yield from write_shard(rest, make_batches(rest, maker, encoders, job, writer.store), writer, done)
+
+
+class Site:
+    """A run as its boss sees it: orders for shards, and what to do with what is said of them."""
+
+    def __init__(self, plan: AnyPlan, ledger: Ledger, job: Job) -> None:
+        self.plan, self.ledger, self.job = plan, ledger, job
+        self.made = 0
+        self.inside: dict[int, int] = {}  # finished images of unfinished shards
+
+    def order(self, shard: int) -> ShardTask:
+        rows = tuple(self.plan.shard_rows(shard))
+        return ShardTask(shard, rows, self.ledger.layout, self.plan.generator, self.plan.hash)
+
+    def said(self, shard: int, value: Progress | MadeShard) -> int:
+        """Returns how many images of the shard are finished."""
+        if isinstance(value, MadeShard):
+            self.ledger.publish(value)
+            self.inside.pop(shard, None)
+            return len(value.entries)
+        self.made += value.new
+        self.inside[shard] = value.done
+        if value.done:
+            self.job.progress("generating", self.ledger.done + sum(self.inside.values()), len(self.plan))
+        return value.done
+
+    def saved(self) -> str:
+        kept = sum(self.inside.values()) if self.ledger.layout.format == "folder" else 0
+        return f"{self.ledger.done + kept} of {len(self.plan)} images are finished"
+
+    def finish(self, facts: Facts) -> Generated:
+        self.ledger.conclude(facts.base, facts.backend)
+        return Generated(self.ledger.layout.folder, self.ledger.images, self.ledger.failed, self.made)
+
+
+def check_generator(wanted: str, facts: Facts) -> None:
+    if facts.generator != wanted:
+        raise MismatchError(
+            f"the plan was made for the generator {wanted}, the model and settings here are {facts.generator}",
+            "make a new plan with dcdm generate --plan, or restore the adapter and the sampler settings",
+        )

@@ -1,0 +1,1 @@
+"""One function per verb: they join what the rooms below keep apart."""

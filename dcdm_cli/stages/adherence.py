@@ -1,0 +1,148 @@
+"""Fresh images at each reachable target: scored by the scorer, their labels checked by the judge, none of them kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from dcdm_cli.errors import UsageError
+from dcdm_cli.run.store import Outcome, Stage, StageRecord
+from dcdm_cli.stages.devices import settle_spread
+from dcdm_cli.stages.probe import Probed, open_run_engine, probe, probe_with_crew, usable_calibration
+
+if TYPE_CHECKING:
+    from dcdm_cli.data.manifest import Manifest
+    from dcdm_cli.generation.plan import PlanRow
+    from dcdm_cli.reports.plots import GridRow
+    from dcdm_cli.run.progress import Job
+    from dcdm_cli.run.session import Context
+    from dcdm_cli.stages.evaluation_data import Evaluated
+    from dcdm_cli.stages.judge import Judge
+
+GRID_CLASSES = 12
+
+
+class Gallery:
+    """Of all images that pass by, the one per class and target whose realised difficulty comes closest to it."""
+
+    def __init__(self, classes: int = GRID_CLASSES) -> None:
+        self.classes = classes
+        self.best: dict[tuple[int, float], tuple[float, np.ndarray]] = {}
+
+    def see(self, rows: Sequence[PlanRow], images: np.ndarray, realised: np.ndarray) -> None:
+        for row, image, s in zip(rows, images, realised.tolist(), strict=True):
+            key = row.label, row.target_difficulty
+            if row.label < self.classes and (key not in self.best or abs(s - key[1]) < abs(self.best[key][0] - key[1])):
+                self.best[key] = s, image.copy()
+
+    def of(self, label: int) -> list[tuple[float, np.ndarray]]:
+        """(realised difficulty, image) in the order of the targets."""
+        return [self.best[key] for key in sorted(self.best) if key[0] == label]
+
+
+def measured_adherence(context: Context, data: Evaluated, judge: Judge, job: Job) -> StageRecord:
+    """Its record holds the `adherence` part of metrics.json; made again only when something it depends on changed."""
+    run, config = context.run, context.config
+    evaluate = config.evaluate
+    settings = {name: getattr(config, name).model_dump(mode="json") for name in ("generate", "judge")}
+    settings |= {"targets": list(evaluate.targets), "per_target": evaluate.per_target, "holdout": evaluate.holdout}
+    settings |= {"seed": evaluate.seed + config.seed}
+    calibration = run.record("calibrate")
+    inputs = {name: run.require(name).id for name in ("score", "caption", "finetune")}
+    inputs["calibrate"] = calibration.id if calibration else ""
+    work = lambda: _work(context, data, judge, job)  # noqa: E731
+    return run.run(Stage("adherence", settings, inputs), work, force=context.force)[0]
+
+
+def reachable_targets(context: Context) -> tuple[tuple[float, float], list[float]]:
+    """What the calibration says can be reached, and the wanted targets inside it. Raises UsageError without any."""
+    config, calibration = context.config, usable_calibration(context)
+    low, high = calibration.reachable if calibration else (0.0, 1.0)
+    targets = [t for t in config.evaluate.targets if low <= t <= high and t <= config.generate.difficulty_cap]
+    if not targets:
+        raise UsageError(
+            f"no target of {list(config.evaluate.targets)} can be reached ({low:.2f} to {high:.2f})",
+            "give others: --targets",
+        )
+    return (low, high), targets
+
+
+def summary(probed: Probed, agrees: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+    from dcdm_cli.evaluation.adherence import adherence, per_class
+
+    results = adherence(probed.target, probed.realised, agrees)
+    return results | {"classes": per_class(probed.target, probed.realised, agrees, probed.label, names)}
+
+
+def atlas_rows(train: Manifest, gallery: Gallery) -> list[GridRow]:
+    """Per class: the easiest real image, generated ones at each target, the hardest real one."""
+    from dcdm_cli.data.images import decode_image
+    from dcdm_cli.reports.plots import GridRow
+
+    labels, s, paths = train.column("label"), train.column("difficulty"), train.paths()
+    rows = []
+    for label, name in list(enumerate(train.class_names))[: gallery.classes]:
+        mine = np.flatnonzero((labels == label) & np.isfinite(s))
+        if not len(mine):
+            continue
+        easiest, hardest = mine[s[mine].argmin()], mine[s[mine].argmax()]
+        made = gallery.of(label)
+        images = [decode_image(paths[easiest]), *(Image.fromarray(i) for _, i in made), decode_image(paths[hardest])]
+        captions = [f"real {s[easiest]:.2f}", *(f"{value:.2f}" for value, _ in made), f"real {s[hardest]:.2f}"]
+        rows.append(GridRow(title=name, images=images, captions=captions))
+    return rows
+
+
+def _work(context: Context, data: Evaluated, judge: Judge, job: Job) -> Outcome:
+    from dcdm_cli.evaluation.adherence import Agreement, frontier, labels_hold_until
+
+    config = context.config
+    reachable, targets = reachable_targets(context)
+    agreement, gallery = Agreement(judge.labels), Gallery()
+
+    def watch(rows: Sequence[PlanRow], images: np.ndarray, realised: np.ndarray) -> None:
+        agreement.add(images, np.array([row.label for row in rows]))
+        gallery.see(rows, images, realised)
+
+    seed, count = config.evaluate.seed + config.seed, config.evaluate.per_target
+    spread = settle_spread(context)
+    if spread:
+        probed = probe_with_crew(context, spread, targets, count, job, seed=seed, watch=watch)
+    else:
+        engine = open_run_engine(context, context.run.adapter, job)
+        probed = probe(context, engine, targets, count, job, seed=seed, calibrated=True, watch=watch)
+    results = summary(probed, agreement.agrees, data.manifest.class_names)
+    results["reachable"] = [round(edge, 4) for edge in reachable]
+    results["targets_out_of_reach"] = [t for t in config.evaluate.targets if t not in targets]
+    real = _real(context, data, judge, job)
+    results["judge_accuracy"] = round(float(np.mean(real[1])), 4) if len(real[1]) else None
+    results["frontier"] = frontier(real, (probed.realised, agreement.agrees))
+    results["labels_hold_until"] = {
+        kind: labels_hold_until(results["frontier"], kind) for kind in ("real", "generated")
+    }
+    return Outcome([_grid(context, data.real, gallery)], "", results, job.device)
+
+
+def _real(context: Context, data: Evaluated, judge: Judge, job: Job) -> tuple[np.ndarray, np.ndarray]:
+    """Difficulty and label agreement of real images that neither scorer nor judge has seen: the test split's. None of
+    them while settings are being chosen: the test images are not to be looked at then."""
+    from dcdm_cli.difficulty.scorer import Scorer
+
+    if context.config.evaluate.holdout != "test":
+        return np.zeros(0, np.float32), np.zeros(0, bool)
+    paths, labels = data.held_out.paths(), data.held_out.column("label")
+    difficulty = Scorer.load(context.run.scorer, job.device).measure(paths, labels).difficulty
+    return difficulty, judge.labels(paths) == labels
+
+
+def _grid(context: Context, train: Manifest, gallery: Gallery) -> Path:
+    from dcdm_cli.reports.plots import image_grid
+
+    folder = context.run.evaluation / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    title = "Class by difficulty: real easiest, generated, real hardest"
+    return image_grid(folder / "atlas.png", atlas_rows(train, gallery), title)

@@ -1,0 +1,155 @@
+"""What can be said of finished images without generating or comparing anything, and the list of broken ones."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dcdm_cli.errors import NotFoundError
+from dcdm_cli.files import write_bytes, write_json
+from dcdm_cli.run.progress import Job
+from dcdm_cli.run.session import Context
+from dcdm_cli.run.store import Outcome, Stage
+from dcdm_cli.stages.evaluate import evaluation_settings, stage_records, the_bill
+from dcdm_cli.stages.evaluation_data import Evaluated, checked_data
+from dcdm_cli.stages.jobs import open_job
+from dcdm_cli.stages.judge import Judge, open_judge
+from dcdm_cli.stages.quality import Checked, check_images, generated_images, generated_quality, measured_difficulty
+
+if TYPE_CHECKING:
+    from dcdm_cli.data.manifest import Manifest
+
+REMOVED, KEPT = "filter.jsonl", "kept.parquet"
+
+
+def run_artefacts(context: Context) -> None:
+    """Adherence, quality and cost of the run's generated images; the judge is trained unless it is there already."""
+    from dcdm_cli.reports.tables import summary_tables
+
+    run = context.run
+    with run.lock("dcdm evaluate --artefacts"):
+        stage = Stage("evaluate-artefacts", evaluation_settings(context), _inputs(context))
+        record, done = run.run(stage, lambda: _work(context), force=context.force)
+    if not done:
+        context.console.note("evaluate --artefacts: nothing changed, skipped (--force runs it again)")
+    shown = [] if context.console.as_json or context.console.quiet else summary_tables(record.results)
+    context.console.result(record.results, run.evaluation / "artefacts.json", shown)
+
+
+def run_filter(context: Context) -> None:
+    """Writes which generated images are broken, and a manifest of the others; no image is touched."""
+    from dcdm_cli.reports.quality_tables import filter_sheet
+
+    run = context.run
+    with run.lock("dcdm evaluate --filter"):
+        stage = Stage("filter", evaluation_settings(context), _inputs(context))
+        record, done = run.run(stage, lambda: _filter(context), force=context.force)
+    if not done:
+        context.console.note("evaluate --filter: nothing changed, skipped (--force runs it again)")
+    shown = [] if context.console.as_json or context.console.quiet else [filter_sheet(record.results).table()]
+    context.console.result(record.results, run.evaluation / REMOVED, shown)
+
+
+def _inputs(context: Context) -> dict[str, str]:
+    return {"score": context.run.require("score").id, "generate": context.run.require("generate").id}
+
+
+def _work(context: Context) -> Outcome:
+    from dcdm_cli.reports.html import write_report
+    from dcdm_cli.stages.report import draw, evaluation_drawings
+
+    run, job, clock = context.run, open_job(context), time.monotonic()
+    data = checked_data(context)
+    judge, images = open_judge(context, data.manifest, job), _required(context, data)
+    metrics = {"schema": 1, "device": job.device, "adherence": _adherence(context, data, images, judge, job)}
+    metrics["quality"] = generated_quality(context, data, judge, job)
+    metrics["cost"] = the_bill(context, stage_records(context), None)
+    metrics["warnings"] = list(data.warnings)
+    metrics["seconds"] = {"artefacts": round(time.monotonic() - clock, 2)}
+    file, report = run.evaluation / "artefacts.json", run.evaluation / "artefacts.html"
+    write_json(file, metrics)
+    figures = draw(evaluation_drawings(metrics), run.evaluation / "artefacts")
+    write_report(report, metrics, figures, title="The generated images as they are")
+    return Outcome([file, report], "", metrics, job.device)
+
+
+def _adherence(context: Context, data: Evaluated, images: Manifest, judge: Judge, job: Job) -> dict[str, Any]:
+    """Target against measured difficulty of finished images, read in batches."""
+    from dcdm_cli.evaluation.adherence import adherence, frontier, labels_hold_until, per_class
+
+    target, realised = images.column("target_difficulty"), measured_difficulty(context, images, job)
+    label = images.column("label").astype(np.int64)
+    agrees = judge.labels(images.paths()) == label
+    rows = frontier(_real(data.real, judge, len(images)), (realised, agrees))
+    return {
+        **adherence(target, realised, agrees),
+        "classes": per_class(target, realised, agrees, label, images.class_names),
+        "frontier": rows,
+        "labels_hold_until": {kind: labels_hold_until(rows, kind) for kind in ("real", "generated")},
+    }
+
+
+def _real(train: Manifest, judge: Judge, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Difficulty and label agreement of real images, no more than generated ones: training images, which have their
+    scores from networks that were not trained on them, and which the judge has not seen either."""
+    scored = np.flatnonzero(np.isfinite(train.column("difficulty")))
+    some = train.select(scored[np.linspace(0, len(scored), min(most, len(scored)), endpoint=False, dtype=np.int64)])
+    return some.column("difficulty"), judge.labels(some.paths()) == some.column("label")
+
+
+def _filter(context: Context) -> Outcome:
+    from dcdm_cli.data.manifest import write_manifest
+    from dcdm_cli.evaluation.leakage import counted, filter_reasons
+
+    run, job = context.run, open_job(context)
+    data = checked_data(context)
+    images = _required(context, data)
+    checked = check_images(context, data, images, open_judge(context, data.manifest, job), job)
+    edge = _edge(checked)
+    reasons = filter_reasons(checked.findings, edge)
+    kept = np.array([reason is None for reason in reasons])
+    removed, rest = run.evaluation / REMOVED, run.evaluation / KEPT
+    write_bytes(removed, _lines(checked, reasons).encode())
+    write_manifest(images.select(kept), rest)
+    results = {"frontier": edge, **counted(reasons, checked.findings), "list": REMOVED, "kept_manifest": KEPT}
+    return Outcome([removed, rest], "", results, job.device)
+
+
+def _edge(checked: Checked) -> float:
+    """The difficulty up to which generated images keep their labels, at least `MEDIUM`. From generated images alone: a
+    filter must not learn from test images."""
+    from dcdm_cli.evaluation.adherence import frontier, labels_hold_until
+    from dcdm_cli.evaluation.leakage import MEDIUM
+
+    findings = checked.findings
+    nothing = np.zeros(0, np.float32), np.zeros(0, bool)
+    held = labels_hold_until(frontier(nothing, (findings.difficulty, findings.agrees)), "generated")
+    return round(max(MEDIUM, held or 0.0), 4)
+
+
+def _lines(checked: Checked, reasons: list[str | None]) -> str:
+    lines = []
+    rows = zip(checked.images.rows(), reasons, checked.findings.difficulty.tolist(), strict=True)
+    for i, (row, reason, difficulty) in enumerate(rows):
+        if reason is None:
+            continue
+        entry = {"sample_id": row["sample_id"], "path": row["path"], "label": row["label"], "reason": reason}
+        entry |= {"measured_difficulty": round(difficulty, 4) if np.isfinite(difficulty) else None}
+        entry |= {"distance_to_train": round(float(checked.to_train.distance[i]), 4)}
+        entry |= {"distance_to_test": round(float(checked.to_test.distance[i]), 4)}
+        lines.append(json.dumps(entry, ensure_ascii=False) + "\n")
+    return "".join(lines)
+
+
+def _required(context: Context, data: Evaluated) -> Manifest:
+    images = generated_images(context, data)
+    if images is None:
+        raise NotFoundError(
+            f"no generated images in {context.run.generated}",
+            "make some first: dcdm generate",
+            file=context.run.generated,
+        )
+    return images

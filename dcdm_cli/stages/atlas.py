@@ -1,0 +1,237 @@
+"""`dcdm evaluate --atlas`: class by difficulty, in pictures, and what makes each class hard."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from dcdm_cli.run.progress import Job
+from dcdm_cli.run.session import Context
+from dcdm_cli.run.store import Outcome, Stage, StageRecord
+from dcdm_cli.stages.evaluation_data import Evaluated, checked_data
+from dcdm_cli.stages.jobs import open_job
+from dcdm_cli.stages.judge import Judge, open_judge
+from dcdm_cli.stages.probe import first_draws, open_run_engine, plan_inputs, probe_rows
+from dcdm_cli.stages.quality import generated_images, measured_difficulty
+
+if TYPE_CHECKING:
+    from dcdm_cli.data.manifest import Manifest
+    from dcdm_cli.generation.plan import PlanRow
+    from dcdm_cli.reports.atlas import ClassEntry, Tile
+
+SEEDS = 2  # rows of generated pictures per class
+ENDS = 4  # easiest and hardest real images shown
+MOST_PER_CLASS = 200  # images a class's factors are measured on
+ABOUT = (
+    "Under a generated picture: the difficulty asked for, and the one the scorer finds in it.",
+    "Pictures in one row come from the same seed: only the difficulty differs.",
+    "Difficulty alone: the prompt is empty; class and difficulty reach the generator through the encoder.",
+    "Nearest real: the training image that the judge finds most alike, with its difficulty.",
+    "Factors are rank correlations with difficulty; only those that stand out are put into words.",
+)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One way of asking: its title, with the class in the prompt or without, and which of the seeds."""
+
+    title: str
+    text: bool
+    seed: int
+
+
+KINDS = (
+    *(Kind(f"generated, seed {number + 1}", True, number) for number in range(SEEDS)),
+    Kind("difficulty alone", False, 0),
+)
+
+
+def run_atlas(context: Context) -> StageRecord:
+    run, config = context.run, context.config
+    with run.lock("dcdm evaluate --atlas"):
+        names = ("score", "caption", "finetune", "calibrate", "generate")
+        found = {name: run.record(name) for name in names}
+        inputs = {name: record.id for name, record in found.items() if record}
+        inputs["finetune"] = run.require("finetune").id
+        settings = {name: getattr(config, name).model_dump(mode="json") for name in ("generate", "judge")}
+        atlas = {"targets": list(config.evaluate.atlas_targets), "classes": config.evaluate.atlas_classes}
+        stage = Stage("atlas", {**settings, **atlas, "seed": config.evaluate.seed + config.seed}, inputs)
+        record, done = run.run(stage, lambda: _work(context), force=context.force)
+    if not done:
+        context.console.note("evaluate --atlas: nothing changed, skipped (--force runs it again)")
+    page = run.evaluation / "atlas.html"
+    context.console.result({"stage": "atlas", "path": str(page), **record.results}, page)
+    return record
+
+
+def _work(context: Context) -> Outcome:
+    from dcdm_cli.reports.atlas import factor_chart, write_atlas, write_grids
+
+    run, job = context.run, open_job(context)
+    data = checked_data(context)
+    chosen = hardest_classes(data.real, context.config.evaluate.atlas_classes)
+    real, judge = _Real(data.real), open_judge(context, data.manifest, job)
+    pictures = _generated(context, real, chosen, judge, job)
+    factors = _factors(context, data, job)
+    by_name = {kind: {row["class"]: row for row in rows} for kind, rows in factors.items()}
+    entries = [_entry(real, label, pictures, by_name) for label in chosen]
+    folder, page = run.evaluation / "atlas", run.evaluation / "atlas.html"
+    folder.mkdir(parents=True, exist_ok=True)
+    left_out = len(data.real.class_names) - len(chosen)
+    about = [*ABOUT, *([f"{left_out} easier classes are left out (--atlas-classes)."] if left_out else [])]
+    write_atlas(page, "Difficulty atlas", entries, about, [entry.name for entry in entries])
+    made = [*write_grids(folder, entries), factor_chart(folder / "factors.png", entries)]
+    results = {"classes": len(entries), "factors": factors, "files": len(made)}
+    return Outcome([page, *made], "", results, job.device)
+
+
+def hardest_classes(real: Manifest, most: int) -> list[int]:
+    """Labels of classes with images, in label order; the ones with the highest mean difficulty when there are more."""
+    labels, s = real.column("label"), np.nan_to_num(real.column("difficulty"))
+    counts = np.bincount(labels, minlength=len(real.class_names))
+    means = np.bincount(labels, s, len(counts)) / np.maximum(counts, 1)
+    present = np.flatnonzero(counts)
+    return np.sort(present[np.argsort(-means[present], kind="stable")[:most]]).tolist()
+
+
+def _generated(
+    context: Context, real: _Real, chosen: Sequence[int], judge: Judge, job: Job
+) -> dict[tuple[int, str], list[Tile]]:
+    """(label, strip title) -> tiles in the order of the targets."""
+    from dcdm_cli.reports.atlas import Tile
+
+    engine = open_run_engine(context, context.run.adapter, job)
+    rows, kinds = _rows(context, chosen)
+    neighbours = _Neighbours(real, judge)
+    tiles: dict[tuple[int, str], list[Tile]] = {}
+
+    def watch(batch: Sequence[PlanRow], images: np.ndarray, realised: np.ndarray) -> None:
+        alike = neighbours.of(images)
+        for row, image, s, near in zip(batch, images, realised.tolist(), alike, strict=True):
+            kind = kinds[row.index]
+            caption = f"{row.target_difficulty:.2f} → {s:.2f}"
+            tiles.setdefault((row.label, kind.title), []).append(Tile.of(Image.fromarray(image), caption))
+            if kind == KINDS[0]:
+                tiles.setdefault((row.label, "nearest real"), []).append(near)
+
+    probe_rows(context, first_draws(engine), rows, job, watch)  # another draw would be another seed
+    return tiles
+
+
+def _rows(context: Context, chosen: Sequence[int]) -> tuple[list[PlanRow], list[Kind]]:
+    """For each class and kind one row per target, all with the kind's seed."""
+    from dcdm_cli.generation.plan import PlanRow
+    from dcdm_cli.generation.seeds import image_seed
+
+    config, inputs = context.config, plan_inputs(context)
+    seed, targets = config.evaluate.seed + config.seed, np.array(config.evaluate.atlas_targets, np.float32)
+    rows, kinds = [], []
+    for label in chosen:
+        requested = targets
+        if inputs.calibration is not None:
+            requested, _ = inputs.calibration.request_for(targets, np.full(len(targets), label))
+        for kind in KINDS:
+            caption = inputs.captions[label][0] if kind.text else ""
+            for target, request in zip(targets.tolist(), requested.tolist(), strict=True):
+                index = len(rows)
+                drawn = image_seed(seed, kind.seed)
+                rows.append(
+                    PlanRow(index, f"{index}", label, inputs.class_names[label], caption, target, request, drawn)
+                )
+                kinds.append(kind)
+    return rows, kinds
+
+
+class _Real:
+    """The real training images, read off the manifest once."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.names, self.paths = manifest.class_names, manifest.paths()
+        self.label, self.difficulty = manifest.column("label"), manifest.column("difficulty")
+        known = np.flatnonzero(np.isfinite(self.difficulty))
+        order = known[np.argsort(self.difficulty[known], kind="stable")]
+        self._rows: dict[int, list[int]] = {}
+        for row in order.tolist():
+            self._rows.setdefault(int(self.label[row]), []).append(row)
+
+    def rows(self, label: int) -> list[int]:
+        """Of a class, easiest first."""
+        return self._rows.get(label, [])
+
+    def tile(self, row: int, *, named: bool = False) -> Tile:
+        from dcdm_cli.data.images import decode_image
+        from dcdm_cli.reports.atlas import Tile
+
+        s = float(self.difficulty[row])
+        caption = f"real {s:.2f}" if np.isfinite(s) else "real"
+        return Tile.of(decode_image(self.paths[row]), caption, self.names[self.label[row]] if named else "")
+
+
+class _Neighbours:
+    """The real training image most alike in the judge's feature space."""
+
+    def __init__(self, real: _Real, judge: Judge) -> None:
+        from sklearn.neighbors import NearestNeighbors
+
+        self.real, self.judge = real, judge
+        self.tree = NearestNeighbors(n_neighbors=1).fit(judge.features(real.paths))
+
+    def of(self, images: np.ndarray) -> list[Tile]:
+        found = self.tree.kneighbors(self.judge.features(images), return_distance=False)[:, 0]
+        return [self.real.tile(row, named=True) for row in found.tolist()]
+
+
+def _entry(real: _Real, label: int, pictures: Mapping[Any, Sequence[Tile]], factors: Mapping[str, Any]) -> ClassEntry:
+    from dcdm_cli.reports.atlas import ClassEntry, Strip
+
+    rows, name = real.rows(label), real.names[label]
+    easiest, hardest = rows[:ENDS], rows[max(ENDS, len(rows) - ENDS) :]
+    strips = [
+        Strip("real, easiest", [real.tile(row) for row in easiest]),
+        *(Strip(kind.title, pictures[label, kind.title]) for kind in KINDS),
+        Strip("nearest real, seed 1", pictures[label, "nearest real"]),
+        Strip("real, hardest", [real.tile(row) for row in hardest]),
+    ]
+    about = {kind: found.get(name) for kind, found in factors.items()}
+    correlations = (about["real"] or {}).get("correlations", {})
+    mean = round(float(real.difficulty[rows].mean()), 4) if rows else None
+    return ClassEntry(name, mean, strips, list(_sentences(about)), correlations)
+
+
+def _sentences(about: Mapping[str, Mapping[str, Any] | None]) -> Iterator[str]:
+    for kind, row in about.items():
+        if row is None:
+            continue
+        moving = ", ".join(row["moving"]) or "nothing measured stands out"
+        rival = ""
+        if row["confused_with"] is not None:
+            rival = f"; most often taken for {row['confused_with']} ({100 * row['confused_share']:.0f} %)"
+        yield f"{kind.capitalize()} images, as they get harder: {moving}{rival} ({row['n']} images)."
+
+
+def _factors(context: Context, data: Evaluated, job: Job) -> dict[str, list[dict[str, Any]]]:
+    """For the real training images, and for the run's generated images where there are any."""
+    real = data.real
+    found = {"real": _hard_factors(real, real.column("difficulty"), job)}
+    images = generated_images(context, data)
+    if images is not None:
+        found["generated"] = _hard_factors(images, measured_difficulty(context, images, job), job)
+    return found
+
+
+def _hard_factors(images: Manifest, difficulty: np.ndarray, job: Job) -> list[dict[str, Any]]:
+    from dcdm_cli.data.images import decode_image
+    from dcdm_cli.evaluation.factors import FACTORS, Measured, hard_factors, measure
+
+    labels = images.column("label").astype(np.int64)
+    chosen = np.sort(np.concatenate([np.flatnonzero(labels == c)[:MOST_PER_CLASS] for c in np.unique(labels)]))
+    paths, table = images.paths(), np.zeros((len(chosen), len(FACTORS)))
+    for row, i in enumerate(chosen):
+        table[row] = list(measure(decode_image(paths[i])).values())
+        job.progress("measuring factors", row + 1, len(chosen))
+    measured = Measured(table, difficulty[chosen], labels[chosen], images.column("predicted")[chosen].astype(np.int64))
+    return hard_factors(measured, images.class_names)

@@ -1,0 +1,77 @@
+"""The closed loop after fine-tuning: probe what comes out, fit requested -> realised."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dcdm_cli.run.session import Context
+from dcdm_cli.run.store import Outcome, Stage, StageRecord
+from dcdm_cli.stages.jobs import open_job
+
+if TYPE_CHECKING:
+    from dcdm_cli.difficulty.calibration import Calibration
+
+
+def run_calibrate(context: Context) -> StageRecord | None:
+    """The closed loop, unless it is switched off, there is no scorer, or the adapter has no difficulty."""
+    run, config = context.run, context.config
+    plain = config.finetune.conditioning == "none"
+    if not config.calibrate.enabled or plain or not run.scorer.exists():
+        return None
+    from dcdm_cli.generation.engine import sampler_settings
+    from dcdm_cli.model.adapter import CALIBRATION_FILE
+
+    file = run.adapter / CALIBRATION_FILE
+    with run.lock("dcdm finetune (calibration)"):
+        settings = {**config.calibrate.model_dump(mode="json"), "sampler": sampler_settings(config.generate)}
+        settings["attempts"] = config.generate.attempts  # decides what is reachable
+        inputs = {"finetune": run.require("finetune").id, "score": run.require("score").id}
+        stage = Stage("calibrate", settings, inputs)
+        record, _ = run.run(stage, lambda: _calibrate(context, file), force=context.force)
+    low, high = record.results["reachable"]
+    context.console.note(f"calibrated: mean difficulty {low:.2f} to {high:.2f} can be reached")
+    return record
+
+
+def _calibrate(context: Context, file: Path) -> Outcome:
+    from dcdm_cli.difficulty.calibration import save_calibration
+    from dcdm_cli.files import hash_file
+    from dcdm_cli.stages.probe import open_run_engine, probe
+
+    config, job = context.config, open_job(context)
+    engine = open_run_engine(context, context.run.adapter, job, insist=False)  # export comes after fine-tuning
+    points = probe_points(context)
+    measured = probe(context, engine, points, config.calibrate.images, job, seed=config.seed + 500, calibrated=False)
+    calibration = _fit(measured, len(engine.info.class_names), engine.config)
+    save_calibration(calibration, file)
+    calibration = replace(calibration, attempts=config.generate.attempts)
+    results = {"reachable": list(calibration.reachable), "realised": list(calibration.realised)}
+    return Outcome([file], hash_file(file), results | {"requested": list(calibration.requested)}, job.device)
+
+
+def probe_points(context: Context) -> list[float]:
+    """Difficulties to probe, and so the only ones that generation will ask for: where the model was shown images.
+
+    Not from the paper. A request outside the difficulties of the real images is extrapolation, and what comes out has
+    lost its label more often than its ease.
+    """
+    import numpy as np
+
+    from dcdm_cli.data.manifest import read_manifest
+    from dcdm_cli.training.dataset import training_rows
+
+    config = context.config
+    real = training_rows(read_manifest(context.run.samples), config.finetune.keep_suspects).column("difficulty")
+    low, high = np.quantile(real, [config.calibrate.tails, 1 - config.calibrate.tails])
+    return np.linspace(low, high, config.calibrate.points).round(4).tolist()
+
+
+def _fit(measured: Any, classes: int, config: Any) -> Calibration:
+    from dcdm_cli.difficulty.calibration import fit_calibration
+    from dcdm_cli.generation.engine import sampler_settings
+
+    return fit_calibration(
+        measured.requested, measured.realised, measured.agrees, measured.label, classes, sampler_settings(config)
+    )

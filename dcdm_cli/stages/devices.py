@@ -1,0 +1,124 @@
+"""Which devices a command uses, and the crew that works on them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from dcdm_cli.errors import CapabilityError, UsageError
+from dcdm_cli.run.progress import Job
+
+if TYPE_CHECKING:
+    from dcdm_cli.crew.coordinator import Crew
+    from dcdm_cli.crew.messages import OpenWorker
+    from dcdm_cli.run.session import Context
+
+
+@dataclass(frozen=True)
+class Spread:
+    """devices: one worker each; none = the command does the work itself. deliver: workers send images to this process.
+
+    threads: CPU threads of one worker, None = the libraries' choice. resources: of a Ray worker.
+    """
+
+    devices: list[str]
+    engine: str = "local"
+    deliver: bool = False
+    threads: int | None = None
+    resources: dict[str, float] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.devices)
+
+
+def settle_spread(context: Context) -> Spread:
+    """What `--devices`, `--engine` and `--address` ask for; joins the Ray cluster.
+
+    Raises CapabilityError for more GPUs than there are, UsageError for what is neither a number nor a device.
+    """
+    config = context.config.scale
+    if config.engine == "ray":
+        return _on_ray(context)
+    if config.address:
+        raise UsageError("--address names a Ray cluster", "add --engine ray")
+    devices = _local_devices(context)
+    return Spread(devices, threads=context.config.threads or _cpu_share(devices))
+
+
+def _cpu_share(devices: list[str]) -> int | None:
+    """Threads of each of the workers that compute on the CPU."""
+    on_cpu = sum(device == "cpu" for device in devices)
+    cores = os.environ.get("OMP_NUM_THREADS", "")
+    total = int(cores) if cores.isdecimal() else len(os.sched_getaffinity(0))
+    return max(1, total // on_cpu) if on_cpu else None
+
+
+def open_crew(context: Context, open_worker: OpenWorker, spread: Spread, job: Job) -> Crew:
+    from dcdm_cli.crew.coordinator import Crew
+    from dcdm_cli.crew.local import LocalTransport
+    from dcdm_cli.crew.ray_crew import RayTransport
+
+    if spread.engine == "ray":
+        context.console.note(f"devices: {len(spread.devices)} x {spread.devices[0]} on Ray")
+        return Crew(RayTransport(open_worker, spread.devices[0], len(spread.devices), spread.resources), job)
+    context.console.note(f"devices: {', '.join(spread.devices)} (one process each)")
+    return Crew(LocalTransport(open_worker, spread.devices, spread.threads), job)
+
+
+def _on_ray(context: Context) -> Spread:
+    from dcdm_cli.crew.ray_crew import connect
+
+    config = context.config.scale
+    cluster = connect(config.address)
+    gpu = cluster.gpus > 0 and context.config.device in ("auto", "cuda")
+    wanted = list(config.devices)
+    if wanted and not (len(wanted) == 1 and (wanted[0].isdecimal() or wanted[0] == "all")):
+        raise UsageError("on Ray, --devices is a number or all", "Ray picks the machines and their devices")
+    count = int(wanted[0]) if wanted and wanted[0] != "all" else cluster.gpus if gpu else cluster.nodes
+    if count < 1 or (gpu and count > cluster.gpus):
+        raise CapabilityError(f"--devices {count}: the cluster has {cluster.gpus} GPUs", "use --devices all")
+    threads = context.config.threads or (None if gpu else cluster.cpus if not wanted else 1)
+    resources = {"num_gpus": 1.0, "num_cpus": 1.0} if gpu else {"num_cpus": float(threads or 1)}
+    return Spread(["cuda" if gpu else "cpu"] * count, "ray", config.results == "driver", threads, resources)
+
+
+def _local_devices(context: Context) -> list[str]:
+    from dcdm_cli.backends.base import settle_device
+
+    wanted = list(context.config.scale.devices)
+    if not wanted:
+        return []
+    if len(wanted) > 1 or not (wanted[0].isdecimal() or wanted[0] == "all"):
+        return [_existing(device, settle_device) for device in wanted]
+    kind = settle_device(context.config.device)[0].split(":")[0]
+    count = _present(kind) if wanted[0] == "all" else int(wanted[0])
+    if count < 1:
+        raise UsageError("--devices 0 leaves nobody to do the work", "give 1 or more, or leave it out")
+    if kind == "cpu":
+        return ["cpu"] * count
+    if count > _present(kind):
+        raise CapabilityError(
+            f"--devices {count}: there are {_present(kind)} {kind} devices here",
+            "use --devices all, or --device cpu --devices N",
+        )
+    return [f"{kind}:{index}" for index in range(count)] if kind == "cuda" else [kind]
+
+
+def _existing(device: str, settle: Callable[[str], tuple[str, str]]) -> str:
+    kind, _, index = device.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (index and not index.isdecimal()):
+        raise UsageError(f"--devices {device!r} is no device", "give a number, all, or names such as cuda:0,cuda:1")
+    settled, _ = settle(device)
+    if kind == "cuda" and int(index or 0) >= _present(kind):
+        raise CapabilityError(f"--devices {device}: there are {_present(kind)} GPUs here", "use --devices all")
+    return settled
+
+
+def _present(kind: str) -> int:
+    if kind != "cuda":
+        return 1
+    import torch
+
+    return torch.cuda.device_count()

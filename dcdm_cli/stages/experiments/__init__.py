@@ -1,0 +1,1 @@
+"""Paired experiments: arms, generators, generated sets, and the runs over seeds."""

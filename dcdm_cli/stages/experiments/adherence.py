@@ -1,0 +1,94 @@
+"""The adherence experiment: requested against realised difficulty before and after calibration, per class, and the
+densities of realised difficulty of every arm and of the real images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dcdm_cli.run.progress import Job
+from dcdm_cli.run.session import Context
+from dcdm_cli.stages.adherence import reachable_targets, summary
+from dcdm_cli.stages.experiments.generators import arm_context, prepare_variant
+from dcdm_cli.stages.judge import Judge, open_judge
+from dcdm_cli.stages.probe import open_run_engine, plan_inputs, probe, probe_rows
+
+if TYPE_CHECKING:
+    from dcdm_cli.evaluation.experiments import ArmSpec, Experiment
+    from dcdm_cli.generation.engine import Engine
+    from dcdm_cli.generation.plan import PlanRow
+    from dcdm_cli.stages.evaluation_data import Evaluated
+
+
+def adherence_document(context: Context, experiment: Experiment, data: Evaluated, job: Job) -> dict[str, Any]:
+    judge = open_judge(context, data.manifest, job)
+    engine = open_run_engine(context, context.run.adapter, job)
+    steered = {
+        name: _probed(context, engine, judge, data, job, calibrated=calibrated)
+        for name, calibrated in (("uncalibrated", False), ("calibrated", True))
+    }
+    del engine
+    densities = {"real": _real(context, data, job)}
+    for arm in experiment.arms:
+        densities[arm.name] = _arm(context, experiment, arm, judge, job)
+    return {"adherence": steered, "densities": densities}
+
+
+def _probed(
+    context: Context, engine: Engine, judge: Judge, data: Evaluated, job: Job, *, calibrated: bool
+) -> dict[str, Any]:
+    """The same targets and seeds twice, so that the two differ in the calibration alone."""
+    from dcdm_cli.evaluation.adherence import Agreement
+
+    config = context.config.evaluate
+    agreement = Agreement(judge.labels)
+    probed = probe(
+        context,
+        engine,
+        reachable_targets(context)[1],
+        config.per_target,
+        job,
+        seed=config.seed + context.config.seed,
+        calibrated=calibrated,
+        watch=lambda rows, images, _: agreement.add(images, _labels(rows)),
+    )
+    return summary(probed, agreement.agrees, data.manifest.class_names)
+
+
+def _arm(context: Context, experiment: Experiment, arm: ArmSpec, judge: Judge, job: Job) -> dict[str, Any]:
+    """Images at the arm's own target distribution, as `dcdm generate` would make them."""
+    from dcdm_cli.evaluation.adherence import Agreement, density
+    from dcdm_cli.generation.budget import Budget
+    from dcdm_cli.generation.plan import make_plan
+    from dcdm_cli.generation.targets import parse_target
+
+    spec = experiment.adapter(arm.adapter)
+    own = arm_context(context, arm, spec)
+    prepare_variant(own, spec, job)
+    engine, config = open_run_engine(own, own.run.adapter, job), own.config
+    inputs = plan_inputs(own)
+    counts = Budget(count=config.evaluate.density_images).per_label(np.ones(len(inputs.class_names)))
+    seed = config.evaluate.seed + config.seed
+    plan = make_plan(inputs, counts, parse_target(config.generate.difficulty), seed, engine.generator)
+    agreement = Agreement(judge.labels)
+
+    def watch(rows: Sequence[PlanRow], images: np.ndarray, realised: np.ndarray) -> None:
+        agreement.add(images, _labels(rows))
+
+    probed = probe_rows(own, engine, plan.rows(), job, watch)
+    return {**density(probed.realised), "label_agreement": round(float(agreement.agrees.mean()), 4)}
+
+
+def _real(context: Context, data: Evaluated, job: Job) -> dict[str, Any]:
+    """Held-out real images by the same scorer that measures the generated ones."""
+    from dcdm_cli.difficulty.scorer import Scorer
+    from dcdm_cli.evaluation.adherence import density
+
+    paths, labels = data.held_out.paths(), data.held_out.column("label")
+    return density(Scorer.load(context.run.scorer, job.device).measure(paths, labels).difficulty)
+
+
+def _labels(rows: Sequence[PlanRow]) -> np.ndarray:
+    return np.array([row.label for row in rows])

@@ -1,0 +1,230 @@
+"""`dcdm evaluate --experiment NAME|FILE.toml`: classifiers per arm, ratio and seed, or densities of difficulty."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dcdm_cli.errors import UsageError
+from dcdm_cli.evaluation.experiments import ArmSpec, ClassifierSpec, Experiment, find_experiment
+from dcdm_cli.files import safe_name, write_json
+from dcdm_cli.run.progress import Job
+from dcdm_cli.run.session import Context
+from dcdm_cli.run.settings import ClassifierConfig, changed
+from dcdm_cli.run.store import Outcome, Stage, StageRecord
+from dcdm_cli.stages.evaluate import evaluation_settings
+from dcdm_cli.stages.evaluation_data import Evaluated, checked_data
+from dcdm_cli.stages.experiments.arms import make_arm, make_sets
+from dcdm_cli.stages.experiments.generators import variant_context
+from dcdm_cli.stages.experiments.sets import GeneratedSets
+from dcdm_cli.stages.jobs import open_job
+
+if TYPE_CHECKING:
+    from dcdm_cli.evaluation.downstream import Arm
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an experiment's results go, by the experiment's name made safe."""
+
+    folder: Path
+    name: str
+
+    document = property(lambda self: self.folder / f"{self.name}.json")
+    page = property(lambda self: self.folder / f"{self.name}.html")
+    figures = property(lambda self: self.folder / self.name)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One classifier at one ratio, with its arms in the experiment's order."""
+
+    classifier: ClassifierSpec
+    config: ClassifierConfig
+    ratio: float
+    arms: Sequence[Arm]
+
+
+def run_experiment(context: Context, name: str) -> tuple[StageRecord, Place]:
+    """name: a built-in experiment or a TOML file."""
+    experiment = find_experiment(name)
+    run = context.run
+    run.create()
+    with run.lock(f"dcdm evaluate --experiment {experiment.name}"):
+        place = place_of(context, experiment)
+        stage = Stage(f"evaluate-{place.name}", _settings(context, experiment), _inputs(context))
+        record, done = run.run(stage, lambda: _work(context, experiment, place), force=context.force)
+    if not done:
+        context.console.note(f"experiment {experiment.name}: nothing changed, skipped (--force runs it again)")
+    return record, place
+
+
+def show_experiment(context: Context, record: StageRecord, place: Place) -> None:
+    from dcdm_cli.reports.experiment_tables import experiment_sheets
+
+    machine = context.console.as_json or context.console.quiet
+    shown = [] if machine else [sheet.table() for sheet in experiment_sheets(record.results)]
+    context.console.result(record.results, place.page, shown)
+
+
+def place_of(context: Context, experiment: Experiment) -> Place:
+    return Place(context.run.evaluation / "experiments", safe_name(experiment.name, "experiment"))
+
+
+def experiment_seeds(context: Context, experiment: Experiment) -> list[int]:
+    from dcdm_cli.evaluation.downstream import seeds_of
+
+    config = context.config
+    given = "evaluate.seeds" in context.given
+    count = config.evaluate.seeds if given or experiment.seeds is None else experiment.seeds
+    return seeds_of(config.evaluate.seed + config.seed, count)
+
+
+def train_arms(context: Context, experiment: Experiment, data: Evaluated, seeds: Sequence[int], job: Job) -> list[Any]:
+    """Trains what the ledger lacks; returns the cells of the experiment's document.
+
+    Images are made first, arm by arm, so that one generator at a time is in memory; then the classifiers, seed by seed.
+    """
+    from dcdm_cli.evaluation.downstream import open_ledger, run_arms, trial_of
+
+    sets = GeneratedSets(context, experiment, data.real, job)
+    trial = trial_of(data.real, data.held_out, experiment.baseline, experiment.focus)
+    cells, ledger = _cells(context, experiment, data, sets), open_ledger(context.run.evaluation)
+    by_arm = [(cell.arms[position], cell.config) for position in range(len(experiment.arms)) for cell in cells]
+    make_sets(by_arm, trial, seeds, ledger)
+    documents = []
+    for number, cell in enumerate(cells):
+        context.console.note(
+            f"classifiers: {cell.classifier.name}, ratio {cell.ratio:g} ({number + 1} of {len(cells)})"
+        )
+        made = run_arms(
+            cell.arms, trial, cell.config, seeds, ledger=ledger, job=job, workers=context.config.evaluate.workers
+        )
+        for spec, arm in zip(experiment.arms, made["arms"], strict=True):
+            arm |= _about(spec, spec.ratio or cell.ratio, sets, seeds)
+        documents.append({**made, "classifier_name": cell.classifier.name, "ratio": cell.ratio})
+    return documents
+
+
+def _work(context: Context, experiment: Experiment, place: Place) -> Outcome:
+    from dcdm_cli.stages.experiments.adherence import adherence_document
+    from dcdm_cli.stages.report import write_experiment_report
+
+    job = open_job(context)
+    data = checked_data(context)
+    head = {
+        "schema": 1,
+        "experiment": experiment.name,
+        "about": experiment.about,
+        "kind": experiment.kind,
+        "axis": experiment.axis,
+        "tested_on": context.config.evaluate.holdout,
+        "device": job.device,
+        "warnings": list(data.warnings),
+    }
+    if experiment.kind == "adherence":
+        body = adherence_document(context, experiment, data, job)
+    else:
+        seeds = experiment_seeds(context, experiment)
+        cells = train_arms(context, experiment, data, seeds, job)
+        body = {
+            "seeds": seeds,
+            "cells": cells,
+            "preparation_seconds": _preparation(context),
+            **_sweep(context, experiment, cells),
+        }
+    document = {**head, **body}
+    write_json(place.document, document)
+    made = write_experiment_report(place, document)
+    return Outcome([place.document, *made], "", document, job.device)
+
+
+def _settings(context: Context, experiment: Experiment) -> dict[str, Any]:
+    return {**evaluation_settings(context), "experiment": experiment.model_dump(mode="json")}
+
+
+def _inputs(context: Context) -> dict[str, str]:
+    found = {name: context.run.record(name) for name in ("calibrate",)}
+    inputs = {name: context.run.require(name).id for name in ("score", "caption", "finetune")}
+    return inputs | {name: record.id for name, record in found.items() if record}
+
+
+def _cells(context: Context, experiment: Experiment, data: Evaluated, sets: GeneratedSets) -> list[Cell]:
+    config = context.config
+    side = config.downstream.image_size
+    fitting = [spec for spec in experiment.classifiers if spec.sides[0] <= side <= spec.sides[1]]
+    if not fitting:
+        raise UsageError(
+            f"experiment {experiment.name} has no classifier for images of {side} pixels",
+            "add one whose sides include it, or change downstream.image_size",
+        )
+    ratios = experiment.ratios or (config.evaluate.synthetic_ratio,)
+    return [
+        Cell(
+            spec,
+            changed(config.downstream, spec.settings, f"classifier {spec.name!r}"),
+            ratio,
+            [make_arm(arm, ratio, data.real, sets) for arm in experiment.arms],
+        )
+        for spec in fitting
+        for ratio in ratios
+    ]
+
+
+def _about(spec: ArmSpec, ratio: float, sets: GeneratedSets, seeds: Sequence[int]) -> dict[str, Any]:
+    """Where the arm's images come from, and what the scorer finds in them on average over the seeds."""
+    from dcdm_cli.evaluation.cost import hours_of
+
+    about: dict[str, Any] = {"source": spec.source, "adapter": spec.adapter, "difficulty": None}
+    if spec.source != "generated":
+        return about
+    about["difficulty"] = f"plan, {spec.rounds} rounds" if spec.rounds else spec.difficulty or sets.difficulty
+    facts = [facts for facts in (sets.facts(spec, ratio, seed) for seed in seeds) if facts]
+    for name in ("realised_mean", "realised_std", "label_agreement", "seconds"):
+        known = [row[name] for row in facts if row[name] is not None]
+        about[f"set_{name}"] = round(sum(known) / len(known), 4) if known else None
+    if about["set_seconds"] is not None:
+        about["set_hours"], about["set_unit"] = hours_of(about["set_seconds"], sets.job.device)
+    return about
+
+
+def _preparation(context: Context) -> dict[str, float]:
+    """Seconds that ours needs before the first image, whatever their number."""
+    records = {name: context.run.record(name) for name in ("score", "caption", "finetune", "calibrate", "export")}
+    return {name: record.seconds for name, record in records.items() if record}
+
+
+def _before(context: Context, experiment: Experiment, name: str) -> float | None:
+    """Seconds that an arm of a generator needs before its first image; None = not known."""
+    arm = next(arm for arm in experiment.arms if arm.name == name)
+    spec = experiment.adapter(arm.adapter)
+    own = variant_context(context, arm.adapter, spec).run
+    finetune, caption = own.record("finetune") if spec.retrains else None, context.run.record("caption")
+    if not finetune or not caption:
+        return None
+    export = own.record("export")
+    return round(caption.seconds + finetune.seconds + (export.seconds if export else 0), 2)
+
+
+def _sweep(context: Context, experiment: Experiment, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """For ratio sweeps: what ours needs to reach each control's best."""
+    from dcdm_cli.evaluation.crossing import Point, crossing
+
+    if experiment.axis != "ratio":
+        return {}
+
+    def points(name: str) -> list[Point]:
+        rows = [(cell["ratio"], arm) for cell in cells for arm in cell["arms"] if arm["name"] == name]
+        return [Point(ratio, arm["synthetic_images"], arm["accuracy"], arm.get("set_seconds")) for ratio, arm in rows]
+
+    ours = points(experiment.focus)
+    spent = round(sum(_preparation(context).values()), 2)
+    return {
+        "crossings": {
+            control: crossing(points(control), ours, (_before(context, experiment, control), spent))
+            for control in experiment.controls
+            if points(control) and ours
+        }
+    }

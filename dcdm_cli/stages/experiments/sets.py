@@ -1,0 +1,224 @@
+"""Generated sets of the arms, below `evaluation/sets/<key>/`: made when first asked for, found again afterwards.
+
+A set is named by everything it is made from, so that arms that differ in name alone share it. It is made in one band
+per ratio that its experiment asks for, which nest: the smaller set is part of the larger one, so that a sweep over
+ratios costs no more than its largest point, and a single ratio is made in one go.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dcdm_cli.evaluation.downstream import NOTHING, Samples
+from dcdm_cli.files import hash_json, write_json
+from dcdm_cli.run.progress import Job
+from dcdm_cli.stages.experiments.generators import VariantFolder, arm_context, prepare_variant
+from dcdm_cli.stages.probe import make_measure, open_run_engine, plan_inputs
+
+if TYPE_CHECKING:
+    from dcdm_cli.data.manifest import Manifest
+    from dcdm_cli.evaluation.experiments import ArmSpec, Experiment
+    from dcdm_cli.generation.engine import Engine
+    from dcdm_cli.generation.plan import Plan
+    from dcdm_cli.run.session import Context
+
+MOST_BANDS = 1000  # more ratios than anyone asks for: keeps the seeds of bands apart
+INDIFFERENT = {"batch_size", "decode_batch", "score", "ratio", "count", "per_class", "seed"}  # change no image of a set
+FACTS = "facts.json"
+
+
+class GeneratedSets:
+    """The sets of one experiment. The networks of one generator are held at a time."""
+
+    def __init__(self, context: Context, experiment: Experiment, real: Manifest, job: Job) -> None:
+        self.context, self.experiment, self.real, self.job = context, experiment, real, job
+        self._open: tuple[str, Engine] | None = None
+
+    @property
+    def difficulty(self) -> str:
+        """The run's own target distribution."""
+        return self.context.config.generate.difficulty
+
+    def key(self, arm: ArmSpec, ratio: float, seed: int | None = None) -> str:
+        """Hash of what the arm's images come from; without a seed, of all its sets."""
+        context = self._context(arm)
+        run, calibration = context.run, context.run.record("calibrate")
+        variant = isinstance(run, VariantFolder)
+        made_from = [
+            run.path.name if variant else run.require("finetune").id,
+            calibration.id if calibration and not variant else "",
+            context.config.calibrate.model_dump(mode="json"),
+            context.config.generate.model_dump(mode="json", exclude=INDIFFERENT),
+            context.config.caption.template,
+            hash_json(self.real.column("sample_id").tolist()),
+            [ratio, arm.rounds, context.config.downstream.model_dump(mode="json")]
+            if arm.rounds
+            else self._ratios(arm, ratio),
+            context.config.seed,
+            "every seed" if seed is None and context.config.evaluate.fresh_sets else self._set_seed(seed or 0),
+        ]
+        return hash_json(made_from)[:16]
+
+    def make(self, arm: ArmSpec, ratio: float, seed: int) -> Samples:
+        """The arm's images for a seed: all of them, or one set for every seed without `evaluate.fresh_sets`."""
+        if arm.rounds:
+            return self._make_rounds(arm, ratio, self._set_seed(seed), self._folder(arm, ratio, seed))
+        made, context = NOTHING, self._context(arm)
+        for number, (edge, counts) in enumerate(self._bands(arm, ratio)):
+            place = self._folder(arm, edge, seed)
+            if not _finished(place):
+                engine = self._engine(arm, context)
+                plan = _plan(context, counts, self._set_seed(seed) * MOST_BANDS + number, engine.generator)
+                self._run(plan, engine, place)
+            made = made + _samples(_read(place))
+        return made
+
+    def facts(self, arm: ArmSpec, ratio: float, seed: int) -> dict[str, Any]:
+        """What the scorer finds in a finished set, and what it cost: realised_mean, realised_std, label_agreement,
+        images, seconds. Measured once and kept beside the images; the first three are None without a scorer. Empty when
+        the set is not there any more."""
+        if arm.rounds:
+            folders = [self._folder(arm, ratio, seed) / f"{number}" for number in range(arm.rounds)]
+        else:
+            folders = [self._folder(arm, edge, seed) for edge, _ in self._bands(arm, ratio)]
+        if not all(_finished(folder) for folder in folders):
+            return {}
+        return _joined([self._measured(folder) for folder in folders])
+
+    def _ratios(self, arm: ArmSpec, ratio: float) -> list[float]:
+        """Ratios up to this one that the experiment asks for in arms like this one, smallest first: its bands."""
+        own = self.experiment.ratios or (self.context.config.evaluate.synthetic_ratio,)
+        alike = [spec for spec in self.experiment.arms if _but_name(spec) == _but_name(arm)]
+        asked = {wanted for spec in alike for wanted in ((spec.ratio,) if spec.ratio else own)}
+        return [*sorted(wanted for wanted in asked if wanted < ratio), ratio]
+
+    def _bands(self, arm: ArmSpec, ratio: float) -> Iterator[tuple[float, np.ndarray]]:
+        """Per band its ratio and the images per class, int64 [classes], that smaller ratios have not. Largest
+        remainders may give a class fewer at a larger ratio, which takes none away."""
+        from dcdm_cli.generation.budget import Budget
+
+        real = self.real.class_counts()
+        before = np.zeros_like(real)
+        for edge in self._ratios(arm, ratio):
+            counts = np.maximum(Budget(ratio=edge).per_label(real) - before, 0)
+            if counts.sum():
+                yield edge, counts
+            before = before + counts
+
+    def _folder(self, arm: ArmSpec, ratio: float, seed: int) -> Path:
+        """Of the last band that the ratio needs; of all rounds."""
+        return self.context.run.evaluation / "sets" / self.key(arm, ratio, seed)
+
+    def _set_seed(self, seed: int) -> int:
+        config = self.context.config
+        return seed if config.evaluate.fresh_sets else config.evaluate.seed + config.seed
+
+    def _context(self, arm: ArmSpec) -> Context:
+        return arm_context(self.context, arm, self.experiment.adapter(arm.adapter))
+
+    def _make_rounds(self, arm: ArmSpec, ratio: float, seed: int, folder: Path) -> Samples:
+        """Each round asks for what classifiers that know the rounds before find hard."""
+        from dcdm_cli.stages.next_plan import plan_demand
+
+        context, made = self._context(arm), NOTHING
+        total = round(ratio * len(self.real))
+        edges = np.linspace(0, total, arm.rounds + 1).round().astype(int)
+        for number, (start, stop) in enumerate(pairwise(edges.tolist())):
+            place = folder / f"{number}"
+            if not _finished(place):
+                engine = self._engine(arm, context)
+                asked = plan_demand(
+                    context, self.real, made, stop - start, seed + 1000 * number, engine.generator, self.job
+                )
+                self._run(asked.plan, engine, place)
+            made = made + _samples(_read(place))
+        return made
+
+    def _run(self, plan: Plan, engine: Engine, folder: Path) -> None:
+        from dcdm_cli.generation.bulk import run_plan
+
+        clock = time.monotonic()
+        measure = make_measure(self.context, self.job) if engine.config.attempts > 1 else None  # it chooses the draws
+        made = run_plan(plan, engine, folder, self.job, measure)
+        spent = {"seconds": round(time.monotonic() - clock, 3), "made": made.made, "images": made.images}
+        write_json(folder / FACTS, {**spent, "device": self.job.device})
+
+    def _engine(self, arm: ArmSpec, context: Context) -> Engine:
+        from dcdm_cli.generation.engine import sampler_settings
+
+        settings = context.config.generate
+        draws = [settings.attempts, settings.tolerance, settings.precision, settings.backend]
+        key = hash_json([str(context.run.path), sampler_settings(settings), draws])
+        if self._open is None or self._open[0] != key:
+            self._open = None  # the old networks must go before the new ones come
+            prepare_variant(context, self.experiment.adapter(arm.adapter), self.job)
+            self._open = key, open_run_engine(context, context.run.adapter, self.job)
+        return self._open[1]
+
+    def _measured(self, folder: Path) -> dict[str, Any]:
+        """seconds is None where the process ended between the last image and the writing of the facts."""
+        facts = json.loads((folder / FACTS).read_text("utf-8")) if (folder / FACTS).is_file() else {}
+        if "realised_mean" not in facts:
+            images = _read(folder)
+            facts = {"seconds": None, "images": len(images), **facts, **self._measure(images)}
+            write_json(folder / FACTS, facts)
+        return facts
+
+    def _measure(self, images: Manifest) -> dict[str, Any]:
+        from dcdm_cli.difficulty.scorer import Scorer
+
+        unknown = {"realised_mean": None, "realised_std": None, "label_agreement": None}
+        if not self.context.run.scorer.exists() or not len(images):
+            return unknown
+        labels, difficulty, predicted = (images.column(n) for n in ("label", "measured_difficulty", "predicted"))
+        if not np.isfinite(difficulty).all():  # drawn once, and so not measured on the way
+            found = Scorer.load(self.context.run.scorer, self.job.device).measure(images.paths(), labels)
+            difficulty, predicted = found.difficulty, found.predicted
+        values = (difficulty.mean(), difficulty.std(), (predicted == labels).mean())
+        return {name: round(float(value), 4) for name, value in zip(unknown, values, strict=True)}
+
+
+def _plan(context: Context, counts: np.ndarray, seed: int, generator: str) -> Plan:
+    """`counts` images per class at the arm's target distribution."""
+    from dcdm_cli.generation.plan import make_plan
+    from dcdm_cli.generation.targets import parse_target
+
+    config = context.config
+    return make_plan(plan_inputs(context), counts, parse_target(config.generate.difficulty), seed, generator)
+
+
+def _but_name(arm: ArmSpec) -> ArmSpec:
+    return arm.model_copy(update={"name": "", "ratio": None})
+
+
+def _finished(folder: Path) -> bool:
+    """samples.parquet is written last."""
+    return (folder / "samples.parquet").is_file()
+
+
+def _read(folder: Path) -> Manifest:
+    from dcdm_cli.data.manifest import read_manifest
+
+    return read_manifest(folder / "samples.parquet", made_by="dcdm evaluate")
+
+
+def _samples(images: Manifest) -> Samples:
+    return Samples(images.paths(), images.column("label"))
+
+
+def _joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Facts of several folders as one, weighted by their images; what one does not know is not known of all."""
+    images, seconds = [part["images"] for part in parts], [part["seconds"] for part in parts]
+    joined: dict[str, Any] = {"images": sum(images), "seconds": None if None in seconds else round(sum(seconds), 3)}
+    for name in ("realised_mean", "realised_std", "label_agreement"):
+        known = [(part[name], n) for part, n in zip(parts, images, strict=True) if part.get(name) is not None and n]
+        total = sum(n for _, n in known)
+        joined[name] = round(sum(value * n for value, n in known) / total, 4) if total else None
+    return joined

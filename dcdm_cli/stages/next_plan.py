@@ -1,0 +1,114 @@
+"""`dcdm evaluate --next-plan`: what the newest classifier finds hard, as a plan that `dcdm generate PLAN` executes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dcdm_cli.files import hash_file, hash_json
+from dcdm_cli.run.progress import Job
+from dcdm_cli.run.session import Context
+from dcdm_cli.run.store import Outcome, RunFolder, Stage, StageRecord
+from dcdm_cli.stages.jobs import open_job
+from dcdm_cli.stages.plan import describe_model
+from dcdm_cli.stages.probe import open_run_engine, plan_inputs
+
+if TYPE_CHECKING:
+    from dcdm_cli.data.manifest import Manifest
+    from dcdm_cli.evaluation.demand import Demand
+    from dcdm_cli.evaluation.downstream import Samples
+    from dcdm_cli.generation.plan import Plan
+
+FILE = "next_plan.parquet"
+
+
+@dataclass(frozen=True)
+class Demanded:
+    plan: Plan
+    demand: Demand
+
+
+def plan_demand(
+    context: Context, real: Manifest, made: Samples, count: int, seed: int, generator: str, job: Job
+) -> Demanded:
+    """`count` images for the cells of class and difficulty that classifiers trained on `real` and `made` find hard."""
+    from dcdm_cli.evaluation.demand import demand, newest_difficulty
+    from dcdm_cli.evaluation.downstream import Samples
+    from dcdm_cli.generation.plan import chosen_plan
+
+    config, classes = context.config, len(real.class_names)
+    labels = real.column("label").astype(np.int64)
+    newest = newest_difficulty(
+        Samples(real.paths(), labels), made, classes, config.downstream, config.evaluate.plan_folds, seed, job
+    )
+    newest[real.column("suspect_label")] = np.nan  # hard because the label is wrong: not what is wanted
+    asked = demand(newest, real.column("difficulty"), labels, classes, config.generate.difficulty_cap)
+    wanted = asked.draw(count, np.random.default_rng((seed, 19)))
+    return Demanded(chosen_plan(plan_inputs(context), *wanted, seed, generator), asked)
+
+
+def run_next_plan(context: Context) -> StageRecord:
+    run, config = context.run, context.config
+    with run.lock("dcdm evaluate --next-plan"):
+        generated = run.record("generate")
+        inputs = {"finetune": run.require("finetune").id, "generate": generated.id if generated else ""}
+        if earlier := [file for file in _rounds(run) if file.parent != run.generated]:
+            inputs["rounds"] = hash_json([[file.parent.name, hash_file(file)] for file in earlier])
+        sections = ("downstream", "generate", "evaluate")
+        settings = {name: getattr(config, name).model_dump(mode="json") for name in sections}
+        stage = Stage("next-plan", {**settings, "run_seed": config.seed}, inputs)
+        record, done = run.run(stage, lambda: _work(context), force=context.force)
+    if not done:
+        context.console.note("evaluate --next-plan: nothing changed, skipped (--force runs it again)")
+    return record
+
+
+def show_next_plan(context: Context, record: StageRecord) -> None:
+    from dcdm_cli.reports.quality_tables import demand_sheet
+
+    shown = [] if context.console.as_json or context.console.quiet else [demand_sheet(record.results).table()]
+    file = context.run.evaluation / FILE
+    context.console.result({"stage": "next-plan", "path": str(file), **record.results}, file, shown)
+
+
+def _work(context: Context) -> Outcome:
+    from dcdm_cli.data.manifest import read_manifest
+    from dcdm_cli.evaluation.downstream import NOTHING, Samples
+    from dcdm_cli.generation.budget import Budget
+    from dcdm_cli.generation.plan_file import write_plan
+
+    run, config, job = context.run, context.config, open_job(context)
+    real = read_manifest(run.samples).split("train")
+    made = NOTHING
+    for file in _rounds(run):
+        images = read_manifest(file, made_by="dcdm generate")
+        made = made + Samples(images.paths(), images.column("label"))
+    budget = Budget(config.generate.per_class, config.generate.count, config.generate.ratio)
+    count = int(budget.per_label(real.class_counts()).sum())
+    generator = open_run_engine(context, run.adapter, job).generator
+    seed = config.generate.seed + config.seed + len(made)  # another round draws other images
+    asked = plan_demand(context, real, made, count, seed, generator, job)
+    target = run.evaluation / FILE
+    asked = replace(asked, plan=replace(asked.plan, made_for=describe_model(context)))
+    write_plan(asked.plan, target)
+    return Outcome([target], asked.plan.hash, _results(asked, real, len(made)), job.device)
+
+
+def _rounds(run: RunFolder) -> list[Path]:
+    """The images of this round and of earlier ones, whose folder was renamed to generated-1, generated-2, ..."""
+    return sorted(run.path.glob(f"{run.generated.name}*/samples.parquet"))
+
+
+def _results(asked: Demanded, real: Manifest, known: int) -> dict[str, Any]:
+    rows = [{"class": real.class_names[row.pop("label")], **row} for row in asked.demand.rows(len(asked.plan))]
+    return {
+        "plan": asked.plan.hash,
+        "images": len(asked.plan),
+        "unreachable_targets": asked.plan.unreachable,
+        "known_images": known,
+        "newest_difficulty": asked.demand.difficulty,
+        "demand": sorted(rows, key=lambda row: -(row["easy"] + row["medium"] + row["hard"])),
+    }

@@ -1,0 +1,229 @@
+"""Plans of a run: drawn from its settings, priced on its backend, compared with the model that is to execute them."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from dcdm_cli.errors import CapabilityError, MismatchError, UsageError
+from dcdm_cli.run.progress import Job
+from dcdm_cli.run.settings import GenerateConfig
+from dcdm_cli.signals import asked_to_stop
+from dcdm_cli.stages.devices import Spread, settle_spread
+from dcdm_cli.stages.jobs import open_job
+from dcdm_cli.stages.probe import make_measure, open_run_engine, plan_inputs
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from dcdm_cli.data.shard_files import Layout
+    from dcdm_cli.generation.bulk import EngineMaker
+    from dcdm_cli.generation.plan import Plan
+    from dcdm_cli.generation.plan_file import AnyPlan
+    from dcdm_cli.generation.pricing import Price, Rate
+    from dcdm_cli.run.session import Context
+
+# Settings that a finished plan has used up; the rest says how it is executed.
+PLANNING = (
+    "difficulty", "difficulty_cap", "difficulty_file", "calibrated", "ratio", "count", "per_class", "counts", "balance",
+    "captions", "shard_size", "seed",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What only `dcdm generate --plan` is told. hours: device-hours to spend; hour_price: money for one of them."""
+
+    hours: float | None = None
+    hour_price: float | None = None
+
+
+class HasGenerator(Protocol):
+    @property
+    def generator(self) -> str: ...
+
+
+def draw_plan(
+    context: Context, config: GenerateConfig, engine: HasGenerator, made_for: Mapping[str, Any] | None = None
+) -> Plan:
+    """The plan for a generation config: budget, target distribution, captions, seeds.
+
+    made_for: what `describe_model` says of the engine's model, so that the plan can name a difference later.
+    """
+    from dcdm_cli.data.manifest import read_manifest
+    from dcdm_cli.generation.budget import Budget, read_counts
+    from dcdm_cli.generation.plan import make_plan
+
+    train = read_manifest(context.run.samples).split("train")
+    counts = read_counts(config.counts, train.class_names) if config.counts else None
+    budget = Budget(config.per_class, config.count, config.ratio, counts, config.balance)
+    return make_plan(
+        plan_inputs(context),
+        budget.per_label(train.class_counts()),
+        _targets(config, train.class_names),
+        config.seed + context.config.seed,
+        engine.generator,
+        shard_size=config.shard_size,
+        made_for=made_for,
+    )
+
+
+def describe_model(context: Context) -> dict[str, Any]:
+    """What decides the generator, in words. Loads no weights."""
+    from dcdm_cli.files import hash_json
+    from dcdm_cli.generation.engine import sampler_settings
+    from dcdm_cli.model.adapter import adapter_hash, read_adapter
+
+    config, info = context.config.generate, read_adapter(context.run.adapter)
+    return {
+        "adapter": hash_json(adapter_hash(context.run.adapter))[:16],
+        "base": info.base_fingerprint[:16],
+        "resolution": info.resolution,
+        "precision": config.precision,
+        "draws": [config.attempts, config.tolerance] if config.attempts > 1 else [1],
+        **sampler_settings(config),
+    }
+
+
+def check_plan(context: Context, plan: AnyPlan) -> None:
+    """Raises MismatchError that names what differs between the plan's model or classes and the run's."""
+    from dcdm_cli.model.adapter import read_adapter
+
+    theirs, ours = plan.class_names, read_adapter(context.run.adapter).class_names
+    if theirs != ours:
+        raise MismatchError(
+            f"the plan is for other classes: {_first_differences(theirs, ours)}",
+            "make a new plan: dcdm generate --plan, or name the run it was made for with --run",
+        )
+    here = describe_model(context)
+    changed = [key for key in here if key in plan.made_for and plan.made_for[key] != here[key]]
+    if changed:
+        said = "; ".join(f"{key} {plan.made_for[key]!r}, here {here[key]!r}" for key in changed)
+        raise MismatchError(
+            f"the plan was made for another model or other sampler settings: {said}",
+            "make a new plan: dcdm generate --plan, or restore the adapter and the settings",
+        )
+
+
+def write_priced_plan(context: Context, wishes: Wishes) -> tuple[Plan, Price, Path]:
+    """Probes the backend, sizes the plan if it is to fit a number of hours, and writes it with its price."""
+    from dcdm_cli.files import write_json
+    from dcdm_cli.generation.plan_file import write_plan
+    from dcdm_cli.generation.pricing import affordable, price
+
+    config, run = context.config.generate, context.run
+    rivals = [f"--{n.replace('_', '-')}" for n in ("count", "per_class", "counts") if f"generate.{n}" in context.given]
+    if wishes.hours is not None and rivals:
+        raise UsageError(
+            f"--budget-hours and {rivals[0]} both say how many images there will be",
+            "leave out one of them; --balance may stay",
+        )
+    spread = settle_spread(context)
+    first = config if wishes.hours is None else _of_size(config, 64 * config.batch_size)
+    plan, rate, layout, device = _probe(context, first, spread)
+    workers = max(1, len(spread.devices))
+    if wishes.hours is not None:
+        images = affordable(rate, wishes.hours, workers)
+        plan = draw_plan(context, _of_size(config, images), plan, describe_model(context))
+    cost = price(plan, rate, layout, device, workers, wishes.hour_price)
+    file = run.plans / f"{plan.hash[:12]}.parquet"
+    write_plan(plan, file)
+    write_json(price_file(file), cost.document())
+    return plan, cost, file
+
+
+def price_file(plan: Path) -> Path:
+    return plan.with_suffix(".json")
+
+
+def price_table(cost: Price, file: Path) -> Table:
+    from dcdm_cli.reports.formatting import duration
+    from dcdm_cli.reports.tables import Sheet
+
+    kind = "CPU" if cost.device == "cpu" else "GPU"
+    rows = [
+        ("images", f"{cost.images:,} in {cost.shards:,} shard{'s' if cost.shards > 1 else ''}"),
+        ("time", f"{duration(cost.seconds)} on {cost.devices} x {cost.device}, {cost.images_per_second:g} images/s"),
+        (f"{kind}-hours", f"{cost.device_hours:g}"),
+        *([("money", f"{cost.money:,.2f}")] if cost.money is not None else []),
+        ("disk", f"{_size(cost.disk_bytes)}, {_size(cost.disk_free_bytes)} are free"),
+        ("measured on", f"{cost.probe.images} images, {cost.probe.per_image_s:.3g} s each"),
+        ("execute with", shlex.join(["dcdm", "generate", str(file)])),
+    ]
+    return Sheet("Price of the plan", ("", "value"), tuple(rows)).table()
+
+
+def refuse_planning_flags(context: Context) -> None:
+    given = [f"--{name.replace('_', '-')}" for name in PLANNING if f"generate.{name}" in context.given]
+    if given:
+        raise UsageError(
+            f"{', '.join(given)} cannot change a finished plan",
+            "leave it out, or make a new plan: dcdm generate --plan",
+        )
+
+
+def _of_size(config: GenerateConfig, images: int) -> GenerateConfig:
+    return config.model_copy(update={"count": images, "per_class": None, "counts": None})
+
+
+def _probe(context: Context, config: GenerateConfig, spread: Spread) -> tuple[Plan, Rate, Layout, str]:
+    from dcdm_cli.generation.pricing import probe_rate
+
+    clock = time.monotonic()
+    maker, device = _open_maker(context, spread)
+    opening_s = time.monotonic() - clock
+    plan = draw_plan(context, config, maker.engine, describe_model(context))
+    context.console.note(f"probing {device} with images from all over the plan")
+    layout = plan_layout(context, plan)
+    return plan, probe_rate(plan, maker, layout, opening_s, Job(stop_signal=asked_to_stop)), layout, device
+
+
+def _open_maker(context: Context, spread: Spread) -> tuple[EngineMaker, str]:
+    """The run's engine on the first device, with the threads that a worker would have."""
+    import torch
+
+    from dcdm_cli.generation.bulk import EngineMaker
+
+    job = open_job(context, spread.devices[0] if spread and spread.engine == "local" else None)
+    if spread and job.device.split(":")[0] != spread.devices[0].split(":")[0]:
+        raise CapabilityError(
+            f"--plan measures on this machine, which has {job.device}; the cluster's workers use {spread.devices[0]}",
+            "run it on a machine like the workers'",
+        )
+    if spread.threads:
+        torch.set_num_threads(spread.threads)
+    engine = open_run_engine(context, context.run.adapter, job)
+    return EngineMaker(engine, make_measure(context, job) if context.config.generate.score else None), job.device
+
+
+def plan_layout(context: Context, plan: AnyPlan) -> Layout:
+    from dcdm_cli.data.shard_files import Layout
+
+    config = context.config.generate
+    return Layout(context.run.generated, config.format, config.image_format, plan.class_names, plan.shards)
+
+
+def _targets(config: GenerateConfig, class_names: tuple[str, ...]) -> Any:
+    from dcdm_cli.generation.budget import read_class_table
+    from dcdm_cli.generation.targets import Targets, parse_target
+
+    single = read_class_table(config.difficulty_file, "difficulty", class_names) if config.difficulty_file else {}
+    return Targets(parse_target(config.difficulty), {label: parse_target(str(text)) for label, text in single.items()})
+
+
+def _first_differences(theirs: tuple[str, ...], ours: tuple[str, ...]) -> str:
+    if len(theirs) != len(ours):
+        return f"it has {len(theirs)}, the adapter {len(ours)}"
+    label = next(i for i, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b)
+    return f"label {label} is {theirs[label]!r} there and {ours[label]!r} here"
+
+
+def _size(count: float) -> str:
+    unit = 0
+    while count >= 1000 and unit < 4:
+        count, unit = count / 1000, unit + 1
+    return f"{count:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[unit]}"

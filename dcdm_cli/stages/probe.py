@@ -1,0 +1,208 @@
+"""Opening the run's engine and measuring what it makes: shared by calibration, generation and evaluation."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dcdm_cli.run import one_off
+from dcdm_cli.run.progress import Job
+from dcdm_cli.run.store import RunFolder
+from dcdm_cli.stages.devices import Spread, open_crew
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from dcdm_cli.crew.coordinator import Crew
+    from dcdm_cli.crew.messages import Worker
+    from dcdm_cli.generation.bulk import Measure
+    from dcdm_cli.generation.engine import Engine
+    from dcdm_cli.generation.plan import PlanInputs, PlanRow
+    from dcdm_cli.generation.samples import Watch
+    from dcdm_cli.run.session import Context
+    from dcdm_cli.run.settings import GenerateConfig
+
+
+@dataclass(frozen=True)
+class Probed:
+    """One entry per image. target, requested, realised float32 [N]; label int64 [N]; agrees bool [N]: the scorer still
+    gives the image its label. The images themselves are not kept: `Watch` sees each batch once."""
+
+    target: np.ndarray
+    requested: np.ndarray
+    realised: np.ndarray
+    label: np.ndarray
+    agrees: np.ndarray
+
+
+def open_run_engine(context: Context, adapter: Path, job: Job, *, insist: bool = True) -> Engine:
+    """The run's export serves the run's own adapter. insist False: a backend asked for need not be there yet."""
+    from dcdm_cli.generation.engine import open_engine, sampler_warnings
+
+    config, own = context.config.generate, adapter == context.run.adapter
+    if config.backend != "torch" and not (own and insist):
+        config = config.model_copy(update={"backend": "auto"})
+    for warning in sampler_warnings(config):
+        context.console.warn(warning)
+    with one_off.loading():
+        engine = open_engine(adapter, config, job.device, export=context.run.export if own else None)
+    one_off.opened()
+    context.console.note(f"backend: {engine.denoiser.name} ({engine.reason})")
+    return engine
+
+
+def open_run_crew(context: Context, spread: Spread, job: Job, opener: Callable[..., Worker], *, score: bool) -> Crew:
+    """The run's engine, and with `score` its scorer, once per worker. opener: of `generation.opening`."""
+    from dcdm_cli.data.images import decode_options
+    from dcdm_cli.generation.engine import sampler_warnings
+    from dcdm_cli.generation.worker_start import Parcel, Setup
+
+    run, config = context.run, context.config.generate
+    for warning in sampler_warnings(config):
+        context.console.warn(warning)
+    folders = (run.adapter, run.scorer if score and run.scorer.exists() else None, _export_of(run))
+    packed = [Parcel.of(folder) if folder and spread.deliver else folder for folder in folders]
+    adapter, scorer, export = packed
+    assert adapter is not None
+    setup = Setup(adapter, config, scorer, decode_options(), spread.threads, spread.deliver, export)
+    return open_crew(context, partial(opener, setup), spread, job)
+
+
+def _export_of(run: RunFolder) -> Path | None:
+    return run.export if run.export.exists() else None
+
+
+def plan_inputs(context: Context, *, calibrated: bool = True) -> PlanInputs:
+    """Classes, captions, real difficulties and, if asked for, the calibration that fits the sampler settings."""
+    import numpy as np
+
+    from dcdm_cli.data.manifest import read_manifest
+    from dcdm_cli.generation.plan import PlanInputs
+
+    config = context.config.generate
+    train = read_manifest(context.run.samples).split("train")
+    labels, captions = train.column("label"), train.column("caption")
+    allowed: list[list[str]] = [[] for _ in train.class_names]
+    for label, caption in zip(labels, captions, strict=True):
+        allowed[label].append(caption)
+    if config.captions == "class":
+        from dcdm_cli.captioning.templates import caption_from_template
+
+        template = context.config.caption.template
+        allowed = [[caption_from_template(template, name)] for name in train.class_names]
+    real = np.asarray(train.column("difficulty"), np.float32)
+    calibration = usable_calibration(context) if calibrated else None
+    return PlanInputs(train.class_names, allowed, real, config.difficulty_cap, calibration)
+
+
+def usable_calibration(context: Context):
+    """The stored calibration, if wanted and measured with these sampler settings; otherwise None, and a warning."""
+    from dcdm_cli.difficulty.calibration import load_calibration
+    from dcdm_cli.generation.engine import sampler_settings
+    from dcdm_cli.model.adapter import CALIBRATION_FILE
+
+    config = context.config.generate
+    if not config.calibrated:
+        return None
+    calibration = load_calibration(context.run.adapter / CALIBRATION_FILE)
+    if calibration is None:
+        context.console.warn("no calibration: difficulties are requested as they are (dcdm finetune makes one)")
+        return None
+    if calibration.settings != sampler_settings(config):
+        changed = [k for k, v in sampler_settings(config).items() if calibration.settings.get(k) != v]
+        context.console.warn(
+            f"the calibration was measured with other sampler settings ({', '.join(changed)}) and is not used: "
+            f"calibrate again with them: dcdm finetune {_as_flags(config, changed)}"
+        )
+        return None
+    return replace(calibration, attempts=config.attempts)
+
+
+def _as_flags(config: GenerateConfig, names: Sequence[str]) -> str:
+    values = {name: getattr(config, name) for name in names}
+    return " ".join(shlex.quote(f"--set=generate.{k}={'none' if v is None else v}") for k, v in values.items())
+
+
+def make_measure(context: Context, job: Job) -> Measure | None:
+    """Scores finished images with the run's scorer; None when the run has no classifier of its own."""
+    if not context.run.scorer.exists():
+        return None
+    from dcdm_cli.difficulty.scorer import Scorer
+
+    return Scorer.load(context.run.scorer, job.device).verdicts
+
+
+def probe(
+    context: Context,
+    engine: Engine,
+    targets: Sequence[float],
+    per_target: int,
+    job: Job,
+    *,
+    seed: int,
+    calibrated: bool,
+    watch: Watch | None = None,
+) -> Probed:
+    """Generates `per_target` images at each difficulty and scores them, one batch in memory at a time."""
+    from dcdm_cli.generation.plan import grid_plan
+
+    inputs = plan_inputs(context, calibrated=calibrated)
+    plan = grid_plan(inputs, targets, per_target, seed, engine.generator)
+    return probe_rows(context, engine if calibrated else first_draws(engine), plan.rows(), job, watch)
+
+
+def first_draws(engine: Engine) -> Engine:
+    """The same engine without a choice among draws: what the model itself does."""
+    return replace(engine, config=engine.config.model_copy(update={"attempts": 1}))
+
+
+def probe_with_crew(
+    context: Context, spread: Spread, targets: Sequence[float], per_target: int, job: Job, *, seed: int, watch: Watch
+) -> Probed:
+    """`probe` with the run's calibration, by a crew."""
+    from dcdm_cli.generation.plan import grid_plan
+    from dcdm_cli.generation.samples import sample_rows
+    from dcdm_cli.generation.worker_start import open_sample_worker
+
+    with open_run_crew(context, spread, job, open_sample_worker, score=True) as crew:
+        facts, batch = crew.first_hello()
+        context.console.note(f"backend: {facts.backend}")
+        rows = grid_plan(plan_inputs(context), targets, per_target, seed, facts.generator).rows()
+        return _probed(rows, *sample_rows(rows, crew, batch, watch))
+
+
+def probe_rows(
+    context: Context, engine: Engine, rows: Sequence[PlanRow], job: Job, watch: Watch | None = None
+) -> Probed:
+    """The same for any plan rows."""
+    import numpy as np
+
+    from dcdm_cli.generation.selection import render_close
+
+    measure = make_measure(context, job)
+    realised, predicted = [], []
+    for batch in render_close(engine, rows, job, measure):
+        assert batch.verdict is not None, "callers check that the run has a scorer"
+        realised.append(batch.verdict.difficulty)
+        predicted.append(batch.verdict.predicted)
+        if watch is not None:
+            watch(batch.rows, batch.images, batch.verdict.difficulty)
+        job.stop_if_asked("these images are made anew next time")
+    return _probed(rows, np.concatenate(realised), np.concatenate(predicted))
+
+
+def _probed(rows: Sequence[PlanRow], realised: np.ndarray, predicted: np.ndarray) -> Probed:
+    import numpy as np
+
+    label = np.array([row.label for row in rows])
+    return Probed(
+        target=np.array([row.target_difficulty for row in rows], np.float32),
+        requested=np.array([row.requested_difficulty for row in rows], np.float32),
+        realised=realised,
+        label=label,
+        agrees=predicted == label,
+    )

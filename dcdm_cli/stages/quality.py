@@ -1,0 +1,134 @@
+"""Fidelity, near-duplicates, blank images and label agreement of the run's generated images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dcdm_cli.errors import MismatchError
+
+if TYPE_CHECKING:
+    from dcdm_cli.data.manifest import Manifest
+    from dcdm_cli.evaluation.leakage import Findings, Looks, Nearest
+    from dcdm_cli.run.progress import Job
+    from dcdm_cli.run.session import Context
+    from dcdm_cli.stages.evaluation_data import Evaluated
+    from dcdm_cli.stages.judge import Judge
+
+
+def generated_images(context: Context, data: Evaluated) -> Manifest | None:
+    """None before `dcdm generate`. Raises MismatchError for images of other classes."""
+    from dcdm_cli.data.manifest import read_manifest
+
+    file = context.run.generated / "samples.parquet"
+    if not file.is_file():
+        return None
+    images = read_manifest(file, made_by="dcdm generate")
+    if images.class_names != data.manifest.class_names:
+        raise MismatchError(
+            "the generated images are of other classes than this run's images",
+            "make them again: dcdm generate --force",
+            file=file,
+        )
+    return images if len(images) else None
+
+
+def generated_quality(context: Context, data: Evaluated, judge: Judge, job: Job) -> dict[str, Any] | None:
+    """The `quality` part of metrics.json; None before `dcdm generate`."""
+    images = generated_images(context, data)
+    if images is None:
+        context.console.note("no generated images in this run yet: quality is left out (dcdm generate)")
+        return None
+    checked = check_images(context, data, images, judge, job)
+    quality = checked.summary()
+    quality["fidelity"] = _fidelity(data, images, judge, job)
+    if quality["leakage"]["level"] == "error":
+        context.console.warn(f"leak: {quality['leakage']['near_test']} generated images repeat test images")
+    return quality
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was found in the generated images, image by image."""
+
+    images: Manifest
+    findings: Findings
+    to_train: Nearest
+    to_test: Nearest
+    real: Nearest
+
+    def summary(self) -> dict[str, Any]:
+        from dcdm_cli.evaluation.leakage import leakage
+
+        return {
+            "images": len(self.images),
+            "blank": int(self.findings.blank.sum()),
+            "label_agreement": round(float(self.findings.agrees.mean()), 4),
+            "leakage": leakage(self.to_train, self.to_test, self.real),
+        }
+
+
+def check_images(context: Context, data: Evaluated, images: Manifest, judge: Judge, job: Job) -> Checked:
+    from dcdm_cli.evaluation.leakage import Findings, nearest
+    from dcdm_cli.generation.shards import FLAT_IMAGE
+
+    made, real, held_out = (_look(part, job) for part in (images, data.real, data.held_out))
+    to_train, to_test = nearest(made, real), nearest(made, held_out)
+    findings = Findings(
+        blank=made.spread < FLAT_IMAGE,
+        near_test=to_test.same,
+        near_train=to_train.same,
+        agrees=judge.labels(images.paths()) == images.column("label"),
+        difficulty=measured_difficulty(context, images, job),
+    )
+    return Checked(images, findings, to_train, to_test, nearest(held_out, real))
+
+
+def measured_difficulty(context: Context, images: Manifest, job: Job) -> np.ndarray:
+    """float32 [N]: what generation measured, or the scorer's answer where it did not."""
+    from dcdm_cli.difficulty.scorer import Scorer
+
+    difficulty = images.column("measured_difficulty").copy()
+    missing = np.flatnonzero(~np.isfinite(difficulty))
+    if len(missing):
+        rest = images.select(missing)
+        scorer = Scorer.load(context.run.scorer, job.device)
+        difficulty[missing] = scorer.measure(rest.paths(), rest.column("label"), progress=job.progress).difficulty
+    return difficulty
+
+
+def _look(manifest: Manifest, job: Job) -> Looks:
+    from dcdm_cli.data.images import RejectedImage
+    from dcdm_cli.errors import NotFoundError
+    from dcdm_cli.evaluation.leakage import look
+
+    try:
+        return look(manifest.paths(), job.progress)
+    except RejectedImage as error:
+        raise NotFoundError(
+            f"an image can no longer be read: {error}", "dcdm score --force, or dcdm generate --force"
+        ) from error
+
+
+def _fidelity(data: Evaluated, images: Manifest, judge: Judge, job: Job) -> list[dict[str, Any]]:
+    """Against held-out real images, which the generator has not seen; real training images beside it, for scale."""
+    from dcdm_cli.evaluation.features import features_of, some
+    from dcdm_cli.evaluation.fidelity import INCEPTION, fidelity, inception
+
+    parts = {name: m.paths() for name, m in (("generated", images), ("real", data.real), ("held out", data.held_out))}
+    chosen = {name: [files[i] for i in some(files)] for name, files in parts.items()}
+    extractors: dict[str, Callable[[list[Path]], np.ndarray]] = {"judge": judge.features}
+    if (network := inception(job.device)) is not None:
+        extractors[f"timm/{INCEPTION}"] = lambda files: features_of(network[0], files, network[1], job.device)
+    rows = []
+    for features, extract in extractors.items():
+        seen = {name: extract(files) for name, files in chosen.items()}
+        rows += [
+            {"features": features, "images": name, **fidelity(seen[name], seen["held out"])}
+            for name in ("generated", "real")
+        ]
+    return rows

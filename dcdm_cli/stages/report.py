@@ -1,0 +1,150 @@
+"""Figures and pages of an evaluation and of experiments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dcdm_cli.reports import experiment_plots, plots
+from dcdm_cli.reports.html import ReportFigure, write_page, write_report
+
+if TYPE_CHECKING:
+    from dcdm_cli.data.manifest import Manifest
+    from dcdm_cli.run.session import Context
+    from dcdm_cli.stages.experiments.run import Place
+
+
+def write_evaluation_report(context: Context, manifest: Manifest, metrics: Mapping[str, Any]) -> list[Path]:
+    """Returns the files made, report.html first."""
+    figures = _figures(context, manifest, metrics)
+    report = context.run.evaluation / "report.html"
+    config = context.config
+    facts = {
+        "run": context.run.path.name,
+        "base model": Path(config.finetune.base).name,
+        "classes": str(len(manifest.class_names)),
+        "real training images": str(len(manifest.split("train"))),
+        "scorer": f"{config.score.model}, {config.score.method}",
+        "sampler": f"{config.generate.scheduler}, {config.generate.steps} steps, guidance "
+        f"{config.generate.text_guidance} (text) and {config.generate.difficulty_guidance} (difficulty)",
+        "device": str(metrics["device"]),
+    }
+    write_report(report, metrics, figures, facts)
+    return [report, *(figure.path for figure in figures)]
+
+
+def write_experiment_report(place: Place, document: Mapping[str, Any]) -> list[Path]:
+    """Page and figures of an experiment's document; from the document alone, so that they can be made again."""
+    from dcdm_cli.reports.experiment_tables import experiment_sentences, experiment_sheets
+
+    figures = draw(experiment_drawings(document), place.figures)
+    title = f"Experiment {document['experiment']}: {document['about']}" if document["about"] else document["experiment"]
+    facts = {"device": document["device"], "tested on": document["tested_on"]}
+    sentences = [*experiment_sentences(document), *document["warnings"]]
+    write_page(place.page, title, sentences, figures, experiment_sheets(document), facts)
+    return [place.page, *(figure.path for figure in figures)]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure that can be drawn: file name, title, what to read in it, and how."""
+
+    name: str
+    title: str
+    text: str
+    draw: Callable[[Path], Path]
+
+
+def draw(drawings: Sequence[Drawing], folder: Path) -> list[ReportFigure]:
+    folder.mkdir(parents=True, exist_ok=True)
+    return [ReportFigure(drawing.title, drawing.draw(folder / drawing.name), drawing.text) for drawing in drawings]
+
+
+def experiment_drawings(document: Mapping[str, Any]) -> list[Drawing]:
+    """From an experiment's document alone."""
+    if document["kind"] == "adherence":
+        return _steering_drawings(document)
+    made = []
+    if document["axis"] == "difficulty":
+        text = "Bars are 95 % intervals over the seeds."
+        made.append(
+            Drawing("sweep.png", "Difficulty", text, lambda path: experiment_plots.difficulty_sweep(path, document))
+        )
+    if document["axis"] == "ratio":
+        text = "Below each ratio: what generating the images of each arm takes."
+        made.append(
+            Drawing("ratio.png", "Number of images", text, lambda path: experiment_plots.ratio_sweep(path, document))
+        )
+    baseline = next((pair["against"] for cell in document["cells"] for pair in cell["paired"]), None)
+    if baseline is not None:
+        text = "Green is better, orange worse, grey cannot be told."
+        made.append(
+            Drawing(
+                "differences.png",
+                "Differences",
+                text,
+                lambda path: experiment_plots.differences(path, document, baseline),
+            )
+        )
+    return made
+
+
+def evaluation_drawings(metrics: Mapping[str, Any], curve: Mapping[str, Any] | None = None) -> list[Drawing]:
+    """From metrics.json alone. curve: the calibration, if it is to be drawn."""
+    adherence, downstream = metrics["adherence"], metrics.get("downstream")
+    drawings = [
+        Drawing(
+            "adherence.png",
+            "Requested and realised difficulty",
+            "Dots on the diagonal mean that what is asked for is what comes out.",
+            lambda path: plots.requested_vs_realised(path, adherence, curve),
+        ),
+        Drawing(
+            "frontier.png",
+            "Label frontier",
+            "Where generated images keep their label as often as equally hard real ones, they are hard, not wrong.",
+            lambda path: plots.frontier(path, adherence),
+        ),
+    ]
+    if downstream:
+        text = "Same optimiser steps in every arm; test images that nothing was trained on."
+        title = "What the images are worth"
+        drawings.append(Drawing("accuracy.png", title, text, lambda path: plots.accuracy_bars(path, downstream)))
+    return drawings
+
+
+def _steering_drawings(document: Mapping[str, Any]) -> list[Drawing]:
+    before, after = document["adherence"]["uncalibrated"], document["adherence"]["calibrated"]
+    same = "Same scorer for all; plain LoRA is what fine-tuning gives without difficulty."
+    return [
+        Drawing("densities.png", "Densities", same, lambda path: experiment_plots.densities(path, document)),
+        Drawing("uncalibrated.png", "Before calibration", "", lambda path: plots.requested_vs_realised(path, before)),
+        Drawing("calibrated.png", "After calibration", "", lambda path: plots.requested_vs_realised(path, after)),
+        Drawing("classes.png", "By class", "", lambda path: experiment_plots.classes(path, after["classes"])),
+    ]
+
+
+def _figures(context: Context, manifest: Manifest, metrics: Mapping[str, Any]) -> list[ReportFigure]:
+    from dcdm_cli.stages.probe import usable_calibration
+
+    folder, train = context.run.evaluation / "figures", manifest.split("train")
+    calibration = usable_calibration(context)
+    s, labels, names = train.column("difficulty"), train.column("label"), train.class_names
+    real = "Out-of-fold: 1 minus the probability of the true class."
+    steering, *others = draw(evaluation_drawings(metrics, asdict(calibration) if calibration else None), folder)
+    drawings = [
+        Drawing("classes.png", "Classes", "", lambda p: experiment_plots.classes(p, metrics["adherence"]["classes"])),
+        Drawing(
+            "difficulty.png",
+            "Difficulty of the real training images",
+            real,
+            lambda path: plots.difficulty_histogram(path, s, labels, names),
+        ),
+        Drawing("cost.png", "Cost", "", lambda path: experiment_plots.cost_bars(path, metrics["cost"])),
+        Drawing("seconds.png", "Time", "Per stage.", lambda path: plots.stage_seconds(path, metrics["seconds"])),
+    ]
+    text = "Each row is a class; the number is the difficulty the scorer finds."
+    atlas = ReportFigure("Difficulty atlas", folder / "atlas.png", text)
+    return [atlas, steering, *others, *draw(drawings, folder)]
