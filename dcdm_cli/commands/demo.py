@@ -10,7 +10,7 @@ import typer
 from dcdm_cli.commands.evaluate import show_evaluation
 from dcdm_cli.commands.options import stage_command
 from dcdm_cli.run.progress import Job
-from dcdm_cli.run.session import Context
+from dcdm_cli.run.session import Context, with_chosen_strength
 from dcdm_cli.run.settings import resolve
 from dcdm_cli.signals import asked_to_stop
 from dcdm_cli.stages.calibrate import run_calibrate
@@ -48,6 +48,7 @@ def register(app: typer.Typer, summary: str) -> None:
             name = stage.__name__.removeprefix("run_")
             context.console.note(f"dcdm {name}")
             stage(context)
+            context = with_chosen_strength(context)
             Job(stop_signal=asked_to_stop).stop_if_asked(f"{name} is finished")
         context.console.note("dcdm evaluate")
         show_evaluation(context, run_evaluate(context))

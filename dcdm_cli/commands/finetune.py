@@ -8,7 +8,7 @@ import typer
 
 from dcdm_cli.commands.options import stage_command
 from dcdm_cli.crew.ranks import Ranks
-from dcdm_cli.run.session import Context
+from dcdm_cli.run.session import Context, with_chosen_strength
 from dcdm_cli.stages.calibrate import run_calibrate
 from dcdm_cli.stages.finetune import _wanted, join_group, run_finetune, run_group
 
@@ -41,6 +41,6 @@ def register(app: typer.Typer, summary: str) -> None:
             join_group(context)
             return
         record = run_finetune(context)
-        calibrated = run_calibrate(context)
+        calibrated = run_calibrate(with_chosen_strength(context))
         results = record.results | ({"calibration": calibrated.results} if calibrated else {})
         context.console.result({"stage": "finetune", "path": str(context.run.adapter), **results}, context.run.adapter)

@@ -77,6 +77,13 @@ class Calibration:
         left = 1 - np.arange(len(SPREAD) + 1) / len(SPREAD)  # share of draws that are no closer than the k-th closest
         return by_distance @ (left[:-1] ** self.attempts - left[1:] ** self.attempts)
 
+    def mean_miss(self) -> float:
+        """Mean distance of what comes out from what is wanted, over the targets within `reachable` and all classes."""
+        low, high = self.reachable
+        targets = TARGETS[(low <= TARGETS) & (high >= TARGETS)]
+        misses = [np.abs(self.expected(targets, label) - targets) for label in range(len(self.classes))]
+        return float(np.mean(misses)) if len(targets) else 1.0
+
     def _request(self, target: np.ndarray, label: int) -> np.ndarray:
         return np.interp(target, *_inverse(np.asarray(self.requested), np.asarray(self.classes[label])))
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dcdm_cli.console import Console
-from dcdm_cli.run.settings import Config, Layer, Resolved, flat_items
-from dcdm_cli.run.store import RunFolder
+from dcdm_cli.run.settings import Config, Layer, Resolved, changed, flat_items
+from dcdm_cli.run.store import RunFolder, StageRecord
 
 DEFAULT_RUN = "dcdm-run"
 
@@ -39,15 +39,38 @@ class Context:
         return {key: values[key] for key in ("preset", *self.given) if values.get(key) is not None or key in self.given}
 
 
+def with_settings(context: Context, **sections: Mapping[str, Any]) -> Context:
+    """The same context with other settings: section name -> {key: value}. Raises UsageError for what breaks a rule."""
+    config = context.config
+    updates = {name: changed(getattr(config, name), values, f"[{name}]") for name, values in sections.items()}
+    resolved = replace(context.resolved, config=config.model_copy(update=updates))
+    return replace(context, resolved=resolved, force=False)
+
+
 def recorded_layers(run: RunFolder, command: str) -> list[Layer]:
     """The settings that the stages before `command` were done with, from their records: what is made from their
     outputs must not see other ones, because a flag was given only once."""
     before = PIPELINE[: PIPELINE.index(command)] if command in PIPELINE else ()
     records = ((stage, run.record(stage)) for stage in before)
-    return [
-        Layer(f"record of {stage}", _recorded_sections(stage, record.config)) for stage, record in records if record
-    ]
+    return [Layer(f"record of {stage}", _recorded_sections(stage, record)) for stage, record in records if record]
 
 
-def _recorded_sections(stage: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: config[name] for name in ("data", "score")} if stage == "score" else {stage: config}
+def _recorded_sections(stage: str, record: StageRecord) -> dict[str, Any]:
+    config = record.config
+    if stage == "score":
+        return {name: config[name] for name in ("data", "score")}
+    chosen = chosen_strength(record)
+    return {stage: config, **({"generate": chosen} if chosen else {})}
+
+
+def chosen_strength(record: StageRecord) -> dict[str, Any]:
+    """The settings of generation that fine-tuning with `strength = auto` chose; empty where it chose none."""
+    return dict(record.results.get("strength", {}).get("settings", {})) if record.stage == "finetune" else {}
+
+
+def with_chosen_strength(context: Context) -> Context:
+    """The context with the scales that fine-tuning chose, where no flag says otherwise."""
+    record = context.run.record("finetune")
+    chosen = chosen_strength(record) if record else {}
+    chosen = {key: value for key, value in chosen.items() if f"generate.{key}" not in context.given}
+    return replace(with_settings(context, generate=chosen), force=context.force) if chosen else context

@@ -114,7 +114,10 @@ class FinetuneConfig(Section):
     )
     revision: str | None = Field(default=None, description="commit of the pipeline; none = the newest")
     resolution: int = Field(default=512, ge=8, description="pixels per side")
-    steps: int = Field(default=5000, ge=1, description="optimiser steps")
+    steps: int = Field(default=5000, ge=1, description="optimiser steps; with --strength auto at most so many")
+    strength: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
+        default=None, description="auto: how far to train is measured and chosen; or steps; none = --steps"
+    )
     batch_size: int = Field(default=8, ge=1, description="images per device and forward pass")
     gradient_accumulation: int = Field(default=1, ge=1, description="forward passes per optimiser step")
     gradient_checkpointing: bool = Field(
@@ -163,6 +166,28 @@ class FinetuneConfig(Section):
     checkpoint_every: int = Field(default=500, ge=1, description="optimiser steps between checkpoints")
     keep_checkpoints: int = Field(default=2, ge=1, description="newest ones that stay while training goes on")
     seed: int = Field(default=0, description="of weights, order, noise and dropout")
+
+
+class StrengthConfig(Section):
+    """What `finetune.strength = auto` tries, and what it asks of a point. Not from the paper."""
+
+    checkpoints: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(), description="steps probed; none given = five on a log scale up to finetune.steps"
+    )
+    lora_scales: tuple[Annotated[float, Field(gt=0, le=2)], ...] = Field(
+        default=(0.6, 1.0), min_length=1, description="strengths of the LoRA probed"
+    )
+    guidance: tuple[tuple[Annotated[float, Field(ge=1)], Annotated[float, Field(ge=0)]], ...] = Field(
+        default=((1.5, 3.0),), min_length=1, description="pairs of text and difficulty guidance probed"
+    )
+    probe_budget: int = Field(default=2000, ge=1, description="images made for the choice, over all points")
+    most_copies: Fraction = Field(
+        default=0.05, description="largest share of images nearer to a training image than 99 % of unseen real ones"
+    )
+    least_agreement: Fraction = Field(default=0.5, description="smallest share of images that keep their label")
+    keep_back: float = Field(
+        default=0.2, gt=0, lt=1, description="share of train kept from fine-tuning where there is no judge split"
+    )
 
 
 class CalibrateConfig(Section):
@@ -311,6 +336,7 @@ class Config(Section):
     score: ScoreConfig = ScoreConfig()
     caption: CaptionConfig = CaptionConfig()
     finetune: FinetuneConfig = FinetuneConfig()
+    strength: StrengthConfig = StrengthConfig()
     calibrate: CalibrateConfig = CalibrateConfig()
     export: ExportConfig = ExportConfig()
     generate: GenerateConfig = GenerateConfig()

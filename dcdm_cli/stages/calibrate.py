@@ -44,18 +44,18 @@ def _calibrate(context: Context, file: Path) -> Outcome:
     engine = open_run_engine(context, context.run.adapter, job, insist=False)  # export comes after fine-tuning
     points = probe_points(context)
     measured = probe(context, engine, points, config.calibrate.images, job, seed=config.seed + 500, calibrated=False)
-    calibration = _fit(measured, len(engine.info.class_names), engine.config)
+    calibration = fit(measured, len(engine.info.class_names), engine.config)
     save_calibration(calibration, file)
     calibration = replace(calibration, attempts=config.generate.attempts)
     results = {"reachable": list(calibration.reachable), "realised": list(calibration.realised)}
     return Outcome([file], hash_file(file), results | {"requested": list(calibration.requested)}, job.device)
 
 
-def probe_points(context: Context) -> list[float]:
+def probe_points(context: Context, count: int | None = None) -> list[float]:
     """Difficulties to probe, and so the only ones that generation will ask for: where the model was shown images.
 
     Not from the paper. A request outside the difficulties of the real images is extrapolation, and what comes out has
-    lost its label more often than its ease.
+    lost its label more often than its ease. count: how many; None = as set.
     """
     import numpy as np
 
@@ -65,10 +65,10 @@ def probe_points(context: Context) -> list[float]:
     config = context.config
     real = training_rows(read_manifest(context.run.samples), config.finetune.keep_suspects).column("difficulty")
     low, high = np.quantile(real, [config.calibrate.tails, 1 - config.calibrate.tails])
-    return np.linspace(low, high, config.calibrate.points).round(4).tolist()
+    return np.linspace(low, high, count or config.calibrate.points).round(4).tolist()
 
 
-def _fit(measured: Any, classes: int, config: Any) -> Calibration:
+def fit(measured: Any, classes: int, config: Any) -> Calibration:
     from dcdm_cli.difficulty.calibration import fit_calibration
     from dcdm_cli.generation.engine import sampler_settings
 

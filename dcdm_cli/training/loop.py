@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,14 @@ STOP_SIGNALS = (None, "SIGINT", "SIGTERM")  # as numbers, to be compared across 
 
 
 @dataclass(frozen=True)
+class Snapshots:
+    """Steps after which the EMA weights are shown to `keep`, in the main process, on the way to the last step."""
+
+    steps: tuple[int, ...]
+    keep: Callable[[int, ConditionedUNet], None]
+
+
+@dataclass(frozen=True)
 class Trained:
     """network: EMA weights in place. losses: one mean per stretch of steps; skipped: steps with a non-finite loss."""
 
@@ -46,7 +55,13 @@ class Trained:
 
 
 def finetune(
-    base: BaseModel, data: TrainingSet, classes: int, config: FinetuneConfig, checkpoints: Path, job: Job
+    base: BaseModel,
+    data: TrainingSet,
+    classes: int,
+    config: FinetuneConfig,
+    checkpoints: Path,
+    job: Job,
+    snapshots: Snapshots | None = None,
 ) -> Trained:
     """Trains in place of `base.unet`. Raises NumericalError after 20 non-finite losses in a row, InterruptedRunError
     when asked to stop. The same call goes on from the newest checkpoint, which a stop writes first."""
@@ -55,6 +70,8 @@ def finetune(
     while trainer.step < config.steps:
         trainer.train_step()
         trainer.report()
+        if snapshots is not None and trainer.step in snapshots.steps:
+            trainer.show(snapshots)  # before the checkpoint of this step: what goes on from there finds it made
         stop = trainer.asked_to_stop()  # once a step: a signal between save and stop would lose the save
         if trainer.step % config.checkpoint_every == 0 or trainer.step == config.steps or stop:
             trainer.save()
@@ -192,6 +209,15 @@ class Trainer:
         self.losses = [(int(step), float(loss)) for step, loss in state["losses"]]
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+
+    def show(self, snapshots: Snapshots) -> None:
+        """Puts the EMA weights in place for as long as `keep` looks at them."""
+        if self.accelerator.is_main_process:
+            self.ema.store(self.parameters)
+            self.ema.copy_to(self.parameters)
+            snapshots.keep(self.step, self.accelerator.unwrap_model(self.network))
+            self.ema.restore(self.parameters)
+        self.accelerator.wait_for_everyone()
 
     def finish(self) -> Trained:
         self.ema.copy_to(self.parameters)

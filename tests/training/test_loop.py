@@ -15,7 +15,7 @@ from dcdm_cli.errors import CapabilityError, InterruptedRunError, MismatchError,
 from dcdm_cli.model.base import BaseModel
 from dcdm_cli.run.progress import Job
 from dcdm_cli.training.dataset import TrainingSet
-from dcdm_cli.training.loop import MAX_BAD_STEPS, build_network
+from dcdm_cli.training.loop import MAX_BAD_STEPS, Snapshots, build_network, finetune
 
 from .conftest import CLASSES, Train, settings, weights
 
@@ -175,3 +175,19 @@ def test_checkpoints_hold_no_pickles(train: Train, tmp_path: Path) -> None:
 def test_half_precision_on_a_cpu_is_refused(train: Train) -> None:
     with pytest.raises(CapabilityError, match="fp16 training needs a GPU"):
         train(settings(precision="fp16"))
+
+
+def test_snapshots_show_the_running_mean_and_leave_training_as_it_is(
+    tiny: BaseModel, data: TrainingSet, train: Train, tmp_path: Path
+) -> None:
+    through = weights(train(settings(steps=6)))
+    shutil.rmtree(tmp_path / "checkpoints")
+    seen: dict[int, dict[str, torch.Tensor]] = {}
+
+    def keep(step: int, network: torch.nn.Module) -> None:
+        seen[step] = {name: p.detach().clone() for name, p in network.named_parameters() if p.requires_grad}
+
+    base, config = copy.deepcopy(tiny), settings(steps=6)
+    trained = finetune(base, data, CLASSES, config, tmp_path / "checkpoints", Job(), Snapshots((3, 6), keep))
+    assert same(weights(trained), through) and set(seen) == {3, 6}
+    assert same(seen[6], through) and not same(seen[3], through)

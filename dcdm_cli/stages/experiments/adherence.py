@@ -66,7 +66,7 @@ def _arm(context: Context, experiment: Experiment, arm: ArmSpec, judge: Judge, j
 
     spec = experiment.adapter(arm.adapter)
     own = arm_context(context, arm, spec)
-    prepare_variant(own, spec, job)
+    own = prepare_variant(own, spec, job)
     engine, config = open_run_engine(own, own.run.adapter, job), own.config
     inputs = plan_inputs(own)
     counts = Budget(count=config.evaluate.density_images).per_label(np.ones(len(inputs.class_names)))

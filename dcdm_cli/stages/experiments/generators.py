@@ -7,27 +7,26 @@ generation work on it as they do on a run.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dcdm_cli.errors import NumericalError
 from dcdm_cli.evaluation.experiments import AdapterSpec, ArmSpec
 from dcdm_cli.files import atomic_folder, hash_json, safe_name
 from dcdm_cli.run.progress import Job
-from dcdm_cli.run.session import Context
-from dcdm_cli.run.settings import changed
+from dcdm_cli.run.session import Context, with_chosen_strength, with_settings
 from dcdm_cli.run.store import Outcome, RunFolder, Stage, StageRecord
+from dcdm_cli.stages.adapter import measured_views, own_difficulty
 from dcdm_cli.stages.calibrate import run_calibrate
 from dcdm_cli.stages.export import run_export
-from dcdm_cli.stages.finetune import measured_views, own_difficulty, train_adapter
+from dcdm_cli.stages.strength import fine_tune, strength_settings
 
 if TYPE_CHECKING:
     import numpy as np
 
     from dcdm_cli.data.manifest import Manifest
     from dcdm_cli.run.settings import FinetuneConfig
-    from dcdm_cli.stages.finetune import DifficultyOf
+    from dcdm_cli.stages.adapter import DifficultyOf
     from dcdm_cli.training.views import Views
 
 
@@ -44,14 +43,6 @@ class VariantFolder(RunFolder):
 
     def record(self, stage: str) -> StageRecord | None:
         return self.parent.record(stage) if stage in ("score", "caption") else super().record(stage)
-
-
-def with_settings(context: Context, **sections: Mapping[str, Any]) -> Context:
-    """The same context with other settings: section name -> {key: value}. Raises UsageError for what breaks a rule."""
-    config = context.config
-    updates = {name: changed(getattr(config, name), values, f"[{name}]") for name, values in sections.items()}
-    resolved = replace(context.resolved, config=config.model_copy(update=updates))
-    return replace(context, resolved=resolved, force=False)
 
 
 def variant_context(context: Context, name: str, spec: AdapterSpec) -> Context:
@@ -79,22 +70,24 @@ def arm_context(context: Context, arm: ArmSpec, spec: AdapterSpec) -> Context:
     return with_settings(variant_context(context, arm.adapter, spec), generate=own)
 
 
-def prepare_variant(context: Context, spec: AdapterSpec, job: Job) -> None:
+def prepare_variant(context: Context, spec: AdapterSpec, job: Job) -> Context:
     """Fine-tunes (or copies), exports where the run is exported, and calibrates what `variant_context` gave; finished
-    work is found and kept."""
+    work is found and kept. Returns the context to generate with: with the scales that fine-tuning chose, if it did."""
     run = context.run
     if not isinstance(run, VariantFolder):
-        return
+        return context
     run.create()
     if spec.retrains:
         _fine_tune(run, spec, context, job)
     else:
         _copy_adapter(run)
+    context = with_settings(with_chosen_strength(context), generate=spec.generate)
     if run.parent.record("export"):  # times of arms are compared: the others get what the run's own adapter has
         run_export(context)
     record, _ = run.run(_calibration_stage(context), lambda: _calibrated(context))
     if record.results["reason"]:
         context.console.note(f"{run.path.name} is used without calibration: {record.results['reason']}")
+    return context
 
 
 def _fine_tune(run: VariantFolder, spec: AdapterSpec, context: Context, job: Job) -> None:
@@ -103,9 +96,11 @@ def _fine_tune(run: VariantFolder, spec: AdapterSpec, context: Context, job: Job
     config = context.config.finetune
     inputs = {"score": run.require("score").id, "caption": run.require("caption").id}
     settings = {**config.model_dump(mode="json"), "scores": spec.scores, "run_seed": context.config.seed}
+    if config.strength == "auto":
+        settings |= strength_settings(context)
 
     def work() -> Outcome:
-        results = train_adapter(context, config, run.adapter, job, _difficulty_of(spec.scores))
+        results = fine_tune(context, config, run.adapter, job, _difficulty_of(spec.scores))
         return Outcome([run.adapter], adapter_hash(run.adapter), results, job.device)
 
     run.run(Stage("finetune", settings, inputs), work)

@@ -39,7 +39,7 @@ class GeneratedSets:
 
     def __init__(self, context: Context, experiment: Experiment, real: Manifest, job: Job) -> None:
         self.context, self.experiment, self.real, self.job = context, experiment, real, job
-        self._open: tuple[str, Engine] | None = None
+        self._open: tuple[str, Engine, Context] | None = None
 
     @property
     def difficulty(self) -> str:
@@ -74,8 +74,8 @@ class GeneratedSets:
         for number, (edge, counts) in enumerate(self._bands(arm, ratio)):
             place = self._folder(arm, edge, seed)
             if not _finished(place):
-                engine = self._engine(arm, context)
-                plan = _plan(context, counts, self._set_seed(seed) * MOST_BANDS + number, engine.generator)
+                engine, ready = self._engine(arm, context)
+                plan = _plan(ready, counts, self._set_seed(seed) * MOST_BANDS + number, engine.generator)
                 self._run(plan, engine, place)
             made = made + _samples(_read(place))
         return made
@@ -133,9 +133,9 @@ class GeneratedSets:
         for number, (start, stop) in enumerate(pairwise(edges.tolist())):
             place = folder / f"{number}"
             if not _finished(place):
-                engine = self._engine(arm, context)
+                engine, ready = self._engine(arm, context)
                 asked = plan_demand(
-                    context, self.real, made, stop - start, seed + 1000 * number, engine.generator, self.job
+                    ready, self.real, made, stop - start, seed + 1000 * number, engine.generator, self.job
                 )
                 self._run(asked.plan, engine, place)
             made = made + _samples(_read(place))
@@ -150,7 +150,8 @@ class GeneratedSets:
         spent = {"seconds": round(time.monotonic() - clock, 3), "made": made.made, "images": made.images}
         write_json(folder / FACTS, {**spent, "device": self.job.device})
 
-    def _engine(self, arm: ArmSpec, context: Context) -> Engine:
+    def _engine(self, arm: ArmSpec, context: Context) -> tuple[Engine, Context]:
+        """The arm's engine, and its context with what fine-tuning chose."""
         from dcdm_cli.generation.engine import sampler_settings
 
         settings = context.config.generate
@@ -158,9 +159,9 @@ class GeneratedSets:
         key = hash_json([str(context.run.path), sampler_settings(settings), draws])
         if self._open is None or self._open[0] != key:
             self._open = None  # the old networks must go before the new ones come
-            prepare_variant(context, self.experiment.adapter(arm.adapter), self.job)
-            self._open = key, open_run_engine(context, context.run.adapter, self.job)
-        return self._open[1]
+            ready = prepare_variant(context, self.experiment.adapter(arm.adapter), self.job)
+            self._open = key, open_run_engine(ready, ready.run.adapter, self.job), ready
+        return self._open[1:]
 
     def _measured(self, folder: Path) -> dict[str, Any]:
         """seconds is None where the process ended between the last image and the writing of the facts."""

@@ -1,0 +1,148 @@
+"""How far to fine-tune: what each point of a small grid keeps of the base and gives of the target, and which to take.
+
+Not from the paper. Fine-tuning on few images ends in copies of them: labels hold, difficulty can be steered, and the
+images teach nothing. What is lost on the way can be measured on real images that the generator has not seen. A point is
+a number of steps, a scale of the LoRA and a pair of guidance scales; features are of one network for all images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from sklearn.neighbors import NearestNeighbors
+
+from dcdm_cli.errors import UsageError
+from dcdm_cli.evaluation.fidelity import NEIGHBOURS, density_coverage
+
+CLOSE = 0.01  # quantile of distances from unseen real images to training images: nearer than that is a copy
+FEWEST = NEIGHBOURS + 2  # unseen real images, below which nothing can be said of coverage
+
+
+@dataclass(frozen=True)
+class Point:
+    """One setting of strength. guidance scales as in `generate.text_guidance` and `generate.difficulty_guidance`."""
+
+    steps: int
+    lora_scale: float
+    text_guidance: float
+    difficulty_guidance: float
+
+    def settings(self) -> dict[str, float]:
+        """Those that generation needs."""
+        return {name: value for name, value in asdict(self).items() if name != "steps"}
+
+
+@dataclass(frozen=True)
+class RealFeatures:
+    """train float [N, D]: what the adapter learns from; unseen float [M, D]: what it does not see.
+
+    Raises UsageError with fewer than FEWEST unseen images.
+    """
+
+    train: np.ndarray
+    unseen: np.ndarray
+
+    def __post_init__(self) -> None:
+        if len(self.unseen) < FEWEST:
+            raise UsageError(
+                f"{len(self.unseen)} real images were kept from fine-tuning, and judging its strength takes {FEWEST}",
+                "add a judge split, or set the number of steps yourself: dcdm finetune --strength 200",
+            )
+
+    @cached_property
+    def limit(self) -> float:
+        """Distance to the nearest training image that all but `CLOSE` of the unseen images keep."""
+        return float(np.quantile(self.to_train(self.unseen), CLOSE))
+
+    def to_train(self, features: np.ndarray) -> np.ndarray:
+        """float [N]: distance of each image to the nearest training image."""
+        return NearestNeighbors(n_neighbors=1).fit(self.train).kneighbors(features)[0][:, 0]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Images of one point. features float [N, D]; requested, realised float [N]; agrees bool [N]: the scorer gives the
+    image its label; error: mean miss of reachable targets after calibration, NaN = could not be fitted; seconds of
+    rendering them."""
+
+    features: np.ndarray
+    requested: np.ndarray
+    realised: np.ndarray
+    agrees: np.ndarray
+    reachable: tuple[float, float]
+    error: float
+    seconds: float
+
+
+def measure_point(drawn: Drawn, real: RealFeatures) -> dict[str, float]:
+    """agreement, copies, density, coverage, low, high (reachable difficulty), correlation (requested with realised,
+    rank), error, seconds_per_image. Compare points of equal numbers of images only: coverage grows with them."""
+    made, unseen = (torch.from_numpy(np.asarray(part, np.float64)) for part in (drawn.features, real.unseen))
+    density, coverage = density_coverage(made, unseen)
+    values = {
+        "agreement": drawn.agrees.mean(),
+        "copies": (real.to_train(drawn.features) < real.limit).mean(),
+        "density": density,
+        "coverage": coverage,
+        "low": drawn.reachable[0],
+        "high": drawn.reachable[1],
+        "correlation": _rank_correlation(drawn.requested, drawn.realised),
+        "error": drawn.error,
+        "seconds_per_image": drawn.seconds / max(1, len(drawn.features)),
+    }
+    return {name: round(float(value), 4) for name, value in values.items()}
+
+
+def worth(measured: dict[str, float]) -> float:
+    """The rule's score of a point: the share of unseen real images that generated ones cover. Higher is better.
+
+    Measured in docs/results: its rank correlation with the accuracy of classifiers trained on the images.
+    """
+    return measured["coverage"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """index of the point; reason: one sentence; usable: False when every point copies or loses its label."""
+
+    index: int
+    reason: str
+    usable: bool
+
+
+def choose(points: Sequence[Point], table: Sequence[dict[str, float]], most_copies: float, least: float) -> Choice:
+    """The point of the highest `worth` among those that copy at most `most_copies` of their images and keep at least
+    `least` of their labels; of equal ones the cheaper. Without such a point, the one that copies least."""
+    good = [i for i, row in enumerate(table) if row["copies"] <= most_copies and row["agreement"] >= least]
+    if not good:
+        index = min(range(len(table)), key=lambda i: (table[i]["copies"], -table[i]["agreement"]))
+        reason = (
+            f"every point copies more than {most_copies:.0%} of its images from the training set or keeps less than "
+            f"{least:.0%} of its labels; {_named(points[index])} copies least ({table[index]['copies']:.1%})"
+        )
+        return Choice(index, reason, usable=False)
+    index = max(good, key=lambda i: (worth(table[i]), -table[i]["seconds_per_image"]))
+    row = table[index]
+    reason = (
+        f"{_named(points[index])}: its images cover {row['coverage']:.0%} of unseen real ones, {row['copies']:.1%} are "
+        f"copies, {row['agreement']:.0%} keep their label ({len(good)} of {len(table)} points qualify)"
+    )
+    return Choice(index, reason, usable=True)
+
+
+def _named(point: Point) -> str:
+    return (
+        f"{point.steps} steps, LoRA scale {point.lora_scale:g}, guidance {point.text_guidance:g} by text and "
+        f"{point.difficulty_guidance:g} by difficulty"
+    )
+
+
+def _rank_correlation(requested: np.ndarray, realised: np.ndarray) -> float:
+    if len(np.unique(requested)) < 2 or len(np.unique(realised)) < 2:
+        return 0.0
+    return float(np.asarray(spearmanr(requested, realised)[0]))

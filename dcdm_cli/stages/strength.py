@@ -1,0 +1,214 @@
+"""Fine-tuning that chooses its own strength: snapshots on the way, a probe of each point of a small grid, one choice.
+
+Not from the paper. The choice becomes part of the adapter's record: later stages generate with the scales it names.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dcdm_cli.crew.ranks import Ranks
+from dcdm_cli.errors import NumericalError, UsageError
+from dcdm_cli.files import append_json_lines, atomic_folder, hash_json, read_json_lines
+from dcdm_cli.run.progress import Job
+from dcdm_cli.run.session import Context, with_settings
+from dcdm_cli.run.settings import FinetuneConfig, StrengthConfig
+from dcdm_cli.stages.adapter import DifficultyOf, snapshot_folder, train_adapter
+
+if TYPE_CHECKING:
+    from dcdm_cli.data.manifest import Manifest
+    from dcdm_cli.evaluation.strength import Point, RealFeatures
+
+REQUESTS = 5  # difficulties asked for at each point, evenly over the real images' own
+PROBES = "probes.jsonl"
+LEAST = 20  # images per point, below which shares say nothing
+
+
+def fine_tune(
+    context: Context, config: FinetuneConfig, folder: Path, job: Job, difficulty_of: DifficultyOf | None = None
+) -> dict[str, Any]:
+    """`train_adapter` at the strength that `config.strength` asks for. Its results get `strength` where it was chosen:
+    the table of points, the chosen one, why, and the settings that generation takes from it."""
+    if config.strength is None:
+        return train_adapter(context, config, folder, job, difficulty_of)
+    if config.strength != "auto":
+        steps = config.model_copy(update={"steps": int(config.strength)})
+        return train_adapter(context, steps, folder, job, difficulty_of)
+    return _chosen(context, config, folder, job, difficulty_of)
+
+
+def snapshot_steps(most: int, config: StrengthConfig) -> tuple[int, ...]:
+    """Steps on a log scale up to `most`; those that the settings name instead, as far as they lie below it."""
+    if config.checkpoints:
+        return tuple(sorted({min(step, most) for step in config.checkpoints}))
+    return tuple(sorted({round(step) for step in np.geomspace(max(1, most / 16), most, 5)}))
+
+
+def grid(steps: Sequence[int], context: Context, plain: bool) -> list[Point]:
+    """Every combination of steps, scale and guidance that is to be probed. A scale that a flag fixes is not varied."""
+    from dcdm_cli.evaluation.strength import Point
+
+    strength, given, generate = context.config.strength, context.given, context.config.generate
+    scales = (generate.lora_scale,) if "generate.lora_scale" in given else strength.lora_scales
+    fixed = {"generate.text_guidance", "generate.difficulty_guidance"} & set(given)
+    pairs = ((generate.text_guidance, generate.difficulty_guidance),) if fixed else strength.guidance
+    if plain:  # without difficulty only the text's scale acts
+        pairs = tuple((text, text) for text in sorted({text for text, _ in pairs}))
+    return [Point(step, scale, *pair) for step in steps for scale in scales for pair in pairs]
+
+
+@dataclass(frozen=True)
+class _Images:
+    """rows: what the adapter learns from; unseen: paths of real images that it does not."""
+
+    rows: Manifest
+    unseen: list[Path]
+
+
+def split_unseen(manifest: Manifest, config: FinetuneConfig, fraction: float, seed: int) -> _Images:
+    """The judge split is unseen; without one, `fraction` of the training images of each class is kept back. Never the
+    test split: what is chosen on it would be flattered by it."""
+    from dcdm_cli.training.dataset import training_rows
+
+    rows, judged = training_rows(manifest, config.keep_suspects), manifest.split("judge")
+    if len(judged):
+        return _Images(rows, judged.paths())
+    rng, labels = np.random.default_rng((seed, 17)), rows.column("label")
+    kept = np.zeros(len(rows), bool)
+    for label in np.unique(labels):
+        mine = np.flatnonzero(labels == label)
+        kept[rng.permutation(mine)[: int(fraction * len(mine))]] = True
+    return _Images(rows.select(~kept), rows.select(kept).paths())
+
+
+def _chosen(
+    context: Context, config: FinetuneConfig, folder: Path, job: Job, difficulty_of: DifficultyOf | None
+) -> dict[str, Any]:
+    from dcdm_cli.data.manifest import read_manifest
+    from dcdm_cli.evaluation.strength import RealFeatures, choose
+
+    strength, clock = context.config.strength, time.monotonic()
+    images = split_unseen(read_manifest(context.run.samples), config, strength.keep_back, context.config.seed)
+    steps = snapshot_steps(config.steps, strength)
+    points = grid(steps, context, config.conditioning == "none")
+    each = images_per_point(strength.probe_budget, len(points), len(images.rows.class_names))
+    results = train_adapter(context, config, folder, job, difficulty_of, rows=images.rows, snapshots=steps)
+    if not Ranks.of_environment().is_main:
+        return results
+    embed, features = open_features(context, job)
+    real = RealFeatures(embed(images.rows.paths()), embed(images.unseen))
+    table = [_measured(context, folder, point, each, embed, real, job) for point in points]
+    choice = choose(points, table, strength.most_copies, strength.least_agreement)
+    (context.console.note if choice.usable else context.console.warn)(f"strength: {choice.reason}")
+    _keep(snapshot_folder(context.run, folder) / f"step-{points[choice.index].steps:08d}", folder)
+    return results | {
+        "strength": {
+            "points": [{**asdict(point), **row} for point, row in zip(points, table, strict=True)],
+            "chosen": choice.index,
+            "usable": choice.usable,
+            "reason": choice.reason,
+            "settings": points[choice.index].settings(),
+            "images_per_point": each,
+            "unseen": len(images.unseen),
+            "features": features,
+            "seconds": round(time.monotonic() - clock, 2),
+        }
+    }
+
+
+def images_per_point(budget: int, points: int, classes: int) -> int:
+    """Raises UsageError when the budget gives a point too few images to say anything."""
+    each, needed = budget // points, max(LEAST, classes)
+    if each < needed:
+        raise UsageError(
+            f"strength.probe_budget = {budget} gives {each} images to each of {points} points, and {needed} are needed "
+            f"(at least {LEAST}, and one per class)",
+            f"raise it: --set strength.probe_budget={needed * points}, or probe fewer points",
+        )
+    return each
+
+
+def open_features(context: Context, job: Job) -> tuple[Callable[[Any], np.ndarray], str]:
+    """(images: paths or uint8 [N, H, W, 3] -> float32 [N, D], name of the network)."""
+    from dcdm_cli.evaluation.features import open_extractor
+
+    extractor = open_extractor(context.config.evaluate.features, job.device)
+    return extractor.features, extractor.name
+
+
+def _measured(
+    context: Context,
+    folder: Path,
+    point: Point,
+    each: int,
+    embed: Callable[[Any], np.ndarray],
+    real: RealFeatures,
+    job: Job,
+) -> dict[str, float]:
+    """One row of the table, kept beside the checkpoints so that a stopped choice goes on where it was."""
+    from dcdm_cli.evaluation.strength import measure_point
+    from dcdm_cli.generation.engine import sampler_settings
+    from dcdm_cli.model.adapter import adapter_hash
+
+    snapshots = snapshot_folder(context.run, folder)
+    adapter = snapshots / f"step-{point.steps:08d}"
+    own = with_settings(context, generate=point.settings())
+    generate = own.config.generate
+    key = hash_json([adapter_hash(adapter), sampler_settings(generate), generate.attempts, each, context.config.seed])
+    for row in read_json_lines(snapshots / PROBES):
+        if row.get("key") == key:
+            return row["measured"]
+    context.console.note(f"probing {point.steps} steps, scale {point.lora_scale:g}, {each} images")
+    measured = measure_point(_drawn(own, adapter, each, embed, job), real)
+    append_json_lines(snapshots / PROBES, [{"key": key, "measured": measured}])
+    return measured
+
+
+def _drawn(context: Context, adapter: Path, each: int, embed: Callable[[Any], np.ndarray], job: Job) -> Any:
+    from dcdm_cli.evaluation.strength import Drawn
+    from dcdm_cli.stages.calibrate import fit, probe_points
+    from dcdm_cli.stages.probe import open_run_engine, probe
+
+    engine = open_run_engine(context, adapter, job, insist=False)
+    targets = probe_points(context, REQUESTS)
+    features: list[np.ndarray] = []
+    clock = time.monotonic()
+    probed = probe(
+        context, engine, targets, -(-each // REQUESTS), job, seed=context.config.seed + 700, calibrated=False,
+        watch=lambda rows, images, difficulty: features.append(embed(images)),
+    )  # fmt: skip
+    seconds = time.monotonic() - clock
+    try:
+        calibration = replace(fit(probed, len(engine.info.class_names), engine.config), attempts=engine.config.attempts)
+        reachable, error = calibration.reachable, calibration.mean_miss()
+    except NumericalError:  # difficulty does not rise with the request: a fact of this point, not a failure
+        low, high = np.quantile(probed.realised, [0.1, 0.9])
+        reachable, error = (float(low), float(high)), 1.0
+    return Drawn(np.concatenate(features), probed.requested, probed.realised, probed.agrees, reachable, error, seconds)
+
+
+def _keep(snapshot: Path, folder: Path) -> None:
+    """The chosen snapshot becomes the adapter."""
+    with atomic_folder(folder) as part:
+        for file in snapshot.iterdir():
+            shutil.copy(file, part / file.name)
+
+
+def strength_settings(context: Context) -> Mapping[str, Any]:
+    """What a choice of strength depends on besides fine-tuning's own settings."""
+    from dcdm_cli.generation.engine import sampler_settings
+
+    config = context.config
+    generate = config.generate.model_dump(mode="json", include={"attempts", "tolerance"})
+    return {
+        "strength": config.strength.model_dump(mode="json"),
+        "sampler": {**sampler_settings(config.generate), **generate},
+        "features": config.evaluate.features,
+    }
