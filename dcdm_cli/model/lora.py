@@ -48,6 +48,16 @@ def save_lora(unet: UNet2DConditionModel, folder: Path) -> None:
 def load_lora(unet: UNet2DConditionModel, folder: Path, scale: float = 1.0) -> None:
     """Loads an adapter and fuses it into the weights at `scale`, so that inference pays nothing for it.
 
+    Raises what `inject_lora` raises.
+    """
+    inject_lora(unet, folder)
+    unet.fuse_lora(lora_scale=scale, adapter_names=[ADAPTER_NAME])
+    unet.unload_lora()
+
+
+def inject_lora(unet: UNet2DConditionModel, folder: Path, scale: float = 1.0) -> None:
+    """Adds an adapter's layers beside the frozen weights, acting at `scale`.
+
     Raises NotFoundError when there is none, MismatchError when it is damaged or made for another UNet.
     """
     file = folder / LORA_FILE
@@ -67,8 +77,7 @@ def load_lora(unet: UNet2DConditionModel, folder: Path, scale: float = 1.0) -> N
             "use the base it was trained on, or fine-tune again",
             file=file,
         ) from error
-    unet.fuse_lora(lora_scale=scale, adapter_names=[ADAPTER_NAME])
-    unet.unload_lora()
+    unet.set_adapters([ADAPTER_NAME], [scale])
 
 
 def lora_parameters(unet: UNet2DConditionModel) -> list[torch.nn.Parameter]:

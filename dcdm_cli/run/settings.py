@@ -162,6 +162,13 @@ class FinetuneConfig(Section):
         default=1, ge=1, description="the image and views-1 jittered copies, each scored on its own; for small sets"
     )
     keep_suspects: bool = Field(default=False, description="train on images whose label is suspect too")
+    own_draws: int = Field(
+        default=0, ge=0, description="images of its own from which the encoder then learns difficulty; 0 = off"
+    )
+    own_steps: int = Field(default=1000, ge=1, description="optimiser steps on its own draws")
+    own_trains: Literal["encoder", "all"] = Field(
+        default="encoder", description="what learns from them: the encoder over the frozen LoRA, or the LoRA too"
+    )
     precision: Literal["fp32", "fp16", "bf16"] = Field(default="fp32", description="of the frozen base in training")
     checkpoint_every: int = Field(default=500, ge=1, description="optimiser steps between checkpoints")
     keep_checkpoints: int = Field(default=2, ge=1, description="newest ones that stay while training goes on")

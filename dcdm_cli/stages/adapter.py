@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dcdm_cli.model.base import BaseModel
     from dcdm_cli.model.denoiser import ConditionedUNet
     from dcdm_cli.training.dataset import TrainingSet
+    from dcdm_cli.training.loop import Start
     from dcdm_cli.training.views import Views
 
     DifficultyOf = Callable[[Views, Manifest, FinetuneConfig, Context, Job], np.ndarray]
@@ -34,20 +35,26 @@ def snapshot_folder(run: RunFolder, folder: Path) -> Path:
     return run.checkpoints / folder.name / "snapshots"
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """rows: what to learn from; None = all training images that can be used. snapshots: steps whose adapter is kept in
+    `snapshot_folder` as well. start: an adapter to go on from. name: of the checkpoints; None = the adapter's."""
+
+    rows: Manifest | None = None
+    snapshots: tuple[int, ...] = ()
+    start: Start | None = None
+    name: str | None = None
+
+
 def train_adapter(
     context: Context,
     config: FinetuneConfig,
     folder: Path,
     job: Job,
     difficulty_of: DifficultyOf | None = None,
-    *,
-    rows: Manifest | None = None,
-    snapshots: Sequence[int] = (),
+    lesson: Lesson | None = None,
 ) -> dict[str, Any]:
-    """Fine-tunes on the run's manifest and writes an adapter folder. Returns losses and counts.
-
-    rows: what to learn from; None = all training images that can be used. snapshots: steps whose adapter is kept in
-    `snapshot_folder` as well.
+    """Fine-tunes on the run's manifest, or on a lesson's rows, and writes an adapter folder. Returns losses and counts.
 
     difficulty_of: what stands for difficulty, one value in [0, 1] per view; None = the run's own scores. The
     checkpoints, in a folder of the adapter's name, stay until the caller has recorded the result.
@@ -61,7 +68,8 @@ def train_adapter(
     from dcdm_cli.training.loop import Snapshots, finetune, global_batch
 
     ranks = Ranks.of_environment()
-    rows = rows or training_rows(read_manifest(context.run.samples), config.keep_suspects)
+    lesson = lesson or Lesson()
+    rows = lesson.rows or training_rows(read_manifest(context.run.samples), config.keep_suspects)
     base = load_base(config.base, revision=config.revision, dtype=config.precision, device=job.device)
     config = config.model_copy(update={"seed": config.seed + context.config.seed})
     measure = difficulty_of or own_difficulty
@@ -80,9 +88,9 @@ def train_adapter(
         place = snapshot_folder(context.run, folder) / f"step-{step:08d}"
         _save(place, network, replace(info, training={**info.training, "steps": step}))
 
-    shown = Snapshots(tuple(snapshots), keep) if snapshots else None
-    classes, checkpoints = len(rows.class_names), context.run.checkpoints / folder.name
-    trained = finetune(base, data, classes, config, checkpoints, job, shown)
+    shown = Snapshots(lesson.snapshots, keep) if lesson.snapshots else None
+    classes, checkpoints = len(rows.class_names), context.run.checkpoints / (lesson.name or folder.name)
+    trained = finetune(base, data, classes, config, checkpoints, job, shown, lesson.start)
     results = {"images": len(data), "losses": trained.losses, "skipped_steps": trained.skipped}
     results |= {"processes": ranks.world, "global_batch": global_batch(config, ranks.world)}
     if ranks.is_main:

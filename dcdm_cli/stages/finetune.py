@@ -13,11 +13,12 @@ from dcdm_cli.crew.ranks import Ranks
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.session import Context
 from dcdm_cli.run.settings import FinetuneConfig
-from dcdm_cli.run.store import Outcome, Stage, StageRecord
+from dcdm_cli.run.store import Outcome, RunFolder, Stage, StageRecord
 from dcdm_cli.signals import asked_to_stop
 from dcdm_cli.stages.adapter import DifficultyOf
 from dcdm_cli.stages.devices import settle_spread
 from dcdm_cli.stages.jobs import open_job
+from dcdm_cli.stages.own_draws import own_name
 from dcdm_cli.stages.strength import fine_tune, strength_settings
 
 if TYPE_CHECKING:
@@ -35,9 +36,9 @@ def run_finetune(context: Context) -> StageRecord:
     run.create(after="score")
     with run.lock("dcdm finetune"):
         if context.force:
-            _drop(run.checkpoints / "adapter")
+            _drop_checkpoints(run)
         record, done = run.run(_stage(context), lambda: _work(context, config, run.adapter), force=context.force)
-        _drop(run.checkpoints / "adapter")  # only now: a kill before the record was written must not cost the training
+        _drop_checkpoints(run)  # only now: a kill before the record was written must not cost the training
     if not done:
         context.console.note("finetune: nothing changed, skipped (--force runs it again)")
     return record
@@ -106,7 +107,8 @@ def _work(context: Context, config: FinetuneConfig, folder: Path) -> Outcome:
     return Outcome([folder, figure], adapter_hash(folder), results, job.device)
 
 
-def _drop(folder: Path) -> None:
+def _drop_checkpoints(run: RunFolder) -> None:
     import shutil
 
-    shutil.rmtree(folder, ignore_errors=True)
+    for name in (run.adapter.name, own_name(run.adapter)):
+        shutil.rmtree(run.checkpoints / name, ignore_errors=True)

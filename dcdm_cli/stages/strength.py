@@ -20,7 +20,8 @@ from dcdm_cli.files import append_json_lines, atomic_folder, hash_json, read_jso
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.session import Context, with_settings
 from dcdm_cli.run.settings import FinetuneConfig, StrengthConfig
-from dcdm_cli.stages.adapter import DifficultyOf, snapshot_folder, train_adapter
+from dcdm_cli.stages.adapter import DifficultyOf, Lesson, snapshot_folder, train_adapter
+from dcdm_cli.stages.own_draws import learn_from_own_draws
 
 if TYPE_CHECKING:
     from dcdm_cli.data.manifest import Manifest
@@ -34,14 +35,21 @@ LEAST = 20  # images per point, below which shares say nothing
 def fine_tune(
     context: Context, config: FinetuneConfig, folder: Path, job: Job, difficulty_of: DifficultyOf | None = None
 ) -> dict[str, Any]:
-    """`train_adapter` at the strength that `config.strength` asks for. Its results get `strength` where it was chosen:
-    the table of points, the chosen one, why, and the settings that generation takes from it."""
-    if config.strength is None:
-        return train_adapter(context, config, folder, job, difficulty_of)
-    if config.strength != "auto":
-        steps = config.model_copy(update={"steps": int(config.strength)})
-        return train_adapter(context, steps, folder, job, difficulty_of)
-    return _chosen(context, config, folder, job, difficulty_of)
+    """`train_adapter` at the strength that `config.strength` asks for, then the encoder's lesson from the generator's
+    own draws, if any are asked for.
+
+    Its results get `strength` where it was chosen: the table of points, the chosen one, why, and the settings that
+    generation takes from it.
+    """
+    if config.strength == "auto":
+        results = _chosen(context, config, folder, job, difficulty_of)
+    else:
+        steps = {} if config.strength is None else {"steps": int(config.strength)}
+        results = train_adapter(context, config.model_copy(update=steps), folder, job, difficulty_of)
+    if not config.own_draws or config.conditioning == "none":
+        return results
+    chosen = results.get("strength", {}).get("settings", {})
+    return results | {"own_draws": learn_from_own_draws(with_settings(context, generate=chosen), config, folder, job)}
 
 
 def snapshot_steps(most: int, config: StrengthConfig) -> tuple[int, ...]:
@@ -99,7 +107,8 @@ def _chosen(
     steps = snapshot_steps(config.steps, strength)
     points = grid(steps, context, config.conditioning == "none")
     each = images_per_point(strength.probe_budget, len(points), len(images.rows.class_names))
-    results = train_adapter(context, config, folder, job, difficulty_of, rows=images.rows, snapshots=steps)
+    lesson = Lesson(images.rows, steps)
+    results = train_adapter(context, config, folder, job, difficulty_of, lesson)
     if not Ranks.of_environment().is_main:
         return results
     embed, features = open_features(context, job)

@@ -15,16 +15,18 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from diffusers import UNet2DConditionModel
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from dcdm_cli.errors import CapabilityError, NumericalError
 from dcdm_cli.files import hash_json
+from dcdm_cli.model.adapter import adapter_hash
 from dcdm_cli.model.base import BaseModel
 from dcdm_cli.model.conditioning import NULL_DIFFICULTY, DifficultyEncoder, EncoderConfig
 from dcdm_cli.model.denoiser import ConditionedUNet
-from dcdm_cli.model.lora import add_lora, lora_parameters
+from dcdm_cli.model.lora import add_lora, inject_lora, lora_parameters
 from dcdm_cli.model.schedule import add_noise, training_scheduler
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.settings import FinetuneConfig
@@ -46,6 +48,15 @@ class Snapshots:
 
 
 @dataclass(frozen=True)
+class Start:
+    """An adapter to go on from: its LoRA acts at `lora_scale`, and learns on only with `train_lora`."""
+
+    folder: Path
+    lora_scale: float
+    train_lora: bool
+
+
+@dataclass(frozen=True)
 class Trained:
     """network: EMA weights in place. losses: one mean per stretch of steps; skipped: steps with a non-finite loss."""
 
@@ -62,10 +73,14 @@ def finetune(
     checkpoints: Path,
     job: Job,
     snapshots: Snapshots | None = None,
+    start: Start | None = None,
 ) -> Trained:
-    """Trains in place of `base.unet`. Raises NumericalError after 20 non-finite losses in a row, InterruptedRunError
-    when asked to stop. The same call goes on from the newest checkpoint, which a stop writes first."""
-    trainer = Trainer(base, data, classes, config, checkpoints, job)
+    """Trains in place of `base.unet`, from nothing or from `start`. The same call goes on from the newest checkpoint,
+    which a stop writes first.
+
+    Raises NumericalError after 20 non-finite losses in a row, InterruptedRunError when asked to stop.
+    """
+    trainer = Trainer(base, data, classes, config, checkpoints, job, start)
     trainer.resume()
     while trainer.step < config.steps:
         trainer.train_step()
@@ -80,11 +95,14 @@ def finetune(
     return trainer.finish()
 
 
-def build_network(base: BaseModel, classes: int, config: FinetuneConfig) -> ConditionedUNet:
-    """Adds LoRA to the base's UNet and makes a fresh encoder (none for the plain control)."""
+def build_network(base: BaseModel, classes: int, config: FinetuneConfig, start: Start | None = None) -> ConditionedUNet:
+    """Adds LoRA to the base's UNet and makes a fresh encoder (none for the plain control). start: with that LoRA."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        add_lora(base.unet, config.rank, config.alpha, config.lora_targets)
+        if start is None:
+            add_lora(base.unet, config.rank, config.alpha, config.lora_targets)
+        else:
+            _go_on_from(base.unet, start)
         encoder = None
         if config.conditioning == "difficulty":
             encoder = DifficultyEncoder(
@@ -101,16 +119,31 @@ def build_network(base: BaseModel, classes: int, config: FinetuneConfig) -> Cond
     return ConditionedUNet(base.unet, encoder)
 
 
+def _go_on_from(unet: UNet2DConditionModel, start: Start) -> None:
+    inject_lora(unet, start.folder, start.lora_scale)
+    for name, parameter in unet.named_parameters():
+        parameter.requires_grad_(start.train_lora and "lora_" in name)
+        if parameter.requires_grad:  # half-precision trainable weights lose small updates
+            parameter.data = parameter.data.float()
+
+
 class Trainer:
     """State of one fine-tuning run; `step` counts finished optimiser steps."""
 
     def __init__(
-        self, base: BaseModel, data: TrainingSet, classes: int, config: FinetuneConfig, checkpoints: Path, job: Job
+        self,
+        base: BaseModel,
+        data: TrainingSet,
+        classes: int,
+        config: FinetuneConfig,
+        checkpoints: Path,
+        job: Job,
+        start: Start | None = None,
     ) -> None:
         self.config, self.data, self.checkpoints, self.job = config, data, checkpoints, job
         self.accelerator = _accelerator(config, job)
         self.schedule = training_scheduler(base.scheduler_config)
-        network = build_network(base, classes, config)
+        network = build_network(base, classes, config, start)
         if config.gradient_checkpointing:
             network.unet.enable_gradient_checkpointing()
         self.names, parameters = _trainable(network)
@@ -122,7 +155,7 @@ class Trainer:
         self.parameters = parameters
         self.ema = EMAModel(parameters, decay=config.ema_decay)
         world = self.accelerator.num_processes
-        self.settings = _settings_hash(config, data, base, world)
+        self.settings = _settings_hash(config, data, base, world, start)
         self.step, self.skipped, self.bad_in_a_row = 0, 0, 0
         self.losses: list[tuple[int, float]] = []
         self._window: list[float] = []
@@ -293,7 +326,8 @@ def _trainable(network: ConditionedUNet) -> tuple[list[str], list[nn.Parameter]]
 
 
 def _groups(network: ConditionedUNet, config: FinetuneConfig) -> list[dict[str, Any]]:
-    groups: list[dict[str, Any]] = [{"params": lora_parameters(network.unet), "lr": config.lr}]
+    lora = lora_parameters(network.unet)
+    groups: list[dict[str, Any]] = [{"params": lora, "lr": config.lr}] if lora else []
     if network.encoder is not None:
         groups.append({"params": list(network.encoder.parameters()), "lr": config.encoder_lr})
     return groups
@@ -304,10 +338,13 @@ def global_batch(config: FinetuneConfig, processes: int) -> int:
     return config.batch_size * config.gradient_accumulation * processes
 
 
-def _settings_hash(config: FinetuneConfig, data: TrainingSet, base: BaseModel, processes: int) -> str:
+def _settings_hash(
+    config: FinetuneConfig, data: TrainingSet, base: BaseModel, processes: int, start: Start | None
+) -> str:
     """What a checkpoint must agree on to be continued. How often to save is not part of it, nor how the global batch is
     shared out: a run may go on with another number of processes."""
     free = {"checkpoint_every", "keep_checkpoints", "gradient_checkpointing", "batch_size", "gradient_accumulation"}
     ours = config.model_dump(mode="json", exclude=free) | {"global_batch": global_batch(config, processes)}
     rows = [data.label.tolist(), data.difficulty.tolist(), data.caption.tolist()]
-    return hash_json([ours, rows, base.fingerprint])
+    begun = [adapter_hash(start.folder), start.lora_scale, start.train_lora] if start else []
+    return hash_json([ours, rows, base.fingerprint, *begun])
