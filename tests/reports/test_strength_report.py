@@ -1,0 +1,35 @@
+"""The table and the figure of a choice of strength."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image
+
+from dcdm_cli.reports.strength import strength_curves, strength_sheet
+
+MEASURED = {
+    "agreement": 0.9, "copies": 0.012, "density": 0.5, "low": 0.2, "high": 0.7, "correlation": 0.31, "error": 0.02,
+    "seconds_per_image": 0.05,
+}  # fmt: skip
+STRENGTH = {
+    "points": [
+        {"steps": steps, "lora_scale": scale, "text_guidance": 1.5, "difficulty_guidance": 3.0,
+         "coverage": steps / 1000 + scale / 10, **MEASURED}
+        for steps in (20, 80, 320) for scale in (0.6, 1.0)
+    ],
+    "chosen": 3, "usable": True, "reason": "because", "settings": {}, "images_per_point": 100, "unseen": 600,
+    "features": "packaged",
+}  # fmt: skip
+
+
+def test_the_table_marks_the_chosen_point_and_fits_eighty_columns() -> None:
+    sheet = strength_sheet(STRENGTH)
+    assert [row[0] for row in sheet.rows] == ["20", "20", "80", "80 *", "320", "320"]
+    assert sheet.rows[3][3:5] == ("18%", "1.2%")
+    assert sum(max(len(cell) for cell in column) + 3 for column in zip(sheet.columns, *sheet.rows, strict=True)) <= 80
+
+
+def test_the_curves_are_drawn(tmp_path: Path) -> None:
+    with Image.open(strength_curves(tmp_path / "strength.png", STRENGTH)) as image:
+        assert image.size == (1080, 672)
