@@ -7,6 +7,7 @@ environment, flags. Unknown keys are errors that name the nearest known one. Val
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -23,10 +24,41 @@ ENV_OWN = {"DCDM_RUN", "DCDM_DEBUG"}  # read elsewhere, not settings
 
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+LARGEST = 2**31 - 1  # of whole numbers: seeds are added up, and random generators and array shapes take no more
+LONGEST = 2**16  # characters of a text
+Seed = Annotated[int, Field(ge=0)]
+# Settings that write outside the run folder, or that let code from elsewhere run: see `_refuse_foreign`.
+FOREIGN = (
+    "caption.sidecars",
+    "caption.metadata",
+    "caption.overwrite",
+    "generate.trust_engine",
+    "scale.engine",
+    "scale.address",
+)
+# Arguments of timm.create_model by which it would read files and packages that nobody checked.
+_MODEL_ARGS_REFUSED = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
+
+
+def _beyond(value: Any) -> str:
+    """Which bound a value breaks, looked at all through lists and tables; empty when none."""
+    if isinstance(value, Mapping):
+        return next(filter(None, map(_beyond, [*value.keys(), *value.values()])), "")
+    if isinstance(value, (list, tuple)):
+        return next(filter(None, map(_beyond, value)), "")
+    if isinstance(value, float) and not math.isfinite(value):
+        return "give a finite number"
+    if isinstance(value, int) and abs(value) > LARGEST:
+        return f"give a whole number of at most {LARGEST}"
+    if isinstance(value, (str, Path)) and ("\0" in str(value) or len(str(value)) > LONGEST):
+        return f"give a text without NUL of at most {LONGEST} characters"
+    return ""
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    """Numbers are finite and texts short, in free-form tables too."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -34,6 +66,14 @@ class Section(BaseModel):
         """TOML, flags and the environment have no null: `none` switches an optional setting off."""
         field = cls.model_fields[info.field_name or ""]
         return None if value == "none" and type(None) in get_args(field.annotation) else value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _within_bounds(cls, value: Any) -> Any:
+        fault = _beyond(value)
+        if fault:
+            raise ValueError(fault)
+        return value
 
 
 AnySection = TypeVar("AnySection", bound=Section)
@@ -78,6 +118,14 @@ class ClassifierConfig(Section):
     policy: str | None = Field(default=None, description="timm's augmentation policy, such as rand-m7-mstd0.5-inc1")
     mixup: float = Field(default=0.0, ge=0, description="strength (alpha) of Mixup; 0 = off")
 
+    @field_validator("model_args")
+    @classmethod
+    def _no_files(cls, given: dict[str, Any]) -> dict[str, Any]:
+        refused = [name for name in _MODEL_ARGS_REFUSED if name in given]
+        if refused:
+            raise ValueError(f"{refused[0]} may not be given here: it would load weights from a file of any kind")
+        return given
+
 
 class ScoreConfig(ClassifierConfig):
     method: Literal["crossfit", "classifier", "column"] = Field(
@@ -88,7 +136,7 @@ class ScoreConfig(ClassifierConfig):
     temperature: bool = Field(default=True, description="scale the logits by a temperature fitted out of fold")
     classifier: Path | None = Field(default=None, description="your own classifier: .safetensors of `model`, or .onnx")
     column: str | None = Field(default=None, description="score column of the source, for --method column")
-    seed: int = Field(default=0, description="of folds and classifiers")
+    seed: Seed = Field(default=0, description="of folds and classifiers")
 
 
 class CaptionConfig(Section):
@@ -162,7 +210,7 @@ class FinetuneConfig(Section):
     precision: Literal["fp32", "fp16", "bf16"] = Field(default="fp32", description="of the frozen base in training")
     checkpoint_every: int = Field(default=500, ge=1, description="optimiser steps between checkpoints")
     keep_checkpoints: int = Field(default=2, ge=1, description="newest ones that stay while training goes on")
-    seed: int = Field(default=0, description="of weights, order, noise and dropout")
+    seed: Seed = Field(default=0, description="of weights, order, noise and dropout")
 
 
 class CalibrateConfig(Section):
@@ -254,7 +302,7 @@ class GenerateConfig(Section):
     )
     image_format: Literal["png", "webp", "jpg"] = Field(default="png", description="png and webp keep every pixel")
     score: bool = Field(default=True, description="score finished images: the measured_difficulty column")
-    seed: int = Field(default=0, description="of the plan: difficulties, captions and noise")
+    seed: Seed = Field(default=0, description="of the plan: difficulties, captions and noise")
 
     @field_validator("guidance_interval")
     @classmethod
@@ -286,7 +334,7 @@ class EvaluateConfig(Section):
     )
     atlas_classes: int = Field(default=100, ge=1, description="classes in the atlas, hardest first")
     gpu_hour_price: float | None = Field(default=None, ge=0, description="money per GPU-hour, for the bill")
-    seed: int = Field(default=1000, description="first of the evaluation's own seeds")
+    seed: Seed = Field(default=1000, description="first of the evaluation's own seeds")
 
 
 class ScaleConfig(Section):
@@ -304,7 +352,7 @@ class ScaleConfig(Section):
 
 class Config(Section):
     preset: str | None = Field(default=None, description="settings to start from: digits, sd15")
-    seed: int = Field(default=0, description="run seed; stages add their own")
+    seed: Seed = Field(default=0, description="run seed; stages add their own")
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:0, mps")
     threads: int | None = Field(default=None, ge=1, description="CPU threads; none = the library's choice")
     data: DataConfig = DataConfig()
@@ -341,8 +389,11 @@ def resolve(
     recorded: what earlier stages of the run were done with; only flags win over it, because it is a fact. lowest: what
     a command starts from, dotted; a preset named elsewhere replaces its `preset`, everything else wins over it.
     """
+    of_run = file_layer(run_file, required=False)
+    for layer in of_run:
+        _refuse_foreign(layer)
     layers = [
-        *file_layer(run_file, required=False),
+        *of_run,
         *file_layer(config_file, required=True),
         _environment_layer(),
         *(Layer(layer.origin, _known_only(layer.values)) for layer in recorded),
@@ -413,8 +464,8 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def _known_only(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the settings that an older version had."""
-    known = set(known_keys())
+    """Without the settings that an older version had, and without those that a run folder may not decide."""
+    known = set(known_keys()) - set(FOREIGN)
     return nested({key: _lookup(values, key) for key in _leaves(values) if key in known})
 
 
@@ -423,6 +474,28 @@ def _refuse_unknown(layer: Layer) -> None:
     for key in _leaves(layer.values):
         if key not in known:
             raise UsageError(f"unknown setting {key!r} ({layer.origin})", nearest(key, known))
+
+
+def _refuse_foreign(layer: Layer) -> None:
+    """The settings file of a run folder may be somebody else's, like the folder: what writes elsewhere, or lets code
+    from elsewhere run, must come from who starts the command. Raises UsageError naming key, value and flag."""
+    written = set(_leaves(layer.values))
+    for key in FOREIGN:
+        value = _lookup(layer.values, key) if key in written else None
+        if value not in (None, False, "none", _default(key)):
+            flag = "--" + key.split(".")[1].replace("_", "-")
+            given = flag if value is True else f"{flag} {value}"
+            raise UsageError(
+                f"{key} = {value!r} ({layer.origin}): a run folder may come from somebody else, and so may not decide "
+                "what is written outside it or whose code is run",
+                f"take it out there, and give {given}, or name a file of your own that has it with --config",
+                file=layer.origin,
+            )
+
+
+def _default(key: str) -> Any:
+    section, name = key.split(".")
+    return getattr(Config.model_fields[section].default, name)
 
 
 def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 from pydantic import BaseModel
 
-from dcdm_cli.config import Config, Layer, Resolved, flat_items, resolve, split_list
+from dcdm_cli.config import FOREIGN, Config, Layer, Resolved, flat_items, resolve, split_list
 from dcdm_cli.console import Console
 from dcdm_cli.errors import UsageError
 from dcdm_cli.job import Job
@@ -45,7 +45,8 @@ class Context:
     def starter_settings(self) -> dict[str, Any]:
         """What the first command of a run was told, as plain values for dcdm.toml."""
         values = flat_items(self.config)
-        return {key: values[key] for key in ("preset", *self.given) if values.get(key) is not None or key in self.given}
+        told = [key for key in ("preset", *self.given) if key not in FOREIGN]
+        return {key: values[key] for key in told if values.get(key) is not None or key in self.given}
 
     def job(self, device: str | None = None) -> Job:
         """Settles the device (imports torch) unless the caller has one."""

@@ -45,9 +45,17 @@ VALUES = {
     pa.int32(): st.integers(-(2**31), 2**31 - 1),
     pa.int64(): st.integers(0, 2**53 - 1),
     pa.bool_(): st.booleans(),
-    pa.float32(): st.floats(width=32, allow_nan=False),
+    pa.float32(): st.floats(0, 1, width=32),
 }
-row = st.fixed_dictionaries({}, optional={field.name: st.none() | VALUES[field.type] for field in SCHEMA})
+NAMED = {
+    "sample_id": st.from_regex("[0-9a-z]{16}", fullmatch=True, alphabet=st.characters(codec="ascii")),
+    **dict.fromkeys(("width", "height"), st.integers(1, 2**20)),
+    **dict.fromkeys(("label", "predicted", "fold"), st.integers(-1, 2)),
+}
+row = st.fixed_dictionaries(
+    {"path": text.filter(lambda name: name and "\0" not in name)},
+    optional={f.name: st.none() | NAMED.get(f.name, VALUES[f.type]) for f in SCHEMA if f.name != "path"},
+)
 
 
 def test_the_columns_are_those_of_the_design() -> None:
