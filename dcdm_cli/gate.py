@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from dcdm_cli.errors import MismatchError, NotFoundError
 from dcdm_export import places
@@ -30,6 +30,7 @@ MAX_LINE = 2**20  # bytes of one row of a JSON-lines file
 MAX_TEXT = 2**16  # characters of a caption, a prompt, a class name
 _SHOWN = 80  # characters of a value in a message
 
+EXACT = ConfigDict(extra="forbid")  # as `__pydantic_config__` of a dataclass: no other keys
 # Kinds that several files share. Bounds are those of the columns and generators that the values end up in.
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]

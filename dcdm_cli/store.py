@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from filelock import FileLock, Timeout
 from pydantic import AfterValidator, BaseModel, ConfigDict
@@ -28,7 +28,7 @@ from dcdm_cli import __version__
 from dcdm_cli.attempts import Attempt
 from dcdm_cli.errors import DcdmError, LockedError, NotFoundError, StorageError
 from dcdm_cli.files import PART_SUFFIX, hash_json, write_json, write_text
-from dcdm_cli.gate import NO_LINKS, Amount, Count, Finite, Share, Table, Text, Word, inside, read_document
+from dcdm_cli.gate import EXACT, NO_LINKS, Amount, Count, Finite, Share, Table, Text, Word, inside, read_document
 
 RECORDED_PACKAGES = ("torch", "diffusers", "transformers", "peft", "timm", "accelerate")
 
@@ -56,6 +56,8 @@ class StageRecord:
     """records/<stage>.json. fingerprint: hash of what the stage made; results: its numbers, for people and reports.
     seconds: of work, with those of attempts that were stopped and gone on with. energy_wh: of the GPUs in sight, None =
     unknown. apart: parts of the seconds that do not grow with the work, by name (`apart.py`), as far as known."""
+
+    __pydantic_config__: ClassVar = EXACT
 
     stage: Word
     config: dict[str, Any]

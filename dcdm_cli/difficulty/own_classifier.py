@@ -7,7 +7,7 @@ refused. What the file does not say itself stands in a sidecar, `<stem>.json` be
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from torch import nn
 
 from dcdm_cli.config import ClassifierConfig, Section
 from dcdm_cli.data.manifest import Manifest
+from dcdm_cli.data.onnx_weights import external_data
 from dcdm_cli.difficulty.classifier import (
     AGAIN,
     Preprocessing,
@@ -34,7 +35,6 @@ from dcdm_cli.files import write_json
 from dcdm_cli.gate import ClassNames, parse_json, read_document, typed
 from dcdm_export import places
 
-_BESIDE = "put them beside the graph, under the name that the graph has for them"
 SHOWN = 10  # class names listed in an error
 NAMES_BESIDE = 'write {"class_names": [...]}, in the order of the outputs, to <its stem>.json beside it'
 
@@ -133,45 +133,6 @@ def copy_own_classifier(own: OwnClassifier, folder: Path) -> str:
         shutil.copyfile(places.inside(own.file.parent, name), target)  # the graph refers to it by this name
     write_json(copy.with_suffix(".json"), own.sidecar.model_dump(mode="json", exclude_none=True))
     return copy.name
-
-
-def external_data(file: Path) -> list[str]:
-    """Names of the files beside an ONNX graph that hold its weights, relative to its folder; none for another file.
-
-    Raises UsageError for one that is missing or lies outside that folder, MismatchError for what is no ONNX file.
-    """
-    if file.suffix.lower() != ".onnx":
-        return []
-    import onnx
-    from onnx.external_data_helper import uses_external_data
-
-    try:
-        model = onnx.load(str(file), load_external_data=False)
-        tensors = [tensor for tensor in _tensors(model.graph) if uses_external_data(tensor)]
-    except Exception as error:  # protobuf's and onnx's own
-        raise MismatchError(f"{file} is not a readable ONNX file: {error}", AGAIN, file=file) from error
-    stored = [{entry.key: entry.value for entry in tensor.external_data}.get("location", "") for tensor in tensors]
-    names = list(dict.fromkeys(stored))
-    for name in names:
-        try:
-            found = places.inside(file.parent, name).is_file()
-        except places.OutsideError as error:
-            raise UsageError(f"{file}: the weights {error}", _BESIDE, file=file) from error
-        if not found:
-            raise UsageError(f"{file} keeps weights in {name!r}, which is not there", _BESIDE, file=file)
-    return names
-
-
-def _tensors(graph: Any) -> Iterator[Any]:
-    """Every stored tensor of a graph and of the graphs in it."""
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            yield from ([attribute.t] if attribute.HasField("t") else [])
-            yield from attribute.tensors
-            for inner in ([attribute.g] if attribute.HasField("g") else []), attribute.graphs:
-                for one in inner:
-                    yield from _tensors(one)
 
 
 def align_classes(theirs: Sequence[str], ours: Sequence[str]) -> list[int]:

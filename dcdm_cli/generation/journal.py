@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dcdm_cli.data.archives import MAX_IMAGE
 from dcdm_cli.data.manifest import RULES, SCHEMA
 from dcdm_cli.data.shard_files import IMAGE_PATH
 from dcdm_cli.files import storage_errors, write_bytes
-from dcdm_cli.gate import PLAN_ID, Column, check_columns, parse_line
+from dcdm_cli.gate import PLAN_ID, Column, check_columns, parse_line, refuse_first
 from dcdm_export import places
 
 Entry = dict[str, Any]
@@ -74,6 +75,8 @@ class Journal:
 def check_entries(rows: pa.Table) -> None:
     """Rows of a shard's images. Raises ValueError naming column, row, value and rule."""
     check_columns(rows, _RULES)
+    known = pc.and_(pc.is_valid(rows["sha256"]), pc.is_valid(rows["bytes"]))
+    refuse_first(rows, "path", pc.or_(pc.is_null(rows["path"]), known), "its sha256 and bytes must be known")
 
 
 def beginning(entries: Sequence[Entry], exists: Callable[[str], bool], batch: int) -> list[Entry]:

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,7 +30,7 @@ from dcdm_cli.files import (
     storage_errors,
     write_json,
 )  # fmt: skip
-from dcdm_cli.gate import Count, Digest, Word, read_document
+from dcdm_cli.gate import EXACT, Count, Digest, Word, read_document
 from dcdm_cli.generation.journal import ROWS, Journal, beginning, check_entries, write_journal
 from dcdm_cli.generation.plan_file import AnyPlan, PlanFile, write_plan
 from dcdm_cli.generation.shards import MadeShard
@@ -45,6 +45,8 @@ class Sidecar:
     path, bytes, sha256: of the shard's file; of a folder's shard the sum and the hash of `sha256sum`'s listing.
     rows_sha256: of shards/<shard>.parquet.
     """
+
+    __pydantic_config__: ClassVar = EXACT
 
     plan: Digest
     shard: Count
