@@ -7,73 +7,24 @@ environment, flags. Unknown keys are errors that name the nearest known one. Val
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from dcdm_cli.errors import UsageError
-from dcdm_cli.layers import Layer, file_layer, nearest, nested, preset_layer, split_list
+from dcdm_cli.layers import FOREIGN, Layer, file_layer, nearest, nested, preset_layer, refuse_foreign, split_list
+from dcdm_cli.section import Fraction, Section, Seed
 
 ENV_PREFIX = "DCDM_"
 ENV_OWN = {"DCDM_RUN", "DCDM_DEBUG"}  # read elsewhere, not settings
 
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
-LARGEST = 2**31 - 1  # of whole numbers: seeds are added up, and random generators and array shapes take no more
-LONGEST = 2**16  # characters of a text
-Seed = Annotated[int, Field(ge=0)]
-# Settings that write outside the run folder, or that let code from elsewhere run: see `_refuse_foreign`.
-FOREIGN = (
-    "caption.sidecars",
-    "caption.metadata",
-    "caption.overwrite",
-    "generate.trust_engine",
-    "scale.engine",
-    "scale.address",
-)
 # Arguments of timm.create_model by which it would read files and packages that nobody checked.
 _MODEL_ARGS_REFUSED = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
-
-
-def _beyond(value: Any) -> str:
-    """Which bound a value breaks, looked at all through lists and tables; empty when none."""
-    if isinstance(value, Mapping):
-        return next(filter(None, map(_beyond, [*value.keys(), *value.values()])), "")
-    if isinstance(value, (list, tuple)):
-        return next(filter(None, map(_beyond, value)), "")
-    if isinstance(value, float) and not math.isfinite(value):
-        return "give a finite number"
-    if isinstance(value, int) and abs(value) > LARGEST:
-        return f"give a whole number of at most {LARGEST}"
-    if isinstance(value, (str, Path)) and ("\0" in str(value) or len(str(value)) > LONGEST):
-        return f"give a text without NUL of at most {LONGEST} characters"
-    return ""
-
-
-class Section(BaseModel):
-    """Numbers are finite and texts short, in free-form tables too."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _none(cls, value: Any, info: ValidationInfo) -> Any:
-        """TOML, flags and the environment have no null: `none` switches an optional setting off."""
-        field = cls.model_fields[info.field_name or ""]
-        return None if value == "none" and type(None) in get_args(field.annotation) else value
-
-    @field_validator("*", mode="after")
-    @classmethod
-    def _within_bounds(cls, value: Any) -> Any:
-        fault = _beyond(value)
-        if fault:
-            raise ValueError(fault)
-        return value
 
 
 AnySection = TypeVar("AnySection", bound=Section)
@@ -391,7 +342,7 @@ def resolve(
     """
     of_run = file_layer(run_file, required=False)
     for layer in of_run:
-        _refuse_foreign(layer)
+        refuse_foreign(layer)
     layers = [
         *of_run,
         *file_layer(config_file, required=True),
@@ -474,28 +425,6 @@ def _refuse_unknown(layer: Layer) -> None:
     for key in _leaves(layer.values):
         if key not in known:
             raise UsageError(f"unknown setting {key!r} ({layer.origin})", nearest(key, known))
-
-
-def _refuse_foreign(layer: Layer) -> None:
-    """The settings file of a run folder may be somebody else's, like the folder: what writes elsewhere, or lets code
-    from elsewhere run, must come from who starts the command. Raises UsageError naming key, value and flag."""
-    written = set(_leaves(layer.values))
-    for key in FOREIGN:
-        value = _lookup(layer.values, key) if key in written else None
-        if value not in (None, False, "none", _default(key)):
-            flag = "--" + key.split(".")[1].replace("_", "-")
-            given = flag if value is True else f"{flag} {value}"
-            raise UsageError(
-                f"{key} = {value!r} ({layer.origin}): a run folder may come from somebody else, and so may not decide "
-                "what is written outside it or whose code is run",
-                f"take it out there, and give {given}, or name a file of your own that has it with --config",
-                file=layer.origin,
-            )
-
-
-def _default(key: str) -> Any:
-    section, name = key.split(".")
-    return getattr(Config.model_fields[section].default, name)
 
 
 def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import os
 import tomllib
 import types
@@ -15,10 +16,11 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 from pydantic import BaseModel
 
-from dcdm_cli.config import FOREIGN, Config, Layer, Resolved, flat_items, resolve, split_list
+from dcdm_cli.config import Config, Layer, Resolved, flat_items, resolve, split_list
 from dcdm_cli.console import Console
 from dcdm_cli.errors import UsageError
 from dcdm_cli.job import Job
+from dcdm_cli.layers import FOREIGN
 from dcdm_cli.signals import asked_to_stop
 from dcdm_cli.store import RunFolder
 
@@ -128,6 +130,13 @@ def stage_command(
         app.command(name, help="\n".join(lines))(command)
 
     return decorate
+
+
+def finite(flag: str, value: float | None) -> float | None:
+    """A flag that is no setting. Raises UsageError for what settings refuse too: infinity and NaN."""
+    if value is not None and not math.isfinite(value):
+        raise UsageError(f"{flag} {value}: give a finite number", f"for example {flag} 2.5")
+    return value
 
 
 def _is_default(ctx: typer.Context, name: str) -> bool:

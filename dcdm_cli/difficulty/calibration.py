@@ -16,10 +16,10 @@ import numpy as np
 from pydantic import Field
 from sklearn.isotonic import IsotonicRegression
 
-from dcdm_cli.config import LARGEST
 from dcdm_cli.errors import MismatchError, NumericalError
 from dcdm_cli.files import write_json
 from dcdm_cli.gate import Count, Share, read_document
+from dcdm_cli.section import LARGEST
 
 PRIOR_IMAGES = 3  # a class's own probes count against this many of all classes together
 REACH = 0.05  # a target is reachable when the mean over the classes can come this close to it

@@ -18,7 +18,7 @@ from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from dcdm_cli.config import ClassifierConfig, Section
+from dcdm_cli.config import ClassifierConfig
 from dcdm_cli.data.manifest import Manifest
 from dcdm_cli.data.onnx_weights import external_data
 from dcdm_cli.difficulty.classifier import (
@@ -33,6 +33,7 @@ from dcdm_cli.difficulty.scores import Scored, score_all
 from dcdm_cli.errors import MismatchError, NotFoundError, UsageError
 from dcdm_cli.files import write_json
 from dcdm_cli.gate import ClassNames, parse_json, read_document, typed
+from dcdm_cli.section import Section
 from dcdm_export import places
 
 SHOWN = 10  # class names listed in an error

@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from dcdm_cli.config import Section, nearest
+from dcdm_cli.config import nearest
 from dcdm_cli.errors import NotFoundError, UsageError
+from dcdm_cli.section import Section
 
 OURS = "ours"  # the run's own adapter
 LARGEST_FILE = 2**20  # bytes; a description of an experiment is not larger
