@@ -158,25 +158,26 @@ class Column:
 
     def good(self, values: pa.ChunkedArray) -> pa.ChunkedArray:
         """bool, null where the value is."""
-        import pyarrow.compute as pc
+        from pyarrow.compute import MatchSubstringOptions, call_function
 
         if self.low is not None and self.high is not None:
-            return pc.and_(pc.greater_equal(values, self.low), pc.less_equal(values, self.high))
-        short = pc.less_equal(pc.utf8_length(values), self.longest)
+            bounds = [("greater_equal", self.low), ("less_equal", self.high)]
+            return call_function("and", [call_function(name, [values, bound]) for name, bound in bounds])
+        short = call_function("less_equal", [call_function("utf8_length", [values]), self.longest])
         if self.pattern is None:
             return short
-        return pc.and_(short, pc.match_substring_regex(values, f"^(?:{self.pattern})$"))
+        like = MatchSubstringOptions(f"^(?:{self.pattern})$")
+        return call_function("and", [short, call_function("match_substring_regex", [values], like)])
 
 
 def check_columns(table: pa.Table, rules: Mapping[str, Column]) -> None:
     """Whole columns at a time: a bit per row and rule. Raises ValueError naming column, row, value and rule."""
     import pyarrow as pa
-    import pyarrow.compute as pc
 
     try:
         table.validate(full=True)  # texts that are no UTF-8, offsets that point elsewhere
         for name, rule in rules.items():
-            refuse_first(table, name, pc.fill_null(rule.good(table[name]), rule.nullable), rule.rule)
+            refuse_first(table, name, rule.good(table[name]).fill_null(rule.nullable), rule.rule)
     except pa.ArrowException as error:
         raise ValueError(str(error)) from error
 
@@ -184,9 +185,8 @@ def check_columns(table: pa.Table, rules: Mapping[str, Column]) -> None:
 def refuse_first(table: pa.Table, column: str, good: Any, rule: str) -> None:
     """good: bool, Arrow or NumPy, of every row. Raises ValueError for the first row that is not."""
     import pyarrow as pa
-    import pyarrow.compute as pc
 
-    row = pc.index(good if isinstance(good, (pa.Array, pa.ChunkedArray)) else pa.array(good), False).as_py()
+    row = (good if isinstance(good, (pa.Array, pa.ChunkedArray)) else pa.array(good)).index(False).as_py()
     if row >= 0:
         raise ValueError(f"{column} = {shorten(table[column][row].as_py())} in row {row}: {rule}")
 

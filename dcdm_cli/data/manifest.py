@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal, overload
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field
 
@@ -236,7 +235,7 @@ def read_manifest(path: Path, *, made_by: str = "dcdm score") -> Manifest:
         meta = _read_meta(table.schema)
         table = table.select(COLUMNS).cast(SCHEMA).replace_schema_metadata(None)
         check_columns(table, RULES)
-        known = pc.less(pc.fill_null(table["label"], -1), len(meta.class_names))
+        known = table["label"].fill_null(-1).to_numpy() < len(meta.class_names)
         refuse_first(table, "label", known, f"there are {len(meta.class_names)} classes")
     except (pa.ArrowException, KeyError, ValueError, OSError) as error:  # a damaged page is an OSError
         raise MismatchError(

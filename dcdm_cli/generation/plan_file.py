@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pyarrow.compute import call_function
 from pydantic import Field
 
 from dcdm_cli.errors import MismatchError, NotFoundError
@@ -83,7 +83,9 @@ def check_rows(table: pa.Table, shard: int, shard_size: int, class_names: Sequen
     label = table["label"].to_numpy()
     refuse_first(table, "label", label < len(class_names), f"the plan has {len(class_names)} classes")
     names = pa.array(class_names, pa.string()).take(pa.array(label))
-    refuse_first(table, "class_name", pc.equal(table["class_name"], names), "must be the name of the row's label")
+    refuse_first(
+        table, "class_name", call_function("equal", [table["class_name"], names]), "must be the name of the row's label"
+    )
 
 
 class PlanFile:
