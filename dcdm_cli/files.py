@@ -110,7 +110,7 @@ def write_json(path: Path, document: Any) -> None:
 
 
 def append_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """One write, flushed to disk: after a crash a line is whole, or `read_json_lines` drops it. Raises StorageError."""
+    """One write, flushed to disk: after a crash a line is whole, or `gate.read_lines` drops it. Raises StorageError."""
     lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -120,19 +120,6 @@ def append_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
             stream.write(lines.encode("utf-8"))
             stream.flush()
             os.fsync(stream.fileno())
-
-
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file that `append_json_lines` wrote; none when there is no such file."""
-    found = []
-    for line in path.read_bytes().splitlines() if path.is_file() else ():
-        try:
-            row = json.loads(line)
-        except ValueError:  # torn by a crash
-            continue
-        if isinstance(row, dict):
-            found.append(row)
-    return found
 
 
 def safe_name(text: str, otherwise: str) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from dcdm_cli.errors import NotFoundError, UsageError
+from dcdm_cli.run.origins import FOREIGN
 from dcdm_cli.run.presets import PRESETS
 from dcdm_cli.run.settings import Config, Layer, flat_items, known_keys, resolve
 
@@ -83,6 +85,17 @@ def test_an_unknown_setting_in_a_file_or_the_environment_names_its_place(
         ("finetune.mode", "prepend", "append"),
         ("generate.steps", "many", "integer"),
         ("evaluate.targets", [0.1, "x"], "number"),
+        ("evaluate.targets", [0.1, float("inf")], "finite"),
+        ("finetune.lr", float("nan"), "finite"),
+        ("finetune.lr", "inf", "finite"),
+        ("score.scale", [0.1, float("nan")], "finite"),
+        ("generate.seed", -1, "greater than or equal to 0"),
+        ("generate.seed", 2**64, "less than 1073741824"),
+        ("seed", 2**30, "less than 1073741824"),
+        ("finetune.steps", 10**30, "at most 2147483647"),
+        ("score.model_args", {"channels": [16, float("inf")]}, "finite"),
+        ("score.model_args", {"checkpoint_path": "x.pth"}, "weights from a file"),
+        ("data.source", "a\0b", "without NUL"),
     ],
 )
 def test_a_value_that_breaks_a_rule_names_key_value_and_rule(key: str, value: object, rule: str) -> None:
@@ -169,3 +182,37 @@ def test_settings_flatten_to_plain_values() -> None:
     flat = flat_items(Config())
     assert set(flat) == set(known_keys())
     assert flat["finetune.lora_targets"] == ["to_q", "to_k", "to_v", "to_out.0"]
+
+
+FOREIGN_VALUES = {
+    "caption.sidecars": "/elsewhere",
+    "caption.metadata": "/elsewhere",
+    "caption.overwrite": True,
+    "generate.trust_engine": True,
+    "scale.engine": "ray",
+    "scale.address": "host:1",
+}
+
+
+@pytest.mark.parametrize("key", FOREIGN)
+def test_a_run_folder_does_not_decide_what_is_written_elsewhere_or_whose_code_runs(tmp_path: Path, key: str) -> None:
+    section, name = key.split(".")
+    value = FOREIGN_VALUES[key]
+    written = json.dumps(value)
+    file = toml(tmp_path / "dcdm.toml", f"[{section}]\n{name} = {written}\n")
+    with pytest.raises(UsageError) as caught:
+        resolve(run_file=file)
+    assert key in caught.value.message and repr(value) in caught.value.message and str(file) in caught.value.message
+    assert "--" + name.replace("_", "-") in caught.value.hint and "--config" in caught.value.hint
+    mine = resolve(config_file=file, run_file=toml(tmp_path / "run.toml", ""))
+    assert str(getattr(getattr(mine.config, section), name)) == str(value)
+    kept = resolve(recorded=[Layer("record", {section: {name: value}})])  # a record lies in the run folder too
+    assert kept.origins[key] == "default"
+
+
+def test_a_run_folder_may_say_the_default(tmp_path: Path) -> None:
+    resolve(
+        run_file=toml(
+            tmp_path / "x.toml", "[caption]\nsidecars = 'none'\noverwrite = false\n[scale]\nengine = 'local'\n"
+        )
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,12 +21,12 @@ from dcdm_cli.files import (
     hash_file,
     hash_json,
     hash_tree,
-    read_json_lines,
     storage_error,
     storage_errors,
     write_bytes,
     write_json,
 )
+from dcdm_cli.gate import read_lines
 
 
 def names(folder: Path) -> list[str]:
@@ -98,7 +99,7 @@ def test_a_forbidden_folder_has_another_remedy_than_a_full_one() -> None:
 
 def test_lines_are_appended_and_torn_ones_dropped(tmp_path: Path) -> None:
     file = tmp_path / "new" / "log.jsonl"
-    assert read_json_lines(file) == []
+    assert read_lines(file, dict[str, Any]) == []
     append_json_lines(file, [{"a": "é"}, {"a": "x\ny"}])
     append_json_lines(file, [])
     whole = file.read_bytes()
@@ -106,7 +107,7 @@ def test_lines_are_appended_and_torn_ones_dropped(tmp_path: Path) -> None:
         file.write_bytes(whole[:length])
         append_json_lines(file, [{"a": 3}])  # what was torn must not take the next line with it
         kept = whole[:length].count(b"\n")
-        found = read_json_lines(file)
+        found = read_lines(file, dict[str, Any])
         assert found[-1] == {"a": 3} and found[:kept] == [{"a": "é"}, {"a": "x\ny"}][:kept]
 
 

@@ -194,3 +194,23 @@ def test_the_starter_file_is_written_once_and_read_back(run: RunFolder) -> None:
     assert (config.preset, config.data.source, config.seed) == ("digits", 'a "b"', 3)
     assert (config.finetune.snr_gamma, config.score.model_args) == (None, {"depth": [1]})
     assert resolved.origins["data.source"] == str(run.config_file)
+
+
+@pytest.mark.parametrize("place", ["generated", ".lock", "records/score.json", "export/denoiser.onnx"])
+def test_links_that_lead_out_of_a_run_folder_are_refused_before_anything_is_written(run: RunFolder, place: str) -> None:
+    mine = run.path.parent / "mine"
+    mine.write_text("precious")
+    link = run.path / place
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(mine)
+    for use in (run.create, run.lock("dcdm score").__enter__):
+        with pytest.raises(MismatchError, match="leads out of") as caught:
+            use()
+        assert str(link) in caught.value.message and "--run" in caught.value.hint
+    assert mine.read_text() == "precious"
+    link.unlink()
+    (run.path / "real").mkdir()
+    link.symlink_to(run.path / "real")  # stays inside
+    (run.path.parent / "settings.toml").write_text("")
+    run.config_file.symlink_to(run.path.parent / "settings.toml")  # is only read
+    run.create()

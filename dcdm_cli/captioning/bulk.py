@@ -5,14 +5,25 @@ In: a manifest and a file to keep the captions in. Out: one caption per row, in 
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dcdm_cli.captioning.captioner import Captioner
 from dcdm_cli.captioning.templates import prefixed
 from dcdm_cli.data.manifest import Manifest
-from dcdm_cli.files import append_json_lines, hash_json, read_json_lines
+from dcdm_cli.files import append_json_lines, hash_json
+from dcdm_cli.gate import Text, Word, read_lines
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.settings import CaptionConfig
+
+
+@dataclass(frozen=True)
+class Said:
+    """A row of the file: what the model of `revision` said of an image."""
+
+    sample_id: Word
+    caption: Text
+    revision: Word | None
 
 
 def model_captions(manifest: Manifest, config: CaptionConfig, folder: Path, job: Job) -> tuple[list[str], str | None]:
@@ -22,7 +33,7 @@ def model_captions(manifest: Manifest, config: CaptionConfig, folder: Path, job:
     are not captioned again. Raises what `Captioner` raises, and InterruptedRunError between batches when asked to stop.
     """
     file = folder / f"captions-{_key(config)}.jsonl"
-    known = {row["sample_id"]: row for row in read_json_lines(file)}
+    known = {row.sample_id: row for row in read_lines(file, Said)}
     ids = manifest.column("sample_id")
     missing = [row for row in range(len(manifest)) if ids[row] not in known]
     if missing:
@@ -30,17 +41,14 @@ def model_captions(manifest: Manifest, config: CaptionConfig, folder: Path, job:
         for start in range(0, len(missing), config.batch_size):
             batch = missing[start : start + config.batch_size]
             texts = captioner.caption([paths[row] for row in batch])
-            said = [
-                {"sample_id": ids[row], "caption": text, "revision": captioner.revision}
-                for row, text in zip(batch, texts, strict=True)
-            ]
-            append_json_lines(file, said)
-            known |= {row["sample_id"]: row for row in said}
+            said = [Said(ids[row], text, captioner.revision) for row, text in zip(batch, texts, strict=True)]
+            append_json_lines(file, map(asdict, said))
+            known |= {row.sample_id: row for row in said}
             job.progress("captioning", start + len(batch), len(missing))
             job.stop_if_asked(f"{len(known)} of {len(manifest)} captions are kept")
     names = manifest.column("class_name")
-    captions = [prefixed(config.prefix, name, known[id]["caption"]) for name, id in zip(names, ids, strict=True)]
-    return captions, known[ids[0]]["revision"] if len(ids) else None
+    captions = [prefixed(config.prefix, name, known[id].caption) for name, id in zip(names, ids, strict=True)]
+    return captions, known[ids[0]].revision if len(ids) else None
 
 
 def _key(config: CaptionConfig) -> str:

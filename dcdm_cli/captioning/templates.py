@@ -6,7 +6,6 @@ attributes, and braces in a class name mean nothing.
 
 from __future__ import annotations
 
-import json
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from dcdm_cli.data.manifest import Manifest
 from dcdm_cli.errors import NotFoundError, UsageError
+from dcdm_cli.gate import Text, parse_json, typed
 from dcdm_cli.run.settings import CaptionConfig, nearest
 
 if TYPE_CHECKING:
@@ -52,11 +52,11 @@ def read_templates(path: Path, class_names: Sequence[str]) -> dict[str, str]:
     if not path.is_file():
         raise NotFoundError(f"no caption templates at {path}", "check caption.templates_file", file=path)
     try:
-        templates = json.loads(path.read_text("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is not valid JSON: {error}", 'write {"class name": "template"}', file=path) from error
-    if not isinstance(templates, dict) or not all(isinstance(t, str) for t in templates.values()):
-        raise UsageError(f"{path} is not an object of strings", 'write {"class name": "template"}', file=path)
+        templates = typed(dict[Text, Text], parse_json(path.read_text("utf-8-sig")))
+    except ValueError as error:
+        raise UsageError(
+            f"{path} is not a JSON object of texts: {error}", 'write {"class name": "template"}', file=path
+        ) from error
     known = set(class_names)
     for name in templates:
         if name not in known:

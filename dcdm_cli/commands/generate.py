@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dcdm_cli.commands.options import stage_command
+from dcdm_cli.commands.options import finite, stage_command
 from dcdm_cli.errors import ExitCode, UsageError
 from dcdm_cli.run.session import Context
 from dcdm_cli.run.store import RunFolder
@@ -54,7 +54,7 @@ def register(app: typer.Typer, summary: str) -> None:
             float | None, typer.Option(help="With --plan: money for one GPU-hour (CPU-hour without a GPU).", min=0)
         ] = None,
     ) -> None:
-        wishes = Wishes(budget_hours, gpu_hour_price)
+        wishes = Wishes(finite("--budget-hours", budget_hours), finite("--gpu-hour-price", gpu_hour_price))
         context = _with_count(context, budget_images)
         if plan:
             if plan_file is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import os
 import tomllib
 import types
@@ -83,6 +84,13 @@ def stage_command(
         app.command(name, help="\n".join(lines))(command)
 
     return decorate
+
+
+def finite(flag: str, value: float | None) -> float | None:
+    """A flag that is no setting. Raises UsageError for what settings refuse too: infinity and NaN."""
+    if value is not None and not math.isfinite(value):
+        raise UsageError(f"{flag} {value}: give a finite number", f"for example {flag} 2.5")
+    return value
 
 
 def _is_default(ctx: typer.Context, name: str) -> bool:

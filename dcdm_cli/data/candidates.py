@@ -15,6 +15,7 @@ from typing import Any
 
 from dcdm_cli.data.images import DEFAULT_OPTIONS, DecodeOptions, RejectedImage
 from dcdm_cli.errors import UsageError
+from dcdm_export import places
 
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -105,12 +106,9 @@ def path_inside(root: Path, given: str) -> Path:
     if "://" in given:
         raise RejectedImage("outside_root", "URLs are not read: download the image and list the file")
     try:
-        path = (root / given).resolve()
-    except (OSError, RuntimeError) as error:  # a loop of links
-        raise RejectedImage("unreadable", str(error)) from error
-    if not path.is_relative_to(root):
-        raise RejectedImage("outside_root", f"leads out of {root}")
-    return path
+        return places.inside(root, given)
+    except places.OutsideError as error:
+        raise RejectedImage("outside_root", f"leads out of {root}") from error
 
 
 def pick_columns(available: Sequence[str], options: ScanOptions, where: str, image: str) -> dict[str, str]:

@@ -23,7 +23,9 @@ from PIL import Image
 
 from dcdm_cli.data.candidates import Candidate, Listing, Rejection, ScanOptions, clean_name
 from dcdm_cli.data.images import RejectedImage, decode_image, image_format, image_hash
+from dcdm_cli.data.manifest import RULES
 from dcdm_cli.files import atomic_path, hash_bytes, write_bytes, write_json
+from dcdm_cli.gate import Column, Count, Text, check_columns, parse_json, parse_line, read_document, typed
 from dcdm_cli.run.progress import Job
 
 CHUNK = 2048  # candidates; what a stopped scan may lose
@@ -40,6 +42,11 @@ ROWS = pa.schema(
         ("content", pa.string()),  # hash of the decoded image
     ]
 )
+_RULES = {
+    **{name: RULES[name] for name in ROWS.names if name in RULES},
+    "class_name": Column(),
+    "content": Column(pattern="[0-9a-f]{32}"),
+}
 _FILE_SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}  # elsewhere the format's name in lower case
 _WAVE = 64  # images in flight; bounds memory when a table holds the bytes
 _META = b"dcdm_chunk"
@@ -74,7 +81,7 @@ def examine_all(
     """
     examined, end = _earlier(spool, key), spool / "end.json"
     if end.is_file():
-        listing.notes.update(json.loads(end.read_text("utf-8")))
+        listing.notes.update(read_document(end, dict[Text, Count], f"remove {spool}"))
         return examined
     candidates = iter(listing.candidates)
     for _ in islice(candidates, examined.candidates):
@@ -184,17 +191,25 @@ def _keep_original(content: bytes, root: Path) -> str:
 
 
 def _keep(chunk: _Chunk, file: Path, examined: Examined, *, durable: bool) -> None:
-    facts = {"candidates": chunk.seen, "rejected": [asdict(rejection) for rejection in chunk.rejected]}
-    schema = ROWS.with_metadata({_META: json.dumps(facts).encode()})
+    facts = _Facts(chunk.seen, tuple(chunk.rejected))
+    schema = ROWS.with_metadata({_META: json.dumps(asdict(facts)).encode()})
     with atomic_path(file, durable=durable) as part:
         pq.write_table(pa.Table.from_pylist(chunk.rows, schema=schema), part)
     _enter(examined, file, facts, len(chunk.rows))
 
 
-def _enter(examined: Examined, file: Path, facts: Mapping[str, Any], rows: int) -> None:
+@dataclass(frozen=True)
+class _Facts:
+    """What a chunk's file says besides its rows."""
+
+    candidates: Count
+    rejected: tuple[Rejection, ...]
+
+
+def _enter(examined: Examined, file: Path, facts: _Facts, rows: int) -> None:
     examined.files.append(file)
-    examined.rejected += [Rejection(**rejection) for rejection in facts["rejected"]]
-    examined.candidates += facts["candidates"]
+    examined.rejected += facts.rejected
+    examined.candidates += facts.candidates
     examined.usable += rows
 
 
@@ -203,12 +218,18 @@ def _earlier(spool: Path, key: str) -> Examined:
     examined, mark = Examined(), spool / "scan.json"
     if not key:
         return examined
-    known = json.loads(mark.read_text("utf-8")) if mark.is_file() else None
-    if known != {"key": key}:
+    if not mark.is_file() or parse_line(mark.read_bytes(), dict[str, Any]) != {"key": key}:
         shutil.rmtree(spool, ignore_errors=True)
         write_json(mark, {"key": key})
     for number in range(len(list(spool.glob("*.parquet")))):
         file = spool / f"{number:06d}.parquet"
-        metadata = pq.read_metadata(file)
-        _enter(examined, file, json.loads((metadata.metadata or {})[_META]), metadata.num_rows)
+        try:
+            rows = pq.read_table(file, schema=ROWS)
+            facts = typed(_Facts, parse_json((pq.read_metadata(file).metadata or {})[_META]))
+            check_columns(rows, _RULES)
+        except (pa.ArrowException, OSError, KeyError, ValueError):  # damaged: what comes from here on is read again
+            for later in (*sorted(spool.glob("*.parquet"))[number:], spool / "end.json"):
+                later.unlink(missing_ok=True)
+            break
+        _enter(examined, file, facts, len(rows))
     return examined

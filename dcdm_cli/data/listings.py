@@ -37,6 +37,7 @@ from dcdm_cli.data.candidates import (
 )
 from dcdm_cli.data.images import RejectedImage
 from dcdm_cli.errors import UsageError
+from dcdm_cli.gate import ClassNames, parse_json, typed
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 _SIDECAR_SUFFIXES = frozenset({".txt", ".caption", ".json", ".jsonl", ".csv", ".md"})
@@ -265,16 +266,17 @@ def _parquet_table(file: Path, split: str | None, options: ScanOptions) -> Table
             with pq.ParquetFile(file) as parquet:
                 for batch in parquet.iter_batches(_BATCH_ROWS, columns=columns):
                     yield from batch.to_pylist()
-        except (OSError, pa.ArrowInvalid) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: texts that are no UTF-8
             raise UsageError(f"{file} is damaged: {error}", _AGAIN, file=file) from error
 
     try:
         schema = pq.read_schema(file)
-        stated = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-        feature = stated.get("info", {}).get("features", {}).get(options.label_column, {})
+        stated = parse_json((schema.metadata or {}).get(b"huggingface", b"{}"))
+        names = stated.get("info", {}).get("features", {}).get(options.label_column, {}).get("names")
+        names = None if names is None else list(typed(ClassNames, names))
     except (OSError, ValueError, AttributeError) as error:  # pa.ArrowInvalid is a ValueError
         raise UsageError(f"{file} is not a readable Parquet file: {error}", _AGAIN, file=file) from error
-    return Table(file.name, split, schema.names, feature.get("names"), read)
+    return Table(file.name, split, schema.names, names, read)
 
 
 def dataset_table(data: Any, name: str, split: str | None, options: ScanOptions) -> Table:

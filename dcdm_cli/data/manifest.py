@@ -10,14 +10,18 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Annotated, Any, Literal, overload
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import Field
 
+from dcdm_cli.data.archives import member_place
 from dcdm_cli.errors import MismatchError, NotFoundError, UsageError
 from dcdm_cli.files import atomic_path, hash_json
+from dcdm_cli.gate import PLAN_ID, SCAN_ID, ClassNames, Column, Word, check_columns, parse_json, refuse_first, typed
+from dcdm_export import places
 
 SCHEMA = pa.schema(
     [
@@ -51,6 +55,23 @@ SCHEMA = pa.schema(
 )
 COLUMNS = tuple(SCHEMA.names)
 SCORE_COLUMNS = ("difficulty", "p_true", "loss", "margin", "entropy", "predicted", "fold", "suspect_label")
+# What holds for every row that is read from a file.
+_FINITE = Column(low=-3.4e38, high=3.4e38, nullable=True)
+_SHARE = Column(low=0, high=1, nullable=True)
+_PATH = Column(pattern=r"[^\x00]+", longest=8192)
+RULES = {
+    "sample_id": Column(pattern=f"{SCAN_ID}|{PLAN_ID}", nullable=True),
+    "path": _PATH,
+    "label": Column(low=-1, high=2**20, nullable=True),
+    "width": Column(low=1, high=2**20, nullable=True),
+    "height": Column(low=1, high=2**20, nullable=True),
+    **dict.fromkeys(("difficulty", "p_true", "measured_difficulty", "target_difficulty"), _SHARE),
+    "requested_difficulty": _SHARE,
+    **dict.fromkeys(("loss", "margin", "entropy"), _FINITE),
+    **dict.fromkeys(("predicted", "fold"), Column(low=-1, high=2**20, nullable=True)),
+    "seed": Column(low=0, high=2**53 - 1, nullable=True),
+    **dict.fromkeys(("class_name", "split", "caption", "prompt", "generator"), Column(nullable=True)),
+}
 ROW_GROUP = 65_536  # rows; what a reader of the file holds at once
 _META_KEY = b"dcdm"
 
@@ -73,7 +94,7 @@ class ImagePaths(Sequence[Path]):
     def __getitem__(self, index: int | slice) -> Path | ImagePaths:
         if isinstance(index, slice):
             return ImagePaths(self.root, self.names[index])
-        return self.root / self.names[int(index)].as_py()
+        return _image_path(self.root, self.names[int(index)].as_py())
 
     def take(self, rows: np.ndarray) -> ImagePaths:
         """rows: int positions."""
@@ -130,9 +151,9 @@ class Manifest:
         return self.table.to_pylist()
 
     def paths(self) -> list[Path]:
-        """Absolute paths of the images."""
+        """Absolute paths of the images. Raises MismatchError for one that leads out of the root."""
         base = self.root or Path()
-        return [base / p for p in self.table["path"].to_pylist()]
+        return [_image_path(base, name) for name in self.table["path"].to_pylist()]
 
     def image_paths(self) -> ImagePaths:
         """`paths` for large sets: a few bytes per image instead of a Path."""
@@ -195,8 +216,7 @@ def write_manifest_parts(
 def manifest_note(path: Path) -> str | None:
     """The note a manifest was written with; None without a readable manifest. Reads no rows."""
     try:
-        meta = pq.read_schema(path).metadata or {}
-        return str(json.loads(meta[_META_KEY]).get("note", ""))
+        return _read_meta(pq.read_schema(path)).note
     except (OSError, KeyError, ValueError):  # pa.ArrowInvalid is a ValueError
         return None
 
@@ -211,12 +231,44 @@ def read_manifest(path: Path, *, made_by: str = "dcdm score") -> Manifest:
     if not path.is_file():
         raise NotFoundError(f"no manifest at {path}", f"make it first: {made_by}", file=path)
     try:
-        table = pq.read_table(path)
-        meta = json.loads((table.schema.metadata or {})[_META_KEY])
-        table = table.select(COLUMNS).cast(SCHEMA)
-    except (pa.ArrowInvalid, KeyError, ValueError, OSError) as error:  # a damaged page is an OSError
+        table = pq.read_table(path, columns=list(COLUMNS))
+        meta = _read_meta(table.schema)
+        table = table.select(COLUMNS).cast(SCHEMA).replace_schema_metadata(None)
+        check_columns(table, RULES)
+        known = table["label"].fill_null(-1).to_numpy() < len(meta.class_names)
+        refuse_first(table, "label", known, f"there are {len(meta.class_names)} classes")
+    except (pa.ArrowException, KeyError, ValueError, OSError) as error:  # a damaged page is an OSError
         raise MismatchError(
             f"{path} is not a dcdm manifest: {error}", f"make it again: {made_by} --force", file=path
         ) from error
-    root = path.parent / (meta.get("root") or "")  # joining with an absolute path gives that path
-    return Manifest(table.replace_schema_metadata(None), tuple(meta["class_names"]), root)
+    root = path.parent / (meta.root or "")  # joining with an absolute path gives that path
+    return Manifest(table, meta.class_names, root)
+
+
+@dataclass(frozen=True)
+class _Meta:
+    """What the file says of itself. root: relative to the file's folder, or absolute; None = that folder."""
+
+    class_names: ClassNames
+    root: Annotated[str, Field(max_length=8192, pattern=r"^[^\x00]*$")] | None = None
+    note: Word = ""
+    schema: Literal[1] = 1
+
+
+def _read_meta(schema: pa.Schema) -> _Meta:
+    """Raises KeyError without the metadata, ValueError for any other fault of it."""
+    return typed(_Meta, parse_json((schema.metadata or {})[_META_KEY]))
+
+
+def _image_path(root: Path, name: str) -> Path:
+    """The file or tar member that a manifest's path means, spelled as it is there. Links are followed as long as they
+    stay inside the root; of a member, those of its tar."""
+    path = root / name
+    place = member_place(path)
+    try:
+        places.inside(root, str(place.tar) if place else name)
+    except places.OutsideError as error:
+        raise MismatchError(
+            f"the image path {error}", "score the images again, from where they are: dcdm score SOURCE", file=root
+        ) from error
+    return path

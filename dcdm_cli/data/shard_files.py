@@ -26,10 +26,14 @@ from dcdm_cli.data.archives import Member, member_path
 from dcdm_cli.data.manifest import SCHEMA
 from dcdm_cli.data.writers import METADATA_COLUMNS, class_folders
 from dcdm_cli.files import PART_SUFFIX, fsync, storage_errors, write_bytes
+from dcdm_cli.gate import NO_LINKS, PLAN_ID, inside
 
 FORMATS = ("folder", "parquet", "webdataset")
 SPLIT = "train"
 ARCHIVES = {"parquet": "parquet", "webdataset": "tar"}  # format -> suffix of the shard's file
+# What `Layout.image_path` and the tar writer make of a plan's row.
+_PLACE = rf"{SPLIT}/[A-Za-z0-9_-][A-Za-z0-9._-]*/|data/{SPLIT}-[0-9]+(-of-[0-9]+)?\.(parquet|tar)#([0-9]+\+[0-9]+/)?"
+IMAGE_PATH = rf"({_PLACE}){PLAN_ID}\.(png|webp|jpg)"
 ROW_GROUP = 100  # images per Parquet row group: readers hold a whole one
 COLUMNS = ("sample_id", *(name for name in METADATA_COLUMNS if name != "file_name"))
 
@@ -141,7 +145,7 @@ class _Archive(ABC):
 
     def __init__(self, layout: Layout, shard: int) -> None:
         self.layout, self.path = layout, str(layout.archive(shard))
-        final = layout.folder / self.path
+        final = inside(layout.folder, self.path, said_in=layout.folder, again=NO_LINKS)
         self.file = final.with_name(f".{final.name}.{os.getpid()}.{secrets.token_hex(4)}{PART_SUFFIX}")
         self.count = 0
         with storage_errors(final):
@@ -246,7 +250,8 @@ class FolderImages:
             self._count(entry)
 
     def store(self, entry: Entry, content: bytes) -> None:
-        write_bytes(self.layout.folder / entry["path"], content, durable=False)
+        folder = self.layout.folder
+        write_bytes(inside(folder, entry["path"], said_in=folder, again=NO_LINKS), content, durable=False)
 
     def add(self, entries: Sequence[Entry], contents: Sequence[bytes | None]) -> list[Entry]:
         self.commit(entries)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import json
 import re
 import tempfile
 import unicodedata
@@ -38,6 +37,7 @@ from dcdm_cli.data.splits import SPLITS, assign_codes, copies, split_codes
 from dcdm_cli.data.tar_listing import expand_braces, list_tars
 from dcdm_cli.errors import DcdmError, NotFoundError, UsageError
 from dcdm_cli.files import atomic_path, hash_json
+from dcdm_cli.gate import ClassNames, parse_json, typed
 from dcdm_cli.run.progress import Job
 
 GENERATED_MARK = "shards/output.json"
@@ -91,6 +91,8 @@ def scan_on_disk(source: str, options: ScanOptions, materialise: Path, spool: Pa
     class_map = _read_class_map(options.class_map)
     examined = examine_all(listing, _class_lookup(class_map), options, spool, key, job)
     _check_rejected(examined.usable, examined.rejected, options)
+    if not examined.usable and examined.rejected:
+        raise _too_many(f"none of the {len(examined.rejected)} images can be used", "", examined.rejected)
     if not examined.usable:
         raise NotFoundError(
             f"no images found in {source}" + (f" (split {options.split})" if options.split else ""),
@@ -263,13 +265,18 @@ def _check_rejected(used: int, rejected: Sequence[Rejection], options: ScanOptio
     limit = 0.0 if options.strict else options.max_bad
     if share <= limit:
         return
-    shown = "; ".join(f"{r.path}: {r.reason}" for r in rejected[:_SHOWN])
-    raise TooManyRejectedError(
-        f"{len(rejected)} of {used + len(rejected)} images cannot be used, more than {limit:.3g} of them: {shown}"
-        + (", ..." if len(rejected) > _SHOWN else ""),
-        "repair or remove them, or allow more with --max-bad" + (" and without --strict" if options.strict else ""),
+    raise _too_many(
+        f"{len(rejected)} of {used + len(rejected)} images cannot be used, more than {limit:.3g} of them",
+        ", or allow more with --max-bad" + (" and without --strict" if options.strict else ""),
         rejected,
     )
+
+
+def _too_many(what: str, otherwise: str, rejected: Sequence[Rejection]) -> TooManyRejectedError:
+    """With the first reasons."""
+    shown = "; ".join(f"{r.path}: {r.reason}" for r in rejected[:_SHOWN])
+    more = ", ..." if len(rejected) > _SHOWN else ""
+    return TooManyRejectedError(f"{what}: {shown}{more}", f"repair or remove them{otherwise}", rejected)
 
 
 # Classes
@@ -280,16 +287,20 @@ def _read_class_map(file: Path | None) -> list[str] | None:
     if file is None:
         return None
     try:
-        stated = json.loads(file.read_text(encoding="utf-8-sig"))
+        stated = parse_json(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise NotFoundError(f"no class map at {file}", "check the path given with --class-map", file=file) from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise UsageError(f"cannot read the class map {file}: {error}", _CLASS_MAP, file=file) from error
     if isinstance(stated, dict) and sorted(map(str, stated.values())) == sorted(map(str, range(len(stated)))):
         stated = sorted(stated, key=lambda name: int(stated[name]))
-    if not isinstance(stated, list) or not stated or not all(isinstance(name, str) for name in stated):
-        raise UsageError(f"{file} is no class map", _CLASS_MAP, file=file)
-    return stated
+    try:
+        names = typed(ClassNames, stated)
+    except ValueError as error:
+        raise UsageError(f"{file} is no class map: {error}", _CLASS_MAP, file=file) from error
+    if not names:
+        raise UsageError(f"{file} is no class map: it is empty", _CLASS_MAP, file=file)
+    return list(names)
 
 
 def _class_lookup(class_map: Sequence[str] | None) -> Mapping[str, str] | None:

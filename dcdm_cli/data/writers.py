@@ -23,6 +23,7 @@ from dcdm_cli.data.candidates import Rejection
 from dcdm_cli.data.manifest import SCHEMA, Manifest
 from dcdm_cli.errors import UsageError
 from dcdm_cli.files import atomic_path, hash_bytes, write_bytes, write_text
+from dcdm_cli.gate import inside
 
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     ".png": {"format": "PNG", "compress_level": 3},  # level 3: a few percent larger than 6 and several times as fast
@@ -214,7 +215,10 @@ def write_sidecars(manifest: Manifest, folder: Path, *, overwrite: bool = True) 
         caption = " ".join(row["caption"].split())  # trainers read further lines as alternatives
         if captions.setdefault(name, caption) != caption:
             raise UsageError(f"two images need different captions in {name}", "rename one of the images")
-    contents = {folder / name: f"{caption}\n".encode() for name, caption in captions.items()}
+    again = "score the images again, from where they are: dcdm score SOURCE"
+    contents = {
+        inside(folder, name, said_in=folder, again=again): f"{caption}\n".encode() for name, caption in captions.items()
+    }
     for file, content in contents.items():
         if not overwrite and file.exists() and file.read_bytes() != content:
             raise UsageError(f"{file} is there already, with another text", "replace it: dcdm caption --overwrite")

@@ -8,21 +8,26 @@ keep the one closest to its target, single images reach further than means do; t
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field
 from sklearn.isotonic import IsotonicRegression
 
 from dcdm_cli.errors import MismatchError, NumericalError
 from dcdm_cli.files import write_json
+from dcdm_cli.gate import Count, Share, read_document
+from dcdm_cli.section import LARGEST
 
 PRIOR_IMAGES = 3  # a class's own probes count against this many of all classes together
 REACH = 0.05  # a target is reachable when the mean over the classes can come this close to it
 TARGETS = np.linspace(0, 1, 201)  # where reach is looked at
 SPREAD = np.linspace(0.025, 0.975, 20)  # quantiles kept of what the probes scatter around their class's mean
+
+
+Deviation = Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
@@ -32,15 +37,16 @@ class Calibration:
     realised minus the class's fit, [grid][20]. images: probes in all. settings: the sampler settings it was measured
     with; it holds for those only. attempts: draws per image that generation may make."""
 
-    requested: tuple[float, ...]
-    realised: tuple[float, ...]
-    fitted: tuple[float, ...]
-    agreement: tuple[float, ...]
-    classes: tuple[tuple[float, ...], ...]
-    spread: tuple[tuple[float, ...], ...]
-    images: int
+    requested: tuple[Share, ...]
+    realised: tuple[Share, ...]
+    fitted: tuple[Share, ...]
+    agreement: tuple[Share, ...]
+    classes: tuple[tuple[Share, ...], ...]
+    spread: tuple[tuple[Deviation, ...], ...]
+    images: Count
     settings: dict[str, Any]
-    attempts: int = 1
+    attempts: Annotated[int, Field(ge=1, le=LARGEST)] = 1
+    schema: Literal[1] = 1
 
     @property
     def reachable(self) -> tuple[float, float]:
@@ -149,17 +155,35 @@ def _rounded(values: Any) -> tuple[float, ...]:
 
 def save_calibration(calibration: Calibration, file: Path) -> None:
     """`attempts` is left out: it is a setting of generation, not of what was measured."""
-    write_json(file, {"schema": 1, **{k: v for k, v in asdict(calibration).items() if k != "attempts"}})
+    write_json(file, {k: v for k, v in asdict(calibration).items() if k != "attempts"})
 
 
 def load_calibration(file: Path) -> Calibration | None:
-    """None when there is no such file. Raises MismatchError when it is damaged."""
+    """None when there is no such file. Raises MismatchError when it is damaged, or its parts do not fit each other."""
     if not file.is_file():
         return None
-    try:
-        raw = json.loads(file.read_text())
-        curves: dict[str, Any] = {key: tuple(raw[key]) for key in ("requested", "realised", "fitted", "agreement")}
-        curves |= {key: tuple(map(tuple, raw[key])) for key in ("classes", "spread")}
-        return Calibration(images=raw["images"], settings=raw["settings"], **curves)
-    except (ValueError, KeyError, TypeError) as error:
-        raise MismatchError(f"{file} is damaged: {error}", "make it again: dcdm finetune --force", file=file) from error
+    again = "make it again: dcdm finetune --force"
+    calibration = read_document(file, Calibration, again)
+    fault = _misfit(calibration)
+    if fault:
+        raise MismatchError(f"{file} is damaged: {fault}", again, file=file)
+    return calibration
+
+
+def _misfit(calibration: Calibration) -> str:
+    """What does not fit together, where single values are right; empty when all does."""
+    points, grid = len(calibration.requested), np.asarray(calibration.requested)
+    if points < 2 or not (np.diff(grid) > 0).all():
+        return "requested must rise from point to point, of which there are two at least"
+    curves = {"realised": calibration.realised, "fitted": calibration.fitted, "agreement": calibration.agreement}
+    curves |= {f"classes.{label}": curve for label, curve in enumerate(calibration.classes)}
+    for name, curve in curves.items():
+        if len(curve) != points:
+            return f"{name} has {len(curve)} values for {points} points"
+        if not name.startswith(("realised", "agreement")) and not (np.diff(curve) >= 0).all():
+            return f"{name} falls from one point to the next"
+    if not calibration.classes:
+        return "classes has none"
+    sizes = {len(quantiles) for quantiles in calibration.spread}
+    fits = len(calibration.spread) == points and sizes == {len(SPREAD)}
+    return "" if fits else f"spread must have {len(SPREAD)} quantiles for each of {points} points"

@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import numpy as np
 import timm
 import torch
 from PIL import Image
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from timm.data.config import resolve_data_config
@@ -35,9 +36,11 @@ from dcdm_cli.data.images import DecodeOptions, RejectedImage, decode_image, dec
 from dcdm_cli.data.manifest import ImagePaths
 from dcdm_cli.errors import MismatchError, NotFoundError, NumericalError, UsageError
 from dcdm_cli.files import atomic_folder, write_json
+from dcdm_cli.gate import ClassNames, read_document
 from dcdm_cli.run.settings import ClassifierConfig
 
 Images = Sequence[Path | Image.Image] | np.ndarray  # an array is uint8 [N, H, W, 3]
+Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Progress = Callable[[str, int, int], None]  # what, done, total
 Transform = Callable[[Image.Image], torch.Tensor]
 
@@ -288,17 +291,20 @@ def load_classifier(folder: Path, device: torch.device | str = "cpu") -> StoredC
 
     Raises NotFoundError when a file is missing, MismatchError when description and weights do not fit each other.
     """
-    document = read_json(folder / DESCRIPTION)
-    try:
-        config = ClassifierConfig.model_validate(document["config"]).model_copy(update={"pretrained": False})
-        names, temperature = tuple(document["class_names"]), float(document["temperature"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise MismatchError(
-            f"{folder / DESCRIPTION} does not describe a classifier: {error}", AGAIN, file=folder
-        ) from error
-    model = build_classifier(config, len(names))
+    said = read_document(folder / DESCRIPTION, _Description, AGAIN)
+    config = said.config.model_copy(update={"pretrained": False})
+    model = build_classifier(config, len(said.class_names))
     load_weights(model, folder / WEIGHTS)
-    return StoredClassifier(_placed(model.eval(), device), names, config, temperature)
+    return StoredClassifier(_placed(model.eval(), device), said.class_names, config, said.temperature)
+
+
+@dataclass(frozen=True)
+class _Description:
+    """What `save_classifier` writes beside the weights."""
+
+    config: ClassifierConfig
+    class_names: ClassNames
+    temperature: Temperature
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -328,19 +334,6 @@ def load_weights(model: nn.Module, path: Path) -> None:
     if not all(torch.isfinite(tensor).all() for tensor in state.values()):
         raise NumericalError(f"{path} holds weights that are not finite", "train it again", file=path)
     model.load_state_dict(state)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises NotFoundError or MismatchError."""
-    if not path.is_file():
-        raise NotFoundError(f"no {path}", AGAIN, file=path)
-    try:
-        document = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise MismatchError(f"{path} is not valid JSON: {error}", AGAIN, file=path) from error
-    if not isinstance(document, dict):
-        raise MismatchError(f"{path} holds a JSON {type(document).__name__} instead of an object", AGAIN, file=path)
-    return document
 
 
 def batch_rows(count: int, batch_size: int, steps: int, seed: int) -> np.ndarray:

@@ -6,7 +6,6 @@ refused. What the file does not say itself stands in a sidecar, `<stem>.json` be
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,11 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from dcdm_cli.data.manifest import Manifest
+from dcdm_cli.data.onnx_weights import external_data
 from dcdm_cli.difficulty.classifier import (
     AGAIN,
     Preprocessing,
@@ -27,24 +27,24 @@ from dcdm_cli.difficulty.classifier import (
     build_classifier,
     load_weights,
     logits_of,
-    read_json,
 )
 from dcdm_cli.difficulty.scores import Scored, score_all
 from dcdm_cli.errors import MismatchError, NotFoundError, UsageError
 from dcdm_cli.files import write_json
+from dcdm_cli.gate import ClassNames, parse_json, read_document, typed
 from dcdm_cli.run.settings import ClassifierConfig
+from dcdm_cli.section import Section
+from dcdm_export import places
 
 SHOWN = 10  # class names listed in an error
 NAMES_BESIDE = 'write {"class_names": [...]}, in the order of the outputs, to <its stem>.json beside it'
 
 
-class Sidecar(BaseModel):
+class Sidecar(Section):
     """What a classifier file cannot say itself. Left out: `model` from the settings, the rest from the model.
 
     class_names: in the order of the outputs. image_size: pixels per side. mean, std: of pixels in 0..1.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     class_names: tuple[str, ...] | None = None
     model: str | None = Field(None, description="timm name, for .safetensors")
@@ -122,14 +122,16 @@ def score_with(
 
 
 def copy_own_classifier(own: OwnClassifier, folder: Path) -> str:
-    """Copies the file and a full sidecar into `folder`; returns the copy's name.
-
-    Weights beside an ONNX graph go along if they are called as torch's exporter calls them, `<file>.data`.
-    """
-    copy, weights = folder / f"own{own.file.suffix.lower()}", own.file.with_name(own.file.name + ".data")
+    """Copies the file, the weights that an ONNX graph keeps beside itself, and a full sidecar into `folder`; returns
+    the copy's name. Raises UsageError for weights that the copy could not find again."""
+    copy = folder / f"own{own.file.suffix.lower()}"
     shutil.copyfile(own.file, copy)
-    if weights.is_file():
-        shutil.copyfile(weights, folder / weights.name)  # the graph refers to it by this name
+    for name in external_data(own.file):
+        target = places.inside(folder, name)
+        if target.exists():
+            raise UsageError(f"{own.file.name} calls its weights {name}", "export it under another name", file=own.file)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(places.inside(own.file.parent, name), target)  # the graph refers to it by this name
     write_json(copy.with_suffix(".json"), own.sidecar.model_dump(mode="json", exclude_none=True))
     return copy.name
 
@@ -240,12 +242,13 @@ def _names(
 ) -> tuple[str, ...]:
     """Class names in the order of the outputs."""
     try:
-        names = json.loads(metadata.get("class_names", "null")) or sidecar.class_names or class_map
+        stored = parse_json(metadata.get("class_names", "null"))
+        names = (typed(ClassNames, stored) if stored else None) or sidecar.class_names or class_map
     except ValueError as error:
         raise UsageError(
-            f"{file.name}: the metadata key class_names is not JSON: {error}", NAMES_BESIDE, file=file
+            f"{file.name}: the metadata key class_names is no JSON list of names: {error}", NAMES_BESIDE, file=file
         ) from error
-    if not names or not all(isinstance(name, str) for name in names):
+    if not names:
         raise UsageError(
             f"{file.name} does not name its classes",
             NAMES_BESIDE.replace("<its stem>", file.stem),
@@ -255,14 +258,12 @@ def _names(
 
 
 def _read_sidecar(path: Path, config: ClassifierConfig) -> Sidecar:
-    given = read_json(path) if path.is_file() else {}
+    given = read_document(path, dict[str, Any], AGAIN) if path.is_file() else {}
+    ours = {} if "model" in given else {"model": config.model, "model_args": config.model_args}
     try:
-        ours = {} if "model" in given else {"model": config.model, "model_args": config.model_args}
-        return Sidecar.model_validate({**ours, **given})
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise UsageError(f"{path.name}: {key}: {first['msg']}", f"known: {', '.join(Sidecar.model_fields)}") from error
+        return typed(Sidecar, {**ours, **given})
+    except ValueError as error:
+        raise UsageError(f"{path.name}: {error}", f"known: {', '.join(Sidecar.model_fields)}", file=path) from error
 
 
 def _first(names: Sequence[str]) -> str:

@@ -9,20 +9,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import nn
 
 from dcdm_cli.difficulty.classifier import (
     Images,
     Preprocessing,
     Progress,
+    Temperature,
     load_classifier,
     logits_of,
     preprocessing_of,
-    read_json,
     save_classifier,
 )
 from dcdm_cli.difficulty.crossfit import CrossFit
@@ -31,9 +32,11 @@ from dcdm_cli.difficulty.scores import mean_log_probs, score_columns
 from dcdm_cli.difficulty.verdict import Verdict
 from dcdm_cli.errors import MismatchError, NotFoundError
 from dcdm_cli.files import atomic_folder, write_json
+from dcdm_cli.gate import ClassNames, inside, read_document
 from dcdm_cli.run.settings import ClassifierConfig
 
 DESCRIPTION = "scorer.json"
+AGAIN = "make it again: dcdm score --force"
 _NO_SETTINGS = ClassifierConfig.model_validate({})  # a copied classifier has a full sidecar
 
 
@@ -66,15 +69,9 @@ class Scorer:
         """Raises NotFoundError when there is no scorer, MismatchError when its files do not fit each other."""
         if not (folder / DESCRIPTION).is_file():
             raise NotFoundError(f"no scorer in {folder}", "make it first: dcdm score", file=folder)
-        document, device = read_json(folder / DESCRIPTION), torch.device(device)
-        try:
-            names, temperature = tuple(document["class_names"]), float(document["temperature"])
-            models, preprocessing = _load_models(folder, document, names, device)
-        except (KeyError, TypeError, ValueError) as error:
-            raise MismatchError(
-                f"{folder / DESCRIPTION} does not describe a scorer: {error!r}", "make it again: dcdm score --force"
-            ) from error
-        return cls(models, names, preprocessing, temperature, device)
+        said, device = read_document(folder / DESCRIPTION, _Description, AGAIN), torch.device(device)
+        models, preprocessing = _load_models(folder, said, device)
+        return cls(models, said.class_names, preprocessing, said.temperature, device)
 
     def measure(
         self,
@@ -120,13 +117,25 @@ def _describe(folder: Path, class_names: Sequence[str], temperature: float, **me
     write_json(folder / DESCRIPTION, {**members, "class_names": list(class_names), "temperature": temperature})
 
 
-def _load_models(
-    folder: Path, document: dict[str, Any], class_names: Sequence[str], device: torch.device
-) -> tuple[tuple[nn.Module, ...], Preprocessing]:
-    if "own" in document:
-        own = load_own_classifier(folder / Path(document["own"]).name, class_names, _NO_SETTINGS, device)
+@dataclass(frozen=True)
+class _Description:
+    """scorer.json. own: name of the user's classifier beside it; otherwise `folds` fold models."""
+
+    class_names: ClassNames
+    temperature: Temperature
+    own: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=255)] | None = None
+    folds: Annotated[int, Field(ge=1, le=10_000)] | None = None
+
+
+def _load_models(folder: Path, said: _Description, device: torch.device) -> tuple[tuple[nn.Module, ...], Preprocessing]:
+    file = folder / DESCRIPTION
+    if said.own is not None:
+        copy = inside(folder, said.own, said_in=file, again=AGAIN)
+        own = load_own_classifier(copy, said.class_names, _NO_SETTINGS, device)
         return (own.model,), own.preprocessing
-    stored = [load_classifier(folder / f"fold-{fold}", device) for fold in range(document["folds"])]
-    if any(one.class_names != tuple(class_names) for one in stored):
-        raise MismatchError(f"the fold models in {folder} have other classes", "make it again: dcdm score --force")
+    if said.folds is None:
+        raise MismatchError(f"{file} is damaged: it names neither `own` nor `folds`", AGAIN, file=file)
+    stored = [load_classifier(folder / f"fold-{fold}", device) for fold in range(said.folds)]
+    if any(one.class_names != said.class_names for one in stored):
+        raise MismatchError(f"the fold models in {folder} have other classes", AGAIN, file=file)
     return tuple(one.model for one in stored), preprocessing_of(stored[0].model, stored[0].config)

@@ -6,7 +6,6 @@ of statistics.py; differences are paired.
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import signal
 import time
@@ -18,11 +17,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel
 
 from dcdm_cli.data.manifest import Manifest
 from dcdm_cli.difficulty.classifier import predict_logits, train_classifier
 from dcdm_cli.evaluation.statistics import interval, paired
-from dcdm_cli.files import hash_json, storage_errors
+from dcdm_cli.files import append_json_lines, hash_json
+from dcdm_cli.gate import Amount, Count, Share, Word, read_lines
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.settings import ClassifierConfig, changed
 
@@ -70,16 +71,23 @@ class Trial:
     focus: str = OURS
 
 
+class _Row(BaseModel):
+    """One line: a finished classifier. What is no such line is trained again."""
+
+    key: Word
+    arm: Word
+    seed: Count
+    accuracy: Share
+    images: Count
+    seconds: Amount
+
+
 class Ledger:
     """Finished (arm, seed) accuracies, one JSON line each: never lost, never computed twice."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        content = file.read_text("utf-8") if file.is_file() else ""
-        self._known = {row["key"]: row for row in map(_parse, content.splitlines()) if row}
-        self._start = (
-            "" if content.endswith("\n") or not content else "\n"
-        )  # a torn last line must not swallow the next
+        self._known = {row.key: row.model_dump() for row in read_lines(file, _Row)}
 
     def get(self, key: str) -> dict[str, Any] | None:
         return self._known.get(key)
@@ -87,9 +95,7 @@ class Ledger:
     def add(self, key: str, row: Mapping[str, Any]) -> None:
         """One write, so that several processes can share the file."""
         self._known[key] = {"key": key, **row}
-        with storage_errors(self.file), self.file.open("a", encoding="utf-8") as stream:
-            stream.write(f"{self._start}{json.dumps(self._known[key])}\n")
-        self._start = ""
+        append_json_lines(self.file, [self._known[key]])
 
 
 def open_ledger(folder: Path) -> Ledger:
@@ -233,10 +239,3 @@ def _summary(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "accuracy_mean": round(float(np.mean(accuracy)), 6),
         "accuracy_ci95": interval(accuracy),
     }
-
-
-def _parse(line: str) -> dict[str, Any] | None:
-    try:
-        return json.loads(line)
-    except ValueError:  # a line torn by a crash: that classifier is trained again
-        return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from dcdm_cli.errors import NotFoundError, UsageError
+from dcdm_cli.gate import shorten
 from dcdm_cli.run.settings import nearest
 
 
@@ -104,9 +106,10 @@ def read_counts(path: Path, class_names: Sequence[str]) -> dict[int, int]:
     """label -> images, from a table with the column `count`. Raises UsageError for what is no whole number >= 0."""
     table = read_class_table(path, "count", class_names)
     for label, value in table.items():
-        if not str(value).strip().isdecimal():
+        if not re.fullmatch(r"[0-9]{1,9}", str(value).strip()):
             raise UsageError(
-                f"{path}: {value!r} images of class {class_names[label]!r}: give a whole number from 0 up",
+                f"{path}: {shorten(value)} images of class {class_names[label]!r}: give a whole number from 0 up, of "
+                "at most nine digits",
                 "correct that row",
                 file=path,
             )

@@ -13,10 +13,26 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
+from dcdm_cli.data.archives import MAX_IMAGE
+from dcdm_cli.data.manifest import RULES, SCHEMA
+from dcdm_cli.data.shard_files import IMAGE_PATH
 from dcdm_cli.files import storage_errors, write_bytes
+from dcdm_cli.gate import PLAN_ID, Column, check_columns, parse_line, refuse_first
+from dcdm_export import places
 
 Entry = dict[str, Any]
 _OF = "batch"  # in each line: how many were entered together
+ROWS = pa.schema([*SCHEMA, ("sha256", pa.string()), ("bytes", pa.int64())])  # bytes, sha256: of the image's file
+_KNOWN = {"path": False, "sha256": True, "bytes": True}
+_RULES = {
+    **RULES,
+    "sample_id": Column(pattern=PLAN_ID),
+    "path": Column(pattern=IMAGE_PATH, nullable=True),
+    "sha256": Column(pattern="[0-9a-f]{64}", nullable=True),
+    "bytes": Column(low=0, high=MAX_IMAGE, nullable=True),
+}
 
 
 class Journal:
@@ -29,7 +45,7 @@ class Journal:
         clean = b""
         for batch in _batches(content):
             expected = ids[len(self.entries) : len(self.entries) + len(batch)]
-            if [entry["sample_id"] for entry in batch] != list(expected) or not all(map(self._is_there, batch)):
+            if [entry["sample_id"] for entry in batch] != list(expected) or not self._are_there(batch):
                 break
             self.entries += batch
             clean += _lines(batch)
@@ -46,8 +62,21 @@ class Journal:
                 os.fsync(stream.fileno())
         self.entries += entries
 
-    def _is_there(self, entry: Entry) -> bool:
-        return entry["path"] is None or (self.file.parent.parent / entry["path"]).is_file()
+    def _are_there(self, batch: Sequence[Entry]) -> bool:
+        """Whether these are rows of ours, and their images lie in the folder."""
+        root = self.file.parent.parent
+        try:
+            check_entries(pa.Table.from_pylist([{c: entry.get(c) for c in ROWS.names} for entry in batch], ROWS))
+            return all(places.inside(root, entry["path"]).is_file() for entry in batch if entry["path"] is not None)
+        except (pa.ArrowException, ValueError, TypeError, OverflowError):  # OutsideError is a ValueError
+            return False
+
+
+def check_entries(rows: pa.Table) -> None:
+    """Rows of a shard's images. Raises ValueError naming column, row, value and rule."""
+    check_columns(rows, _RULES)
+    blank, hashed, sized = (rows[name].is_valid().to_numpy() == known for name, known in _KNOWN.items())
+    refuse_first(rows, "path", blank | (hashed & sized), "its sha256 and bytes must be known")
 
 
 def beginning(entries: Sequence[Entry], exists: Callable[[str], bool], batch: int) -> list[Entry]:
@@ -67,8 +96,8 @@ def _batches(content: bytes) -> Iterator[list[Entry]]:
     """Whole batches, up to the first line that is none."""
     batch: list[Entry] = []
     for line in content.splitlines():
-        entry = _parse(line)
-        if entry is None:
+        entry = parse_line(line, dict[str, Any])
+        if entry is None or not {"sample_id", "path", "sha256", _OF} <= entry.keys():
             return
         size = entry.pop(_OF)
         batch.append(entry)
@@ -79,11 +108,3 @@ def _batches(content: bytes) -> Iterator[list[Entry]]:
 
 def _lines(batch: Sequence[Mapping[str, Any]]) -> bytes:
     return "".join(json.dumps({**entry, _OF: len(batch)}, allow_nan=False) + "\n" for entry in batch).encode()
-
-
-def _parse(line: bytes) -> Entry | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) and {"sample_id", "path", "sha256", _OF} <= row.keys() else None

@@ -7,18 +7,17 @@ One process publishes: workers hand over finished shards, so a shard that was ma
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dcdm_cli.data.manifest import COLUMNS, SCHEMA, manifest_note, write_manifest_parts
+from dcdm_cli.data.manifest import COLUMNS, manifest_note, write_manifest_parts
 from dcdm_cli.data.shard_files import SPLIT, FolderImages, Layout, Part, ShardWriter, open_writer
 from dcdm_cli.data.writers import METADATA_COLUMNS, stream_metadata, write_card
 from dcdm_cli.errors import MismatchError
@@ -31,11 +30,11 @@ from dcdm_cli.files import (
     storage_errors,
     write_json,
 )  # fmt: skip
-from dcdm_cli.generation.journal import Journal, beginning, write_journal
+from dcdm_cli.gate import EXACT, Count, Digest, Word, read_document
+from dcdm_cli.generation.journal import ROWS, Journal, beginning, check_entries, write_journal
 from dcdm_cli.generation.plan_file import AnyPlan, PlanFile, write_plan
 from dcdm_cli.generation.shards import MadeShard
 
-ROWS = pa.schema([*SCHEMA, ("sha256", pa.string()), ("bytes", pa.int64())])  # bytes, sha256: of the image's file
 OUTPUT = "output.json"
 
 
@@ -47,17 +46,28 @@ class Sidecar:
     rows_sha256: of shards/<shard>.parquet.
     """
 
-    plan: str
-    shard: int
-    count: int
-    failed: int
-    path: str | None
-    bytes: int
-    sha256: str
-    rows_sha256: str
-    first_id: str | None
-    last_id: str | None
-    schema: int = 1
+    __pydantic_config__: ClassVar = EXACT
+
+    plan: Digest
+    shard: Count
+    count: Count
+    failed: Count
+    path: Word | None
+    bytes: Count
+    sha256: Digest
+    rows_sha256: Digest
+    first_id: Word | None
+    last_id: Word | None
+    schema: Literal[1] = 1
+
+
+@dataclass(frozen=True)
+class _Output:
+    """output.json: how the folder's images are kept."""
+
+    format: Word
+    image_format: Word
+    schema: Literal[1] = 1
 
 
 class Ledger:
@@ -177,13 +187,12 @@ class Ledger:
         refuse_other_plan(self.plan, self.layout.folder)
         if not file.is_file():
             _copy_plan(self.plan, file)
-        theirs = _read_json(output)
-        if theirs is None:
+        if not output.is_file():
             write_json(output, ours)
-        elif theirs != ours:
-            changed = ", ".join(
-                f"{k} {theirs.get(k)!r} instead of {ours[k]!r}" for k in ours if theirs.get(k) != ours[k]
-            )
+            return
+        theirs = asdict(read_document(output, _Output, "make it again: dcdm generate --force"))
+        if theirs != ours:
+            changed = ", ".join(f"{k} {theirs[k]!r} instead of {ours[k]!r}" for k in ours if theirs[k] != ours[k])
             raise MismatchError(
                 f"{self.layout.folder} holds images in another format: {changed}",
                 "give the same --format and --image-format, or run with --force to replace them",
@@ -240,15 +249,7 @@ class Ledger:
         return not there.issuperset(paths)
 
     def _read_sidecar(self, file: Path) -> Sidecar:
-        document = _read_json(file)
-        try:
-            return Sidecar(**(document or {}))
-        except TypeError as error:
-            raise MismatchError(
-                f"{file} is not the record of a shard: cut off, or of another version",
-                "remove it and run the same command again: that shard alone is made again",
-                file=file,
-            ) from error
+        return read_document(file, Sidecar, "remove it and run the same command again: that shard alone is made again")
 
     def _faults(self, sidecar: Sidecar) -> str:
         """What does not fit, without reading the images; empty when all fits."""
@@ -257,9 +258,14 @@ class Ledger:
             return "it belongs to another plan"
         if not 0 <= sidecar.shard < self.plan.shards:
             return f"the plan has {self.plan.shards} shards"
+        if sidecar.path not in (None, self.layout.archive(sidecar.shard)):
+            return f"its file is {self.layout.archive(sidecar.shard)}, not {sidecar.path!r}"
         if not rows.is_file() or hash_file(rows) != sidecar.rows_sha256:
             return f"{rows.name} is missing or was changed"
-        known = pq.read_metadata(rows).num_rows
+        try:
+            known = len(self._rows(sidecar.shard))
+        except MismatchError as error:
+            return error.message
         if sidecar.count + sidecar.failed != known:
             return f"it counts {sidecar.count} images and {sidecar.failed} failures, and has {known} rows"
         file = self.layout.folder / sidecar.path if sidecar.path else None
@@ -281,7 +287,15 @@ class Ledger:
         self.done += sidecar.count + sidecar.failed
 
     def _rows(self, shard: int) -> pa.Table:
-        return pq.read_table(self._rows_file(shard), schema=ROWS)
+        """Raises MismatchError for rows that break a rule: their paths are read and deleted by."""
+        file = self._rows_file(shard)
+        try:
+            rows = pq.read_table(file, schema=ROWS)
+            check_entries(rows)
+            return rows
+        except (pa.ArrowException, ValueError, OSError) as error:
+            again = f"remove {self._sidecar_file(shard)} and run the same command again: that shard alone is made again"
+            raise MismatchError(f"{file} holds no rows of a shard: {error}", again, file=file) from error
 
     def _rows_file(self, shard: int) -> Path:
         return self.folder / f"{shard:05d}.parquet"
@@ -334,14 +348,3 @@ def _discard(part: Part) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _read_json(file: Path) -> dict[str, Any] | None:
-    """None without a file; an empty document when it is no JSON object."""
-    try:
-        document = json.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError):
-        return {}
-    return document if isinstance(document, dict) else {}

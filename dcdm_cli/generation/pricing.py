@@ -12,6 +12,7 @@ from typing import Any
 from dcdm_cli.data.shard_files import Layout
 from dcdm_cli.errors import UsageError
 from dcdm_cli.files import write_bytes
+from dcdm_cli.gate import Amount
 from dcdm_cli.generation.plan import Plan
 from dcdm_cli.generation.shards import Encoders, Maker, ShardTask, make_batches
 from dcdm_cli.run.progress import Job
@@ -54,6 +55,13 @@ class Price:
         gpu = self.device.startswith("cuda") or self.device == "mps"
         numbers = {key: value for key, value in vars(self).items() if key != "probe"}
         return {**numbers, "gpu_hours": self.device_hours if gpu else None, "probe": vars(self.probe)}
+
+
+@dataclass(frozen=True)
+class Priced:
+    """What of a price file is used again."""
+
+    seconds: Amount
 
 
 def probe_rate(plan: Plan, maker: Maker, layout: Layout, opening_s: float, job: Job) -> Rate:

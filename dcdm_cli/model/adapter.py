@@ -11,32 +11,35 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from diffusers import UNet2DConditionModel
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from dcdm_cli.errors import MismatchError, NotFoundError
 from dcdm_cli.files import hash_bytes, write_json, write_text
+from dcdm_cli.gate import ClassNames, Text, Word, read_document
 from dcdm_cli.model.conditioning import DifficultyEncoder, EncoderConfig
 from dcdm_cli.model.lora import LORA_FILE, save_lora
 
 ENCODER_FILE, CONFIG_FILE, CALIBRATION_FILE = "difficulty_encoder.safetensors", "config.json", "calibration.json"
+AGAIN = "make it again: dcdm finetune --force"
 
 
 @dataclass(frozen=True)
 class AdapterInfo:
     """config.json. encoder None = plain LoRA, the control without difficulty."""
 
-    base: str
-    base_fingerprint: str
-    revision: str | None
-    class_names: tuple[str, ...]
-    resolution: int
+    base: Text
+    base_fingerprint: Word
+    revision: Word | None
+    class_names: ClassNames
+    resolution: Annotated[int, Field(ge=1, le=2**16)]
     encoder: EncoderConfig | None
     training: dict[str, Any]
-    schema: int = 1
+    schema: Literal[1] = 1
 
 
 def save_adapter(
@@ -56,12 +59,11 @@ def read_adapter(folder: Path) -> AdapterInfo:
     file = folder / CONFIG_FILE
     if not file.is_file() or not (folder / LORA_FILE).is_file():
         raise NotFoundError(f"no adapter in {folder}", "make it first: dcdm finetune", file=folder)
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-        encoder = EncoderConfig(**raw["encoder"]) if raw["encoder"] else None
-        return AdapterInfo(**{**raw, "class_names": tuple(raw["class_names"]), "encoder": encoder})
-    except (ValueError, TypeError, KeyError) as error:
-        raise MismatchError(f"{file} is damaged: {error}", "make it again: dcdm finetune --force", file=file) from error
+    info = read_document(file, AdapterInfo, AGAIN)
+    if info.encoder is not None and info.encoder.classes != len(info.class_names):
+        fault = f"encoder.classes = {info.encoder.classes}, but there are {len(info.class_names)} class names"
+        raise MismatchError(f"{file} is damaged: {fault}", AGAIN, file=file)
+    return info
 
 
 def load_encoder(folder: Path, info: AdapterInfo) -> DifficultyEncoder | None:

@@ -9,27 +9,29 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 NULL_DIFFICULTY = -1.0  # any negative difficulty means "no difficulty given": the learned null token
 Mode = Literal["append", "replace"]
 LabelEmbedding = Literal["onehot", "learned"]
+Size = Annotated[int, Field(ge=1, le=2**16)]
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
     """Everything needed to build the encoder; stored as JSON beside its weights. ValueError for unknown words."""
 
-    classes: int
-    dim: int  # cross-attention width of the UNet
-    tokens: int = 1
-    hidden: int = 256
+    classes: Annotated[int, Field(ge=1, le=2**20)]
+    dim: Size  # cross-attention width of the UNet
+    tokens: Annotated[int, Field(ge=1, le=2**10)] = 1
+    hidden: Size = 256
     label_embedding: LabelEmbedding = "onehot"
-    frequencies: int = 2
+    frequencies: Annotated[int, Field(ge=0, le=2**6)] = 2
     mode: Mode = "append"
 
     def __post_init__(self) -> None:

@@ -12,6 +12,16 @@ from typing import Any
 from dcdm_cli.errors import NotFoundError, UsageError
 from dcdm_cli.run.presets import PRESETS
 
+# Settings that write outside the run folder, or let code from elsewhere run, with the value that does neither.
+FOREIGN: Mapping[str, Any] = {
+    "caption.sidecars": None,
+    "caption.metadata": None,
+    "caption.overwrite": False,
+    "generate.trust_engine": False,
+    "scale.engine": "local",
+    "scale.address": None,
+}
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -62,3 +72,22 @@ def preset_layer(name: str | None) -> Layer:
     if name not in PRESETS:
         raise UsageError(f"unknown preset {name!r}", nearest(name, sorted(PRESETS)))
     return Layer(f"preset {name}", {"preset": name, **PRESETS[name]})
+
+
+def refuse_foreign(layer: Layer) -> None:
+    """The settings file of a run folder may be somebody else's, like the folder: what writes elsewhere, or lets code
+    from elsewhere run, must come from who starts the command. Raises UsageError naming key, value and flag."""
+    for key, harmless in FOREIGN.items():
+        section, name = key.split(".")
+        table = layer.values.get(section)
+        value = table.get(name, harmless) if isinstance(table, Mapping) else harmless
+        if value in (harmless, "none"):
+            continue
+        flag = "--" + name.replace("_", "-")
+        given = flag if value is True else f"{flag} {value}"
+        raise UsageError(
+            f"{key} = {value!r} ({layer.origin}): a run folder may come from somebody else, and so may not decide "
+            "what is written outside it or whose code is run",
+            f"take it out there, and give {given}, or name a file of your own that has it with --config",
+            file=layer.origin,
+        )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dcdm_cli.console import Console
+from dcdm_cli.run.origins import FOREIGN
 from dcdm_cli.run.settings import Config, Layer, Resolved, changed, flat_items
 from dcdm_cli.run.store import RunFolder, StageRecord
 
@@ -36,7 +37,8 @@ class Context:
     def starter_settings(self) -> dict[str, Any]:
         """What the first command of a run was told, as plain values for dcdm.toml."""
         values = flat_items(self.config)
-        return {key: values[key] for key in ("preset", *self.given) if values.get(key) is not None or key in self.given}
+        told = [key for key in ("preset", *self.given) if key not in FOREIGN]
+        return {key: values[key] for key in told if values.get(key) is not None or key in self.given}
 
 
 def with_settings(context: Context, **sections: Mapping[str, Any]) -> Context:

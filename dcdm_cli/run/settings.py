@@ -11,29 +11,20 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from dcdm_cli.errors import UsageError
-from dcdm_cli.run.origins import Layer, file_layer, nearest, nested, preset_layer, split_list
+from dcdm_cli.run.origins import FOREIGN, Layer, file_layer, nearest, nested, preset_layer, refuse_foreign, split_list
+from dcdm_cli.section import Fraction, Section, Seed
 
 ENV_PREFIX = "DCDM_"
 ENV_OWN = {"DCDM_RUN", "DCDM_DEBUG"}  # read elsewhere, not settings
 
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _none(cls, value: Any, info: ValidationInfo) -> Any:
-        """TOML, flags and the environment have no null: `none` switches an optional setting off."""
-        field = cls.model_fields[info.field_name or ""]
-        return None if value == "none" and type(None) in get_args(field.annotation) else value
+# Arguments of timm.create_model by which it would read files and packages that nobody checked.
+_MODEL_ARGS_REFUSED = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 
 
 AnySection = TypeVar("AnySection", bound=Section)
@@ -78,6 +69,14 @@ class ClassifierConfig(Section):
     policy: str | None = Field(default=None, description="timm's augmentation policy, such as rand-m7-mstd0.5-inc1")
     mixup: float = Field(default=0.0, ge=0, description="strength (alpha) of Mixup; 0 = off")
 
+    @field_validator("model_args")
+    @classmethod
+    def _no_files(cls, given: dict[str, Any]) -> dict[str, Any]:
+        refused = [name for name in _MODEL_ARGS_REFUSED if name in given]
+        if refused:
+            raise ValueError(f"{refused[0]} may not be given here: it would load weights from a file of any kind")
+        return given
+
 
 class ScoreConfig(ClassifierConfig):
     method: Literal["crossfit", "classifier", "column"] = Field(
@@ -88,7 +87,7 @@ class ScoreConfig(ClassifierConfig):
     temperature: bool = Field(default=True, description="scale the logits by a temperature fitted out of fold")
     classifier: Path | None = Field(default=None, description="your own classifier: .safetensors of `model`, or .onnx")
     column: str | None = Field(default=None, description="score column of the source, for --method column")
-    seed: int = Field(default=0, description="of folds and classifiers")
+    seed: Seed = Field(default=0, description="of folds and classifiers")
 
 
 class CaptionConfig(Section):
@@ -172,7 +171,7 @@ class FinetuneConfig(Section):
     precision: Literal["fp32", "fp16", "bf16"] = Field(default="fp32", description="of the frozen base in training")
     checkpoint_every: int = Field(default=500, ge=1, description="optimiser steps between checkpoints")
     keep_checkpoints: int = Field(default=2, ge=1, description="newest ones that stay while training goes on")
-    seed: int = Field(default=0, description="of weights, order, noise and dropout")
+    seed: Seed = Field(default=0, description="of weights, order, noise and dropout")
 
 
 class StrengthConfig(Section):
@@ -286,7 +285,7 @@ class GenerateConfig(Section):
     )
     image_format: Literal["png", "webp", "jpg"] = Field(default="png", description="png and webp keep every pixel")
     score: bool = Field(default=True, description="score finished images: the measured_difficulty column")
-    seed: int = Field(default=0, description="of the plan: difficulties, captions and noise")
+    seed: Seed = Field(default=0, description="of the plan: difficulties, captions and noise")
 
     @field_validator("guidance_interval")
     @classmethod
@@ -318,7 +317,7 @@ class EvaluateConfig(Section):
     )
     atlas_classes: int = Field(default=100, ge=1, description="classes in the atlas, hardest first")
     gpu_hour_price: float | None = Field(default=None, ge=0, description="money per GPU-hour, for the bill")
-    seed: int = Field(default=1000, description="first of the evaluation's own seeds")
+    seed: Seed = Field(default=1000, description="first of the evaluation's own seeds")
 
 
 class ScaleConfig(Section):
@@ -336,7 +335,7 @@ class ScaleConfig(Section):
 
 class Config(Section):
     preset: str | None = Field(default=None, description="settings to start from: digits, sd15")
-    seed: int = Field(default=0, description="run seed; stages add their own")
+    seed: Seed = Field(default=0, description="run seed; stages add their own")
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:0, mps")
     threads: int | None = Field(default=None, ge=1, description="CPU threads; none = the library's choice")
     data: DataConfig = DataConfig()
@@ -374,8 +373,11 @@ def resolve(
     recorded: what earlier stages of the run were done with; only flags win over it, because it is a fact. lowest: what
     a command starts from, dotted; a preset named elsewhere replaces its `preset`, everything else wins over it.
     """
+    of_run = file_layer(run_file, required=False)
+    for layer in of_run:
+        refuse_foreign(layer)
     layers = [
-        *file_layer(run_file, required=False),
+        *of_run,
         *file_layer(config_file, required=True),
         _environment_layer(),
         *(Layer(layer.origin, _known_only(layer.values)) for layer in recorded),
@@ -446,8 +448,8 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def _known_only(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the settings that an older version had."""
-    known = set(known_keys())
+    """Without the settings that an older version had, and without those that a run folder may not decide."""
+    known = set(known_keys()) - set(FOREIGN)
     return nested({key: _lookup(values, key) for key in _leaves(values) if key in known})
 
 

@@ -6,7 +6,6 @@ of earlier ones instead of asking the user again.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
@@ -16,20 +15,40 @@ import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
 from filelock import FileLock, Timeout
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from dcdm_cli import __version__
-from dcdm_cli.errors import LockedError, MismatchError, NotFoundError, StorageError
+from dcdm_cli.errors import DcdmError, LockedError, NotFoundError, StorageError
 from dcdm_cli.files import PART_SUFFIX, hash_json, write_json, write_text
+from dcdm_cli.gate import EXACT, NO_LINKS, Amount, Count, Finite, Share, Table, Text, Word, inside, read_document
 from dcdm_cli.run.timing import Attempt
 
 RECORDED_PACKAGES = ("torch", "diffusers", "transformers", "peft", "timm", "accelerate")
+
+
+class _Results(BaseModel):
+    """Kinds of the results that later commands work with, where a stage has them; the others are for people."""
+
+    model_config = ConfigDict(extra="allow")
+
+    images: Count | None = None
+    rejected: Count | None = None
+    failed: Count | None = None
+    method: Word | None = None
+    reason: Text | None = None
+    reachable: tuple[Share, Share] | None = None
+
+
+def _check_results(results: dict[str, Any]) -> dict[str, Any]:
+    _Results.model_validate(results)
+    return results
 
 
 @dataclass(frozen=True)
@@ -38,20 +57,22 @@ class StageRecord:
     seconds: of work, with those of attempts that were stopped and gone on with. energy_wh: of the GPUs in sight, None =
     unknown. apart: parts of the seconds that do not grow with the work, by name (`one_off.py`), as far as known."""
 
-    stage: str
+    __pydantic_config__: ClassVar = EXACT
+
+    stage: Word
     config: dict[str, Any]
-    inputs: dict[str, str]
-    outputs: list[str]
-    fingerprint: str
-    results: dict[str, Any]
-    seconds: float
-    device: str
-    peak_memory_mib: int
-    started: str
-    versions: dict[str, str]
-    schema: int = 1
-    energy_wh: float | None = None
-    apart: dict[str, float] = field(default_factory=dict)
+    inputs: dict[str, Text]
+    outputs: list[Text]
+    fingerprint: Word
+    results: Annotated[dict[str, Any], AfterValidator(_check_results)]
+    seconds: Amount
+    device: Word
+    peak_memory_mib: Count
+    started: Word
+    versions: dict[str, Word]
+    schema: Literal[1] = 1
+    energy_wh: Amount | None = None
+    apart: dict[str, Finite] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -103,6 +124,7 @@ class RunFolder:
 
         after: a stage that must be finished, so that a slip in --run leaves no folder behind; see `require`.
         """
+        self.refuse_links()
         if after is not None:
             self.require(after)
         probe = self.path / f".probe.{os.getpid()}{PART_SUFFIX}"
@@ -119,10 +141,18 @@ class RunFolder:
             if probe.exists():
                 probe.unlink()
 
+    def refuse_links(self) -> None:
+        """Raises MismatchError for a link at the places where stages write that leads out of the run folder: a folder
+        that was received would make them write elsewhere. dcdm.toml is only read, and may be a link."""
+        for entry in (*_entries(self.path), *(below for top in _entries(self.path) for below in _entries(top))):
+            if entry.is_symlink() and entry.path != str(self.config_file):
+                inside(self.path, os.path.relpath(entry.path, self.path), said_in=Path(entry.path), again=NO_LINKS)
+
     @contextmanager
     def lock(self, command: str) -> Iterator[None]:
         """One writer per run folder, which also sweeps away what killed ones left. Raises LockedError at once, naming
         the holder."""
+        self.refuse_links()
         holder = self.path / ".lock.json"
         lock = FileLock(self.path / ".lock")
         try:
@@ -145,13 +175,16 @@ class RunFolder:
             lock.release()
 
     def record(self, stage: str) -> StageRecord | None:
-        file = self._record_file(stage)
+        """None where the stage is not finished. Raises MismatchError for a record that is none, and for outputs that
+        lie outside the run folder."""
+        file, again = self._record_file(stage), f"make it again: dcdm {stage} --force --run {self.path}"
         if not file.is_file():
             return None
-        try:
-            return StageRecord(**json.loads(file.read_text("utf-8")))
-        except (ValueError, TypeError) as error:
-            raise MismatchError(f"{file} is damaged: {error}", f"run: dcdm {stage} --force", file=file) from error
+        record = read_document(file, StageRecord, again)
+        for output in record.outputs:
+            inside(self.path, output, said_in=file, again=again)
+        said = {name: Table.of(getattr(record, name), file, name, again) for name in ("config", "results")}
+        return replace(record, **said)
 
     def forget(self, *stages: str) -> None:
         """Called before outputs are replaced: until they are recorded again, nobody may take the new for the old."""
@@ -246,12 +279,28 @@ def write_starter_config(run: RunFolder, settings: Mapping[str, Any]) -> None:
     write_text(run.config_file, tomlkit.dumps(document))
 
 
+@dataclass(frozen=True)
+class _Holder:
+    """.lock.json: who writes to the folder."""
+
+    host: Word
+    pid: Count
+    command: Word
+    since: Word
+
+
 def _describe_holder(file: Path) -> str:
     try:
-        holder = json.loads(file.read_text("utf-8"))
-        return f"{holder['command']} (process {holder['pid']} on {holder['host']}, since {holder['since']})"
-    except (OSError, ValueError, KeyError):
+        holder = read_document(file, _Holder, "")
+    except (OSError, DcdmError):
         return "its name is not known"
+    return f"{holder.command} (process {holder.pid} on {holder.host}, since {holder.since})"
+
+
+def _entries(folder: Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
+    """What lies in a folder; nothing where there is none, and nothing behind a link in the run folder."""
+    behind = isinstance(folder, os.DirEntry) and folder.is_symlink()
+    return [] if behind or not os.path.isdir(folder) else list(os.scandir(folder))
 
 
 def _now() -> str:

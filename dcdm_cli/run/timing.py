@@ -4,14 +4,16 @@ a file, and the next attempt at the same work adds its own. Of an attempt that w
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dcdm_cli.errors import DcdmError
 from dcdm_cli.files import write_json
+from dcdm_cli.gate import Amount, Finite, Word, read_document
 from dcdm_cli.run import one_off
 from dcdm_cli.run.energy import energy_since, read_energy
 
@@ -22,10 +24,9 @@ class Attempt:
     def __init__(self, file: Path, key: str, *, afresh: bool) -> None:
         """key: what the work is; attempts at other work do not count. afresh: nothing earlier is gone on with."""
         self._file, self._key = file, key
-        earlier = {} if afresh else _read(file, key)
-        self.seconds: float = earlier.get("seconds", 0.0)
-        self.energy_wh: float | None = earlier.get("energy_wh", 0.0)
-        self.apart = one_off.OneOffCosts(dict(earlier.get("apart", {})))
+        earlier = _Earlier(key) if afresh else _read(file, key)
+        self.seconds, self.energy_wh = earlier.seconds, earlier.energy_wh
+        self.apart = one_off.OneOffCosts(dict(earlier.apart))
 
     @contextmanager
     def measured(self) -> Iterator[None]:
@@ -59,9 +60,20 @@ class Attempt:
             return
 
 
-def _read(file: Path, key: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Earlier:
+    """<stage>.stopped.json: what attempts at the work `of` took so far."""
+
+    of: Word
+    seconds: Amount = 0.0
+    energy_wh: Amount | None = 0.0
+    apart: dict[str, Finite] = field(default_factory=dict)
+
+
+def _read(file: Path, key: str) -> _Earlier:
+    """Nothing where the file is damaged or speaks of other work: it only adds to figures."""
     try:
-        found = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) and found.get("of") == key else {}
+        found = read_document(file, _Earlier, "")
+    except (OSError, DcdmError):
+        return _Earlier(key)
+    return found if found.of == key else _Earlier(key)

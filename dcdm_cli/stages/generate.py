@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -148,11 +147,14 @@ def _difficulty_summary(generated: Generated) -> dict[str, float | None]:
 
 def _prediction(plan: AnyPlan) -> dict[str, float]:
     """What the plan was priced at, when it was."""
+    from dcdm_cli.gate import read_document
     from dcdm_cli.generation.plan_file import PlanFile
+    from dcdm_cli.generation.pricing import Priced
 
     if not isinstance(plan, PlanFile) or not price_file(plan.path).is_file():
         return {}
-    return {"predicted_seconds": json.loads(price_file(plan.path).read_text("utf-8"))["seconds"]}
+    again = "remove it, or make the plan again: dcdm generate --plan"
+    return {"predicted_seconds": read_document(price_file(plan.path), Priced, again).seconds}
 
 
 def _set_aside(folder: Path, plan: AnyPlan) -> None:

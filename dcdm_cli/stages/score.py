@@ -206,8 +206,14 @@ def _fingerprint(source: str, options: ScanOptions) -> str:
     return hash_json(source) if source == SOURCE_NAME else fingerprint(source, options)
 
 
+def _weights(classifier: Path) -> list[Path]:
+    from dcdm_cli.data.onnx_weights import external_data
+
+    return [classifier.parent / name for name in external_data(classifier)]
+
+
 def _file_inputs(config: Config) -> dict[str, str]:
     """Contents of the files that settings name: the class map, and a classifier with what stands beside it."""
     own, class_map = config.score.classifier, config.data.class_map
-    beside = [own, own.with_suffix(".json"), own.with_name(own.name + ".data")] if own else []
+    beside = [own, own.with_suffix(".json"), *_weights(own)] if own and own.is_file() else []
     return {str(file): hash_file(file) for file in (*beside, class_map) if file and file.is_file()}

@@ -16,7 +16,8 @@ import numpy as np
 
 from dcdm_cli.crew.ranks import Ranks
 from dcdm_cli.errors import NumericalError, UsageError
-from dcdm_cli.files import append_json_lines, atomic_folder, hash_json, read_json_lines
+from dcdm_cli.files import append_json_lines, atomic_folder, hash_json
+from dcdm_cli.gate import Digest, Finite, read_lines
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.session import Context, with_settings
 from dcdm_cli.run.settings import FinetuneConfig, StrengthConfig
@@ -152,6 +153,14 @@ def open_features(context: Context, job: Job) -> tuple[Callable[[Any], np.ndarra
     return extractor.features, extractor.name
 
 
+@dataclass(frozen=True)
+class _Probe:
+    """A row of PROBES. key: hash of what was probed; measured: as `measure_point` gives it."""
+
+    key: Digest
+    measured: dict[str, Finite]
+
+
 def _measured(
     context: Context,
     folder: Path,
@@ -171,9 +180,9 @@ def _measured(
     own = with_settings(context, generate=point.settings())
     generate = own.config.generate
     key = hash_json([adapter_hash(adapter), sampler_settings(generate), generate.attempts, each, context.config.seed])
-    for row in read_json_lines(snapshots / PROBES):
-        if row.get("key") == key:
-            return row["measured"]
+    for row in read_lines(snapshots / PROBES, _Probe):
+        if row.key == key:
+            return row.measured
     context.console.note(f"probing {point.steps} steps, scale {point.lora_scale:g}, {each} images")
     measured = measure_point(_drawn(own, adapter, each, embed, job), real)
     append_json_lines(snapshots / PROBES, [{"key": key, "measured": measured}])

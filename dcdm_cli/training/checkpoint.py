@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dcdm_cli.errors import MismatchError
+from dcdm_cli.errors import DcdmError, MismatchError
 from dcdm_cli.files import atomic_folder, hash_file, write_json
+from dcdm_cli.gate import Count, Digest, Word, read_document, typed
 
 log = logging.getLogger(__name__)
 STATE, TENSORS = "state.json", "tensors.safetensors"
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What every state.json says; the rest is its trainer's."""
+
+    step: Count
+    sha256: Digest
+    settings: Word
 
 
 def save_checkpoint(
@@ -41,11 +51,12 @@ def load_checkpoint(folder: Path, settings: str) -> tuple[dict[str, Tensor], dic
     found = _checkpoints(folder)
     for path in reversed(found):
         try:
-            state = json.loads((path / STATE).read_text())
-            if state["sha256"] != hash_file(path / TENSORS):
+            state = read_document(path / STATE, dict[str, Any], "")
+            said = typed(_Said, state)
+            if said.sha256 != hash_file(path / TENSORS):
                 raise ValueError("the tensors differ from their recorded hash")
             tensors = load_file(path / TENSORS)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, DcdmError, SafetensorError) as error:
             log.warning("checkpoint %s is damaged (%s); using the one before", path.name, error)
             continue
         if state["settings"] != settings:

@@ -2,7 +2,7 @@
 
 An engine is a program for one GPU model and one TensorRT release, and loading it runs code from the file. So beside
 each engine lies `<engine>.json` with everything it depends on; what has no such file, or another content, is refused.
-The check tells mix-ups and damage; it cannot tell a folder that someone forged whole, signature.json included.
+What its user has not sealed (`seal.py`) is of unknown origin, however well a received folder fits together.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter
 
+from dcdm_export.seal import is_sealed, seal
 from dcdm_export.signature import EngineFile, NetworkFile, TensorSpec, digest, inside
 from dcdm_export.whole_files import whole_files
 
+MAX_KEY_BYTES = 2**20
 Range = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # smallest, most usual and largest shape
 
 
@@ -88,7 +91,8 @@ def write_engine(folder: Path, network: str, batch: int, key: EngineKey, plan: b
     """Engine and key file, whole or not at all; the key file comes last and says that the engine is complete."""
     name = engine_name(network, batch)
     sha256 = hashlib.sha256(plan).hexdigest()
-    document = {"schema": 1, "cache_key": key.hash, "sha256": sha256, "made_for": asdict(key)}
+    made_for = asdict(key)
+    document = {"schema": 1, "cache_key": key.hash, "sha256": sha256, "made_for": made_for, "seal": seal(sha256)}
     with whole_files(folder, last=f"{name}.json") as part:
         (part / name).write_bytes(plan)
         (part / f"{name}.json").write_text(json.dumps(document, indent=2) + "\n", "utf-8")
@@ -104,10 +108,9 @@ def check_engine(folder: Path, engine: EngineFile, *, tensorrt: str, gpu: Gpu, g
     path, key = inside(folder, engine.file), read_key(folder, engine)
     if not path.is_file():
         raise EngineError(f"{path} is missing")
-    if key is None and not trust:
-        raise EngineError(
-            f"{path} is of unknown origin: {engine.key_file} beside it is missing or not the one made with"
-        )
+    if not trust and (key is None or not _is_ours(folder, engine)):
+        reason = "missing or not the one made with" if key is None else "not sealed by who starts this"
+        raise EngineError(f"{path} is of unknown origin: {engine.key_file} beside it is {reason}")
     found, here = (key.tensorrt, key.gpu, key.graph) if key else (None, None, None), (tensorrt, gpu, graph)
     names = ("TensorRT", "GPU", "graph")
     differences = [f"{name} {a}, here {b}" for name, a, b in zip(names, found, here, strict=True) if a != b]
@@ -121,9 +124,25 @@ def check_engine(folder: Path, engine: EngineFile, *, tensorrt: str, gpu: Gpu, g
 def read_key(folder: Path, engine: EngineFile) -> EngineKey | None:
     """What the key file says, if it is the one that was written with this engine; else None."""
     try:
-        document = json.loads(inside(folder, engine.key_file).read_text("utf-8"))
+        document = _read(folder, engine)
         key = _ADAPTER.validate_python(document["made_for"])
         known = (document["cache_key"], document["sha256"]) == (engine.cache_key, engine.sha256)
         return key if known and key.hash == engine.cache_key else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
+
+
+def _is_ours(folder: Path, engine: EngineFile) -> bool:
+    """Whether this user has built the engine that signature.json speaks of; its content is compared elsewhere."""
+    try:
+        by = _read(folder, engine)["seal"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+    return isinstance(by, str) and by.isascii() and is_sealed(engine.sha256, by)
+
+
+def _read(folder: Path, engine: EngineFile) -> Any:
+    file = inside(folder, engine.key_file)
+    if file.stat().st_size > MAX_KEY_BYTES:
+        raise ValueError(f"{file} is larger than {MAX_KEY_BYTES >> 20} MiB")
+    return json.loads(file.read_text("utf-8"))

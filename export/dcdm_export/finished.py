@@ -8,7 +8,9 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import BaseModel, TypeAdapter
 
 from dcdm_export.signature import (
     PARITY_FILE,
@@ -17,12 +19,29 @@ from dcdm_export.signature import (
     NetworkFile,
     Signature,
     SignatureError,
+    inside,
     read_signature,
     write_signature,
 )
 from dcdm_export.whole_files import PART_SUFFIX, whole_files
 
 UNFINISHED_FILE = "unfinished.json"  # a signature that still grows, in the work folder
+
+
+class _Case(BaseModel):
+    """Figures of one case; None = not finite."""
+
+    max_abs: float | None
+    mean_abs: float | None
+    relative: float | None
+
+
+class _Compared(BaseModel):
+    status: Literal["passed", "failed", "not checked"]
+    cases: list[_Case]
+
+
+_PARITY = TypeAdapter(dict[str, _Compared])
 
 
 @dataclass(frozen=True)
@@ -68,9 +87,15 @@ def read_finished(folder: Path, name: str) -> Finished | None:
 def read_parity(folder: Path) -> dict[str, Any]:
     """parity.json's entries by network; empty when there is none that can be read."""
     try:
-        return dict(json.loads((folder / PARITY_FILE).read_text("utf-8"))["networks"])
+        networks = json.loads(inside(folder, PARITY_FILE).read_text("utf-8"), parse_constant=_refuse)["networks"]
+        _PARITY.validate_python(networks)
+        return dict(networks)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
+
+
+def _refuse(word: str) -> None:
+    raise ValueError(f"{word} is no JSON number")
 
 
 def write_parity(folder: Path, networks: Mapping[str, Any]) -> None:

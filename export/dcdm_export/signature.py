@@ -20,10 +20,11 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
+from dcdm_export import places
 from dcdm_export.whole_files import whole_files
 
 SIGNATURE_FILE, PARITY_FILE = "signature.json", "parity.json"
@@ -32,6 +33,8 @@ MAX_SIGNATURE_BYTES = 2**25  # 20,000 class names take about one of its 32 MiB
 BATCH_AXIS = "batch"
 DENOISER, VAE_DECODER, TEXT_ENCODER = "denoiser", "vae_decoder", "text_encoder"
 NETWORKS = (DENOISER, VAE_DECODER, TEXT_ENCODER)
+Size = Annotated[int, Field(ge=1, le=2**20)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Precision = Literal["fp32", "fp16", "bf16"]
 
 
@@ -65,10 +68,10 @@ class NetworkFile:
     sha256: dict[str, str]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    opset: int
+    opset: Annotated[int, Field(ge=1, le=1000)]
     precision: Precision
     external_data: tuple[str, ...] = ()
-    shared_calls: int = 1
+    shared_calls: Annotated[int, Field(ge=1, le=2**10)] = 1
     key: str = ""
 
     @property
@@ -91,7 +94,7 @@ class EngineFile:
 
     network: str
     file: str
-    batch: int
+    batch: Size
     graph: str
     cache_key: str
     key_file: str
@@ -108,17 +111,17 @@ class ModelFacts:
     """
 
     class_names: tuple[str, ...]
-    resolution: int
-    latent_shape: tuple[int, int, int]
-    text_shape: tuple[int, int]
-    scaling_factor: float
-    shift_factor: float
+    resolution: Size
+    latent_shape: tuple[Size, Size, Size]
+    text_shape: tuple[Size, Size]
+    scaling_factor: Finite
+    shift_factor: Finite
     prediction_type: str
     mode: str | None
-    tokens: int
+    tokens: Annotated[int, Field(ge=0, le=2**20)]
     base_fingerprint: str
     adapter_hash: str
-    lora_scale: float
+    lora_scale: Finite
 
 
 @dataclass(frozen=True)
@@ -163,7 +166,9 @@ def read_signature(folder: Path, *, name: str = SIGNATURE_FILE) -> Signature:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise SignatureError(f"{file} is damaged: {place}: {first['msg']}", file) from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except SignatureError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
         raise SignatureError(f"{file} is damaged: {error}", file) from error
     _check_names(folder, signature)
     return signature
@@ -202,12 +207,15 @@ def verify_files(folder: Path, sha256: Mapping[str, str]) -> None:
 
 def inside(folder: Path, name: str) -> Path:
     """folder / name. Raises SignatureError when the name, or a link behind it, leads out of the folder."""
-    file = folder / name
     plain = PurePosixPath(name)
     if not name or plain.is_absolute() or ".." in plain.parts or "\\" in name or ":" in name or "\0" in name:
-        raise SignatureError(f"{name!r} in {folder / SIGNATURE_FILE} is not a file name inside that folder", file)
-    if not file.resolve().is_relative_to(folder.resolve()):
-        raise SignatureError(f"{file} is a link that leads out of {folder}: files must lie in the export folder", file)
+        where = folder / SIGNATURE_FILE
+        raise SignatureError(f"{name!r} in {where} is not a file name inside that folder", where)
+    file = folder / name
+    try:
+        places.inside(folder, name)
+    except places.OutsideError as error:
+        raise SignatureError(f"{file}: {error}; files must lie in the export folder", file) from error
     return file
 
 

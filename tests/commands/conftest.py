@@ -41,7 +41,7 @@ def make_run(path: Path, adapter: Path) -> RunFolder:
     labels = np.repeat(np.arange(len(NAMES)), REAL)
     rows = [
         {
-            "sample_id": str(i), "path": f"{i}.png", "label": label, "class_name": NAMES[label], "split": "train",
+            "sample_id": f"{i:016x}", "path": f"{i}.png", "label": label, "class_name": NAMES[label], "split": "train",
             "synthetic": False, "difficulty": i / len(labels), "caption": f"a photo of a {NAMES[label]}",
         }
         for i, label in enumerate(labels.tolist())

@@ -50,7 +50,7 @@ def prepared(folder: Path) -> RunFolder:
         if index == 12:
             break
         Image.fromarray(image).save(folder / f"{index}.png")
-        row = {"sample_id": str(index), "path": f"{index}.png", "label": int(label), "class_name": str(label)}
+        row = {"sample_id": f"{index:016x}", "path": f"{index}.png", "label": int(label), "class_name": str(label)}
         rows.append(row | {"split": "train", "synthetic": False, "difficulty": index / 12, "caption": f"a {label}"})
     write_manifest(Manifest.from_rows(rows, [str(i) for i in range(10)], folder), run.samples)
     for stage, settings in {"score": {"data": {}, "score": {}}, "caption": {}}.items():

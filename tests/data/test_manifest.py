@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -45,9 +47,17 @@ VALUES = {
     pa.int32(): st.integers(-(2**31), 2**31 - 1),
     pa.int64(): st.integers(0, 2**53 - 1),
     pa.bool_(): st.booleans(),
-    pa.float32(): st.floats(width=32, allow_nan=False),
+    pa.float32(): st.floats(0, 1, width=32),
 }
-row = st.fixed_dictionaries({}, optional={field.name: st.none() | VALUES[field.type] for field in SCHEMA})
+NAMED = {
+    "sample_id": st.from_regex("[0-9a-z]{16}", fullmatch=True, alphabet=st.characters(codec="ascii")),
+    **dict.fromkeys(("width", "height"), st.integers(1, 2**20)),
+    **dict.fromkeys(("label", "predicted", "fold"), st.integers(-1, 2)),
+}
+row = st.fixed_dictionaries(
+    {"path": text.filter(lambda name: name and "\0" not in name)},
+    optional={f.name: st.none() | NAMED.get(f.name, VALUES[f.type]) for f in SCHEMA if f.name != "path"},
+)
 
 
 def test_the_columns_are_those_of_the_design() -> None:
@@ -113,3 +123,62 @@ def test_any_damage_is_a_mismatch(tmp_path: Path) -> None:
                 read_manifest(file)
             except MismatchError as error:
                 assert "--force" in error.hint
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"sample_id": "../../x"}, {"label": 2}, {"label": -2}, {"difficulty": 1.5}, {"difficulty": float("-inf")},
+        {"loss": float("inf")}, {"seed": -1}, {"width": 0}, {"path": "a\0b"}, {"path": None}, {"caption": "x" * 70_000},
+    ],
+)  # fmt: skip
+def test_a_row_that_breaks_a_rule_is_named(tmp_path: Path, bad: dict[str, object]) -> None:
+    good = {"path": "a.png", "label": 1, "sample_id": "0" * 32 + "-01234567", "difficulty": 0.5}
+    rows = [good, good, {**good, **bad}]
+    write_manifest(Manifest.from_rows(rows, ["x", "y"]), tmp_path / "samples.parquet")
+    with pytest.raises(MismatchError, match=f"{next(iter(bad))} = .* in row 2: ") as caught:
+        read_manifest(tmp_path / "samples.parquet")
+    assert caught.value.hint == "make it again: dcdm score --force"
+
+
+@pytest.mark.parametrize(
+    "path", ["../secret.png", "/etc/hostname", "linked/secret.png", "out.tar#0+10/a.png", "a/../../x"]
+)
+def test_a_path_that_leads_out_of_the_root_is_refused(tmp_path: Path, path: str) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "linked").symlink_to(tmp_path)
+    (run / "out.tar").symlink_to(tmp_path / "other.tar")
+    write_manifest(Manifest.from_rows([{"path": path, "label": 0}], ["x"]), run / "samples.parquet")
+    manifest = read_manifest(run / "samples.parquet")
+    for use in (manifest.paths, lambda: manifest.image_paths()[0]):
+        with pytest.raises(MismatchError, match="leads out of"):
+            use()
+
+
+def test_a_link_inside_and_a_member_of_a_tar_are_found(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "linked").symlink_to("real")
+    paths = ["linked/a.png", "real/x.tar#0+10/a.png", str(tmp_path / "real/b.png")]
+    write_manifest(Manifest.from_rows([{"path": path} for path in paths], ["x"]), tmp_path / "samples.parquet")
+    assert read_manifest(tmp_path / "samples.parquet").paths() == [tmp_path / path for path in paths]
+
+
+@pytest.mark.parametrize(
+    "said", [b"[]", b'{"class_names": 3}', b'{"class_names": [1]}', b'{"class_names": [], "root": 5}', b"NaN"]
+)
+def test_what_a_manifest_says_of_itself_is_checked(tmp_path: Path, said: bytes) -> None:
+    pq.write_table(SCHEMA.empty_table().replace_schema_metadata({b"dcdm": said}), tmp_path / "samples.parquet")
+    with pytest.raises(MismatchError, match="is not a dcdm manifest"):
+        read_manifest(tmp_path / "samples.parquet")
+
+
+def test_half_a_million_rows_are_checked_in_seconds(tmp_path: Path) -> None:
+    rows = 500_000
+    columns = {name: pa.nulls(rows, kind) for name, kind in zip(SCHEMA.names, SCHEMA.types, strict=True)}
+    columns |= {"path": pa.array([f"{i}.png" for i in range(rows)]), "label": pa.array(np.zeros(rows, np.int32))}
+    columns["sample_id"] = pa.array(["0" * 16] * rows)
+    write_manifest(Manifest(pa.table(columns, SCHEMA), ("x",)), tmp_path / "samples.parquet")
+    clock = time.process_time()
+    assert len(read_manifest(tmp_path / "samples.parquet")) == rows
+    assert time.process_time() - clock < 5

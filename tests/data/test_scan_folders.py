@@ -160,6 +160,14 @@ def test_unusable_images_are_listed_until_there_are_too_many(put: Put, scanned: 
         assert "--max-bad" in caught.value.hint and caught.value.rejected == scan.rejected
 
 
+def test_no_usable_image_is_an_error_whatever_is_allowed(put: Put, scanned: Scanned) -> None:
+    for index in range(5):
+        put(f"cat/{index}.png").write_bytes(b"text")
+    with pytest.raises(TooManyRejectedError, match=r"none of the 5 images.*cat/0\.png: not_an_image") as caught:
+        scanned(max_bad=1.0)
+    assert len(caught.value.rejected) == 5 and "repair" in caught.value.hint
+
+
 def test_no_images_is_not_found(put: Put, scanned: Scanned, tmp_path: Path) -> None:
     (tmp_path / "images/cat").mkdir(parents=True)
     with pytest.raises(NotFoundError, match="no images"):

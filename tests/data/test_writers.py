@@ -25,7 +25,7 @@ from dcdm_cli.data.writers import (
     write_rejected,
     write_sidecars,
 )
-from dcdm_cli.errors import UsageError
+from dcdm_cli.errors import MismatchError, UsageError
 
 from .conftest import encoded, picture
 
@@ -162,3 +162,13 @@ def test_sidecars_mirror_the_images(tmp_path: Path) -> None:
 def test_sidecars_that_cannot_be_written_are_refused(tmp_path: Path, rows: list[dict[str, str]]) -> None:
     with pytest.raises(UsageError):
         write_sidecars(Manifest.from_rows(rows, ["x"]), tmp_path)
+
+
+def test_a_link_below_the_sidecars_folder_leads_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "copies").mkdir()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "copies/cat").symlink_to(tmp_path / "mine")
+    manifest = Manifest.from_rows([{"path": "cat/a.png", "caption": "a cat", "label": 0}], ["cat"])
+    with pytest.raises(MismatchError, match="leads out of"):
+        write_sidecars(manifest, tmp_path / "copies")
+    assert list((tmp_path / "mine").iterdir()) == []

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +10,15 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
 
+from dcdm_cli.data.onnx_weights import external_data
 from dcdm_cli.difficulty.classifier import Preprocessing, build_classifier, logits_of
-from dcdm_cli.difficulty.own_classifier import align_classes, load_own_classifier, score_with
-from dcdm_cli.errors import MismatchError, NotFoundError, UsageError
+from dcdm_cli.difficulty.own_classifier import align_classes, copy_own_classifier, load_own_classifier, score_with
+from dcdm_cli.errors import DcdmError, MismatchError, NotFoundError, UsageError
 from dcdm_cli.run.settings import ClassifierConfig, ScoreConfig
 from tests.difficulty.conftest import NAMES, MakeManifest
 
@@ -48,6 +53,7 @@ def write_onnx(file: Path, names: list[str] | None = None, shape: tuple[Any, ...
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     if names:
         helper.set_model_props(model, {"class_names": json.dumps(names)})
+    file.parent.mkdir(exist_ok=True)
     onnx.save(model, file)
     return file
 
@@ -111,6 +117,57 @@ def test_a_torch_export_answers_like_the_network_it_came_from(
     np.testing.assert_allclose(logits_of([own.model], digits[0][:5], own.preprocessing, "cpu")[0], expected, atol=1e-4)
 
 
+def moved_weights(file: Path, name: str) -> Path:
+    """The graph with its weights in a file of that name."""
+    model = onnx.load(file)
+    onnx.save(model, file, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    model = onnx.load(file, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            entry.value = name if entry.key == "location" else entry.value
+    file.write_bytes(model.SerializeToString())
+    target = file.parent / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    (file.parent / "weights.bin").rename(target)
+    return file
+
+
+@pytest.mark.parametrize("name", ["own.onnx.data", "any name.bin", "parts/weights.bin"])
+def test_weights_beside_a_graph_go_along_whatever_they_are_called(
+    tmp_path: Path, digits: Digits, quick: ScoreConfig, name: str
+) -> None:
+    file = moved_weights(write_onnx(tmp_path / "theirs" / "net.onnx", THEIRS), name)
+    own = load_own_classifier(file, OURS, quick)
+    before = logits_of([own.model], digits[0][:3], own.preprocessing, "cpu")
+    (tmp_path / "copy").mkdir()
+    copied = tmp_path / "copy" / copy_own_classifier(own, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "theirs")
+    again = load_own_classifier(copied, OURS, quick)
+    np.testing.assert_array_equal(logits_of([again.model], digits[0][:3], own.preprocessing, "cpu"), before)
+
+
+@pytest.mark.parametrize("name", ["../weights2.bin", "linked/weights2.bin", ""])
+def test_weights_that_lie_elsewhere_are_refused(tmp_path: Path, name: str) -> None:
+    file = moved_weights(write_onnx(tmp_path / "theirs" / "net.onnx", THEIRS), "weights2.bin")
+    (tmp_path / "theirs/linked").symlink_to(tmp_path)
+    (tmp_path / "theirs/weights2.bin").rename(tmp_path / "weights2.bin")
+    with pytest.raises(UsageError, match=r"keeps weights in 'weights2\.bin', which is not there"):
+        external_data(file)
+    file.write_bytes(file.read_bytes().replace(b"\x0cweights2.bin", bytes([len(name)]) + name.encode()))
+    with pytest.raises((UsageError, MismatchError)):
+        external_data(file)
+
+
+@given(content=st.binary(max_size=200))
+def test_any_bytes_are_no_graph_or_one_without_weights(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
+    file = tmp_path_factory.mktemp("onnx") / "a.onnx"
+    file.write_bytes(content)
+    with contextlib.suppress(DcdmError):
+        assert external_data(file) == []
+
+
 def test_every_row_of_a_manifest_is_scored(
     tmp_path: Path, digits: Digits, quick: ScoreConfig, make_manifest: MakeManifest
 ) -> None:
@@ -168,5 +225,5 @@ def test_a_wrong_sidecar_is_not_guessed_at(tmp_path: Path, quick: ScoreConfig, s
 
 def test_metadata_that_is_not_json(tmp_path: Path, quick: ScoreConfig, tiny: torch.nn.Module) -> None:
     save_file(tiny.state_dict(), tmp_path / "a.safetensors", {"class_names": "ant, bee"})
-    with pytest.raises(UsageError, match="not JSON"):
+    with pytest.raises(UsageError, match="is no JSON list of names"):
         load_own_classifier(tmp_path / "a.safetensors", OURS, quick)

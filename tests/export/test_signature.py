@@ -188,3 +188,29 @@ def test_it_needs_neither_torch_nor_onnx() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"resolution": 0}, "resolution"), ({"scaling_factor": float("nan")}, "scaling_factor"),
+        ({"latent_shape": [4, 8, 10**12]}, "latent_shape"), ({"tokens": -1}, "tokens"),
+        ({"lora_scale": "1e999"}, "lora_scale"),
+    ],
+)  # fmt: skip
+def test_numbers_that_no_network_has_are_damage(folder: Path, wrong: dict[str, object], says: str) -> None:
+    document = as_document(read_signature(folder))
+    change(folder, model=json.loads(json.dumps(document["model"])) | wrong)
+    with pytest.raises(SignatureError, match=says):
+        read_signature(folder)
+
+
+@settings(max_examples=50)
+@given(st.binary(max_size=60) | st.sampled_from([b"NaN", b"[" * 100_000, b"1" * 9000, b"{}", b'{"schema": 1}']))
+def test_any_bytes_are_no_signature(content: bytes) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as made:
+        Path(made, SIGNATURE_FILE).write_bytes(content)
+        with pytest.raises(SignatureError):
+            read_signature(Path(made))

@@ -25,6 +25,7 @@ from dcdm_cli.backends.trt_backend import (
 from dcdm_cli.errors import CapabilityError, MismatchError
 from dcdm_export.engine_key import EngineError, EngineSettings, Gpu, engine_key, write_engine
 from dcdm_export.onnx_graph import Graph, export_graph
+from dcdm_export.seal import is_sealed, seal
 from dcdm_export.signature import DENOISER, NetworkFile, Signature
 
 from . import fake_tensorrt
@@ -204,6 +205,38 @@ def test_an_engine_of_unknown_origin_needs_trust(network: NetworkFile, tmp_path:
         assert len(denoiser(tmp_path, signature, trust=True)(*inputs(2))) == 2
     key.unlink()
     assert "is of unknown origin" in refused(tmp_path, signature)
+
+
+def test_an_engine_that_somebody_else_built_needs_trust(
+    network: NetworkFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A received folder fits together; what tells it apart is a secret that no folder carries."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "theirs"))
+    signature = with_engines(tmp_path, network, 2)
+    assert len(denoiser(tmp_path, signature)(*inputs(2))) == 2
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "mine"))
+    assert "is not sealed by who starts this" in refused(tmp_path, signature)
+    assert not (tmp_path / "mine").exists()  # loading makes no secret
+    assert len(denoiser(tmp_path, signature, trust=True)(*inputs(2))) == 2
+
+
+@pytest.mark.parametrize("by", ["", "0" * 64, "é", 5, None])
+def test_no_other_seal_will_do(network: NetworkFile, tmp_path: Path, by: object) -> None:
+    signature = with_engines(tmp_path, network, 2)
+    key = tmp_path / signature.engines[0].key_file
+    key.write_text(json.dumps(json.loads(key.read_text()) | {"seal": by}))
+    assert "is of unknown origin" in refused(tmp_path, signature)
+
+
+def test_the_secret_is_for_its_owner_alone_and_one_that_cannot_be_kept_seals_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    assert is_sealed("a", seal("a")) and seal("a") == seal("a") and not is_sealed("b", seal("a"))
+    assert [(f.name, f.stat().st_mode & 0o777) for f in (tmp_path / "state/dcdm").iterdir()] == [("seal.key", 0o600)]
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    assert seal("a") == "" and not is_sealed("a", "")
 
 
 def test_a_changed_engine_is_not_even_given_to_tensorrt(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from pathlib import Path
@@ -10,13 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dcdm_cli.difficulty.calibration import fit_calibration
 from dcdm_cli.errors import MismatchError, NotFoundError, UsageError
 from dcdm_cli.generation.budget import Budget, fill_level, read_class_table, read_counts
-from dcdm_cli.generation.plan import grid_plan, make_plan
+from dcdm_cli.generation.plan import SCHEMA, Plan, grid_plan, make_plan
 from dcdm_cli.generation.plan_file import PlanFile, read_plan, write_plan
 from dcdm_cli.generation.seeds import image_seed, image_seeds
 from dcdm_cli.generation.targets import Targets, parse_target
@@ -238,6 +239,62 @@ def test_an_edit_of_any_column_is_noticed(tmp_path: Path, column: str) -> None:
     if values[-1] != values[0]:
         with pytest.raises(MismatchError, match="was changed after it was written"):
             file.verify()
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("sample_id", "../../../../x"), ("sample_id", "ABCDEFGHIJKLMNOP"), ("sample_id", None), ("label", -1),
+        ("label", 3), ("class_name", "other"), ("class_name", None), ("caption", "x" * 70_000), ("shard", 1),
+        ("target_difficulty", float("nan")), ("requested_difficulty", 1.5), ("seed", -1), ("seed", 2**60), ("index", 9),
+    ],
+)  # fmt: skip
+def test_a_plan_that_was_forged_as_a_whole_still_keeps_the_rules(tmp_path: Path, column: str, value: object) -> None:
+    """Whoever can change a row can write digests that fit."""
+    made = make_plan(inputs(), np.array([3, 2, 2]), parse_target("fixed:0.5"), 0, "g", shard_size=4)
+    rows = made.table.to_pylist()
+    rows[2][column] = value
+    forged = dataclasses.replace(made, table=pa.Table.from_pylist(rows, SCHEMA))
+    write_plan(forged, tmp_path / "plan.parquet")
+    file = PlanFile(tmp_path / "plan.parquet")
+    with pytest.raises(MismatchError, match=f"{column} = .* in row 2: ") as caught:
+        file.shard_rows(0)
+    assert "dcdm generate" in caught.value.hint
+    file.shard_rows(1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shard_size": 0},
+        {"shard_size": 10**9},
+        {"unreachable": -1},
+        {"class_names": [1]},
+        {"class_names": None},
+        {"schema": 1},
+    ],
+)
+def test_a_header_that_breaks_a_rule_is_no_plan(
+    tmp_path: Path, change: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    header = plan().header()
+    monkeypatch.setattr(Plan, "header", lambda self: {**header, **change})
+    write_plan(plan(), tmp_path / "plan.parquet")
+    with pytest.raises(MismatchError, match=f"is not a dcdm plan: header.{next(iter(change))}"):
+        PlanFile(tmp_path / "plan.parquet")
+
+
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_damaged_plan_raises_only_our_errors(tmp_path: Path, data: st.DataObject) -> None:
+    file = tmp_path / "plan.parquet"
+    write_plan(plan(), file)
+    content = bytearray(file.read_bytes())
+    for place in data.draw(st.lists(st.integers(0, len(content) - 1), max_size=4)):
+        content[place] = data.draw(st.integers(0, 255))
+    file.write_bytes(bytes(content)[: data.draw(st.sampled_from([None, len(content) // 2]))])
+    with contextlib.suppress(MismatchError):
+        PlanFile(file).verify()
 
 
 def test_a_million_rows_are_planned_in_seconds() -> None:

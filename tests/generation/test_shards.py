@@ -10,6 +10,7 @@ import tarfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -22,6 +23,7 @@ from dcdm_cli.data import shard_files
 from dcdm_cli.data.images import decode_image
 from dcdm_cli.data.shard_files import Layout
 from dcdm_cli.errors import InterruptedRunError, MismatchError, StorageError
+from dcdm_cli.files import write_bytes
 from dcdm_cli.generation import shards
 from dcdm_cli.generation.coordinator import Generated, make_shard, run_shards
 from dcdm_cli.generation.journal import Journal
@@ -125,19 +127,46 @@ def test_a_stop_keeps_the_images_of_an_unfinished_folder_shard(tmp_path: Path) -
 
 
 def test_the_journal_keeps_whole_batches_of_what_is_there(tmp_path: Path) -> None:
-    file, ids = tmp_path / "shards" / "00000.journal", [str(i) for i in range(6)]
-    (tmp_path / "a.png").write_bytes(b"x")
+    file, ids = tmp_path / "shards" / "00000.journal", [f"{i:016x}" for i in range(6)]
+    write_bytes(tmp_path / "train/cat" / f"{ids[0]}.png", b"x")
     journal = Journal(file, ids)
-    entry = {"path": "a.png", "sha256": "", "bytes": 1}
+    entry = {"path": f"train/cat/{ids[0]}.png", "sha256": "0" * 64, "bytes": 1}
     journal.append([{"sample_id": i} | entry for i in ids[:2]])
-    journal.append([{"sample_id": "2", "path": None, "sha256": None}, {"sample_id": "3"} | entry])
-    journal.append([{"sample_id": "4"} | entry, {"sample_id": "5"} | entry | {"path": "gone.png"}])
+    journal.append([{"sample_id": ids[2], "path": None, "sha256": None}, {"sample_id": ids[3]} | entry])
+    journal.append([{"sample_id": ids[4]} | entry, {"sample_id": ids[5]} | entry | {"path": f"train/cat/{ids[5]}.png"}])
     whole = file.read_bytes()
-    assert [e["sample_id"] for e in Journal(file, ids).entries] == ["0", "1", "2", "3"]
-    file.write_bytes(whole[: whole.index(b'"3"') + 9])  # torn in the fourth line
-    assert [e["sample_id"] for e in Journal(file, ids).entries] == ["0", "1"]
+    assert [e["sample_id"] for e in Journal(file, ids).entries] == ids[:4]
+    file.write_bytes(whole[: whole.index(f'"{ids[3]}"'.encode()) + 20])  # torn in the fourth line
+    assert [e["sample_id"] for e in Journal(file, ids).entries] == ids[:2]
     assert file.read_bytes().count(b"\n") == 2
     assert Journal(file, ["another", *ids]).entries == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"path": "../../../outside.png"},
+        {"path": "/etc/hostname"},
+        {"path": "train/linked/0000000000000000.png"},
+        {"sha256": "x"},
+        {"sha256": None},
+        {"bytes": -1},
+        {"bytes": 10**30},
+        {"width": "wide"},
+        {"difficulty": 2.0},
+        {"batch": "1"},
+        {"batch": 0},
+    ],
+)
+def test_lines_of_a_journal_that_are_not_ours_are_made_again(tmp_path: Path, change: dict[str, Any]) -> None:
+    folder, id = tmp_path / "run", "0" * 16
+    write_bytes(folder / f"train/cat/{id}.png", b"x")
+    write_bytes(tmp_path / "elsewhere" / f"{id}.png", b"x")
+    (folder / "train/linked").symlink_to(tmp_path / "elsewhere")
+    line = {"sample_id": id, "path": f"train/cat/{id}.png", "sha256": "0" * 64, "bytes": 1, "batch": 1}
+    for changed, known in ((line, 1), (line | change, 0)):
+        write_bytes(folder / "shards/00000.journal", json.dumps(changed).encode() + b"\n")
+        assert len(Journal(folder / "shards/00000.journal", [id]).entries) == known
 
 
 def test_the_renderer_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,11 +194,11 @@ def test_a_full_disk_is_named_and_finished_shards_stay(
     tmp_path: Path, format: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     second_shard = PLAN.table["sample_id"].to_pylist()[10]
-    write_bytes, write = Path.write_bytes, shard_files._HashedFile.write
+    whole, write = Path.write_bytes, shard_files._HashedFile.write
 
     def into_a_file(path: Path, content: bytes) -> int:
         fill_disk(second_shard in path.name)
-        return write_bytes(path, content)
+        return whole(path, content)
 
     def into_an_archive(self: shard_files._HashedFile, content: bytes) -> int:
         fill_disk("train-00001" in str(self.stream.name) and self.bytes > 500 and not self.given_up)
@@ -195,12 +224,14 @@ def test_a_full_disk_is_named_and_finished_shards_stay(
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"plan": "other"}, "it belongs to another plan"),
+        ({"plan": "0" * 32}, "it belongs to another plan"),
         ({"bytes": 1}, "bytes instead of 1"),
-        ({"rows_sha256": "0"}, "00001.parquet is missing or was changed"),
+        ({"rows_sha256": "0" * 32}, "00001.parquet is missing or was changed"),
         ({"shard": 99}, "the plan has 3 shards"),
-        ({"surprise": 1}, "is not the record of a shard"),
-        ("{", "is not the record of a shard"),
+        ({"surprise": 1}, "is damaged: surprise"),
+        ({"path": "../../x.tar"}, "its file is data/train-00001.tar"),
+        ({"count": -1}, "is damaged: count = -1"),
+        ("{", "is damaged"),
     ],
 )
 def test_a_wrong_record_is_refused_with_the_remedy(tmp_path: Path, change: dict | str, says: str) -> None:

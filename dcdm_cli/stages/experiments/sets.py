@@ -7,7 +7,6 @@ ratios costs no more than its largest point, and a single ratio is made in one g
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -15,9 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import BaseModel
 
 from dcdm_cli.evaluation.downstream import NOTHING, Samples
 from dcdm_cli.files import hash_json, write_json
+from dcdm_cli.gate import Amount, Count, Share, Word, read_document
 from dcdm_cli.run.progress import Job
 from dcdm_cli.stages.experiments.generators import VariantFolder, arm_context, prepare_variant
 from dcdm_cli.stages.probe import make_measure, open_run_engine, plan_inputs
@@ -32,6 +33,18 @@ if TYPE_CHECKING:
 MOST_BANDS = 1000  # more ratios than anyone asks for: keeps the seeds of bands apart
 INDIFFERENT = {"batch_size", "decode_batch", "score", "ratio", "count", "per_class", "seed"}  # change no image of a set
 FACTS = "facts.json"
+
+
+class Facts(BaseModel):
+    """facts.json of a set's folder. None: not known."""
+
+    images: Count
+    made: Count = 0
+    seconds: Amount | None = None
+    device: Word = ""
+    realised_mean: Share | None = None
+    realised_std: Share | None = None
+    label_agreement: Share | None = None
 
 
 class GeneratedSets:
@@ -165,7 +178,9 @@ class GeneratedSets:
 
     def _measured(self, folder: Path) -> dict[str, Any]:
         """seconds is None where the process ended between the last image and the writing of the facts."""
-        facts = json.loads((folder / FACTS).read_text("utf-8")) if (folder / FACTS).is_file() else {}
+        file, facts = folder / FACTS, {}
+        if file.is_file():
+            facts = read_document(file, Facts, f"remove {file}: it is written again").model_dump(exclude_unset=True)
         if "realised_mean" not in facts:
             images = _read(folder)
             facts = {"seconds": None, "images": len(images), **facts, **self._measure(images)}

@@ -1,0 +1,218 @@
+"""The gate: what a file says is believed once its kind, its range and its length are known, and not before.
+
+Files lie on disk between stages, are edited by hand and are handed on with a run folder. So a JSON document goes
+through a type (`read_document`, `read_lines`), a table's columns through their rules (`check_columns`, whole columns
+at a time), and a path that is made from either goes through `inside`. What is refused is a DcdmError that names file,
+key, value and rule, and the command that makes the file again.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from dcdm_cli.errors import MismatchError, NotFoundError
+from dcdm_export import places
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+T = TypeVar("T")
+MAX_DOCUMENT = 2**28  # bytes; 20,000 classes with their calibration take about a tenth of it
+MAX_LINE = 2**20  # bytes of one row of a JSON-lines file
+MAX_TEXT = 2**16  # characters of a caption, a prompt, a class name
+_SHOWN = 80  # characters of a value in a message
+
+EXACT = ConfigDict(extra="forbid")  # as `__pydantic_config__` of a dataclass: no other keys
+# Kinds that several files share. Bounds are those of the columns and generators that the values end up in.
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+Text = Annotated[str, Field(max_length=MAX_TEXT)]
+Word = Annotated[str, Field(max_length=1024)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{32}([0-9a-f]{32})?$")]
+ClassNames = Annotated[tuple[Text, ...], Field(max_length=2**20)]
+NO_LINKS = "replace the link by what it points at, or put the whole run folder elsewhere with --run"
+PLAN_ID = "[0-9a-z]{16}"  # a sample id of a plan's row: a file name of ours
+SCAN_ID = "[0-9a-f]{32}(-[0-9a-f]{8})?"  # of a scanned image
+
+
+def inside(root: Path, name: str, *, said_in: Path, again: str) -> Path:
+    """The file that a name found in `said_in` means below `root`, links resolved. Every path that is made from a
+    value of a file is made here. Raises MismatchError with `again`, the command that makes the file anew."""
+    try:
+        return places.inside(root, name)
+    except places.OutsideError as error:
+        raise MismatchError(f"{said_in}: the path {error}", again, file=said_in) from error
+
+
+class Table(dict[str, Any]):
+    """A table of a file whose keys later code relies on: one that is missing is the file's fault."""
+
+    said_in: tuple[Path, str, str] | None = None  # file, what the table is called in it, how it is made again
+
+    def __missing__(self, key: str) -> Any:
+        if self.said_in is None:
+            raise KeyError(key)
+        file, name, again = self.said_in
+        raise MismatchError(f"{file} is damaged: {name}.{key} is missing", again, file=file)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], file: Path, name: str, again: str) -> Table:
+        table = cls(values)
+        table.said_in = file, name, again
+        return table
+
+
+# JSON
+
+
+def parse_json(text: str | bytes) -> Any:
+    """JSON without NaN, Infinity, numbers that overflow, and whole numbers beyond 128 bits. Raises ValueError."""
+    try:
+        return json.loads(text, parse_constant=_not_finite, parse_float=_float, parse_int=_int)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def typed(kind: type[T], value: Any) -> T:
+    """`value` as a `kind`: a class, a dataclass, a model, or a generic of these. Raises ValueError in one line."""
+    try:
+        return _adapter(kind).validate_python(value)
+    except ValidationError as error:
+        raise ValueError(first_fault(error)) from error
+
+
+def first_fault(error: ValidationError) -> str:
+    """Key, value and rule of the first thing that is wrong."""
+    first = error.errors()[0]
+    key = ".".join(map(str, first["loc"]))
+    shown = "" if first["type"] == "missing" else f" = {shorten(first.get('input'))}"
+    return f"{key}{shown}: {first['msg']}" if key else f"{shorten(first.get('input'))}: {first['msg']}"
+
+
+def read_document(file: Path, kind: type[T], again: str) -> T:
+    """A JSON file as a `kind`. Raises NotFoundError without a file, MismatchError with `again` for any other fault."""
+    try:
+        if file.stat().st_size > MAX_DOCUMENT:
+            raise ValueError(f"it is larger than {MAX_DOCUMENT >> 20} MiB")
+        return typed(kind, parse_json(file.read_bytes()))
+    except FileNotFoundError as error:
+        raise NotFoundError(f"no {file}", again, file=file) from error
+    except (IsADirectoryError, NotADirectoryError, ValueError) as error:
+        raise MismatchError(f"{file} is damaged: {error}", again, file=file) from error
+
+
+def read_lines(file: Path, kind: type[T]) -> list[T]:
+    """The whole and well-formed rows of a JSON-lines file; none without a file. A row that a crash has torn, or that
+    somebody has changed into something else, is no row: what it stood for is made again."""
+    found = []
+    if not file.is_file():
+        return found
+    with file.open("rb") as stream:
+        while line := stream.readline(MAX_LINE):
+            row = parse_line(line, kind)
+            if row is not None:
+                found.append(row)
+    return found
+
+
+def parse_line(line: str | bytes, kind: type[T]) -> T | None:
+    """None for a line that is no `kind`."""
+    try:
+        return typed(kind, parse_json(line))
+    except ValueError:
+        return None
+
+
+# Columns
+
+
+@dataclass(frozen=True)
+class Column:
+    """What holds for every value of a column. pattern: a regular expression (RE2) that a text matches as a whole.
+    low, high: inclusive bounds; NaN is outside. longest: characters of a text. nullable: whether a value may lack."""
+
+    pattern: str | None = None
+    low: float | None = None
+    high: float | None = None
+    longest: int = MAX_TEXT
+    nullable: bool = False
+
+    @property
+    def rule(self) -> str:
+        if self.pattern is not None:
+            return f"must look like {self.pattern}"
+        if self.low is None:
+            return f"must be a text of at most {self.longest} characters"
+        bounds = f"from {self.low:g} to {self.high:g}"
+        return f"must be a number {bounds}" + (" or missing" if self.nullable else "")
+
+    def good(self, values: pa.ChunkedArray) -> pa.ChunkedArray:
+        """bool, null where the value is."""
+        from pyarrow.compute import MatchSubstringOptions, call_function
+
+        if self.low is not None and self.high is not None:
+            bounds = [("greater_equal", self.low), ("less_equal", self.high)]
+            return call_function("and", [call_function(name, [values, bound]) for name, bound in bounds])
+        short = call_function("less_equal", [call_function("utf8_length", [values]), self.longest])
+        if self.pattern is None:
+            return short
+        like = MatchSubstringOptions(f"^(?:{self.pattern})$")
+        return call_function("and", [short, call_function("match_substring_regex", [values], like)])
+
+
+def check_columns(table: pa.Table, rules: Mapping[str, Column]) -> None:
+    """Whole columns at a time: a bit per row and rule. Raises ValueError naming column, row, value and rule."""
+    import pyarrow as pa
+
+    try:
+        table.validate(full=True)  # texts that are no UTF-8, offsets that point elsewhere
+        for name, rule in rules.items():
+            refuse_first(table, name, rule.good(table[name]).fill_null(rule.nullable), rule.rule)
+    except pa.ArrowException as error:
+        raise ValueError(str(error)) from error
+
+
+def refuse_first(table: pa.Table, column: str, good: Any, rule: str) -> None:
+    """good: bool, Arrow or NumPy, of every row. Raises ValueError for the first row that is not."""
+    import pyarrow as pa
+
+    row = (good if isinstance(good, (pa.Array, pa.ChunkedArray)) else pa.array(good)).index(False).as_py()
+    if row >= 0:
+        raise ValueError(f"{column} = {shorten(table[column][row].as_py())} in row {row}: {rule}")
+
+
+def shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
+
+
+@functools.cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _not_finite(word: str) -> float:
+    raise ValueError(f"{word} is no JSON number")
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text[:_SHOWN]} is too large")
+    return value
+
+
+def _int(text: str) -> int:
+    if len(text) > 40:  # random states have 128 bits
+        raise ValueError(f"the number {text[:_SHOWN]}… is too large")
+    return int(text)

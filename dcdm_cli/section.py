@@ -1,0 +1,51 @@
+"""What all settings share: no unknown keys, `none` for off, finite numbers, whole numbers and texts within bounds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+LARGEST = 2**31 - 1  # of whole numbers: seeds are added up, and random generators and array shapes take no more
+LONGEST = 2**16  # characters of a text
+Seed = Annotated[int, Field(ge=0, lt=2**30)]  # two of them make a whole number that is not too large
+
+
+class Section(BaseModel):
+    """Numbers are finite and texts short, in free-form tables too."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _none(cls, value: Any, info: ValidationInfo) -> Any:
+        """TOML, flags and the environment have no null: `none` switches an optional setting off."""
+        field = cls.model_fields[info.field_name or ""]
+        return None if value == "none" and type(None) in get_args(field.annotation) else value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _within_bounds(cls, value: Any) -> Any:
+        fault = beyond(value)
+        if fault:
+            raise ValueError(fault)
+        return value
+
+
+def beyond(value: Any) -> str:
+    """Which bound a value breaks, looked at all through lists and tables; empty when none."""
+    if isinstance(value, Mapping):
+        return next(filter(None, map(beyond, [*value.keys(), *value.values()])), "")
+    if isinstance(value, (list, tuple)):
+        return next(filter(None, map(beyond, value)), "")
+    if isinstance(value, float) and not math.isfinite(value):
+        return "give a finite number"
+    if isinstance(value, int) and abs(value) > LARGEST:
+        return f"give a whole number of at most {LARGEST}"
+    if isinstance(value, (str, Path)) and ("\0" in str(value) or len(str(value)) > LONGEST):
+        return f"give a text without NUL of at most {LONGEST} characters"
+    return ""
