@@ -39,7 +39,7 @@ class TorchDenoiser:
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self._dtype = network.unet.dtype
         run: Any = compiled(network, device) if options.compile else network
-        self._graphs = CudaGraphs(run) if options.cuda_graphs and device.startswith("cuda") else None
+        self._graphs = CudaGraphs(run, device) if options.cuda_graphs and device.startswith("cuda") else None
         self._run: Callable[..., Tensor] = self._graphs or run
 
     @torch.inference_mode()

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dcdm_cli.crew.devices import on_device
 from dcdm_cli.errors import CapabilityError, MismatchError
 from dcdm_cli.model.export_folder import signature_problems
 from dcdm_export.engine_key import EngineError, Gpu, check_engine
@@ -87,10 +88,11 @@ class TrtDenoiser:
         calls, images = self.shared_calls, _count_images(self._network, given)
         apart = {name: value.unflatten(0, (calls, images)) for name, value in given.items()}
         parts, start = [], 0
-        for size, count in split_batch(images, tuple(sorted(self._files))):
-            rows = {name: value[:, start : start + count] for name, value in apart.items()}
-            parts.append(self._engine(size).run(rows, count))
-            start += count
+        with on_device(self.device):  # TensorRT loads and runs on the current GPU
+            for size, count in split_batch(images, tuple(sorted(self._files))):
+                rows = {name: value[:, start : start + count] for name, value in apart.items()}
+                parts.append(self._engine(size).run(rows, count))
+                start += count
         return torch.cat(parts, dim=1).flatten(0, 1)
 
     def _engine(self, size: int) -> _Engine:

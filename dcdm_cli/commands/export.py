@@ -44,7 +44,7 @@ def run_export(context: Context) -> StageRecord:
     run.create()
     with run.lock("dcdm export"):
         inputs = {"finetune": run.require("finetune").id}
-        engines = _engine_order(config.export, run.cache)
+        engines = _engine_order(config.export, run.cache, config.device)
         if engines is not None:
             inputs["tensorrt"] = f"{engines.trt.__version__} on {engines.gpu.name}"
         settings = {
@@ -110,16 +110,21 @@ def _order(context: Context, engines: EngineOrder | None) -> Order:
     return Order(facts, requests, versions, __version__, engines, progress, context.console.note)
 
 
-def _engine_order(config: ExportConfig, cache: Path) -> EngineOrder | None:
-    """None for graphs alone. Raises CapabilityError before anything slow when engines cannot be built here."""
+def _engine_order(config: ExportConfig, cache: Path, device: str) -> EngineOrder | None:
+    """None for graphs alone. Raises CapabilityError before anything slow when engines cannot be built here.
+
+    device: the setting. TensorRT builds on, and for, the current GPU.
+    """
     if config.target == "onnx":
         return None
     from dcdm_cli.backends.trt_backend import cuda_gpu, tensorrt_problems
+    from dcdm_cli.crew.devices import use_device
     from dcdm_export.engine_key import EngineSettings
     from dcdm_export.folder import EngineOrder
     from dcdm_export.trt_engine import import_tensorrt
 
     with tensorrt_problems():
+        use_device(device)
         trt, gpu = import_tensorrt(), cuda_gpu()
     if config.precision == "bf16" and float(gpu.compute_capability) < 8:
         raise CapabilityError(f"{gpu.name} has no bfloat16 arithmetic", "use --precision fp16")

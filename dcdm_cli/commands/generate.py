@@ -187,7 +187,7 @@ def _with_crew(
     from dcdm_cli.generation.opening import open_shard_worker
     from dcdm_cli.generation.workers import run_crew
 
-    job = context.job(spread.devices[0])
+    job = context.job(spread.devices[0], here=False)
     with open_run_crew(context, spread, job, open_shard_worker, score=context.config.generate.score) as crew:
         facts, _ = crew.first_hello()
         context.console.note(f"backend: {facts.backend}")

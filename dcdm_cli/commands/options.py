@@ -47,13 +47,18 @@ class Context:
         values = flat_items(self.config)
         return {key: values[key] for key in ("preset", *self.given) if values.get(key) is not None or key in self.given}
 
-    def job(self, device: str | None = None) -> Job:
-        """Settles the device (imports torch) unless the caller has one."""
-        if device is None:
-            from dcdm_cli.backends.base import settle_device
+    def job(self, device: str | None = None, *, here: bool = True) -> Job:
+        """Settles the device (imports torch) unless the caller has one, and makes it this process's current one.
 
+        here: the work is done in this process; else workers make their devices current themselves.
+        """
+        from dcdm_cli.crew.devices import settle_device, use_device
+
+        if device is None:
             device, reason = settle_device(self.config.device)
             self.console.note(f"device: {device} ({reason})")
+        if here:
+            use_device(device)
         self._use_decode_options()
         return Job(device, self.console.progress, asked_to_stop, self.console.note)
 

@@ -32,6 +32,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose, InterpolationMode, RandomRotation
 
 from dcdm_cli.config import ClassifierConfig
+from dcdm_cli.crew.devices import on_device
 from dcdm_cli.data.images import DecodeOptions, RejectedImage, decode_image, decode_options
 from dcdm_cli.data.manifest import ImagePaths
 from dcdm_cli.errors import MismatchError, NotFoundError, NumericalError, UsageError
@@ -431,7 +432,8 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
         np.random.seed(seed % 2**32)
         torch.default_generator.manual_seed(seed)
         if on_cuda:
-            torch.cuda.manual_seed(seed)
+            with on_device(str(device)):  # else the current GPU's is seeded
+                torch.cuda.manual_seed(seed)
         try:
             yield
         finally:

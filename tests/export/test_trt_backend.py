@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from dcdm_cli.backends import trt_backend
 from dcdm_cli.backends.trt_backend import (
     CALL_COST,
     TrtDenoiser,
@@ -27,6 +28,7 @@ from dcdm_export.engine_key import EngineError, EngineSettings, Gpu, engine_key,
 from dcdm_export.onnx_graph import Graph, export_graph
 from dcdm_export.signature import DENOISER, NetworkFile, Signature
 
+from ..fake_cuda import pretend_gpus
 from . import fake_tensorrt
 from .test_signature import FACTS
 
@@ -167,6 +169,29 @@ def test_shapes_outside_the_profile_are_refused(network: NetworkFile, tmp_path: 
     made = denoiser(tmp_path, with_engines(tmp_path, network, 4))
     with pytest.raises(MismatchError, match=said):
         made(*change(inputs(2)))
+
+
+def test_engines_are_loaded_and_run_on_their_gpu(
+    network: NetworkFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two, where = pretend_gpus(monkeypatch, 2), []
+
+    class Engine:
+        def __init__(self, *_: Any) -> None:
+            where.append(("open", two.current))
+
+        def run(self, rows: dict[str, Tensor], count: int) -> Tensor:
+            where.append(("run", two.current))
+            return rows["latents"].clone()
+
+    def load(trt: Any, path: Path) -> None:
+        where.append(("load", two.current))
+
+    monkeypatch.setattr(trt_backend, "_Engine", Engine)
+    monkeypatch.setattr(trt_backend, "load_engine", load)
+    made = TrtDenoiser(fake_tensorrt, GPU, tmp_path, with_engines(tmp_path, network, 4), "cuda:1")
+    made(*inputs(4))
+    assert where == [("load", 1), ("open", 1), ("run", 1)] and two.current == 0
 
 
 def refused(folder: Path, signature: Signature, **changes: Any) -> str:
