@@ -110,9 +110,16 @@ class CaptionConfig(Section):
 
 class FinetuneConfig(Section):
     base: str = Field(
-        default="stable-diffusion-v1-5/stable-diffusion-v1-5", description="hub id or folder of the pipeline"
+        default="stable-diffusion-v1-5/stable-diffusion-v1-5", description="hub id, folder or one .safetensors file"
     )
     revision: str | None = Field(default=None, description="commit of the pipeline; none = the newest")
+    variant: str | None = Field(
+        default=None,
+        description="which weight files, such as fp16; none = the plain ones, or fp16 if there are no others",
+    )
+    base_config: Path | None = Field(
+        default=None, description="folder with configs and tokenizer, for a base that is one .safetensors file"
+    )
     resolution: int = Field(default=512, ge=8, description="pixels per side")
     steps: int = Field(default=5000, ge=1, description="optimiser steps")
     batch_size: int = Field(default=8, ge=1, description="images per device and forward pass")
@@ -303,7 +310,7 @@ class ScaleConfig(Section):
 
 
 class Config(Section):
-    preset: str | None = Field(default=None, description="settings to start from: digits, sd15")
+    preset: str | None = Field(default=None, description="settings to start from: digits, sd15, sd21")
     seed: int = Field(default=0, description="run seed; stages add their own")
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:0, mps")
     threads: int | None = Field(default=None, ge=1, description="CPU threads; none = the library's choice")

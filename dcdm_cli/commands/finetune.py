@@ -190,7 +190,13 @@ def train_adapter(
 
     ranks = Ranks.of_environment()
     rows = training_rows(read_manifest(context.run.samples), config.keep_suspects)
-    base = load_base(config.base, revision=config.revision, dtype=config.precision, device=job.device)
+    place = {"revision": config.revision, "variant": config.variant}
+    base_config = str(config.base_config.absolute()) if config.base_config else None
+    base = load_base(config.base, **place, config=base_config, dtype=config.precision, device=job.device)
+    for warning in base.warnings:
+        context.console.warn(warning)
+    if base.variant != config.variant:
+        context.console.note(f"base model: {config.base} has {base.variant} weights alone; these are used")
     config = config.model_copy(update={"seed": config.seed + context.config.seed})
     measure = difficulty_of or own_difficulty
     data, fingerprint = _training_set(context, config, rows, base, job, measure), base.fingerprint
@@ -208,6 +214,8 @@ def train_adapter(
         resolution=config.resolution,
         encoder=encoder.config if encoder else None,
         training=config.model_dump(mode="json"),
+        variant=base.variant,
+        base_config=base_config,
     )
     with atomic_folder(folder) as part:
         save_adapter(part, trained.network.unet, encoder, info)
@@ -238,7 +246,7 @@ def _training_set(
 
 def _lasting_name(base: str) -> str:
     """How the adapter's config.json calls its base: a folder by its absolute path, others as they were given."""
-    return str(Path(base).absolute()) if Path(base).is_dir() and base != TINY_NAME else base
+    return str(Path(base).absolute()) if Path(base).exists() and base != TINY_NAME else base
 
 
 def own_difficulty(views: Views, rows: Manifest, config: FinetuneConfig, context: Context, job: Job) -> np.ndarray:

@@ -142,7 +142,7 @@ def _torch_parts(adapter: Path, config: GenerateConfig, device: str, options: To
 def _exported_parts(opened: Opened, info: AdapterInfo, config: GenerateConfig, device: str) -> _Parts:
     """Text encoder and schedule of the base, without the weights that the exported files hold."""
     hollow = ("unet",) if opened.decode is None else ("unet", "vae")
-    model = load_base(info.base, revision=info.revision, dtype=config.precision, device=device, hollow=hollow)
+    model = load_base(info.base, **info.place, dtype=config.precision, device=device, hollow=hollow)
     return _Parts(opened.denoiser, opened.decode or torch_decoder(model.vae), model)
 
 

@@ -27,7 +27,8 @@ ENCODER_FILE, CONFIG_FILE, CALIBRATION_FILE = "difficulty_encoder.safetensors", 
 
 @dataclass(frozen=True)
 class AdapterInfo:
-    """config.json. encoder None = plain LoRA, the control without difficulty."""
+    """config.json. encoder None = plain LoRA, the control without difficulty. base, revision, variant, base_config: as
+    `load_base` takes them."""
 
     base: str
     base_fingerprint: str
@@ -37,6 +38,13 @@ class AdapterInfo:
     encoder: EncoderConfig | None
     training: dict[str, Any]
     schema: int = 1
+    variant: str | None = None
+    base_config: str | None = None
+
+    @property
+    def place(self) -> dict[str, str | None]:
+        """Keyword arguments of `load_base` that say where the base lies."""
+        return {"revision": self.revision, "variant": self.variant, "config": self.base_config}
 
 
 def save_adapter(
