@@ -108,6 +108,10 @@ class LabelledImages(Dataset[tuple[torch.Tensor, int]]):
         if keep and len(images) * _bytes(self.image(0)) <= KEEP_BYTES:
             self._images = [self.image(i) for i in range(len(images))]
 
+    @property
+    def is_array(self) -> bool:
+        return isinstance(self._images, np.ndarray)
+
     def __len__(self) -> int:
         return len(self._images)
 
@@ -410,8 +414,9 @@ def _loader(
 ) -> DataLoader[Any]:
     """reads: images that it will give. Own generator: a DataLoader draws its workers' seed, which must neither read nor
     move the global generator."""
-    worth_starting = side > TINY_SIDE or reads > MANY
-    # On a CPU they would compete with the network; threads are this process's share of the machine.
+    worth_starting = (side > TINY_SIDE or reads > MANY) and not dataset.is_array
+    # On a CPU they would compete with the network; threads are this process's share of the machine. An array, such as a
+    # batch that was just generated, has nothing to be read or decoded: starting processes would be most of the time.
     workers = min(8, torch.get_num_threads()) if device.type != "cpu" and worth_starting else 0
     return DataLoader(
         dataset,

@@ -31,6 +31,7 @@ from dcdm_cli.model.fused import load_fused
 from dcdm_cli.model.latents import Decode, decode_latents, torch_decoder
 from dcdm_cli.model.schedule import Sampler, sampling_scheduler, seeded_noise
 
+LOOK_AHEAD = 4  # batches whose captions are known early, so that they are encoded some at a time
 _MEMORY_WORDS = ("out of memory", "allocate memory", "bad_alloc", "bad allocation")
 
 
@@ -149,26 +150,34 @@ def _exported_parts(opened: Opened, info: AdapterInfo, config: GenerateConfig, d
 def render(engine: Engine, rows: Sequence[PlanRow], job: Job) -> Iterator[tuple[Sequence[PlanRow], np.ndarray]]:
     """Batches of plan rows with their images, uint8 [B, H, W, 3]. An image depends on its row alone.
 
-    When memory runs out the batch is halved, for good. Raises OutOfMemoryError when not even one image fits.
+    Raises what `draw` raises.
     """
     start = 0
     while start < len(rows):
-        clock = time.monotonic()
-        images = _try_batch(engine, rows, start)
-        if images is None:
-            left = len(rows) - start
-            _halve(engine, engine.batch_size if engine.denoiser.fixed_batch else min(engine.batch_size, left), job)
-            continue
-        apart.rendered(time.monotonic() - clock, len(images))
+        images = draw(engine, rows[start : start + LOOK_AHEAD * engine.config.batch_size], job)
         yield rows[start : start + len(images)], images
         start += len(images)
         job.progress("generating", start, len(rows))
 
 
-def _try_batch(engine: Engine, rows: Sequence[PlanRow], start: int) -> np.ndarray | None:
+def draw(engine: Engine, rows: Sequence[PlanRow], job: Job) -> np.ndarray:
+    """Images uint8 [B, H, W, 3] of the first rows, as many as are made at once. The others are known to come.
+
+    When memory runs out the batch is halved, for good. Raises OutOfMemoryError when not even one image fits.
+    """
+    while True:
+        clock = time.monotonic()
+        images = _try_batch(engine, rows)
+        if images is not None:
+            apart.rendered(time.monotonic() - clock, len(images))
+            return images
+        _halve(engine, engine.batch_size if engine.denoiser.fixed_batch else min(engine.batch_size, len(rows)), job)
+
+
+def _try_batch(engine: Engine, rows: Sequence[PlanRow]) -> np.ndarray | None:
     """The images of the next batch, or None when memory ran out. Nothing of the attempt is kept then."""
     try:
-        return _render_batch(engine, rows[start : start + engine.batch_size], rows[start + engine.batch_size :])
+        return _render_batch(engine, rows[: engine.batch_size], rows[engine.batch_size :])
     except Exception as error:  # torch, ONNX Runtime, OpenVINO and TensorRT each have their own kind
         if not _is_out_of_memory(error):
             raise

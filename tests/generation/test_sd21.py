@@ -128,6 +128,7 @@ def test_every_sampler_finds_the_clean_latents_by_velocity(base: BaseModel, name
     assert (found - CLEAN).abs().max() < 0.15  # what is left of the last step's noise
 
 
+@pytest.mark.slow
 def test_tuned_exported_and_generated(base: BaseModel, folder: Path, tmp_path: Path) -> None:
     trained = tune(base, tmp_path / "checkpoints")
     assert trained.losses[0][1] > 0.01  # the random network is not perfect
