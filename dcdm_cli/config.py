@@ -256,6 +256,9 @@ class GenerateConfig(Section):
     trust_engine: bool = Field(default=False, description="tensorrt: load engines whose origin is not known")
     spinning: bool = Field(default=True, description="onnxruntime on a CPU: idle threads spin; off on shared machines")
     precision: Literal["fp32", "fp16", "bf16"] = Field(default="fp32", description="of UNet and text encoder")
+    vae_precision: Literal["auto", "fp32", "fp16", "bf16"] = Field(
+        default="auto", description="of torch's VAE decoder; auto = as the network on a GPU; overflows are done in fp32"
+    )
     format: Literal["folder", "parquet", "webdataset"] = Field(
         default="folder", description="class folders with metadata.jsonl, or one Parquet file or tar per shard"
     )

@@ -29,6 +29,7 @@ from dcdm_cli.store import Outcome, RunFolder, Stage, StageRecord
 
 if TYPE_CHECKING:
     from dcdm_cli.generation.plan_file import AnyPlan
+    from dcdm_cli.generation.shards import Facts
     from dcdm_cli.generation.site import Generated
 
 __all__ = ["EXAMPLES", "draw_plan", "register", "run_generate"]
@@ -149,7 +150,7 @@ def _work(context: Context, plan: AnyPlan | None, verify: bool) -> Outcome:
             refuse_other_plan(plan, run.generated)
     spread = settle_spread(context)
     run_it = _with_crew if spread else _in_this_process
-    plan, generated, backend, device = run_it(context, plan, spread, verify)
+    plan, generated, facts, device = run_it(context, plan, spread, verify)
     _drop_old(run.generated)
     results = {
         "images": generated.images,
@@ -159,7 +160,8 @@ def _work(context: Context, plan: AnyPlan | None, verify: bool) -> Outcome:
         "plan": plan.hash,
         "shards": plan.shards,
         "format": config.format,
-        "backend": backend,
+        "backend": facts.backend,
+        "kernels": facts.kernels,
         **_difficulty_summary(generated),
         **_prediction(plan),
     }
@@ -168,7 +170,7 @@ def _work(context: Context, plan: AnyPlan | None, verify: bool) -> Outcome:
 
 def _in_this_process(
     context: Context, plan: AnyPlan | None, spread: Spread, verify: bool
-) -> tuple[AnyPlan, Generated, str, str]:
+) -> tuple[AnyPlan, Generated, Facts, str]:
     from dcdm_cli.generation.bulk import EngineMaker
     from dcdm_cli.generation.site import run_shards
 
@@ -178,12 +180,12 @@ def _in_this_process(
     _start(context, plan)
     maker = EngineMaker(engine, make_measure(context, job) if context.config.generate.score else None)
     generated = run_shards(plan, maker, plan_layout(context, plan), job, verify=verify)
-    return plan, generated, engine.denoiser.name, job.device
+    return plan, generated, maker.facts, job.device
 
 
 def _with_crew(
     context: Context, plan: AnyPlan | None, spread: Spread, verify: bool
-) -> tuple[AnyPlan, Generated, str, str]:
+) -> tuple[AnyPlan, Generated, Facts, str]:
     from dcdm_cli.generation.opening import open_shard_worker
     from dcdm_cli.generation.workers import run_crew
 
@@ -200,7 +202,7 @@ def _with_crew(
             )
         layout = plan_layout(context, plan)
         generated = run_crew(plan, crew, layout, job, deliver=spread.deliver, verify=verify)
-    return plan, generated, facts.backend, ",".join(spread.devices)
+    return plan, generated, facts, ",".join(spread.devices)
 
 
 def _start(context: Context, plan: AnyPlan) -> None:

@@ -28,7 +28,7 @@ NOISE_SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedul
 
 @dataclass(frozen=True)
 class BaseModel:
-    """The frozen parts. `vae` stays in float32: half precision overflows in SD's decoder.
+    """The frozen parts. `vae` stays in float32: latents are encoded in it, and `torch_decoder` makes its own copy.
 
     fingerprint: hash of the weights as loaded in float32, the same for every dtype and wherever the folder lies; empty
     when a part was left without its weights. variant: of the weight files. warnings: what goes badly with this base.
