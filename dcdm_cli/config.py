@@ -196,7 +196,7 @@ class ExportConfig(Section):
     batch: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         default=(1, 8, 32), min_length=1, description="images per network call, one TensorRT engine each"
     )
-    opset: int | None = Field(default=None, ge=18, description="ONNX opset; none = 21, for bf16 22")
+    opset: int | None = Field(default=None, ge=18, description="ONNX opset; none = 21, for bf16 22, for a GPU 23")
     shared_calls: int | None = Field(
         default=None,
         ge=1,
