@@ -18,12 +18,14 @@ from dcdm_cli.model.denoiser import ConditionedUNet, share_prefix, split_gates
 from dcdm_cli.model.unscaled import drop_unit_scales
 
 # What pays for a Stable Diffusion UNet by the documentation of diffusers; no CUDA graphs, as `CudaGraphs` records them.
-INDUCTOR = {
+INDUCTOR: dict[str, Any] = {
     "max_autotune": True,
     "coordinate_descent_tuning": True,
     "conv_1x1_as_mm": True,
     "triton.cudagraphs": False,
 }
+
+ON_CPU: dict[str, Any] = {"freezing": True}
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def chosen_kernels(unet: UNet2DConditionModel, device: str, *, compiled: bool) -
         )
         chosen = SDPBackend(torch._fused_sdp_choice(heads, heads, heads)).name.lower()
     cuda = device.startswith("cuda")
-    inductor = (INDUCTOR if cuda else {"freezing": True}) if compiled else None
+    inductor = (INDUCTOR if cuda else ON_CPU) if compiled else None
     return {"attention": chosen, "cudnn_benchmark": cuda and torch.backends.cudnn.benchmark, "inductor": inductor}
 
 
@@ -92,7 +94,7 @@ def compiled(network: nn.Module, device: str) -> Callable[..., Tensor]:
 
     _try(lambda: torch.compile(lambda tensor: tensor.sin() + 1)(torch.zeros(64, device=device)), Exception)
     cuda = device.startswith("cuda")
-    run: Any = torch.compile(network, dynamic=False, options=INDUCTOR if cuda else {"freezing": True})
+    run: Any = torch.compile(network, dynamic=False, options=INDUCTOR if cuda else ON_CPU)
     return lambda *inputs: _try(lambda: run(*inputs), TorchDynamoException)
 
 

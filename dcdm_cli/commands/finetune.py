@@ -190,9 +190,9 @@ def train_adapter(
 
     ranks = Ranks.of_environment()
     rows = training_rows(read_manifest(context.run.samples), config.keep_suspects)
-    place = {"revision": config.revision, "variant": config.variant}
     base_config = str(config.base_config.absolute()) if config.base_config else None
-    base = load_base(config.base, **place, config=base_config, dtype=config.precision, device=job.device)
+    place: dict[str, Any] = {"revision": config.revision, "variant": config.variant, "config": base_config}
+    base = load_base(config.base, **place, dtype=config.precision, device=job.device)
     for warning in base.warnings:
         context.console.warn(warning)
     if base.variant != config.variant:

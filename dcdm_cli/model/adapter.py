@@ -42,7 +42,7 @@ class AdapterInfo:
     base_config: str | None = None
 
     @property
-    def place(self) -> dict[str, str | None]:
+    def place(self) -> dict[str, Any]:
         """Keyword arguments of `load_base` that say where the base lies."""
         return {"revision": self.revision, "variant": self.variant, "config": self.base_config}
 

@@ -42,7 +42,9 @@ def torch_decoder(vae: AutoencoderKL, dtype: torch.dtype = torch.float32) -> Dec
     """
     drop_unit_scales(vae)
     vae.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    half = None if dtype == torch.float32 else torch.nn.Module.to(copy.deepcopy(vae), dtype)
+    half = None if dtype == torch.float32 else copy.deepcopy(vae)
+    if half is not None:
+        torch.nn.Module.to(half, dtype)
 
     @torch.inference_mode()
     def decode(latents: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ def drop_unit_scales(network: nn.Module) -> int:
         if type(module) is ResnetBlock2D and _is_plain_resnet(module):
             module.__class__ = UnscaledResnet
         elif isinstance(module, Attention) and _is_plain_attention(module):
-            module.set_processor(UnscaledAttention())
+            module.set_processor(UnscaledAttention())  # pyright: ignore[reportArgumentType]
         else:
             continue
         changed += 1
@@ -56,7 +56,7 @@ class UnscaledAttention(AttnProcessor2_0):
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb, *args, **kwargs)
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         query, key, value = (
-            projection(tokens).unflatten(2, (attn.heads, -1)).transpose(1, 2)
+            projection(tokens).unflatten(2, (attn.heads, -1)).transpose(1, 2)  # pyright: ignore[reportOptionalCall]
             for projection, tokens in ((attn.to_q, hidden_states), (attn.to_k, context), (attn.to_v, context))
         )
         mixed = F.scaled_dot_product_attention(query, key, value)

@@ -160,7 +160,7 @@ def _providers(device: str) -> list[Any]:
 @contextmanager
 def _whole_products() -> Iterator[None]:
     """Without TF32, which rounds the inputs of float32 products and which convolutions use by default."""
-    kinds = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    kinds: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
     before = [kind.allow_tf32 for kind in kinds]
     for kind in kinds:
         kind.allow_tf32 = False
