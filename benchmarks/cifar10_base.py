@@ -33,7 +33,7 @@ from common import provenance, save
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
 
-from dcdm_cli.backends.base import settle_device
+from dcdm_cli.crew.devices import settle_device
 from dcdm_cli.errors import InterruptedRunError
 from dcdm_cli.run.progress import Job
 from dcdm_cli.signals import asked_to_stop, install_handlers

@@ -6,8 +6,6 @@ from typing import Protocol
 
 from torch import Tensor
 
-from dcdm_cli.errors import CapabilityError
-
 
 class Denoiser(Protocol):
     """The fused network: encoder and token append are inside it.
@@ -30,20 +28,3 @@ class Denoiser(Protocol):
         """latents float32 [B,4,h,w], timestep float32 [B], text float32 [B,T,D], label int64 [B], difficulty float32
         [B], negative = none given -> prediction float32 [B,4,h,w]."""
         ...
-
-
-def settle_device(requested: str) -> tuple[str, str]:
-    """The device to run on and why. Raises CapabilityError when an explicit request cannot be met."""
-    import torch
-
-    if requested == "auto":
-        if torch.cuda.is_available():
-            return "cuda", "a CUDA GPU is present"
-        if torch.backends.mps.is_available():
-            return "mps", "an Apple GPU is present"
-        return "cpu", "no GPU is present"
-    kind = requested.split(":")[0]
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available.get(kind, False):
-        raise CapabilityError(f"device {requested!r} is not available here", "use --device auto or --device cpu")
-    return requested, "as requested"

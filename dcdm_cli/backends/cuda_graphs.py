@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dcdm_cli.crew.devices import on_device
+
 MOST_GRAPHS = 4  # each keeps its own activations in memory
 
 
@@ -23,17 +25,21 @@ class CudaGraphs:
     """Wraps `function`, which must have fixed weights and no other side effect than its output.
 
     The first call with new shapes runs as it is, which also warms up the kernels' choices; the second records. Beyond
-    `MOST_GRAPHS` sets of shapes, calls run as they are.
+    `MOST_GRAPHS` sets of shapes, calls run as they are. device: where all of it happens, whichever GPU is current.
     """
 
-    def __init__(self, function: Callable[..., Tensor]) -> None:
-        self._function = function
+    def __init__(self, function: Callable[..., Tensor], device: str = "cuda") -> None:
+        self._function, self._device = function, device
         self._seen: set[Any] = set()
         self._recorded: dict[Any, _Recorded] = {}
         self._pool: Any = None
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """A new tensor each time: solvers keep predictions over several steps."""
+        with on_device(self._device):
+            return self._run(inputs)
+
+    def _run(self, inputs: tuple[Tensor, ...]) -> Tensor:
         key = tuple((tensor.shape, tensor.dtype, tensor.stride()) for tensor in inputs)
         if key not in self._seen:
             self._seen.add(key)

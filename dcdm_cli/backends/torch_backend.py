@@ -7,11 +7,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend
 
 from dcdm_cli.backends.cuda_graphs import CudaGraphs
 from dcdm_cli.errors import CapabilityError
 from dcdm_cli.model.denoiser import ConditionedUNet, share_prefix, split_gates
+from dcdm_cli.model.unscaled import drop_unit_scales
+
+# What pays for a Stable Diffusion UNet by the documentation of diffusers; no CUDA graphs, as `CudaGraphs` records them.
+INDUCTOR: dict[str, Any] = {
+    "max_autotune": True,
+    "coordinate_descent_tuning": True,
+    "conv_1x1_as_mm": True,
+    "triton.cudagraphs": False,
+}
+
+ON_CPU: dict[str, Any] = {"freezing": True}
 
 
 @dataclass(frozen=True)
@@ -33,13 +47,17 @@ class TorchDenoiser:
         options = options or TorchOptions()
         self.name, self.device = "torch compiled" if options.compile else "torch", device
         self.shared_calls, self.fixed_batch = options.shared_calls, options.compile
+        drop_unit_scales(network.unet)
         split_gates(network.unet)
         share_prefix(network.unet, options.shared_calls)
+        if device.startswith("cuda"):
+            torch.backends.cudnn.benchmark = True  # batches keep their shape: the search for kernels pays
         network.to(device).eval().requires_grad_(False)
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self._dtype = network.unet.dtype
+        self.kernels = chosen_kernels(network.unet, device, compiled=options.compile)
         run: Any = compiled(network, device) if options.compile else network
-        self._graphs = CudaGraphs(run) if options.cuda_graphs and device.startswith("cuda") else None
+        self._graphs = CudaGraphs(run, device) if options.cuda_graphs and device.startswith("cuda") else None
         self._run: Callable[..., Tensor] = self._graphs or run
 
     @torch.inference_mode()
@@ -53,6 +71,20 @@ class TorchDenoiser:
             self._graphs.release()
 
 
+def chosen_kernels(unet: UNet2DConditionModel, device: str, *, compiled: bool) -> dict[str, Any]:
+    """For records: which attention kernel torch takes for this UNet's heads, and what searches for kernels."""
+    attention = next((module for module in unet.modules() if isinstance(module, Attention)), None)
+    chosen = None
+    if attention is not None:
+        heads = torch.zeros(
+            1, attention.heads, 64, attention.inner_dim // attention.heads, device=device, dtype=unet.dtype
+        )
+        chosen = SDPBackend(torch._fused_sdp_choice(heads, heads, heads)).name.lower()
+    cuda = device.startswith("cuda")
+    inductor = (INDUCTOR if cuda else ON_CPU) if compiled else None
+    return {"attention": chosen, "cudnn_benchmark": cuda and torch.backends.cudnn.benchmark, "inductor": inductor}
+
+
 def compiled(network: nn.Module, device: str) -> Callable[..., Tensor]:
     """torch.compile for one batch shape at a time; compiles at the first call.
 
@@ -62,8 +94,7 @@ def compiled(network: nn.Module, device: str) -> Callable[..., Tensor]:
 
     _try(lambda: torch.compile(lambda tensor: tensor.sin() + 1)(torch.zeros(64, device=device)), Exception)
     cuda = device.startswith("cuda")
-    settings: Any = {"mode": "max-autotune-no-cudagraphs"} if cuda else {"options": {"freezing": True}}
-    run: Any = torch.compile(network, dynamic=False, **settings)
+    run: Any = torch.compile(network, dynamic=False, options=INDUCTOR if cuda else ON_CPU)
     return lambda *inputs: _try(lambda: run(*inputs), TorchDynamoException)
 
 

@@ -6,7 +6,7 @@ rows in, replays one graph and copies the prediction out; the engines for severa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dcdm_cli.crew.devices import on_device
 from dcdm_cli.errors import CapabilityError, MismatchError
 from dcdm_cli.model.export_folder import signature_problems
 from dcdm_export.engine_key import EngineError, Gpu, check_engine
@@ -47,6 +48,20 @@ def open_tensorrt(folder: Path, signature: Signature, device: str, *, trust: boo
     """
     with tensorrt_problems():
         return TrtDenoiser(import_tensorrt(), cuda_gpu(device), folder, signature, device, trust=trust)
+
+
+def engine_opener(trt: Any, gpu: Gpu, device: str) -> Callable[[Path, Signature], Callable[..., np.ndarray]]:
+    """Opens the engines of a folder for the gate: (folder, signature) -> the contract's inputs -> prediction."""
+
+    def open_engines(folder: Path, signature: Signature) -> Callable[..., np.ndarray]:
+        denoiser = TrtDenoiser(trt, gpu, folder, signature, device)
+
+        def run(*inputs: Tensor) -> np.ndarray:
+            return denoiser(*(tensor.to(device) for tensor in inputs)).cpu().numpy()
+
+        return run
+
+    return open_engines
 
 
 @contextmanager
@@ -87,17 +102,27 @@ class TrtDenoiser:
         calls, images = self.shared_calls, _count_images(self._network, given)
         apart = {name: value.unflatten(0, (calls, images)) for name, value in given.items()}
         parts, start = [], 0
-        for size, count in split_batch(images, tuple(sorted(self._files))):
-            rows = {name: value[:, start : start + count] for name, value in apart.items()}
-            parts.append(self._engine(size).run(rows, count))
-            start += count
+        with on_device(self.device):  # TensorRT loads and runs on the current GPU
+            for size, count in split_batch(images, tuple(sorted(self._files))):
+                rows = {name: value[:, start : start + count] for name, value in apart.items()}
+                parts.append(self._engine(size).run(rows, count))
+                start += count
         return torch.cat(parts, dim=1).flatten(0, 1)
+
+    def release(self) -> None:
+        """Gives memory back after it ran out: engines load again when they are needed."""
+        self._open.clear()
 
     def _engine(self, size: int) -> _Engine:
         if size not in self._open:
-            with tensorrt_problems():
-                engine = load_engine(self._trt, self._files[size])
-                self._open[size] = _Engine(self._trt, engine, self._network, size, self.device, self._stream)
+            try:
+                with tensorrt_problems():
+                    engine = load_engine(self._trt, self._files[size])
+                    self._open[size] = _Engine(self._trt, engine, self._network, size, self.device, self._stream)
+            except (MemoryError, torch.OutOfMemoryError):
+                if size > min(self._files):
+                    del self._files[size]  # a smaller batch must not be filled up to this one
+                raise
         return self._open[size]
 
 
@@ -110,6 +135,8 @@ class _Engine:
         self._network, self._stream = network, stream
         self._fixed = _check_profile(trt, engine, network, size)
         self._context = context = engine.create_execution_context()
+        if context is None:  # TensorRT's way of saying so
+            raise MemoryError(f"TensorRT has no memory for the engine of batch {size}: out of memory")
         rows = size * network.shared_calls
         self._buffers = {
             spec.name: torch.zeros(rows, *spec.shape[1:], dtype=getattr(torch, spec.dtype), device=device)  # pyright: ignore

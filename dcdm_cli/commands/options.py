@@ -23,7 +23,7 @@ from dcdm_cli.run.store import RunFolder
 
 SHARED: dict[str, tuple[Any, Any]] = {
     "run": (Annotated[Path, typer.Option(help="Run folder.", envvar="DCDM_RUN")], Path(DEFAULT_RUN)),
-    "preset": (Annotated[str | None, typer.Option(help="Settings to start from: digits, sd15.")], None),
+    "preset": (Annotated[str | None, typer.Option(help="Settings to start from: digits, sd15, sd21.")], None),
     "config": (Annotated[Path | None, typer.Option(help="TOML file with settings.")], None),
     "settings": (
         Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting: score.folds=3")],

@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from dcdm_cli.crew.devices import use_device
 from dcdm_cli.crew.messages import Message, OpenWorker, failure_of
 
 _STOP = "stop"
@@ -83,6 +84,7 @@ def _live(pipe: Connection, open_worker: OpenWorker, device: str) -> None:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     try:
+        use_device(device)
         worker = open_worker(device, _asked_over(pipe))
         pipe.send(("open", worker.hello))
         while (task := pipe.recv()) != _STOP:

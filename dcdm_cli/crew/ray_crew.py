@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dcdm_cli import __version__
+from dcdm_cli.crew.devices import use_device
 from dcdm_cli.crew.messages import Failure, Message, OpenWorker, failure_of
 from dcdm_cli.errors import CapabilityError, MismatchError, NotFoundError
 
@@ -145,6 +146,7 @@ def _opened(open_worker: OpenWorker, device: str, version: str, should_stop: Cal
                 f"{socket.gethostname()} has dcdm {__version__}, this process {version}",
                 "install the same version on every machine of the cluster",
             )
+        use_device(device)
         return open_worker(device, should_stop)
     except BaseException as error:
         return failure_of(error)

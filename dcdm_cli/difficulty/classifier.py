@@ -32,6 +32,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose, InterpolationMode, RandomRotation
 
+from dcdm_cli.crew.devices import on_device
 from dcdm_cli.data.images import DecodeOptions, RejectedImage, decode_image, decode_options
 from dcdm_cli.data.manifest import ImagePaths
 from dcdm_cli.errors import MismatchError, NotFoundError, NumericalError, UsageError
@@ -109,6 +110,10 @@ class LabelledImages(Dataset[tuple[torch.Tensor, int]]):
         self._transform, self._max_side, self._options = transform, max_side, decode_options()
         if keep and len(images) * _bytes(self.image(0)) <= KEEP_BYTES:
             self._images = [self.image(i) for i in range(len(images))]
+
+    @property
+    def is_array(self) -> bool:
+        return isinstance(self._images, np.ndarray)
 
     def __len__(self) -> int:
         return len(self._images)
@@ -402,8 +407,9 @@ def _loader(
 ) -> DataLoader[Any]:
     """reads: images that it will give. Own generator: a DataLoader draws its workers' seed, which must neither read nor
     move the global generator."""
-    worth_starting = side > TINY_SIDE or reads > MANY
-    # On a CPU they would compete with the network; threads are this process's share of the machine.
+    worth_starting = (side > TINY_SIDE or reads > MANY) and not dataset.is_array
+    # On a CPU they would compete with the network; threads are this process's share of the machine. An array, such as a
+    # batch that was just generated, has nothing to be read or decoded: starting processes would be most of the time.
     workers = min(8, torch.get_num_threads()) if device.type != "cpu" and worth_starting else 0
     return DataLoader(
         dataset,
@@ -424,7 +430,8 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
         np.random.seed(seed % 2**32)
         torch.default_generator.manual_seed(seed)
         if on_cuda:
-            torch.cuda.manual_seed(seed)
+            with on_device(str(device)):  # else the current GPU's is seeded
+                torch.cuda.manual_seed(seed)
         try:
             yield
         finally:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel
 
+from dcdm_cli.crew.devices import use_device
 from dcdm_cli.data.manifest import Manifest
 from dcdm_cli.difficulty.classifier import predict_logits, train_classifier
 from dcdm_cli.evaluation.statistics import interval, paired
@@ -196,7 +197,7 @@ def _taught(lessons: Sequence[_Lesson], trial: Trial, job: Job, workers: int) ->
             yield (lesson, *_lesson(trial, extra, lesson.config, lesson.seed, job.device), len(extra))
         return
     spawn = multiprocessing.get_context("spawn")  # a forked process cannot use a GPU its parent has used
-    with ProcessPoolExecutor(workers, spawn, initializer=_quiet, initargs=(_threads() // workers,)) as pool:
+    with ProcessPoolExecutor(workers, spawn, initializer=_settle, initargs=(job.device, _threads() // workers)) as pool:
         waiting: dict[Future[tuple[float, float]], tuple[_Lesson, int]] = {}
         for lesson in lessons:
             extra = lesson.arm.extra(lesson.seed)
@@ -220,8 +221,9 @@ def _threads() -> int:
     return torch.get_num_threads()
 
 
-def _quiet(threads: int) -> None:
-    """In a worker: its share of the threads, and Ctrl-C is for the parent to handle."""
+def _settle(device: str, threads: int) -> None:
+    """In a worker: the parent's device, its share of the threads, and Ctrl-C is for the parent to handle."""
+    use_device(device)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(max(1, threads))
 

@@ -23,7 +23,8 @@ class EngineMaker:
     def __init__(self, engine: Engine, measure: Measure | None = None) -> None:
         info = engine.info
         self.engine, self._measure, self.batch_size = engine, measure, engine.config.batch_size
-        self.facts = Facts(engine.generator, tuple(info.class_names), info.base, engine.denoiser.name)
+        kernels = getattr(engine.denoiser, "kernels", {})
+        self.facts = Facts(engine.generator, tuple(info.class_names), info.base, engine.denoiser.name, kernels)
 
     def render(self, rows: Sequence[PlanRow], job: Job) -> Iterator[Rendered]:
         return render_close(self.engine, rows, job, self._measure)

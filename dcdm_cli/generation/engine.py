@@ -23,7 +23,7 @@ from dcdm_cli.generation.plan import PlanRow
 from dcdm_cli.generation.prompts import PromptCache
 from dcdm_cli.generation.sampler import Conditioning, sample
 from dcdm_cli.model.adapter import AdapterInfo, adapter_hash, read_adapter
-from dcdm_cli.model.base import BaseModel, encode_text, load_base
+from dcdm_cli.model.base import DTYPES, BaseModel, encode_text, load_base
 from dcdm_cli.model.fused import load_fused
 from dcdm_cli.model.latents import Decode, decode_latents, torch_decoder
 from dcdm_cli.model.schedule import Sampler, sampling_scheduler, seeded_noise
@@ -31,6 +31,7 @@ from dcdm_cli.run import one_off
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.settings import GenerateConfig
 
+LOOK_AHEAD = 4  # batches whose captions are known early, so that they are encoded some at a time
 _MEMORY_WORDS = ("out of memory", "allocate memory", "bad_alloc", "bad allocation")
 
 
@@ -136,39 +137,56 @@ class _Parts:
 
 def _torch_parts(adapter: Path, config: GenerateConfig, device: str, options: TorchOptions) -> _Parts:
     fused = load_fused(adapter, precision=config.precision, lora_scale=config.lora_scale, device=device)
-    return _Parts(TorchDenoiser(fused.network, device, options), torch_decoder(fused.base.vae), fused.base)
+    decode = torch_decoder(fused.base.vae, DTYPES[decoder_precision(config, device)])
+    return _Parts(TorchDenoiser(fused.network, device, options), decode, fused.base)
+
+
+def decoder_precision(config: GenerateConfig, device: str) -> str:
+    """Of the VAE's decoder in torch: as set, or as the network's on a GPU and fp32 on a CPU, which halves slow down."""
+    if config.vae_precision != "auto":
+        return config.vae_precision
+    return "fp32" if device == "cpu" else config.precision
 
 
 def _exported_parts(opened: Opened, info: AdapterInfo, config: GenerateConfig, device: str) -> _Parts:
     """Text encoder and schedule of the base, without the weights that the exported files hold."""
     hollow = ("unet",) if opened.decode is None else ("unet", "vae")
-    model = load_base(info.base, revision=info.revision, dtype=config.precision, device=device, hollow=hollow)
-    return _Parts(opened.denoiser, opened.decode or torch_decoder(model.vae), model)
+    model = load_base(info.base, **info.place, dtype=config.precision, device=device, hollow=hollow)
+    decode = opened.decode or torch_decoder(model.vae, DTYPES[decoder_precision(config, device)])
+    return _Parts(opened.denoiser, decode, model)
 
 
 def render(engine: Engine, rows: Sequence[PlanRow], job: Job) -> Iterator[tuple[Sequence[PlanRow], np.ndarray]]:
     """Batches of plan rows with their images, uint8 [B, H, W, 3]. An image depends on its row alone.
 
-    When memory runs out the batch is halved, for good. Raises OutOfMemoryError when not even one image fits.
+    Raises what `draw` raises.
     """
     start = 0
     while start < len(rows):
-        clock = time.monotonic()
-        images = _try_batch(engine, rows, start)
-        if images is None:
-            left = len(rows) - start
-            _halve(engine, engine.batch_size if engine.denoiser.fixed_batch else min(engine.batch_size, left), job)
-            continue
-        one_off.rendered(time.monotonic() - clock, len(images))
+        images = draw(engine, rows[start : start + LOOK_AHEAD * engine.config.batch_size], job)
         yield rows[start : start + len(images)], images
         start += len(images)
         job.progress("generating", start, len(rows))
 
 
-def _try_batch(engine: Engine, rows: Sequence[PlanRow], start: int) -> np.ndarray | None:
+def draw(engine: Engine, rows: Sequence[PlanRow], job: Job) -> np.ndarray:
+    """Images uint8 [B, H, W, 3] of the first rows, as many as are made at once. The others are known to come.
+
+    When memory runs out the batch is halved, for good. Raises OutOfMemoryError when not even one image fits.
+    """
+    while True:
+        clock = time.monotonic()
+        images = _try_batch(engine, rows)
+        if images is not None:
+            one_off.rendered(time.monotonic() - clock, len(images))
+            return images
+        _halve(engine, engine.batch_size if engine.denoiser.fixed_batch else min(engine.batch_size, len(rows)), job)
+
+
+def _try_batch(engine: Engine, rows: Sequence[PlanRow]) -> np.ndarray | None:
     """The images of the next batch, or None when memory ran out. Nothing of the attempt is kept then."""
     try:
-        return _render_batch(engine, rows[start : start + engine.batch_size], rows[start + engine.batch_size :])
+        return _render_batch(engine, rows[: engine.batch_size], rows[engine.batch_size :])
     except Exception as error:  # torch, ONNX Runtime, OpenVINO and TensorRT each have their own kind
         if not _is_out_of_memory(error):
             raise

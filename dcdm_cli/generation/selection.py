@@ -4,56 +4,116 @@ Not from the paper. A diffusion model steers difficulty on average; single image
 above 1 the scorer looks at every image, and one that misses its target by more than `tolerance` gets a new draw; of all
 its draws the closest is kept. An image counts as further away when its difficulty is the pull of one other class rather
 than the lack of its own: it may well show that class. The cost is the extra draws.
+
+All draws come from one pool, redraws first, filled up with new rows: every batch but the last few of a shard is full.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from dcdm_cli.difficulty.verdict import Verdict
-from dcdm_cli.generation.engine import Engine, render
+from dcdm_cli.generation.engine import LOOK_AHEAD, Engine, draw, render
 from dcdm_cli.generation.plan import PlanRow
 from dcdm_cli.generation.seeds import image_seed
 from dcdm_cli.generation.shards import Measure, Rendered
-from dcdm_cli.run.progress import Job, silent
+from dcdm_cli.run.progress import Job
 
 RIVAL_SHARE = 0.5  # of the difficulty, which is the probability of all other classes: one may have so much unpunished
 
 
 def render_close(engine: Engine, rows: Sequence[PlanRow], job: Job, measure: Measure | None) -> Iterator[Rendered]:
-    """`render` with up to `attempts` draws per image, measured. An image still depends on its row alone.
+    """Images with up to `attempts` draws each, measured, in the order of the rows. An image depends on its row alone.
 
     measure: without one, every first draw is kept.
     """
-    for batch, images in render(engine, rows, job):
-        if measure is None:
+    if measure is None:
+        for batch, images in render(engine, rows, job):
             yield Rendered(batch, images, None)
-        else:
-            yield _best_of(engine, Rendered(batch, images, _measured(batch, images, measure)), measure, job)
+        return
+    pool = _Pool(rows, engine.config.attempts, engine.config.tolerance)
+    while pool.given < len(rows):
+        draws = pool.next_draws(engine.batch_size, LOOK_AHEAD * engine.config.batch_size, engine.denoiser.fixed_batch)
+        drawn = [_seeded(rows[place], attempt) for place, attempt in draws]
+        images = draw(engine, drawn, job)
+        pool.take(draws[: len(images)], images, _measured(drawn[: len(images)], images, measure))
+        finished = pool.finished()
+        if finished is not None:
+            yield finished
+            job.progress("generating", pool.given, len(rows))
 
 
-def _best_of(engine: Engine, first: Rendered, measure: Measure, job: Job) -> Rendered:
-    """first: the first draw of each row. Returns the best draws."""
-    assert first.verdict is not None
-    rows, images = first.rows, first.images.copy()
-    verdict = Verdict(*(np.array(part) for part in first.verdict))
-    miss = _distance(rows, verdict)
-    quiet = Job(job.device, silent, job.stop_signal)
-    for attempt in range(1, engine.config.attempts):
-        again = np.flatnonzero(miss > engine.config.tolerance)
-        if not len(again):
-            break
-        drawn = [replace(rows[i], seed=image_seed(rows[i].seed, attempt)) for i in again.tolist()]
-        made = np.concatenate([batch for _, batch in render(engine, drawn, quiet)])
-        said = _measured(drawn, made, measure)
-        distance = _distance(drawn, said)
-        better = distance < miss[again]
-        for kept, new in zip((images, miss, *verdict), (made, distance, *said), strict=True):
-            kept[again[better]] = new[better]
-    return Rendered(rows, images, verdict)
+@dataclass
+class _Kept:
+    """The best draw of a row so far. draws: how many have been looked at. settled: no other one is wanted."""
+
+    draws: int = 0
+    settled: bool = False
+    distance: float = np.inf
+    image: np.ndarray | None = None
+    verdict: tuple[float, int, float] = (np.nan, -1, np.nan)
+
+
+class _Pool:
+    """Which draws are due, and what came of them. given: rows that were handed over, always the first ones.
+
+    A row waits for those before it. Redraws go first, so it waits for `attempts` batches at most.
+    """
+
+    def __init__(self, rows: Sequence[PlanRow], attempts: int, tolerance: float) -> None:
+        self._rows, self._attempts, self._tolerance = rows, attempts, tolerance
+        self._open: dict[int, _Kept] = {}  # by place among the rows, in their order
+        self._begun = self.given = 0
+
+    def next_draws(self, batch: int, ahead: int, always_full: bool) -> list[tuple[int, int]]:
+        """(place, attempt) of the next `batch` draws, and of new rows up to `ahead`, which are known to come.
+
+        always_full: where a batch costs the same however few its rows, later attempts of the same rows fill it up;
+        they count only if those before them miss.
+        """
+        waiting = [(place, kept.draws) for place, kept in self._open.items() if not kept.settled]
+        fresh = range(self._begun, min(len(self._rows), self._begun + max(0, ahead - len(waiting))))
+        draws = [*waiting, *((place, 0) for place in fresh)]
+        attempt = 1
+        while always_full and len(draws) < batch and attempt < self._attempts:
+            more = [(place, first + attempt) for place, first in (*waiting, *((place, 0) for place in fresh))]
+            draws += [(place, later) for place, later in more if later < self._attempts]
+            attempt += 1
+        return draws
+
+    def take(self, draws: Sequence[tuple[int, int]], images: np.ndarray, verdict: Verdict) -> None:
+        """What was made of the first of the draws that were due."""
+        distances = _distance([self._rows[place] for place, _ in draws], verdict)
+        for i, (place, attempt) in enumerate(draws):
+            kept = self._open.setdefault(place, _Kept())
+            self._begun = max(self._begun, place + 1)
+            if kept.settled or attempt != kept.draws:
+                continue
+            kept.draws += 1
+            if kept.image is None or distances[i] < kept.distance:
+                said = verdict.difficulty[i], verdict.predicted[i], verdict.rival[i]
+                kept.distance, kept.image, kept.verdict = float(distances[i]), images[i].copy(), said
+            kept.settled = kept.draws >= self._attempts or not kept.distance > self._tolerance
+
+    def finished(self) -> Rendered | None:
+        """Rows that are settled and wait for none before them, with the best of their draws."""
+        places = []
+        while (kept := self._open.get(self.given + len(places))) is not None and kept.settled:
+            places.append(self.given + len(places))
+        if not places:
+            return None
+        kept_draws = [self._open.pop(place) for place in places]
+        self.given += len(places)
+        images = np.stack([kept.image for kept in kept_draws if kept.image is not None])
+        difficulty, predicted, rival = (np.array(part) for part in zip(*(k.verdict for k in kept_draws), strict=True))
+        return Rendered([self._rows[place] for place in places], images, Verdict(difficulty, predicted, rival))
+
+
+def _seeded(row: PlanRow, attempt: int) -> PlanRow:
+    return replace(row, seed=image_seed(row.seed, attempt)) if attempt else row
 
 
 def _measured(rows: Sequence[PlanRow], images: np.ndarray, measure: Measure) -> Verdict:

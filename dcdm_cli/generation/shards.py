@@ -11,7 +11,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,12 +31,16 @@ Store = Callable[[dict[str, Any], bytes], None]
 
 @dataclass(frozen=True)
 class Facts:
-    """What the images' rows and the card say about the model. generator: hash of model and sampler settings."""
+    """What the images' rows, the card and the record say about the model.
+
+    generator: hash of model and sampler settings. kernels: what torch chose, and how; empty for other backends.
+    """
 
     generator: str
     class_names: tuple[str, ...]
     base: str
     backend: str
+    kernels: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,8 @@ AGAIN = "make it again: dcdm finetune --force"
 
 @dataclass(frozen=True)
 class AdapterInfo:
-    """config.json. encoder None = plain LoRA, the control without difficulty."""
+    """config.json. encoder None = plain LoRA, the control without difficulty. base, revision, variant, base_config: as
+    `load_base` takes them."""
 
     base: Text
     base_fingerprint: Word
@@ -40,6 +41,13 @@ class AdapterInfo:
     encoder: EncoderConfig | None
     training: dict[str, Any]
     schema: Literal[1] = 1
+    variant: Text | None = None
+    base_config: Text | None = None
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """Keyword arguments of `load_base` that say where the base lies."""
+        return {"revision": self.revision, "variant": self.variant, "config": self.base_config}
 
 
 def save_adapter(

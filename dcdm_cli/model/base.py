@@ -1,4 +1,4 @@
-"""Loading the base model: any diffusers pipeline folder or hub id in the Stable Diffusion layout."""
+"""Loading the base model: any pipeline folder, hub id or single file in the Stable Diffusion layout."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.loaders.single_file_utils import SingleFileComponentError
 from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -16,20 +17,21 @@ from transformers.utils import logging as transformers_logging
 
 from dcdm_cli.errors import MismatchError, NotFoundError
 from dcdm_cli.files import hash_json
+from dcdm_cli.model.layout import base_warnings, check_index, check_parts, other_layout
 from dcdm_cli.model.packaged import resolve_base
 from dcdm_cli.run import one_off
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+HALF_VARIANT = "fp16"
 NOISE_SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
 
 
 @dataclass(frozen=True)
 class BaseModel:
-    """The frozen parts. `vae` stays in float32: half precision overflows in SD's decoder.
+    """The frozen parts. `vae` stays in float32: latents are encoded in it, and `torch_decoder` makes its own copy.
 
     fingerprint: hash of the weights as loaded in float32, the same for every dtype and wherever the folder lies; empty
-    when a part was left without its weights.
+    when a part was left without its weights. variant: of the weight files. warnings: what goes badly with this base.
     """
 
     source: str
@@ -39,6 +41,8 @@ class BaseModel:
     tokenizer: CLIPTokenizer
     scheduler_config: dict[str, Any]
     fingerprint: str
+    variant: str | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def latent_size(self) -> int:
@@ -51,47 +55,111 @@ def load_base(
     source: str,
     *,
     revision: str | None = None,
+    variant: str | None = None,
+    config: str | None = None,
     dtype: str = "fp32",
     device: str = "cpu",
     hollow: Sequence[str] = (),
 ) -> BaseModel:
-    """source: `tiny`, a folder or a hub id. hollow: of `unet` and `vae`, those to have their shapes but no weights.
+    """source: `tiny`, a folder, a hub id or one .safetensors file in Stable Diffusion's own format.
 
-    Raises NotFoundError when it cannot be had, MismatchError for another layout.
+    variant: of the weights' files, as in `diffusion_pytorch_model.fp16.safetensors`; None = the plain ones, or fp16
+    where there are no others. config: for a single file, a folder with the model's configs and tokenizer; None = those
+    that diffusers knows for it, from the hub or its cache. hollow: of `unet` and `vae`, those to have their shapes but
+    no weights. Raises NotFoundError when it cannot be had, MismatchError for another layout.
     """
     transformers_logging.disable_progress_bar()
     diffusers_logging.disable_progress_bar()
-    place = resolve_base(source)
+    place = _Place(source, resolve_base(source), revision, config)
     try:
-        layout: Any = StableDiffusionPipeline.load_config(place, revision=revision)
-        missing = set(PARTS) - layout.keys()
-        if missing:
-            raise _other_layout(source, f"it has no {', '.join(sorted(missing))}")
-        pipeline = StableDiffusionPipeline.from_pretrained(
-            place,
-            revision=revision,
-            dtype=torch.float32,
-            safety_checker=None,
-            requires_safety_checker=False,
-            use_safetensors=True,
-            **{part: _hollow(part, place, revision) for part in hollow},
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise NotFoundError(
-            f"cannot load the base model {source!r}: {reason}",
-            "give a diffusers pipeline folder or a hub id with --base; without a network download it first",
-            file=source if Path(source).exists() else None,
-        ) from error
+        index = place.index()
+        if index is not None:
+            check_index(source, index)
+        pipeline, variant = place.load(variant, hollow)
+    except (OSError, ValueError, SafetensorError, SingleFileComponentError) as error:
+        raise _not_loaded(place, error) from error
     except TypeError as error:
-        raise _other_layout(source, str(error)) from error
-    _check_layout(pipeline, source)
+        raise other_layout(source, str(error)) from error
+    check_parts(source, pipeline)
     networks = (pipeline.unet, pipeline.vae, pipeline.text_encoder)
     scheduler_config = dict(pipeline.scheduler.config)
+    warnings = base_warnings(source, _scheduler_class(index, pipeline), scheduler_config)
     fingerprint = "" if hollow else _fingerprint(networks, scheduler_config)
     for part in networks:
         _settle(part, device, torch.float32 if part is pipeline.vae else DTYPES[dtype])
-    return BaseModel(str(source), *networks, pipeline.tokenizer, scheduler_config, fingerprint)
+    return BaseModel(str(source), *networks, pipeline.tokenizer, scheduler_config, fingerprint, variant, warnings)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a base lies. source: as it was given. path: the folder, hub id or file. config: see `load_base`."""
+
+    source: str
+    path: str
+    revision: str | None
+    config: str | None
+
+    @property
+    def is_file(self) -> bool:
+        return Path(self.path).is_file()
+
+    @property
+    def configs(self) -> str | None:
+        """Where the parts' configs are; None = diffusers finds out."""
+        return self.config if self.is_file else self.path
+
+    def index(self) -> dict[str, Any] | None:
+        """The pipeline's model_index.json. Raises what `load_base` raises for a file that cannot be read."""
+        if self.is_file and Path(self.path).suffix != ".safetensors":
+            raise MismatchError(
+                f"{self.path} is not a .safetensors file; others can run code when they are opened",
+                "give the .safetensors of the same model, or a diffusers pipeline folder",
+                file=self.path,
+            )
+        if self.configs is None:
+            return None
+        index: Any = StableDiffusionPipeline.load_config(self.configs, revision=None if self.is_file else self.revision)
+        return index
+
+    def load(self, variant: str | None, hollow: Sequence[str]) -> tuple[StableDiffusionPipeline, str | None]:
+        """The pipeline in float32, and the variant that it was read from."""
+        common: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False}
+        if self.configs is not None:
+            common |= {part: _hollow(part, self.configs, self.revision) for part in hollow}
+        if self.is_file:
+            local = self.config is not None
+            return StableDiffusionPipeline.from_single_file(
+                self.path, config=self.config, local_files_only=local, torch_dtype=torch.float32, **common
+            ), None
+        common |= {"revision": self.revision, "dtype": torch.float32, "use_safetensors": True}
+        try:
+            return StableDiffusionPipeline.from_pretrained(self.path, variant=variant, **common), variant
+        except (OSError, ValueError) as error:  # a folder of fp16 weights alone is not found without being told
+            if variant is not None:
+                raise
+            try:
+                return StableDiffusionPipeline.from_pretrained(self.path, variant=HALF_VARIANT, **common), HALF_VARIANT
+            except (OSError, ValueError):
+                raise error from None
+
+
+def _not_loaded(place: _Place, error: Exception) -> NotFoundError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    hint = "give a diffusers pipeline folder or a hub id with --base; without a network download it first"
+    if place.is_file and place.config is None:
+        hint = (
+            "name a folder with the model's configs and tokenizer (a diffusers folder; its weights are not needed): "
+            "--base-config DIR"
+        )
+    return NotFoundError(
+        f"cannot load the base model {place.source!r}: {reason}",
+        hint,
+        file=place.source if Path(place.source).exists() else None,
+    )
+
+
+def _scheduler_class(index: Mapping[str, Any] | None, pipeline: StableDiffusionPipeline) -> str:
+    return index["scheduler"][1] if index else type(pipeline.scheduler).__name__
 
 
 def load_tokenizer(source: str, revision: str | None = None) -> CLIPTokenizer | None:
@@ -131,26 +199,6 @@ def _hollow(part: str, source: str, revision: str | None) -> torch.nn.Module:
     kind: Any = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}[part]
     with torch.device("meta"):
         return kind.from_config(kind.load_config(source, subfolder=part, revision=revision))
-
-
-def _check_layout(pipeline: StableDiffusionPipeline, source: str) -> None:
-    """Refuses what loads but is conditioned otherwise: SDXL, inpainting, models that predict the clean image."""
-    unet, scheduler = pipeline.unet.config, pipeline.scheduler.config
-    width = pipeline.text_encoder.config.hidden_size
-    channels = pipeline.vae.config["latent_channels"]
-    if unet["cross_attention_dim"] != width or unet["addition_embed_type"]:
-        raise _other_layout(source, f"its UNet does not attend to the {width} values per token of its text encoder")
-    if unet["in_channels"] != channels or unet["out_channels"] != channels:
-        raise _other_layout(source, f"its UNet does not map {channels} latent channels to as many")
-    if scheduler["prediction_type"] not in ("epsilon", "v_prediction"):
-        raise _other_layout(source, f"it predicts {scheduler['prediction_type']!r}, not noise or velocity")
-
-
-def _other_layout(source: str, reason: str) -> MismatchError:
-    return MismatchError(
-        f"{source!r} is not a text-to-image model in the Stable Diffusion layout: {reason}",
-        f"give one with {', '.join(PARTS)}, such as Stable Diffusion 1.5",
-    )
 
 
 def _fingerprint(networks: tuple[torch.nn.Module, ...], scheduler_config: Mapping[str, Any]) -> str:

@@ -25,6 +25,7 @@ from dcdm_cli.model.conditioning import NULL_DIFFICULTY
 from dcdm_cli.model.denoiser import ConditionedUNet, share_prefix, split_gates
 from dcdm_cli.model.fused import FusedModel
 from dcdm_cli.model.latents import shift_factor, unscale
+from dcdm_cli.model.unscaled import drop_unit_scales
 from dcdm_export.folder import Request
 from dcdm_export.onnx_graph import TRACE_BATCH, Graph
 from dcdm_export.parity import Case
@@ -109,6 +110,8 @@ def export_requests(
 
     shared_calls: network calls of a guided step that share their prefix, 1 = the graph takes any rows.
     """
+    for network in (model.network.unet, model.base.vae):
+        drop_unit_scales(network)
     split_gates(model.network.unet)
     share_prefix(model.network.unet, shared_calls)
     denoiser, decoder = ExportedDenoiser(model.network), ExportedDecoder(model.base.vae)

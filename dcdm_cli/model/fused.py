@@ -27,7 +27,7 @@ def load_fused(adapter: Path, *, precision: str = "fp32", lora_scale: float = 1.
     Raises MismatchError when the base's weights are not those the adapter was trained on.
     """
     info = read_adapter(adapter)
-    model = load_base(info.base, revision=info.revision, dtype=precision, device=device)
+    model = load_base(info.base, **info.place, dtype=precision, device=device)
     if model.fingerprint != info.base_fingerprint:
         raise MismatchError(
             f"the base model {model.source!r} is not the one this adapter was trained on",

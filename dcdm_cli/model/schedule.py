@@ -7,14 +7,10 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DDPMScheduler,
-    DPMSolverMultistepScheduler,
-    PNDMScheduler,
-    UniPCMultistepScheduler,
-)
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, PNDMScheduler
 from torch import Tensor
+
+from dcdm_cli.model.unipc import LeanUniPC
 
 
 class Sampler(Protocol):
@@ -32,7 +28,7 @@ class Sampler(Protocol):
 
 SAMPLERS: dict[str, Any] = {
     "ddim": DDIMScheduler,
-    "unipc": UniPCMultistepScheduler,
+    "unipc": LeanUniPC,
     "dpmpp": DPMSolverMultistepScheduler,
     "pndm": PNDMScheduler,
 }

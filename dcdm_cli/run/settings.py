@@ -109,9 +109,16 @@ class CaptionConfig(Section):
 
 class FinetuneConfig(Section):
     base: str = Field(
-        default="stable-diffusion-v1-5/stable-diffusion-v1-5", description="hub id or folder of the pipeline"
+        default="stable-diffusion-v1-5/stable-diffusion-v1-5", description="hub id, folder or one .safetensors file"
     )
     revision: str | None = Field(default=None, description="commit of the pipeline; none = the newest")
+    variant: str | None = Field(
+        default=None,
+        description="which weight files, such as fp16; none = the plain ones, or fp16 if there are no others",
+    )
+    base_config: Path | None = Field(
+        default=None, description="folder with configs and tokenizer, for a base that is one .safetensors file"
+    )
     resolution: int = Field(default=512, ge=8, description="pixels per side")
     steps: int = Field(default=5000, ge=1, description="optimiser steps; with --strength auto at most so many")
     strength: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
@@ -220,7 +227,7 @@ class ExportConfig(Section):
     batch: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         default=(1, 8, 32), min_length=1, description="images per network call, one TensorRT engine each"
     )
-    opset: int | None = Field(default=None, ge=18, description="ONNX opset; none = 21, for bf16 22")
+    opset: int | None = Field(default=None, ge=18, description="ONNX opset; none = 21, for bf16 22, for a GPU 23")
     shared_calls: int | None = Field(
         default=None,
         ge=1,
@@ -280,6 +287,9 @@ class GenerateConfig(Section):
     trust_engine: bool = Field(default=False, description="tensorrt: load engines whose origin is not known")
     spinning: bool = Field(default=True, description="onnxruntime on a CPU: idle threads spin; off on shared machines")
     precision: Literal["fp32", "fp16", "bf16"] = Field(default="fp32", description="of UNet and text encoder")
+    vae_precision: Literal["auto", "fp32", "fp16", "bf16"] = Field(
+        default="auto", description="of torch's VAE decoder; auto = as the network on a GPU; overflows are done in fp32"
+    )
     format: Literal["folder", "parquet", "webdataset"] = Field(
         default="folder", description="class folders with metadata.jsonl, or one Parquet file or tar per shard"
     )
@@ -334,7 +344,7 @@ class ScaleConfig(Section):
 
 
 class Config(Section):
-    preset: str | None = Field(default=None, description="settings to start from: digits, sd15")
+    preset: str | None = Field(default=None, description="settings to start from: digits, sd15, sd21")
     seed: Seed = Field(default=0, description="run seed; stages add their own")
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:0, mps")
     threads: int | None = Field(default=None, ge=1, description="CPU threads; none = the library's choice")

@@ -70,7 +70,13 @@ def train_adapter(
     ranks = Ranks.of_environment()
     lesson = lesson or Lesson()
     rows = lesson.rows or training_rows(read_manifest(context.run.samples), config.keep_suspects)
-    base = load_base(config.base, revision=config.revision, dtype=config.precision, device=job.device)
+    base_config = str(config.base_config.absolute()) if config.base_config else None
+    place: dict[str, Any] = {"revision": config.revision, "variant": config.variant, "config": base_config}
+    base = load_base(config.base, **place, dtype=config.precision, device=job.device)
+    for warning in base.warnings:
+        context.console.warn(warning)
+    if base.variant != config.variant:
+        context.console.note(f"base model: {config.base} has {base.variant} weights alone; these are used")
     config = config.model_copy(update={"seed": config.seed + context.config.seed})
     measure = difficulty_of or own_difficulty
     data, fingerprint = _training_set(context, config, rows, base, job, measure), base.fingerprint
@@ -82,6 +88,8 @@ def train_adapter(
         resolution=config.resolution,
         encoder=None,
         training=config.model_dump(mode="json"),
+        variant=base.variant,
+        base_config=base_config,
     )
 
     def keep(step: int, network: ConditionedUNet) -> None:
@@ -131,7 +139,7 @@ def _training_set(
 
 def _lasting_name(base: str) -> str:
     """How the adapter's config.json calls its base: a folder by its absolute path, others as they were given."""
-    return str(Path(base).absolute()) if Path(base).is_dir() and base != TINY_NAME else base
+    return str(Path(base).absolute()) if Path(base).exists() and base != TINY_NAME else base
 
 
 def own_difficulty(views: Views, rows: Manifest, config: FinetuneConfig, context: Context, job: Job) -> np.ndarray:

@@ -69,7 +69,7 @@ def _cut(context: Context, captions: list[str]) -> tuple[list[str], int]:
     from dcdm_cli.model.base import load_tokenizer
 
     base = context.config.finetune
-    tokenizer = load_tokenizer(base.base, base.revision)
+    tokenizer = load_tokenizer(str(base.base_config or base.base), base.revision)
     if tokenizer is None:
         context.console.warn("the base model's tokenizer is not at hand: captions are not checked for length")
         return captions, 0

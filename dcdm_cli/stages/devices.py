@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -85,40 +84,30 @@ def _on_ray(context: Context) -> Spread:
 
 
 def _local_devices(context: Context) -> list[str]:
-    from dcdm_cli.backends.base import settle_device
+    from dcdm_cli.crew.devices import count_devices, settle_device
 
     wanted = list(context.config.scale.devices)
     if not wanted:
         return []
     if len(wanted) > 1 or not (wanted[0].isdecimal() or wanted[0] == "all"):
-        return [_existing(device, settle_device) for device in wanted]
+        return [_existing(device) for device in wanted]
     kind = settle_device(context.config.device)[0].split(":")[0]
-    count = _present(kind) if wanted[0] == "all" else int(wanted[0])
+    count = count_devices(kind) if wanted[0] == "all" else int(wanted[0])
     if count < 1:
         raise UsageError("--devices 0 leaves nobody to do the work", "give 1 or more, or leave it out")
     if kind == "cpu":
         return ["cpu"] * count
-    if count > _present(kind):
+    if count > count_devices(kind):
         raise CapabilityError(
-            f"--devices {count}: there are {_present(kind)} {kind} devices here",
+            f"--devices {count}: there are {count_devices(kind)} {kind} devices here",
             "use --devices all, or --device cpu --devices N",
         )
     return [f"{kind}:{index}" for index in range(count)] if kind == "cuda" else [kind]
 
 
-def _existing(device: str, settle: Callable[[str], tuple[str, str]]) -> str:
-    kind, _, index = device.partition(":")
-    if kind not in ("cpu", "cuda", "mps") or (index and not index.isdecimal()):
-        raise UsageError(f"--devices {device!r} is no device", "give a number, all, or names such as cuda:0,cuda:1")
-    settled, _ = settle(device)
-    if kind == "cuda" and int(index or 0) >= _present(kind):
-        raise CapabilityError(f"--devices {device}: there are {_present(kind)} GPUs here", "use --devices all")
-    return settled
+def _existing(device: str) -> str:
+    """One name of several; which of them is current is each worker's business."""
+    from dcdm_cli.crew.devices import check_device
 
-
-def _present(kind: str) -> int:
-    if kind != "cuda":
-        return 1
-    import torch
-
-    return torch.cuda.device_count()
+    check_device(device)
+    return device

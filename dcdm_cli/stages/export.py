@@ -32,7 +32,7 @@ def run_export(context: Context) -> StageRecord:
     run.create()
     with run.lock("dcdm export"):
         inputs = {"finetune": run.require("finetune").id}
-        engines = _engine_order(config.export, run.cache)
+        engines = _engine_order(config.export, run.cache, config.device)
         if engines is not None:
             inputs["tensorrt"] = f"{engines.trt.__version__} on {engines.gpu.name}"
         settings = {
@@ -77,15 +77,16 @@ def _order(context: Context, engines: EngineOrder | None) -> Order:
     from dcdm_cli.model.exported import export_requests, model_facts
     from dcdm_cli.model.fused import load_fused
     from dcdm_export.folder import Order
-    from dcdm_export.onnx_graph import OPSETS, ExportError, check_opset
+    from dcdm_export.onnx_graph import ExportError, check_opset, default_opset
 
     config, scale, adapter = context.config.export, context.config.generate.lora_scale, context.run.adapter
-    opset = config.opset or OPSETS[config.precision]
+    job = open_job(context)
+    gpu = job.device.startswith("cuda") or engines is not None
+    opset = config.opset or default_opset(config.precision, gpu=gpu)
     try:
         check_opset(config.precision, opset)
     except ExportError as error:
         raise UsageError(str(error), "leave --opset out to get the one that fits") from error
-    job = open_job(context, "cpu")
 
     def progress(what: str, done: int, total: int) -> None:
         job.progress(what, done, total)
@@ -95,24 +96,31 @@ def _order(context: Context, engines: EngineOrder | None) -> Order:
     facts = model_facts(model, adapter, scale)
     versions = {"dcdm": __version__, **{name: metadata.version(name) for name in RECORDED}}
     requests = export_requests(model, facts, config.precision, opset, versions, shared_calls(context))
-    return Order(facts, requests, versions, __version__, engines, progress, context.console.note)
+    device = job.device if job.device.startswith("cuda") else "cpu"
+    return Order(facts, requests, versions, __version__, engines, device, progress, context.console.note)
 
 
-def _engine_order(config: ExportConfig, cache: Path) -> EngineOrder | None:
-    """None for graphs alone. Raises CapabilityError before anything slow when engines cannot be built here."""
+def _engine_order(config: ExportConfig, cache: Path, device: str) -> EngineOrder | None:
+    """None for graphs alone. Raises CapabilityError before anything slow when engines cannot be built here.
+
+    device: the setting. TensorRT builds on, and for, the current GPU.
+    """
     if config.target == "onnx":
         return None
-    from dcdm_cli.backends.trt_backend import cuda_gpu, tensorrt_problems
+    from dcdm_cli.backends.trt_backend import cuda_gpu, engine_opener, tensorrt_problems
+    from dcdm_cli.crew.devices import use_device
     from dcdm_export.engine_key import EngineSettings
     from dcdm_export.folder import EngineOrder
     from dcdm_export.trt_engine import import_tensorrt
 
     with tensorrt_problems():
+        use_device(device)
         trt, gpu = import_tensorrt(), cuda_gpu()
     if config.precision == "bf16" and float(gpu.compute_capability) < 8:
         raise CapabilityError(f"{gpu.name} has no bfloat16 arithmetic", "use --precision fp16")
     settings = EngineSettings(config.fixed_batch, config.optimization_level, config.tf32)
-    return EngineOrder(trt, gpu, config.batch, settings, cache / "tensorrt.timing", timed=one_off.built)
+    opener = engine_opener(trt, gpu, device if device.startswith("cuda") else "cuda")
+    return EngineOrder(trt, gpu, config.batch, settings, cache / "tensorrt.timing", timed=one_off.built, open=opener)
 
 
 def _is_intact(context: Context) -> bool:
@@ -172,7 +180,13 @@ def _results(signature: Signature, parity: dict[str, Any], folder: Path) -> dict
         for name, network in signature.networks.items()
     ]
     engines = [
-        {"name": engine.network, "file": engine.file, "mib": mib(engine.file), "batch": engine.batch}
+        {
+            "name": engine.network,
+            "file": engine.file,
+            "mib": mib(engine.file),
+            "batch": engine.batch,
+            "parity": parity.get(engine.file, {}).get("status", "not checked"),
+        }
         for engine in signature.engines
     ]
     return {"networks": networks, "engines": engines}

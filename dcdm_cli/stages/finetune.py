@@ -81,7 +81,7 @@ def _job(context: Context) -> Job:
     ranks = Ranks.of_environment()
     if ranks.world == 1:
         return open_job(context)
-    from dcdm_cli.backends.base import settle_device
+    from dcdm_cli.crew.devices import settle_device
 
     kind, _ = settle_device("cpu" if os.environ.get("ACCELERATE_USE_CPU") else context.config.device)
     kind = kind.split(":")[0]

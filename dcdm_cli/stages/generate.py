@@ -23,6 +23,7 @@ from dcdm_cli.stages.probe import make_measure, open_run_crew, open_run_engine
 if TYPE_CHECKING:
     from dcdm_cli.generation.coordinator import Generated
     from dcdm_cli.generation.plan_file import AnyPlan
+    from dcdm_cli.generation.shards import Facts
 
 
 def run_generate(context: Context, plan_file: Path | None = None, *, verify: bool = False) -> StageRecord:
@@ -63,7 +64,7 @@ def _work(context: Context, plan: AnyPlan | None, verify: bool) -> Outcome:
             refuse_other_plan(plan, run.generated)
     spread = settle_spread(context)
     run_it = _with_crew if spread else _in_this_process
-    plan, generated, backend, device = run_it(context, plan, spread, verify)
+    plan, generated, facts, device = run_it(context, plan, spread, verify)
     _drop_old(run.generated)
     results = {
         "images": generated.images,
@@ -73,7 +74,8 @@ def _work(context: Context, plan: AnyPlan | None, verify: bool) -> Outcome:
         "plan": plan.hash,
         "shards": plan.shards,
         "format": config.format,
-        "backend": backend,
+        "backend": facts.backend,
+        "kernels": facts.kernels,
         **_difficulty_summary(generated),
         **_prediction(plan),
     }
@@ -82,7 +84,7 @@ def _work(context: Context, plan: AnyPlan | None, verify: bool) -> Outcome:
 
 def _in_this_process(
     context: Context, plan: AnyPlan | None, spread: Spread, verify: bool
-) -> tuple[AnyPlan, Generated, str, str]:
+) -> tuple[AnyPlan, Generated, Facts, str]:
     from dcdm_cli.generation.bulk import EngineMaker
     from dcdm_cli.generation.coordinator import run_shards
 
@@ -92,16 +94,16 @@ def _in_this_process(
     _start(context, plan)
     maker = EngineMaker(engine, make_measure(context, job) if context.config.generate.score else None)
     generated = run_shards(plan, maker, plan_layout(context, plan), job, verify=verify)
-    return plan, generated, engine.denoiser.name, job.device
+    return plan, generated, maker.facts, job.device
 
 
 def _with_crew(
     context: Context, plan: AnyPlan | None, spread: Spread, verify: bool
-) -> tuple[AnyPlan, Generated, str, str]:
+) -> tuple[AnyPlan, Generated, Facts, str]:
     from dcdm_cli.generation.worker_start import open_shard_worker
     from dcdm_cli.generation.workers import run_crew
 
-    job = open_job(context, spread.devices[0])
+    job = open_job(context, spread.devices[0], here=False)
     with open_run_crew(context, spread, job, open_shard_worker, score=context.config.generate.score) as crew:
         facts, _ = crew.first_hello()
         context.console.note(f"backend: {facts.backend}")
@@ -114,7 +116,7 @@ def _with_crew(
             )
         layout = plan_layout(context, plan)
         generated = run_crew(plan, crew, layout, job, deliver=spread.deliver, verify=verify)
-    return plan, generated, facts.backend, ",".join(spread.devices)
+    return plan, generated, facts, ",".join(spread.devices)
 
 
 def _start(context: Context, plan: AnyPlan) -> None:

@@ -7,13 +7,19 @@ from dcdm_cli.run.session import Context
 from dcdm_cli.signals import asked_to_stop
 
 
-def open_job(context: Context, device: str | None = None) -> Job:
-    """Settles the device (imports torch) unless the caller has one, and how images are decoded in this process."""
-    if device is None:
-        from dcdm_cli.backends.base import settle_device
+def open_job(context: Context, device: str | None = None, *, here: bool = True) -> Job:
+    """Settles the device (imports torch) unless the caller has one, makes it this process's current one, and settles
+    how images are decoded.
 
+    here: the work is done in this process; else workers make their devices current themselves.
+    """
+    from dcdm_cli.crew.devices import settle_device, use_device
+
+    if device is None:
         device, reason = settle_device(context.config.device)
         context.console.note(f"device: {device} ({reason})")
+    if here:
+        use_device(device)
     _use_decode_options(context)
     return Job(device, context.console.progress, asked_to_stop, context.console.note)
 

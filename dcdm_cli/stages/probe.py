@@ -51,6 +51,8 @@ def open_run_engine(context: Context, adapter: Path, job: Job, *, insist: bool =
     with one_off.loading():
         engine = open_engine(adapter, config, job.device, export=context.run.export if own else None)
     one_off.opened()
+    for warning in engine.base.warnings:
+        context.console.warn(warning)
     context.console.note(f"backend: {engine.denoiser.name} ({engine.reason})")
     return engine
 

@@ -46,7 +46,7 @@ _PARITY = TypeAdapter(dict[str, _Compared])
 
 @dataclass(frozen=True)
 class Finished:
-    """A folder, what its (unfinished) signature says, and parity.json's entries by network."""
+    """A folder, what its (unfinished) signature says, and parity.json's entries by network and engine file."""
 
     folder: Path
     signature: Signature
@@ -57,9 +57,10 @@ class Finished:
         networks = self.signature.networks | {name: network}
         return Finished(self.folder, replace(self.signature, networks=networks), self.parity | {name: parity})._saved()
 
-    def with_engine(self, engine: EngineFile) -> Finished:
-        engines = (*self.signature.engines, engine)
-        return Finished(self.folder, replace(self.signature, engines=engines), self.parity)._saved()
+    def with_engine(self, engine: EngineFile, parity: Any = None) -> Finished:
+        """parity: None = it was not compared."""
+        engines, entry = (*self.signature.engines, engine), {engine.file: parity} if parity else {}
+        return Finished(self.folder, replace(self.signature, engines=engines), self.parity | entry)._saved()
 
     def link(self, source: Path, names: Sequence[str]) -> None:
         """Takes files over from another folder, without a copy where the disk allows it."""

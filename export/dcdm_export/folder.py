@@ -11,9 +11,12 @@ import errno
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from dcdm_export.engine_key import (
     EngineError,
@@ -35,10 +38,11 @@ from dcdm_export.finished import (
     write_parity,
 )
 from dcdm_export.onnx_graph import ExportError, Graph, check_graph, export_graph
-from dcdm_export.parity import Case, ParityError, compare, expected_outputs
+from dcdm_export.parity import Case, ParityError, compare, expected_outputs, judge
 from dcdm_export.signature import (
     DENOISER,
     SIGNATURE_FILE,
+    EngineFile,
     ModelFacts,
     Signature,
     SignatureError,
@@ -50,6 +54,7 @@ from dcdm_export.trt_engine import build_engine
 
 Progress = Callable[[str, int, int], None]
 Note = Callable[[str], None]
+Gate = Callable[[EngineFile, Finished], Any]  # -> the engine's entry for parity.json
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,8 @@ class Request:
 class EngineOrder:
     """Engines for the denoiser, one per entry of `batches` (images). trt: the module. timing_cache: outlives a run.
 
-    timed: told the seconds that each engine took to build.
+    timed: told the seconds that each engine took to build. open: what runs engines, (folder, signature) -> run, for the
+    gate; None = they are not compared.
     """
 
     trt: Any
@@ -78,17 +84,22 @@ class EngineOrder:
     timing_cache: Path | None = None
     tune: Callable[[Any], None] | None = None
     timed: Callable[[float], None] | None = None
+    open: Callable[[Path, Signature], Callable[..., np.ndarray]] | None = None
 
 
 @dataclass(frozen=True)
 class Order:
-    """Everything one export makes. progress: (what, done, total); it may raise to stop, what is finished is kept."""
+    """Everything one export makes. progress: (what, done, total); it may raise to stop, what is finished is kept.
+
+    device: where PyTorch and the graphs compute what is compared.
+    """
 
     facts: ModelFacts
     requests: Sequence[Request]
     versions: Mapping[str, str]
     dcdm_version: str
     engines: EngineOrder | None = None
+    device: str = "cpu"
     progress: Progress = lambda what, done, total: None
     note: Note = lambda message: None
 
@@ -105,10 +116,12 @@ def make_export(order: Order, target: Path, work: Path, *, afresh: bool = False)
     found = () if afresh else (read_finished(work, UNFINISHED_FILE), read_finished(target, SIGNATURE_FILE))
     sources = [source for source in found if source is not None]
     made = Finished(work, Signature(order.facts, {}, order.dcdm_version, dict(order.versions)), {})
+    references = _References(order.device)
     for request in order.requests:
-        made = _take_network(request, made, sources, order) or _make_network(request, made, order)
+        made = _take_network(request, made, sources, order) or _make_network(request, made, order, references)
     for batch in order.engines.batches if order.engines else ():
-        made = _take_engine(batch, made, sources, order) or _make_engine(batch, made, order)
+        gate = partial(_gate, order=order, references=references)
+        made = _take_engine(batch, made, sources, order, gate) or _make_engine(batch, made, order, gate)
     made = _keep_engines(made, sources, order.engines)
     drop_strays(work, made.signature)
     write_signature(work, made.signature)
@@ -118,19 +131,33 @@ def make_export(order: Order, target: Path, work: Path, *, afresh: bool = False)
     return made.signature
 
 
-def _make_network(request: Request, made: Finished, order: Order) -> Finished:
+class _References:
+    """What PyTorch gives in float32, computed once per network and before the network is cast."""
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._known: dict[str, list[np.ndarray]] = {}
+
+    def of(self, request: Request) -> list[np.ndarray]:
+        name = request.graph.name
+        if name not in self._known:
+            self._known[name] = expected_outputs(request.graph.module, request.cases, self._device)
+        return self._known[name]
+
+
+def _make_network(request: Request, made: Finished, order: Order, references: _References) -> Finished:
     """Reference values, graph, comparison. Only a graph that passed enters the signature."""
     graph, what = request.graph, f"exporting {request.graph.name}"
     order.progress(what, 0, 3)
     _check_space(made.folder, graph)
-    expected = expected_outputs(graph.module, request.cases)
+    expected = references.of(request)
     if request.cast is not None:
         request.cast()
     order.progress(what, 1, 3)
     network = export_graph(graph, made.folder)
     order.progress(what, 2, 3)
     try:
-        parity = compare(graph.name, made.folder, network, request.cases, expected)
+        parity = compare(graph.name, made.folder, network, request.cases, expected, order.device)
     except ParityError as error:
         write_parity(made.folder, made.parity | {graph.name: asdict(error.parity)})
         raise
@@ -158,7 +185,7 @@ def _take_network(request: Request, made: Finished, sources: Sequence[Finished],
     return None
 
 
-def _make_engine(batch: int, made: Finished, order: Order) -> Finished:
+def _make_engine(batch: int, made: Finished, order: Order, gate: Gate) -> Finished:
     engines = order.engines
     assert engines is not None
     network, key = made.signature.networks[DENOISER], _key(engines, made, batch)
@@ -178,10 +205,35 @@ def _make_engine(batch: int, made: Finished, order: Order) -> Finished:
     )
     if engines.timed is not None:
         engines.timed(time.monotonic() - clock)
-    return made.with_engine(write_engine(made.folder, DENOISER, batch, key, plan))
+    engine = write_engine(made.folder, DENOISER, batch, key, plan)
+    return made.with_engine(engine, gate(engine, made))
 
 
-def _take_engine(batch: int, made: Finished, sources: Sequence[Finished], order: Order) -> Finished | None:
+def _gate(engine: EngineFile, made: Finished, *, order: Order, references: _References) -> Any:
+    """An engine against PyTorch: its entry for parity.json, None where nothing can run it here.
+
+    It reads the same cases as the graph did; a batch that the engine does not have is filled up or split. Raises
+    ParityError, and then the engine is gone.
+    """
+    engines = order.engines
+    request = next((request for request in order.requests if request.graph.name == engine.network), None)
+    if engines is None or engines.open is None or request is None:
+        return None
+    network = made.signature.networks[engine.network]
+    rounded = engines.settings.tf32 and network.precision == "fp32"  # TF32 has as many bits of mantissa as float16
+    try:
+        run = engines.open(made.folder, replace(made.signature, engines=(engine,)))
+        provider = f"TensorRT {engines.trt.__version__} on {engines.gpu}"
+        precision = "fp16" if rounded else network.precision
+        return asdict(judge(engine.file, precision, provider, run, request.cases, references.of(request)))
+    except ParityError as error:
+        for name in (engine.file, engine.key_file):
+            (made.folder / name).unlink(missing_ok=True)
+        write_parity(made.folder, made.parity | {engine.file: asdict(error.parity)})
+        raise
+
+
+def _take_engine(batch: int, made: Finished, sources: Sequence[Finished], order: Order, gate: Gate) -> Finished | None:
     """The same engine from an earlier export, if it is what it was."""
     engines = order.engines
     assert engines is not None
@@ -196,7 +248,7 @@ def _take_engine(batch: int, made: Finished, sources: Sequence[Finished], order:
                 order.note(f"{error}; it is built again")
                 continue
             made.link(source.folder, (engine.file, engine.key_file))
-            return made.with_engine(engine)
+            return made.with_engine(engine, source.parity.get(engine.file) or gate(engine, made))
     return None
 
 
@@ -217,7 +269,7 @@ def _keep_engines(made: Finished, sources: Sequence[Finished], engines: EngineOr
             except (EngineError, SignatureError):
                 continue
             made.link(source.folder, (engine.file, engine.key_file))
-            made = made.with_engine(engine)
+            made = made.with_engine(engine, source.parity.get(engine.file))
     return made
 
 

@@ -2,8 +2,8 @@
 
 Comes in: a module in its final precision with the names of its inputs and outputs. Goes out: `<name>.onnx`, with
 `<name>.onnx.data` beside it when the weights are too large for one file, and the `NetworkFile` that describes both.
-Opset 21 keeps attention as MatMul and Softmax and GroupNormalization whole, which TensorRT, ONNX Runtime and OpenVINO
-all run fastest or at all; bfloat16 convolutions need opset 22.
+Opset 21 keeps attention as MatMul and Softmax and GroupNormalization whole, which ONNX Runtime and OpenVINO run fastest
+on a CPU; bfloat16 convolutions need opset 22; opset 23 has Attention as one operator, which GPUs run fused.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from dcdm_export.signature import BATCH_AXIS, NetworkFile, Precision, TensorSpec
 from dcdm_export.whole_files import whole_files
 
 OPSETS: dict[Precision, int] = {"fp32": 21, "fp16": 21, "bf16": 22}
+GPU_OPSET, GPU_ONNXRUNTIME = 23, (1, 24)  # and the first ONNX Runtime that runs its Attention on CUDA
 LOWEST_OPSET, HIGHEST_OPSET = 18, 25  # what the exporter translates by itself
 ONE_FILE_BYTES = 1_900_000_000  # protobuf refuses messages of 2 GiB
 TRACE_BATCH = 2  # a batch of one may be taken for a constant
@@ -53,6 +54,15 @@ class Graph:
     shared_calls: int = 1
     key: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+def default_opset(precision: Precision, *, gpu: bool) -> int:
+    """gpu: the graph is for one. The opset with fused attention, if the installed onnx and ONNX Runtime have it."""
+    import onnxruntime
+
+    runtime = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
+    known = onnx.defs.onnx_opset_version() >= GPU_OPSET and runtime >= GPU_ONNXRUNTIME
+    return GPU_OPSET if gpu and known else OPSETS[precision]
 
 
 def check_opset(precision: Precision, opset: int) -> None:

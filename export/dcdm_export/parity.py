@@ -1,4 +1,4 @@
-"""The numeric gate: an exported graph in ONNX Runtime against the PyTorch module it came from.
+"""The numeric gate: an exported graph in ONNX Runtime, or an engine, against the PyTorch module it came from.
 
 Comes in: a graph, named cases, and what the module gives for them in float32. Goes out: the errors per case, or
 `ParityError` when one is too large. The reference is float32 whatever the graph's precision, so the figures of a
@@ -8,10 +8,11 @@ half-precision graph say what the precision costs, rounded weights included, and
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime
@@ -73,46 +74,104 @@ class ParityError(ArithmeticError):
 
 
 @torch.no_grad()
-def expected_outputs(module: nn.Module, cases: Sequence[Case]) -> list[np.ndarray]:
-    """What the module gives, float32, one array per case. Run it before the module is cast to half precision."""
-    return [module(*case.inputs.values()).float().numpy() for case in cases]
+def expected_outputs(module: nn.Module, cases: Sequence[Case], device: str = "cpu") -> list[np.ndarray]:
+    """What the module gives, float32, one array per case. Run it before the module is cast to half precision.
+
+    device: where it computes, in whole float32; the module comes back to the CPU.
+    """
+    if device == "cpu":
+        return [module(*case.inputs.values()).float().numpy() for case in cases]
+    with _whole_products():
+        module.to(device)
+        try:
+            runs = [[tensor.to(device) for tensor in case.inputs.values()] for case in cases]
+            return [module(*inputs).float().cpu().numpy() for inputs in runs]
+        finally:
+            module.to("cpu")
 
 
 def compare(
-    name: str, folder: Path, network: NetworkFile, cases: Sequence[Case], expected: Sequence[np.ndarray]
+    name: str,
+    folder: Path,
+    network: NetworkFile,
+    cases: Sequence[Case],
+    expected: Sequence[np.ndarray],
+    device: str = "cpu",
 ) -> Parity:
-    """Runs the graph on ONNX Runtime's CPU provider; bfloat16, which that one lacks, on CUDA where there is some.
+    """Runs the graph in ONNX Runtime, on the GPU if device is one and ONNX Runtime has its provider, else on the CPU.
 
     Where no provider can run it the status is `not checked` and says why. Raises ParityError out of tolerance.
     """
-    if not cases:
-        raise ValueError(f"nothing to compare {name} by")
-    tolerance = TOLERANCE[network.precision]
     try:
-        session = _session(folder / network.file, network.precision)
+        session = _session(folder / network.file, device)
     except NoKernel as error:
         reason = f"not checked on this machine: {str(error).strip().splitlines()[0]}"
-        return Parity(name, network.precision, "not checked", "", tolerance, reason=reason)
-    errors = tuple(_run(session, case, values) for case, values in zip(cases, expected, strict=True))
-    passed = all(_within(error, network.precision) for error in errors)
-    provider = session.get_providers()[0]
-    parity = Parity(name, network.precision, "passed" if passed else "failed", provider, tolerance, errors)
+        return Parity(name, network.precision, "not checked", "", TOLERANCE[network.precision], reason=reason)
+    names = [spec.name for spec in network.inputs]
+
+    def run(*inputs: Tensor) -> np.ndarray:
+        feeds = {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)}
+        return np.asarray(session.run(None, feeds)[0])
+
+    return judge(name, network.precision, session.get_providers()[0], run, cases, expected)
+
+
+def judge(
+    name: str,
+    precision: Precision,
+    provider: str,
+    run: Callable[..., np.ndarray],
+    cases: Sequence[Case],
+    expected: Sequence[np.ndarray],
+) -> Parity:
+    """The gate, for whatever runs the network. run: a case's inputs, by position -> the output.
+
+    Raises ParityError out of tolerance, ValueError when there is nothing to compare by or a shape differs.
+    """
+    if not cases:
+        raise ValueError(f"nothing to compare {name} by")
+    errors = tuple(
+        _error(case, run(*case.inputs.values()), values) for case, values in zip(cases, expected, strict=True)
+    )
+    passed = all(_within(error, precision) for error in errors)
+    parity = Parity(name, precision, "passed" if passed else "failed", provider, TOLERANCE[precision], errors)
     if not passed:
         raise ParityError(_complaint(parity), parity)
     return parity
 
 
-def _session(path: Path, precision: Precision) -> onnxruntime.InferenceSession:
+def _session(path: Path, device: str) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = torch.get_num_threads()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # PyTorch's threads are still there
-    wanted = [CUDA, CPU] if precision == "bf16" and torch.cuda.is_available() else [CPU]
-    return onnxruntime.InferenceSession(path, options, providers=wanted)
+    return onnxruntime.InferenceSession(path, options, providers=_providers(device))
 
 
-def _run(session: onnxruntime.InferenceSession, case: Case, expected: np.ndarray) -> CaseError:
-    (got,) = session.run(None, {name: tensor.numpy() for name, tensor in case.inputs.items()})
+def _providers(device: str) -> list[Any]:
+    """Stable Diffusion's attention scores take 16 GB on a CPU, which has no fused attention for them."""
+    if not device.startswith("cuda") or CUDA not in onnxruntime.get_available_providers():
+        return [CPU]
+    onnxruntime.preload_dlls()  # the CUDA libraries that torch brings
+    number = device.partition(":")[2]
+    return [(CUDA, {"device_id": int(number) if number else torch.cuda.current_device(), "use_tf32": 0}), CPU]
+
+
+@contextmanager
+def _whole_products() -> Iterator[None]:
+    """Without TF32, which rounds the inputs of float32 products and which convolutions use by default."""
+    kinds: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [kind.allow_tf32 for kind in kinds]
+    for kind in kinds:
+        kind.allow_tf32 = False
+    try:
+        yield
+    finally:
+        for kind, allowed in zip(kinds, before, strict=True):
+            kind.allow_tf32 = allowed
+
+
+def _error(case: Case, got: np.ndarray, expected: np.ndarray) -> CaseError:
     values = np.asarray(got, np.float64)
     if values.shape != expected.shape:
         raise ValueError(f"{case.name}: the graph gives {values.shape}, the module {expected.shape}")

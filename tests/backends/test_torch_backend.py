@@ -10,7 +10,7 @@ from diffusers import UNet2DConditionModel
 from torch._inductor import config as inductor
 
 from dcdm_cli.backends.cuda_graphs import MOST_GRAPHS, CudaGraphs
-from dcdm_cli.backends.torch_backend import TorchDenoiser, TorchOptions, compiled
+from dcdm_cli.backends.torch_backend import INDUCTOR, TorchDenoiser, TorchOptions, compiled
 from dcdm_cli.errors import CapabilityError
 from dcdm_cli.model.conditioning import DifficultyEncoder, EncoderConfig
 from dcdm_cli.model.denoiser import ConditionedUNet
@@ -105,3 +105,14 @@ def test_only_so_many_shapes_are_recorded() -> None:
     for size in [*range(1, MOST_GRAPHS + 3)] * 3:
         tensor = torch.arange(size, device="cuda", dtype=torch.float32)
         assert torch.equal(double(tensor), tensor * 2)
+
+
+def test_the_kernels_are_recorded(network: ConditionedUNet) -> None:
+    made = TorchDenoiser(copy.deepcopy(network), "cpu").kernels
+    assert made == {"attention": "flash_attention", "cudnn_benchmark": False, "inductor": None}
+
+
+def test_inductor_knows_the_settings() -> None:
+    torch.compile(torch.nn.Linear(2, 2), options=INDUCTOR)  # names and types are checked here, nothing is compiled
+    with pytest.raises(RuntimeError):
+        torch.compile(torch.nn.Linear(2, 2), options={**INDUCTOR, "no_such_setting": True})

@@ -17,11 +17,13 @@ from dcdm_cli.errors import CapabilityError, InterruptedRunError, MismatchError,
 from dcdm_cli.generation import pricing
 from dcdm_cli.generation.plan_file import PlanFile
 from dcdm_cli.run.store import RunFolder
-from dcdm_cli.stages import generate, plan
+from dcdm_cli.stages import finetune, generate, plan
 from dcdm_cli.stages.devices import settle_spread
 from dcdm_cli.stages.generate import run_generate
+from dcdm_cli.stages.jobs import open_job
 from dcdm_cli.stages.plan import Wishes
 
+from ..fake_cuda import pretend_gpus
 from ..generation.fakes import NAMES, contents
 from .conftest import REAL, Open
 
@@ -235,3 +237,26 @@ def test_a_ray_cluster_that_does_not_answer(context: Open, run: RunFolder) -> No
 def test_names_of_classes_reach_the_plan(context: Open, run: RunFolder) -> None:
     run_generate(context(generate__per_class=1))
     assert PlanFile(run.generated / "plan.parquet").class_names == NAMES
+
+
+def test_the_device_of_a_command_and_of_each_rank_is_the_current_one(
+    context: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = pretend_gpus(monkeypatch, 2)
+    assert open_job(context(device="cuda:1")).device == "cuda:1" and two.current == 1
+    two.current = 0
+    assert open_job(context(device="cuda:1"), "cuda:1", here=False).device == "cuda:1" and two.current == 0
+    for name, value in {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    assert finetune._job(context(device="cuda")).device == "cuda:1" and two.current == 1
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(CapabilityError, match="'cuda:2' is not there"):
+        finetune._job(context(device="cuda"))
+
+
+def test_all_gpus_or_some_by_number(context: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_gpus(monkeypatch, 2)
+    assert settle_spread(context(device="cuda", scale__devices=("all",))).devices == ["cuda:0", "cuda:1"]
+    assert settle_spread(context(scale__devices=("cuda:1", "cuda:0"))).devices == ["cuda:1", "cuda:0"]
+    with pytest.raises(CapabilityError, match="'cuda:2' is not there"):
+        settle_spread(context(scale__devices=("cuda:0", "cuda:2")))

@@ -187,11 +187,13 @@ def test_a_damaged_description(tmp_path: Path, content: str) -> None:
 
 
 def test_a_gpu_gets_helpers_for_large_images_and_for_many_small_ones() -> None:
-    images = classifier.LabelledImages(np.zeros((4, 8, 8, 3), np.uint8), None, torch.as_tensor)
+    files = classifier.LabelledImages([Path("a.png")] * 4, None, torch.as_tensor)
 
-    def helpers(device: str, side: int, reads: int) -> int:
+    def helpers(device: str, side: int, reads: int, images: classifier.LabelledImages = files) -> int:
         return classifier._loader(images, torch.device(device), side, reads).num_workers
 
     many = classifier.MANY + 1
     assert helpers("cuda", 224, 10) == helpers("cuda", 32, many) == min(8, torch.get_num_threads())
     assert helpers("cuda", 32, 10) == helpers("cpu", 224, many) == 0
+    made = classifier.LabelledImages(np.zeros((4, 8, 8, 3), np.uint8), None, torch.as_tensor)
+    assert helpers("cuda", 224, 10, made) == helpers("cuda", 32, many, made) == 0  # scored where they were made

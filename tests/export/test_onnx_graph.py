@@ -13,7 +13,8 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from dcdm_export.onnx_graph import (
     OPSETS,
@@ -21,10 +22,12 @@ from dcdm_export.onnx_graph import (
     Graph,
     check_graph,
     check_opset,
+    default_opset,
     export_graph,
     external_files,
     read_metadata,
 )
+from dcdm_export.parity import Case, compare, expected_outputs
 from dcdm_export.signature import NetworkFile, TensorSpec, digest, verify_files
 
 from .toys import Toy, toy_inputs
@@ -156,3 +159,26 @@ def test_an_unsound_file_is_found_out(exported: tuple[Path, NetworkFile], tmp_pa
     (tmp_path / "toy.onnx").write_bytes(b"\xff\xff not protobuf")
     with pytest.raises(ExportError, match="cannot be read as an ONNX file"):
         external_files(tmp_path / "toy.onnx")
+
+
+class TwoHeads(nn.Module):
+    def forward(self, tokens: Tensor) -> Tensor:
+        heads = tokens.unflatten(2, (2, -1)).transpose(1, 2)
+        return F.scaled_dot_product_attention(heads, heads, heads).transpose(1, 2).flatten(2)
+
+
+def test_graphs_for_a_gpu_have_attention_as_one_operator(tmp_path: Path) -> None:
+    assert default_opset("fp32", gpu=False) == 21 and default_opset("bf16", gpu=False) == 22
+    opset = default_opset("fp16", gpu=True)
+    assert opset == default_opset("bf16", gpu=True) == 23
+    tokens = {"tokens": torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))}
+    network = export_graph(Graph("two_heads", TwoHeads().eval(), tokens, "mixed", opset=opset), tmp_path)
+    assert "Attention" in {node.op_type for node in onnx.load(tmp_path / network.file).graph.node}
+    cases = [Case("batch 2", tokens)]
+    parity = compare("two_heads", tmp_path, network, cases, expected_outputs(TwoHeads(), cases))
+    assert parity.status == "passed"
+
+
+def test_an_older_onnxruntime_gets_no_operator_that_it_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxruntime.__version__", "1.22.0")
+    assert default_opset("fp16", gpu=True) == 21

@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from torch import nn
 
 from dcdm_export.onnx_graph import OPSETS, Graph, export_graph
-from dcdm_export.parity import TOLERANCE, Case, ParityError, compare, expected_outputs
+from dcdm_export.parity import CPU, CUDA, TOLERANCE, Case, ParityError, _providers, compare, expected_outputs
 from dcdm_export.signature import NetworkFile, Precision
 
+from ..fake_cuda import pretend_gpus
 from .toys import Toy, toy_inputs
 
 CASES = [Case(f"batch {batch}", toy_inputs(batch)) for batch in (1, 2, 5)]
@@ -90,3 +92,29 @@ def test_another_shape_is_an_error(exported: tuple[Path, NetworkFile], expected:
 def test_no_cases_are_no_proof(exported: tuple[Path, NetworkFile]) -> None:
     with pytest.raises(ValueError, match="nothing to compare toy by"):
         compare("toy", *exported, [], [])
+
+
+def test_the_reference_on_a_device_is_whole_float32_and_comes_back(expected: list[np.ndarray]) -> None:
+    seen: list[tuple[bool, bool]] = []
+
+    class Watching(Toy):
+        def forward(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+            seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+            return super().forward(latents, timestep)
+
+    module, before = Watching(), torch.backends.cudnn.allow_tf32
+    found = expected_outputs(module, CASES, "cpu:0")  # takes the path of a GPU
+    assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert set(seen) == {(False, False)} and torch.backends.cudnn.allow_tf32 == before
+    assert next(module.parameters()).device == torch.device("cpu")
+
+
+def test_a_graph_is_checked_on_the_gpu_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxruntime.preload_dlls", lambda: None)
+    assert _providers("cuda:1") == [CPU] or CUDA in onnxruntime.get_available_providers()
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: [CUDA, CPU])
+    pretend_gpus(monkeypatch, 2).current = 1
+    for device, number in {"cuda:0": 0, "cuda:1": 1, "cuda": 1}.items():
+        (first, options), second = _providers(device)
+        assert (first, second) == (CUDA, CPU) and options == {"device_id": number, "use_tf32": 0}
+    assert _providers("cpu") == [CPU]

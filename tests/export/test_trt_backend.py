@@ -8,26 +8,35 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from dcdm_cli.backends import trt_backend
 from dcdm_cli.backends.trt_backend import (
     CALL_COST,
     TrtDenoiser,
     cuda_gpu,
+    engine_opener,
     open_tensorrt,
     split_batch,
     tensorrt_problems,
 )
 from dcdm_cli.errors import CapabilityError, MismatchError
+from dcdm_cli.generation.engine import _is_out_of_memory
 from dcdm_export.engine_key import EngineError, EngineSettings, Gpu, engine_key, write_engine
+from dcdm_export.finished import read_parity
+from dcdm_export.folder import EngineOrder, Order, Request, make_export
 from dcdm_export.onnx_graph import Graph, export_graph
+from dcdm_export.parity import TOLERANCE, Case, ParityError
 from dcdm_export.seal import is_sealed, seal
 from dcdm_export.signature import DENOISER, NetworkFile, Signature
 
+from ..fake_cuda import pretend_gpus
 from . import fake_tensorrt
 from .test_signature import FACTS
 
@@ -168,6 +177,120 @@ def test_shapes_outside_the_profile_are_refused(network: NetworkFile, tmp_path: 
     made = denoiser(tmp_path, with_engines(tmp_path, network, 4))
     with pytest.raises(MismatchError, match=said):
         made(*change(inputs(2)))
+
+
+def test_engines_are_loaded_and_run_on_their_gpu(
+    network: NetworkFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two, where = pretend_gpus(monkeypatch, 2), []
+
+    class Engine:
+        def __init__(self, *_: Any) -> None:
+            where.append(("open", two.current))
+
+        def run(self, rows: dict[str, Tensor], count: int) -> Tensor:
+            where.append(("run", two.current))
+            return rows["latents"].clone()
+
+    def load(trt: Any, path: Path) -> None:
+        where.append(("load", two.current))
+
+    monkeypatch.setattr(trt_backend, "_Engine", Engine)
+    monkeypatch.setattr(trt_backend, "load_engine", load)
+    made = TrtDenoiser(fake_tensorrt, GPU, tmp_path, with_engines(tmp_path, network, 4), "cuda:1")
+    made(*inputs(4))
+    assert where == [("load", 1), ("open", 1), ("run", 1)] and two.current == 0
+
+
+def little_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """TensorRT gives no context for engines of more images."""
+    make = fake_tensorrt.ICudaEngine.create_execution_context
+
+    def limited(self: fake_tensorrt.ICudaEngine) -> fake_tensorrt.IExecutionContext | None:
+        return make(self) if self._range[1] <= most else None
+
+    monkeypatch.setattr(fake_tensorrt.ICudaEngine, "create_execution_context", limited)
+
+
+def test_a_context_that_does_not_fit_counts_as_out_of_memory(
+    network: NetworkFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    little_memory(monkeypatch, 4)
+    made = denoiser(tmp_path, with_engines(tmp_path, network, 2, 4, 16))
+    with pytest.raises(MemoryError, match="engine of batch 16: out of memory") as caught:
+        made(*inputs(16))
+    assert _is_out_of_memory(caught.value)  # generation halves the batch, and asks for memory back
+    made.release()
+    for images in (8, 16, 3):  # a smaller batch is not filled up to the engine that does not fit
+        torch.testing.assert_close(made(*inputs(images)), ToyDenoiser()(*inputs(images)), atol=1e-5, rtol=0)
+
+
+def test_the_smallest_engine_fails_again_and_again(
+    network: NetworkFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    little_memory(monkeypatch, 1)
+    made = denoiser(tmp_path, with_engines(tmp_path, network, 4))
+    for _ in range(2):
+        with pytest.raises(MemoryError):
+            made(*inputs(1))
+
+
+def an_order(build: Any, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Order:
+    """The toy with engines of 1 and 4 images. build: (graph's path, rows) -> an engine's content."""
+    monkeypatch.setattr(
+        "dcdm_export.folder.build_engine", lambda trt, graph, shapes, *_, **__: build(graph, shapes["latents"][2][0])
+    )
+
+    def example(images: int) -> dict[str, Tensor]:
+        named = zip(("latents", "timestep", "text", "label", "difficulty"), inputs(images), strict=True)
+        return {name: value.float() if name == "timestep" else value for name, value in named}
+
+    graph = Graph(DENOISER, ToyDenoiser(), example(2), "prediction", key="toy")
+    cases = [Case(f"batch {images}", example(images)) for images in (1, 5)]
+    opener = engine_opener(fake_tensorrt, GPU, "cpu")
+    engines = EngineOrder(fake_tensorrt, GPU, (1, 4), EngineSettings(**changes), open=opener)
+    return Order(FACTS, [Request(graph, cases)], {}, "0", engines)
+
+
+def true_engine(graph: Path, rows: int) -> bytes:
+    return fake_tensorrt.plan(graph, rows, rows)
+
+
+def test_engines_pass_the_graphs_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order, target, work = an_order(true_engine, monkeypatch), tmp_path / "export", tmp_path / "work"
+    signature = make_export(order, target, work)
+    parity = read_parity(target)
+    assert set(parity) == {DENOISER, *(engine.file for engine in signature.engines)} and len(parity) == 3
+    entry = parity[signature.engines[1].file]
+    assert entry["status"] == "passed" and entry["provider"] == f"TensorRT {fake_tensorrt.__version__} on {GPU}"
+    assert [case["name"] for case in entry["cases"]] == ["batch 1", "batch 5"]
+    make_export(order, target, work)  # taken over with their figures
+    assert read_parity(target) == parity
+
+
+def test_an_engine_that_computes_something_else_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = tmp_path / "other.onnx"
+
+    def wrong(graph: Path, rows: int) -> bytes:
+        """From batch 4 on, an engine of a graph with a bias that is off."""
+        model = onnx.load(graph)
+        for tensor in model.graph.initializer:
+            if tuple(tensor.dims) == (4,) and tensor.data_type == onnx.TensorProto.FLOAT:
+                tensor.CopyFrom(onnx.numpy_helper.from_array(np.full(4, 3.0, np.float32), tensor.name))
+        onnx.save(model, other)
+        return fake_tensorrt.plan(other if rows == 4 else graph, rows, rows)
+
+    target, work = tmp_path / "export", tmp_path / "work"
+    with pytest.raises(ParityError, match=r"denoiser\.b4\.engine in fp32 differs from PyTorch"):
+        make_export(an_order(wrong, monkeypatch), target, work)
+    assert not target.exists() and not list(work.glob("denoiser.b4*")) and list(work.glob("denoiser.b1.engine"))
+    assert read_parity(work)["denoiser.b4.engine"]["status"] == "failed"
+    assert len(make_export(an_order(true_engine, monkeypatch), target, work).engines) == 2
+
+
+def test_a_tf32_engine_is_held_to_tf32s_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    signature = make_export(an_order(true_engine, monkeypatch, tf32=True), tmp_path / "export", tmp_path / "work")
+    assert read_parity(tmp_path / "export")[signature.engines[0].file]["tolerance"] == TOLERANCE["fp16"]
 
 
 def refused(folder: Path, signature: Signature, **changes: Any) -> str:

@@ -16,7 +16,15 @@ from torch import Tensor
 
 from dcdm_cli.backends.exported import ExportedDenoiser
 from dcdm_cli.errors import MismatchError, NotFoundError, OutOfMemoryError
-from dcdm_cli.generation.engine import Engine, Room, open_engine, render, sampler_settings, sampler_warnings
+from dcdm_cli.generation.engine import (
+    Engine,
+    Room,
+    decoder_precision,
+    open_engine,
+    render,
+    sampler_settings,
+    sampler_warnings,
+)
 from dcdm_cli.generation.prompts import PromptCache
 from dcdm_cli.model.adapter import CONFIG_FILE
 from dcdm_cli.run.progress import Job
@@ -225,3 +233,18 @@ def test_torch_leaves_the_cores_to_an_exported_network_and_takes_them_back(engin
         assert set(seen) == {2}, "a network in torch needs torch's threads"
     finally:
         torch.set_num_threads(before)
+
+
+def test_the_decoder_is_as_precise_as_the_network_on_a_gpu_and_exact_on_a_cpu(engine: Engine) -> None:
+    assert decoder_precision(config(precision="bf16"), "cuda:1") == "bf16"
+    assert decoder_precision(config(precision="bf16"), "cpu") == "fp32"
+    for device in ("cpu", "cuda"):
+        assert decoder_precision(config(precision="fp16", vae_precision="fp32"), device) == "fp32"
+        assert decoder_precision(config(vae_precision="bf16"), device) == "bf16"
+
+
+def test_half_a_decoder_changes_pixels_by_rounding_alone(adapter: Path, engine: Engine) -> None:
+    half = open_engine(adapter, config(vae_precision="bf16"), "cpu")
+    assert half.generator == engine.generator
+    difference = np.abs(images(half, 7).astype(int) - images(engine, 7))
+    assert 0 < difference.mean() < 1.5 and difference.max() <= 16

@@ -15,6 +15,7 @@ from dcdm_cli.run.progress import Job
 
 from .conftest import config, plan
 from .fakes import fake_measure as brightness
+from .test_engine import Elementwise, with_denoiser
 
 Images = dict[str, np.ndarray]
 
@@ -102,3 +103,60 @@ def test_without_a_scorer_the_first_draw_is_kept(engine: Engine, the_plan: Plan)
     }
     kept = close(with_settings(engine, attempts=4, tolerance=0.0), the_plan, None)
     assert all(np.array_equal(plain[key], kept[key]) for key in plain)
+
+
+def counted(engine: Engine, batch: int, *, fixed_batch: bool = False, most: int = 10**6, **changes: object):
+    """Images by id with a denoiser of elementwise operations, equal to the bit in any batch; images per network call
+    and handed-over batches."""
+    denoiser = Elementwise(fixed_batch=fixed_batch, most=most)
+    settings = with_settings(engine, batch_size=batch, attempts=6, tolerance=0.02, **changes)
+    made = list(render_close(with_denoiser(settings, denoiser), MANY.rows(), Job(), brightness))
+    assert [row.index for batch in made for row in batch.rows] == list(range(len(MANY)))  # in order, none twice
+    images = {row.sample_id: image for batch in made for row, image in zip(batch.rows, batch.images, strict=True)}
+    steps = settings.config.steps
+    return images, [rows // 3 for rows in denoiser.batches[::steps]], made
+
+
+MANY = plan((16, 16, 16))
+
+
+def test_redraws_and_new_rows_share_full_batches(engine: Engine) -> None:
+    _, batches, made = counted(engine, 8)
+    draws = sum(batches)
+    assert draws > 2 * len(MANY), "most rows are drawn more than once"
+    assert batches == sorted(batches, reverse=True), "never a short batch before the last ones"
+    assert batches.count(8) >= draws // 8 - 4
+    assert len(made) <= len(batches)
+
+
+@pytest.mark.parametrize(
+    ("batch", "fixed_batch", "most"),
+    [(1, False, 10**6), (5, False, 10**6), (48, False, 10**6), (8, True, 10**6), (48, True, 10**6), (16, False, 13)],
+)
+def test_the_same_draws_are_kept_to_the_bit_whatever_the_batches(
+    engine: Engine, batch: int, fixed_batch: bool, most: int
+) -> None:
+    expected, _, _ = counted(engine, 8)
+    found, _, _ = counted(engine, batch, fixed_batch=fixed_batch, most=most)
+    assert found.keys() == expected.keys() and all(np.array_equal(found[key], expected[key]) for key in expected)
+
+
+def test_batches_of_a_fixed_size_are_filled_with_draws_that_may_be_wanted(engine: Engine) -> None:
+    _, one_by_one, _ = counted(engine, 64)
+    _, filled, _ = counted(engine, 64, fixed_batch=True)
+    assert set(filled) == {64} and len(filled) < len(one_by_one)
+
+
+def test_rows_that_wait_are_bounded(engine: Engine) -> None:
+    """The first row never comes close: those after it wait for its `attempts` draws, and no longer."""
+    first = MANY.rows()[0]
+
+    def stubborn(images: np.ndarray, labels: np.ndarray) -> Verdict:
+        difficulty = np.full(len(images), np.nan if len(waits) < 6 else first.target_difficulty)
+        waits.append(len(images))
+        return Verdict(difficulty, labels, np.zeros(len(images)))
+
+    waits: list[int] = []
+    settings = with_settings(engine, batch_size=4, attempts=6, tolerance=0.5)
+    made = next(render_close(with_denoiser(settings, Elementwise()), MANY.rows(), Job(), stubborn))
+    assert made.rows[0] == first and len(waits) == 6 and sum(waits) == 24

@@ -58,3 +58,29 @@ def test_decoding_in_chunks_changes_nothing(tiny: BaseModel) -> None:
     latents, decode = torch.randn(5, 4, 8, 8), torch_decoder(tiny.vae)
     together, alone = (decode_latents(decode, latents, chunk).astype(int) for chunk in (5, 2))
     assert np.abs(together - alone).max() <= 1  # a rounding step: kernels differ with the batch
+
+
+@pytest.fixture
+def latents(tiny: BaseModel, pictures: list[Image.Image]) -> torch.Tensor:
+    return encode_latents(tiny.vae, to_pixels(pictures, 32))
+
+
+def test_half_precision_decodes_the_same_pictures(tiny: BaseModel, latents: torch.Tensor) -> None:
+    whole, half = (
+        decode_latents(torch_decoder(tiny.vae, dtype), latents, 8) for dtype in (torch.float32, torch.bfloat16)
+    )
+    difference = np.abs(whole.astype(int) - half)
+    assert 0 < difference.mean() < 1 and difference.max() <= 12
+    assert tiny.vae.dtype == torch.float32
+
+
+def test_an_image_that_overflows_is_decoded_in_float32_and_it_alone(tiny: BaseModel, latents: torch.Tensor) -> None:
+    decode, exact = torch_decoder(tiny.vae, torch.float16), torch_decoder(tiny.vae)
+    usual = decode(latents)
+    large = latents.clone()
+    large[2] *= 1e6  # beyond float16's 65,504
+    made = decode(large)
+    assert torch.isfinite(made).all()
+    assert torch.equal(made[2], exact(large[2:3])[0])
+    others = [0, 1, 3, 4]
+    assert torch.equal(made[others], usual[others]) and not torch.equal(made[others], exact(large)[others])

@@ -1,0 +1,121 @@
+"""What a pipeline's configs say of it: whether it can be a base, and what is known to go badly with it.
+
+The fused network is conditioned on text tokens and the timestep, and on nothing else. A UNet field that brings in
+another condition must be as it is by default: such a model loads, and then trains silently wrong or ends in an error
+deep inside.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+
+from dcdm_cli.errors import MismatchError
+
+PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
+# Fields of a UNet's config that shape it and bring in no condition: any value is fine.
+SHAPE = {
+    "sample_size", "in_channels", "out_channels", "center_input_sample", "flip_sin_to_cos", "freq_shift",
+    "down_block_types", "mid_block_type", "up_block_types", "only_cross_attention", "block_out_channels",
+    "layers_per_block", "downsample_padding", "mid_block_scale_factor", "dropout", "act_fn", "norm_num_groups",
+    "norm_eps", "cross_attention_dim", "transformer_layers_per_block", "reverse_transformer_layers_per_block",
+    "attention_head_dim", "num_attention_heads", "use_linear_projection", "upcast_attention",
+    "resnet_time_scale_shift", "resnet_skip_time_act", "resnet_out_scale_factor", "time_embedding_type",
+    "time_embedding_dim", "time_embedding_act_fn", "timestep_post_act", "conv_in_kernel", "conv_out_kernel",
+    "addition_embed_type_num_heads", "mid_block_only_cross_attention", "cross_attention_norm", "dual_cross_attention",
+}  # fmt: skip
+MEANING = {
+    "time_cond_proj_dim": "it was distilled to take the guidance scale as an input (a latent consistency model)",
+    "num_class_embeds": "it also takes a class or a noise level",
+    "class_embed_type": "it also takes a class or an image embedding",
+    "encoder_hid_dim": "it attends to something else than its text encoder's tokens",
+    "encoder_hid_dim_type": "it attends to something else than its text encoder's tokens",
+    "addition_embed_type": "it also takes a pooled embedding beside the text",
+    "addition_time_embed_dim": "it also takes sizes beside the text",
+    "attention_type": "it also takes boxes or other grounding",
+}
+FEW_STEPS = {"LCMScheduler", "TCDScheduler", "EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"}
+FEW_STEPS_NAME = re.compile(r"turbo|lightning|(?<![a-z])(lcm|tcd|hyper-?sd|dmd2?|edm)(?![a-z])", re.IGNORECASE)
+
+
+def check_index(source: str, index: Mapping[str, Any]) -> None:
+    """index: a pipeline's model_index.json. Raises MismatchError before any weights are read."""
+    if "text_encoder_2" in index:
+        raise other_layout(
+            source,
+            "it is a Stable Diffusion XL model or one like it, with a second text encoder, a pooled text embedding and "
+            "image sizes as conditions, which this version does not give it",
+        )
+    if "transformer" in index:
+        raise other_layout(source, "its network is a transformer, not a UNet")
+    missing = set(PARTS) - {part for part in PARTS if (index.get(part) or [None])[0]}
+    if missing:
+        raise other_layout(source, f"it has no {', '.join(sorted(missing))}")
+    for part, wanted in CLASSES.items():
+        if index[part][1] != wanted:
+            raise other_layout(source, f"its {part} is a {index[part][1]}, not a {wanted}")
+
+
+def check_parts(source: str, pipeline: StableDiffusionPipeline) -> None:
+    """Refuses what loads but is conditioned otherwise, is of another width, or predicts the clean image."""
+    unet, scheduler = pipeline.unet.config, pipeline.scheduler.config
+    for name, value in other_conditions(unet).items():
+        reason = MEANING.get(name, "the conditioning knows nothing of it")
+        raise other_layout(source, f"its UNet has {name} = {value!r}: {reason}")
+    width = pipeline.text_encoder.config.hidden_size
+    channels = pipeline.vae.config["latent_channels"]
+    if unet["cross_attention_dim"] != width:
+        raise other_layout(
+            source,
+            f"its UNet has cross_attention_dim = {unet['cross_attention_dim']}, "
+            f"its text encoder gives {width} values per token",
+        )
+    if unet["in_channels"] != channels or unet["out_channels"] != channels:
+        raise other_layout(source, f"its UNet does not map {channels} latent channels to as many")
+    if scheduler["prediction_type"] not in ("epsilon", "v_prediction"):
+        raise other_layout(source, f"it predicts {scheduler['prediction_type']!r}, not noise or velocity")
+
+
+def other_conditions(unet: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a UNet's config that are neither its shape nor as they are by default."""
+    known = inspect.signature(UNet2DConditionModel.__init__).parameters
+    named = {name: value for name, value in unet.items() if not name.startswith("_") and name not in SHAPE}
+    return {name: value for name, value in named.items() if name not in known or value != known[name].default}
+
+
+def base_warnings(source: str, scheduler: str, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """scheduler: class name, as in the index. config: of the scheduler.
+
+    A model distilled for a few steps without guidance trains like any other and then breaks: DDIM or DPM-Solver with
+    guidance takes its samples out of range, which looks like difficulty.
+    """
+    trailing = (scheduler, config.get("timestep_spacing")) == ("EulerDiscreteScheduler", "trailing")
+    name = re.split(r"[/\\]", source.rstrip("/\\"))[-1]
+    found = (
+        f"its scheduler is {scheduler}"
+        if scheduler in FEW_STEPS
+        else "its scheduler is that of SD-Turbo"
+        if trailing and config.get("prediction_type") == "epsilon"
+        else f"it is called {name}"
+        if FEW_STEPS_NAME.search(name)
+        else None
+    )
+    if found is None:
+        return ()
+    return (
+        f"{source!r} seems to be distilled for a few steps without guidance ({found}); samplers with guidance break "
+        "such models: use the model that it was distilled from, or set --text-guidance 1 --difficulty-guidance 1 and "
+        "look at the pictures",
+    )
+
+
+def other_layout(source: str, reason: str) -> MismatchError:
+    return MismatchError(
+        f"{source!r} is not a text-to-image model in the Stable Diffusion layout: {reason}",
+        f"give one with {', '.join(PARTS)}, such as Stable Diffusion 1.5 or 2.1",
+    )
