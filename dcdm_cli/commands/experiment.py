@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcdm_cli.commands.arms import make_arm, make_sets
-from dcdm_cli.commands.checks import Evaluated, checked_data
+from dcdm_cli.commands.checks import Evaluated, checked_data, held_out_difficulty
 from dcdm_cli.commands.evaluate import evaluation_settings
 from dcdm_cli.commands.options import Context
 from dcdm_cli.commands.sets import GeneratedSets
@@ -89,7 +89,14 @@ def train_arms(context: Context, experiment: Experiment, data: Evaluated, seeds:
     from dcdm_cli.evaluation.downstream import open_ledger, run_arms, trial_of
 
     sets = GeneratedSets(context, experiment, data.real, job)
-    trial = trial_of(data.real, data.held_out, experiment.baseline, experiment.focus)
+    trial = trial_of(
+        data.real,
+        data.held_out,
+        experiment.baseline,
+        experiment.focus,
+        pairs=experiment.pairs,
+        difficulty=held_out_difficulty(context, data.held_out, job),
+    )
     cells, ledger = _cells(context, experiment, data, sets), open_ledger(context.run.evaluation)
     by_arm = [(cell.arms[position], cell.config) for position in range(len(experiment.arms)) for cell in cells]
     make_sets(by_arm, trial, seeds, ledger)
@@ -176,7 +183,12 @@ def _about(spec: ArmSpec, ratio: float, sets: GeneratedSets, seeds: Sequence[int
     """Where the arm's images come from, and what the scorer finds in them on average over the seeds."""
     from dcdm_cli.evaluation.cost import hours_of
 
-    about: dict[str, Any] = {"source": spec.source, "adapter": spec.adapter, "difficulty": None}
+    about: dict[str, Any] = {
+        "source": spec.source,
+        "adapter": spec.adapter,
+        "difficulty": None,
+        "augmented": spec.augmented,
+    }
     if spec.source != "generated":
         return about
     about["difficulty"] = f"plan, {spec.rounds} rounds" if spec.rounds else spec.difficulty or sets.difficulty

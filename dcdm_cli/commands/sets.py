@@ -195,7 +195,8 @@ def _plan(context: Context, counts: np.ndarray, seed: int, generator: str) -> Pl
 
 
 def _but_name(arm: ArmSpec) -> ArmSpec:
-    return arm.model_copy(update={"name": "", "ratio": None})
+    """Arms that are the same but for what is no matter of their images."""
+    return arm.model_copy(update={"name": "", "ratio": None, "augment": False})
 
 
 def _finished(folder: Path) -> bool:

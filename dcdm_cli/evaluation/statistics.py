@@ -41,7 +41,7 @@ def interval(values: Sequence[float] | np.ndarray) -> list[float] | None:
     return [_rounded(low), _rounded(high)]
 
 
-def compare(values: Sequence[float], against: Sequence[float]) -> dict[str, Any]:
+def compare(values: Sequence[float], against: Sequence[float], *, less_is_better: bool = False) -> dict[str, Any]:
     """`values` minus `against`, seed by seed. p_value: two-sided sign-flip permutation test. seeds_needed: to tell a
     difference of this size with a spread like this; None when that is more than `MOST_SEEDS` or cannot be said.
 
@@ -55,19 +55,26 @@ def compare(values: Sequence[float], against: Sequence[float]) -> dict[str, Any]
         "difference_ci95": bounds,
         "p_value": p_value,
         "seeds": len(difference),
-        "verdict": _verdict(bounds, p_value),
+        "verdict": _verdict(bounds, p_value, "worse" if less_is_better else "better"),
         "seeds_needed": seeds_needed(difference),
     }
 
 
 def paired(
-    values: Mapping[str, Sequence[float]], baseline: str | None, focus: str | None = None
+    values: Mapping[str, Sequence[float]],
+    baseline: str | None,
+    focus: str | None = None,
+    besides: Sequence[tuple[str, str]] = (),
+    *,
+    less_is_better: bool = False,
 ) -> list[dict[str, Any]]:
-    """Every arm against `baseline`, and `focus` against every other arm; arms that are not there are passed over."""
-    pairs = [(arm, baseline) for arm in values if arm != baseline and baseline in values]
-    if focus in values and focus != baseline:
+    """Every arm against `baseline`, `focus` against every other arm, and the pairs `besides`, once each; arms that are
+    not there are passed over."""
+    pairs = [(arm, baseline) for arm in values if arm != baseline]
+    if focus != baseline:
         pairs += [(focus, arm) for arm in values if arm not in (focus, baseline)]
-    return [{"arm": a, "against": b, **compare(values[a], values[b])} for a, b in pairs if a and b]
+    there = [pair for pair in dict.fromkeys([*pairs, *besides]) if all(arm in values for arm in pair)]
+    return [{"arm": a, "against": b, **compare(values[a], values[b], less_is_better=less_is_better)} for a, b in there]
 
 
 def seeds_needed(difference: Sequence[float] | np.ndarray) -> int | None:
@@ -108,10 +115,11 @@ def _mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
     return np.mean(values, axis=axis)
 
 
-def _verdict(bounds: Sequence[float] | None, p_value: float | None) -> str:
+def _verdict(bounds: Sequence[float] | None, p_value: float | None, more: str = "better") -> str:
+    """more: what a larger number is."""
     if bounds is None or p_value is None or bounds[0] <= 0 <= bounds[1]:
         return "cannot tell"
-    word = "better" if bounds[0] > 0 else "worse"
+    word = more if bounds[0] > 0 else next(iter({"better", "worse"} - {more}))
     if p_value <= 1 - LEVEL + 1e-9:
         return word
     return "cannot tell" if bounds[0] == bounds[1] else f"points to {word}"

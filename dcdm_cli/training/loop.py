@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
+from dcdm_cli.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
 from dcdm_cli.config import FinetuneConfig
 from dcdm_cli.errors import CapabilityError, NumericalError
 from dcdm_cli.files import hash_json
@@ -27,12 +30,14 @@ from dcdm_cli.model.conditioning import NULL_DIFFICULTY, DifficultyEncoder, Enco
 from dcdm_cli.model.denoiser import ConditionedUNet
 from dcdm_cli.model.lora import add_lora, lora_parameters
 from dcdm_cli.model.schedule import add_noise, training_scheduler
-from dcdm_cli.training.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
-from dcdm_cli.training.dataset import Draws, DrawSettings, TrainingSet, draw
+from dcdm_cli.training.dataset import Draws, DrawSettings, TrainingSet, draw, refuse_not_finite
 from dcdm_cli.training.objective import denoising_loss, min_snr_weights
 
 log = logging.getLogger(__name__)
-MAX_BAD_STEPS = 20
+MAX_BAD_STEPS = 3  # in a row, with a loss or gradient that is not finite
+MAX_SCALED_STEPS = 20  # of fp16, whose scaler finds the gradients' range by overflowing while the loss is finite
+DIVERGED = 100.0  # a loss above it; predicting nothing at all costs 1
+CHECKED_AT_ONCE = 4096  # images' latents
 STOP_SIGNALS = (None, "SIGINT", "SIGTERM")  # as numbers, to be compared across processes
 
 
@@ -46,12 +51,24 @@ class Trained:
 
 
 def finetune(
-    base: BaseModel, data: TrainingSet, classes: int, config: FinetuneConfig, checkpoints: Path, job: Job
+    base: BaseModel,
+    data: TrainingSet,
+    classes: int,
+    config: FinetuneConfig,
+    checkpoints: Path,
+    job: Job,
+    *,
+    replace: bool = False,
 ) -> Trained:
-    """Trains in place of `base.unet`. Raises NumericalError after 20 non-finite losses in a row, InterruptedRunError
-    when asked to stop. The same call goes on from the newest checkpoint, which a stop writes first."""
+    """Trains in place of `base.unet`. The same call goes on from the newest checkpoint, which a stop writes first.
+
+    replace: checkpoints of other settings or data, or damaged ones, give way instead of being refused. Raises
+    NumericalError for data, losses or weights that are not finite, after `MAX_BAD_STEPS` steps in a row with the last
+    good checkpoint kept; MismatchError for checkpoints of another training, InterruptedRunError when asked to stop.
+    """
+    _check_data(data)
     trainer = Trainer(base, data, classes, config, checkpoints, job)
-    trainer.resume()
+    trainer.resume(replace=replace)
     while trainer.step < config.steps:
         trainer.train_step()
         trainer.report()
@@ -173,10 +190,12 @@ class Trainer:
             self.config.keep_checkpoints,
         )
 
-    def resume(self) -> None:
-        found = load_checkpoint(self.checkpoints, self.settings)
+    def resume(self, *, replace: bool = False) -> None:
+        found = load_checkpoint(self.checkpoints, self.settings, replace=replace)
         self.accelerator.wait_for_everyone()  # before the main process deletes or adds one
         if found is None:
+            if self.accelerator.is_main_process:
+                shutil.rmtree(self.checkpoints, ignore_errors=True)
             return
         tensors, state = found
         with torch.no_grad():
@@ -194,12 +213,25 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 
     def finish(self) -> Trained:
+        self._check_result()
         self.ema.copy_to(self.parameters)
         network = self.accelerator.unwrap_model(self.network)
         if self.accelerator.num_processes > 1:
             self.accelerator.wait_for_everyone()
             torch.distributed.destroy_process_group()  # what follows is the main process's alone
         return Trained(network.eval(), self.losses, self.skipped)
+
+    def _check_result(self) -> None:
+        """A run may end before bad steps are enough of them, or with numbers that are finite and mean nothing."""
+        what = ""
+        if self.bad_in_a_row:
+            what = f"the last {self.bad_in_a_row} of {self.step} steps had a loss or gradient that was not finite"
+        elif not all(torch.isfinite(shadow).all() for shadow in self.ema.shadow_params):
+            what = "the trained weights are not finite"
+        elif self.losses and self.losses[-1][1] > DIVERGED:
+            what = f"the loss has grown to {self.losses[-1][1]:.3g}, where predicting nothing costs about 1"
+        if what:
+            raise _diverged(what, self.config, self.checkpoints)
 
     def _loss(self, draws: Draws, rows: slice) -> Tensor:
         device = self.accelerator.device
@@ -240,11 +272,38 @@ class Trainer:
         self.skipped += 1
         self.bad_in_a_row += 1
         log.warning("step %d: loss %.4g or its gradient is not finite; step skipped", self.step + 1, loss)
-        if self.bad_in_a_row >= MAX_BAD_STEPS:
-            raise NumericalError(
-                f"loss or gradient were not finite for {MAX_BAD_STEPS} steps in a row (step {self.step + 1})",
-                "lower --lr, or use --precision fp32; no such weights were saved",
-            )
+        scaled = self.accelerator.scaler is not None and math.isfinite(loss)
+        bad = self.bad_in_a_row
+        if bad < (MAX_SCALED_STEPS if scaled else MAX_BAD_STEPS):
+            return
+        last, self.step = self.step + 1, self.step + 1 - bad  # nothing has changed since: as good as a save back then
+        self.skipped -= bad
+        self.bad_in_a_row = 0
+        self.save()
+        raise _diverged(
+            f"loss or gradient were not finite for {bad} steps in a row (up to step {last})",
+            self.config,
+            self.checkpoints,
+        )
+
+
+def _check_data(data: TrainingSet) -> None:
+    """Raises NumericalError for latents or text that are not finite, before a step is spent on them."""
+    for start in range(0, len(data.latents), CHECKED_AT_ONCE):
+        refuse_not_finite(data.latents[start : start + CHECKED_AT_ONCE], start)
+    if not np.isfinite(data.text).all():
+        raise NumericalError("the text encodings are not finite", "use --precision fp32")
+
+
+def _diverged(what: str, config: FinetuneConfig, checkpoints: Path) -> NumericalError:
+    newest = max((path.name for path in checkpoints.glob("step-*")), default="")
+    kept = f"; the last good checkpoint is kept: {checkpoints / newest}" if newest else ""
+    return NumericalError(
+        f"fine-tuning diverged: {what}; no adapter was written{kept}",
+        f"lower --lr ({config.lr:g} now) or --encoder-lr ({config.encoder_lr:g}), or use --precision fp32; "
+        "with other settings also --force, which starts over",
+        file=checkpoints if newest else None,
+    )
 
 
 def _stop(job: Job, name: str, saved: str) -> None:

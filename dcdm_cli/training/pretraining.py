@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from dcdm_cli.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
 from dcdm_cli.files import hash_json
 from dcdm_cli.job import Job
-from dcdm_cli.training.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
 
 TIMESTEPS = 1000
 _UNET_ONLY = {"unet_steps", "unet_lr", "text_dropout", "ema_decay"}  # of a recipe

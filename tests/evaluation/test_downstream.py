@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,18 @@ from dcdm_cli.config import ClassifierConfig
 from dcdm_cli.demo.digits import digit_images
 from dcdm_cli.errors import InterruptedRunError
 from dcdm_cli.evaluation import downstream as module
-from dcdm_cli.evaluation.downstream import NOTHING, Arm, Ledger, Samples, Trial, arm_accuracy, run_arms
+from dcdm_cli.evaluation.downstream import (
+    NOTHING,
+    Arm,
+    Ledger,
+    Result,
+    Samples,
+    Trial,
+    arm_accuracy,
+    arm_result,
+    harder_half,
+    run_arms,
+)
 from dcdm_cli.job import Job
 
 SETTINGS = ClassifierConfig.model_validate(
@@ -51,9 +63,12 @@ def test_a_classifier_learns_from_its_arm_and_wrong_images_harm_it(pair: tuple[S
 def accuracies(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, int], float]:
     """Training is replaced by a table (images, seed) -> accuracy, to check the arithmetic on known numbers."""
     table: dict[tuple[int, int], float] = {}
-    monkeypatch.setattr(
-        module, "arm_accuracy", lambda train, test, config, classes, seed, device: table[len(train), seed]
-    )
+
+    def known(train: Samples, trial: Trial, config: object, seed: int, device: str, keep: object) -> Result:
+        accuracy = table[len(train), seed]
+        return Result(accuracy, round(2 * (1 - accuracy), 6), round(accuracy - 0.1, 6))
+
+    monkeypatch.setattr(module, "arm_result", known)
     return table
 
 
@@ -110,6 +125,89 @@ def test_means_intervals_and_paired_differences(tmp_path: Path, accuracies: dict
     )
 
 
+def test_log_loss_and_the_harder_half_are_compared_like_accuracy(tmp_path: Path, accuracies: dict) -> None:
+    """With the sign of log-loss: less is better."""
+    accuracies |= KNOWN
+    made = run(tmp_path, [])
+    real = made["arms"][0]
+    assert real["log_loss"] == [0.2, 0.16, 0.18] and real["log_loss_mean"] == pytest.approx(0.18)
+    assert real["hard_accuracy_mean"] == pytest.approx(0.81) and real["hard_accuracy_ci95"] is not None
+    key = ("dcdm", "real")
+    by = {
+        measure: {(row["arm"], row["against"]): row for row in made[name]}[key]
+        for measure, name in (("accuracy", "paired"), ("loss", "paired_log_loss"), ("hard", "paired_hard_accuracy"))
+    }
+    assert by["hard"]["difference_mean"] == by["accuracy"]["difference_mean"] == pytest.approx(0.1 / 3, abs=1e-5)
+    assert by["loss"]["difference_mean"] == pytest.approx(-0.2 / 3, abs=1e-5)
+    assert {row["verdict"] for row in by.values()} == {"points to better"}
+
+
+def test_a_classifier_is_measured_in_three_ways(pair: tuple[Samples, Samples]) -> None:
+    real, test = pair
+    harder = harder_half(np.linspace(0, 1, len(test)))
+    assert harder.sum() == len(test) // 2 and not harder[0] and harder[-1]
+    how = (SETTINGS.model_copy(update={"steps": 8}), 0, "cpu")
+    whole = arm_result(real, Trial(real, test, 2, ""), *how)
+    halves = [arm_result(real, Trial(real, test, 2, "", harder=half), *how) for half in (harder, ~harder)]
+    assert whole.hard_accuracy is None and {half.accuracy for half in halves} == {whole.accuracy}
+    hard = [half.hard_accuracy for half in halves]
+    assert np.mean([value for value in hard if value is not None]) == pytest.approx(whole.accuracy)
+    assert 0 < whole.log_loss < 5
+
+
+def test_the_harder_half_takes_unknown_difficulties_last() -> None:
+    assert harder_half(np.array([np.nan, 0.2, 0.9, 0.2, 0.5])).tolist() == [False, False, True, False, True]
+    assert harder_half(np.array([0.3, 0.3, 0.3, 0.3])).tolist() == [True, True, False, False]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_stop_within_a_classifier_is_heard_and_gone_on_from(
+    tmp_path: Path, pair: tuple[Samples, Samples], workers: int
+) -> None:
+    """Also where other processes train: they save at the step they are at, and are waited for."""
+    real, test = pair
+    config = SETTINGS.model_copy(update={"steps": 100_000})
+    arm, begun = Arm("real", lambda seed: NOTHING, ""), tmp_path / "begun"
+    clock, asked = time.monotonic(), []
+
+    def stop() -> str | None:
+        asked.append(time.monotonic())
+        late = asked[-1] - clock > (8 if workers > 1 else 1)
+        return "SIGINT" if late else None
+
+    how = {"arms": [arm], "trial": Trial(real, test, 2, "d"), "config": config, "seeds": [0, 1], "workers": workers}
+    with pytest.raises(InterruptedRunError, match=r"step \d+ of 100000|0 of 2 classifiers") as caught:
+        run(tmp_path, [], Job(stop_signal=stop), **how)
+    assert caught.value.code == 130
+    assert len(list(begun.glob("*/step-*/state.json"))) == workers
+    assert not (tmp_path / "ledger.jsonl").exists()
+
+
+def test_what_was_stopped_within_a_classifier_ends_as_it_would_have(
+    tmp_path: Path, pair: tuple[Samples, Samples]
+) -> None:
+    real, test = pair
+    how = {"arms": [Arm("real", lambda seed: NOTHING, "")], "trial": Trial(real, test, 2, "d"), "seeds": [0]}
+    how["config"] = SETTINGS.model_copy(update={"steps": 9})
+    folders = [tmp_path / name for name in ("through", "stopped")]
+    for folder in folders:
+        folder.mkdir()
+    through = run(folders[0], [], **how)
+    asked = iter([None] * (len(real) + 4))
+    with pytest.raises(InterruptedRunError, match="goes on at step 5 of 9"):
+        run(folders[1], [], Job(stop_signal=lambda: next(asked, "SIGTERM")), **how)
+    assert run(folders[1], [], **how) == through
+    assert [path.name for path in folders[1].iterdir()] == ["ledger.jsonl"]
+
+
+def test_further_pairs_are_compared_once_each(tmp_path: Path, accuracies: dict) -> None:
+    accuracies |= KNOWN
+    asked = (("plain", "dcdm"), ("dcdm", "plain"), ("dcdm", "gone"))
+    made = run(tmp_path, [], trial=replace(trial(), pairs=asked))
+    pairs = [(row["arm"], row["against"]) for row in made["paired"]]
+    assert pairs == [("plain", "real"), ("dcdm", "real"), ("dcdm", "plain"), ("plain", "dcdm")]
+
+
 def test_every_arm_and_seed_is_computed_once(tmp_path: Path, accuracies: dict) -> None:
     accuracies |= KNOWN
     calls: list[tuple[str, int]] = []
@@ -127,7 +225,16 @@ def test_a_stopped_comparison_goes_on_and_a_torn_line_is_redone(tmp_path: Path, 
     run(tmp_path, calls)
     ledger = tmp_path / "ledger.jsonl"
     lines = ledger.read_text().splitlines()
-    assert len(lines) == 9 and {"arm", "seed", "accuracy", "images", "seconds", "key"} == set(json.loads(lines[0]))
+    assert len(lines) == 9 and {
+        "arm",
+        "seed",
+        "accuracy",
+        "log_loss",
+        "hard_accuracy",
+        "images",
+        "seconds",
+        "key",
+    } == set(json.loads(lines[0]))
     ledger.write_text("\n".join(lines)[:-9])
     calls.clear()
     run(tmp_path, calls)

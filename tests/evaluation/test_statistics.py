@@ -72,6 +72,13 @@ def test_an_interval_on_one_side_is_not_enough_at_many_seeds_either() -> None:
     assert statistics._verdict([-0.001, 0.02], 0.04) == "cannot tell"
 
 
+def test_where_less_is_better_the_words_change_and_the_numbers_do_not() -> None:
+    less, more = np.linspace(0.1, 0.2, 8), np.linspace(0.3, 0.41, 8)
+    plain, turned = compare(less, more), compare(less, more, less_is_better=True)
+    assert (plain.pop("verdict"), turned.pop("verdict")) == ("worse", "better") and plain == turned
+    assert compare(more[:3], less[:3], less_is_better=True)["verdict"] == "points to worse"
+
+
 def test_the_seeds_that_would_tell_do_tell() -> None:
     rng = np.random.default_rng(1)
     seen = rng.normal(0.004, 0.01, 8)
