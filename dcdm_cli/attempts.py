@@ -19,10 +19,10 @@ from dcdm_cli.files import write_json
 class Attempt:
     """seconds, energy_wh (None = unknown) and apart (`apart.py`, by name) include those of earlier attempts."""
 
-    def __init__(self, file: Path, key: str, *, afresh: bool) -> None:
-        """key: what the work is; attempts at other work do not count. afresh: nothing earlier is gone on with."""
+    def __init__(self, file: Path, key: str) -> None:
+        """key: what the work is; attempts at other work do not count. One that is forced goes on like any other."""
         self._file, self._key = file, key
-        earlier = {} if afresh else _read(file, key)
+        earlier = _read(file, key)
         self.seconds: float = earlier.get("seconds", 0.0)
         self.energy_wh: float | None = earlier.get("energy_wh", 0.0)
         self.apart = apart.Apart(dict(earlier.get("apart", {})))

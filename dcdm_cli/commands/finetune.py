@@ -57,8 +57,10 @@ def register(app: typer.Typer, summary: str) -> None:
         if not ranks.is_main:
             join_group(context)
             return
-        record = run_finetune(context)
-        calibrated = run_calibrate(context)
+        context.run.create(after="score")
+        with context.run.lock("dcdm finetune"):  # until calibration has ended: nobody may change the adapter before
+            record = run_finetune(context)
+            calibrated = run_calibrate(context)
         results = record.results | ({"calibration": calibrated.results} if calibrated else {})
         context.console.result({"stage": "finetune", "path": str(context.run.adapter), **results}, context.run.adapter)
 
@@ -68,8 +70,6 @@ def run_finetune(context: Context) -> StageRecord:
     run, config = context.run, context.config.finetune
     run.create(after="score")
     with run.lock("dcdm finetune"):
-        if context.force:
-            _drop(run.checkpoints / "adapter")
         record, done = run.run(_stage(context), lambda: _work(context, config, run.adapter), force=context.force)
         _drop(run.checkpoints / "adapter")  # only now: a kill before the record was written must not cost the training
     if not done:
@@ -85,7 +85,8 @@ def run_group(context: Context, wanted: tuple[str, ...]) -> None:
     config = context.config.model_copy(update={"scale": scale})
     spread = settle_spread(replace(context, resolved=replace(context.resolved, config=config)))
     context.console.note(f"devices: {', '.join(spread.devices)} (one process each)")
-    words = [sys.executable, "-m", "dcdm_cli", *sys.argv[1:]]
+    # -P: without it Python would run a typer.py of the folder one stands in
+    words = [sys.executable, "-P", "-m", "dcdm_cli", *sys.argv[1:]]
     logs = context.run.cache / "finetune-processes"
     Group(words, spread.devices, logs, context.console.out, spread.threads).run(asked_to_stop)
 
@@ -178,7 +179,8 @@ def train_adapter(
     """Fine-tunes on the run's manifest and writes an adapter folder. Returns losses and counts.
 
     difficulty_of: what stands for difficulty, one value in [0, 1] per view; None = the run's own scores. The
-    checkpoints, in a folder of the adapter's name, stay until the caller has recorded the result.
+    checkpoints, in a folder of the adapter's name, stay until the caller has recorded the result; with --force those of
+    other settings give way, while its own are gone on with.
 
     In a group of processes all of them call it, and the main one alone writes.
     """
@@ -194,7 +196,8 @@ def train_adapter(
     config = config.model_copy(update={"seed": config.seed + context.config.seed})
     measure = difficulty_of or own_difficulty
     data, fingerprint = _training_set(context, config, rows, base, job, measure), base.fingerprint
-    trained = finetune(base, data, len(rows.class_names), config, context.run.checkpoints / folder.name, job)
+    place = context.run.checkpoints / folder.name
+    trained = finetune(base, data, len(rows.class_names), config, place, job, replace=context.force)
     results = {"images": len(data), "losses": trained.losses, "skipped_steps": trained.skipped}
     results |= {"processes": ranks.world, "global_batch": global_batch(config, ranks.world)}
     if not ranks.is_main:

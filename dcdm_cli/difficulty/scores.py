@@ -172,8 +172,8 @@ def log_loss(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def accuracy_of(predicted: np.ndarray, labels: np.ndarray) -> float:
-    """Of the rows with a label; NaN without any."""
-    known = np.asarray(labels) >= 0
+    """Of the rows with a label and a finite answer (predicted >= 0): no answer is no wrong one. NaN without any."""
+    known = (np.asarray(labels) >= 0) & (np.asarray(predicted) >= 0)
     return float((predicted == labels)[known].mean()) if known.any() else float("nan")
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from dcdm_cli.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
 from dcdm_cli.config import FinetuneConfig
 from dcdm_cli.errors import CapabilityError, NumericalError
-from dcdm_cli.files import hash_json
+from dcdm_cli.files import check_room, hash_json
 from dcdm_cli.job import Job
 from dcdm_cli.model.base import BaseModel
 from dcdm_cli.model.conditioning import NULL_DIFFICULTY, DifficultyEncoder, EncoderConfig
@@ -36,7 +36,7 @@ from dcdm_cli.training.objective import denoising_loss, min_snr_weights
 log = logging.getLogger(__name__)
 MAX_BAD_STEPS = 3  # in a row, with a loss or gradient that is not finite
 MAX_SCALED_STEPS = 20  # of fp16, whose scaler finds the gradients' range by overflowing while the loss is finite
-DIVERGED = 100.0  # a loss above it; predicting nothing at all costs 1
+DIVERGED = 100.0  # a loss that nothing learnt has; predicting nothing at all costs 1
 CHECKED_AT_ONCE = 4096  # images' latents
 STOP_SIGNALS = (None, "SIGINT", "SIGTERM")  # as numbers, to be compared across processes
 
@@ -68,6 +68,7 @@ def finetune(
     """
     _check_data(data)
     trainer = Trainer(base, data, classes, config, checkpoints, job)
+    check_room(checkpoints, trainer.checkpoint_bytes * (config.keep_checkpoints + 1), "the checkpoints")
     trainer.resume(replace=replace)
     while trainer.step < config.steps:
         trainer.train_step()
@@ -134,15 +135,17 @@ class Trainer:
             difficulty_dropout=config.difficulty_dropout,
         )
 
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Weights, their moving average and two moments of AdamW."""
+        return 4 * sum(parameter.numel() * parameter.element_size() for parameter in self.parameters)
+
     def train_step(self) -> None:
         draws = draw(self.data, self.draws, self.step)
-        size, accumulation = self.config.batch_size, self.config.gradient_accumulation
-        first = self.accelerator.process_index * size * accumulation
-        total = 0.0
+        accumulation, total = self.config.gradient_accumulation, 0.0
         for micro in range(accumulation):
-            rows = slice(first + micro * size, first + (micro + 1) * size)
             with self.accelerator.accumulate(self.network):
-                loss = self._loss(draws, rows)
+                loss = self._loss(draws, self._rows(micro))
                 total += self._mean_over_processes(loss) / accumulation
                 self.accelerator.backward(loss)
         self._apply(total)
@@ -213,8 +216,8 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 
     def finish(self) -> Trained:
-        self._check_result()
         self.ema.copy_to(self.parameters)
+        self._check_result()
         network = self.accelerator.unwrap_model(self.network)
         if self.accelerator.num_processes > 1:
             self.accelerator.wait_for_everyone()
@@ -222,16 +225,32 @@ class Trainer:
         return Trained(network.eval(), self.losses, self.skipped)
 
     def _check_result(self) -> None:
-        """A run may end before bad steps are enough of them, or with numbers that are finite and mean nothing."""
+        """Of the weights that are about to be written: a run may end before bad steps are enough of them, or with
+        numbers that are finite and mean nothing."""
         what = ""
         if self.bad_in_a_row:
             what = f"the last {self.bad_in_a_row} of {self.step} steps had a loss or gradient that was not finite"
-        elif not all(torch.isfinite(shadow).all() for shadow in self.ema.shadow_params):
-            what = "the trained weights are not finite"
-        elif self.losses and self.losses[-1][1] > DIVERGED:
-            what = f"the loss has grown to {self.losses[-1][1]:.3g}, where predicting nothing costs about 1"
+        elif not (loss := self._loss_to_come()) < DIVERGED:
+            what = f"the trained weights have a loss of {loss:.3g}, where predicting nothing costs about 1"
         if what:
             raise _diverged(what, self.config, self.checkpoints)
+
+    @torch.no_grad()
+    def _loss_to_come(self) -> float:
+        """Of a step that would come next, of up to `MAX_BAD_STEPS` the first that means something; the same in every
+        process."""
+        loss = math.nan
+        for step in range(self.step, self.step + MAX_BAD_STEPS):
+            loss = self._mean_over_processes(self._loss(draw(self.data, self.draws, step), self._rows(0)))
+            if loss < DIVERGED:
+                break
+        return loss
+
+    def _rows(self, micro: int) -> slice:
+        """This process's share of the global batch in one of the accumulated parts of a step."""
+        size, accumulation = self.config.batch_size, self.config.gradient_accumulation
+        first = (self.accelerator.process_index * accumulation + micro) * size
+        return slice(first, first + size)
 
     def _loss(self, draws: Draws, rows: slice) -> Tensor:
         device = self.accelerator.device

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -160,27 +162,33 @@ def test_the_harder_half_takes_unknown_difficulties_last() -> None:
     assert harder_half(np.array([0.3, 0.3, 0.3, 0.3])).tolist() == [True, True, False, False]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_stop_within_a_classifier_is_heard_and_gone_on_from(
-    tmp_path: Path, pair: tuple[Samples, Samples], workers: int
-) -> None:
-    """Also where other processes train: they save at the step they are at, and are waited for."""
+def test_a_stop_within_a_classifier_is_heard(tmp_path: Path, pair: tuple[Samples, Samples]) -> None:
     real, test = pair
+    config, clock = SETTINGS.model_copy(update={"steps": 100_000}), time.monotonic()
+    how = {"arms": [Arm("real", lambda seed: NOTHING, "")], "trial": Trial(real, test, 2, "d"), "config": config}
+    job = Job(stop_signal=lambda: "SIGINT" if time.monotonic() - clock > 1 else None)
+    with pytest.raises(InterruptedRunError, match=r"step \d+ of 100000") as caught:
+        run(tmp_path, [], job, seeds=[0, 1], **how)
+    assert caught.value.code == 130 and not (tmp_path / "ledger.jsonl").exists()
+    assert len(list(tmp_path.glob("begun/*/step-*/state.json"))) == 1
+
+
+def test_a_parent_that_waits_for_workers_hears_a_stop() -> None:
+    waiting, clock = {Future(): (None, 0)}, time.monotonic()
+    job = Job(stop_signal=lambda: "SIGINT" if time.monotonic() - clock > 0.3 else None)
+    assert list(module._finished(waiting, job)) == [] and time.monotonic() - clock < 3  # type: ignore[arg-type]
+
+
+def test_a_worker_that_is_told_to_stop_saves_and_says_nothing(
+    tmp_path: Path, pair: tuple[Samples, Samples], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, test = pair
+    told = threading.Event()
+    monkeypatch.setattr(module, "_stop", told)
+    threading.Timer(1.0, told.set).start()
     config = SETTINGS.model_copy(update={"steps": 100_000})
-    arm, begun = Arm("real", lambda seed: NOTHING, ""), tmp_path / "begun"
-    clock, asked = time.monotonic(), []
-
-    def stop() -> str | None:
-        asked.append(time.monotonic())
-        late = asked[-1] - clock > (8 if workers > 1 else 1)
-        return "SIGINT" if late else None
-
-    how = {"arms": [arm], "trial": Trial(real, test, 2, "d"), "config": config, "seeds": [0, 1], "workers": workers}
-    with pytest.raises(InterruptedRunError, match=r"step \d+ of 100000|0 of 2 classifiers") as caught:
-        run(tmp_path, [], Job(stop_signal=stop), **how)
-    assert caught.value.code == 130
-    assert len(list(begun.glob("*/step-*/state.json"))) == workers
-    assert not (tmp_path / "ledger.jsonl").exists()
+    assert module._lesson_apart(Trial(real, test, 2, "d"), NOTHING, config, 0, "cpu", tmp_path / "begun") is None
+    assert len(list(tmp_path.glob("begun/step-*/state.json"))) == 1
 
 
 def test_what_was_stopped_within_a_classifier_ends_as_it_would_have(

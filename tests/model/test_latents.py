@@ -58,3 +58,17 @@ def test_decoding_in_chunks_changes_nothing(tiny: BaseModel) -> None:
     latents, decode = torch.randn(5, 4, 8, 8), torch_decoder(tiny.vae)
     together, alone = (decode_latents(decode, latents, chunk).astype(int) for chunk in (5, 2))
     assert np.abs(together - alone).max() <= 1  # a rounding step: kernels differ with the batch
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_image_that_is_not_finite_becomes_a_blank_one_and_its_neighbours_stay(value: float) -> None:
+    """As bytes nothing would tell it from a picture: one bad pixel, and the image is given up as a whole."""
+    latents = torch.rand(3, 4, 2, 2)
+
+    def decode(part: torch.Tensor) -> torch.Tensor:
+        images = torch.linspace(-1, 1, len(part) * 48).reshape(len(part), 3, 4, 4).clone()
+        images[1, 0, 2, 2] = value
+        return images
+
+    made = decode_latents(decode, latents, 3)
+    assert made[1].std() == 0 and made[0].std() > 1 and made[2].std() > 1

@@ -178,7 +178,7 @@ def test_the_last_good_checkpoint_is_kept_and_gone_on_from(train: Train, tmp_pat
 @pytest.mark.parametrize("steps", [1, 2, 12])
 def test_an_absurd_learning_rate_is_a_failure_however_short_the_run(train: Train, steps: int) -> None:
     with pytest.raises(NumericalError, match="diverged") as caught:
-        train(settings(steps=steps, lr=1e20, encoder_lr=1e20, warmup_steps=0, lr_schedule="constant"))
+        train(settings(steps=steps, lr=1e20, encoder_lr=1e20, warmup_steps=0, lr_schedule="constant_with_warmup"))
     assert caught.value.code == 4
 
 
