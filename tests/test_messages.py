@@ -16,11 +16,11 @@ from typer.main import get_command
 from dcdm_cli.cli import COMMANDS, build_app
 
 ROOT = Path(__file__).parents[1]
+OWN_APPS = ("demo/pretrain.py", "__main__.py")  # scripts with an argument parser of their own
 SOURCES = sorted([*(ROOT / "dcdm_cli").rglob("*.py"), *(ROOT / "export" / "dcdm_export").rglob("*.py")])
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 VERB = re.compile(r"\bdcdm ([a-z]+)\b((?: (?!dcdm )[^,;:()\n]*)?)")
-# What else has flags: ImageNet-style words and options of other programs that a message names.
-OTHERS = {"--force-reinstall"}
+OTHERS = re.compile(r"\bray start[^:;]*")  # other programs have flags of their own
 
 
 @cache
@@ -42,6 +42,8 @@ def _of(command: Any) -> set[str]:
 def strings() -> Iterator[tuple[str, int, str]]:
     """Literals that are no docstrings; of an f-string its text, with {} for what is filled in."""
     for file in SOURCES:
+        if file.as_posix().endswith(OWN_APPS):
+            continue
         tree = ast.parse(file.read_text("utf-8"))
         documents = {
             id(node.body[0].value)
@@ -61,13 +63,13 @@ def strings() -> Iterator[tuple[str, int, str]]:
 
 def wrong(text: str) -> list[str]:
     """What the text names and the app does not have."""
-    known = set().union(*flags().values()) | OTHERS
+    text, known = OTHERS.sub("", text), set().union(*flags().values())
     found = [flag for flag in FLAG.findall(text) if flag not in known and not flag.endswith("-")]
     for verb, rest in VERB.findall(text):
         if verb not in flags():
             found.append(f"dcdm {verb}")
         else:
-            found += [f"dcdm {verb} {flag}" for flag in FLAG.findall(rest) if flag not in flags()[verb] | OTHERS]
+            found += [f"dcdm {verb} {flag}" for flag in FLAG.findall(rest) if flag not in flags()[verb]]
     return found
 
 

@@ -216,7 +216,7 @@ def read_manifest(path: Path, *, made_by: str = "dcdm score") -> Manifest:
         table = table.select(COLUMNS).cast(SCHEMA)
     except (pa.ArrowInvalid, KeyError, ValueError, OSError) as error:  # a damaged page is an OSError
         raise MismatchError(
-            f"{path} is not a dcdm manifest: {error}", f"make it again: {made_by} --force", file=path
+            f"{path} is no manifest of dcdm: {error}", f"make it again: {made_by} --force", file=path
         ) from error
     root = path.parent / (meta.get("root") or "")  # joining with an absolute path gives that path
     return Manifest(table.replace_schema_metadata(None), tuple(meta["class_names"]), root)

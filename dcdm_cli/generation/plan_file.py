@@ -40,7 +40,7 @@ class PlanFile:
             self.shard_size, self.class_names = int(header["shard_size"]), tuple(header["class_names"])
             self.made_for: Mapping[str, Any] = header["made_for"]
         except (pa.ArrowInvalid, KeyError, ValueError, TypeError, OSError) as error:
-            raise MismatchError(f"{path} is not a dcdm plan: {error}", _AGAIN, file=path) from error
+            raise MismatchError(f"{path} is no plan of dcdm: {error}", _AGAIN, file=path) from error
         whole = hash_json([header, self._digests]) == self.hash
         if not whole or self._parquet.num_row_groups != len(self._digests):
             raise self._changed()
