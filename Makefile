@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= demo-run
 
-.PHONY: demo demo-full test check lint slow tensorrt-check bench clean
+.PHONY: demo demo-full test check lint audit slow tensorrt-check bench clean
 
 $(BIN)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -21,6 +21,9 @@ lint: $(BIN)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
+
+audit: $(BIN)/.installed  ## known advisories of all that is installed (asks the package index)
+	$(BIN)/pip-audit --skip-editable
 
 check: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile

@@ -16,7 +16,7 @@ import typer
 from dcdm_cli import __version__
 from dcdm_cli.console import Console
 from dcdm_cli.errors import DcdmError, ExitCode, InterruptedRunError, OutOfMemoryError, UsageError
-from dcdm_cli.files import storage_error
+from dcdm_cli.files import system_error
 from dcdm_cli.signals import asked_to_stop, install_handlers
 
 # In pipeline order. Only the command that is asked for is imported: --help must not wait for torch or pydantic.
@@ -104,9 +104,7 @@ def _known(error: BaseException) -> DcdmError | None:
         return OutOfMemoryError(
             f"out of memory: {error}", "use a smaller --batch-size; for fine-tuning also --gradient-checkpointing"
         )
-    if isinstance(error, PermissionError):  # of something that is read: writers say so themselves
-        return None
-    return storage_error(error, getattr(error, "filename", None))
+    return system_error(error)
 
 
 def _stopped() -> InterruptedRunError:

@@ -17,16 +17,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dcdm_cli.errors import StorageError
+from dcdm_cli.errors import CapabilityError, DcdmError, NotFoundError, StorageError
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _FORBIDDEN = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
+_BROKEN = frozenset({errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV, errno.ENOTCONN, errno.ETIMEDOUT})
+_TOO_MANY = frozenset({errno.EMFILE, errno.ENFILE})
 PART_SUFFIX = ".part"
 
 
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turns a full, over-quota, read-only or forbidden disk into StorageError with the remedy."""
+    """Turns what a disk refuses a writer (full, over quota, read-only, forbidden, broken) into an error of ours with
+    the remedy."""
     try:
         yield
     except Exception as error:
@@ -36,21 +39,49 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise refused from error
 
 
-def storage_error(error: BaseException, path: Path | str | None) -> StorageError | None:
-    """What to tell the user when `error` says that the disk refuses; None when it says something else.
-
-    safetensors wraps the system's error in one of its own, with the number in the text.
-    """
-    wrapped = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
-    number = error.errno if isinstance(error, OSError) else int(wrapped[1]) if wrapped else None
-    if number is None or number not in _FULL | _FORBIDDEN:
+def storage_error(error: BaseException, path: Path | str | None) -> DcdmError | None:
+    """What to tell the user when `error` says that the disk refuses a write; None when it says something else."""
+    number = error_number(error)
+    if number is None or number not in _FULL | _FORBIDDEN | _BROKEN | _TOO_MANY:
         return None
-    remedy = "free some space, or choose another folder" if number in _FULL else "choose a folder you may write to"
-    return StorageError(
-        f"cannot write {path or 'to the disk'}: {os.strerror(number)}",
-        f"{remedy} with --run, and run it again: finished work is kept",
-        file=path,
-    )
+    return _of_cause(number, f"cannot write {path or 'to the disk'}", path)
+
+
+def system_error(error: BaseException) -> DcdmError | None:
+    """What to tell the user of an operating system's error that nobody else has explained; None for any other error.
+    Whatever it is, it is about a file, a disk or a network, and no fault of the program."""
+    number, path = error_number(error), getattr(error, "filename", None)
+    if number is None:
+        hint = "look at the file or the address that it names; set DCDM_DEBUG=1 to see where it happened"
+        return DcdmError(f"the system refused: {error}", hint) if isinstance(error, OSError) else None
+    return _of_cause(number, f"cannot use {path}" if path else "the system refused", path)
+
+
+def error_number(error: BaseException) -> int | None:
+    """The operating system's number. safetensors and pyarrow wrap its error in one of their own, with the number in the
+    text."""
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    wrapped = isinstance(error, OSError) or type(error).__name__ == "SafetensorError"
+    found = re.search(r"\(os error (\d+)\)|\[Errno (\d+)\]", str(error)) if wrapped else None
+    return int(found[1] or found[2]) if found else None
+
+
+def _of_cause(number: int, what: str, path: Path | str | None) -> DcdmError:
+    message = f"{what}: {os.strerror(number)}"
+    again = "and run it again: finished work is kept"
+    if number in _FULL:
+        return StorageError(message, f"free some space, or choose another folder with --run, {again}", file=path)
+    if number in _FORBIDDEN:
+        return StorageError(message, f"allow it, or choose a folder you may write to with --run, {again}", file=path)
+    if number in _BROKEN:
+        hint = f"the disk, or the network that it hangs on, failed: check it (dmesg), {again}; or choose another --run"
+        return StorageError(message, hint, file=path)
+    if number in _TOO_MANY:
+        return CapabilityError(message, f"allow more open files: ulimit -n 4096, {again}", file=path)
+    if number == errno.ENOENT:
+        return NotFoundError(message, "check the path, or run the command that makes this file", file=path)
+    return DcdmError(message, f"look at that file and its disk, {again}", file=path)
 
 
 @contextmanager
@@ -120,6 +151,32 @@ def append_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
             stream.write(lines.encode("utf-8"))
             stream.flush()
             os.fsync(stream.fileno())
+
+
+def sweep(root: Path, *, leave: Path | None = None) -> None:
+    """Removes what writers that were killed left below `root`, wherever that is: names that begin with a dot and end in
+    `PART_SUFFIX`, as every temporary file and folder here is called. leave: a folder that is not looked into."""
+    for folder, folders, files in os.walk(root):
+        for name in filter(_is_leftover, files):
+            Path(folder, name).unlink(missing_ok=True)
+        for name in filter(_is_leftover, folders):
+            shutil.rmtree(Path(folder, name), ignore_errors=True)
+        folders[:] = [name for name in folders if not _is_leftover(name) and Path(folder, name) != leave]
+
+
+def _is_leftover(name: str) -> bool:
+    return name.startswith(".") and name.removesuffix(".old").endswith(PART_SUFFIX)
+
+
+def check_room(folder: Path, needed: int, what: str, spare: float = 0.1) -> None:
+    """Before work begins. needed: bytes; spare: share that is asked for beyond. Raises StorageError."""
+    free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
+    if needed * (1 + spare) > free:
+        raise StorageError(
+            f"{what} need about {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free in {folder}",
+            "free some space, or choose another folder with --run",
+            file=folder,
+        )
 
 
 def safe_name(text: str, otherwise: str) -> str:

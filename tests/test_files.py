@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +14,21 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from dcdm_cli.errors import StorageError
+from dcdm_cli.errors import CapabilityError, DcdmError, NotFoundError, StorageError
 from dcdm_cli.files import (
     append_json_lines,
     atomic_folder,
     atomic_path,
+    check_room,
+    error_number,
     hash_bytes,
     hash_file,
     hash_json,
     hash_tree,
     storage_error,
     storage_errors,
+    sweep,
+    system_error,
     write_bytes,
     write_json,
 )
@@ -109,6 +115,56 @@ def test_lines_are_appended_and_torn_ones_dropped(tmp_path: Path) -> None:
         kept = whole[:length].count(b"\n")
         found = read_lines(file, dict[str, Any])
         assert found[-1] == {"a": 3} and found[:kept] == [{"a": "é"}, {"a": "x\ny"}][:kept]
+
+
+@pytest.mark.parametrize("code", [e for e in errno.errorcode if e != errno.EPIPE])
+def test_no_error_of_the_operating_system_is_called_a_bug(code: int) -> None:
+    """Whatever its number: file, cause and a remedy are named."""
+    told = system_error(OSError(code, os.strerror(code), "/data/x.png"))
+    assert told is not None and os.strerror(code) in told.message and "/data/x.png" in told.message
+    assert told.hint and "report" not in told.hint and told.file == "/data/x.png"
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "word"),
+    [
+        (errno.EIO, StorageError, "dmesg"),
+        (errno.ESTALE, StorageError, "network"),
+        (errno.EROFS, StorageError, "--run"),
+        (errno.EDQUOT, StorageError, "free some space"),
+        (errno.EMFILE, CapabilityError, "ulimit -n"),
+        (errno.ENOENT, NotFoundError, "path"),
+        (errno.EISDIR, DcdmError, "look at"),
+    ],
+)
+def test_each_cause_has_its_own_code_and_remedy(code: int, kind: type[DcdmError], word: str) -> None:
+    told = system_error(OSError(code, os.strerror(code), "x"))
+    assert type(told) is kind and word in told.hint
+
+
+def test_numbers_that_libraries_wrap_are_read_and_other_errors_are_not_the_systems() -> None:
+    assert error_number(OSError("[Errno 5] Error reading bytes: Input/output error")) == errno.EIO
+    assert type(system_error(OSError("cannot connect to example.org"))) is DcdmError
+    assert system_error(ValueError("[Errno 5]")) is None and system_error(KeyError("x")) is None
+
+
+def test_leftovers_are_swept_wherever_they_are_and_nothing_else(tmp_path: Path) -> None:
+    """By their names alone: no list of places that would have to be kept."""
+    swept = ["a/b/c/.x.png.12.ff.part", ".probe-abc.part/1.png", "q/.adapter.1.ff.part.old/deep/w", "plans/.p.1.a.part"]
+    kept = ["mine.part", "a/.hidden", "a/part", "generated/shards/.x.1.ff.part"]
+    for name in (*swept, *kept):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    sweep(tmp_path, leave=tmp_path / "generated")
+    assert sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()) == sorted(kept)
+
+
+def test_what_does_not_fit_is_refused_before_it_is_begun(tmp_path: Path) -> None:
+    free = shutil.disk_usage(tmp_path).free
+    check_room(tmp_path / "not" / "there", 1000, "the images")
+    with pytest.raises(StorageError, match=r"the images need about .* are free") as caught:
+        check_room(tmp_path, int(free * 0.95), "the images")
+    assert caught.value.code == 20
 
 
 def test_other_system_errors_pass_through() -> None:

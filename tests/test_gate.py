@@ -12,9 +12,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from dcdm_cli.attempts import Attempt
-from dcdm_cli.config import ClassifierConfig
-from dcdm_cli.store import RunFolder, StageRecord
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -31,7 +28,10 @@ from dcdm_cli.gate import Column, Count, check_columns, inside, parse_json, read
 from dcdm_cli.model.adapter import AdapterInfo, read_adapter
 from dcdm_cli.model.conditioning import EncoderConfig
 from dcdm_cli.model.lora import LORA_FILE
-from dcdm_cli.training.checkpoint import load_checkpoint
+from dcdm_cli.run.checkpoint import load_checkpoint
+from dcdm_cli.run.settings import ClassifierConfig
+from dcdm_cli.run.store import RunFolder, StageRecord
+from dcdm_cli.run.timing import Attempt
 
 quick = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 values = st.recursive(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +32,17 @@ def test_the_first_asks_and_the_second_stops() -> None:
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
     assert signals.asked_to_stop() == "SIGINT" and len(said) == 1
+
+
+def test_the_first_stops_at_once_while_modules_are_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is nothing to finish then, and nobody asks for seconds."""
+    (tmp_path / "slow_library.py").write_text("import signal\nsignal.raise_signal(signal.SIGTERM)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    said: list[str] = []
+    signals.install_handlers(said.append)
+    with pytest.raises(KeyboardInterrupt):
+        importlib.import_module("slow_library")
+    assert signals.asked_to_stop() == "SIGTERM" and said == []
 
 
 def test_what_was_ignored_stays_ignored() -> None:

@@ -143,8 +143,21 @@ def test_the_lock_of_a_killed_process_is_free(run: RunFolder) -> None:
         pass
 
 
+def test_a_command_of_several_stages_holds_one_lock_until_the_last_has_ended(run: RunFolder) -> None:
+    with run.lock("dcdm finetune"):
+        with run.lock("dcdm finetune (calibration)"):
+            pass
+        code = "import sys; from pathlib import Path; from dcdm_cli.run.store import RunFolder\n"
+        code += "with RunFolder(Path(sys.argv[1])).lock('other'): pass"
+        other = subprocess.run([sys.executable, "-c", code, str(run.path)], check=False, capture_output=True, text=True)
+        assert "LockedError" in other.stderr and "dcdm finetune" in other.stderr
+    with RunFolder(run.path).lock("dcdm score"):
+        pass
+
+
 def test_what_killed_writers_left_is_swept_when_the_next_one_comes(run: RunFolder) -> None:
-    for name in (".a.1.ff.part", "records/.b.1.ff.part", "checkpoints/adapter/.c.1.ff.part", "images/ab/.d.1.ff.part"):
+    places = ("", "plans/", "evaluation/adapters/x/", "records/", "checkpoints/adapter/", "images/ab/")
+    for name in (f"{place}.a.1.ff.part" for place in places):
         (run.path / name).parent.mkdir(parents=True, exist_ok=True)
         (run.path / name).write_text("half")
     for name in (".adapter.1.ff.part", ".adapter.1.ff.part.old"):

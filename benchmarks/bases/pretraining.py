@@ -27,8 +27,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from dcdm_cli.files import hash_json
+from dcdm_cli.run.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
 from dcdm_cli.run.progress import Job
-from dcdm_cli.training.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
 
 TIMESTEPS = 1000
 _UNET_ONLY = {"unet_steps", "unet_lr", "text_dropout", "ema_decay"}  # of a recipe

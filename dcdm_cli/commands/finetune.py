@@ -40,7 +40,9 @@ def register(app: typer.Typer, summary: str) -> None:
         if not ranks.is_main:
             join_group(context)
             return
-        record = run_finetune(context)
-        calibrated = run_calibrate(with_chosen_strength(context))
+        context.run.create(after="score")
+        with context.run.lock("dcdm finetune"):  # until calibration has ended: nobody may change the adapter before
+            record = run_finetune(context)
+            calibrated = run_calibrate(with_chosen_strength(context))
         results = record.results | ({"calibration": calibrated.results} if calibrated else {})
         context.console.result({"stage": "finetune", "path": str(context.run.adapter), **results}, context.run.adapter)

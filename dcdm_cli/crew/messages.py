@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from dcdm_cli import errors
 from dcdm_cli.errors import DcdmError, NotFoundError, OutOfMemoryError
+from dcdm_cli.files import system_error
 
 
 class Worker(Protocol):
@@ -63,11 +64,14 @@ class Failure:
 
 
 def failure_of(error: BaseException) -> Failure:
-    """A `DcdmError` keeps its kind, text and remedy; running out of memory becomes one; the rest is a bug of ours."""
+    """A `DcdmError` keeps its kind, text and remedy; running out of memory, and what the operating system refuses,
+    become one; the rest is a bug of ours."""
     if isinstance(error, DcdmError):
         return Failure(type(error).__name__, error.message, error.hint, error.file)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return Failure(OutOfMemoryError.__name__, f"a worker ran out of memory: {error}", "use a smaller --batch-size")
+    if (refused := system_error(error)) is not None:
+        return failure_of(refused)
     hint = "set DCDM_DEBUG=1 for the traceback; please report it"
     trace = "".join(traceback.format_exception(error))
     return Failure(DcdmError.__name__, f"a worker failed: {type(error).__name__}: {error}", hint, trace=trace)

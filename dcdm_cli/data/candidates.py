@@ -122,7 +122,7 @@ def pick_columns(available: Sequence[str], options: ScanOptions, where: str, ima
     if missing:
         raise UsageError(
             f"{where} has no column {', '.join(missing)}; it has {', '.join(map(str, available))}",
-            "name the columns with --image-column, --label-column, --caption-column and --score-column",
+            "name the columns with --image-column, --label-column, --caption-column and --column (of scores)",
         )
     return chosen
 

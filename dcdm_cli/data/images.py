@@ -5,13 +5,16 @@ A file or its bytes come in; an 8-bit RGB image leaves, or `RejectedImage` with 
 
 from __future__ import annotations
 
+import ctypes
 import io
 import os
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import PIL
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from dcdm_cli.data.archives import MAX_IMAGE, member_place, read_range
@@ -77,6 +80,8 @@ def decode_image(source: Path | bytes, options: DecodeOptions | None = None) -> 
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
             _check_header(image, options)
+            if image.format == "TIFF":
+                _silence_libtiff()
             image.load()
             if options.exif:
                 ImageOps.exif_transpose(image, in_place=True)
@@ -85,6 +90,16 @@ def decode_image(source: Path | bytes, options: DecodeOptions | None = None) -> 
         raise
     except Exception as error:  # damaged files make Pillow raise OSError, ValueError, SyntaxError, struct.error, ...
         raise _rejection(error) from error
+
+
+@cache
+def _silence_libtiff() -> None:
+    """The C library writes of every odd tag to stderr, past Python; what matters reaches us as an exception anyway."""
+    packages = Path(PIL.__file__).parents[1]
+    for file in (*packages.glob("pillow.libs/libtiff*"), *packages.glob("PIL/.dylibs/libtiff*")):
+        library = ctypes.CDLL(str(file))  # the copy that Pillow has loaded already
+        for name in ("TIFFSetWarningHandler", "TIFFSetErrorHandler"):
+            getattr(library, name)(None)
 
 
 def _member_bytes(path: Path) -> Path | bytes:

@@ -239,7 +239,7 @@ def read_manifest(path: Path, *, made_by: str = "dcdm score") -> Manifest:
         refuse_first(table, "label", known, f"there are {len(meta.class_names)} classes")
     except (pa.ArrowException, KeyError, ValueError, OSError) as error:  # a damaged page is an OSError
         raise MismatchError(
-            f"{path} is not a dcdm manifest: {error}", f"make it again: {made_by} --force", file=path
+            f"{path} is no manifest of dcdm: {error}", f"make it again: {made_by} --force", file=path
         ) from error
     root = path.parent / (meta.root or "")  # joining with an absolute path gives that path
     return Manifest(table, meta.class_names, root)

@@ -56,10 +56,10 @@ def _candidates(
 ) -> Iterator[Candidate]:
     for file, split in zip(files, splits, strict=True):
         inside = file.relative_to(root).as_posix()
-        if not ends_properly(file):
-            notes["tars without an end mark: they may have been cut short"] += 1
         for sample in _samples(file, notes):
             yield _candidate(file, inside, sample, split, options)
+        if not ends_properly(file):  # what is missing cannot be counted, but it must not pass for all there is
+            yield Candidate(inside, RejectedImage("truncated", "no end mark: the tar was cut short"), None, split)
 
 
 def _samples(file: Path, notes: Counter[str]) -> Iterator[dict[str, Member]]:

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
-import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -24,19 +22,16 @@ from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from timm.data.config import resolve_data_config
-from timm.data.mixup import Mixup
 from timm.data.transforms_factory import create_transform
-from timm.optim import create_optimizer_v2
 from torch import nn
-from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose, InterpolationMode, RandomRotation
 
-from dcdm_cli.crew.devices import on_device
 from dcdm_cli.data.images import DecodeOptions, RejectedImage, decode_image, decode_options
 from dcdm_cli.data.manifest import ImagePaths
+from dcdm_cli.difficulty.fitting import Keep, Lesson, SeededBatches, batch_rows, fit, seeded
 from dcdm_cli.errors import MismatchError, NotFoundError, NumericalError, UsageError
-from dcdm_cli.files import atomic_folder, write_json
+from dcdm_cli.files import atomic_folder, hash_json, write_json
 from dcdm_cli.gate import ClassNames, read_document
 from dcdm_cli.run.settings import ClassifierConfig
 
@@ -48,7 +43,6 @@ Transform = Callable[[Image.Image], torch.Tensor]
 KEEP_BYTES = 2**30  # decoded images are kept in memory up to this
 TINY_SIDE = 64  # up to this many pixels per side, starting worker processes costs more than reading
 MANY = 8192  # images, unless there are so many
-CHECK_EVERY = 20  # steps between looks at the loss; a look makes a GPU wait
 WEIGHTS, DESCRIPTION = "model.safetensors", "classifier.json"
 AGAIN = "copy or write the file again; what a run has made itself comes back with: dcdm score --force"
 
@@ -93,7 +87,8 @@ class Preprocessing:
 
 
 class LabelledImages(Dataset[tuple[torch.Tensor, int]]):
-    """Items (transform(image), label). keep: decode once and hold the pixels, where they should fit in `KEEP_BYTES`."""
+    """Items (transform(image), label). keep: decode once and hold the pixels, where they should fit in `KEEP_BYTES`,
+    with a call of `watch` before each."""
 
     def __init__(
         self,
@@ -103,13 +98,14 @@ class LabelledImages(Dataset[tuple[torch.Tensor, int]]):
         *,
         max_side: int | None = None,
         keep: bool = False,
+        watch: Callable[[], None] = lambda: None,
     ) -> None:
         """labels: int [N], None = all -1. max_side: images whose shorter side is twice this or more are reduced."""
         self._images = images
         self._labels = np.full(len(images), -1) if labels is None else np.asarray(labels)
         self._transform, self._max_side, self._options = transform, max_side, decode_options()
         if keep and len(images) * _bytes(self.image(0)) <= KEEP_BYTES:
-            self._images = [self.image(i) for i in range(len(images))]
+            self._images = [self._watched(watch, i) for i in range(len(images))]
 
     @property
     def is_array(self) -> bool:
@@ -120,6 +116,10 @@ class LabelledImages(Dataset[tuple[torch.Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         return self._transform(self.image(index)), int(self._labels[index])
+
+    def _watched(self, watch: Callable[[], None], index: int) -> Image.Image:
+        watch()
+        return self.image(index)
 
     def image(self, index: int) -> Image.Image:
         """The RGB image before the transform; another image never takes its place. Raises UsageError for a bad file."""
@@ -166,12 +166,14 @@ def train_classifier(
     seed: int,
     device: torch.device | str,
     progress: Progress | None = None,
+    keep: Keep | None = None,
 ) -> nn.Module:
     """A classifier trained for exactly `config.steps` optimiser steps, in eval mode on `device`.
 
     labels: int [N] in [0, classes). The same seed gives the same weights on a CPU, whatever the order of the files and
-    the state of the global generators, which are left as they were. Raises UsageError for fewer than two images or
-    labels that do not fit, NumericalError when the loss is not finite.
+    the state of the global generators, which are left as they were, and however often it was stopped. keep: asked
+    after every step whether to stop; the same call then goes on. Raises UsageError for fewer than two images or labels
+    that do not fit, NumericalError when loss or weights are not finite, InterruptedRunError when asked to stop.
     """
     labels, device = np.asarray(labels), torch.device(device)
     if len(images) < 2:
@@ -184,23 +186,39 @@ def train_classifier(
             f"{len(images)} images need as many labels in 0..{classes - 1}", "read the source again: dcdm score --force"
         )
     images, labels = _in_stable_order(images, labels)
-    with _seeded(seed, device):
+    settings = hash_json([config.model_dump(mode="json"), classes, seed, labels.tolist()])
+    with seeded(seed, device):
         model = _placed(build_classifier(config, classes), device)
         preprocessing = preprocessing_of(model, config)
-        dataset = LabelledImages(
-            images, labels, preprocessing.train_transform(config), max_side=2 * config.image_size, keep=True
-        )
+        transform, side = preprocessing.train_transform(config), 2 * config.image_size
+        dataset = LabelledImages(images, labels, transform, max_side=side, keep=True, watch=_watch(keep))
         rows = batch_rows(len(images), config.batch_size, config.steps, seed)
-        batches = _loader(dataset, device, config.image_size, rows.size, seed=seed, batch_sampler=rows)
-        _fit(model, preprocessing, batches, config, progress)
+        batches = SeededBatches(dataset, rows, seed)
+
+        def batches_from(step: int) -> DataLoader[Any]:
+            return _loader(
+                batches, device, config.image_size, rows.size, batch_size=None, sampler=range(step, len(rows))
+            )
+
+        fit(model, preprocessing.standardise, batches_from, Lesson(config, seed, settings, progress, keep))
     return model.eval()
 
 
+def _watch(keep: Keep | None) -> Callable[[], None]:
+    """Reading many images takes minutes, in which nothing is there to be saved yet."""
+    return (lambda: keep.job.stop_if_asked("this classifier has not begun")) if keep else lambda: None
+
+
 def predict_logits(
-    model: nn.Module, images: Images, config: ClassifierConfig, device: torch.device | str, batch_size: int = 256
+    model: nn.Module,
+    images: Images,
+    config: ClassifierConfig,
+    device: torch.device | str,
+    batch_size: int = 256,
+    progress: Progress | None = None,
 ) -> np.ndarray:
     """float32 [N, C] of a model made by `train_classifier` or `load_classifier`, in the order of the images."""
-    return logits_of([model], images, preprocessing_of(model, config), device, batch_size)[0]
+    return logits_of([model], images, preprocessing_of(model, config), device, batch_size, progress)[0]
 
 
 @torch.inference_mode()
@@ -235,6 +253,7 @@ def chosen_logits(
     preprocessing: Preprocessing,
     device: torch.device | str,
     batch_size: int = 256,
+    progress: Progress | None = None,
 ) -> np.ndarray:
     """float32 [R, N, C]: in round r, image i is asked of models[chosen[r, i]]; every image is read once.
 
@@ -255,6 +274,8 @@ def chosen_logits(
                 rows = np.flatnonzero(asked == number)
                 answers[rows] = models[number](inputs[torch.from_numpy(rows).to(device)]).float().cpu().numpy()
         done = here.stop
+        if progress:
+            progress("classifying", min(done, len(images)), len(images))
     return logits
 
 
@@ -341,70 +362,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     model.load_state_dict(state)
 
 
-def batch_rows(count: int, batch_size: int, steps: int, seed: int) -> np.ndarray:
-    """int64 [steps, min(batch_size, count)]: one shuffled pass over the images after the other, cut into batches."""
-    batch_size = min(batch_size, count)
-    rng = np.random.default_rng(seed)
-    passes = -(-steps * batch_size // count)
-    stream = np.concatenate([rng.permutation(count) for _ in range(passes)])
-    return stream[: steps * batch_size].reshape(steps, batch_size)
-
-
-def _fit(
-    model: nn.Module,
-    preprocessing: Preprocessing,
-    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
-    config: ClassifierConfig,
-    progress: Progress | None,
-) -> None:
-    device = next(model.parameters()).device
-    optimiser = create_optimizer_v2(model, "adamw", lr=config.lr, weight_decay=config.weight_decay, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _cosine_with_warmup(config.steps))
-    mixup = _mixup(config, model)
-    model.train()
-    for step, (pixels, labels) in enumerate(batches, 1):
-        inputs, targets = mixup(preprocessing.standardise(pixels.to(device, non_blocking=True)), labels.to(device))
-        loss = cross_entropy(model(inputs), targets, label_smoothing=config.label_smoothing)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-        if (step % CHECK_EVERY == 0 or step == config.steps) and not torch.isfinite(loss):
-            raise NumericalError(
-                f"the classifier's loss is {loss.item()} at step {step} of {config.steps}",
-                f"lower the learning rate (lr = {config.lr:g} now)",
-            )
-        if progress:
-            progress("training classifier", step, config.steps)
-
-
-def _mixup(config: ClassifierConfig, model: nn.Module) -> Callable[..., tuple[torch.Tensor, torch.Tensor]]:
-    """(inputs, labels) -> mixed inputs and class probabilities, by timm's Mixup; unchanged where it is off."""
-    if not config.mixup:
-        return lambda inputs, labels: (inputs, labels)
-    mix = Mixup(config.mixup, label_smoothing=0.0, num_classes=cast(Any, model).num_classes)
-
-    def mixed(inputs: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        even = len(labels) // 2 * 2  # images are mixed in pairs
-        return mix(inputs[:even], labels[:even])
-
-    return mixed
-
-
-def _cosine_with_warmup(steps: int) -> Callable[[int], float]:
-    """Factor of the learning rate at a step: linear rise over the first twentieth, then half a cosine towards 0."""
-    warmup = max(1, steps // 20)
-
-    def factor(step: int) -> float:
-        rest = (step - warmup) / max(1, steps - warmup)
-        return (step + 1) / (warmup + 1) if step < warmup else 0.5 * (1 + float(np.cos(np.pi * rest)))
-
-    return factor
-
-
-def _loader(
-    dataset: LabelledImages, device: torch.device, side: int, reads: int, seed: int = 0, **how: Any
-) -> DataLoader[Any]:
+def _loader(dataset: Dataset[Any], device: torch.device, side: int, reads: int, **how: Any) -> DataLoader[Any]:
     """reads: images that it will give. Own generator: a DataLoader draws its workers' seed, which must neither read nor
     move the global generator."""
     worth_starting = (side > TINY_SIDE or reads > MANY) and not dataset.is_array
@@ -415,28 +373,9 @@ def _loader(
         dataset,
         num_workers=workers,
         pin_memory=device.type == "cuda",
-        generator=torch.Generator().manual_seed(seed),
+        generator=torch.Generator().manual_seed(0),
         **how,
     )
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seeds the global generators that timm and torchvision use, and restores them afterwards."""
-    before, numpys = random.getstate(), np.random.get_state()
-    on_cuda = device.type == "cuda"
-    with torch.random.fork_rng([device] if on_cuda else []):
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        torch.default_generator.manual_seed(seed)
-        if on_cuda:
-            with on_device(str(device)):  # else the current GPU's is seeded
-                torch.cuda.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(before)
-            np.random.set_state(numpys)
 
 
 def _in_stable_order(images: Images, labels: np.ndarray) -> tuple[Images, np.ndarray]:

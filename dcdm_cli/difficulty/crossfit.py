@@ -24,6 +24,7 @@ from dcdm_cli.difficulty.classifier import (
     save_classifier,
     train_classifier,
 )
+from dcdm_cli.difficulty.fitting import Keep
 from dcdm_cli.difficulty.scores import fit_temperature, mean_log_probs, score_all
 from dcdm_cli.errors import MismatchError, UsageError
 from dcdm_cli.files import hash_json
@@ -70,14 +71,17 @@ def crossfit(manifest: Manifest, config: ScoreConfig, job: Job, checkpoints: Pat
     (or all copies of it) is in one fold is unknown to that fold's classifier: its scores are NaN, not a difficulty of
     1 that says nothing about the image.
 
-    checkpoints: a folder for finished classifiers; the same call goes on from them. Raises UsageError unless two
-    classes have images and one of them at least two, InterruptedRunError when asked to stop.
+    checkpoints: a folder for classifiers, finished and begun; the same call goes on from them. Raises UsageError unless
+    two classes have images and one of them at least two, InterruptedRunError when asked to stop.
     """
     labels = manifest.column("label").astype(np.int64)
     fitted = fit_folds(manifest, config, job, checkpoints)
     usable = np.where(fitted.unknown.any(axis=0), -1, labels)
     preprocessing = preprocessing_of(fitted.models[0], config)
-    logits = chosen_logits(fitted.models, fitted.chosen, manifest.image_paths(), preprocessing, job.device)
+    report = job.stoppable(f"{len(fitted.models)} classifiers are trained")
+    logits = chosen_logits(
+        fitted.models, fitted.chosen, manifest.image_paths(), preprocessing, job.device, progress=report
+    )
     temperature = 1.0
     if config.temperature:
         temperature = fit_temperature(np.concatenate(logits), np.tile(usable, len(logits)))
@@ -103,7 +107,7 @@ def fit_folds(
         unknown[number] |= (folds[number] == fold) & ~np.isin(labels, labels[train])
         report, seed, seen = _shifted(job.progress, done, total), config.seed + done, images.take(train)
         fit = partial(train_classifier, seen, labels[train], len(names), config, seed, job.device, report)
-        models.append(_once(kept / str(done) if kept else None, fit, names, config, job.device))
+        models.append(_once(kept / str(done) if kept else None, fit, names, config, job))
         job.stop_if_asked(f"{done + 1} of {total} classifiers are trained")
     return FittedFolds(tuple(models), folds.astype(np.int16), unknown)
 
@@ -115,15 +119,17 @@ def _key(manifest: Manifest, config: ScoreConfig) -> str:
 
 
 def _once(
-    kept: Path | None, fit: Callable[[], nn.Module], names: Sequence[str], config: ScoreConfig, device: str
+    kept: Path | None, fit: Callable[[Keep], nn.Module], names: Sequence[str], config: ScoreConfig, job: Job
 ) -> nn.Module:
     """The classifier from its folder, or made and kept there."""
     if kept is None:
-        return fit()
+        return fit(Keep(job))
     if kept.is_dir():
-        return load_classifier(kept, device).model
-    model = fit()
+        return load_classifier(kept, job.device).model
+    keep = Keep(job, kept.parent / "begun" / kept.name)
+    model = fit(keep)
     save_classifier(model, kept, names, config)
+    keep.forget()
     return model
 
 

@@ -30,13 +30,14 @@ from dcdm_cli.difficulty.crossfit import CrossFit
 from dcdm_cli.difficulty.own_classifier import OwnClassifier, copy_own_classifier, load_own_classifier
 from dcdm_cli.difficulty.scores import mean_log_probs, score_columns
 from dcdm_cli.difficulty.verdict import Verdict
-from dcdm_cli.errors import MismatchError, NotFoundError
+from dcdm_cli.errors import MismatchError, NotFoundError, NumericalError
 from dcdm_cli.files import atomic_folder, write_json
 from dcdm_cli.gate import ClassNames, inside, read_document
 from dcdm_cli.run.settings import ClassifierConfig
 
 DESCRIPTION = "scorer.json"
 AGAIN = "make it again: dcdm score --force"
+SOME = 8  # images; of fewer all may be odd, of so many without one finite answer the scorer is what is broken
 _NO_SETTINGS = ClassifierConfig.model_validate({})  # a copied classifier has a full sidecar
 
 
@@ -83,13 +84,18 @@ class Scorer:
         progress: Progress | None = None,
     ) -> Measured:
         """images: files, PIL images or a uint8 array [N, H, W, 3]. labels: int [N] in [-1, C). only: int [N, M], the
-        models that are asked about each image, where not all may be (`unseen_models`)."""
+        models that are asked about each image, where not all may be (`unseen_models`). Raises NumericalError when of
+        `SOME` images or more not one gets a finite answer."""
         logits = logits_of(self.models, images, self.preprocessing, self.device, batch_size, progress)
         if only is not None:
             logits = np.take_along_axis(logits, only.T[:, :, None], axis=0)
         mean = mean_log_probs(logits, self.temperature)
         columns = score_columns(mean, labels)
         measured = {name: columns[name] for name in ("difficulty", "p_true", "predicted")}
+        if len(mean) >= SOME and not np.isfinite(mean).all(axis=1).any():
+            raise NumericalError(
+                f"the scorer gives no finite answer for any of {len(mean)} images", "make it again: dcdm score --force"
+            )
         return Measured(**measured, probs=np.exp(mean).astype(np.float32))
 
     def verdicts(self, images: np.ndarray, labels: np.ndarray) -> Verdict:

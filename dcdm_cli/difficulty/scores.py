@@ -166,9 +166,14 @@ def score_all(logits: np.ndarray, labels: np.ndarray, *, calibrate: bool) -> Sco
     return Scored(columns, temperature, accuracy_of(columns["predicted"], labels))
 
 
+def log_loss(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Mean of -ln p(true class) over the rows, in nats. logits: float [N, C]; labels: int [N] in [0, C)."""
+    return float(-_true(log_softmax(np.asarray(logits, np.float64), axis=1), labels).mean())
+
+
 def accuracy_of(predicted: np.ndarray, labels: np.ndarray) -> float:
-    """Of the rows with a label; NaN without any."""
-    known = np.asarray(labels) >= 0
+    """Of the rows with a label and a finite answer (predicted >= 0): no answer is no wrong one. NaN without any."""
+    known = (np.asarray(labels) >= 0) & (np.asarray(predicted) >= 0)
     return float((predicted == labels)[known].mean()) if known.any() else float("nan")
 
 

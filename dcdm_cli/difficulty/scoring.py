@@ -32,10 +32,11 @@ from dcdm_cli.difficulty.stream import (
     score_in_chunks,
     suspects,
 )
-from dcdm_cli.errors import UsageError
+from dcdm_cli.errors import NumericalError, UsageError
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.settings import ScoreConfig
 
+MOST_NOT_FINITE = 0.01  # share of the images without a finite answer, above which the scorer is broken
 STREAM_ABOVE = 20_000  # images; below, all logits fit and nothing is gained by chunks
 
 
@@ -69,7 +70,8 @@ class Scored:
 
 def score_images(train: Manifest, config: ScoreConfig, place: Scoring, job: Job) -> Scored:
     """Scores the training images. Raises UsageError for settings that contradict each other or the images,
-    InterruptedRunError when asked to stop; the same call with the same spool goes on."""
+    NumericalError for a scorer whose answers are not finite, InterruptedRunError when asked to stop; the same call with
+    the same spool goes on."""
     method = chosen_method(config)
     if method == "column":
         return Scored({}, {"method": method}, lambda folder: shutil.rmtree(folder, ignore_errors=True))
@@ -81,7 +83,20 @@ def score_images(train: Manifest, config: ScoreConfig, place: Scoring, job: Job)
         ("classifier", True): _by_classifier_in_chunks,
     }
     scored = scorers[method, streamed](train, config, place, job)
-    return replace(scored, results={"method": method, **scored.results})
+    lost = _check_answers(scored.columns["predicted"], _labels(train), config)
+    return replace(scored, results={"method": method, **scored.results, "not_finite": lost})
+
+
+def _check_answers(predicted: np.ndarray, labels: np.ndarray, config: ScoreConfig) -> int:
+    """How many images got no finite answer. Raises NumericalError that names the classifier when they are too many."""
+    lost, asked = int(((predicted < 0) & (labels >= 0)).sum()), int((labels >= 0).sum())
+    if lost <= MOST_NOT_FINITE * asked:
+        return lost
+    own = config.classifier
+    remedy = "check its weights, and mean, std and image_size in the .json beside it" if own else "lower score.lr"
+    raise NumericalError(
+        f"the scorer ({own or config.model}) gives no finite answer for {lost} of {asked} images", remedy, file=own
+    )
 
 
 def chosen_method(config: ScoreConfig) -> str:

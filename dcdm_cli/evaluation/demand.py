@@ -13,6 +13,7 @@ import numpy as np
 
 from dcdm_cli.difficulty.classifier import predict_logits, train_classifier
 from dcdm_cli.difficulty.crossfit import fold_of
+from dcdm_cli.difficulty.fitting import Keep
 from dcdm_cli.difficulty.scores import score_all
 from dcdm_cli.evaluation.downstream import Samples
 from dcdm_cli.run.progress import Job
@@ -61,7 +62,9 @@ def newest_difficulty(
     count = int(fold.max()) + 1
     for number in range(count):
         train, asked = _rows(real, fold != number) + extra, _rows(real, fold == number)
-        model = train_classifier(list(train.paths), train.labels, classes, config, seed + number, job.device)
+        model = train_classifier(
+            list(train.paths), train.labels, classes, config, seed + number, job.device, keep=Keep(job)
+        )
         logits[fold == number] = predict_logits(model, list(asked.paths), config, job.device)
         job.progress("what is hard now", number + 1, count)
     return score_all(logits, real.labels, calibrate=True).columns["difficulty"]

@@ -1,7 +1,10 @@
 """What images are worth to a classifier: arms trained from scratch, paired by seed, tested on untouched images.
 
-Every arm gets the same optimiser steps, so that more images do not mean more training. Intervals and verdicts are those
-of statistics.py; differences are paired.
+Every arm gets the same optimiser steps, so that more images do not mean more training. Beside accuracy, stated before
+anything is measured, two numbers that are more sensitive: log-loss (mean of -ln p(true class), in nats; less is better)
+and accuracy on the harder half of the test images, by the difficulty that the scorer gives them. The scorer never saw
+them, and it is the one whose difficulty the tool speaks of. Intervals and verdicts are those of statistics.py;
+differences are paired. Not from the paper.
 """
 
 from __future__ import annotations
@@ -10,8 +13,8 @@ import multiprocessing
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,9 @@ from pydantic import BaseModel
 from dcdm_cli.crew.devices import use_device
 from dcdm_cli.data.manifest import Manifest
 from dcdm_cli.difficulty.classifier import predict_logits, train_classifier
+from dcdm_cli.difficulty.fitting import Keep
+from dcdm_cli.difficulty.scores import log_loss
+from dcdm_cli.errors import InterruptedRunError, NumericalError
 from dcdm_cli.evaluation.statistics import interval, paired
 from dcdm_cli.files import append_json_lines, hash_json
 from dcdm_cli.gate import Amount, Count, Share, Word, read_lines
@@ -29,6 +35,8 @@ from dcdm_cli.run.progress import Job
 from dcdm_cli.run.settings import ClassifierConfig, changed
 
 REAL, OURS = "real", "dcdm"
+LESS_IS_BETTER = ("log_loss",)
+POLL_S = 0.2  # between looks for a signal while other processes train
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,8 @@ class Arm:
 @dataclass(frozen=True)
 class Trial:
     """What all arms share. content: hash of the real and the test images, which the ledger's keys depend on. baseline:
-    the arm that all are compared with; focus: the one that is also compared with every other."""
+    the arm that all are compared with; focus: the one that is also compared with every other; pairs: (arm, against)
+    that are compared besides. harder: bool [test images], the half that is measured apart; None = not known."""
 
     real: Samples
     test: Samples
@@ -70,6 +79,18 @@ class Trial:
     content: str
     baseline: str = REAL
     focus: str = OURS
+    pairs: Sequence[tuple[str, str]] = ()
+    harder: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """Of one classifier on the test images. accuracy, hard_accuracy: shares, top-1; log_loss: nats. hard_accuracy is
+    None where no half is known to be harder."""
+
+    accuracy: float
+    log_loss: float
+    hard_accuracy: float | None = None
 
 
 class _Row(BaseModel):
@@ -84,11 +105,15 @@ class _Row(BaseModel):
 
 
 class Ledger:
-    """Finished (arm, seed) accuracies, one JSON line each: never lost, never computed twice."""
+    """Finished (arm, seed) results, one JSON line each: never lost, never computed twice."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self._known = {row.key: row.model_dump() for row in read_lines(file, _Row)}
+        self._known = {row.key: row.model_dump() for row in read_lines(file, _Row)}  # older ones lack log_loss
+
+    def begun(self, key: str) -> Path:
+        """Where a classifier's training is kept until it is finished."""
+        return self.file.parent / "begun" / key
 
     def get(self, key: str) -> dict[str, Any] | None:
         return self._known.get(key)
@@ -105,10 +130,30 @@ def open_ledger(folder: Path) -> Ledger:
     return Ledger(folder / "downstream.jsonl")
 
 
-def trial_of(real: Manifest, test: Manifest, baseline: str = REAL, focus: str = OURS) -> Trial:
+def trial_of(
+    real: Manifest,
+    test: Manifest,
+    baseline: str = REAL,
+    focus: str = OURS,
+    *,
+    pairs: Sequence[tuple[str, str]] = (),
+    difficulty: np.ndarray | None = None,
+) -> Trial:
+    """difficulty: float [test images], the scorer's; None = there is none, and no half is measured apart."""
     train, held_out = (Samples(part.paths(), part.column("label").astype(np.int64)) for part in (real, test))
-    content = hash_json([[part.column("sample_id").tolist(), part.column("label").tolist()] for part in (real, test)])
-    return Trial(train, held_out, len(real.class_names), content, baseline, focus)
+    harder = None if difficulty is None else harder_half(difficulty)
+    content = [[part.column("sample_id").tolist(), part.column("label").tolist()] for part in (real, test)]
+    if harder is not None:
+        content.append([harder.tolist()])
+    return Trial(train, held_out, len(real.class_names), hash_json(content), baseline, focus, pairs, harder)
+
+
+def harder_half(difficulty: np.ndarray) -> np.ndarray:
+    """bool [N]: the N // 2 hardest; unknown difficulties count as easiest, equal ones are taken in order."""
+    order = np.argsort(-np.nan_to_num(difficulty, nan=-1.0), kind="stable")
+    harder = np.zeros(len(difficulty), bool)
+    harder[order[: len(difficulty) // 2]] = True
+    return harder
 
 
 def seeds_of(first: int, count: int) -> list[int]:
@@ -134,25 +179,45 @@ def run_arms(
     own; returns the `downstream` part of metrics.json."""
     _train_missing(_Lesson.all(arms, trial, config, seeds, ledger), trial, len(arms) * len(seeds), ledger, job, workers)
     rows = {arm.name: [ledger.get(arm_key(arm, trial, config, seed)) or {} for seed in seeds] for arm in arms}
-    accuracy = {name: [row["accuracy"] for row in finished] for name, finished in rows.items()}
     return {
         "classifier": config.model,
         "steps": config.steps,
         "test_images": len(trial.test),
+        "hard_images": 0 if trial.harder is None else int(trial.harder.sum()),
         "real_images": len(trial.real),
         "seeds": len(seeds),
         "arms": [_summary(name, finished) for name, finished in rows.items()],
-        "paired": paired(accuracy, trial.baseline, trial.focus),
+        "paired": _paired(rows, "accuracy", trial),
+        "paired_log_loss": _paired(rows, "log_loss", trial),
+        "paired_hard_accuracy": _paired(rows, "hard_accuracy", trial),
     }
+
+
+def arm_result(
+    train: Samples, trial: Trial, config: ClassifierConfig, seed: int, device: str, keep: Keep | None = None
+) -> Result:
+    """Of a classifier trained from scratch on `train`. keep: as in `train_classifier`."""
+    images, labels = list(train.paths), train.labels
+    model = train_classifier(images, labels, trial.classes, config, seed, device, keep=keep)
+    report = keep.job.stoppable("this classifier is not tested yet") if keep else None
+    logits = predict_logits(model, list(trial.test.paths), config, device, progress=report)
+    if not np.isfinite(logits).all():
+        lost = int((~np.isfinite(logits).all(axis=1)).sum())
+        raise NumericalError(
+            f"a downstream classifier ({config.model}) gives no finite answer for {lost} of {len(logits)} test images",
+            f"lower its learning rate (lr = {config.lr:g} now)",
+        )
+    right = logits.argmax(1) == trial.test.labels
+    known = trial.harder is not None and trial.harder.any()
+    hard = round(float(right[trial.harder].mean()), 6) if known else None
+    return Result(round(float(right.mean()), 6), round(log_loss(logits, trial.test.labels), 6), hard)
 
 
 def arm_accuracy(
     train: Samples, test: Samples, config: ClassifierConfig, classes: int, seed: int, device: str
 ) -> float:
     """Top-1 accuracy on `test` of a classifier trained from scratch on `train`."""
-    model = train_classifier(list(train.paths), train.labels, classes, config, seed, device)
-    logits = predict_logits(model, list(test.paths), config, device)
-    return round(float((logits.argmax(1) == test.labels).mean()), 6)
+    return arm_result(train, Trial(train, test, classes, ""), config, seed, device).accuracy
 
 
 @dataclass(frozen=True)
@@ -178,51 +243,81 @@ def _train_missing(
     lessons: Sequence[_Lesson], trial: Trial, total: int, ledger: Ledger, job: Job, workers: int
 ) -> None:
     done = total - len(lessons)
-    for lesson, value, seconds, images in _taught(lessons, trial, job, workers):
-        row = {"arm": lesson.arm.name, "seed": lesson.seed, "accuracy": value, "images": images, "seconds": seconds}
+    for lesson, result, seconds, images in _taught(lessons, trial, ledger, job, workers):
+        row = {"arm": lesson.arm.name, "seed": lesson.seed, **asdict(result), "images": images, "seconds": seconds}
         ledger.add(lesson.key, row)
+        Keep(job, ledger.begun(lesson.key)).forget()
         done += 1
         job.progress("downstream classifiers", done, total)
         job.stop_if_asked(f"{done} of {total} classifiers are finished")
+    job.stop_if_asked(f"{done} of {total} classifiers are finished")
 
 
-Taught = tuple[_Lesson, float, float, int]  # accuracy, seconds, extra images
+Taught = tuple[_Lesson, Result, float, int]  # result, seconds, extra images
 
 
-def _taught(lessons: Sequence[_Lesson], trial: Trial, job: Job, workers: int) -> Iterator[Taught]:
-    """Lessons as they are finished."""
+def _taught(lessons: Sequence[_Lesson], trial: Trial, ledger: Ledger, job: Job, workers: int) -> Iterator[Taught]:
+    """Lessons as they are finished; those that a signal has stopped are not among them."""
     if workers == 1 or len(lessons) < 2:
         for lesson in lessons:
             extra = lesson.arm.extra(lesson.seed)
-            yield (lesson, *_lesson(trial, extra, lesson.config, lesson.seed, job.device), len(extra))
+            keep = Keep(job, ledger.begun(lesson.key))
+            yield (lesson, *_lesson(trial, extra, lesson.config, lesson.seed, keep), len(extra))
         return
     spawn = multiprocessing.get_context("spawn")  # a forked process cannot use a GPU its parent has used
-    with ProcessPoolExecutor(workers, spawn, initializer=_settle, initargs=(job.device, _threads() // workers)) as pool:
-        waiting: dict[Future[tuple[float, float]], tuple[_Lesson, int]] = {}
+    stop = spawn.Event()
+    settled = (job.device, _threads() // workers, stop)
+    with ProcessPoolExecutor(workers, spawn, initializer=_settle, initargs=settled) as pool:
+        waiting: dict[Future[tuple[Result, float] | None], tuple[_Lesson, int]] = {}
         for lesson in lessons:
-            extra = lesson.arm.extra(lesson.seed)
-            future = pool.submit(_lesson, trial, extra, lesson.config, lesson.seed, job.device)
+            extra, folder = lesson.arm.extra(lesson.seed), ledger.begun(lesson.key)
+            future = pool.submit(_lesson_apart, trial, extra, lesson.config, lesson.seed, job.device, folder)
             waiting[future] = lesson, len(extra)
         try:
-            for future in as_completed(waiting):
-                lesson, images = waiting[future]
-                yield (lesson, *future.result(), images)
+            yield from _finished(waiting, job)
         finally:
+            stop.set()
             pool.shutdown(cancel_futures=True)
 
 
-def _lesson(trial: Trial, extra: Samples, config: ClassifierConfig, seed: int, device: str) -> tuple[float, float]:
+def _finished(waiting: dict[Future[Any], tuple[_Lesson, int]], job: Job) -> Iterator[Taught]:
+    """Ends early when a signal asks for it."""
+    while waiting and not job.stop_signal():
+        for future in wait(waiting, POLL_S, FIRST_COMPLETED).done:
+            lesson, images = waiting.pop(future)
+            if (made := future.result()) is not None:
+                yield (lesson, *made, images)
+
+
+def _lesson(trial: Trial, extra: Samples, config: ClassifierConfig, seed: int, keep: Keep) -> tuple[Result, float]:
     clock = time.monotonic()
-    accuracy = arm_accuracy(trial.real + extra, trial.test, config, trial.classes, seed, device)
-    return accuracy, round(time.monotonic() - clock, 2)
+    result = arm_result(trial.real + extra, trial, config, seed, keep.job.device, keep)
+    return result, round(time.monotonic() - clock, 2)
+
+
+_stop: Any = None  # in a worker: set when the parent was asked to stop
+
+
+def _lesson_apart(
+    trial: Trial, extra: Samples, config: ClassifierConfig, seed: int, device: str, folder: Path
+) -> tuple[Result, float] | None:
+    """In a worker; None when it was stopped, with its checkpoint in `folder`."""
+    job = Job(device, stop_signal=lambda: "SIGINT" if _stop is not None and _stop.is_set() else None)
+    try:
+        return _lesson(trial, extra, config, seed, Keep(job, folder))
+    except InterruptedRunError:
+        return None
 
 
 def _threads() -> int:
     return torch.get_num_threads()
 
 
-def _settle(device: str, threads: int) -> None:
-    """In a worker: the parent's device, its share of the threads, and Ctrl-C is for the parent to handle."""
+def _settle(device: str, threads: int, stop: Any) -> None:
+    """In a worker: the parent's device, its share of the threads, and Ctrl-C is for the parent to handle, who says when
+    to stop."""
+    global _stop
+    _stop = stop
     use_device(device)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(max(1, threads))
@@ -233,11 +328,21 @@ def _settings(arm: Arm, config: ClassifierConfig) -> ClassifierConfig:
 
 
 def _summary(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    accuracy = [row["accuracy"] for row in rows]
-    return {
-        "name": name,
-        "synthetic_images": rows[-1]["images"],
-        "accuracy": accuracy,
-        "accuracy_mean": round(float(np.mean(accuracy)), 6),
-        "accuracy_ci95": interval(accuracy),
-    }
+    summary: dict[str, Any] = {"name": name, "synthetic_images": rows[-1]["images"]}
+    for measure in ("accuracy", "log_loss", "hard_accuracy"):
+        values = [row[measure] for row in rows]
+        known = None not in values
+        summary |= {
+            measure: values if known else None,
+            f"{measure}_mean": round(float(np.mean(values)), 6) if known else None,
+            f"{measure}_ci95": interval(values) if known else None,
+        }
+    return summary
+
+
+def _paired(rows: Mapping[str, Sequence[Mapping[str, Any]]], measure: str, trial: Trial) -> list[dict[str, Any]]:
+    values = {name: [row[measure] for row in finished] for name, finished in rows.items()}
+    if any(None in row for row in values.values()):
+        return []
+    less = measure in LESS_IS_BETTER
+    return paired(values, trial.baseline, trial.focus, trial.pairs, less_is_better=less)

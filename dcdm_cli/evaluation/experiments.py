@@ -23,7 +23,7 @@ LARGEST_FILE = 2**20  # bytes; a description of an experiment is not larger
 
 
 class ArmSpec(Section):
-    """One training set: the real images and what is added to them."""
+    """One training set: the real images, what is added to them, and how strongly all of it is augmented."""
 
     name: str = Field(min_length=1)
     source: Literal["none", "upsampled", "augmented", "generated"] = Field(
@@ -40,8 +40,15 @@ class ArmSpec(Section):
     rounds: int = Field(
         default=0, ge=0, description="0 = the target distribution; n = plans from what a classifier finds hard, n times"
     )
-    policy: str = Field(default="rand-m7-mstd0.5-inc1", description="timm's augmentation policy, for augmented")
-    mixup: float = Field(default=0.2, ge=0, description="strength of timm's Mixup, for augmented")
+    augment: bool = Field(
+        default=False, description="train with the policy and Mixup below, whatever is added; augmented has it anyway"
+    )
+    policy: str = Field(default="rand-m7-mstd0.5-inc1", description="timm's augmentation policy, where augmented")
+    mixup: float = Field(default=0.2, ge=0, description="strength of timm's Mixup, where augmented")
+
+    @property
+    def augmented(self) -> bool:
+        return self.augment or self.source == "augmented"
 
 
 class AdapterSpec(Section):
@@ -79,6 +86,9 @@ class Experiment(Section):
     seeds: int | None = Field(default=None, ge=1, description="null = evaluate.seeds")
     baseline: str = Field(default="real", description="the arm all others are compared with")
     focus: str = Field(default="dcdm", description="the arm that is also compared with every other")
+    pairs: tuple[tuple[str, str], ...] = Field(
+        default=(), description="further comparisons: the first arm of each with the second"
+    )
     axis: Literal["none", "difficulty", "ratio"] = Field(default="none", description="what the figure is drawn over")
     controls: tuple[str, ...] = Field(
         default=(), description="ratio sweeps: the arms whose best point is looked for at less cost"
@@ -179,7 +189,9 @@ def _check(experiment: Experiment, where: str) -> None:
 def _check_names(experiment: Experiment, where: str) -> None:
     """Arms that are named must be there; the defaults need not be."""
     arms, given = [arm.name for arm in experiment.arms], experiment.model_fields_set
-    named = {key: getattr(experiment, key) for key in ("baseline", "focus") if key in given}
-    for key, name in (*named.items(), *(("controls", control) for control in experiment.controls)):
+    named = [(key, getattr(experiment, key)) for key in ("baseline", "focus") if key in given]
+    named += [("controls", control) for control in experiment.controls]
+    named += [("pairs", name) for pair in experiment.pairs for name in pair]
+    for key, name in named:
         if name not in arms:
             raise UsageError(f"{where}: {key} = {name!r} is no arm", nearest(name, arms))

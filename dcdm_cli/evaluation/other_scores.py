@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from dcdm_cli.difficulty.classifier import predict_logits, train_classifier
+from dcdm_cli.difficulty.fitting import Keep
 from dcdm_cli.difficulty.scores import score_columns
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.settings import ScoreConfig
@@ -53,6 +54,6 @@ def in_sample(
     real: the files and labels int [N] of the training images.
     """
     paths, labels = real
-    model = train_classifier(list(paths), labels, classes, config, config.seed, job.device, job.progress)
+    model = train_classifier(list(paths), labels, classes, config, config.seed, job.device, job.progress, Keep(job))
     logits = predict_logits(model, views, config, job.device)
     return score_columns(logits, np.tile(labels, len(views) // len(labels)))["difficulty"]

@@ -1,7 +1,7 @@
 """What differences between paired runs say: an interval, a sign-flip test, a verdict, and how many seeds would tell.
 
 In: one number per seed and arm. Out: plain JSON values. Everything is scipy's; only the choice between two intervals is
-ours. The one place where "better", "worse" and "cannot tell" are decided.
+ours. The one place where "better", "worse", "points to ..." and "cannot tell" are decided.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ BCA_FROM = 20
 RESAMPLES = 9999
 POWER = 0.8  # "would tell" = a difference of the size seen is found 4 times out of 5
 MOST_SEEDS = 1000
-SEEDS_WITHOUT_SPREAD = 6  # 2 / 2**6 is the first p below 0.05
+FEWEST_SEEDS = 6  # 2 / 2**6 is the first two-sided sign-flip p that is not above 0.05
 DIGITS = 6
 
 
@@ -41,13 +41,13 @@ def interval(values: Sequence[float] | np.ndarray) -> list[float] | None:
     return [_rounded(low), _rounded(high)]
 
 
-def compare(values: Sequence[float], against: Sequence[float]) -> dict[str, Any]:
-    """`values` minus `against`, seed by seed. verdict: better, worse or cannot tell (the interval holds 0, or there is
-    none). p_value: two-sided sign-flip permutation test. seeds_needed: to tell a difference of this size with a spread
-    like this; None when that is more than `MOST_SEEDS` or cannot be said.
+def compare(values: Sequence[float], against: Sequence[float], *, less_is_better: bool = False) -> dict[str, Any]:
+    """`values` minus `against`, seed by seed. p_value: two-sided sign-flip permutation test. seeds_needed: to tell a
+    difference of this size with a spread like this; None when that is more than `MOST_SEEDS` or cannot be said.
 
-    Accuracies are counts of images, so that a few differences may be equal by chance: an interval without width is
-    believed only where the permutation test says the same."""
+    verdict: better or worse where neither the interval nor the permutation test leaves room for chance (which takes
+    `FEWEST_SEEDS`), points to better or worse where the interval alone does, else cannot tell. Accuracies are counts of
+    images, so that a few differences may be equal by chance: an interval without width points to nothing."""
     difference = np.round(np.subtract(values, against), DIGITS)
     bounds, p_value = interval(difference), _sign_flip(difference)
     return {
@@ -55,32 +55,39 @@ def compare(values: Sequence[float], against: Sequence[float]) -> dict[str, Any]
         "difference_ci95": bounds,
         "p_value": p_value,
         "seeds": len(difference),
-        "verdict": _verdict(bounds, p_value),
+        "verdict": _verdict(bounds, p_value, "worse" if less_is_better else "better"),
         "seeds_needed": seeds_needed(difference),
     }
 
 
 def paired(
-    values: Mapping[str, Sequence[float]], baseline: str | None, focus: str | None = None
+    values: Mapping[str, Sequence[float]],
+    baseline: str | None,
+    focus: str | None = None,
+    besides: Sequence[tuple[str, str]] = (),
+    *,
+    less_is_better: bool = False,
 ) -> list[dict[str, Any]]:
-    """Every arm against `baseline`, and `focus` against every other arm; arms that are not there are passed over."""
-    pairs = [(arm, baseline) for arm in values if arm != baseline and baseline in values]
-    if focus in values and focus != baseline:
+    """Every arm against `baseline`, `focus` against every other arm, and the pairs `besides`, once each; arms that are
+    not there are passed over."""
+    pairs = [(arm, baseline) for arm in values if arm != baseline]
+    if focus != baseline:
         pairs += [(focus, arm) for arm in values if arm not in (focus, baseline)]
-    return [{"arm": a, "against": b, **compare(values[a], values[b])} for a, b in pairs if a and b]
+    there = [pair for pair in dict.fromkeys([*pairs, *besides]) if all(arm in values for arm in pair)]
+    return [{"arm": a, "against": b, **compare(values[a], values[b], less_is_better=less_is_better)} for a, b in there]
 
 
 def seeds_needed(difference: Sequence[float] | np.ndarray) -> int | None:
-    """Paired seeds at which a two-sided t test finds a difference of the mean and spread seen here with `POWER`, or
-    without any spread a permutation test can."""
+    """Paired seeds at which a two-sided t test finds a difference of the mean and spread seen here with `POWER`; never
+    fewer than a permutation test needs."""
     difference = np.asarray(difference, float)
     if len(difference) < 2 or difference.mean() == 0:
         return None
     spread = difference.std(ddof=1)
     effect = abs(difference.mean()) / spread if spread else np.inf
     if not np.isfinite(effect):
-        return SEEDS_WITHOUT_SPREAD
-    n = np.arange(2, MOST_SEEDS + 1)
+        return FEWEST_SEEDS
+    n = np.arange(FEWEST_SEEDS, MOST_SEEDS + 1)
     enough = np.flatnonzero(_power(effect, n) >= POWER)
     return int(n[enough[0]]) if len(enough) else None
 
@@ -89,7 +96,8 @@ def _power(effect: float, n: np.ndarray) -> np.ndarray:
     """Chance that the t test of n differences rejects, for a true mean of `effect` standard deviations."""
     critical = stats.t.ppf((1 + LEVEL) / 2, n - 1)
     shift = effect * np.sqrt(n)
-    return np.asarray(stats.nct.sf(critical, n - 1, shift) + stats.nct.cdf(-critical, n - 1, shift))
+    found = stats.nct.sf(critical, n - 1, shift) + stats.nct.cdf(-critical, n - 1, shift)
+    return np.nan_to_num(np.asarray(found), nan=1.0)  # scipy has no number for effects far beyond any doubt
 
 
 def _sign_flip(difference: np.ndarray) -> float | None:
@@ -107,12 +115,14 @@ def _mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
     return np.mean(values, axis=axis)
 
 
-def _verdict(bounds: Sequence[float] | None, p_value: float | None) -> str:
+def _verdict(bounds: Sequence[float] | None, p_value: float | None, more: str = "better") -> str:
+    """more: what a larger number is."""
     if bounds is None or p_value is None or bounds[0] <= 0 <= bounds[1]:
         return "cannot tell"
-    if bounds[0] == bounds[1] and p_value > 1 - LEVEL:
-        return "cannot tell"
-    return "better" if bounds[0] > 0 else "worse"
+    word = more if bounds[0] > 0 else next(iter({"better", "worse"} - {more}))
+    if p_value <= 1 - LEVEL + 1e-9:
+        return word
+    return "cannot tell" if bounds[0] == bounds[1] else f"points to {word}"
 
 
 def _rounded(value: Any) -> float:

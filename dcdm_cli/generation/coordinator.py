@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 
 from dcdm_cli.data.manifest import Manifest, read_manifest
 from dcdm_cli.data.shard_files import Layout
-from dcdm_cli.errors import MismatchError
-from dcdm_cli.generation.ledger import Ledger, shard_writer
+from dcdm_cli.errors import MismatchError, NumericalError
+from dcdm_cli.generation.ledger import REJECTED, Ledger, shard_writer
 from dcdm_cli.generation.plan_file import AnyPlan
 from dcdm_cli.generation.shards import (
     Encoders,
@@ -104,7 +104,15 @@ class Site:
         return f"{self.ledger.done + kept} of {len(self.plan)} images are finished"
 
     def finish(self, facts: Facts) -> Generated:
+        """Raises NumericalError when not one image came out; the list of them is written first."""
         self.ledger.conclude(facts.base, facts.backend)
+        if self.ledger.failed and not self.ledger.images:
+            rejected = self.ledger.layout.folder / REJECTED
+            raise NumericalError(
+                f"all {self.ledger.failed} images are blank: the sampler or the decoder overflows ({rejected})",
+                "use --precision fp32 and other sampler settings (--clip-range), then dcdm generate --force",
+                file=rejected,
+            )
         return Generated(self.ledger.layout.folder, self.ledger.images, self.ledger.failed, self.made)
 
 

@@ -17,9 +17,10 @@ from typing import Any, ClassVar, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dcdm_cli.data.candidates import Rejection
 from dcdm_cli.data.manifest import COLUMNS, manifest_note, write_manifest_parts
 from dcdm_cli.data.shard_files import SPLIT, FolderImages, Layout, Part, ShardWriter, open_writer
-from dcdm_cli.data.writers import METADATA_COLUMNS, stream_metadata, write_card
+from dcdm_cli.data.writers import METADATA_COLUMNS, stream_metadata, write_card, write_rejected
 from dcdm_cli.errors import MismatchError
 from dcdm_cli.files import (
     PART_SUFFIX,
@@ -35,7 +36,7 @@ from dcdm_cli.generation.journal import ROWS, Journal, beginning, check_entries,
 from dcdm_cli.generation.plan_file import AnyPlan, PlanFile, write_plan
 from dcdm_cli.generation.shards import MadeShard
 
-OUTPUT = "output.json"
+OUTPUT, REJECTED = "output.json", "rejected.jsonl"
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,13 @@ class Ledger:
         if made.shard in self.finished:
             _discard(made.part)
             return
+        try:
+            self._publish(made)
+        except BaseException:  # a full disk: what is not published is made again, and must not fill it further
+            _discard(made.part)
+            raise
+
+    def _publish(self, made: MadeShard) -> None:
         rows = pa.Table.from_pylist([{c: entry.get(c) for c in ROWS.names} for entry in made.entries], ROWS)
         with atomic_path(self._rows_file(made.shard)) as part:
             pq.write_table(rows, part)
@@ -150,9 +158,11 @@ class Ledger:
         samples, metadata = folder / "samples.parquet", folder / SPLIT / "metadata.jsonl"
         state = hash_json([asdict(self.finished[shard]) for shard in sorted(self.finished)])
         complete = metadata.is_file() or self.layout.format != "folder"
-        if manifest_note(samples) == state and complete and (folder / "README.md").is_file():
+        written = (folder / "README.md").is_file() and (folder / REJECTED).is_file()
+        if manifest_note(samples) == state and complete and written:
             return
         self._sweep()  # workers that were killed left some
+        write_rejected(folder / REJECTED, self._rejected())
         if self.layout.format == "folder":
             stream_metadata(folder / SPLIT, self._metadata())
         facts = {"base model": base, "generator": self.plan.generator, "backend": backend}
@@ -171,6 +181,14 @@ class Ledger:
         for shard in sorted(self.finished):
             rows = self._rows(shard)
             yield rows.filter(rows["path"].is_valid()).select(COLUMNS)
+
+    def _rejected(self) -> Iterator[Rejection]:
+        """Images that were made and are not there: every pixel alike, which is what a decoder's overflow leaves."""
+        for shard in sorted(self.finished):
+            rows = self._rows(shard)
+            for row in rows.filter(rows["path"].is_null()).select(["sample_id", "class_name", "seed"]).to_pylist():
+                detail = f"class {row['class_name']}, seed {row['seed']}: one colour, or pixels that are not finite"
+                yield Rejection(row["sample_id"], "blank", detail)
 
     def _metadata(self) -> Iterator[Mapping[str, Any]]:
         for table in self._manifest():

@@ -104,7 +104,7 @@ class PlanFile:
             document = parse_json((self._parquet.schema_arrow.metadata or {})[_META_KEY])
             said = typed(_Document, document)
         except (pa.ArrowException, KeyError, ValueError, OSError) as error:
-            raise MismatchError(f"{path} is not a dcdm plan: {error}", _AGAIN, file=path) from error
+            raise MismatchError(f"{path} is no plan of dcdm: {error}", _AGAIN, file=path) from error
         self.hash, self._digests = said.hash, said.digests
         self.generator, self.unreachable = said.header.generator, said.header.unreachable
         self.shard_size, self.class_names = said.header.shard_size, said.header.class_names

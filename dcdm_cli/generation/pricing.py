@@ -11,15 +11,19 @@ from typing import Any
 
 from dcdm_cli.data.shard_files import Layout
 from dcdm_cli.errors import UsageError
-from dcdm_cli.files import write_bytes
+from dcdm_cli.files import PART_SUFFIX, check_room, write_bytes
 from dcdm_cli.gate import Amount
 from dcdm_cli.generation.plan import Plan
+from dcdm_cli.generation.plan_file import AnyPlan
 from dcdm_cli.generation.shards import Encoders, Maker, ShardTask, make_batches
 from dcdm_cli.run.progress import Job
 
 PROBE_S = 20.0  # measured time, after the first batch; the plan may be over sooner
 PROBE_BATCHES = (3, 50)  # at least, at most
 ROW_BYTES = {"folder": 1000, "parquet": 600, "webdataset": 4000}  # an image's share of everything but its pixels
+
+
+LEAST_SHARE = {"png": 0.1, "jpg": 0.02, "webp": 0.02}  # of three bytes a pixel, which real files hardly fall below
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ def probe_rate(plan: Plan, maker: Maker, layout: Layout, opening_s: float, job: 
     place.mkdir(parents=True, exist_ok=True)
     clock = _Clock()
     rows = tuple(plan.sampled_rows(maker.batch_size * PROBE_BATCHES[1]))
-    with tempfile.TemporaryDirectory(dir=place, prefix=".probe-") as folder, Encoders() as encoders:
+    with tempfile.TemporaryDirectory(dir=place, prefix=".probe-", suffix=PART_SUFFIX) as folder, Encoders() as encoders:
         task = ShardTask(0, rows, layout, plan.generator)
 
         def store(entry: dict[str, Any], content: bytes) -> None:
@@ -142,3 +146,11 @@ def price(plan: Plan, rate: Rate, layout: Layout, device: str, devices: int, hou
         money=None if hour_price is None else round(hours * hour_price, 2),
         probe=rate,
     )
+
+
+def check_disk(plan: AnyPlan, layout: Layout, side: int) -> None:
+    """Before a plan is executed, by what its missing images of side x side pixels take at the very least; `--plan`
+    measures what they really take. Raises StorageError."""
+    done = sum(1 for _ in (layout.folder / "shards").glob("[0-9]*.json")) / max(1, plan.shards)
+    each = 3 * side**2 * LEAST_SHARE.get(layout.image, 0.02)
+    check_room(layout.folder, int(len(plan) * (1 - min(done, 1.0)) * each), f"{len(plan)} images of {side} pixels")

@@ -71,7 +71,10 @@ def decode_latents(decode: Decode, latents: Tensor, chunk: int) -> np.ndarray:
 
 
 def _to_bytes(images: Tensor) -> Tensor:
-    """[B, 3, H, W] in [-1, 1] -> uint8 [B, H, W, 3]."""
+    """[B, 3, H, W] in [-1, 1] -> uint8 [B, H, W, 3]. An image with a value that is not finite becomes all black, which
+    whoever takes it up rejects as blank: as bytes nothing would tell it from a picture."""
+    whole = torch.isfinite(images).flatten(1).all(dim=1)
+    images = torch.where(whole[:, None, None, None], images, -1)
     return images.float().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from dcdm_cli.reports.formatting import NOTHING, Metrics, duration, interval, number, paired_sentences, percent, verdict
 from dcdm_cli.reports.quality_tables import class_sheet
 from dcdm_cli.reports.table import Sheet
-from dcdm_cli.reports.tables import adherence_sheet, pairs_sheet
+from dcdm_cli.reports.tables import adherence_sheet, measure_columns, pairs_sheet, sensitive_sheets
 
 
 def experiment_sheets(document: Metrics) -> list[Sheet]:
@@ -46,6 +46,7 @@ def cell_name(document: Metrics, cell: Mapping[str, Any]) -> str:
 
 def arms_sheet(cell: Mapping[str, Any], title: str) -> Sheet:
     """With what the scorer finds in each arm's images, without which an arm's name would be a promise."""
+    more = measure_columns(cell["arms"])
     rows = tuple(
         (
             arm["name"],
@@ -55,12 +56,13 @@ def arms_sheet(cell: Mapping[str, Any], title: str) -> Sheet:
             percent(arm.get("set_label_agreement")),
             percent(arm["accuracy_mean"], 2),
             interval(arm["accuracy_ci95"], " %", 2),
+            *(show(arm) for show in more.values()),
             duration(arm.get("set_seconds")),
         )
         for arm in cell["arms"]
     )
     columns = (
-        "training set", "extra images", "target", "realised", "scorer agrees", "accuracy", "95 % interval",
+        "training set", "extra images", "target", "realised", "scorer agrees", "accuracy", "95 % interval", *more,
         "to generate",
     )  # fmt: skip
     return Sheet(title, columns, rows)
@@ -96,6 +98,7 @@ def _arm_sheets(document: Metrics) -> Iterator[Sheet]:
         title = f"Accuracy on {cell['test_images']} {place} images, {cell['real_images']} real training images; {about}"
         yield arms_sheet(cell, title)
         yield pairs_sheet(cell["paired"], f"Differences, seed by seed: {cell_name(document, cell)}")
+        yield from sensitive_sheets(cell, f": {cell_name(document, cell)}")
 
 
 def _adherence_sheets(document: Metrics) -> Iterator[Sheet]:

@@ -55,12 +55,15 @@ def duration(seconds: float | None) -> str:
 
 
 def verdict(pair: Mapping[str, Any]) -> str:
-    """What the statistics decided: better, worse, or cannot tell; then also how many seeds would tell."""
+    """What the statistics decided: better, worse, points to one of them, or cannot tell; and how many seeds would."""
     word = pair.get("verdict", NOTHING)
+    missing = (pair.get("seeds_needed") or 0) - pair["seeds"]
+    if word.startswith("points to "):
+        seeds = "more seeds" if missing < 1 else f"{missing} more seed{'s' if missing > 1 else ''}"
+        return f"{word}; {seeds} would decide"
     if word != "cannot tell":
         return word
-    needed = pair.get("seeds_needed")
-    more = f"; about {needed} would" if needed and needed > pair["seeds"] else ""
+    more = f"; about {pair['seeds_needed']} would" if missing > 0 else ""
     return f"{word} at {seeds_of(pair)}{more}"
 
 

@@ -29,7 +29,7 @@ from dcdm_cli.reports.experiment_tables import experiment_sentences, experiment_
 from dcdm_cli.reports.formatting import duration, summary_sentences
 from dcdm_cli.reports.quality_tables import cost_sheet, fidelity_sheet
 from dcdm_cli.reports.table import Sheet
-from dcdm_cli.reports.tables import adherence_sheet, downstream_sheet, frontier_sheet, paired_sheet
+from dcdm_cli.reports.tables import adherence_sheet, downstream_sheet, frontier_sheet, paired_sheet, sensitive_sheets
 from dcdm_cli.safe_text import show
 
 BEGIN = re.compile(r"^<!-- figures(?::(?P<names>[A-Za-z0-9_,* -]+?))? -->", re.MULTILINE)
@@ -131,8 +131,9 @@ def _parts(title: str, result: Result) -> tuple[str, Sequence[str], Sequence[She
     """A result holds the `metrics` of an evaluation, the `document` of an experiment, or `tables` of its own."""
     if "metrics" in result:
         metrics = result["metrics"]
-        sheets = (downstream_sheet, paired_sheet, adherence_sheet, frontier_sheet, fidelity_sheet, cost_sheet)
-        made = [sheet(metrics) for sheet in sheets]
+        worth, rest = (downstream_sheet, paired_sheet), (adherence_sheet, frontier_sheet, fidelity_sheet, cost_sheet)
+        made = [sheet(metrics) for sheet in worth] + sensitive_sheets(metrics.get("downstream") or {})
+        made += [sheet(metrics) for sheet in rest]
         return title, summary_sentences(metrics), [sheet for sheet in made if sheet.rows]
     if "document" in result:
         document = result["document"]

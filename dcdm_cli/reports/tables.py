@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from rich.table import Table
 
 from dcdm_cli.data.manifest import Manifest
-from dcdm_cli.reports.formatting import NOTHING, Metrics, duration, interval, number, percent, points, probability
+from dcdm_cli.reports.formatting import (
+    NOTHING,
+    Metrics,
+    duration,
+    interval,
+    known_bounds,
+    number,
+    percent,
+    points,
+    probability,
+)
 from dcdm_cli.reports.quality_tables import class_sheet, cost_sheet, fidelity_sheet
 from dcdm_cli.reports.table import Sheet
 
@@ -30,6 +40,7 @@ def summary_sheets(metrics: Metrics) -> list[Sheet]:
     sheets = (
         downstream_sheet(metrics),
         paired_sheet(metrics),
+        *sensitive_sheets(_section(metrics, "downstream")),
         adherence_sheet(metrics),
         class_sheet((metrics.get("adherence") or {}).get("classes", ())),
         frontier_sheet(metrics),
@@ -88,30 +99,65 @@ def frontier_sheet(metrics: Metrics) -> Sheet:
 
 def downstream_sheet(metrics: Metrics) -> Sheet:
     downstream = _section(metrics, "downstream")
+    arms = downstream.get("arms", ())
+    more = measure_columns(arms)
     rows = (
         (
             arm["name"],
             str(arm["synthetic_images"]),
             percent(arm["accuracy_mean"], 2),
             interval(arm["accuracy_ci95"], " %"),
+            *(show(arm) for show in more.values()),
             str(len(arm["accuracy"])),
         )
-        for arm in downstream.get("arms", ())
+        for arm in arms
     )
-    columns = ("training set", "extra images", "accuracy", "95 % interval", "seeds")
+    columns = ("training set", "extra images", "accuracy", "95 % interval", *more, "seeds")
     return Sheet(f"Accuracy on {downstream.get('test_images', '?')} test images", columns, tuple(rows))
+
+
+def measure_columns(arms: Iterable[Mapping[str, Any]]) -> dict[str, Callable[[Mapping[str, Any]], str]]:
+    """Heading -> what an arm's row shows under it, of the measures beside accuracy that every arm has."""
+    arms = list(arms)
+    columns: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        "log-loss": lambda arm: number(arm["log_loss_mean"], 4),
+        "harder half": lambda arm: percent(arm["hard_accuracy_mean"], 2),
+    }
+    needed = ("log_loss_mean", "hard_accuracy_mean")
+    there = [all(arm.get(key) is not None for arm in arms) for key in needed]
+    return {name: show for (name, show), known in zip(columns.items(), there, strict=True) if known and arms}
 
 
 def paired_sheet(metrics: Metrics) -> Sheet:
     return pairs_sheet(_section(metrics, "downstream").get("paired", ()))
 
 
-def pairs_sheet(pairs: Iterable[Mapping[str, Any]], title: str = "Differences in accuracy, seed by seed") -> Sheet:
+def sensitive_sheets(section: Mapping[str, Any], where: str = "") -> list[Sheet]:
+    """The paired differences of a trial (or a cell of an experiment) in log-loss and on the harder half."""
+    half = f"Differences in accuracy on the {section.get('hard_images')} harder test images, seed by seed{where}"
+    made = (
+        pairs_sheet(
+            section.get("paired_log_loss", ()),
+            f"Differences in log-loss (less is better), seed by seed{where}",
+            _nats,
+            "nats",
+        ),
+        pairs_sheet(section.get("paired_hard_accuracy", ()), half),
+    )
+    return [sheet for sheet in made if sheet.rows]
+
+
+def pairs_sheet(
+    pairs: Iterable[Mapping[str, Any]],
+    title: str = "Differences in accuracy, seed by seed",
+    shown: Callable[[Mapping[str, Any]], tuple[str, str]] | None = None,
+    unit: str = "points",
+) -> Sheet:
+    """shown: difference and interval as text, in `unit`."""
     rows = (
         (
             f"{pair['arm']} vs {pair['against']}",
-            points(pair["difference_mean"], 2),
-            interval(pair["difference_ci95"], digits=2),
+            *(shown or _in_points)(pair),
             probability(pair.get("p_value")),
             str(pair["seeds"]),
             pair.get("verdict", NOTHING),
@@ -119,8 +165,17 @@ def pairs_sheet(pairs: Iterable[Mapping[str, Any]], title: str = "Differences in
         )
         for pair in pairs
     )
-    columns = ("comparison", "points", "95 % interval", "p", "seeds", "verdict", "seeds to tell")
+    columns = ("comparison", unit, "95 % interval", "p", "seeds", "verdict", "seeds to tell")
     return Sheet(title, columns, tuple(rows))
+
+
+def _in_points(pair: Mapping[str, Any]) -> tuple[str, str]:
+    return points(pair["difference_mean"], 2), interval(pair["difference_ci95"], digits=2)
+
+
+def _nats(pair: Mapping[str, Any]) -> tuple[str, str]:
+    known = known_bounds(pair["difference_ci95"])
+    return f"{pair['difference_mean']:+.4f}", f"[{known[0]:.4f}, {known[1]:.4f}]" if known else NOTHING
 
 
 def export_sheet(results: Mapping[str, Any]) -> Sheet:

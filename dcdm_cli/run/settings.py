@@ -311,7 +311,8 @@ class EvaluateConfig(Section):
     )
     per_target: int = Field(default=100, ge=4, description="fresh images per target")
     arms: tuple[str, ...] = Field(
-        default=("real", "upsampled", "dcdm"), description="real upsampled augmented plain easy dcdm hard"
+        default=("real", "upsampled", "dcdm"),
+        description="real, upsampled, augmented, plain, easy, dcdm, hard, augmented + plain, augmented + dcdm",
     )
     seeds: int = Field(default=3, ge=1, description="paired classifier seeds, each with its own generated set")
     workers: int = Field(default=1, ge=1, description="classifiers trained at a time, each in its own process")

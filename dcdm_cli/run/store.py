@@ -10,7 +10,6 @@ import os
 import platform
 import re
 import resource
-import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -26,10 +25,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from dcdm_cli import __version__
 from dcdm_cli.errors import DcdmError, LockedError, NotFoundError, StorageError
-from dcdm_cli.files import PART_SUFFIX, hash_json, write_json, write_text
+from dcdm_cli.files import PART_SUFFIX, hash_json, sweep, write_json, write_text
 from dcdm_cli.gate import EXACT, NO_LINKS, Amount, Count, Finite, Share, Table, Text, Word, inside, read_document
 from dcdm_cli.run.timing import Attempt
 
+_held: set[Path] = set()  # run folders that this process has locked
 RECORDED_PACKAGES = ("torch", "diffusers", "transformers", "peft", "timm", "accelerate")
 
 
@@ -151,7 +151,10 @@ class RunFolder:
     @contextmanager
     def lock(self, command: str) -> Iterator[None]:
         """One writer per run folder, which also sweeps away what killed ones left. Raises LockedError at once, naming
-        the holder."""
+        the holder. A command that holds it already goes on under the lock it has."""
+        if self.path in _held:
+            yield
+            return
         self.refuse_links()
         holder = self.path / ".lock.json"
         lock = FileLock(self.path / ".lock")
@@ -168,9 +171,11 @@ class RunFolder:
                 holder,
                 {"host": socket.gethostname(), "pid": os.getpid(), "command": command, "since": _now()},
             )
+            _held.add(self.path)
             self._sweep()
             yield
         finally:
+            _held.discard(self.path)
             holder.unlink(missing_ok=True)
             lock.release()
 
@@ -225,7 +230,7 @@ class RunFolder:
         if fresh is not None and intact():
             return fresh, False
         key, place = hash_json([stage.config, stage.inputs]), self.path / "records" / f"{stage.name}.stopped.json"
-        started, attempt = _now(), Attempt(place, key, afresh=force)
+        started, attempt = _now(), Attempt(place, key)
         with attempt.measured():
             outcome = work()
         record = StageRecord(
@@ -249,13 +254,7 @@ class RunFolder:
 
     def _sweep(self) -> None:
         """`generated` is left alone: its journal does this itself, with more than one process perhaps."""
-        places = (".", "records", "cache", "figures", "evaluation", "checkpoints", "checkpoints/*", "images/*")
-        for place in places:
-            for leftover in (
-                *self.path.glob(f"{place}/.*{PART_SUFFIX}"),
-                *self.path.glob(f"{place}/.*{PART_SUFFIX}.old"),
-            ):
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+        sweep(self.path, leave=self.generated)
 
     def _record_file(self, stage: str) -> Path:
         return self.path / "records" / f"{stage}.json"

@@ -21,10 +21,10 @@ from dcdm_cli.run.energy import energy_since, read_energy
 class Attempt:
     """seconds, energy_wh (None = unknown) and apart (`one_off.py`, by name) include those of earlier attempts."""
 
-    def __init__(self, file: Path, key: str, *, afresh: bool) -> None:
-        """key: what the work is; attempts at other work do not count. afresh: nothing earlier is gone on with."""
+    def __init__(self, file: Path, key: str) -> None:
+        """key: what the work is; attempts at other work do not count. One that is forced goes on like any other."""
         self._file, self._key = file, key
-        earlier = _Earlier(key) if afresh else _read(file, key)
+        earlier = _read(file, key)
         self.seconds, self.energy_wh = earlier.seconds, earlier.energy_wh
         self.apart = one_off.OneOffCosts(dict(earlier.apart))
 

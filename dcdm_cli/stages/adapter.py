@@ -57,7 +57,8 @@ def train_adapter(
     """Fine-tunes on the run's manifest, or on a lesson's rows, and writes an adapter folder. Returns losses and counts.
 
     difficulty_of: what stands for difficulty, one value in [0, 1] per view; None = the run's own scores. The
-    checkpoints, in a folder of the adapter's name, stay until the caller has recorded the result.
+    checkpoints, in a folder of the adapter's name, stay until the caller has recorded the result; with --force those of
+    other settings give way, while its own are gone on with.
 
     In a group of processes all of them call it, and the main one alone writes.
     """
@@ -65,7 +66,7 @@ def train_adapter(
     from dcdm_cli.model.adapter import AdapterInfo
     from dcdm_cli.model.base import load_base
     from dcdm_cli.training.dataset import training_rows
-    from dcdm_cli.training.loop import Snapshots, finetune, global_batch
+    from dcdm_cli.training.loop import Course, Snapshots, finetune, global_batch
 
     ranks = Ranks.of_environment()
     lesson = lesson or Lesson()
@@ -98,7 +99,7 @@ def train_adapter(
 
     shown = Snapshots(lesson.snapshots, keep) if lesson.snapshots else None
     classes, checkpoints = len(rows.class_names), context.run.checkpoints / (lesson.name or folder.name)
-    trained = finetune(base, data, classes, config, checkpoints, job, shown, lesson.start)
+    trained = finetune(base, data, classes, config, checkpoints, job, Course(shown, lesson.start, context.force))
     results = {"images": len(data), "losses": trained.losses, "skipped_steps": trained.skipped}
     results |= {"processes": ranks.world, "global_batch": global_batch(config, ranks.world)}
     if ranks.is_main:

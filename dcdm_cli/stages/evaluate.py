@@ -85,7 +85,8 @@ def the_bill(
 def _downstream(context: Context, data: Evaluated, job: Job) -> dict[str, Any]:
     from dcdm_cli.evaluation.downstream import open_ledger, run_arms, seeds_of, trial_of
     from dcdm_cli.evaluation.experiments import Experiment
-    from dcdm_cli.stages.experiments.arms import make_arm, make_sets, named_arms
+    from dcdm_cli.stages.evaluation_data import held_out_difficulty
+    from dcdm_cli.stages.experiments.arms import PAIRS, make_arm, make_sets, named_arms
     from dcdm_cli.stages.experiments.sets import GeneratedSets
 
     config = context.config
@@ -93,6 +94,8 @@ def _downstream(context: Context, data: Evaluated, job: Job) -> dict[str, Any]:
     sets = GeneratedSets(context, Experiment(name="evaluate", arms=tuple(specs)), data.real, job)
     arms = [make_arm(spec, config.evaluate.synthetic_ratio, data.real, sets) for spec in specs]
     seeds = seeds_of(config.evaluate.seed + config.seed, config.evaluate.seeds)
-    trial, ledger = trial_of(data.real, data.held_out), open_ledger(context.run.evaluation)
+    difficulty = held_out_difficulty(context, data.held_out, job)
+    trial = trial_of(data.real, data.held_out, pairs=PAIRS, difficulty=difficulty)
+    ledger = open_ledger(context.run.evaluation)
     make_sets([(arm, config.downstream) for arm in arms], trial, seeds, ledger)
     return run_arms(arms, trial, config.downstream, seeds, ledger=ledger, job=job, workers=config.evaluate.workers)

@@ -12,6 +12,7 @@ from dcdm_cli.run.session import Context
 
 if TYPE_CHECKING:
     from dcdm_cli.data.manifest import Manifest
+    from dcdm_cli.run.progress import Job
 
 FEW = 5  # images per class below which the report warns
 
@@ -44,6 +45,15 @@ def checked_data(context: Context) -> Evaluated:
     for warning in warnings:
         context.console.warn(warning)
     return Evaluated(manifest, real, clean, tuple(warnings))
+
+
+def held_out_difficulty(context: Context, held_out: Manifest, job: Job) -> np.ndarray:
+    """float32 [held-out images]: what the scorer, which has seen none of them, finds in each."""
+    from dcdm_cli.difficulty.scorer import Scorer
+
+    report, labels = job.stoppable("no classifier has been trained yet"), held_out.column("label")
+    scorer = Scorer.load(context.run.scorer, job.device)
+    return scorer.measure(held_out.paths(), labels, progress=report).difficulty
 
 
 def _check_scorer(context: Context) -> None:

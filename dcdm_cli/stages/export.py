@@ -74,6 +74,7 @@ def _work(context: Context, engines: EngineOrder | None) -> Outcome:
 
 def _order(context: Context, engines: EngineOrder | None) -> Order:
     """Loads base and adapter in float32: that is the reference, whatever the precision of the graphs."""
+    from dcdm_cli.files import check_room
     from dcdm_cli.model.exported import export_requests, model_facts
     from dcdm_cli.model.fused import load_fused
     from dcdm_export.folder import Order
@@ -93,6 +94,9 @@ def _order(context: Context, engines: EngineOrder | None) -> Order:
         job.stop_if_asked(KEPT)
 
     model = load_fused(adapter, lora_scale=scale)
+    size = 4 if config.precision == "fp32" else 2
+    weights = sum(parameter.numel() for parameter in model.network.parameters())
+    check_room(context.run.export, size * weights, "the exported networks")
     facts = model_facts(model, adapter, scale)
     versions = {"dcdm": __version__, **{name: metadata.version(name) for name in RECORDED}}
     requests = export_requests(model, facts, config.precision, opset, versions, shared_calls(context))

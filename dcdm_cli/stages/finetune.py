@@ -35,8 +35,6 @@ def run_finetune(context: Context) -> StageRecord:
     run, config = context.run, context.config.finetune
     run.create(after="score")
     with run.lock("dcdm finetune"):
-        if context.force:
-            _drop_checkpoints(run)
         record, done = run.run(_stage(context), lambda: _work(context, config, run.adapter), force=context.force)
         _drop_checkpoints(run)  # only now: a kill before the record was written must not cost the training
     if not done:
@@ -52,7 +50,8 @@ def run_group(context: Context, wanted: tuple[str, ...]) -> None:
     config = context.config.model_copy(update={"scale": scale})
     spread = settle_spread(replace(context, resolved=replace(context.resolved, config=config)))
     context.console.note(f"devices: {', '.join(spread.devices)} (one process each)")
-    words = [sys.executable, "-m", "dcdm_cli", *sys.argv[1:]]
+    # -P: without it Python would run a typer.py of the folder one stands in
+    words = [sys.executable, "-P", "-m", "dcdm_cli", *sys.argv[1:]]
     logs = context.run.cache / "finetune-processes"
     Group(words, spread.devices, logs, context.console.out, spread.threads).run(asked_to_stop)
 

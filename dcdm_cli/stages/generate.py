@@ -120,7 +120,11 @@ def _with_crew(
 
 
 def _start(context: Context, plan: AnyPlan) -> None:
+    from dcdm_cli.generation.pricing import check_disk
+    from dcdm_cli.model.adapter import read_adapter
+
     _warn_unreachable(context, plan)
+    check_disk(plan, plan_layout(context, plan), read_adapter(context.run.adapter).resolution)
     if context.force:
         _set_aside(context.run.generated, plan)
 
@@ -139,11 +143,13 @@ def _difficulty_summary(generated: Generated) -> dict[str, float | None]:
     target, measured, predicted, label = generated.columns(
         "target_difficulty", "measured_difficulty", "predicted", "label"
     )
-    known = bool(np.isfinite(measured).any())
+    scored = np.isfinite(measured)  # the others say nothing about their labels
+    known = bool(scored.any())
     return {
         "target_mean": float(target.mean()) if len(target) else None,
         "measured_mean": float(np.nanmean(measured)) if known else None,
-        "label_agreement": float((predicted == label).mean()) if known else None,
+        "label_agreement": float((predicted == label)[scored].mean()) if known else None,
+        "not_scored": int((~scored).sum()) if known else len(scored),
     }
 
 

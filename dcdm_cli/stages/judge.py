@@ -12,7 +12,7 @@ from dcdm_cli.run.store import Outcome, Stage
 if TYPE_CHECKING:
     from dcdm_cli.data.manifest import Manifest
     from dcdm_cli.difficulty.classifier import Images, StoredClassifier
-    from dcdm_cli.run.progress import Job
+    from dcdm_cli.run.progress import Job, Progress
     from dcdm_cli.run.session import Context
 
 CHUNK = 1024  # images whose class probabilities are held at once
@@ -25,6 +25,7 @@ class Judge:
     stored: StoredClassifier
     trained_on: int
     device: str
+    progress: Progress | None = None
 
     def labels(self, images: Images) -> np.ndarray:
         """int64 [N]: what the judge takes the images for."""
@@ -32,7 +33,8 @@ class Judge:
 
         parts = [images[i : i + CHUNK] for i in range(0, len(images), CHUNK)]
         model, config = self.stored.model, self.stored.config
-        found = [predict_logits(model, part, config, self.device).argmax(1) for part in parts]
+        report = self.progress
+        found = [predict_logits(model, part, config, self.device, progress=report).argmax(1) for part in parts]
         return np.concatenate([np.zeros(0, np.int64), *found])
 
     def features(self, images: Images) -> np.ndarray:
@@ -47,6 +49,7 @@ class Judge:
 def open_judge(context: Context, manifest: Manifest, job: Job) -> Judge:
     """Trains the judge once per run and settings; afterwards reads it back."""
     from dcdm_cli.difficulty.classifier import load_classifier, save_classifier, train_classifier
+    from dcdm_cli.difficulty.fitting import Keep
     from dcdm_cli.files import hash_json
 
     run, config = context.run, context.config
@@ -55,13 +58,16 @@ def open_judge(context: Context, manifest: Manifest, job: Job) -> Judge:
 
     def work() -> Outcome:
         names = manifest.class_names
+        keep = Keep(job, run.checkpoints / "judge")
         model = train_classifier(
-            judged.paths(), judged.column("label"), len(names), config.judge, seed, job.device, job.progress
+            judged.paths(), judged.column("label"), len(names), config.judge, seed, job.device, job.progress, keep
         )
         save_classifier(model, folder, names, config.judge)
+        keep.forget()
         return Outcome([folder], "", {"images": len(judged)}, job.device)
 
     data = hash_json([judged.column("sample_id").tolist(), judged.column("label").tolist()])
     stage = Stage("judge", {**config.judge.model_dump(mode="json"), "seed": seed}, {"images": data})
     run.run(stage, work, force=context.force)
-    return Judge(load_classifier(folder, job.device), len(judged), job.device)
+    report = job.stoppable("the judge is trained")
+    return Judge(load_classifier(folder, job.device), len(judged), job.device, report)

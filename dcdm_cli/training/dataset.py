@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dcdm_cli.data.archives import file_stamp
 from dcdm_cli.data.manifest import Manifest
-from dcdm_cli.errors import NotFoundError, UsageError
+from dcdm_cli.errors import NotFoundError, NumericalError, UsageError
 from dcdm_cli.files import atomic_path, hash_json
 from dcdm_cli.model.base import BaseModel, encode_text
 from dcdm_cli.model.latents import encode_latents, to_pixels
@@ -105,10 +105,22 @@ def cache_latents(base: BaseModel, views: Views, resolution: int, folder: Path, 
         np.lib.format.write_array_header_1_0(stream, header)
         chunk = max(1, min(CHUNK, CHUNK_PIXELS // resolution**2))
         for start in range(0, len(views), chunk):
-            pixels = to_pixels(views[start : start + chunk], resolution)
-            stream.write(encode_latents(base.vae, pixels).cpu().numpy().tobytes())
+            latents = encode_latents(base.vae, to_pixels(views[start : start + chunk], resolution)).cpu().numpy()
+            refuse_not_finite(latents, start)
+            stream.write(latents.tobytes())
             progress("encoding images", min(start + chunk, len(views)), len(views))
     return np.load(file, mmap_mode="r")
+
+
+def refuse_not_finite(latents: np.ndarray, first: int) -> None:
+    """latents: float [N, 4, h, w] of views `first` and on. Raises NumericalError that names the first bad one."""
+    bad = np.flatnonzero(~np.isfinite(latents).reshape(len(latents), -1).all(axis=1))
+    if len(bad):
+        raise NumericalError(
+            f"the latents of training image {first + int(bad[0])} are not finite ({len(bad)} of {len(latents)} here): "
+            "the VAE overflowed, or what was cached is damaged",
+            "use --precision fp32, or remove cache/ in the run folder and run it again",
+        )
 
 
 def encode_captions(base: BaseModel, captions: Sequence[str], progress: Progress) -> tuple[np.ndarray, Tensor]:

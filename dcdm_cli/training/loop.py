@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers import UNet2DConditionModel
@@ -21,21 +23,24 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from dcdm_cli.errors import CapabilityError, NumericalError
-from dcdm_cli.files import hash_json
+from dcdm_cli.files import check_room, hash_json
 from dcdm_cli.model.adapter import adapter_hash
 from dcdm_cli.model.base import BaseModel
 from dcdm_cli.model.conditioning import NULL_DIFFICULTY, DifficultyEncoder, EncoderConfig
 from dcdm_cli.model.denoiser import ConditionedUNet
 from dcdm_cli.model.lora import add_lora, inject_lora, lora_parameters
 from dcdm_cli.model.schedule import add_noise, training_scheduler
+from dcdm_cli.run.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.settings import FinetuneConfig
-from dcdm_cli.training.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
-from dcdm_cli.training.dataset import Draws, DrawSettings, TrainingSet, draw
+from dcdm_cli.training.dataset import Draws, DrawSettings, TrainingSet, draw, refuse_not_finite
 from dcdm_cli.training.objective import denoising_loss, min_snr_weights
 
 log = logging.getLogger(__name__)
-MAX_BAD_STEPS = 20
+MAX_BAD_STEPS = 3  # in a row, with a loss or gradient that is not finite
+MAX_SCALED_STEPS = 20  # of fp16, whose scaler finds the gradients' range by overflowing while the loss is finite
+DIVERGED = 100.0  # a loss that nothing learnt has; predicting nothing at all costs 1
+CHECKED_AT_ONCE = 4096  # images' latents
 STOP_SIGNALS = (None, "SIGINT", "SIGTERM")  # as numbers, to be compared across processes
 
 
@@ -57,6 +62,16 @@ class Start:
 
 
 @dataclass(frozen=True)
+class Course:
+    """start: what to go on from; None = from nothing. replace: checkpoints of other settings or data, or damaged ones,
+    give way instead of being refused."""
+
+    snapshots: Snapshots | None = None
+    start: Start | None = None
+    replace: bool = False
+
+
+@dataclass(frozen=True)
 class Trained:
     """network: EMA weights in place. losses: one mean per stretch of steps; skipped: steps with a non-finite loss."""
 
@@ -72,21 +87,24 @@ def finetune(
     config: FinetuneConfig,
     checkpoints: Path,
     job: Job,
-    snapshots: Snapshots | None = None,
-    start: Start | None = None,
+    course: Course | None = None,
 ) -> Trained:
-    """Trains in place of `base.unet`, from nothing or from `start`. The same call goes on from the newest checkpoint,
-    which a stop writes first.
+    """Trains in place of `base.unet`. The same call goes on from the newest checkpoint, which a stop writes first.
 
-    Raises NumericalError after 20 non-finite losses in a row, InterruptedRunError when asked to stop.
+    Raises NumericalError for data, losses or weights that are not finite, after `MAX_BAD_STEPS` steps in a row with the
+    last good checkpoint kept; MismatchError for checkpoints of another training, InterruptedRunError when asked to
+    stop.
     """
-    trainer = Trainer(base, data, classes, config, checkpoints, job, start)
-    trainer.resume()
+    course = course or Course()
+    _check_data(data)
+    trainer = Trainer(base, data, classes, config, checkpoints, job, course.start)
+    check_room(checkpoints, trainer.checkpoint_bytes * (config.keep_checkpoints + 1), "the checkpoints")
+    trainer.resume(replace=course.replace)
     while trainer.step < config.steps:
         trainer.train_step()
         trainer.report()
-        if snapshots is not None and trainer.step in snapshots.steps:
-            trainer.show(snapshots)  # before the checkpoint of this step: what goes on from there finds it made
+        if course.snapshots is not None and trainer.step in course.snapshots.steps:
+            trainer.show(course.snapshots)  # before the checkpoint of this step: what goes on from there finds it made
         stop = trainer.asked_to_stop()  # once a step: a signal between save and stop would lose the save
         if trainer.step % config.checkpoint_every == 0 or trainer.step == config.steps or stop:
             trainer.save()
@@ -167,15 +185,17 @@ class Trainer:
             difficulty_dropout=config.difficulty_dropout,
         )
 
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Weights, their moving average and two moments of AdamW."""
+        return 4 * sum(parameter.numel() * parameter.element_size() for parameter in self.parameters)
+
     def train_step(self) -> None:
         draws = draw(self.data, self.draws, self.step)
-        size, accumulation = self.config.batch_size, self.config.gradient_accumulation
-        first = self.accelerator.process_index * size * accumulation
-        total = 0.0
+        accumulation, total = self.config.gradient_accumulation, 0.0
         for micro in range(accumulation):
-            rows = slice(first + micro * size, first + (micro + 1) * size)
             with self.accelerator.accumulate(self.network):
-                loss = self._loss(draws, rows)
+                loss = self._loss(draws, self._rows(micro))
                 total += self._mean_over_processes(loss) / accumulation
                 self.accelerator.backward(loss)
         self._apply(total)
@@ -223,10 +243,12 @@ class Trainer:
             self.config.keep_checkpoints,
         )
 
-    def resume(self) -> None:
-        found = load_checkpoint(self.checkpoints, self.settings)
+    def resume(self, *, replace: bool = False) -> None:
+        found = load_checkpoint(self.checkpoints, self.settings, replace=replace)
         self.accelerator.wait_for_everyone()  # before the main process deletes or adds one
         if found is None:
+            if self.accelerator.is_main_process:
+                shutil.rmtree(self.checkpoints, ignore_errors=True)
             return
         tensors, state = found
         with torch.no_grad():
@@ -254,11 +276,40 @@ class Trainer:
 
     def finish(self) -> Trained:
         self.ema.copy_to(self.parameters)
+        self._check_result()
         network = self.accelerator.unwrap_model(self.network)
         if self.accelerator.num_processes > 1:
             self.accelerator.wait_for_everyone()
             torch.distributed.destroy_process_group()  # what follows is the main process's alone
         return Trained(network.eval(), self.losses, self.skipped)
+
+    def _check_result(self) -> None:
+        """Of the weights that are about to be written: a run may end before bad steps are enough of them, or with
+        numbers that are finite and mean nothing."""
+        what = ""
+        if self.bad_in_a_row:
+            what = f"the last {self.bad_in_a_row} of {self.step} steps had a loss or gradient that was not finite"
+        elif not (loss := self._loss_to_come()) < DIVERGED:
+            what = f"the trained weights have a loss of {loss:.3g}, where predicting nothing costs about 1"
+        if what:
+            raise _diverged(what, self.config, self.checkpoints)
+
+    @torch.no_grad()
+    def _loss_to_come(self) -> float:
+        """Of a step that would come next, of up to `MAX_BAD_STEPS` the first that means something; the same in every
+        process."""
+        loss = math.nan
+        for step in range(self.step, self.step + MAX_BAD_STEPS):
+            loss = self._mean_over_processes(self._loss(draw(self.data, self.draws, step), self._rows(0)))
+            if loss < DIVERGED:
+                break
+        return loss
+
+    def _rows(self, micro: int) -> slice:
+        """This process's share of the global batch in one of the accumulated parts of a step."""
+        size, accumulation = self.config.batch_size, self.config.gradient_accumulation
+        first = (self.accelerator.process_index * accumulation + micro) * size
+        return slice(first, first + size)
 
     def _loss(self, draws: Draws, rows: slice) -> Tensor:
         device = self.accelerator.device
@@ -299,11 +350,38 @@ class Trainer:
         self.skipped += 1
         self.bad_in_a_row += 1
         log.warning("step %d: loss %.4g or its gradient is not finite; step skipped", self.step + 1, loss)
-        if self.bad_in_a_row >= MAX_BAD_STEPS:
-            raise NumericalError(
-                f"loss or gradient were not finite for {MAX_BAD_STEPS} steps in a row (step {self.step + 1})",
-                "lower --lr, or use --precision fp32; no such weights were saved",
-            )
+        scaled = self.accelerator.scaler is not None and math.isfinite(loss)
+        bad = self.bad_in_a_row
+        if bad < (MAX_SCALED_STEPS if scaled else MAX_BAD_STEPS):
+            return
+        last, self.step = self.step + 1, self.step + 1 - bad  # nothing has changed since: as good as a save back then
+        self.skipped -= bad
+        self.bad_in_a_row = 0
+        self.save()
+        raise _diverged(
+            f"loss or gradient were not finite for {bad} steps in a row (up to step {last})",
+            self.config,
+            self.checkpoints,
+        )
+
+
+def _check_data(data: TrainingSet) -> None:
+    """Raises NumericalError for latents or text that are not finite, before a step is spent on them."""
+    for start in range(0, len(data.latents), CHECKED_AT_ONCE):
+        refuse_not_finite(data.latents[start : start + CHECKED_AT_ONCE], start)
+    if not np.isfinite(data.text).all():
+        raise NumericalError("the text encodings are not finite", "use --precision fp32")
+
+
+def _diverged(what: str, config: FinetuneConfig, checkpoints: Path) -> NumericalError:
+    newest = max((path.name for path in checkpoints.glob("step-*")), default="")
+    kept = f"; the last good checkpoint is kept: {checkpoints / newest}" if newest else ""
+    return NumericalError(
+        f"fine-tuning diverged: {what}; no adapter was written{kept}",
+        f"lower --lr ({config.lr:g} now) or --encoder-lr ({config.encoder_lr:g}), or use --precision fp32; "
+        "with other settings also --force, which starts over",
+        file=checkpoints if newest else None,
+    )
 
 
 def _stop(job: Job, name: str, saved: str) -> None:

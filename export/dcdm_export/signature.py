@@ -160,7 +160,7 @@ def read_signature(folder: Path, *, name: str = SIGNATURE_FILE) -> Signature:
     try:
         document = json.loads(file.read_text("utf-8"))
         if isinstance(document, dict) and document.get("schema") != SCHEMA:
-            raise SignatureError(f"{file} has schema {document.get('schema')!r}; this dcdm reads {SCHEMA}", file)
+            raise SignatureError(f"{file} has schema {document.get('schema')!r}; this version reads {SCHEMA}", file)
         signature = _ADAPTER.validate_python(document)
     except ValidationError as error:
         first = error.errors()[0]

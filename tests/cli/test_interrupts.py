@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import time
 from pathlib import Path
@@ -106,12 +107,39 @@ def test_scoring_that_was_stopped_keeps_its_classifiers(begun: Path, photos: Pat
         command.wait_until(lambda: list((begun / "checkpoints" / "scorer").glob("*/folds/*/0")))
         command.signal("SIGHUP")
         said = command.finish()
-    assert said.returncode == 143 and "classifiers are trained" in said.stderr
+    assert said.returncode == 143 and re.search(r"classifiers are trained|goes on at step", said.stderr)
     assert not (begun / "samples.parquet").exists() and not (begun / "dcdm.toml.part").exists()
     kept = list((begun / "checkpoints" / "scorer").glob("*/folds/*/*/model.safetensors"))
     assert 1 <= len(kept) < 3
     run(*words)
     assert not (begun / "checkpoints" / "scorer").exists() and read_manifest(begun / "samples.parquet")
+
+
+@pytest.mark.parametrize("stage", ["score"])
+def test_a_signal_within_a_classifier_costs_seconds_and_nothing_that_was_learnt(
+    begun: Path, photos: Path, stage: str
+) -> None:
+    """One classifier would take an hour here."""
+    with started("score", photos, "--set", "score.steps=1000000", "--json", "--run", begun) as command:
+        command.wait_until(lambda: "cross-fitting: " in command.streams[1].read_text())
+        command.signal("SIGINT")
+        said = command.finish(timeout=30)  # a second or two where the machine is not busy otherwise
+    assert said.returncode == 130 and "goes on at step" in said.stderr
+    assert len(list((begun / "checkpoints" / "scorer").rglob("step-*/state.json"))) == 1
+
+
+@pytest.mark.parametrize("stage", ["finetune"])
+def test_forced_fine_tuning_goes_on_with_its_own_checkpoint(begun: Path, stage: str) -> None:
+    words = ["finetune", "--steps", "30", "--force", "--run", begun]
+    with started(*words) as command:
+        command.wait_until(lambda: list((begun / "checkpoints").rglob("state.json")))
+        command.signal("SIGINT")
+        stopped = command.finish().stderr
+    assert "checkpoint at step" in stopped
+    (state,) = sorted((begun / "checkpoints").rglob("state.json"))[-1:]
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"skipped": 7}))  # what goes on with it tells it
+    run(*words)
+    assert json.loads((begun / "records" / "finetune.json").read_text())["results"]["skipped_steps"] == 7
 
 
 @pytest.mark.parametrize("stage", ["generate"])

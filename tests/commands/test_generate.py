@@ -182,7 +182,7 @@ def test_what_is_gone_from_finished_images_is_made_again_and_nothing_else(
         (count_less, "shards/00001.json", "it counts 7 images and 0 failures, and has 8 rows"),
         (cut, "shards/00001.parquet", "00001.parquet is missing or was changed"),
         (cut, "data/train-00001.tar", "train-00001.tar has 30 bytes instead of"),
-        (cut, "plan.parquet", "plan.parquet is not a dcdm plan"),
+        (cut, "plan.parquet", "plan.parquet is no plan of dcdm"),
     ],
 )
 def test_damage_to_finished_images_is_noticed(

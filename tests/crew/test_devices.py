@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from dcdm_cli.crew.boss import Crew
-from dcdm_cli.job import Job
 
+from dcdm_cli.crew.coordinator import Crew
 from dcdm_cli.crew.devices import check_device, count_devices, on_device, settle_device, use_device
 from dcdm_cli.crew.local import LocalTransport
 from dcdm_cli.crew.messages import Failure
 from dcdm_cli.crew.ray_crew import _opened
 from dcdm_cli.errors import CapabilityError, DcdmError, UsageError
+from dcdm_cli.run.progress import Job
 
 from ..fake_cuda import FakeCuda, pretend_gpus
 from .gpu_toys import open_on_gpu

@@ -227,3 +227,11 @@ def test_damaged_bytes_raise_nothing_else(kind: str, data: st.DataObject) -> Non
             assert decode_image(bytes(content[:cut])).mode == "RGB"
         except RejectedImage as error:
             assert error.reason and io.StringIO(error.detail)
+
+
+def test_a_damaged_tiff_writes_nothing_to_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    """libtiff is C and prints past Python."""
+    content = bytearray(encoded(picture(size=(64, 64)), "TIFF", compression="tiff_lzw"))
+    content[20:4000:7] = bytes(byte ^ 0x5A for byte in content[20:4000:7])
+    assert reason(bytes(content)) == "unreadable"
+    assert capfd.readouterr() == ("", "")

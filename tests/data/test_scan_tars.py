@@ -13,7 +13,7 @@ import pytest
 from dcdm_cli.data import examine
 from dcdm_cli.data.archives import member_place, sample_key
 from dcdm_cli.data.images import RejectedImage, decode_image
-from dcdm_cli.data.sources import Scan, ScanOptions, scan_on_disk
+from dcdm_cli.data.sources import Scan, ScanOptions, TooManyRejectedError, scan_on_disk
 from dcdm_cli.data.tar_listing import expand_braces
 from dcdm_cli.errors import InterruptedRunError, NotFoundError, UsageError
 from dcdm_cli.run.progress import Job
@@ -141,8 +141,11 @@ def test_a_tar_cut_between_members_is_told(tmp_path: Path, scanned: Scanned) -> 
     with tarfile.open(whole) as tar:
         third = tar.getmembers()[4].offset
     whole.write_bytes(whole.read_bytes()[:third])
-    scan = scanned(tmp_path / "in")
-    assert len(scan.manifest) == 2 and any("may have been cut short" in warning for warning in scan.warnings)
+    scan = scanned(tmp_path / "in", max_bad=0.5)
+    assert len(scan.manifest) == 2
+    assert [(lost.path, lost.reason) for lost in scan.rejected] == [("a.tar", "truncated")]  # and so no exit code 0
+    with pytest.raises(TooManyRejectedError, match=r"a\.tar: truncated"):
+        scanned(tmp_path / "in")
 
 
 @pytest.mark.parametrize("content", [b"no tar at all" * 100, b"\x1f\x8b" + bytes(600)])

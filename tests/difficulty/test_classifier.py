@@ -24,7 +24,9 @@ from dcdm_cli.difficulty.classifier import (
     save_classifier,
     train_classifier,
 )
-from dcdm_cli.errors import MismatchError, NotFoundError, NumericalError, UsageError
+from dcdm_cli.difficulty.fitting import Keep
+from dcdm_cli.errors import InterruptedRunError, MismatchError, NotFoundError, NumericalError, UsageError
+from dcdm_cli.run.progress import Job
 from dcdm_cli.run.settings import ClassifierConfig, ScoreConfig
 from tests.difficulty.conftest import NAMES, MakeManifest
 
@@ -197,3 +199,55 @@ def test_a_gpu_gets_helpers_for_large_images_and_for_many_small_ones() -> None:
     assert helpers("cuda", 32, 10) == helpers("cpu", 224, many) == 0
     made = classifier.LabelledImages(np.zeros((4, 8, 8, 3), np.uint8), None, torch.as_tensor)
     assert helpers("cuda", 224, 10, made) == helpers("cuda", 32, many, made) == 0  # scored where they were made
+
+
+def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("stop", [1, 3, 6])
+def test_a_classifier_that_was_stopped_goes_on_to_the_same_weights(
+    digits: Digits, network: ScoreConfig, tmp_path: Path, stop: int
+) -> None:
+    """Within one training, with all that is random in it: rotation, crop, policy, Mixup, dropout, batch statistics."""
+    config = network.model_copy(
+        update={"steps": 7, "batch_size": 8, "mixup": 0.2, "policy": "rand-m7-mstd0.5-inc1", "hflip": 0.5}
+        | {"model_args": {**network.model_args, "drop_rate": 0.3}}
+    )
+    images, labels = digits[0][:30], digits[1][:30]
+    through = weights_of(train_classifier(images, labels, 10, config, 5, "cpu"))
+    asked, seen = iter([None] * (len(images) + stop - 1)), []
+    keep = Keep(Job(stop_signal=lambda: next(asked, "SIGTERM")), tmp_path / "begun" / "0")
+    with pytest.raises(InterruptedRunError, match=f"goes on at step {stop} of 7") as caught:
+        train_classifier(images, labels, 10, config, 5, "cpu", keep=keep)
+    assert caught.value.code == 143 and [p.name for p in keep.folder.iterdir()] == [f"step-{stop:08d}"]
+    again = Keep(Job(), keep.folder)
+    resumed = train_classifier(images, labels, 10, config, 5, "cpu", lambda _, done, total: seen.append(done), again)
+    assert seen == list(range(stop + 1, 8))
+    assert all(torch.equal(through[name], value) for name, value in weights_of(resumed).items())
+    again.forget()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_training_does_not_go_on_from_a_checkpoint(digits: Digits, quick: ScoreConfig, tmp_path: Path) -> None:
+    images, labels, seen = digits[0][:20], digits[1][:20], []
+    asked = iter([None] * 21)
+    with pytest.raises(InterruptedRunError):
+        keep = Keep(Job(stop_signal=lambda: next(asked, "SIGINT")), tmp_path / "begun")
+        train_classifier(images, labels, 10, quick, 0, "cpu", keep=keep)
+    keep = Keep(Job(), tmp_path / "begun")
+    train_classifier(images, labels, 10, quick, 1, "cpu", lambda _, done, total: seen.append(done), keep)
+    assert seen == [1, 2, 3]
+
+
+def test_a_stop_while_images_are_read_is_heard(digits: Digits, quick: ScoreConfig) -> None:
+    with pytest.raises(InterruptedRunError, match="has not begun"):
+        train_classifier(digits[0], digits[1], 10, quick, 0, "cpu", keep=Keep(Job(stop_signal=lambda: "SIGINT")))
+
+
+def test_weights_that_are_not_finite_are_no_classifier(digits: Digits, quick: ScoreConfig) -> None:
+    """The loss of the last step is that of the weights before it."""
+    wild = quick.model_copy(update={"steps": 1, "lr": float("inf")})
+    with pytest.raises(NumericalError, match="weights are not finite") as caught:
+        train_classifier(digits[0][:20], digits[1][:20], 10, wild, 0, "cpu")
+    assert caught.value.code == 4 and "learning rate" in caught.value.hint

@@ -14,7 +14,8 @@ from dcdm_cli.difficulty.crossfit import CrossFit, crossfit, unseen_models
 from dcdm_cli.difficulty.own_classifier import load_own_classifier
 from dcdm_cli.difficulty.scorer import DESCRIPTION, Scorer, save_own_scorer, save_scorer
 from dcdm_cli.difficulty.scores import softmax
-from dcdm_cli.errors import MismatchError, NotFoundError, UsageError
+from dcdm_cli.difficulty.scoring import _check_answers
+from dcdm_cli.errors import MismatchError, NotFoundError, NumericalError, UsageError
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.settings import ScoreConfig
 from tests.difficulty.conftest import NAMES, MakeManifest
@@ -91,6 +92,21 @@ def test_a_broken_model_gives_nan_not_an_easy_image(
         next(scorer.models[1].parameters()).fill_(torch.nan)
     measured = scorer.measure(digits[0][:2], digits[1][:2])
     assert np.isnan(measured.difficulty).all() and (measured.predicted == -1).all()
+    with pytest.raises(NumericalError, match="no finite answer for any of 8 images") as caught:
+        scorer.measure(digits[0][:8], digits[1][:8])
+    assert caught.value.code == 4
+
+
+@pytest.mark.parametrize(("lost", "fails"), [(1, False), (2, True)])
+def test_a_scorer_without_answers_is_named_and_not_called_a_slip_of_the_user(lost: int, fails: bool) -> None:
+    predicted, labels, config = np.zeros(100, np.int32), np.zeros(100, np.int64), ScoreConfig(model="resnet10t")
+    predicted[:lost] = -1
+    if not fails:
+        assert _check_answers(predicted, labels, config) == lost
+        return
+    with pytest.raises(NumericalError, match=r"resnet10t\) gives no finite answer for 2 of 100 images") as caught:
+        _check_answers(predicted, labels, config)
+    assert caught.value.code == 4
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "onnx"])

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +17,18 @@ from scipy import stats
 from dcdm_cli.data.digits import digit_images
 from dcdm_cli.errors import InterruptedRunError
 from dcdm_cli.evaluation import downstream as module
-from dcdm_cli.evaluation.downstream import NOTHING, Arm, Ledger, Samples, Trial, arm_accuracy, run_arms
+from dcdm_cli.evaluation.downstream import (
+    NOTHING,
+    Arm,
+    Ledger,
+    Result,
+    Samples,
+    Trial,
+    arm_accuracy,
+    arm_result,
+    harder_half,
+    run_arms,
+)
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.settings import ClassifierConfig
 
@@ -51,9 +65,12 @@ def test_a_classifier_learns_from_its_arm_and_wrong_images_harm_it(pair: tuple[S
 def accuracies(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, int], float]:
     """Training is replaced by a table (images, seed) -> accuracy, to check the arithmetic on known numbers."""
     table: dict[tuple[int, int], float] = {}
-    monkeypatch.setattr(
-        module, "arm_accuracy", lambda train, test, config, classes, seed, device: table[len(train), seed]
-    )
+
+    def known(train: Samples, trial: Trial, config: object, seed: int, device: str, keep: object) -> Result:
+        accuracy = table[len(train), seed]
+        return Result(accuracy, round(2 * (1 - accuracy), 6), round(accuracy - 0.1, 6))
+
+    monkeypatch.setattr(module, "arm_result", known)
     return table
 
 
@@ -110,6 +127,95 @@ def test_means_intervals_and_paired_differences(tmp_path: Path, accuracies: dict
     )
 
 
+def test_log_loss_and_the_harder_half_are_compared_like_accuracy(tmp_path: Path, accuracies: dict) -> None:
+    """With the sign of log-loss: less is better."""
+    accuracies |= KNOWN
+    made = run(tmp_path, [])
+    real = made["arms"][0]
+    assert real["log_loss"] == [0.2, 0.16, 0.18] and real["log_loss_mean"] == pytest.approx(0.18)
+    assert real["hard_accuracy_mean"] == pytest.approx(0.81) and real["hard_accuracy_ci95"] is not None
+    key = ("dcdm", "real")
+    by = {
+        measure: {(row["arm"], row["against"]): row for row in made[name]}[key]
+        for measure, name in (("accuracy", "paired"), ("loss", "paired_log_loss"), ("hard", "paired_hard_accuracy"))
+    }
+    assert by["hard"]["difference_mean"] == by["accuracy"]["difference_mean"] == pytest.approx(0.1 / 3, abs=1e-5)
+    assert by["loss"]["difference_mean"] == pytest.approx(-0.2 / 3, abs=1e-5)
+    assert {row["verdict"] for row in by.values()} == {"points to better"}
+
+
+def test_a_classifier_is_measured_in_three_ways(pair: tuple[Samples, Samples]) -> None:
+    real, test = pair
+    harder = harder_half(np.linspace(0, 1, len(test)))
+    assert harder.sum() == len(test) // 2 and not harder[0] and harder[-1]
+    how = (SETTINGS.model_copy(update={"steps": 8}), 0, "cpu")
+    whole = arm_result(real, Trial(real, test, 2, ""), *how)
+    halves = [arm_result(real, Trial(real, test, 2, "", harder=half), *how) for half in (harder, ~harder)]
+    assert whole.hard_accuracy is None and {half.accuracy for half in halves} == {whole.accuracy}
+    hard = [half.hard_accuracy for half in halves]
+    assert np.mean([value for value in hard if value is not None]) == pytest.approx(whole.accuracy)
+    assert 0 < whole.log_loss < 5
+
+
+def test_the_harder_half_takes_unknown_difficulties_last() -> None:
+    assert harder_half(np.array([np.nan, 0.2, 0.9, 0.2, 0.5])).tolist() == [False, False, True, False, True]
+    assert harder_half(np.array([0.3, 0.3, 0.3, 0.3])).tolist() == [True, True, False, False]
+
+
+def test_a_stop_within_a_classifier_is_heard(tmp_path: Path, pair: tuple[Samples, Samples]) -> None:
+    real, test = pair
+    config, clock = SETTINGS.model_copy(update={"steps": 100_000}), time.monotonic()
+    how = {"arms": [Arm("real", lambda seed: NOTHING, "")], "trial": Trial(real, test, 2, "d"), "config": config}
+    job = Job(stop_signal=lambda: "SIGINT" if time.monotonic() - clock > 1 else None)
+    with pytest.raises(InterruptedRunError, match=r"step \d+ of 100000") as caught:
+        run(tmp_path, [], job, seeds=[0, 1], **how)
+    assert caught.value.code == 130 and not (tmp_path / "ledger.jsonl").exists()
+    assert len(list(tmp_path.glob("begun/*/step-*/state.json"))) == 1
+
+
+def test_a_parent_that_waits_for_workers_hears_a_stop() -> None:
+    waiting, clock = {Future(): (None, 0)}, time.monotonic()
+    job = Job(stop_signal=lambda: "SIGINT" if time.monotonic() - clock > 0.3 else None)
+    assert list(module._finished(waiting, job)) == [] and time.monotonic() - clock < 3  # type: ignore[arg-type]
+
+
+def test_a_worker_that_is_told_to_stop_saves_and_says_nothing(
+    tmp_path: Path, pair: tuple[Samples, Samples], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, test = pair
+    told = threading.Event()
+    monkeypatch.setattr(module, "_stop", told)
+    threading.Timer(1.0, told.set).start()
+    config = SETTINGS.model_copy(update={"steps": 100_000})
+    assert module._lesson_apart(Trial(real, test, 2, "d"), NOTHING, config, 0, "cpu", tmp_path / "begun") is None
+    assert len(list(tmp_path.glob("begun/step-*/state.json"))) == 1
+
+
+def test_what_was_stopped_within_a_classifier_ends_as_it_would_have(
+    tmp_path: Path, pair: tuple[Samples, Samples]
+) -> None:
+    real, test = pair
+    how = {"arms": [Arm("real", lambda seed: NOTHING, "")], "trial": Trial(real, test, 2, "d"), "seeds": [0]}
+    how["config"] = SETTINGS.model_copy(update={"steps": 9})
+    folders = [tmp_path / name for name in ("through", "stopped")]
+    for folder in folders:
+        folder.mkdir()
+    through = run(folders[0], [], **how)
+    asked = iter([None] * (len(real) + 4))
+    with pytest.raises(InterruptedRunError, match="goes on at step 5 of 9"):
+        run(folders[1], [], Job(stop_signal=lambda: next(asked, "SIGTERM")), **how)
+    assert run(folders[1], [], **how) == through
+    assert [path.name for path in folders[1].iterdir()] == ["ledger.jsonl"]
+
+
+def test_further_pairs_are_compared_once_each(tmp_path: Path, accuracies: dict) -> None:
+    accuracies |= KNOWN
+    asked = (("plain", "dcdm"), ("dcdm", "plain"), ("dcdm", "gone"))
+    made = run(tmp_path, [], trial=replace(trial(), pairs=asked))
+    pairs = [(row["arm"], row["against"]) for row in made["paired"]]
+    assert pairs == [("plain", "real"), ("dcdm", "real"), ("dcdm", "plain"), ("plain", "dcdm")]
+
+
 def test_every_arm_and_seed_is_computed_once(tmp_path: Path, accuracies: dict) -> None:
     accuracies |= KNOWN
     calls: list[tuple[str, int]] = []
@@ -127,7 +233,16 @@ def test_a_stopped_comparison_goes_on_and_a_torn_line_is_redone(tmp_path: Path, 
     run(tmp_path, calls)
     ledger = tmp_path / "ledger.jsonl"
     lines = ledger.read_text().splitlines()
-    assert len(lines) == 9 and {"arm", "seed", "accuracy", "images", "seconds", "key"} == set(json.loads(lines[0]))
+    assert len(lines) == 9 and {
+        "arm",
+        "seed",
+        "accuracy",
+        "log_loss",
+        "hard_accuracy",
+        "images",
+        "seconds",
+        "key",
+    } == set(json.loads(lines[0]))
     ledger.write_text("\n".join(lines)[:-9])
     calls.clear()
     run(tmp_path, calls)

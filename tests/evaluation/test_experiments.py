@@ -31,6 +31,18 @@ def test_controls_hold_everything_the_budget_could_have_bought() -> None:
     assert {arm.adapter for arm in arms.values()} == {"ours", "plain", "shuffled", "no-encoder"}
 
 
+def test_controls_have_the_stronger_augmentation_on_both_sides() -> None:
+    """What users have for nothing, alone, with ours and with plain images; compared with each other."""
+    experiment = find_experiment("controls")
+    arms = {arm.name: arm for arm in experiment.arms if arm.augmented}
+    assert set(arms) == {"augmented", "augmented + plain LoRA", "augmented + dcdm"}
+    for plain, strong in (("plain LoRA", "augmented + plain LoRA"), ("dcdm", "augmented + dcdm")):
+        same = next(arm for arm in experiment.arms if arm.name == plain)
+        assert arms[strong].model_copy(update={"name": plain, "augment": False}) == same
+    assert len({(arm.policy, arm.mixup) for arm in arms.values()}) == 1
+    assert ("augmented + dcdm", "augmented") in experiment.pairs
+
+
 def test_every_ablation_changes_one_thing() -> None:
     experiment = find_experiment("ablation")
     ours = experiment.adapter("ours")

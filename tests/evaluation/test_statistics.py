@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from dcdm_cli.evaluation import statistics
 from dcdm_cli.evaluation.statistics import BCA_FROM, compare, interval, paired, seeds_needed
 
 
@@ -49,6 +50,33 @@ def test_equal_differences_of_few_seeds_are_chance() -> None:
     assert few["difference_ci95"] == [0.006, 0.006]
     assert (few["verdict"], few["seeds_needed"]) == ("cannot tell", 6)
     assert (enough["verdict"], enough["p_value"]) == ("better", 0.0312)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("seeds", [3, 5, 6])
+def test_a_verdict_takes_the_permutation_test_as_well(seeds: int, sign: int) -> None:
+    """Three seeds reach p = 0.25 at best, five 0.0625: their interval may lie on one side, and only points there."""
+    real = np.linspace(0.90, 0.92, seeds)
+    found = compare(real + sign * (0.01 + 1e-3 * (np.arange(seeds) % 2)), real)
+    low, high = found["difference_ci95"]
+    assert low * high > 0 and found["p_value"] == pytest.approx(2 / 2**seeds, abs=1e-4)
+    word = "better" if sign > 0 else "worse"
+    assert found["verdict"] == (word if seeds == 6 else f"points to {word}")
+    assert found["seeds_needed"] == 6
+
+
+def test_an_interval_on_one_side_is_not_enough_at_many_seeds_either() -> None:
+    """Where the two disagree nothing is decided: what counts is the stricter one."""
+    assert statistics._verdict([0.001, 0.02], 0.06) == "points to better"
+    assert statistics._verdict([-0.02, -0.001], 0.05) == "worse"
+    assert statistics._verdict([-0.001, 0.02], 0.04) == "cannot tell"
+
+
+def test_where_less_is_better_the_words_change_and_the_numbers_do_not() -> None:
+    less, more = np.linspace(0.1, 0.2, 8), np.linspace(0.3, 0.41, 8)
+    plain, turned = compare(less, more), compare(less, more, less_is_better=True)
+    assert (plain.pop("verdict"), turned.pop("verdict")) == ("worse", "better") and plain == turned
+    assert compare(more[:3], less[:3], less_is_better=True)["verdict"] == "points to worse"
 
 
 def test_the_seeds_that_would_tell_do_tell() -> None:

@@ -144,7 +144,7 @@ def test_names_that_leave_the_folder_are_refused(folder: Path, name: str) -> Non
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"schema": 2}, "has schema 2; this dcdm reads 1"),
+        ({"schema": 2}, "has schema 2; this version reads 1"),
         ({"networks": {"denoiser": {"file": "x"}}}, "damaged: networks.denoiser"),
         ({"model": "x"}, "damaged: model"),
         ({"engines": 3}, "damaged: engines"),

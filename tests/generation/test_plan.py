@@ -91,7 +91,7 @@ def test_a_plan_that_was_edited_is_refused(tmp_path: Path) -> None:
         read_plan(file)
     assert "--force" in caught.value.hint
     file.write_bytes(b"no parquet")
-    with pytest.raises(MismatchError, match="is not a dcdm plan"):
+    with pytest.raises(MismatchError, match="is no plan of dcdm"):
         read_plan(file)
 
 

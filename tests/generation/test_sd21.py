@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from dcdm_cli.config import FinetuneConfig, resolve
-from dcdm_cli.job import Job
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -24,6 +22,8 @@ from dcdm_cli.model.exported import export_requests, model_facts
 from dcdm_cli.model.fused import load_fused
 from dcdm_cli.model.packaged import TINY_BASE
 from dcdm_cli.model.schedule import SAMPLERS, sampling_scheduler
+from dcdm_cli.run.progress import Job
+from dcdm_cli.run.settings import FinetuneConfig, resolve
 from dcdm_cli.training.dataset import TrainingSet
 from dcdm_cli.training.loop import Trained, finetune
 from dcdm_export.folder import Order, make_export

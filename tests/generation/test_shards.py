@@ -22,8 +22,9 @@ from PIL import Image
 from dcdm_cli.data import shard_files
 from dcdm_cli.data.images import decode_image
 from dcdm_cli.data.shard_files import Layout
-from dcdm_cli.errors import InterruptedRunError, MismatchError, StorageError
+from dcdm_cli.errors import InterruptedRunError, MismatchError, NumericalError, StorageError
 from dcdm_cli.files import write_bytes
+from dcdm_cli.generation import ledger as ledger_module
 from dcdm_cli.generation import shards
 from dcdm_cli.generation.coordinator import Generated, make_shard, run_shards
 from dcdm_cli.generation.journal import Journal
@@ -77,10 +78,39 @@ def test_blank_images_are_left_out_and_counted(tmp_path: Path, format: str) -> N
     assert run(tmp_path, format, again).failed == blank and again.rendered == []
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_images_that_are_all_blank_are_a_failure_with_a_list(tmp_path: Path, format: str) -> None:
+    """No file, no success: the list of what was made in vain is there before the error is."""
+    for _ in range(2):
+        with pytest.raises(NumericalError, match="all 22 images are blank") as caught:
+            run(tmp_path, format, FakeMaker(blank=1))
+        assert caught.value.code == 4 and "--precision fp32" in caught.value.hint
+        listed = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
+        assert [row["path"] for row in listed] == PLAN.table["sample_id"].to_pylist()
+        assert {row["reason"] for row in listed} == {"blank"}
+    assert format == "folder" or list((tmp_path / "data").iterdir()) == []
+
+
+def test_some_blank_images_are_listed(tmp_path: Path) -> None:
+    made = run(tmp_path, "folder", FakeMaker(blank=3))
+    assert len((tmp_path / "rejected.jsonl").read_text().splitlines()) == made.failed > 0
+    assert run(tmp_path / "whole", "folder", FakeMaker()).failed == 0
+    assert (tmp_path / "whole" / "rejected.jsonl").read_text() == ""
+
+
 @pytest.mark.parametrize("format", ["parquet", "webdataset"])
-def test_a_shard_without_images_has_no_file(tmp_path: Path, format: str) -> None:
-    made = run(tmp_path, format, FakeMaker(blank=1))
-    assert (made.images, made.failed) == (0, 22) and list((tmp_path / "data").iterdir()) == []
+def test_an_archive_that_could_not_be_published_does_not_fill_the_disk_further(
+    tmp_path: Path, format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object, **how: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger_module.pq, "write_table", full)
+        with pytest.raises(StorageError):
+            run(tmp_path, format, FakeMaker())
+    assert not [path for path in tmp_path.rglob("*") if ".part" in path.name]
+    assert run(tmp_path, format, FakeMaker()).images == 22
 
 
 # Stopping, killing, resuming

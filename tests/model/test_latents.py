@@ -84,3 +84,17 @@ def test_an_image_that_overflows_is_decoded_in_float32_and_it_alone(tiny: BaseMo
     assert torch.equal(made[2], exact(large[2:3])[0])
     others = [0, 1, 3, 4]
     assert torch.equal(made[others], usual[others]) and not torch.equal(made[others], exact(large)[others])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_image_that_is_not_finite_becomes_a_blank_one_and_its_neighbours_stay(value: float) -> None:
+    """As bytes nothing would tell it from a picture: one bad pixel, and the image is given up as a whole."""
+    latents = torch.rand(3, 4, 2, 2)
+
+    def decode(part: torch.Tensor) -> torch.Tensor:
+        images = torch.linspace(-1, 1, len(part) * 48).reshape(len(part), 3, 4, 4).clone()
+        images[1, 0, 2, 2] = value
+        return images
+
+    made = decode_latents(decode, latents, 3)
+    assert made[1].std() == 0 and made[0].std() > 1 and made[2].std() > 1

@@ -75,6 +75,23 @@ def test_an_arm_is_shown_with_what_came_out_of_it() -> None:
     assert "plain vs real: -1.0 points" in text and "cannot tell at 8 seeds; about 20 would" in text
 
 
+def test_the_sensitive_measures_have_columns_and_tables_where_they_are_known() -> None:
+    made = document()
+    for row in made["cells"][0]["arms"]:
+        row |= {"log_loss_mean": 0.1234, "hard_accuracy_mean": 0.875}
+    made["cells"][0] |= {
+        "hard_images": 498,
+        "paired_log_loss": [pair("plain", -0.02, "better")],
+        "paired_hard_accuracy": [pair("plain", 0.03, "better")],
+    }
+    arms, pairs, loss, hard = experiment_sheets(made)
+    assert arms.columns[7:9] == ("log-loss", "harder half") and arms.rows[0][7:9] == ("0.1234", "87.50 %")
+    assert "less is better" in loss.title and loss.columns[1] == "nats"
+    assert loss.rows[0][1:3] == ("-0.0200", "[-0.0300, -0.0100]")
+    assert "498 harder test images" in hard.title and hard.rows[0][1] == "+3.00" and pairs.columns[1] == "points"
+    assert "log-loss" not in experiment_sheets(document())[0].columns  # results from before they were measured
+
+
 def test_a_crossing_leads_and_one_that_is_not_reached_is_said() -> None:
     made = document((0.5, 1.0), crossings={"plain": CROSSING, "up": {**CROSSING, "ours": None, "comparison": None}})
     sentences = experiment_sentences(made)

@@ -35,6 +35,15 @@ def test_a_verdict_says_how_many_seeds_would_tell():
     assert verdict({"verdict": "cannot tell", "seeds": 3, "seeds_needed": 24}) == (
         "cannot tell at 3 seeds; about 24 would"
     )
+    assert verdict({"verdict": "points to better", "seeds": 3, "seeds_needed": 6}) == (
+        "points to better; 3 more seeds would decide"
+    )
+    assert verdict({"verdict": "points to worse", "seeds": 5, "seeds_needed": 6}) == (
+        "points to worse; 1 more seed would decide"
+    )
+    assert verdict({"verdict": "points to worse", "seeds": 9, "seeds_needed": 8}) == (
+        "points to worse; more seeds would decide"
+    )
     assert verdict({"verdict": "cannot tell", "seeds": 1, "seeds_needed": None}) == "cannot tell at 1 seed"
     assert verdict({"verdict": "cannot tell", "seeds": 9, "seeds_needed": 8}) == "cannot tell at 9 seeds"
 

@@ -16,7 +16,7 @@ from dcdm_cli.model.packaged import TINY_NAME
 from dcdm_cli.run.progress import Job, silent
 from dcdm_cli.run.settings import FinetuneConfig
 from dcdm_cli.training.dataset import TrainingSet, cache_latents, encode_captions
-from dcdm_cli.training.loop import Trained, finetune
+from dcdm_cli.training.loop import Course, Trained, finetune
 from dcdm_cli.training.views import Views
 
 IMAGES, CLASSES = 12, 3
@@ -57,9 +57,11 @@ def data(tiny: BaseModel, paths: list[Path], tmp_path_factory: pytest.TempPathFa
 def train(tiny: BaseModel, data: TrainingSet, tmp_path: Path) -> Train:
     """Fine-tunes a fresh copy of the base; checkpoints go to one folder per test."""
 
-    def run(config: FinetuneConfig | None = None, job: Job | None = None, data: TrainingSet = data) -> Trained:
-        base = copy.deepcopy(tiny)
-        return finetune(base, data, CLASSES, config or settings(), tmp_path / "checkpoints", job or Job())
+    def run(
+        config: FinetuneConfig | None = None, job: Job | None = None, data: TrainingSet = data, *, replace: bool = False
+    ) -> Trained:
+        base, place = copy.deepcopy(tiny), tmp_path / "checkpoints"
+        return finetune(base, data, CLASSES, config or settings(), place, job or Job(), Course(replace=replace))
 
     return run
 

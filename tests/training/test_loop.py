@@ -8,14 +8,17 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from dcdm_cli.errors import CapabilityError, InterruptedRunError, MismatchError, NumericalError
 from dcdm_cli.model.base import BaseModel
 from dcdm_cli.run.progress import Job
+from dcdm_cli.training import loop
 from dcdm_cli.training.dataset import TrainingSet
-from dcdm_cli.training.loop import MAX_BAD_STEPS, Snapshots, build_network, finetune
+from dcdm_cli.training.loop import MAX_BAD_STEPS, Course, Snapshots, build_network, finetune
 
 from .conftest import CLASSES, Train, settings, weights
 
@@ -129,11 +132,62 @@ def test_other_settings_or_data_do_not_continue_a_checkpoint(train: Train, data:
     assert train().losses  # the right ones still do
 
 
-def test_a_loss_that_is_never_finite_stops_the_run_without_weights(train: Train, data: TrainingSet) -> None:
-    broken = dataclasses.replace(data, text=data.text * float("nan"))
-    with pytest.raises(NumericalError, match=f"not finite for {MAX_BAD_STEPS} steps in a row") as caught:
-        train(settings(steps=50), data=broken)
-    assert "--lr" in caught.value.hint
+def test_starting_over_goes_on_from_its_own_checkpoint_and_drops_another_ones(train: Train, tmp_path: Path) -> None:
+    through = weights(train(settings(steps=8)))
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(InterruptedRunError):
+        train(settings(steps=8), stop_after(3), replace=True)
+    seen: list[int] = []
+    job = Job(progress=lambda what, done, total: seen.append(done))
+    assert same(weights(train(settings(steps=8), job, replace=True)), through) and seen == [4, 5, 6, 7, 8]
+    train(settings(steps=2, lr=5e-3), replace=True)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
+
+
+def test_three_bad_steps_in_a_row_stop_the_run_at_the_last_good_one(
+    train: Train, data: TrainingSet, tmp_path: Path
+) -> None:
+    """Weights of before the first bad step are kept, and the same command fails in seconds instead of in hours."""
+    bad = dataclasses.replace(data, difficulty=torch.full_like(data.difficulty, float("inf")))
+    config = settings(steps=50, text_dropout=0.0, difficulty_dropout=0.0)
+    for _ in range(2):
+        with pytest.raises(NumericalError, match=f"not finite for {MAX_BAD_STEPS} steps in a row") as caught:
+            train(config, data=bad)
+        assert caught.value.code == 4 and "--lr" in caught.value.hint and "step-00000000" in caught.value.message
+    kept = tmp_path / "checkpoints" / "step-00000000"
+    assert all(torch.isfinite(value).all() for value in load_file(kept / "tensors.safetensors").values())
+
+
+def test_the_last_good_checkpoint_is_kept_and_gone_on_from(train: Train, tmp_path: Path) -> None:
+    """Bad steps in the middle: what had been learnt until then is there."""
+    asked, config = iter([None] * 3), settings(steps=12)
+    with pytest.raises(InterruptedRunError):
+        train(config, Job(stop_signal=lambda: next(asked, "SIGINT")))
+    tensors = tmp_path / "checkpoints" / "step-00000004" / "tensors.safetensors"
+    before = {name: value for name, value in load_file(tensors).items() if name.startswith("model.")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "denoising_loss", lambda *a: torch.tensor(float("nan"), requires_grad=True))
+        with pytest.raises(NumericalError, match="up to step 7"):
+            train(config)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000004"]
+    after = load_file(tensors)
+    assert before and all(torch.equal(value, after[name]) for name, value in before.items())
+    assert train(config).losses
+
+
+@pytest.mark.parametrize("steps", [1, 2, 12])
+def test_an_absurd_learning_rate_is_a_failure_however_short_the_run(train: Train, steps: int) -> None:
+    with pytest.raises(NumericalError, match="diverged") as caught:
+        train(settings(steps=steps, lr=1e20, encoder_lr=1e20, warmup_steps=0, lr_schedule="constant_with_warmup"))
+    assert caught.value.code == 4
+
+
+@pytest.mark.parametrize("part", ["latents", "text"])
+def test_data_that_are_not_finite_are_refused_before_a_step(train: Train, data: TrainingSet, part: str) -> None:
+    values = np.array(getattr(data, part))
+    values[-1] = np.nan
+    with pytest.raises(NumericalError, match=f"{'latents of training image 11' if part == 'latents' else 'text'}"):
+        train(data=dataclasses.replace(data, **{part: values}))
 
 
 def test_a_few_bad_steps_are_skipped_and_counted(train: Train, data: TrainingSet) -> None:
@@ -188,6 +242,6 @@ def test_snapshots_show_the_running_mean_and_leave_training_as_it_is(
         seen[step] = {name: p.detach().clone() for name, p in network.named_parameters() if p.requires_grad}
 
     base, config = copy.deepcopy(tiny), settings(steps=6)
-    trained = finetune(base, data, CLASSES, config, tmp_path / "checkpoints", Job(), Snapshots((3, 6), keep))
+    trained = finetune(base, data, CLASSES, config, tmp_path / "checkpoints", Job(), Course(Snapshots((3, 6), keep)))
     assert same(weights(trained), through) and set(seen) == {3, 6}
     assert same(seen[6], through) and not same(seen[3], through)

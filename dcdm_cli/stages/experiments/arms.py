@@ -26,7 +26,15 @@ ARMS = {
     "easy": ArmSpec(name="easy", difficulty="normal:0.1,0.1"),
     "dcdm": ArmSpec(name="dcdm"),
     "hard": ArmSpec(name="hard", difficulty="normal:0.8,0.1", cap=1.0),
+    "augmented + plain": ArmSpec(name="augmented + plain", adapter="plain", attempts=1, augment=True),
+    "augmented + dcdm": ArmSpec(name="augmented + dcdm", augment=True),
 }
+# Compared besides, where both arms are asked for: with the augmentation on both sides.
+PAIRS = (
+    ("augmented + dcdm", "augmented"),
+    ("augmented + dcdm", "augmented + plain"),
+    ("augmented + plain", "augmented"),
+)
 
 
 def named_arms(names: Sequence[str]) -> list[ArmSpec]:
@@ -40,14 +48,14 @@ def named_arms(names: Sequence[str]) -> list[ArmSpec]:
 def make_arm(spec: ArmSpec, ratio: float, real: Manifest, sets: GeneratedSets) -> Arm:
     """Images are generated when a classifier first asks for them."""
     ratio = spec.ratio or ratio
-    if spec.source == "none":
-        return Arm(spec.name, lambda seed: NOTHING, "")
-    if spec.source == "augmented":
-        return Arm(spec.name, lambda seed: NOTHING, "", {"policy": spec.policy, "mixup": spec.mixup})
+    classifier = {"policy": spec.policy, "mixup": spec.mixup} if spec.augmented else None
+    if spec.source in ("none", "augmented"):
+        return Arm(spec.name, lambda seed: NOTHING, "", classifier)
     if spec.source == "upsampled":
         own = Samples(real.paths(), real.column("label").astype(np.int64))
-        return Arm(spec.name, lambda seed: upsampled(own, ratio, seed), f"upsampled {ratio:g}")
-    return Arm(spec.name, lambda seed: sets.make(spec, ratio, seed), f"{sets.key(spec, ratio)} {ratio:g}")
+        return Arm(spec.name, lambda seed: upsampled(own, ratio, seed), f"upsampled {ratio:g}", classifier)
+    key = f"{sets.key(spec, ratio)} {ratio:g}"
+    return Arm(spec.name, lambda seed: sets.make(spec, ratio, seed), key, classifier)
 
 
 def make_sets(arms: Iterable[tuple[Arm, ClassifierConfig]], trial: Trial, seeds: Sequence[int], ledger: Ledger) -> None:

@@ -15,7 +15,7 @@ from dcdm_cli.run.session import Context
 from dcdm_cli.run.settings import ClassifierConfig, changed
 from dcdm_cli.run.store import Outcome, Stage, StageRecord
 from dcdm_cli.stages.evaluate import evaluation_settings
-from dcdm_cli.stages.evaluation_data import Evaluated, checked_data
+from dcdm_cli.stages.evaluation_data import Evaluated, checked_data, held_out_difficulty
 from dcdm_cli.stages.experiments.arms import make_arm, make_sets
 from dcdm_cli.stages.experiments.generators import variant_context
 from dcdm_cli.stages.experiments.sets import GeneratedSets
@@ -90,7 +90,14 @@ def train_arms(context: Context, experiment: Experiment, data: Evaluated, seeds:
     from dcdm_cli.evaluation.downstream import open_ledger, run_arms, trial_of
 
     sets = GeneratedSets(context, experiment, data.real, job)
-    trial = trial_of(data.real, data.held_out, experiment.baseline, experiment.focus)
+    trial = trial_of(
+        data.real,
+        data.held_out,
+        experiment.baseline,
+        experiment.focus,
+        pairs=experiment.pairs,
+        difficulty=held_out_difficulty(context, data.held_out, job),
+    )
     cells, ledger = _cells(context, experiment, data, sets), open_ledger(context.run.evaluation)
     by_arm = [(cell.arms[position], cell.config) for position in range(len(experiment.arms)) for cell in cells]
     make_sets(by_arm, trial, seeds, ledger)
@@ -177,7 +184,12 @@ def _about(spec: ArmSpec, ratio: float, sets: GeneratedSets, seeds: Sequence[int
     """Where the arm's images come from, and what the scorer finds in them on average over the seeds."""
     from dcdm_cli.evaluation.cost import hours_of
 
-    about: dict[str, Any] = {"source": spec.source, "adapter": spec.adapter, "difficulty": None}
+    about: dict[str, Any] = {
+        "source": spec.source,
+        "adapter": spec.adapter,
+        "difficulty": None,
+        "augmented": spec.augmented,
+    }
     if spec.source != "generated":
         return about
     about["difficulty"] = f"plan, {spec.rounds} rounds" if spec.rounds else spec.difficulty or sets.difficulty

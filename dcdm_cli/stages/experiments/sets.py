@@ -197,7 +197,10 @@ class GeneratedSets:
         if not np.isfinite(difficulty).all():  # drawn once, and so not measured on the way
             found = Scorer.load(self.context.run.scorer, self.job.device).measure(images.paths(), labels)
             difficulty, predicted = found.difficulty, found.predicted
-        values = (difficulty.mean(), difficulty.std(), (predicted == labels).mean())
+        known = np.isfinite(difficulty)  # the others say nothing about their labels
+        if not known.any():
+            return unknown
+        values = (difficulty[known].mean(), difficulty[known].std(), (predicted == labels)[known].mean())
         return {name: round(float(value), 4) for name, value in zip(unknown, values, strict=True)}
 
 
@@ -211,7 +214,8 @@ def _plan(context: Context, counts: np.ndarray, seed: int, generator: str) -> Pl
 
 
 def _but_name(arm: ArmSpec) -> ArmSpec:
-    return arm.model_copy(update={"name": "", "ratio": None})
+    """Arms that are the same but for what is no matter of their images."""
+    return arm.model_copy(update={"name": "", "ratio": None, "augment": False})
 
 
 def _finished(folder: Path) -> bool:

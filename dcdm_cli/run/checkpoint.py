@@ -42,12 +42,24 @@ def save_checkpoint(
         shutil.rmtree(old)
 
 
-def load_checkpoint(folder: Path, settings: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+def load_checkpoint(
+    folder: Path, settings: str, *, replace: bool = False
+) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """The newest whole checkpoint, or None when there is none at all.
 
     settings: hash of what must not change between the runs. A damaged one is skipped with a warning. Raises
-    MismatchError when there are checkpoints but none is usable, rather than starting again unasked.
+    MismatchError when there are checkpoints but none is usable, rather than starting again unasked; with `replace`,
+    which is that wish, they count as none. Deletes nothing.
     """
+    try:
+        return _newest(folder, settings)
+    except MismatchError:
+        if not replace:
+            raise
+        return None
+
+
+def _newest(folder: Path, settings: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     found = _checkpoints(folder)
     for path in reversed(found):
         try:
@@ -89,6 +101,10 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
             _, index, name = key.split(".")
             slots.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({**state, "state": slots})
+    for parameter, slot in optimizer.state.items():
+        for name, value in slot.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:  # fused kernels want the same strides
+                slot[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -1,0 +1,96 @@
+"""What messages tell the user to type exists: every `--flag` and every `dcdm verb` in a string of the source."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.main import get_command
+
+from dcdm_cli.cli import COMMANDS, build_app
+
+ROOT = Path(__file__).parents[1]
+OWN_APPS = ("demo/pretrain.py", "__main__.py")  # scripts with an argument parser of their own
+SOURCES = sorted([*(ROOT / "dcdm_cli").rglob("*.py"), *(ROOT / "export" / "dcdm_export").rglob("*.py")])
+FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
+VERB = re.compile(r"\bdcdm ([a-z]+)\b((?: (?!dcdm )[^,;:()\n]*)?)")
+OTHERS = re.compile(r"\bray start[^:;]*")  # other programs have flags of their own
+
+
+@cache
+def flags() -> dict[str, set[str]]:
+    """Of each command, as the app itself has them."""
+    root: Any = get_command(build_app(list(COMMANDS)))
+    found: dict[str, set[str]] = {"": _of(root)}
+    for name, command in root.commands.items():
+        below = getattr(command, "commands", {})
+        found[name] = _of(command).union(*map(_of, below.values()))
+    return found
+
+
+def _of(command: Any) -> set[str]:
+    names = (name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts))
+    return {name for name in names if name.startswith("--")} | {"--help"}
+
+
+def strings() -> Iterator[tuple[str, int, str]]:
+    """Literals that are no docstrings; of an f-string its text, with {} for what is filled in."""
+    for file in SOURCES:
+        if file.as_posix().endswith(OWN_APPS):
+            continue
+        tree = ast.parse(file.read_text("utf-8"))
+        documents = {
+            id(node.body[0].value)
+            for node in ast.walk(tree)
+            if isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef))
+            and node.body
+            and isinstance(node.body[0], ast.Expr)
+        }
+        inside = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.JoinedStr):
+                parts = (part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
+                yield file.relative_to(ROOT).as_posix(), node.lineno, "".join(map(str, parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documents | inside:
+                yield file.relative_to(ROOT).as_posix(), node.lineno, node.value
+
+
+def wrong(text: str) -> list[str]:
+    """What the text names and the app does not have."""
+    text, known = OTHERS.sub("", text), set().union(*flags().values())
+    found = [flag for flag in FLAG.findall(text) if flag not in known and not flag.endswith("-")]
+    for verb, rest in VERB.findall(text):
+        if verb not in flags():
+            found.append(f"dcdm {verb}")
+        else:
+            found += [f"dcdm {verb} {flag}" for flag in FLAG.findall(rest) if flag not in flags()[verb]]
+    return found
+
+
+def test_every_flag_and_command_that_a_message_names_exists() -> None:
+    faults = [f"{file}:{line}: {fault} in {text[:90]!r}" for file, line, text in strings() for fault in wrong(text)]
+    assert faults == []
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("name it: dcdm score --score-column x", "--score-column"),
+        ("make it: dcdm train --force", "dcdm train"),
+        ("dcdm caption --steps 3", "dcdm caption --steps"),
+        ("dcdm finetune --steps 3, then dcdm generate --clip-range 4 and --no-score", ""),
+    ],
+)
+def test_a_message_that_names_what_is_not_there_is_found(text: str, fault: str) -> None:
+    assert (fault in wrong(text)) if fault else wrong(text) == []
+
+
+def test_the_app_is_read_and_not_a_list_of_ours() -> None:
+    assert isinstance(build_app([]), typer.Typer)
+    assert {"--steps", "--devices"} <= flags()["finetune"] and "--origin" in flags()["config"]
