@@ -22,8 +22,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "digits": {
         "data": {"source": "digits"},
-        "score": {**_DIGITS_NET, "steps": 50, "batch_size": 16, "folds": 2, "repeats": 10},
-        "judge": {**_DIGITS_NET, "steps": 300},
+        "score": {**_DIGITS_NET, "method": "crossfit", "steps": 50, "batch_size": 16, "folds": 2, "repeats": 10},
+        "judge": {**_DIGITS_NET, "method": "scratch", "steps": 300},
         "downstream": {**_DIGITS_NET, "steps": 300},
         "caption": {"template": "a photo of the digit {class}"},
         "finetune": {

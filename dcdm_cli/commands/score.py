@@ -76,10 +76,10 @@ def run_score(context: Context, source: str | None = None) -> StageRecord:
 
 def show_score(context: Context, record: StageRecord) -> None:
     from dcdm_cli.data.manifest import read_manifest
-    from dcdm_cli.reports.tables import score_table
+    from dcdm_cli.reports.tables import methods_table, score_table
 
     manifest = read_manifest(context.run.samples)
-    shown = [] if _machine(context.console) else [score_table(manifest.split("train"))]
+    shown = [] if _machine(context.console) else [*methods_table(record.results), score_table(manifest.split("train"))]
     context.console.result(
         {"stage": "score", "path": str(context.run.samples), **record.results}, context.run.samples, shown
     )
@@ -148,6 +148,7 @@ def _score(context: Context, manifest: Manifest, job: Job, spool: Path, spread: 
         class_map=manifest.class_names if context.config.data.class_map else None,
         crew=(lambda open_worker: open_crew(context, open_worker, spread, job)) if spread else None,
         threads=spread.threads,
+        cache=context.run.cache / "features",
     )
     config = config.model_copy(update={"seed": config.seed + context.config.seed})
     scored = score_images(manifest.select(is_train), config, place, job)

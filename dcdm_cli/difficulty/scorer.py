@@ -1,39 +1,48 @@
 """The scorer in the run folder: what measures the difficulty of generated images.
 
-It is the fold models of the cross-fit, or the one classifier a user brought, behind one question: how hard is this
+It is the fold models of the cross-fit (networks, or heads on one extractor of features, which then looks at an image
+once for all of them), or the one classifier a user brought, behind one question: how hard is this
 image for the classifiers that scored the real ones? Safetensors (or the user's ONNX file) and JSON, no pickles.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from dcdm_cli.config import ClassifierConfig
 from dcdm_cli.difficulty.classifier import (
+    WEIGHTS,
     Images,
+    OnTrunk,
     Preprocessing,
     Progress,
     load_classifier,
+    load_weights,
     logits_of,
     preprocessing_of,
     read_json,
     save_classifier,
 )
 from dcdm_cli.difficulty.crossfit import CrossFit
+from dcdm_cli.difficulty.features import Extractor, open_extractor, save_extractor
 from dcdm_cli.difficulty.own_classifier import OwnClassifier, copy_own_classifier, load_own_classifier
+from dcdm_cli.difficulty.packaged import PACKAGED
 from dcdm_cli.difficulty.scores import mean_log_probs, score_columns
 from dcdm_cli.difficulty.verdict import Verdict
 from dcdm_cli.errors import MismatchError, NotFoundError
 from dcdm_cli.files import atomic_folder, write_json
 
 DESCRIPTION = "scorer.json"
+EXTRACTOR = "features"  # folder of a network that is not the packaged one
 _NO_SETTINGS = ClassifierConfig.model_validate({})  # a copied classifier has a full sidecar
 
 
@@ -110,6 +119,23 @@ def save_scorer(folder: Path, fitted: CrossFit, class_names: Sequence[str], conf
         _describe(part, class_names, fitted.temperature, folds=len(fitted.models))
 
 
+def save_feature_scorer(
+    folder: Path, models: Sequence[OnTrunk], class_names: Sequence[str], temperature: float, extractor: Extractor
+) -> None:
+    """Writes `folder` as a whole: the heads in one file, and the network below them unless it is the packaged one.
+
+    models: on this extractor's network.
+    """
+    heads = nn.ModuleList([model.head for model in models])
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in heads.state_dict().items()}
+    about = {"name": extractor.name, "size": extractor.size, "width": extractor.width, "key": extractor.key}
+    with atomic_folder(folder) as part:
+        save_file(state, part / WEIGHTS, {"class_names": json.dumps(list(class_names))})
+        if extractor.name != PACKAGED:
+            save_extractor(extractor, part / EXTRACTOR)
+        _describe(part, class_names, temperature, heads=len(models), features=about)
+
+
 def save_own_scorer(folder: Path, own: OwnClassifier, temperature: float) -> None:
     """Writes `folder` as a whole: a copy of the user's classifier with its sidecar, and the description."""
     with atomic_folder(folder) as part:
@@ -126,7 +152,28 @@ def _load_models(
     if "own" in document:
         own = load_own_classifier(folder / Path(document["own"]).name, class_names, _NO_SETTINGS, device)
         return (own.model,), own.preprocessing
+    if "heads" in document:
+        return _load_heads(folder, document, len(class_names), device)
     stored = [load_classifier(folder / f"fold-{fold}", device) for fold in range(document["folds"])]
     if any(one.class_names != tuple(class_names) for one in stored):
         raise MismatchError(f"the fold models in {folder} have other classes", "make it again: dcdm score --force")
     return tuple(one.model for one in stored), preprocessing_of(stored[0].model, stored[0].config)
+
+
+def _load_heads(
+    folder: Path, document: dict[str, Any], classes: int, device: torch.device
+) -> tuple[tuple[nn.Module, ...], Preprocessing]:
+    about = document["features"]
+    source = PACKAGED if about["name"] == PACKAGED else str(folder / EXTRACTOR)
+    extractor = open_extractor(source, int(about["size"]), device)
+    if extractor.key != about["key"]:
+        raise MismatchError(
+            f"the scorer in {folder} was fitted on features of another version of {about['name']}",
+            "make it again: dcdm score --force",
+            file=folder,
+        )
+    heads = nn.ModuleList([nn.Linear(extractor.width, classes) for _ in range(int(document["heads"]))])
+    load_weights(heads, folder / WEIGHTS)
+    heads = heads.to(device).eval().requires_grad_(False)
+    models = tuple(OnTrunk(extractor.network, cast(nn.Linear, head)) for head in heads)
+    return models, extractor.preprocessing

@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from dcdm_cli.difficulty.classifier import Images, Preprocessing, Progress, logits_of
+from dcdm_cli.difficulty.features import Penultimate
 
 MOST = 10_000  # images; distances in feature space change little beyond, and cost grows with the square
-
-
-class Penultimate(nn.Module):
-    """A timm classifier without its last layer: float [B, 3, H, W] -> float [B, D]."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model, self.num_classes = model, cast(Any, model).num_features
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        model = cast(Any, self.model)
-        return model.forward_head(model.forward_features(pixels), pre_logits=True).flatten(1)
 
 
 def features_of(

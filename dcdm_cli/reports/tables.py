@@ -21,6 +21,25 @@ def score_table(manifest: Manifest) -> Table:
     return score_sheet(manifest).table()
 
 
+def methods_table(results: Mapping[str, Any]) -> list[Table]:
+    """Of `--method auto`: what was tried and what came of it. None where one method was asked for."""
+    sheet = methods_sheet(results)
+    return [sheet.table()] if sheet.rows else []
+
+
+def methods_sheet(results: Mapping[str, Any]) -> Sheet:
+    rows = tuple(
+        (
+            row["method"] + (" (kept)" if row["method"] == results["kept"] else ""),
+            percent(row["accuracy"]),
+            number(row["calibration_error"], 3),
+            duration(row["seconds"]) if row["seconds"] is not None else f"not tried, about {duration(row['estimate'])}",
+        )
+        for row in results.get("methods", ())
+    )
+    return Sheet("Ways of scoring, out of fold", ("method", "accuracy", "calibration error", "time"), rows)
+
+
 def summary_tables(metrics: Metrics) -> list[Table]:
     return [sheet.table() for sheet in summary_sheets(metrics)]
 
