@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -152,11 +153,13 @@ class _Wanted:
 class Looker:
     """An extractor as a crew's worker: gives the features of each list of files."""
 
+    hello: Any
+
     def __init__(self, extractor: Extractor) -> None:
         self.extractor, self.hello = extractor, extractor.key
 
-    def run(self, files: Sequence[Path]) -> Iterator[np.ndarray]:
-        yield looked_at(self.extractor, files)
+    def run(self, task: Sequence[Path]) -> Iterator[np.ndarray]:
+        yield looked_at(self.extractor, task)
 
 
 def open_looker(features: str, size: int, threads: int | None, device: str, should_stop: Callable[[], bool]) -> Looker:
@@ -214,15 +217,12 @@ def _index(home: Path, extractor: Extractor, job: Job) -> tuple[np.ndarray, np.n
     be read is removed: what it held is computed again, and nothing else."""
     files, numbers, places = [], [], []
     for file in sorted(home.glob("*.safetensors")):
-        try:
-            images, flat = _read(file, "images"), _read(file, "flat")
-            whole = _shape(file) == (len(images), extractor.width) and len(flat) == len(images)
-        except (SafetensorError, OSError, ValueError):
-            whole = False
-        if not whole:
+        found = _named(file, extractor.width)
+        if found is None:
             job.note(f"{file} is damaged: the features it held are computed again")
             file.unlink()
             continue
+        images, flat = found
         numbers.append(images)
         places.append(np.stack([np.full(len(images), len(files)), np.arange(len(images)), flat], axis=1))
         files.append(file)
@@ -232,14 +232,20 @@ def _index(home: Path, extractor: Extractor, job: Job) -> tuple[np.ndarray, np.n
     return known, np.concatenate(places)[first].astype(np.int64), files
 
 
+def _named(file: Path, width: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """(numbers of the images, which are flat) of a whole file; None for a damaged one."""
+    try:
+        with safe_open(file, "np") as stream:
+            images, flat = stream.get_tensor("images"), stream.get_tensor("flat")
+            shape = stream.get_slice("features").get_shape()
+    except (SafetensorError, OSError, ValueError):
+        return None
+    return (images, flat) if list(shape) == [len(images), width] and len(flat) == len(images) else None
+
+
 def _read(file: Path, name: str) -> np.ndarray:
     with safe_open(file, "np") as stream:
         return stream.get_tensor(name)
-
-
-def _shape(file: Path) -> tuple[int, ...]:
-    with safe_open(file, "np") as stream:
-        return tuple(stream.get_slice("features").get_shape())
 
 
 def _shifted(progress: Progress, before: int, total: int) -> Progress:

@@ -98,10 +98,10 @@ def _unknown(seen: Seen, folds: np.ndarray) -> np.ndarray:
 def _logits(features: np.ndarray, heads: Sequence[Head], chosen: np.ndarray) -> np.ndarray:
     """float32 [R, n, C]: in round r, image i is asked of heads[chosen[r, i]]."""
     logits = np.zeros((*chosen.shape, len(heads[0].bias)), np.float32)
-    for asked, answers in zip(chosen, logits, strict=True):
-        for number in np.unique(asked):
-            rows = asked == number
-            answers[rows] = heads[number].logits(features[rows])
+    for number, asked in enumerate(chosen):
+        for head in np.unique(asked):
+            rows = asked == head
+            logits[number, rows] = heads[head].logits(features[rows])
     return logits
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from rich.table import Table
 
 from dcdm_cli.data.manifest import Manifest
-from dcdm_cli.reports.quality_tables import class_sheet, cost_sheet, fidelity_sheet
+from dcdm_cli.reports.quality_tables import class_sheet, copying_sheet, cost_sheet, fidelity_sheet
 from dcdm_cli.reports.sheet import Sheet
 from dcdm_cli.reports.words import NOTHING, Metrics, duration, interval, number, percent, points, probability
 
@@ -53,6 +53,7 @@ def summary_sheets(metrics: Metrics) -> list[Sheet]:
         class_sheet((metrics.get("adherence") or {}).get("classes", ())),
         frontier_sheet(metrics),
         fidelity_sheet(metrics),
+        copying_sheet(metrics),
         cost_sheet(metrics),
         stages_sheet(metrics),
     )
