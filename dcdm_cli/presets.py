@@ -59,6 +59,6 @@ PRESETS: dict[str, dict[str, Any]] = {
             "batch_size": 64,
             "decode_batch": 64,
         },
-        "evaluate": {"fresh_sets": True, "workers": 2},
+        "evaluate": {"features": "judge", "fresh_sets": True, "workers": 2},  # to ImageNet's eyes digits look alike
     },
 }  # fmt: skip

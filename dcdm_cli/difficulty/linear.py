@@ -22,7 +22,7 @@ PENALTIES = (3000.0, 1000.0, 300.0, 100.0, 30.0, 10.0, 3.0, 1.0)  # strong first
 USUAL = 300.0  # where there is too little to choose by
 INNER_FOLDS, INNER_ROWS = 3, 6000
 FIT_ROWS = 50_000  # images one head learns from; more change little, and memory is bounded
-ITERATIONS = 100
+ITERATIONS, INNER_ITERATIONS = 100, 40  # of L-BFGS; inner ones start from the solution for a stronger penalty
 NEVER = -1e4  # logit of a class without a single image to learn from
 
 
@@ -117,12 +117,12 @@ class _Problem:
     def start(self) -> torch.Tensor:
         return torch.zeros(self.rows.shape[1] + 1, self.classes, device=self.rows.device)
 
-    def solve(self, penalty: float, start: torch.Tensor) -> torch.Tensor:
+    def solve(self, penalty: float, start: torch.Tensor, iterations: int = ITERATIONS) -> torch.Tensor:
         """By L-BFGS; the loss is convex."""
         solution = start.clone().requires_grad_()
         scale = penalty / (2 * len(self.targets))
         optimiser = torch.optim.LBFGS(
-            [solution], max_iter=ITERATIONS, tolerance_grad=1e-5, tolerance_change=1e-7, line_search_fn="strong_wolfe"
+            [solution], max_iter=iterations, tolerance_grad=1e-5, tolerance_change=1e-7, line_search_fn="strong_wolfe"
         )
 
         def loss() -> torch.Tensor:
@@ -158,6 +158,6 @@ class _Part:
 
     def held_out_loss(self, penalty: float) -> float:
         """Summed cross-entropy in nats. Penalties come strongest first."""
-        self.solution = self.problem.solve(penalty, self.solution)
+        self.solution = self.problem.solve(penalty, self.solution, INNER_ITERATIONS)
         logits = self.rows @ self.solution[:-1] + self.solution[-1]
         return float(cross_entropy(logits, self.targets, reduction="sum"))

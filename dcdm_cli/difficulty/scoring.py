@@ -122,10 +122,11 @@ def _by_the_best(train: Manifest, config: ScoreConfig, place: Scoring, job: Job)
         estimate = partial(training_seconds, images, labels, classes, settings, models, config.budget, job)
         return Candidate(name, lambda: _scored(_by_trained(train, settings, own, job), settings), estimate)
 
+    size = open_extractor(config.features, config.feature_size).size
     by_features = config.model_copy(update={"method": "features"})
     candidates = [
         Candidate(FEATURES, lambda: _scored(_by_features(train, by_features, place, job), by_features)),
-        *(trained(name, settings) for name, settings in trained_settings(config).items()),
+        *(trained(name, settings) for name, settings in trained_settings(config, size).items()),
     ]
     choice = best_of(candidates, _labels(train), config.budget, job)
     job.note(choice.why)
@@ -135,14 +136,13 @@ def _by_the_best(train: Manifest, config: ScoreConfig, place: Scoring, job: Job)
     return replace(choice.result, results={**choice.result.results, **about})
 
 
-def trained_settings(config: ScoreConfig) -> dict[str, ScoreConfig]:
-    """The trained classifiers that `auto` considers. A network of a file is not fine-tuned: only its features are
-    known to be wanted."""
+def trained_settings(config: ScoreConfig, size: int) -> dict[str, ScoreConfig]:
+    """The trained classifiers that `auto` considers. size: pixels per side of fine-tuning. A network of a file is not
+    fine-tuned: only its features are known to be wanted."""
     training = config.model_copy(update={"method": "crossfit"})
     found = {SCRATCH: training}
     if "/" not in config.features and not config.features.endswith(".safetensors"):
-        size = {"image_size": config.feature_size} if config.feature_size else {}
-        found[FINE_TUNED] = training.model_copy(update={**FINE_TUNING, "model": config.features, **size})
+        found[FINE_TUNED] = training.model_copy(update={**FINE_TUNING, "model": config.features, "image_size": size})
     return found
 
 

@@ -49,7 +49,7 @@ def fidelity_sheet(metrics: Metrics) -> Sheet:
 def copying_sheet(metrics: Metrics) -> Sheet:
     """Near-duplicates by thumbnails, which decide, and in each feature space."""
     quality = metrics.get("quality") or {}
-    rows = [quality["leakage"]] if "leakage" in quality else []
+    compared = quality.get("copying", ())
     cells = tuple(
         (
             row.get("features", "thumbnails"),
@@ -57,7 +57,7 @@ def copying_sheet(metrics: Metrics) -> Sheet:
             percent(row["closer_than_real"]),
             str(row["images"]),
         )
-        for row in (*rows, *quality.get("copying", ()))
+        for row in ((quality["leakage"], *compared) if compared else ())
     )
     columns = ("compared in", "repeat training", "repeat held-out", "held-out repeat training", "closer than real", "n")
     return Sheet("Near-duplicates among generated images (closer than real: 1.0 % is expected)", columns, cells)

@@ -208,7 +208,7 @@ def test_auto_tries_training_where_it_fits(train: Manifest, config: ScoreConfig,
 
 
 def test_fine_tuning_starts_from_the_network_that_sees() -> None:
-    settings = trained_settings(ScoreConfig(feature_size=96))
+    settings = trained_settings(ScoreConfig(), 96)
     assert list(settings) == [SCRATCH, FINE_TUNED]
     tuned = settings[FINE_TUNED]
     assert (tuned.model, tuned.pretrained, tuned.image_size, tuned.method) == ("packaged", True, 96, "crossfit")
