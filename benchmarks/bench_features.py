@@ -9,6 +9,7 @@ digits beside the preset's trained classifiers.
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 import time
 from pathlib import Path
@@ -17,13 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 from cifar10_data import assign, read_images
-from common import TRAINING, versions, write_result
+from common import RESULTS, write_result
 
 from dcdm_cli.config import ScoreConfig, resolve
 from dcdm_cli.data.manifest import Manifest
 from dcdm_cli.demo.digits import digit_images, split_rows
-from dcdm_cli.difficulty.classifier import logits_of
-from dcdm_cli.difficulty.features import open_extractor
 from dcdm_cli.difficulty.scores import calibration_error
 from dcdm_cli.difficulty.scoring import Scoring, score_images
 from dcdm_cli.files import hash_bytes
@@ -80,36 +79,32 @@ def measured(name: str, manifest: Manifest, config: ScoreConfig) -> dict[str, An
     return found
 
 
-def rate(manifest: Manifest, pixels: int) -> float:
-    """Images per CPU second of looking alone, one thread."""
-    extractor, files = open_extractor("packaged", pixels), manifest.paths()[:128]
-    logits_of([extractor.network], files[:32], extractor.preprocessing, "cpu", 32)
-    started = time.process_time()
-    logits_of([extractor.network], files, extractor.preprocessing, "cpu", 64)
-    return round(len(files) / (time.process_time() - started), 1)
+def cases() -> dict[str, tuple[str, int, int | None]]:
+    """By name: data, images, pixels (None = the preset's trained classifiers)."""
+    found = {f"cifar10-{pixels}": ("CIFAR-10", 1000, pixels) for pixels in PIXELS}
+    for count in DIGITS:
+        found |= {f"digits-{count}-{pixels or 'trained'}": ("digits", count, pixels) for pixels in (*PIXELS, None)}
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--case", choices=cases(), nargs="*", help="measure these only; the others' figures stay")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    preset = resolve(flags={"preset": "digits"}).config.score
-    rows = []
-    with tempfile.TemporaryDirectory() as place:
-        small = cifar10(given.data, Path(place))
-        for pixels in PIXELS:
-            config = ScoreConfig(method="features", feature_size=pixels)
-            rows.append({**measured("CIFAR-10", small, config), "images_per_cpu_second": rate(small, pixels)})
-        for count in DIGITS:
-            manifest = digits(count, Path(place))
-            for pixels in PIXELS:
-                rows.append(measured("digits", manifest, ScoreConfig(method="features", feature_size=pixels)))
-            rows.append(measured("digits", manifest, preset))
-    best = max((row for row in rows if row["data"] == "CIFAR-10"), key=lambda row: row["accuracy"])
-    found = versions()
-    about = {"threads": 1, "packages": {name: found[name] for name in TRAINING if name in found}}
-    write_result("bench_features", {**about, "rows": rows}, {"best on CIFAR-10": best})
+    file = RESULTS / "bench_features.json"
+    rows = json.loads(file.read_text("utf-8"))["rows"] if given.case and file.is_file() else {}
+    for name in given.case or cases():
+        data, count, pixels = cases()[name]
+        config = ScoreConfig(method="features", feature_size=pixels)
+        if pixels is None:
+            config = resolve(flags={"preset": "digits"}).config.score
+        with tempfile.TemporaryDirectory() as place:
+            images = cifar10(given.data, Path(place)) if data == "CIFAR-10" else digits(count, Path(place))
+            rows[name] = measured(data, images, config)
+    rows = {name: rows[name] for name in cases() if name in rows}
+    write_result("bench_features", {"threads": 1, "rows": rows}, {"measured": given.case or list(rows)})
 
 
 if __name__ == "__main__":
