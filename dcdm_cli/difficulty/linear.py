@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from dcdm_cli.difficulty.crossfit import fold_of
+from dcdm_cli.difficulty.scores import fit_temperature, loss
 from dcdm_cli.errors import UsageError
 
 PENALTIES = (3000.0, 1000.0, 300.0, 100.0, 30.0, 10.0, 3.0, 1.0)  # strong first: each starts from the one before
@@ -66,21 +67,32 @@ def fit_head(lesson: Lesson, seed: int, device: torch.device | str = "cpu") -> H
             f"a classifier needs at least 2 training images, there are {len(lesson.labels)}",
             "add images to the source and read it again: dcdm score SOURCE",
         )
-    return fit_with(lesson, chosen_penalty(lesson, seed, device), device)
+    penalty, temperature = chosen_penalty(lesson, seed, device)
+    head = fit_with(lesson, penalty, device)
+    bias = np.where(head.bias == NEVER, NEVER, head.bias / temperature)
+    return Head(head.weight / np.float32(temperature), bias.astype(np.float32), penalty)
 
 
-def chosen_penalty(lesson: Lesson, seed: int, device: torch.device | str = "cpu") -> float:
-    """The penalty with the smallest cross-entropy over inner folds, of `INNER_ROWS` images at most; `USUAL` where no
-    class has images in two folds."""
+def chosen_penalty(lesson: Lesson, seed: int, device: torch.device | str = "cpu") -> tuple[float, float]:
+    """(penalty, temperature) with the smallest cross-entropy over inner folds, of `INNER_ROWS` images at most;
+    (`USUAL`, 1) where no class has images in two folds. The temperature is the one that the penalty's heads need there:
+    penalties differ between the heads of few images, and their logits have to mean the same."""
     rows = evenly(len(lesson.labels), INNER_ROWS)
     labels = lesson.labels[rows]
     try:
         fold = fold_of([lesson.identities[int(row)] for row in rows], labels, INNER_FOLDS, seed)
     except UsageError:
-        return USUAL
-    parts = [_Part(lesson.features[rows], labels, fold != number, device) for number in range(int(fold.max()) + 1)]
-    losses = [sum(part.held_out_loss(penalty) for part in parts) for penalty in PENALTIES]
-    return PENALTIES[int(np.argmin(losses))]  # all of them: of few images the loss has more than one valley
+        return USUAL, 1.0
+    part = Lesson(lesson.features[rows], labels, (), lesson.classes)
+    parts = [_Part(part, fold != number, device) for number in range(int(fold.max()) + 1)]
+    asked = np.concatenate([part.labels for part in parts])
+    best, chosen = np.inf, (USUAL, 1.0)
+    for penalty in PENALTIES:  # all of them: of few images the loss has more than one valley
+        logits = np.concatenate([part.held_out(penalty) for part in parts])
+        temperature = fit_temperature(logits, asked)
+        if len(asked) and (value := float(loss(logits / temperature, asked).mean())) < best:
+            best, chosen = value, (penalty, temperature)
+    return chosen
 
 
 def fit_with(lesson: Lesson, penalty: float, device: torch.device | str = "cpu") -> Head:
@@ -120,14 +132,14 @@ class _Problem:
             [solution], max_iter=iterations, tolerance_grad=1e-5, tolerance_change=1e-7, line_search_fn="strong_wolfe"
         )
 
-        def loss() -> torch.Tensor:
+        def step() -> torch.Tensor:
             optimiser.zero_grad()
             value = cross_entropy(self.rows @ solution[:-1] + solution[-1], self.targets)
             value = value + scale * solution[:-1].square().sum()
             value.backward()
             return value
 
-        optimiser.step(loss)  # pyright: ignore[reportArgumentType]
+        optimiser.step(step)  # pyright: ignore[reportArgumentType]
         return solution.detach()
 
     def plain(self, solution: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -138,21 +150,22 @@ class _Problem:
 
 
 class _Part:
-    """One inner fold: learns from the rest, and says how well each penalty does on it."""
+    """One inner fold: learns from the rest, and is asked about its own images, of labels int [n]."""
 
-    def __init__(
-        self, features: np.ndarray, labels: np.ndarray, learnt: np.ndarray, device: torch.device | str
-    ) -> None:
-        present, targets = np.unique(labels[learnt], return_inverse=True)
-        self.problem = _Problem(features[learnt], targets, len(present), device)
-        asked = ~learnt & np.isin(labels, present)
-        rows = torch.from_numpy(features[asked]).to(device)
-        self.rows = (rows - self.problem.mean) / self.problem.spread
-        self.targets = torch.from_numpy(np.searchsorted(present, labels[asked])).to(device)
+    def __init__(self, lesson: Lesson, learnt: np.ndarray, device: torch.device | str) -> None:
+        self.present, targets = np.unique(lesson.labels[learnt], return_inverse=True)
+        self.problem, self.classes = (
+            _Problem(lesson.features[learnt], targets, len(self.present), device),
+            lesson.classes,
+        )
+        asked = ~learnt & np.isin(lesson.labels, self.present)
+        rows = torch.from_numpy(lesson.features[asked]).to(device)
+        self.rows, self.labels = (rows - self.problem.mean) / self.problem.spread, lesson.labels[asked]
         self.solution = self.problem.start()
 
-    def held_out_loss(self, penalty: float) -> float:
-        """Summed cross-entropy in nats. Penalties come strongest first."""
+    def held_out(self, penalty: float) -> np.ndarray:
+        """Logits float32 [n, classes]. Penalties come strongest first."""
         self.solution = self.problem.solve(penalty, self.solution, INNER_ITERATIONS)
-        logits = self.rows @ self.solution[:-1] + self.solution[-1]
-        return float(cross_entropy(logits, self.targets, reduction="sum"))
+        logits = np.full((len(self.labels), self.classes), NEVER, np.float32)
+        logits[:, self.present] = (self.rows @ self.solution[:-1] + self.solution[-1]).cpu().numpy()
+        return logits
