@@ -24,6 +24,7 @@ USUAL = 300.0  # where there is too little to choose by
 INNER_FOLDS, INNER_ROWS = 3, 6000
 FIT_ROWS = 50_000  # images one head learns from; more change little, and memory is bounded
 ITERATIONS, INNER_ITERATIONS = 100, 40  # of L-BFGS; inner ones start from the solution for a stronger penalty
+FLOOR = 0.1  # of the features' root mean square spread: none is taken to vary less
 NEVER = -1e4  # logit of a class without a single image to learn from
 
 
@@ -117,7 +118,8 @@ class _Problem:
     def __init__(self, features: np.ndarray, targets: np.ndarray, classes: int, device: torch.device | str) -> None:
         rows = torch.from_numpy(features).to(device)
         self.mean, spread = rows.mean(0), rows.std(0, correction=0)
-        self.spread = torch.where(spread > 1e-6, spread, torch.ones_like(spread))
+        # A feature that hardly moves in these rows may move in others: blown up to unit spread, it would decide there.
+        self.spread = spread.clamp_min(max(FLOOR * float(spread.square().mean().sqrt()), 1e-6))
         self.rows = (rows - self.mean) / self.spread
         self.targets, self.classes = torch.from_numpy(targets).to(device), classes
 

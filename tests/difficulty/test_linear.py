@@ -17,7 +17,7 @@ def lesson(n: int = 90, width: int = 12, classes: int = 3, noise: float = 1.0) -
     rng = np.random.default_rng(1)
     labels = np.arange(n) % classes
     middles = rng.normal(size=(classes, width))
-    features = (middles[labels] + noise * rng.normal(size=(n, width))) * np.logspace(-2, 2, width) + 7
+    features = (middles[labels] + noise * rng.normal(size=(n, width))) * np.logspace(-0.4, 0.4, width) + 7
     return Lesson(features.astype(np.float32), labels, [str(i) for i in range(n)], classes)
 
 
@@ -79,3 +79,11 @@ def test_a_layer_says_what_its_head_says() -> None:
 def test_rows_are_taken_evenly() -> None:
     assert evenly(5, 10).tolist() == [0, 1, 2, 3, 4] and evenly(10, 4).tolist() == [0, 3, 6, 9]
     assert len(evenly(100_001, 50_000)) <= 50_000 and evenly(0, 5).tolist() == []
+
+
+def test_a_feature_that_hardly_moves_does_not_decide_where_it_does() -> None:
+    task = lesson()
+    task.features[:, 0] = 1e-5 * RNG.normal(size=90)
+    head, moved = fit_with(task, 10.0), task.features.copy()
+    moved[:, 0] += 0.01
+    np.testing.assert_allclose(head.logits(moved), head.logits(task.features), atol=0.1)
