@@ -59,13 +59,13 @@ FINETUNE = {
 GENERATE = {"ratio": 1.0, "scheduler": "dpmpp", "steps": 15, "attempts": 4, "clip_range": 4.0}
 GPU = Scale(
     {
-        "score": {**NET, "steps": 800, "folds": 3},
-        "judge": {**NET, "steps": 3000},
+        "score": {**NET, "method": "crossfit", "steps": 800, "folds": 3},
+        "judge": {**NET, "method": "scratch", "steps": 3000},
         "downstream": {**NET, "steps": 1000},
         "finetune": {**FINETUNE, "steps": 2000, "precision": "bf16"},
         "calibrate": {"images": 300},
         "generate": {**GENERATE, "batch_size": 512, "decode_batch": 512, "precision": "fp16"},
-        "evaluate": {"fresh_sets": True, "per_target": 500, "density_images": 2000, "workers": 6},
+        "evaluate": {"features": "judge", "fresh_sets": True, "per_target": 500, "density_images": 2000, "workers": 6},
     },
     seeds={"tune": 3, "small": 5, "target": 3},
     score_needs=240,
@@ -73,15 +73,15 @@ GPU = Scale(
 CPU_NET = {**NET, "model_args": {"channels": [32, 64, 96, 128], "stem_width": 16}, "batch_size": 64}
 CPU = Scale(
     {
-        "score": {**CPU_NET, "steps": 600, "folds": 3},
-        "judge": {**CPU_NET, "steps": 3000},
+        "score": {**CPU_NET, "method": "crossfit", "steps": 600, "folds": 3},
+        "judge": {**CPU_NET, "method": "scratch", "steps": 3000},
         "downstream": {**CPU_NET, "image_size": 48, "steps": 400},
         "finetune": {**FINETUNE, "steps": 600, "batch_size": 32},
         "calibrate": {"images": 100},
         "generate": {**GENERATE, "ratio": 0.5, "steps": 10, "batch_size": 64, "decode_batch": 64},
         "evaluate": {
-            "fresh_sets": False, "per_target": 100, "density_images": 500, "synthetic_ratio": 0.5, "workers": 2,
-            "atlas_classes": 10,
+            "features": "judge", "fresh_sets": False, "per_target": 100, "density_images": 500, "synthetic_ratio": 0.5,
+            "workers": 2, "atlas_classes": 10,
         },
     },
     seeds={"tune": 3, "target": 3, "small": 3},
@@ -101,14 +101,15 @@ TINY_NET = {**NET, "image_size": 32, "model_args": {"channels": [8, 12, 16, 32],
 TINY_NET |= {"steps": 4}
 TINY = Scale(
     {
-        "score": {**TINY_NET, "folds": 2},
-        "judge": TINY_NET,
+        "score": {**TINY_NET, "method": "crossfit", "folds": 2},
+        "judge": {**TINY_NET, "method": "scratch"},
         "downstream": TINY_NET,
         "finetune": {**FINETUNE, "steps": 3, "rank": 2},
         "calibrate": {"enabled": False},
         "generate": {**GENERATE, "steps": 2, "batch_size": 32},
         "evaluate": {
-            "fresh_sets": True, "per_target": 10, "density_images": 10, "targets": [0.2, 0.5], "atlas_classes": 2,
+            "features": "judge", "fresh_sets": True, "per_target": 10, "density_images": 10, "targets": [0.2, 0.5],
+            "atlas_classes": 2,
         },
     },
     seeds={"tune": 1, "small": 2},

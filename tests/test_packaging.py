@@ -38,6 +38,13 @@ def test_the_wheel_holds_two_packages_and_nothing_else(wheel: Path) -> None:
     assert {"dcdm_cli/model/tiny_base/model_index.json", "dcdm_cli/reports/report.html.j2"} <= set(names)
     base = sum(info.file_size for info in zipfile.ZipFile(wheel).infolist() if "tiny_base" in info.filename)
     assert base < 13 * 2**20
+    eyes = {
+        Path(info.filename).name: info.file_size
+        for info in zipfile.ZipFile(wheel).infolist()
+        if "lite0" in info.filename
+    }
+    assert set(eyes) == {"config.json", "model.safetensors", "origin.json", "LICENSE.txt"}
+    assert sum(eyes.values()) < 10 * 2**20
     assert not [name for name in names if name.endswith((".pt", ".pth", ".bin", ".pkl", ".part"))]
 
 

@@ -43,10 +43,10 @@ def register(app: typer.Typer, summary: str) -> None:
 
 def show_score(context: Context, record: StageRecord) -> None:
     from dcdm_cli.data.manifest import read_manifest
-    from dcdm_cli.reports.tables import score_table
+    from dcdm_cli.reports.tables import methods_table, score_table
 
     manifest = read_manifest(context.run.samples)
-    shown = [] if _machine(context.console) else [score_table(manifest.split("train"))]
+    shown = [] if _machine(context.console) else [*methods_table(record.results), score_table(manifest.split("train"))]
     context.console.result(
         {"stage": "score", "path": str(context.run.samples), **record.results}, context.run.samples, shown
     )

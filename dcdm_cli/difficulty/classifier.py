@@ -30,6 +30,7 @@ from torchvision.transforms import Compose, InterpolationMode, RandomRotation
 from dcdm_cli.data.images import DecodeOptions, RejectedImage, decode_image, decode_options
 from dcdm_cli.data.manifest import ImagePaths
 from dcdm_cli.difficulty.fitting import Keep, Lesson, SeededBatches, batch_rows, fit, seeded
+from dcdm_cli.difficulty.packaged import ARCHITECTURE, FOLDER, PACKAGED
 from dcdm_cli.errors import MismatchError, NotFoundError, NumericalError, UsageError
 from dcdm_cli.files import atomic_folder, hash_json, write_json
 from dcdm_cli.gate import ClassNames, read_document
@@ -137,13 +138,17 @@ def build_classifier(config: ClassifierConfig, classes: int, *, resize: bool = T
 
     Raises UsageError for an unknown name or wrong model_args, NotFoundError when pretrained weights cannot be had.
     """
-    if not timm.is_model(config.model):
-        close = difflib.get_close_matches(config.model, timm.list_models(), n=3, cutoff=0.3)
-        raise UsageError(f"timm has no model {config.model!r}", f"nearest: {', '.join(close) or 'none'}")
+    packaged = config.model == PACKAGED
+    name = ARCHITECTURE if packaged else config.model
+    if not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.3)
+        raise UsageError(f"timm has no model {name!r}", f"nearest: {', '.join(close) or 'none'}")
     try:
         model = timm.create_model(
-            config.model, pretrained=config.pretrained, num_classes=classes, **_tuples(config.model_args)
+            name, pretrained=config.pretrained and not packaged, num_classes=classes, **_tuples(config.model_args)
         )
+        if packaged and config.pretrained:
+            load_weights(model, FOLDER / WEIGHTS, without=last_layers(model))
         if resize and hasattr(model, "set_input_size"):  # transformers are built for one image size
             cast(Any, model).set_input_size(img_size=config.image_size)
     except (TypeError, ValueError, AssertionError) as error:
@@ -156,6 +161,33 @@ def build_classifier(config: ClassifierConfig, classes: int, *, resize: bool = T
             "go online once so that they reach the cache, or set pretrained = false",
         ) from error
     return model
+
+
+def last_layers(model: nn.Module) -> tuple[str, ...]:
+    """Names of a timm model's own classifier layers, none where it does not say."""
+    names = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+class OnTrunk(nn.Module):
+    """A classifier whose trunk, image [B, 3, H, W] -> features [B, D], is one object that others have too; the head
+    gives logits [B, C] for features. Asked together, such classifiers share the pass through the trunk."""
+
+    def __init__(self, trunk: nn.Module, head: nn.Linear) -> None:
+        super().__init__()
+        self.trunk, self.head, self.num_classes = trunk, head, head.out_features
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.head(self.trunk(pixels))
+
+
+def shared_trunk(models: Sequence[nn.Module]) -> tuple[nn.Module, Sequence[nn.Module]]:
+    """What all models ask of an image first, and what each of them asks of the answer."""
+    trunks = {id(model.trunk) if isinstance(model, OnTrunk) else None for model in models}
+    if None in trunks or len(trunks) > 1:
+        return nn.Identity(), models
+    asked = [cast(OnTrunk, model) for model in models]
+    return asked[0].trunk, [model.head for model in asked]
 
 
 def train_classifier(
@@ -236,10 +268,11 @@ def logits_of(
         return np.zeros((len(models), 0, int(models[0].num_classes)), np.float32)  # pyright: ignore[reportArgumentType]
     dataset = LabelledImages(images, None, preprocessing.eval_transform())
     side = max(preprocessing.data_config["input_size"])
+    trunk, heads = shared_trunk(models)
     batches = []
     for pixels, _ in _loader(dataset, device, side, len(images), batch_size=batch_size):
-        inputs = preprocessing.standardise(pixels.to(device, non_blocking=True))
-        batches.append(torch.stack([model(inputs).float() for model in models]).cpu())
+        seen = trunk(preprocessing.standardise(pixels.to(device, non_blocking=True)))
+        batches.append(torch.stack([head(seen).float() for head in heads]).cpu())
         if progress:
             progress("classifying", min(len(batches) * batch_size, len(images)), len(images))
     return torch.cat(batches, dim=1).numpy()
@@ -266,13 +299,14 @@ def chosen_logits(
         return logits
     dataset = LabelledImages(images, None, preprocessing.eval_transform())
     side = max(preprocessing.data_config["input_size"])
+    trunk, heads = shared_trunk(models)
     for pixels, _ in _loader(dataset, device, side, len(images), batch_size=batch_size):
-        inputs = preprocessing.standardise(pixels.to(device, non_blocking=True))
-        here = slice(done, done + len(inputs))
+        seen = trunk(preprocessing.standardise(pixels.to(device, non_blocking=True)))
+        here = slice(done, done + len(seen))
         for asked, answers in zip(chosen[:, here], logits[:, here], strict=True):
             for number in np.unique(asked):
                 rows = np.flatnonzero(asked == number)
-                answers[rows] = models[number](inputs[torch.from_numpy(rows).to(device)]).float().cpu().numpy()
+                answers[rows] = heads[number](seen[torch.from_numpy(rows).to(device)]).float().cpu().numpy()
         done = here.stop
         if progress:
             progress("classifying", min(done, len(images)), len(images))
@@ -333,8 +367,8 @@ class _Description:
     temperature: Temperature
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Strict: every tensor of the model, of its shape, and nothing else.
+def load_weights(model: nn.Module, path: Path, without: Sequence[str] = ()) -> None:
+    """Strict: every tensor of the model, of its shape, and nothing else. without: layers that stay as they are.
 
     Raises NotFoundError without a file, MismatchError with the first differences, NumericalError for NaN weights.
     """
@@ -344,7 +378,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
         state = load_file(path)
     except SafetensorError as error:
         raise MismatchError(f"{path} is not a whole safetensors file: {error}", AGAIN, file=path) from error
-    wanted = model.state_dict()
+    wanted, skipped = model.state_dict(), tuple(f"{name}." for name in without)
+    state = {key: value for key, value in state.items() if not key.startswith(skipped)}
+    state |= {key: value for key, value in wanted.items() if key.startswith(skipped)}
     missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
     shapes = [
         f"{k} {tuple(state[k].shape)} instead of {tuple(wanted[k].shape)}"

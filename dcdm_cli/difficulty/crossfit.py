@@ -98,7 +98,7 @@ def fit_folds(
 ) -> FittedFolds:
     """The classifiers of every fold and round. checkpoints, and what is raised: as in `crossfit`."""
     labels, images, names = manifest.column("label").astype(np.int64), manifest.image_paths(), manifest.class_names
-    folds = _rounds(manifest, labels, config)
+    folds = rounds_of(manifest, labels, config)
     per_round, unknown, models = int(folds[0].max()) + 1, np.zeros(folds.shape, bool), []
     kept, total = checkpoints / _key(manifest, config) if checkpoints else None, config.repeats * per_round
     for done in range(total):
@@ -139,15 +139,15 @@ def unseen_models(manifest: Manifest, config: ScoreConfig) -> np.ndarray:
 
     Raises MismatchError when that contradicts the folds that the manifest records.
     """
-    folds = _rounds(manifest, manifest.column("label").astype(np.int64), config)
+    folds = rounds_of(manifest, manifest.column("label").astype(np.int64), config)
     if not np.array_equal(folds[0], manifest.column("fold")):
         raise MismatchError("the scorer was fitted on other images than these", "make it again: dcdm score --force")
     return _unseen(folds).T
 
 
-def _rounds(manifest: Manifest, labels: np.ndarray, config: ScoreConfig) -> np.ndarray:
+def rounds_of(manifest: Manifest, labels: np.ndarray, config: ScoreConfig) -> np.ndarray:
     """int64 [rounds, N]: the fold of each row in each round."""
-    identities = _identities(manifest)
+    identities = identities_of(manifest)
     return np.stack([fold_of(identities, labels, config.folds, config.seed + r) for r in range(config.repeats)])
 
 
@@ -180,7 +180,7 @@ def fold_of(identities: Sequence[str], labels: np.ndarray, folds: int, seed: int
     return fold[copy_of]
 
 
-def _identities(manifest: Manifest) -> list[str]:
+def identities_of(manifest: Manifest) -> list[str]:
     """The content's part of the sample id where there is one, else the path."""
     rows = zip(manifest.column("sample_id"), manifest.column("path"), strict=True)
     return [sample_id.partition("-")[0] if sample_id else str(path) for sample_id, path in rows]

@@ -97,7 +97,7 @@ def load_own_classifier(
             "convert it: safetensors.torch.save_file(model.state_dict(), 'classifier.safetensors')",
             file=file,
         )
-    sidecar = _read_sidecar(file.with_suffix(".json"), config)
+    sidecar = read_sidecar(file, {"model": config.model, "model_args": config.model_args})
     model, names = openers[file.suffix.lower()](file, sidecar, class_map)
     model.eval()
     preprocessing = Preprocessing.of(model, **sidecar.overrides())
@@ -257,9 +257,14 @@ def _names(
     return tuple(names)
 
 
-def _read_sidecar(path: Path, config: ClassifierConfig) -> Sidecar:
+def read_sidecar(file: Path, architecture: Mapping[str, Any]) -> Sidecar:
+    """What stands beside the file, if anything. architecture: `model` and `model_args`, where it names none.
+
+    Raises UsageError for an unknown key or a value that breaks a rule.
+    """
+    path = file.with_suffix(".json")
     given = read_document(path, dict[str, Any], AGAIN) if path.is_file() else {}
-    ours = {} if "model" in given else {"model": config.model, "model_args": config.model_args}
+    ours = {} if "model" in given else architecture
     try:
         return typed(Sidecar, {**ours, **given})
     except ValueError as error:

@@ -1,43 +1,52 @@
 """The scorer in the run folder: what measures the difficulty of generated images.
 
-It is the fold models of the cross-fit, or the one classifier a user brought, behind one question: how hard is this
+It is the fold models of the cross-fit (networks, or heads on one extractor of features, which then looks at an image
+once for all of them), or the one classifier a user brought, behind one question: how hard is this
 image for the classifiers that scored the real ones? Safetensors (or the user's ONNX file) and JSON, no pickles.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
 from pydantic import Field
+from safetensors.torch import save_file
 from torch import nn
 
 from dcdm_cli.difficulty.classifier import (
+    WEIGHTS,
     Images,
+    OnTrunk,
     Preprocessing,
     Progress,
     Temperature,
     load_classifier,
+    load_weights,
     logits_of,
     preprocessing_of,
     save_classifier,
 )
 from dcdm_cli.difficulty.crossfit import CrossFit
+from dcdm_cli.difficulty.features import Extractor, open_extractor, save_extractor
 from dcdm_cli.difficulty.own_classifier import OwnClassifier, copy_own_classifier, load_own_classifier
+from dcdm_cli.difficulty.packaged import PACKAGED
 from dcdm_cli.difficulty.scores import mean_log_probs, score_columns
 from dcdm_cli.difficulty.verdict import Verdict
 from dcdm_cli.errors import MismatchError, NotFoundError, NumericalError
 from dcdm_cli.files import atomic_folder, write_json
-from dcdm_cli.gate import ClassNames, inside, read_document
+from dcdm_cli.gate import ClassNames, Word, inside, read_document
 from dcdm_cli.run.settings import ClassifierConfig
 
 DESCRIPTION = "scorer.json"
 AGAIN = "make it again: dcdm score --force"
 SOME = 8  # images; of fewer all may be odd, of so many without one finite answer the scorer is what is broken
+EXTRACTOR = "features"  # folder of a network that is not the packaged one
 _NO_SETTINGS = ClassifierConfig.model_validate({})  # a copied classifier has a full sidecar
 
 
@@ -113,6 +122,23 @@ def save_scorer(folder: Path, fitted: CrossFit, class_names: Sequence[str], conf
         _describe(part, class_names, fitted.temperature, folds=len(fitted.models))
 
 
+def save_feature_scorer(
+    folder: Path, models: Sequence[OnTrunk], class_names: Sequence[str], temperature: float, extractor: Extractor
+) -> None:
+    """Writes `folder` as a whole: the heads in one file, and the network below them unless it is the packaged one.
+
+    models: on this extractor's network.
+    """
+    heads = nn.ModuleList([model.head for model in models])
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in heads.state_dict().items()}
+    about = {"name": extractor.name, "size": extractor.size, "width": extractor.width, "key": extractor.key}
+    with atomic_folder(folder) as part:
+        save_file(state, part / WEIGHTS, {"class_names": json.dumps(list(class_names))})
+        if extractor.name != PACKAGED:
+            save_extractor(extractor, part / EXTRACTOR)
+        _describe(part, class_names, temperature, heads=len(models), features=about)
+
+
 def save_own_scorer(folder: Path, own: OwnClassifier, temperature: float) -> None:
     """Writes `folder` as a whole: a copy of the user's classifier with its sidecar, and the description."""
     with atomic_folder(folder) as part:
@@ -124,13 +150,25 @@ def _describe(folder: Path, class_names: Sequence[str], temperature: float, **me
 
 
 @dataclass(frozen=True)
+class _Features:
+    """The network below the heads. name: as it was asked for; size: pixels per side; key: of its weights."""
+
+    name: Word
+    size: Annotated[int, Field(ge=8, le=4096)]
+    key: Word
+
+
+@dataclass(frozen=True)
 class _Description:
-    """scorer.json. own: name of the user's classifier beside it; otherwise `folds` fold models."""
+    """scorer.json. own: name of the user's classifier beside it; heads: how many stand on `features`; otherwise `folds`
+    fold models."""
 
     class_names: ClassNames
     temperature: Temperature
     own: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=255)] | None = None
     folds: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    heads: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    features: _Features | None = None
 
 
 def _load_models(folder: Path, said: _Description, device: torch.device) -> tuple[tuple[nn.Module, ...], Preprocessing]:
@@ -139,9 +177,27 @@ def _load_models(folder: Path, said: _Description, device: torch.device) -> tupl
         copy = inside(folder, said.own, said_in=file, again=AGAIN)
         own = load_own_classifier(copy, said.class_names, _NO_SETTINGS, device)
         return (own.model,), own.preprocessing
+    if said.heads is not None and said.features is not None:
+        return _load_heads(folder, said.heads, said.features, len(said.class_names), device)
     if said.folds is None:
-        raise MismatchError(f"{file} is damaged: it names neither `own` nor `folds`", AGAIN, file=file)
+        raise MismatchError(f"{file} is damaged: it names neither `own`, `heads` nor `folds`", AGAIN, file=file)
     stored = [load_classifier(folder / f"fold-{fold}", device) for fold in range(said.folds)]
     if any(one.class_names != said.class_names for one in stored):
         raise MismatchError(f"the fold models in {folder} have other classes", AGAIN, file=file)
     return tuple(one.model for one in stored), preprocessing_of(stored[0].model, stored[0].config)
+
+
+def _load_heads(
+    folder: Path, count: int, about: _Features, classes: int, device: torch.device
+) -> tuple[tuple[nn.Module, ...], Preprocessing]:
+    source = PACKAGED if about.name == PACKAGED else str(folder / EXTRACTOR)
+    extractor = open_extractor(source, about.size, device)
+    if extractor.key != about.key:
+        raise MismatchError(
+            f"the scorer in {folder} was fitted on features of another version of {about.name}", AGAIN, file=folder
+        )
+    heads = nn.ModuleList([nn.Linear(extractor.width, classes) for _ in range(count)])
+    load_weights(heads, folder / WEIGHTS)
+    heads = heads.to(device).eval().requires_grad_(False)
+    models = tuple(OnTrunk(extractor.network, cast(nn.Linear, head)) for head in heads)
+    return models, extractor.preprocessing

@@ -177,6 +177,23 @@ def accuracy_of(predicted: np.ndarray, labels: np.ndarray) -> float:
     return float((predicted == labels)[known].mean()) if known.any() else float("nan")
 
 
+def calibration_error(columns: Mapping[str, np.ndarray], labels: np.ndarray, bins: int = 15) -> float:
+    """Expected calibration error (Naeini et al. 2015; not from the paper), in [0, 1]: how far the confidence in the
+    predicted class and the share of right predictions are apart, on average over bins of equal width.
+
+    columns: as `score_columns` gives them; labels: int [N]. Rows without a score are left out; NaN without any.
+    """
+    own, margin = columns["p_true"].astype(np.float64), columns["margin"].astype(np.float64)
+    usable = np.isfinite(own) & (labels >= 0)
+    if not usable.any():
+        return float("nan")
+    right = (columns["predicted"] == labels)[usable]
+    confidence = np.where(right, own[usable], (own - margin)[usable])
+    place = np.minimum((confidence * bins).astype(int), bins - 1)
+    apart = np.bincount(place, confidence, bins) - np.bincount(place, right, bins)
+    return float(np.abs(apart).sum() / usable.sum())
+
+
 def _mean_self_confidence(own: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
     """float64 [C]: mean probability of the class over the images labelled so; infinity where there are none."""
     usable = (labels >= 0) & ~np.isnan(own)

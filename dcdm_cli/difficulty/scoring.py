@@ -19,10 +19,14 @@ from torch import nn
 from dcdm_cli.crew.coordinator import Crew
 from dcdm_cli.crew.messages import OpenWorker
 from dcdm_cli.data.manifest import Manifest
-from dcdm_cli.difficulty.classifier import Preprocessing, preprocessing_of
-from dcdm_cli.difficulty.crossfit import CrossFit, crossfit, fit_folds
+from dcdm_cli.difficulty.automatic import Candidate, best_of, training_seconds
+from dcdm_cli.difficulty.classifier import OnTrunk, Preprocessing, preprocessing_of
+from dcdm_cli.difficulty.crossfit import CrossFit, crossfit, fit_folds, rounds_of
+from dcdm_cli.difficulty.feature_cache import FeatureCache, FeatureTable
+from dcdm_cli.difficulty.feature_folds import crossfit_features
+from dcdm_cli.difficulty.features import Extractor, open_extractor
 from dcdm_cli.difficulty.own_classifier import OwnClassifier, load_own_classifier, score_with
-from dcdm_cli.difficulty.scorer import Scorer, save_own_scorer, save_scorer
+from dcdm_cli.difficulty.scorer import Scorer, save_feature_scorer, save_own_scorer, save_scorer
 from dcdm_cli.difficulty.scores import accuracy_of
 from dcdm_cli.difficulty.stream import (
     ChunkScorer,
@@ -34,21 +38,30 @@ from dcdm_cli.difficulty.stream import (
 )
 from dcdm_cli.errors import NumericalError, UsageError
 from dcdm_cli.run.progress import Job
-from dcdm_cli.run.settings import ScoreConfig
+from dcdm_cli.run.settings import FeaturesConfig, ScoreConfig
 
 MOST_NOT_FINITE = 0.01  # share of the images without a finite answer, above which the scorer is broken
 STREAM_ABOVE = 20_000  # images; below, all logits fit and nothing is gained by chunks
+FEWEST_PIXELS = 16  # of the shorter side, for features to mean anything
+FINE_TUNING = {"pretrained": True, "model_args": {}, "steps": 200, "lr": 3e-4}  # beside the settings of training
+FEATURES, SCRATCH, FINE_TUNED = "features", "trained from scratch", "fine-tuned"
 
 
 @dataclass(frozen=True)
 class Scoring:
     """spool: folder that a stopped run goes on from. class_map: names in output order, for a classifier that does not
-    say. crew: opens workers for large sets, None = this process. threads: CPU threads of a worker."""
+    say. crew: opens workers for large sets, None = this process. threads: CPU threads of a worker. cache: folder of
+    features, None = in the spool."""
 
     spool: Path
     class_map: Sequence[str] | None = None
     crew: Callable[[OpenWorker], AbstractContextManager[Crew]] | None = None
     threads: int | None = None
+    cache: Path | None = None
+
+    @property
+    def features(self) -> FeatureCache:
+        return FeatureCache(self.cache or self.spool / "features", self.crew, self.threads)
 
     @property
     def scorer(self) -> Path:
@@ -60,12 +73,14 @@ class Scoring:
 class Scored:
     """columns: the manifest's score columns, one value per image. results: what to report.
 
-    save_scorer: writes what measures generated images into a folder, or removes what was there.
+    save_scorer: writes what measures generated images into a folder, or removes what was there. used: the settings
+    that the scores come from; with `auto`, those of the method that was kept.
     """
 
     columns: dict[str, np.ndarray]
     results: dict[str, Any]
     save_scorer: Callable[[Path], None]
+    used: ScoreConfig | None = None
 
 
 def score_images(train: Manifest, config: ScoreConfig, place: Scoring, job: Job) -> Scored:
@@ -75,16 +90,15 @@ def score_images(train: Manifest, config: ScoreConfig, place: Scoring, job: Job)
     method = chosen_method(config)
     if method == "column":
         return Scored({}, {"method": method}, lambda folder: shutil.rmtree(folder, ignore_errors=True))
-    streamed = len(train) > STREAM_ABOVE or place.crew is not None
-    scorers = {
-        ("crossfit", False): _by_folds,
-        ("crossfit", True): _by_folds_in_chunks,
-        ("classifier", False): _by_classifier,
-        ("classifier", True): _by_classifier_in_chunks,
-    }
-    scored = scorers[method, streamed](train, config, place, job)
+    scorers = {"auto": _by_the_best, "features": _by_features, "crossfit": _by_trained, "classifier": _by_own}
+    scored = scorers[method](train, config.model_copy(update={"method": method}), place, job)
     lost = _check_answers(scored.columns["predicted"], _labels(train), config)
-    return replace(scored, results={"method": method, **scored.results, "not_finite": lost})
+    results = {"method": method, **scored.results, "not_finite": lost}
+    return replace(scored, results=results, used=scored.used or config)
+
+
+def _streamed(train: Manifest, place: Scoring) -> bool:
+    return len(train) > STREAM_ABOVE or place.crew is not None
 
 
 def _check_answers(predicted: np.ndarray, labels: np.ndarray, config: ScoreConfig) -> int:
@@ -107,10 +121,88 @@ def chosen_method(config: ScoreConfig) -> str:
         return "classifier"
     if config.column is not None:
         return "column"
-    if config.method != "crossfit":
+    if config.method in ("classifier", "column"):
         missing = {"classifier": "--classifier FILE.safetensors|FILE.onnx", "column": "--column NAME"}[config.method]
         raise UsageError(f"--method {config.method} does not say which", f"name it: dcdm score {missing}")
     return config.method
+
+
+def _by_the_best(train: Manifest, config: ScoreConfig, place: Scoring, job: Job) -> Scored:
+    """Features first, then what the budget allows."""
+    rounds_of(train, _labels(train), config)  # too few images are said to be too few before anything is computed
+
+    def trained(name: str, settings: ScoreConfig) -> Candidate[Scored]:
+        known = np.flatnonzero(_labels(train) >= 0)
+        images, labels, classes = train.image_paths().take(known), _labels(train)[known], len(train.class_names)
+        models, own = config.folds * config.repeats, replace(place, spool=place.spool / name.replace(" ", "-"))
+        estimate = partial(training_seconds, images, labels, classes, settings, models, config.budget, job)
+        return Candidate(name, lambda: _scored(_by_trained(train, settings, own, job), settings), estimate)
+
+    size = open_extractor(config.features, config.feature_size).size
+    by_features = config.model_copy(update={"method": "features"})
+    candidates = [
+        Candidate(FEATURES, lambda: _scored(_by_features(train, by_features, place, job), by_features)),
+        *(trained(name, settings) for name, settings in trained_settings(config, size).items()),
+    ]
+    choice = best_of(candidates, _labels(train), config.budget, job)
+    job.note(choice.why)
+    used = choice.result.used
+    assert used is not None
+    about = {"method": used.method, "kept": choice.kept, "methods": choice.table, "choice": choice.why}
+    return replace(choice.result, results={**choice.result.results, **about})
+
+
+def trained_settings(config: ScoreConfig, size: int) -> dict[str, ScoreConfig]:
+    """The trained classifiers that `auto` considers. size: pixels per side of fine-tuning. A network of a file is not
+    fine-tuned: only its features are known to be wanted."""
+    training = config.model_copy(update={"method": "crossfit"})
+    found = {SCRATCH: training}
+    if "/" not in config.features and not config.features.endswith(".safetensors"):
+        found[FINE_TUNED] = training.model_copy(update={**FINE_TUNING, "model": config.features, "image_size": size})
+    return found
+
+
+def _scored(scored: Scored, settings: ScoreConfig) -> tuple[dict[str, np.ndarray], Scored]:
+    return scored.columns, replace(scored, used=settings)
+
+
+def _by_features(train: Manifest, config: ScoreConfig, place: Scoring, job: Job) -> Scored:
+    table, extractor = features_of(train, config, place.features, job)
+    fitted = crossfit_features(train, table, extractor, config, job)
+    models = [model for model in fitted.models if isinstance(model, OnTrunk)]
+    results = {"accuracy": fitted.accuracy, "temperature": fitted.temperature, "folds": len(models)}
+    results |= {"suspects": int(fitted.columns["suspect_label"].sum()), "features": str(extractor)}
+    return Scored(
+        fitted.columns,
+        results,
+        lambda folder: save_feature_scorer(folder, models, train.class_names, fitted.temperature, extractor),
+    )
+
+
+def features_of(
+    images: Manifest, config: FeaturesConfig, cache: FeatureCache, job: Job
+) -> tuple[FeatureTable, Extractor]:
+    """Says what sees, and of which images it can hardly see anything."""
+    extractor = open_extractor(config.features, config.feature_size, job.device)
+    job.note(f"features: {extractor}")
+    table = cache.of(extractor, images, job)
+    sides = np.minimum(images.column("width"), images.column("height"))
+    small = int(((sides > 0) & (sides < FEWEST_PIXELS)).sum())
+    for count, what in ((small, f"smaller than {FEWEST_PIXELS} px"), (int(table.flat.sum()), "of one colour")):
+        if count:
+            job.note(
+                f"{count} of {len(images)} images are {what}: features say little of them; leave them out, "
+                "or train on them: --method crossfit"
+            )
+    return table, extractor
+
+
+def _by_trained(train: Manifest, config: ScoreConfig, place: Scoring, job: Job) -> Scored:
+    return (_by_folds_in_chunks if _streamed(train, place) else _by_folds)(train, config, place, job)
+
+
+def _by_own(train: Manifest, config: ScoreConfig, place: Scoring, job: Job) -> Scored:
+    return (_by_classifier_in_chunks if _streamed(train, place) else _by_classifier)(train, config, place, job)
 
 
 def _by_classifier(train: Manifest, config: ScoreConfig, place: Scoring, job: Job) -> Scored:

@@ -1,29 +1,51 @@
-"""What a classifier sees in images: the activations before its last layer. Images in, one vector per image out."""
+"""In what images are compared: frozen features of the packaged network or another one, or the judge's. Images in, one
+vector per image out.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from dcdm_cli.difficulty.classifier import Images, Preprocessing, Progress, logits_of
+from dcdm_cli.data.manifest import Manifest
+from dcdm_cli.difficulty.classifier import Images, OnTrunk, Preprocessing, Progress, logits_of
+from dcdm_cli.difficulty.feature_cache import FeatureCache
+from dcdm_cli.difficulty.features import Penultimate, open_extractor
+from dcdm_cli.run.progress import Job
 
 MOST = 10_000  # images; distances in feature space change little beyond, and cost grows with the square
+JUDGE = "judge"
 
 
-class Penultimate(nn.Module):
-    """A timm classifier without its last layer: float [B, 3, H, W] -> float [B, D]."""
+@dataclass(frozen=True)
+class Space:
+    """name: for tables: figures of different spaces are not to be compared. of: float32 [N, D] of a manifest's rows."""
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model, self.num_classes = model, cast(Any, model).num_features
+    name: str
+    of: Callable[[Manifest], np.ndarray]
 
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        model = cast(Any, self.model)
-        return model.forward_head(model.forward_features(pixels), pre_logits=True).flatten(1)
+
+def frozen_space(features: str, cache: FeatureCache, job: Job) -> Space:
+    """features: as `difficulty.features.open_extractor` takes it. Each image is looked at once per run.
+
+    Raises what opening and looking raise.
+    """
+    extractor = open_extractor(features, None, job.device)
+
+    def of(images: Manifest) -> np.ndarray:
+        return cache.of(extractor, images, job).take(np.arange(len(images)))
+
+    return Space(str(extractor), of)
+
+
+def model_space(name: str, model: nn.Module, preprocessing: Preprocessing, device: torch.device | str) -> Space:
+    """The space of a classifier of these very classes, such as the judge's."""
+    return Space(name, lambda images: features_of(model, images.paths(), preprocessing, device))
 
 
 def features_of(
@@ -33,8 +55,9 @@ def features_of(
     device: torch.device | str,
     progress: Progress | None = None,
 ) -> np.ndarray:
-    """float32 [N, D] for a timm classifier in eval mode."""
-    return logits_of([Penultimate(model).eval()], images, preprocessing, device, progress=progress)[0]
+    """float32 [N, D] for a timm classifier in eval mode, or for one that rests on features: those."""
+    seen = model.trunk if isinstance(model, OnTrunk) else Penultimate(model).eval()
+    return logits_of([seen], images, preprocessing, device, progress=progress)[0]
 
 
 def some(images: Sequence[Any], most: int = MOST) -> list[int]:

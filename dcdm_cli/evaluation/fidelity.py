@@ -2,8 +2,9 @@
 
 Fréchet distance, kernel distance (KID) and precision / recall are torch-fidelity's, on given features; density and
 coverage (Naeem et al., "Reliable Fidelity and Diversity Metrics for Generative Models", ICML 2020) are not in it and
-follow the paper's equations. The features are the judge's: those of a classifier of these very classes. Inception's are
-added where its weights lie in the hub's cache. Not from the DCDM paper.
+follow the paper's equations. The features are frozen ones of a network that knows nothing of these classes, so that
+figures of different data sets can be compared, or the judge's. Inception's are added where its weights lie in the hub's
+cache. Not from the DCDM paper.
 """
 
 from __future__ import annotations

@@ -46,6 +46,23 @@ def fidelity_sheet(metrics: Metrics) -> Sheet:
     return Sheet("Likeness to held-out images, and how much of them is covered (KID x 1000)", columns, cells)
 
 
+def copying_sheet(metrics: Metrics) -> Sheet:
+    """Near-duplicates by thumbnails, which decide, and in each feature space."""
+    quality = metrics.get("quality") or {}
+    compared = quality.get("copying", ())
+    cells = tuple(
+        (
+            row.get("features", "thumbnails"),
+            *(str(row[name]) for name in ("near_train", "near_test", "real_overlap")),
+            percent(row["closer_than_real"]),
+            str(row["images"]),
+        )
+        for row in ((quality["leakage"], *compared) if compared else ())
+    )
+    columns = ("compared in", "repeat training", "repeat held-out", "held-out repeat training", "closer than real", "n")
+    return Sheet("Near-duplicates among generated images (closer than real: 1.0 % is expected)", columns, cells)
+
+
 def filter_sheet(results: Mapping[str, Any]) -> Sheet:
     """What a filter would take away and what it leaves."""
     rows = [(REASONS[reason], str(count)) for reason, count in results["removed"].items()]

@@ -20,7 +20,7 @@ from dcdm_cli.reports.formatting import (
     points,
     probability,
 )
-from dcdm_cli.reports.quality_tables import class_sheet, cost_sheet, fidelity_sheet
+from dcdm_cli.reports.quality_tables import class_sheet, copying_sheet, cost_sheet, fidelity_sheet
 from dcdm_cli.reports.table import Sheet
 
 MAX_CLASSES = 20
@@ -29,6 +29,25 @@ HARD = 0.5  # more likely wrong than right, for the scorer
 
 def score_table(manifest: Manifest) -> Table:
     return score_sheet(manifest).table()
+
+
+def methods_table(results: Mapping[str, Any]) -> list[Table]:
+    """Of `--method auto`: what was tried and what came of it. None where one method was asked for."""
+    sheet = methods_sheet(results)
+    return [sheet.table()] if sheet.rows else []
+
+
+def methods_sheet(results: Mapping[str, Any]) -> Sheet:
+    rows = tuple(
+        (
+            row["method"] + (" (kept)" if row["method"] == results["kept"] else ""),
+            percent(row["accuracy"]),
+            number(row["calibration_error"], 3),
+            duration(row["seconds"]) if row["seconds"] is not None else f"not tried, about {duration(row['estimate'])}",
+        )
+        for row in results.get("methods", ())
+    )
+    return Sheet("Ways of scoring, out of fold", ("method", "accuracy", "calibration error", "time"), rows)
 
 
 def summary_tables(metrics: Metrics) -> list[Table]:
@@ -45,6 +64,7 @@ def summary_sheets(metrics: Metrics) -> list[Sheet]:
         class_sheet((metrics.get("adherence") or {}).get("classes", ())),
         frontier_sheet(metrics),
         fidelity_sheet(metrics),
+        copying_sheet(metrics),
         cost_sheet(metrics),
         stages_sheet(metrics),
     )

@@ -32,8 +32,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "digits": {
         "data": {"source": "digits"},
-        "score": {**_DIGITS_NET, "steps": 50, "batch_size": 16, "folds": 2, "repeats": 10},
-        "judge": {**_DIGITS_NET, "steps": 300},
+        "score": {**_DIGITS_NET, "method": "crossfit", "steps": 50, "batch_size": 16, "folds": 2, "repeats": 10},
+        "judge": {**_DIGITS_NET, "method": "scratch", "steps": 300},
         "downstream": {**_DIGITS_NET, "steps": 300},
         "caption": {"template": "a photo of the digit {class}"},
         "finetune": {
@@ -69,6 +69,6 @@ PRESETS: dict[str, dict[str, Any]] = {
             "batch_size": 64,
             "decode_batch": 64,
         },
-        "evaluate": {"fresh_sets": True, "workers": 2},
+        "evaluate": {"features": "judge", "fresh_sets": True, "workers": 2},  # to ImageNet's eyes digits look alike
     },
 }  # fmt: skip

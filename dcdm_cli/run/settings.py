@@ -52,11 +52,13 @@ class DataConfig(Section):
 
 
 class ClassifierConfig(Section):
-    """A timm classifier trained from scratch; used for the scorer, the judge and the downstream arms."""
+    """A timm classifier that is trained; used for the scorer, the judge and the downstream arms."""
 
-    model: str = Field(default="resnet18", description="timm model name")
+    model: str = Field(default="resnet18", description="timm model name, or packaged: the network that comes along")
     model_args: dict[str, Any] = Field(default_factory=dict, description="keyword arguments for timm.create_model")
-    pretrained: bool = Field(default=False, description="start from timm's weights (needs the hub or its cache)")
+    pretrained: bool = Field(
+        default=False, description="start from timm's weights (from the hub or its cache), or the packaged"
+    )
     image_size: int = Field(default=224, ge=8, description="pixels per side")
     steps: int = Field(default=2000, ge=1, description="optimiser steps")
     batch_size: int = Field(default=64, ge=2, description="images per step")
@@ -78,9 +80,27 @@ class ClassifierConfig(Section):
         return given
 
 
-class ScoreConfig(ClassifierConfig):
-    method: Literal["crossfit", "classifier", "column"] = Field(
-        default="crossfit", description="out-of-fold classifiers, your own one, or scores of your own"
+class FeaturesConfig(ClassifierConfig):
+    """A classifier that may also rest on frozen features of a network that was trained on other images."""
+
+    features: str = Field(
+        default="packaged",
+        description="what sees: packaged, a timm name with published weights, timm's folder or a .safetensors file",
+    )
+    feature_size: int | None = Field(
+        default=None,
+        ge=16,
+        description="pixels per side images are brought to; none = the network's own, packaged: 160",
+    )
+    budget: float = Field(
+        default=120.0, ge=0, description="seconds that --method auto may spend on a method slower than features"
+    )
+
+
+class ScoreConfig(FeaturesConfig):
+    method: Literal["auto", "features", "crossfit", "classifier", "column"] = Field(
+        default="auto",
+        description="the best of those in the budget; out-of-fold heads on features, or trained classifiers; your own",
     )
     folds: int = Field(default=5, ge=2, description="parts; each is scored by a classifier trained on the others")
     repeats: int = Field(default=1, ge=1, description="rounds of cross-fitting with other folds, averaged")
@@ -88,6 +108,13 @@ class ScoreConfig(ClassifierConfig):
     classifier: Path | None = Field(default=None, description="your own classifier: .safetensors of `model`, or .onnx")
     column: str | None = Field(default=None, description="score column of the source, for --method column")
     seed: Seed = Field(default=0, description="of folds and classifiers")
+
+
+class JudgeConfig(FeaturesConfig):
+    method: Literal["auto", "features", "scratch"] = Field(
+        default="auto", description="the best of those in the budget; a head on frozen features; trained from scratch"
+    )
+    folds: int = Field(default=5, ge=2, description="parts by which methods and the strength of the head are chosen")
 
 
 class CaptionConfig(Section):
@@ -310,6 +337,10 @@ class EvaluateConfig(Section):
         default=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8), description="difficulties checked"
     )
     per_target: int = Field(default=100, ge=4, description="fresh images per target")
+    features: str = Field(
+        default="packaged",
+        description="in what images are compared: packaged, judge, a timm name with published weights, or its folder",
+    )
     arms: tuple[str, ...] = Field(
         default=("real", "upsampled", "dcdm"),
         description="real, upsampled, augmented, plain, easy, dcdm, hard, augmented + plain, augmented + dcdm",
@@ -357,7 +388,7 @@ class Config(Section):
     calibrate: CalibrateConfig = CalibrateConfig()
     export: ExportConfig = ExportConfig()
     generate: GenerateConfig = GenerateConfig()
-    judge: ClassifierConfig = ClassifierConfig()
+    judge: JudgeConfig = JudgeConfig()
     downstream: ClassifierConfig = ClassifierConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     scale: ScaleConfig = ScaleConfig()

@@ -172,7 +172,7 @@ def measured_views(views: Views, rows: Manifest, context: Context, job: Job) -> 
 
     train = read_manifest(run.samples).split("train")
     only = None
-    if run.require("score").results["method"] == "crossfit":
+    if run.require("score").results["method"] in ("crossfit", "features"):
         done = run.require("score").config
         settings = ScoreConfig.model_validate({**done["score"], "seed": done["score"]["seed"] + done["seed"]})
         unseen = unseen_models(train, settings)

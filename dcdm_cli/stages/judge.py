@@ -11,7 +11,8 @@ from dcdm_cli.run.store import Outcome, Stage
 
 if TYPE_CHECKING:
     from dcdm_cli.data.manifest import Manifest
-    from dcdm_cli.difficulty.classifier import Images, StoredClassifier
+    from dcdm_cli.difficulty.classifier import Images
+    from dcdm_cli.difficulty.scorer import Scorer
     from dcdm_cli.run.progress import Job, Progress
     from dcdm_cli.run.session import Context
 
@@ -20,36 +21,30 @@ CHUNK = 1024  # images whose class probabilities are held at once
 
 @dataclass(frozen=True)
 class Judge:
-    """stored: the network; trained_on: how many images."""
+    """scorer: of one model; trained_on: how many images."""
 
-    stored: StoredClassifier
+    scorer: Scorer
     trained_on: int
-    device: str
     progress: Progress | None = None
 
     def labels(self, images: Images) -> np.ndarray:
         """int64 [N]: what the judge takes the images for."""
-        from dcdm_cli.difficulty.classifier import predict_logits
-
         parts = [images[i : i + CHUNK] for i in range(0, len(images), CHUNK)]
-        model, config = self.stored.model, self.stored.config
-        report = self.progress
-        found = [predict_logits(model, part, config, self.device, progress=report).argmax(1) for part in parts]
+        asked = [(part, np.full(len(part), -1)) for part in parts]
+        found = [self.scorer.measure(*ask, progress=self.progress).predicted for ask in asked]
         return np.concatenate([np.zeros(0, np.int64), *found])
 
     def features(self, images: Images) -> np.ndarray:
         """float32 [N, D]"""
-        from dcdm_cli.difficulty.classifier import preprocessing_of
         from dcdm_cli.evaluation.features import features_of
 
-        preprocessing = preprocessing_of(self.stored.model, self.stored.config)
-        return features_of(self.stored.model, images, preprocessing, self.device)
+        return features_of(self.scorer.models[0], images, self.scorer.preprocessing, self.scorer.device)
 
 
 def open_judge(context: Context, manifest: Manifest, job: Job) -> Judge:
-    """Trains the judge once per run and settings; afterwards reads it back."""
-    from dcdm_cli.difficulty.classifier import load_classifier, save_classifier, train_classifier
-    from dcdm_cli.difficulty.fitting import Keep
+    """Makes the judge once per run and settings; afterwards reads it back."""
+    from dcdm_cli.difficulty.judge import fit_judge, load_judge
+    from dcdm_cli.difficulty.scoring import Scoring
     from dcdm_cli.files import hash_json
 
     run, config = context.run, context.config
@@ -57,17 +52,12 @@ def open_judge(context: Context, manifest: Manifest, job: Job) -> Judge:
     seed = config.evaluate.seed + config.seed
 
     def work() -> Outcome:
-        names = manifest.class_names
-        keep = Keep(job, run.checkpoints / "judge")
-        model = train_classifier(
-            judged.paths(), judged.column("label"), len(names), config.judge, seed, job.device, job.progress, keep
-        )
-        save_classifier(model, folder, names, config.judge)
-        keep.forget()
-        return Outcome([folder], "", {"images": len(judged)}, job.device)
+        place = Scoring(run.checkpoints / "judge", cache=run.cache / "features")
+        fitted = fit_judge(judged, config.judge, seed, place, job)
+        fitted.save(folder)
+        return Outcome([folder], "", {**fitted.results, "images": len(judged)}, job.device)
 
     data = hash_json([judged.column("sample_id").tolist(), judged.column("label").tolist()])
     stage = Stage("judge", {**config.judge.model_dump(mode="json"), "seed": seed}, {"images": data})
     run.run(stage, work, force=context.force)
-    report = job.stoppable("the judge is trained")
-    return Judge(load_classifier(folder, job.device), len(judged), job.device, report)
+    return Judge(load_judge(folder, job.device), len(judged), job.stoppable("the judge is trained"))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from dcdm_cli.errors import MismatchError
 
 if TYPE_CHECKING:
     from dcdm_cli.data.manifest import Manifest
+    from dcdm_cli.evaluation.features import Space
     from dcdm_cli.evaluation.leakage import Findings, Looks, Nearest
     from dcdm_cli.run.progress import Job
     from dcdm_cli.run.session import Context
@@ -45,7 +45,7 @@ def generated_quality(context: Context, data: Evaluated, judge: Judge, job: Job)
         return None
     checked = check_images(context, data, images, judge, job)
     quality = checked.summary()
-    quality["fidelity"] = _fidelity(data, images, judge, job)
+    quality["fidelity"], quality["copying"] = _compared(data, images, spaces(context, judge, job))
     if quality["leakage"]["level"] == "error":
         context.console.warn(f"leak: {quality['leakage']['near_test']} generated images repeat test images")
     return quality
@@ -68,7 +68,7 @@ class Checked:
             "images": len(self.images),
             "blank": int(self.findings.blank.sum()),
             "label_agreement": round(float(self.findings.agrees.mean()), 4),
-            "leakage": leakage(self.to_train, self.to_test, self.real),
+            "leakage": {"features": "thumbnails"} | leakage(self.to_train, self.to_test, self.real),
         }
 
 
@@ -114,21 +114,39 @@ def _look(manifest: Manifest, job: Job) -> Looks:
         ) from error
 
 
-def _fidelity(data: Evaluated, images: Manifest, judge: Judge, job: Job) -> list[dict[str, Any]]:
-    """Against held-out real images, which the generator has not seen; real training images beside it, for scale."""
-    from dcdm_cli.evaluation.features import features_of, some
-    from dcdm_cli.evaluation.fidelity import INCEPTION, fidelity, inception
+def spaces(context: Context, judge: Judge, job: Job) -> list[Space]:
+    """What images are compared in: the space that was asked for first."""
+    from dcdm_cli.difficulty.feature_cache import FeatureCache
+    from dcdm_cli.evaluation.features import JUDGE, frozen_space, model_space
+    from dcdm_cli.evaluation.fidelity import INCEPTION, inception
 
-    parts = {name: m.paths() for name, m in (("generated", images), ("real", data.real), ("held out", data.held_out))}
-    chosen = {name: [files[i] for i in some(files)] for name, files in parts.items()}
-    extractors: dict[str, Callable[[list[Path]], np.ndarray]] = {"judge": judge.features}
+    wanted, scorer = context.config.evaluate.features, judge.scorer
+    if wanted == JUDGE:
+        found = [model_space(JUDGE, scorer.models[0], scorer.preprocessing, scorer.device)]
+    else:
+        found = [frozen_space(wanted, FeatureCache(context.run.cache / "features"), job)]
     if (network := inception(job.device)) is not None:
-        extractors[f"timm/{INCEPTION}"] = lambda files: features_of(network[0], files, network[1], job.device)
-    rows = []
-    for features, extract in extractors.items():
-        seen = {name: extract(files) for name, files in chosen.items()}
-        rows += [
-            {"features": features, "images": name, **fidelity(seen[name], seen["held out"])}
+        found.append(model_space(f"timm/{INCEPTION}", *network, job.device))
+    return found
+
+
+def _compared(
+    data: Evaluated, images: Manifest, among: Sequence[Space]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(fidelity, copying) in every space, against held-out real images, which the generator has not seen; real training
+    images beside them, for scale."""
+    from dcdm_cli.evaluation.features import some
+    from dcdm_cli.evaluation.fidelity import fidelity
+    from dcdm_cli.evaluation.leakage import copying
+
+    parts = {"generated": images, "real": data.real, "held out": data.held_out}
+    chosen = {name: part.select(np.array(some(part.image_paths()), np.int64)) for name, part in parts.items()}
+    likeness, copies = [], []
+    for space in among:
+        seen = {name: space.of(part) for name, part in chosen.items()}
+        likeness += [
+            {"features": space.name, "images": name, **fidelity(seen[name], seen["held out"])}
             for name in ("generated", "real")
         ]
-    return rows
+        copies.append({"features": space.name, **copying(seen["generated"], seen["real"], seen["held out"])})
+    return likeness, copies

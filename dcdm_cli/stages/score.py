@@ -109,6 +109,7 @@ def _score(context: Context, manifest: Manifest, job: Job, spool: Path, spread: 
         class_map=manifest.class_names if context.config.data.class_map else None,
         crew=(lambda open_worker: open_crew(context, open_worker, spread, job)) if spread else None,
         threads=spread.threads,
+        cache=context.run.cache / "features",
     )
     config = config.model_copy(update={"seed": config.seed + context.config.seed})
     scored = score_images(manifest.select(is_train), config, place, job)

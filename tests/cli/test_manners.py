@@ -113,7 +113,7 @@ def test_a_manifest_comes_through_a_pipe_and_another_one_is_another_source(photo
 
     def score(rows: list[Path]) -> subprocess.CompletedProcess[str]:
         lines = "\n".join(["path,label", *(f"photos/{p.relative_to(photos)},{p.parent.name}" for p in rows)])
-        words = ["score", "-", "--run", "run", "--json", "--image-size", "16", "--steps", "1", "--folds", "2"]
+        words = ["score", "-", "--run", "run", "--json", "--method", "crossfit", "--image-size", "16", "--steps", "1"]
         return run(*words, stdin=lines, cwd=tmp_path)
 
     assert json.loads(score(files).stdout)["images"] == 12

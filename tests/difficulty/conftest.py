@@ -42,6 +42,7 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 def network() -> ScoreConfig:
     return ScoreConfig.model_validate(
         {
+            "method": "crossfit",
             "model": "resnet10t",
             "model_args": {"channels": [16, 24, 32, 64], "stem_width": 8},
             "image_size": 32,

@@ -161,19 +161,19 @@ def test_the_demos_artefacts_are_looked_at_within_a_minute(run: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="memory is read from /proc")
 def test_adherence_of_many_files_holds_few_of_them_at_a_time(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dcdm_cli.difficulty import classifier
+    from dcdm_cli.difficulty.scorer import Measured, Scorer
     from dcdm_cli.stages.artefacts import _adherence
     from dcdm_cli.stages.judge import CHUNK, open_judge
 
-    context, real, held = context_of(run), classifier.predict_logits, []
+    context, real, held = context_of(run), Scorer.measure, []
 
-    def watched(*arguments: Any) -> np.ndarray:
+    def watched(*arguments: Any) -> Measured:
         found = real(*arguments)
         held.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
         return found
 
     judge = open_judge(context, read_manifest(run / "samples.parquet"), Job())
-    monkeypatch.setattr(classifier, "predict_logits", watched)
+    monkeypatch.setattr(Scorer, "measure", watched)
     images = many(run, 16 * CHUNK, measured_difficulty=np.full(16 * CHUNK, 0.5))
     assert _adherence(context, checked_data(context), images, judge, Job())["n"] == 16 * CHUNK
     assert len(held) == 17  # the last are the real ones

@@ -16,6 +16,7 @@ from dcdm_cli.evaluation.leakage import (
     Findings,
     Looks,
     Nearest,
+    copying,
     counted,
     filter_reasons,
     leakage,
@@ -118,3 +119,17 @@ def test_many_thumbnails_are_compared_in_chunks() -> None:
     asked = Looks(reference.thumbnails[::100] + np.float32(0.005), np.ones(30, np.float32))
     found = nearest(asked, reference)
     assert found.row.tolist() == list(range(0, 3000, 100)) and found.same.all()
+
+
+def test_copies_are_found_in_a_feature_space() -> None:
+    rng = np.random.default_rng(0)
+    train, held_out = rng.normal(size=(200, 16)), rng.normal(size=(60, 16))
+    made = np.concatenate([train[:5] * 3 + rng.normal(0, 0.05, (5, 16)), held_out[:2], rng.normal(size=(20, 16))])
+    found = copying(made, train, held_out)
+    assert (found["near_train"], found["near_test"], found["real_overlap"], found["images"]) == (5, 2, 0, 27)
+    assert found["level"] == "error" and found["limit"] > 0
+    assert copying(made[7:], train, held_out)["level"] == "ok"
+    overlapping = copying(made, np.concatenate([train, held_out[:20]]), held_out)
+    assert overlapping["real_overlap"] == 20 and overlapping["near_train"] == 7  # a third of copies does no harm
+    assert copying(made[:0], train, held_out)["closer_than_real"] is None
+    assert copying(made, train, held_out[:0])["near_train"] == 0

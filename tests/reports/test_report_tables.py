@@ -8,7 +8,7 @@ from rich.table import Table
 
 from dcdm_cli.data.manifest import Manifest
 from dcdm_cli.reports import tables
-from dcdm_cli.reports.quality_tables import cost_sheet, demand_sheet, fidelity_sheet, filter_sheet
+from dcdm_cli.reports.quality_tables import copying_sheet, cost_sheet, demand_sheet, fidelity_sheet, filter_sheet
 from dcdm_cli.reports.table import Sheet
 from dcdm_cli.safe_text import show
 
@@ -117,3 +117,20 @@ def test_the_demand_lists_the_most_wanted():
 def test_a_sheet_as_markdown_keeps_its_columns():
     text = Sheet("t", ("a", "b"), (("x|y", "1"), ("\x1b[1m", "2"))).markdown()
     assert text.splitlines() == ["| a | b |", "| --- | --: |", "| x\\|y | 1 |", "| \\x1b[1m | 2 |"]
+
+
+def test_copies_are_counted_in_each_space_by_name(metrics):
+    quality = metrics["quality"]
+    assert copying_sheet(metrics).rows == ()
+    row = {**quality["leakage"], "features": "packaged (tf_efficientnet_lite0), 160 px", "near_train": 7}
+    shown = copying_sheet({"quality": {**quality, "copying": [row]}}).rows
+    assert [cells[0] for cells in shown] == ["thumbnails", row["features"]] and shown[1][1] == "7"
+
+
+def test_ways_of_scoring_are_shown_with_what_was_not_tried():
+    figures = {"accuracy": 0.731, "calibration_error": 0.0412, "seconds": 31.0, "estimate": None}
+    slow = {"accuracy": None, "calibration_error": None, "seconds": None, "estimate": 7200.0}
+    rows = [{"method": "features", **figures}, {"method": "trained from scratch", **slow}]
+    shown = tables.methods_sheet({"kept": "features", "methods": rows}).rows
+    assert shown[0] == ("features (kept)", "73.1 %", "0.041", "31 s") and shown[1][3] == "not tried, about 2 h"
+    assert tables.methods_table({"method": "crossfit"}) == []

@@ -1,0 +1,103 @@
+"""The judge: a classifier of the same classes, made from other images than the scorer's. Not from the paper.
+
+One head on frozen features, or one network trained from scratch, whichever `judge.method` says; `auto` decides by what
+each gets right out of fold on the judge's own images, within a budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dcdm_cli.data.manifest import Manifest
+from dcdm_cli.difficulty.classifier import (
+    load_classifier,
+    preprocessing_of,
+    save_classifier,
+    train_classifier,
+)
+from dcdm_cli.difficulty.crossfit import fold_of, identities_of
+from dcdm_cli.difficulty.feature_folds import Seen, head_on_all
+from dcdm_cli.difficulty.fitting import Keep
+from dcdm_cli.difficulty.scorer import DESCRIPTION, Scorer, save_feature_scorer
+from dcdm_cli.difficulty.scoring import Scored, Scoring, features_of, score_images
+from dcdm_cli.errors import UsageError
+from dcdm_cli.run.progress import Job
+from dcdm_cli.run.settings import ClassifierConfig, JudgeConfig, ScoreConfig
+
+
+@dataclass(frozen=True)
+class FittedJudge:
+    """save: writes it into a folder, for `load_judge`. results: what to report."""
+
+    save: Callable[[Path], None]
+    results: dict[str, Any]
+
+
+def fit_judge(judged: Manifest, config: JudgeConfig, seed: int, place: Scoring, job: Job) -> FittedJudge:
+    """judged: the judge's images. seed: of folds and weights; another than the scorer's. place: where features are kept
+    and a stopped run goes on from.
+
+    Raises what scoring and training raise.
+    """
+    if config.method == "scratch":
+        return _trained(judged, config, seed, place, job, {"method": "scratch"})
+    tried = _tried(judged, config, seed, place, job)
+    assert tried.used is not None
+    if tried.used.method == "crossfit":
+        return _trained(judged, tried.used, seed, place, job, tried.results)
+    return _on_features(judged, config, seed, place, job, tried.results)
+
+
+def load_judge(folder: Path, device: torch.device | str = "cpu") -> Scorer:
+    """As a scorer of one model, temperature 1 where it was trained. Raises NotFoundError, MismatchError."""
+    if (folder / DESCRIPTION).is_file():
+        return Scorer.load(folder, device)
+    stored = load_classifier(folder, device)
+    preprocessing = preprocessing_of(stored.model, stored.config)
+    return Scorer((stored.model,), stored.class_names, preprocessing, stored.temperature, torch.device(device))
+
+
+def _tried(judged: Manifest, config: JudgeConfig, seed: int, place: Scoring, job: Job) -> Scored:
+    """What the judge's images say of each method out of fold."""
+    shared = {name: getattr(config, name) for name in JudgeConfig.model_fields if name in ScoreConfig.model_fields}
+    settings = ScoreConfig.model_validate({**shared, "method": config.method, "seed": seed})
+    try:
+        fold_of(identities_of(judged), judged.column("label").astype(np.int64), config.folds, seed)
+    except UsageError as error:
+        raise UsageError(
+            f"the judge's images are too few to learn from by features: {error.message}",
+            "give it more images, or train it: --set judge.method=scratch",
+        ) from error
+    return score_images(judged, settings, place, job)
+
+
+def _trained(
+    judged: Manifest, used: ClassifierConfig, seed: int, place: Scoring, job: Job, results: dict[str, Any]
+) -> FittedJudge:
+    names, keep = judged.class_names, Keep(job, place.spool / "fit")
+    model = train_classifier(
+        judged.paths(), judged.column("label"), len(names), used, seed, job.device, job.progress, keep
+    )
+
+    def save(folder: Path) -> None:
+        save_classifier(model, folder, names, used)
+        keep.forget()
+
+    return FittedJudge(save, results)
+
+
+def _on_features(
+    judged: Manifest, config: JudgeConfig, seed: int, place: Scoring, job: Job, results: dict[str, Any]
+) -> FittedJudge:
+    table, extractor = features_of(judged, config, place.features, Job(job.device, job.progress, job.stop_signal))
+    head = head_on_all(Seen.of(table, judged), extractor, seed, job.device)
+    temperature = float(results["temperature"])
+    return FittedJudge(
+        lambda folder: save_feature_scorer(folder, [head], judged.class_names, temperature, extractor), results
+    )
