@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dcdm_cli.commands.caption import caption_input, cut_captions
 from dcdm_cli.commands.options import Context, stage_command
 from dcdm_cli.commands.spread import settle_spread
 from dcdm_cli.config import FinetuneConfig
@@ -99,7 +100,7 @@ def join_group(context: Context) -> None:
 
 def _stage(context: Context) -> Stage:
     run, config = context.run, context.config.finetune
-    inputs = {"score": run.require("score").id, "caption": run.require("caption").id}
+    inputs = {"score": run.require("score").id, **caption_input(run)}
     settings = {**config.model_dump(mode="json"), "run_seed": context.config.seed}
     processes = Ranks.of_environment().world
     if processes > 1:
@@ -228,7 +229,8 @@ def _training_set(
     views = Views(rows.paths(), config.hflip, config.views - 1, config.seed)
     with main_first(ranks, job.device):  # the others find them encoded
         latents = cache_latents(base, views, config.resolution, context.run.cache, report)
-    text, caption = encode_captions(base, rows.column("caption").tolist(), report)
+    captions, _ = cut_captions(rows.column("caption").tolist(), base.tokenizer, context.console)
+    text, caption = encode_captions(base, captions, report)
     label = torch.from_numpy(views.repeat(rows.column("label").astype("int64")))
     measured = from_main(ranks, job.device, lambda: difficulty_of(views, rows, config, context, job))
     difficulty = torch.from_numpy(measured)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from dcdm_cli.commands.caption import caption_input
 from dcdm_cli.commands.export import run_export
 from dcdm_cli.commands.finetune import measured_views, own_difficulty, run_calibrate, train_adapter
 from dcdm_cli.commands.options import Context
@@ -62,7 +63,7 @@ def variant_context(context: Context, name: str, spec: AdapterSpec) -> Context:
     made_from = [
         spec.scores,
         config.finetune.model_dump(mode="json") if spec.retrains else context.run.require("finetune").id,
-        [context.run.require(stage).id for stage in ("score", "caption")],
+        [context.run.require("score").id, *caption_input(context.run).values()],
         spec.generate,
         config.seed,
     ]
@@ -100,7 +101,7 @@ def _fine_tune(run: VariantFolder, spec: AdapterSpec, context: Context, job: Job
     from dcdm_cli.model.adapter import adapter_hash
 
     config = context.config.finetune
-    inputs = {"score": run.require("score").id, "caption": run.require("caption").id}
+    inputs = {"score": run.require("score").id, **caption_input(run)}
     settings = {**config.model_dump(mode="json"), "scores": spec.scores, "run_seed": context.config.seed}
 
     def work() -> Outcome:

@@ -123,7 +123,8 @@ def _examine_chunk(
         try:
             return _examine(candidate, listing, lookup, options)
         except RejectedImage as error:
-            return Rejection(clean_name(candidate.name), error.reason, clean_name(error.detail))
+            split = candidate.split or listing.default_split or ""
+            return Rejection(clean_name(candidate.name), error.reason, clean_name(error.detail), split)
 
     for outcome in _in_threads(examine, iter(candidates)):
         chunk.seen += 1
@@ -152,9 +153,7 @@ def _examine(
 ) -> dict[str, Any]:
     if isinstance(candidate.image, RejectedImage):
         raise candidate.image
-    class_name = candidate.label if lookup is None else lookup.get(candidate.label or "")
-    if class_name is None:
-        raise RejectedImage("no_label", f"label {candidate.label!r}" if candidate.label else "")
+    class_name = _class_name(candidate.label, listing.no_label, lookup)
     image = decode_image(candidate.image, options.decode)
     path = candidate.name
     if isinstance(candidate.image, bytes):
@@ -171,6 +170,20 @@ def _examine(
         "caption": candidate.caption,
         "content": content,
     }
+
+
+def _class_name(label: str | None, no_label: frozenset[str], lookup: Mapping[str, str] | None) -> str:
+    """Raises RejectedImage."""
+    if not label:
+        raise RejectedImage("no_label", "it names none")
+    if lookup is not None:
+        name = lookup.get(label)
+        if name is None:
+            raise RejectedImage("no_label", f"{label!r} is not in the class map")
+        return name
+    if label in no_label:
+        raise RejectedImage("no_label", f"{label!r} means none; to make it a class, list it in a --class-map")
+    return label
 
 
 def _keep_original(content: bytes, root: Path) -> str:
