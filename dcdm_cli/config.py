@@ -76,6 +76,20 @@ class DataConfig(Section):
     exif: bool = Field(default=True, description="turn images as their EXIF tag says")
     background: str = Field(default="white", description="colour behind transparent pixels")
     animated: Literal["first", "reject"] = Field(default="first", description="what is done with animations")
+    value_range: tuple[float, float] | None = Field(
+        default=None, description="black and white of deep grey images, 0,4095 for 12 bits; none = the type's range"
+    )
+    fit: Literal["crop", "pad", "stretch"] = Field(
+        default="crop", description="how images become squares: the middle, or all of them with bars, or distorted"
+    )
+    max_pixels: int = Field(default=64_000_000, ge=1, description="larger images are rejected before they are decoded")
+
+    @field_validator("value_range")
+    @classmethod
+    def _rising(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not value[0] < value[1]:
+            raise ValueError("black must be below white, as in 0,4095")
+        return value
 
 
 class ClassifierConfig(Section):

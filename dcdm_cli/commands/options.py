@@ -61,7 +61,8 @@ class Context:
         from dcdm_cli.data.images import DecodeOptions, set_decode_options
 
         data = self.config.data
-        set_decode_options(DecodeOptions(exif=data.exif, background=data.background, animated=data.animated))
+        names = ("exif", "background", "animated", "value_range", "fit", "max_pixels")
+        set_decode_options(DecodeOptions(**{name: getattr(data, name) for name in names}))
 
 
 SHARED: dict[str, tuple[Any, Any]] = {

@@ -43,16 +43,21 @@ ROWS = pa.schema(
 _FILE_SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}  # elsewhere the format's name in lower case
 _WAVE = 64  # images in flight; bounds memory when a table holds the bytes
 _META = b"dcdm_chunk"
+_DARK = 32  # of 255
 
 
 @dataclass
 class Examined:
-    """files: one per chunk, in order. candidates: how many were looked at."""
+    """files: one per chunk, in order. candidates: how many were looked at. deep: grey images of more than 8 bits, and
+    deep_peak the largest value in them, as a share of the range; dark: other images without a value above an eighth."""
 
     files: list[Path] = field(default_factory=list)
     rejected: list[Rejection] = field(default_factory=list)
     candidates: int = 0
     usable: int = 0
+    deep: int = 0
+    deep_peak: float = 0.0
+    dark: int = 0
 
     def tables(self) -> Iterator[pa.Table]:
         for file in self.files:
@@ -169,6 +174,8 @@ def _examine(
         "difficulty": candidate.difficulty,
         "caption": candidate.caption,
         "content": content,
+        "deep_peak": image.info.get("deep_peak"),
+        "is_dark": max(high for _, high in image.getextrema()) < _DARK,
     }
 
 
@@ -198,6 +205,9 @@ def _keep_original(content: bytes, root: Path) -> str:
 
 def _keep(chunk: _Chunk, file: Path, examined: Examined, *, durable: bool) -> None:
     facts = {"candidates": chunk.seen, "rejected": [asdict(rejection) for rejection in chunk.rejected]}
+    peaks = [row["deep_peak"] for row in chunk.rows if row["deep_peak"] is not None]
+    facts |= {"deep": len(peaks), "deep_peak": max(peaks, default=0.0)}
+    facts["dark"] = sum(row["is_dark"] and row["deep_peak"] is None for row in chunk.rows)
     schema = ROWS.with_metadata({_META: json.dumps(facts).encode()})
     with atomic_path(file, durable=durable) as part:
         pq.write_table(pa.Table.from_pylist(chunk.rows, schema=schema), part)
@@ -209,6 +219,9 @@ def _enter(examined: Examined, file: Path, facts: Mapping[str, Any], rows: int) 
     examined.rejected += [Rejection(**rejection) for rejection in facts["rejected"]]
     examined.candidates += facts["candidates"]
     examined.usable += rows
+    examined.deep += facts["deep"]
+    examined.deep_peak = max(examined.deep_peak, facts["deep_peak"])
+    examined.dark += facts["dark"]
 
 
 def _earlier(spool: Path, key: str) -> Examined:

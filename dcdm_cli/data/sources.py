@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from dcdm_cli.data.appearance import shape_warnings, value_warnings
 from dcdm_cli.data.archives import file_stamp
 from dcdm_cli.data.candidates import Listing, Rejection, ScanOptions
 from dcdm_cli.data.classes import (
@@ -56,8 +57,9 @@ _SHOWN = 3
 class Scan:
     """manifest: the usable images, in the source's order. rejected: the others. origin: the source, pinned.
 
-    splits: what is in which split, and why; named: the splits that the source itself has images in. left_out: classes that are not used. copies: rows of the manifest that show
-    the same picture. class_map: the names that a class map fixes, with those left out.
+    splits: what is in which split, and why; named: the splits that the source itself has images in. left_out: classes
+    that are not used. copies: rows of the manifest that show the same picture. class_map: the names that a class map
+    fixes, with those left out.
     """
 
     manifest: Manifest
@@ -133,6 +135,8 @@ def _settled(
         *class_warnings(names, columns.labels),
         *copy_warnings(copies, table),
         *(empty_warnings(facts) if options.test_fraction else ()),
+        *value_warnings(examined, options.decode),
+        *shape_warnings(table["width"].to_numpy(), table["height"].to_numpy(), options.decode),
         *(f"{count} {note}" for note, count in sorted(listing.notes.items())),
     )
     manifest = Manifest(table, tuple(names), listing.root)

@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose, InterpolationMode, RandomRotation
 
 from dcdm_cli.config import ClassifierConfig
-from dcdm_cli.data.images import DecodeOptions, RejectedImage, decode_image, decode_options
+from dcdm_cli.data.images import DecodeOptions, RejectedImage, as_square, decode_image, decode_options
 from dcdm_cli.data.manifest import ImagePaths
 from dcdm_cli.errors import MismatchError, NotFoundError, NumericalError, UsageError
 from dcdm_cli.files import atomic_folder, write_json
@@ -120,6 +120,7 @@ class LabelledImages(Dataset[tuple[torch.Tensor, int]]):
             image = _decoded(source, self._options)
         else:
             image = source if isinstance(source, Image.Image) else Image.fromarray(source)
+        image = as_square(image, self._options)
         factor = min(image.size) // self._max_side if self._max_side else 1
         return image.reduce(factor) if factor > 1 else image
 
@@ -251,7 +252,8 @@ def chosen_logits(
 
 
 def preprocessing_of(model: nn.Module, config: ClassifierConfig) -> Preprocessing:
-    """The whole image at `config.image_size`: timm would cut off an eighth, and the rim may be what is hard."""
+    """The whole square (`data.images.as_square`) at `config.image_size`: timm would cut off an eighth, and the rim may
+    be what is hard."""
     size = (3, config.image_size, config.image_size)
     return Preprocessing.of(model, input_size=size, crop_pct=1.0, interpolation="bicubic")
 
