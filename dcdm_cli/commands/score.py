@@ -302,6 +302,8 @@ def _fingerprint(source: str, options: ScanOptions) -> str:
 
 def _file_inputs(config: Config) -> dict[str, str]:
     """Contents of the files that settings name: the class map, and a classifier with what stands beside it."""
+    from dcdm_cli.difficulty.own_files import classifier_files
+
     own, class_map = config.score.classifier, config.data.class_map
-    beside = [own, own.with_suffix(".json"), own.with_name(own.name + ".data")] if own else []
-    return {str(file): hash_file(file) for file in (*beside, class_map) if file and file.is_file()}
+    files = [*(classifier_files(own) if own else []), *([class_map] if class_map else [])]
+    return {str(file): hash_file(file) for file in files if file.is_file()}

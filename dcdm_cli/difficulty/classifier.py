@@ -46,6 +46,7 @@ TINY_SIDE = 64  # up to this many pixels per side, starting worker processes cos
 MANY = 8192  # images, unless there are so many
 CHECK_EVERY = 20  # steps between looks at the loss; a look makes a GPU wait
 WEIGHTS, DESCRIPTION = "model.safetensors", "classifier.json"
+WRAPPERS = ("module.", "_orig_mod.")
 AGAIN = "copy or write the file again; what a run has made itself comes back with: dcdm score --force"
 
 
@@ -311,7 +312,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     if not path.is_file():
         raise NotFoundError(f"no weights at {path}", AGAIN, file=path)
     try:
-        state = load_file(path)
+        state = _unwrapped(load_file(path))
     except SafetensorError as error:
         raise MismatchError(f"{path} is not a whole safetensors file: {error}", AGAIN, file=path) from error
     wanted = model.state_dict()
@@ -330,6 +331,13 @@ def load_weights(model: nn.Module, path: Path) -> None:
     if not all(torch.isfinite(tensor).all() for tensor in state.values()):
         raise NumericalError(f"{path} holds weights that are not finite", "train it again", file=path)
     model.load_state_dict(state)
+
+
+def _unwrapped(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Without what DataParallel and torch.compile put before every name."""
+    while wrapper := next((one for one in WRAPPERS if state and all(key.startswith(one) for key in state)), None):
+        state = {key.removeprefix(wrapper): tensor for key, tensor in state.items()}
+    return state
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -30,10 +30,12 @@ from dcdm_cli.difficulty.classifier import (
     logits_of,
     read_json,
 )
+from dcdm_cli.difficulty.own_files import classifier_file, external_data, timm_description
 from dcdm_cli.difficulty.scores import Scored, score_all
-from dcdm_cli.errors import MismatchError, NotFoundError, UsageError
+from dcdm_cli.errors import MismatchError, UsageError
 from dcdm_cli.files import write_json
 
+SOFTMAX_SLACK = 5e-3  # of half precision, in a sum of probabilities
 SHOWN = 10  # class names listed in an error
 NAMES_BESIDE = 'write {"class_names": [...]}, in the order of the outputs, to <its stem>.json beside it'
 
@@ -65,7 +67,8 @@ class Sidecar(BaseModel):
 class OwnClassifier:
     """model: image -> logits [B, C] in the order of class_names: the manifest's classes first, then any others.
 
-    file, sidecar: what it takes to load it again.
+    file, sidecar: what it takes to load it again. gives_probabilities: its file ends in a softmax, whose logarithm is
+    taken.
     """
 
     model: nn.Module
@@ -73,6 +76,7 @@ class OwnClassifier:
     preprocessing: Preprocessing
     file: Path
     sidecar: Sidecar
+    gives_probabilities: bool = False
 
 
 def load_own_classifier(
@@ -86,10 +90,12 @@ def load_own_classifier(
     """class_names: the manifest's. config: gives `model` and `model_args` of a .safetensors file without sidecar.
     class_map: names in output order, where neither the file's metadata nor its sidecar has them.
 
+    file: may be a folder as timm writes it for the hub. A network that gives probabilities is recognised, and asked for
+    their logarithm: a softmax over probabilities would make every image equally hard.
+
     Raises NotFoundError, UsageError for a file that cannot be a classifier, MismatchError for other weights or classes.
     """
-    if not file.is_file():
-        raise NotFoundError(f"no classifier at {file}", "check the path of your classifier", file=file)
+    file = classifier_file(file)
     openers = {".safetensors": _open_safetensors, ".onnx": _open_onnx}
     if file.suffix.lower() not in openers:
         raise UsageError(
@@ -97,15 +103,17 @@ def load_own_classifier(
             "convert it: safetensors.torch.save_file(model.state_dict(), 'classifier.safetensors')",
             file=file,
         )
-    sidecar = _read_sidecar(file.with_suffix(".json"), config)
+    sidecar = _read_sidecar(file, config)
     model, names = openers[file.suffix.lower()](file, sidecar, class_map)
     model.eval()
     preprocessing = Preprocessing.of(model, **sidecar.overrides())
-    _try_out(model, preprocessing, len(names), file)
+    gives_probabilities = _are_probabilities(_try_out(model, preprocessing, len(names), file))
+    if gives_probabilities:
+        model = _Logarithm(model)
     order = align_classes(names, class_names)
     aligned = _Reordered(model, order).to(device)
     sidecar = sidecar.model_copy(update={"class_names": names})
-    return OwnClassifier(aligned, tuple(names[i] for i in order), preprocessing, file, sidecar)
+    return OwnClassifier(aligned, tuple(names[i] for i in order), preprocessing, file, sidecar, gives_probabilities)
 
 
 def score_with(
@@ -122,14 +130,13 @@ def score_with(
 
 
 def copy_own_classifier(own: OwnClassifier, folder: Path) -> str:
-    """Copies the file and a full sidecar into `folder`; returns the copy's name.
-
-    Weights beside an ONNX graph go along if they are called as torch's exporter calls them, `<file>.data`.
-    """
-    copy, weights = folder / f"own{own.file.suffix.lower()}", own.file.with_name(own.file.name + ".data")
+    """Copies the file, an ONNX graph's external data and a full sidecar into `folder`; returns the copy's name."""
+    copy = folder / f"own{own.file.suffix.lower()}"
     shutil.copyfile(own.file, copy)
-    if weights.is_file():
-        shutil.copyfile(weights, folder / weights.name)  # the graph refers to it by this name
+    for weights in external_data(own.file):
+        place = folder / weights.relative_to(own.file.parent)  # the graph refers to it by this name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(weights, place)
     write_json(copy.with_suffix(".json"), own.sidecar.model_dump(mode="json", exclude_none=True))
     return copy.name
 
@@ -163,6 +170,18 @@ class _Reordered(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.model(images)[:, self.order]
+
+
+class _Logarithm(nn.Module):
+    """Logits of a network that gives probabilities."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        probs = self.model(images).float()
+        return probs.clamp(min=torch.finfo(torch.float32).tiny).log()
 
 
 class _OnnxNetwork(nn.Module):
@@ -203,19 +222,23 @@ def _open_onnx(file: Path, sidecar: Sidecar, class_map: Sequence[str] | None) ->
     shapes = [len(node.shape) for node in inputs], [len(node.shape) for node in outputs]
     if shapes != ([4], [2]) or inputs[0].type != "tensor(float)":
         raise UsageError(
-            f"{file.name} has inputs {[i.shape for i in inputs]} and outputs {[o.shape for o in outputs]}",
-            "a classifier has one float32 input [batch, 3, height, width] and one output [batch, classes]",
+            f"{file.name} has inputs {[(i.type, i.shape) for i in inputs]} and outputs {[o.shape for o in outputs]}",
+            "a classifier has one float32 input, tensor(float), [batch, 3, height, width] and one output "
+            "[batch, classes]; export it in float32, without the conversion of pixels",
             file=file,
         )
     return _OnnxNetwork(session), _names(file, session.get_modelmeta().custom_metadata_map, sidecar, class_map)
 
 
 @torch.inference_mode()
-def _try_out(model: nn.Module, preprocessing: Preprocessing, classes: int, file: Path) -> None:
-    """One black image: a wrong input size or number of outputs shows here, not after an hour of decoding."""
+def _try_out(model: nn.Module, preprocessing: Preprocessing, classes: int, file: Path) -> torch.Tensor:
+    """The answers [4, C] to black and to noise: a wrong input size or number of outputs shows here, not after an hour
+    of decoding."""
     size = tuple(preprocessing.data_config["input_size"])
+    noise = torch.randn(3, *size, generator=torch.Generator().manual_seed(0)) * 2
     try:
-        width = model(torch.zeros(1, *size)).shape[1]
+        answers = torch.cat([model(torch.zeros(1, *size)), *(model(one[None]) for one in noise)])
+        width = answers.shape[1]
     except Exception as error:  # whatever the runtime raises
         raise MismatchError(
             f"{file.name} cannot read an image of shape {size}: {error}",
@@ -224,6 +247,13 @@ def _try_out(model: nn.Module, preprocessing: Preprocessing, classes: int, file:
         ) from error
     if width != classes:
         raise MismatchError(f"{file.name} has {width} outputs but names {classes} classes", NAMES_BESIDE, file=file)
+    return answers.float()
+
+
+def _are_probabilities(answers: torch.Tensor) -> bool:
+    """Whether the answers [N, C] are the outputs of a softmax, of any precision."""
+    sums = answers.sum(dim=1)
+    return answers.shape[1] > 1 and bool((answers >= 0).all() and ((sums - 1).abs() < SOFTMAX_SLACK).all())
 
 
 def _session(file: Path) -> Any:
@@ -254,8 +284,10 @@ def _names(
     return tuple(names)
 
 
-def _read_sidecar(path: Path, config: ClassifierConfig) -> Sidecar:
-    given = read_json(path) if path.is_file() else {}
+def _read_sidecar(file: Path, config: ClassifierConfig) -> Sidecar:
+    """Of the file's own sidecar and, where there is none, of what timm has written beside the weights."""
+    path = file.with_suffix(".json")
+    given = read_json(path) if path.is_file() else timm_description(file)
     try:
         ours = {} if "model" in given else {"model": config.model, "model_args": config.model_args}
         return Sidecar.model_validate({**ours, **given})
