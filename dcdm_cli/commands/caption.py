@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -141,7 +142,17 @@ def _write_extras(context: Context, manifest: Manifest) -> None:
     from dcdm_cli.data.writers import metadata_rows, write_metadata, write_sidecars
 
     config = context.config.caption
+    if _is_in_source(manifest, config.sidecars) or _is_in_source(manifest, config.metadata):
+        context.console.warn(
+            "the captions are written beside the source's images: the next dcdm score takes them for the images' own, "
+            "and scores again because the source is another (--no-caption-files ignores text files)"
+        )
     if config.sidecars is not None:
         write_sidecars(manifest, config.sidecars, overwrite=config.overwrite)
     if config.metadata is not None:
         write_metadata(config.metadata, metadata_rows(manifest, config.metadata))
+
+
+def _is_in_source(manifest: Manifest, folder: Path | None) -> bool:
+    root = manifest.root
+    return folder is not None and root is not None and folder.resolve().is_relative_to(root.resolve())
