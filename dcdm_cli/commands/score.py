@@ -100,6 +100,7 @@ def _place(source: str, run: RunFolder) -> str:
 
 
 def _work(context: Context, source: str, options: ScanOptions, stage: Stage) -> Outcome:
+    from dcdm_cli.data.classes import untrainable_warnings
     from dcdm_cli.data.images import decode_options
     from dcdm_cli.data.manifest import write_manifest
     from dcdm_cli.data.sources import TooManyRejectedError, scan_on_disk
@@ -118,6 +119,8 @@ def _work(context: Context, source: str, options: ScanOptions, stage: Stage) -> 
     write_rejected(run.rejected, found.rejected)
     scored = _score(context, found, job, spool, spread)
     manifest = scored.manifest
+    for warning in untrainable_warnings(manifest):
+        context.console.warn(warning)
     run.forget("score", "caption")  # the new table has no captions of ours, and may have other rows
     _keep_own_captions(run, manifest)
     scored.save_scorer(run.scorer)

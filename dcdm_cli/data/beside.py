@@ -89,8 +89,8 @@ class Beside:
     def _known(self, row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> Known:
         cell = {role: row.get(column) for role, column in columns.items()}
         score = read_difficulty(cell.get("difficulty"), where) if "difficulty" in columns else None
-        labels = (read_label(cell.get(role), None) for role in ("label", "bare_label"))
-        return Known(*labels, read_text(cell.get("caption")), score)
+        label, bare_label = (read_label(cell.get(role), None) for role in ("label", "bare_label"))
+        return Known(label, bare_label, read_text(cell.get("caption")), score)
 
 
 def _caption_file(path: Path, notes: Counter[str]) -> str | None:

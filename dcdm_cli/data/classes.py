@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from dcdm_cli.data.candidates import Listing, ScanOptions, quoted
+from dcdm_cli.data.manifest import Manifest
 from dcdm_cli.data.splits import TRAIN
 from dcdm_cli.errors import NotFoundError, UsageError
 
@@ -113,9 +114,8 @@ def settle_sparse(
     pairs = np.unique(np.rec.fromarrays([labels[in_train], contents[in_train]]))
     different = np.bincount(pairs["f0"], minlength=len(class_names))
     every = np.bincount(labels, minlength=len(class_names))
-    sparse = [
-        LeftOut(class_names[i], int(different[i]), int(every[i])) for i in np.flatnonzero(different < options.min_train)
-    ]
+    few = np.flatnonzero(different < options.min_train).tolist()
+    sparse = [LeftOut(class_names[i], int(different[i]), int(every[i])) for i in few]
     if sparse and (options.sparse_classes == "stop" or len(sparse) == len(class_names)):
         raise UsageError(
             f"{len(sparse)} of {len(class_names)} classes have fewer than {options.min_train} different training "
@@ -131,6 +131,23 @@ def left_out_warning(left: Sequence[LeftOut], least: int) -> Iterator[str]:
             f"{len(left)} classes are left out, with fewer than {least} different training images: {_counted(left)}. "
             "Add images, merge them with others (--class-map), or see --sparse-classes keep|stop"
         )
+
+
+def untrainable_warnings(manifest: Manifest) -> Iterator[str]:
+    """Of a scored manifest: classes that fine-tuning will refuse, because no training image of theirs is both scored and
+    trusted."""
+    train = manifest.split("train")
+    scored, suspect = np.isfinite(train.column("difficulty")), train.column("suspect_label")
+    for what, usable in (("scored", scored), ("trusted", scored & ~suspect)):
+        counts = train.select(usable).class_counts()
+        without = [name for name, count in zip(manifest.class_names, counts, strict=True) if not count]
+        if without:
+            remedy = "; dcdm finetune --keep-suspects trains on doubtful labels" if what == "trusted" else ""
+            yield (
+                f"no training image of {len(without)} classes is {what}: {quoted(without)}. Fine-tuning needs one of "
+                f"each: add images, correct labels, or leave the class out (--exclude){remedy}"
+            )
+            return
 
 
 def _counted(classes: Sequence[LeftOut], most: int = 5) -> str:

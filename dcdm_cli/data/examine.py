@@ -175,8 +175,14 @@ def _examine(
         "caption": candidate.caption,
         "content": content,
         "deep_peak": image.info.get("deep_peak"),
-        "is_dark": max(high for _, high in image.getextrema()) < _DARK,
+        "is_dark": _brightest(image) < _DARK,
     }
+
+
+def _brightest(image: Image.Image) -> int:
+    """The largest value of an RGB image, 0 to 255."""
+    bands: Any = image.getextrema()
+    return max(high for _, high in bands)
 
 
 def _class_name(label: str | None, no_label: frozenset[str], lookup: Mapping[str, str] | None) -> str:

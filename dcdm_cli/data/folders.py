@@ -110,7 +110,7 @@ def _kinds(tree: Tree, tops: Sequence[Path], options: ScanOptions) -> _Kinds:
 def _chosen(kinds: _Kinds, tops: Sequence[Path], options: ScanOptions) -> list[Part]:
     """The one part that is to be read, whatever the others are."""
     named = [(split_of(top.name, options.split, options.split_map, str(top)), top) for _, top in kinds.splits]
-    found = [(split, top) for split, top in named if split]
+    found: list[Part] = [(split, top) for split, top in named if split]
     if not found:
         raise UsageError(
             f"{options.split!r} is not a split of this source, which has {_listed(tops)}",

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from dcdm_cli.data.classes import untrainable_warnings
+from dcdm_cli.data.manifest import Manifest
 from dcdm_cli.data.sources import Scan
 from dcdm_cli.data.split_names import read_split_map
 from dcdm_cli.errors import UsageError
@@ -149,3 +151,23 @@ def test_classes_that_nothing_can_be_learnt_of_are_left_out_or_refused(
     merged.write_text('{"cat": 0, "dog": 1, "eel": 1, "fox": 0}')
     scan = scanned(class_map=merged, sparse_classes="drop", min_train=2)
     assert scan.manifest.class_names == ("cat", "dog") and scan.manifest.class_counts().tolist() == [4, 3]
+
+
+@pytest.mark.parametrize(
+    ("difficulty", "suspect", "says"),
+    [
+        ([0.1, 0.2, 0.3], [False, False, False], None),
+        ([0.1, 0.2, 0.3], [False, False, True], "no training image of 1 classes is trusted: 'dog'"),
+        ([0.1, 0.2, None], [False, False, False], "no training image of 1 classes is scored: 'dog'"),
+    ],
+)
+def test_classes_that_fine_tuning_would_refuse_are_named(
+    difficulty: list[float | None], suspect: list[bool], says: str | None
+) -> None:
+    rows = [
+        {"label": int(i == 2), "split": "train", "difficulty": s, "suspect_label": doubt}
+        for i, (s, doubt) in enumerate(zip(difficulty, suspect, strict=True))
+    ]
+    found = list(untrainable_warnings(Manifest.from_rows(rows, ("cat", "dog"))))
+    assert [warning.startswith(says or "-") for warning in found] == [True] * (says is not None)
+    assert all(("--keep-suspects" in warning) == ("trusted" in warning) for warning in found)

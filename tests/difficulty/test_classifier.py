@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from dcdm_cli.config import ClassifierConfig, ScoreConfig
+from dcdm_cli.data.images import DecodeOptions, decode_options, set_decode_options
 from dcdm_cli.difficulty import classifier
 from dcdm_cli.difficulty.classifier import (
     DESCRIPTION,
@@ -195,3 +196,17 @@ def test_a_gpu_gets_helpers_for_large_images_and_for_many_small_ones() -> None:
     many = classifier.MANY + 1
     assert helpers("cuda", 224, 10) == helpers("cuda", 32, many) == min(8, torch.get_num_threads())
     assert helpers("cuda", 32, 10) == helpers("cpu", 224, many) == 0
+
+
+def test_classifiers_see_the_whole_of_a_wide_image_where_the_run_says_so() -> None:
+    wide = Image.new("RGB", (64, 16), "black")
+    wide.paste("white", (0, 0, 16, 16))
+    before = decode_options()
+    try:
+        sizes = {}
+        for fit in ("crop", "pad", "stretch"):
+            set_decode_options(DecodeOptions(fit=fit))
+            sizes[fit] = LabelledImages([wide], None, lambda image: torch.tensor(image.size))[0][0].tolist()
+    finally:
+        set_decode_options(before)
+    assert sizes == {"crop": [64, 16], "pad": [64, 64], "stretch": [64, 64]}

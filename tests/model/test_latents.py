@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dcdm_cli.data.images import DecodeOptions, decode_options, set_decode_options
 from dcdm_cli.demo.digits import digit_images
 from dcdm_cli.model.base import BaseModel
 from dcdm_cli.model.latents import decode_latents, encode_latents, to_pixels, torch_decoder
@@ -58,3 +59,19 @@ def test_decoding_in_chunks_changes_nothing(tiny: BaseModel) -> None:
     latents, decode = torch.randn(5, 4, 8, 8), torch_decoder(tiny.vae)
     together, alone = (decode_latents(decode, latents, chunk).astype(int) for chunk in (5, 2))
     assert np.abs(together - alone).max() <= 1  # a rounding step: kernels differ with the batch
+
+
+def test_the_whole_of_a_wide_image_is_seen_where_the_run_says_so() -> None:
+    wide = Image.new("RGB", (64, 16), "black")
+    wide.paste("white", (0, 0, 8, 16))
+    before = decode_options()
+    try:
+        seen = {}
+        for fit in ("crop", "pad", "stretch"):
+            set_decode_options(DecodeOptions(fit=fit, background="black"))
+            seen[fit] = to_pixels([wide], 16)[0, 0]
+    finally:
+        set_decode_options(before)
+    assert (seen["crop"] == -1).all()
+    assert (seen["stretch"][:, 0] > 0.9).all() and (seen["stretch"][:, 8:] < -0.9).all()
+    assert (seen["pad"][:5] < -0.9).all() and seen["pad"][8, 0] > 0.9
