@@ -134,8 +134,8 @@ def left_out_warning(left: Sequence[LeftOut], least: int) -> Iterator[str]:
 
 
 def untrainable_warnings(manifest: Manifest) -> Iterator[str]:
-    """Of a scored manifest: classes that fine-tuning will refuse, because no training image of theirs is both scored and
-    trusted."""
+    """Of a scored manifest: classes that fine-tuning will refuse, because no training image of theirs is both scored
+    and trusted."""
     train = manifest.split("train")
     scored, suspect = np.isfinite(train.column("difficulty")), train.column("suspect_label")
     for what, usable in (("scored", scored), ("trusted", scored & ~suspect)):

@@ -38,7 +38,8 @@ def split_facts(before: np.ndarray, after: np.ndarray, labels: np.ndarray, origi
     before, after: int8 [N], codes in the source (NONE where it has none) and as they are used. labels: int [N]. origin:
     what says the source's splits, "" for none.
     """
-    return tuple(_facts(code, before, after, labels, origin) for code in (TRAIN, JUDGE, TEST))
+    said = origin if (before != NONE).any() else ""
+    return tuple(_facts(code, before, after, labels, said) for code in (TRAIN, JUDGE, TEST))
 
 
 def _facts(code: int, before: np.ndarray, after: np.ndarray, labels: np.ndarray, origin: str) -> SplitFacts:

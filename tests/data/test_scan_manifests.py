@@ -242,4 +242,9 @@ def test_parts_of_a_list_are_named_kept_or_left_out(manifest: Callable[..., Path
     assert scanned(file, split_map={"fold9": "test"}).manifest.column("split").tolist() == ["train", "test"]
     assert list(scanned(file, split_map={"fold9": "none"}).manifest.column("path")) == ["cat/a.png"]
     assert list(scanned(file, split="train").manifest.column("path")) == ["cat/a.png"]
+    (origin,) = {one.origin for one in scanned(file, split="train").splits if one.images}
+    assert origin == "column 'split'"
+    (origin,) = {one.origin for one in scanned(manifest("path,label\ncat/a.png,cat\n")).splits if one.images}
+    assert origin == "the source names no splits"
+    manifest("path,label,split\ncat/a.png,cat,train\ndog/b.png,dog,fold9\n")
     assert list(scanned(file, split="fold9").manifest.column("path")) == ["dog/b.png"]
