@@ -58,6 +58,11 @@ class Console:
         if not self.quiet:
             self._say(Text(show(message)))
 
+    def show(self, renderable: RenderableType) -> None:
+        """A table for the person watching."""
+        if not self.quiet:
+            self.err.print(renderable)
+
     def warn(self, message: str) -> None:
         self._say(Text(f"warning: {show(message)}", style="yellow"))
 

@@ -8,43 +8,52 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dcdm_cli.data.images import DEFAULT_OPTIONS, DecodeOptions, RejectedImage
 from dcdm_cli.errors import UsageError
 from dcdm_export import places
 
-SPLIT_WORDS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("judge", "val", "valid", "validation"), "judge"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
+# What spreadsheets and data frames write where a row has no label.
+NO_LABEL = frozenset({"-1", "-1.0", "nan", "NaN", "None", "null", "NULL", "<NA>"})
 
 
 @dataclass(frozen=True)
 class ScanOptions:
     """How a source is read.
 
-    split: keep only this split; in a source without splits, the split its rows are. The columns: names in tables and
-    manifest files. max_bad: largest share of unusable images, in [0, 1]; strict: stop at the first. judge_fraction,
-    test_fraction: see `splits.assign_splits`. class_map: JSON file with a list of class names, or {name: index}.
-    standard_input: what the source `-` reads, where it was read before; None reads it.
+    split: keep only this split; in a source without splits, the split its rows are. split_map: the source's own names,
+    in lower case, -> train, judge, test, none (not read) or class (a folder that is no split). exclude: patterns of
+    shells for names of files and folders, or for their paths below the source. The columns: names in tables and lists.
+    image_root: folder that paths in a manifest file start from, None = the file's own. caption_files: whether a
+    .txt or .caption beside an image is its caption. max_bad: largest share of unusable images, in [0, 1]; strict: stop
+    at the first. judge_fraction, test_fraction, test_from: see `splits.assign_splits`. class_map: JSON file with a list
+    of class names, or {name: index}. sparse_classes: what is done with classes of fewer than `min_train` different
+    training images (`classes.settle_sparse`). standard_input: what the source `-` reads, where it was read before; None
+    reads it.
     """
 
     split: str | None = None
+    split_map: Mapping[str, str] = field(default_factory=dict)
+    exclude: tuple[str, ...] = ()
     image_column: str = "image"
     label_column: str = "label"
     caption_column: str | None = None
     score_column: str | None = None
+    image_root: Path | None = None
+    caption_files: bool = True
     max_bad: float = 0.01
     strict: bool = False
     follow_links: bool = False
     judge_fraction: float = 0.3
     test_fraction: float = 0.2
+    test_from: Literal["auto", "train"] = "auto"
     class_map: Path | None = None
+    sparse_classes: Literal["drop", "keep", "stop"] = "keep"
+    min_train: int = 1
     decode: DecodeOptions = DEFAULT_OPTIONS
     standard_input: bytes | None = None
 
@@ -63,11 +72,12 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Rejection:
-    """A listed image that is left out. reason: a stable code, of `RejectedImage` or `no_label`."""
+    """A listed image that is left out. reason: a stable code, of `RejectedImage` or `no_label`. split: as listed."""
 
     path: str
     reason: str
     detail: str
+    split: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,7 +86,9 @@ class Listing:
 
     root: what relative names start from. origin: the source with everything that pins it (absolute path, commit).
     default_split: of candidates that name none. notes: things passed over and how often, complete after the reading.
-    tables: the files (tables, tars) that hold the rows; empty where every image is a file of its own.
+    tables: the files (tables, tars) that hold the rows; empty where every image is a file of its own. split_origin:
+    what says which split an image is in, "" where nothing does. warnings: what is odd about the source as a whole.
+    no_label: words that mean that a row has no label, where labels are cells of a table.
     """
 
     candidates: Iterator[Candidate]
@@ -86,14 +98,9 @@ class Listing:
     default_split: str | None = None
     notes: Counter[str] = field(default_factory=Counter)
     tables: Sequence[Path] = ()
-
-
-def known_split(word: str, where: str) -> str:
-    """train, judge or test. Raises UsageError for a word that means none of them."""
-    split = SPLIT_WORDS.get(word.strip().casefold())
-    if split is None:
-        raise UsageError(f"{where}: {word!r} is not a split", f"known: {', '.join(SPLIT_WORDS)}")
-    return split
+    split_origin: str = ""
+    warnings: tuple[str, ...] = ()
+    no_label: frozenset[str] = frozenset()
 
 
 def path_inside(root: Path, given: str) -> Path:
@@ -149,6 +156,11 @@ def read_difficulty(value: Any, where: str) -> float | None:
     if not 0.0 <= score <= 1.0:
         raise UsageError(f"{where}: difficulty {value!r} is not a number in [0, 1]", "0 is easy, 1 is hard")
     return score
+
+
+def quoted(names: Sequence[str], most: int = 3) -> str:
+    """The first few names, and how many more there are."""
+    return ", ".join(map(repr, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def read_text(value: Any) -> str | None:

@@ -25,7 +25,7 @@ from dcdm_cli.data.candidates import Candidate, Listing, Rejection, ScanOptions,
 from dcdm_cli.data.images import RejectedImage, decode_image, image_format, image_hash
 from dcdm_cli.data.manifest import RULES
 from dcdm_cli.files import atomic_path, hash_bytes, write_bytes, write_json
-from dcdm_cli.gate import Column, Count, Text, check_columns, parse_json, parse_line, read_document, typed
+from dcdm_cli.gate import Amount, Column, Count, Text, check_columns, parse_json, parse_line, read_document, typed
 from dcdm_cli.run.progress import Job
 
 CHUNK = 2048  # candidates; what a stopped scan may lose
@@ -50,16 +50,21 @@ _RULES = {
 _FILE_SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif"}  # elsewhere the format's name in lower case
 _WAVE = 64  # images in flight; bounds memory when a table holds the bytes
 _META = b"dcdm_chunk"
+_DARK = 32  # of 255
 
 
 @dataclass
 class Examined:
-    """files: one per chunk, in order. candidates: how many were looked at."""
+    """files: one per chunk, in order. candidates: how many were looked at. deep: grey images of more than 8 bits, and
+    deep_peak the largest value in them, as a share of the range; dark: other images without a value above an eighth."""
 
     files: list[Path] = field(default_factory=list)
     rejected: list[Rejection] = field(default_factory=list)
     candidates: int = 0
     usable: int = 0
+    deep: int = 0
+    deep_peak: float = 0.0
+    dark: int = 0
 
     def tables(self) -> Iterator[pa.Table]:
         for file in self.files:
@@ -130,7 +135,8 @@ def _examine_chunk(
         try:
             return _examine(candidate, listing, lookup, options)
         except RejectedImage as error:
-            return Rejection(clean_name(candidate.name), error.reason, clean_name(error.detail))
+            split = candidate.split or listing.default_split or ""
+            return Rejection(clean_name(candidate.name), error.reason, clean_name(error.detail), split)
 
     for outcome in _in_threads(examine, iter(candidates)):
         chunk.seen += 1
@@ -159,9 +165,7 @@ def _examine(
 ) -> dict[str, Any]:
     if isinstance(candidate.image, RejectedImage):
         raise candidate.image
-    class_name = candidate.label if lookup is None else lookup.get(candidate.label or "")
-    if class_name is None:
-        raise RejectedImage("no_label", f"label {candidate.label!r}" if candidate.label else "")
+    class_name = _class_name(candidate.label, listing.no_label, lookup)
     image = decode_image(candidate.image, options.decode)
     path = candidate.name
     if isinstance(candidate.image, bytes):
@@ -177,7 +181,29 @@ def _examine(
         "difficulty": candidate.difficulty,
         "caption": candidate.caption,
         "content": content,
+        "deep_peak": image.info.get("deep_peak"),
+        "is_dark": _brightest(image) < _DARK,
     }
+
+
+def _brightest(image: Image.Image) -> int:
+    """The largest value of an RGB image, 0 to 255."""
+    bands: Any = image.getextrema()
+    return max(high for _, high in bands)
+
+
+def _class_name(label: str | None, no_label: frozenset[str], lookup: Mapping[str, str] | None) -> str:
+    """Raises RejectedImage."""
+    if not label:
+        raise RejectedImage("no_label", "it names none")
+    if lookup is not None:
+        name = lookup.get(label)
+        if name is None:
+            raise RejectedImage("no_label", f"{label!r} is not in the class map")
+        return name
+    if label in no_label:
+        raise RejectedImage("no_label", f"{label!r} means none; to make it a class, list it in a --class-map")
+    return label
 
 
 def _keep_original(content: bytes, root: Path) -> str:
@@ -191,7 +217,9 @@ def _keep_original(content: bytes, root: Path) -> str:
 
 
 def _keep(chunk: _Chunk, file: Path, examined: Examined, *, durable: bool) -> None:
-    facts = _Facts(chunk.seen, tuple(chunk.rejected))
+    peaks = [row["deep_peak"] for row in chunk.rows if row["deep_peak"] is not None]
+    dark = sum(row["is_dark"] and row["deep_peak"] is None for row in chunk.rows)
+    facts = _Facts(chunk.seen, tuple(chunk.rejected), len(peaks), max(peaks, default=0.0), dark)
     schema = ROWS.with_metadata({_META: json.dumps(asdict(facts)).encode()})
     with atomic_path(file, durable=durable) as part:
         pq.write_table(pa.Table.from_pylist(chunk.rows, schema=schema), part)
@@ -204,6 +232,9 @@ class _Facts:
 
     candidates: Count
     rejected: tuple[Rejection, ...]
+    deep: Count = 0
+    deep_peak: Amount = 0.0
+    dark: Count = 0
 
 
 def _enter(examined: Examined, file: Path, facts: _Facts, rows: int) -> None:
@@ -211,6 +242,9 @@ def _enter(examined: Examined, file: Path, facts: _Facts, rows: int) -> None:
     examined.rejected += facts.rejected
     examined.candidates += facts.candidates
     examined.usable += rows
+    examined.deep += facts.deep
+    examined.deep_peak = max(examined.deep_peak, facts.deep_peak)
+    examined.dark += facts.dark
 
 
 def _earlier(spool: Path, key: str) -> Examined:

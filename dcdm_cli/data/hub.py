@@ -8,11 +8,14 @@ from __future__ import annotations
 import glob
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from dcdm_cli.data.candidates import SPLIT_WORDS, Listing, ScanOptions, known_split
-from dcdm_cli.data.listings import IMAGE_SUFFIXES, dataset_table, list_tables, split_of_file
+from dcdm_cli.data.candidates import Listing, ScanOptions, quoted
+from dcdm_cli.data.listings import dataset_table, list_tables
+from dcdm_cli.data.split_names import SPLIT_WORDS, meaning_of, split_of, word_of_file
+from dcdm_cli.data.trees import IMAGE_SUFFIXES
 from dcdm_cli.errors import NotFoundError, UsageError
 
 
@@ -40,8 +43,11 @@ def list_hub(name: str, root: Path, options: ScanOptions) -> Listing:
         ) from error
     if not isinstance(parts, dict):
         parts = {options.split: parts}
-    tables = [dataset_table(data, str(part), _hub_split(str(part), options), options) for part, data in parts.items()]
-    return list_tables(tables, root, f"hf:{repository}@{builder.hash}", options)
+    splits = {str(part): _hub_split(str(part), options) for part in parts}
+    tables = [dataset_table(data, str(part), splits[str(part)], options) for part, data in parts.items()]
+    tables = [table for table in tables if table.split]
+    listing = list_tables(tables, root, f"hf:{repository}@{builder.hash}", options)
+    return replace(listing, split_origin=f"the dataset's own splits {quoted(list(splits))}")
 
 
 def _open_builder(repository: str, revision: str | None) -> Any:
@@ -67,8 +73,10 @@ def hub_files(names: Sequence[str]) -> dict[str, list[str]]:
     if tops and all(known.values()):
         return _grouped((known[top], f"{top}/**") for top in sorted(tops))
     tables = [PurePosixPath(name) for name in names]
-    if all(file.suffix.lower() not in IMAGE_SUFFIXES and split_of_file(file) for file in tables):
-        return _grouped((split_of_file(file), glob.escape(str(file))) for file in tables)
+    words = [word_of_file(file, {}) for file in tables]
+    if all(words) and all(file.suffix.lower() not in IMAGE_SUFFIXES for file in tables):
+        pairs = zip(words, tables, strict=True)
+        return _grouped((SPLIT_WORDS[str(word).casefold()], glob.escape(str(file))) for word, file in pairs)
     return {"train": ["**"]}
 
 
@@ -79,5 +87,7 @@ def _grouped(pairs: Iterable[tuple[str | None, str]]) -> dict[str, list[str]]:
     return groups
 
 
-def _hub_split(word: str, options: ScanOptions) -> str:
-    return SPLIT_WORDS.get(word.casefold(), "train") if options.split else known_split(word, "the dataset")
+def _hub_split(word: str, options: ScanOptions) -> str | None:
+    if options.split:  # as the hub calls it; also a part of one, such as train[:10%]
+        return meaning_of(word, options.split_map) or "train"
+    return split_of(word, None, options.split_map, "the dataset")

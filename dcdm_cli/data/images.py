@@ -23,6 +23,7 @@ from dcdm_cli.files import hash_bytes
 # Everything else Pillow opens by default (EPS, PDF, PSD, FITS, ...) has no business in an image set.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 _UINT16_MAX = 65535
+_STRETCHED = 1024  # pixels per side that a stretched image need not go beyond, for the sake of memory
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class DecodeOptions:
 
     exif: rotate as the camera says; turn off to match a classifier trained without. background: any Pillow colour, put
     behind transparent pixels. animated: take the first frame of an animation or multi-page file, or reject it.
+    value_range: what is black and what is white in grey images of more than 8 bits; None = 0 to 65535, for floats 0 to
+    1. fit: how an image becomes a square, see `as_square`.
     """
 
     max_pixels: int = 64_000_000
@@ -39,6 +42,8 @@ class DecodeOptions:
     exif: bool = True
     background: str = "white"
     animated: Literal["first", "reject"] = "first"
+    value_range: tuple[float, float] | None = None
+    fit: Literal["crop", "pad", "stretch"] = "crop"
 
 
 class RejectedImage(Exception):
@@ -70,6 +75,8 @@ def decode_options() -> DecodeOptions:
 def decode_image(source: Path | bytes, options: DecodeOptions | None = None) -> Image.Image:
     """Decodes every pixel and returns mode RGB. options None: the run's. A path may name a member of a tar.
 
+    `info["deep_peak"]` of an image that was grey with more than 8 bits is its largest value, as a share of the range.
+
     Raises RejectedImage, and no other error, for a bad file.
     """
     options = options or _run_options
@@ -85,7 +92,7 @@ def decode_image(source: Path | bytes, options: DecodeOptions | None = None) -> 
             image.load()
             if options.exif:
                 ImageOps.exif_transpose(image, in_place=True)
-            return _to_rgb(image, options.background)
+            return _to_rgb(image, options)
     except (RejectedImage, MemoryError):
         raise
     except Exception as error:  # damaged files make Pillow raise OSError, ValueError, SyntaxError, struct.error, ...
@@ -113,6 +120,23 @@ def _member_bytes(path: Path) -> Path | bytes:
         raise RejectedImage("too_large" if place.size > MAX_IMAGE else "truncated", str(error)) from error
     except OSError as error:
         raise RejectedImage("unreadable", str(error)) from error
+
+
+def as_square(image: Image.Image, options: DecodeOptions | None = None) -> Image.Image:
+    """What classifiers and fine-tuning are shown of an image, before they resize it. options None: the run's.
+
+    crop: the image as it is, of which they take the middle square. pad: the whole image, with bars of the background's
+    colour. stretch: the whole image, distorted to a square.
+    """
+    options = options or _run_options
+    width, height = image.size
+    if options.fit == "crop" or width == height:
+        return image
+    if options.fit == "pad":
+        side = max(width, height)
+        return ImageOps.pad(image, (side, side), Image.Resampling.BICUBIC, color=options.background)
+    side = max(min(width, height), min(max(width, height), _STRETCHED))
+    return image.resize((side, side), Image.Resampling.BICUBIC)
 
 
 def image_format(content: bytes) -> str:
@@ -150,25 +174,30 @@ def _rejection(error: Exception) -> RejectedImage:
     return RejectedImage(reason, str(error) or type(error).__name__)
 
 
-def _to_rgb(image: Image.Image, background: str) -> Image.Image:
+def _to_rgb(image: Image.Image, options: DecodeOptions) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):
-        return _from_deep_grey(image)
+        return _from_deep_grey(image, options.value_range)
     if image.has_transparency_data:
         front = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", front.size, background), front).convert("RGB")
+        return Image.alpha_composite(Image.new("RGBA", front.size, options.background), front).convert("RGB")
     if image.mode == "CMYK":
         return _from_cmyk(image)
     # A copy, because `image` belongs to a file that is about to close.
     return image.copy() if image.mode == "RGB" else image.convert("RGB")
 
 
-def _from_deep_grey(image: Image.Image) -> Image.Image:
-    """Float grey must lie in [0, 1], integer grey in [0, 65535]; Pillow's own conversion clips both to white."""
+def _from_deep_grey(image: Image.Image, value_range: tuple[float, float] | None) -> Image.Image:
+    """Float grey must lie in [0, 1], integer grey in [0, 65535], or both in the range that was given; Pillow's own
+    conversion clips to white."""
     grey = np.asarray(image).astype(np.float64)
-    limit = 1.0 if image.mode == "F" else float(_UINT16_MAX)
-    if not (grey.min() >= 0.0 and grey.max() <= limit):  # written so that NaN fails
-        raise RejectedImage("bad_range", f"values {grey.min():g} to {grey.max():g} are not in 0 to {limit:g}")
-    return Image.fromarray(np.rint(grey * (255 / limit)).astype(np.uint8)).convert("RGB")
+    low, high = value_range or (0.0, 1.0 if image.mode == "F" else float(_UINT16_MAX))
+    if not (grey.min() >= low and grey.max() <= high):  # written so that NaN fails
+        found = f"values {grey.min():g} to {grey.max():g} are not in {low:g} to {high:g}"
+        raise RejectedImage("bad_range", f"{found}; --value-range LOW,HIGH says what they lie in")
+    share = (grey - low) / (high - low)
+    decoded = Image.fromarray(np.rint(share * 255).astype(np.uint8)).convert("RGB")
+    decoded.info["deep_peak"] = float(share.max())
+    return decoded
 
 
 def _from_cmyk(image: Image.Image) -> Image.Image:

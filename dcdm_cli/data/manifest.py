@@ -221,6 +221,17 @@ def manifest_note(path: Path) -> str | None:
         return None
 
 
+def manifest_classes(path: Path) -> tuple[str, ...] | None:
+    """The class names of a manifest, in label order; None without a readable one. Reads no rows."""
+    try:
+        meta = pq.read_schema(path).metadata or {}
+        names = json.loads(meta[_META_KEY])["class_names"]
+    except (OSError, KeyError, ValueError, TypeError):  # pa.ArrowInvalid is a ValueError
+        return None
+    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return tuple(names) if is_list else None
+
+
 def _portable(root: Path, home: Path) -> str:
     """Relative when the images lie below the manifest's folder, so that a run folder can be moved."""
     return root.relative_to(home).as_posix() if root.is_relative_to(home) else str(root)

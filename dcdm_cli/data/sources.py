@@ -9,56 +9,68 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import re
 import tempfile
-import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from dcdm_cli.data.appearance import shape_warnings, value_warnings
 from dcdm_cli.data.archives import file_stamp
-from dcdm_cli.data.candidates import Listing, Rejection, ScanOptions, known_split
+from dcdm_cli.data.candidates import Listing, Rejection, ScanOptions
+from dcdm_cli.data.classes import (
+    ClassMap,
+    LeftOut,
+    check_twins,
+    class_warnings,
+    left_out_warning,
+    ordered_classes,
+    read_class_map,
+    settle_sparse,
+)
+from dcdm_cli.data.copies import Copies, copy_warnings, find_copies
 from dcdm_cli.data.examine import Examined, examine_all
+from dcdm_cli.data.folders import holds_images, list_folder
 from dcdm_cli.data.hub import list_hub
 from dcdm_cli.data.images import RejectedImage
-from dcdm_cli.data.listings import (
-    holds_images,
-    list_folder,
-    list_manifest,
-    list_parquet,
-    list_saved_dataset,
-)
-from dcdm_cli.data.manifest import SCHEMA, Manifest
-from dcdm_cli.data.splits import SPLITS, assign_codes, copies, split_codes
+from dcdm_cli.data.listings import has_images, list_parquet, list_saved_dataset
+from dcdm_cli.data.lists import list_manifest
+from dcdm_cli.data.manifest import SCHEMA, Manifest, manifest_classes
+from dcdm_cli.data.split_names import known_split, meaning_of
+from dcdm_cli.data.splits import NONE, SPLITS, assign_codes, split_codes
 from dcdm_cli.data.tar_listing import expand_braces, list_tars
+from dcdm_cli.data.trees import GENERATED_MARK, is_excluded, is_run_folder
+from dcdm_cli.data.understood import SplitFacts, empty_warnings, split_facts
 from dcdm_cli.errors import DcdmError, NotFoundError, UsageError
 from dcdm_cli.files import atomic_path, hash_json
-from dcdm_cli.gate import ClassNames, parse_json, typed
 from dcdm_cli.run.progress import Job
 
-GENERATED_MARK = "shards/output.json"
-_MANIFEST_SUFFIXES = frozenset({".csv", ".jsonl", ".ndjson"})
-# The words and separators by which `datasets` takes a folder or file for a split.
-_DATASETS_SPLIT_WORDS = frozenset(
-    {"train", "training", "validation", "valid", "dev", "val", "test", "testing", "eval", "evaluation"}
-)
-_DATASETS_SEPARATORS = re.compile(r"[-._ 0-9/]+")
-_CLASS_MAP = 'write ["cat", "dog"] or {"cat": 0, "dog": 1}, indexes from 0'
+_MANIFEST_SUFFIXES = frozenset({".csv", ".tsv", ".jsonl", ".ndjson"})
 _SHOWN = 3
 
 
 @dataclass(frozen=True)
 class Scan:
-    """manifest: the usable images, in the source's order. rejected: the others. origin: the source, pinned."""
+    """manifest: the usable images, in the source's order. rejected: the others. origin: the source, pinned.
+
+    splits: what is in which split, and why; named: the splits that the source itself has images in. left_out: classes
+    that are not used. copies: rows of the manifest that show the same picture. class_map: the names that a class map
+    fixes, with those left out.
+    """
 
     manifest: Manifest
     rejected: tuple[Rejection, ...]
     warnings: tuple[str, ...]
     origin: str
+    splits: tuple[SplitFacts, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
+    copies: Copies = field(default_factory=Copies)
+    class_map: tuple[str, ...] | None = None
+    named: tuple[str, ...] = ()
 
 
 class TooManyRejectedError(DcdmError):
@@ -88,24 +100,55 @@ def scan_on_disk(source: str, options: ScanOptions, materialise: Path, spool: Pa
     stands for everything the result depends on. Raises InterruptedRunError when asked to stop.
     """
     listing = _open_listing(source, options, materialise.resolve())
-    class_map = _read_class_map(options.class_map)
-    examined = examine_all(listing, _class_lookup(class_map), options, spool, key, job)
-    _check_rejected(examined.usable, examined.rejected, options)
-    if not examined.usable and examined.rejected:
-        raise _too_many(f"none of the {len(examined.rejected)} images can be used", "", examined.rejected)
-    if not examined.usable:
+    class_map = read_class_map(options.class_map)
+    examined = examine_all(listing, class_map.meaning if class_map else None, options, spool, key, job)
+    columns = _Columns.of(examined) if examined.usable else None
+    _check_rejected(examined, columns, options)
+    if columns is None and examined.rejected:
+        shown = "; ".join(map(_reason, examined.rejected[:_SHOWN])) + (
+            ", ..." if len(examined.rejected) > _SHOWN else ""
+        )
+        what = f"none of the {len(examined.rejected)} images can be used: {shown}"
+        raise TooManyRejectedError(what, "repair or replace them", examined.rejected)
+    if columns is None:
         raise NotFoundError(
             f"no images found in {source}" + (f" (split {options.split})" if options.split else ""),
             "give a folder with one subfolder per class, Parquet files, tars, a CSV or JSONL file, or hf:owner/name",
         )
-    columns = _Columns.of(examined)
-    class_names = class_map or _ordered_classes(listing, set(columns.names))
-    _check_twins(class_names)
-    columns = columns.settled(class_names, options)
-    table = _mapped_table(examined, columns, spool / "manifest.arrow")
-    notes = [f"{count} {note}" for note, count in sorted(listing.notes.items())]
-    found = (*_class_warnings(class_names, columns.labels), *_duplicate_warnings(columns, table), *notes)
-    return Scan(Manifest(table, tuple(class_names), listing.root), tuple(examined.rejected), found, listing.origin)
+    return _settled(listing, examined, columns, class_map, options, spool)
+
+
+def _settled(
+    listing: Listing,
+    examined: Examined,
+    columns: _Columns,
+    class_map: ClassMap | None,
+    options: ScanOptions,
+    spool: Path,
+) -> Scan:
+    names = list(class_map.names) if class_map else ordered_classes(listing, set(columns.names))
+    check_twins(names)
+    before, columns = columns.split, columns.settled(names, options)
+    left = settle_sparse(names, columns.labels, columns.split, columns.content, options)
+    columns, kept, names = columns.without({one.name for one in left}, names)
+    table = _mapped_table(examined, columns, kept, spool / "manifest.arrow")
+    origin = listing.split_origin or ("--split" if options.split else "")
+    facts = split_facts(before[kept], columns.split, columns.labels, origin)
+    copies = find_copies(columns.content, columns.split, columns.labels)
+    warnings = (
+        *listing.warnings,
+        *left_out_warning(left, options.min_train),
+        *class_warnings(names, columns.labels),
+        *copy_warnings(copies, table),
+        *(empty_warnings(facts) if options.test_fraction else ()),
+        *value_warnings(examined, options.decode),
+        *shape_warnings(table["width"].to_numpy(), table["height"].to_numpy(), options.decode),
+        *(f"{count} {note}" for note, count in sorted(listing.notes.items())),
+    )
+    manifest = Manifest(table, tuple(names), listing.root)
+    rejected, fixed = tuple(examined.rejected), class_map.names if class_map else None
+    named = tuple(SPLITS[code] for code in np.unique(before[before != NONE]))
+    return Scan(manifest, rejected, warnings, listing.origin, facts, tuple(left), copies, fixed, named)
 
 
 @dataclass(frozen=True)
@@ -135,15 +178,27 @@ class _Columns:
         """With labels, and every image in a split."""
         position = {name: label for label, name in enumerate(class_names)}
         labels = np.array([position[name] for name in self.names], np.int32)[self.name]
-        fractions = {"judge_fraction": options.judge_fraction, "test_fraction": options.test_fraction}
-        return replace(self, labels=labels, split=assign_codes(self.split, labels, self.content, **fractions))
+        how = {"judge_fraction": options.judge_fraction, "test_fraction": options.test_fraction}
+        codes = assign_codes(self.split, labels, self.content, **how, test_from=options.test_from)
+        return replace(self, labels=labels, split=codes)
+
+    def without(self, left: set[str], class_names: Sequence[str]) -> tuple[_Columns, np.ndarray, list[str]]:
+        """Of settled columns those of the other classes, which rows these are (bool [N]), and their names."""
+        stays = np.array([name not in left for name in class_names], bool)
+        kept = stays[self.labels]
+        labels = (np.cumsum(stays) - 1).astype(np.int32)[self.labels[kept]]
+        parts = {"name": self.name[kept], "split": self.split[kept], "content": self.content[kept]}
+        return replace(self, labels=labels, **parts), kept, [name for name in class_names if name not in left]
 
 
-def _mapped_table(examined: Examined, columns: _Columns, file: Path) -> pa.Table:
-    """The manifest's rows as an Arrow file, which the system pages in and out as they are needed."""
-    words, start = np.array(SPLITS), 0
+def _mapped_table(examined: Examined, columns: _Columns, kept: np.ndarray, file: Path) -> pa.Table:
+    """The manifest's rows as an Arrow file, which the system pages in and out as they are needed. kept: bool, which of
+    the rows looked at."""
+    words, start, read = np.array(SPLITS), 0, 0
     with atomic_path(file, durable=False) as part, pa.ipc.new_file(str(part), SCHEMA) as writer:
-        for chunk in examined.tables():
+        for whole in examined.tables():
+            chunk = whole.filter(pa.array(kept[read : read + whole.num_rows]))
+            read += whole.num_rows
             here = slice(start, start + chunk.num_rows)
             start = here.stop
             values = {name: chunk[name] for name in chunk.schema.names if name in SCHEMA.names}
@@ -187,11 +242,12 @@ def _stamp(image: Path | bytes | RejectedImage) -> Any:
 
 def _open_listing(source: str, options: ScanOptions, materialise: Path) -> Listing:
     if source == "-":
-        return _only_split(list_manifest(None, options), options)
+        return _only_split(_without_excluded(list_manifest(None, options), options), options)
     if _is_on_hub(source):
-        return list_hub(source.removeprefix("hf:"), materialise, options)
+        return _without_excluded(list_hub(source.removeprefix("hf:"), materialise, options), options)
     try:
-        return _only_split(_open_path(source.removeprefix("hf:"), options, materialise), options)
+        listing = _open_path(source.removeprefix("hf:"), options, materialise)
+        return _only_split(_without_excluded(listing, options), options)
     except PermissionError as error:
         raise NotFoundError(
             f"cannot read {error.filename}: {error.strerror}",
@@ -234,139 +290,116 @@ def _matching(path: Path) -> list[Path]:
 
 
 def _open_folder(folder: Path, options: ScanOptions, materialise: Path) -> Listing:
-    if (folder / GENERATED_MARK).is_file():  # a folder of ours: the images are in one of these
-        folder = next(part for part in (folder / "train", folder / "data", folder) if part.is_dir())
+    generated = folder if (folder / GENERATED_MARK).is_file() else folder.parent
+    if (generated / GENERATED_MARK).is_file():
+        return _open_generated(generated, options, materialise)
+    if is_run_folder(folder) and not _is_working_place(folder):
+        raise UsageError(
+            f"{folder} is a run folder, which holds results",
+            f"name the images; those that a run has generated are in {folder / 'generated'}",
+            file=folder,
+        )
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         return list_saved_dataset(folder, materialise, options)
     if not holds_images(folder, options):
-        tables = sorted(file for file in folder.rglob("*.parquet") if file.is_file())
-        if tables:
-            return list_parquet(tables, materialise, str(folder), options)
-        tars = sorted(file for file in folder.rglob("*.tar") if file.is_file())
-        if tars:
-            return list_tars(tars, str(folder), options)
+        return _open_files_in(folder, options, materialise) or list_folder(folder, options)
     return list_folder(folder, options)
 
 
+def _is_working_place(folder: Path) -> bool:
+    """A run folder that the user keeps among the images: `dcdm score . --run .`"""
+    return folder == Path.cwd().resolve()
+
+
+def _open_generated(folder: Path, options: ScanOptions, materialise: Path) -> Listing:
+    """A set of ours: classes by their names, in the order they were generated in; folders may be called otherwise."""
+    listed = folder / "train" / "metadata.jsonl"
+    if listed.is_file():
+        label = "class_name" if options.label_column == "label" else options.label_column
+        found = list_manifest(listed, replace(options, label_column=label, image_root=None))
+    else:
+        found = _open_files_in(folder / "data", options, materialise) or list_folder(folder, options)
+    names = manifest_classes(folder / "samples.parquet")
+    return replace(found, class_names=list(names) if names and options.label_column == "label" else found.class_names)
+
+
+def _open_files_in(folder: Path, options: ScanOptions, materialise: Path) -> Listing | None:
+    """Tables or tars below a folder that has no image files. A table without images beside tars describes them."""
+    found = {
+        suffix: sorted(
+            file
+            for file in folder.rglob(f"*{suffix}")
+            if file.is_file() and not is_excluded(file.relative_to(folder).as_posix(), options.exclude)
+        )
+        for suffix in (".parquet", ".tar")
+    }
+    tables, tars = found[".parquet"], found[".tar"]
+    if tables and tars:
+        with_images = [table for table in tables if has_images(table, options)]
+        if with_images:
+            raise UsageError(
+                f"{folder} holds tars and Parquet files, and both hold images ({tars[0].name}, {with_images[0].name})",
+                f"say which: '{folder}/*.tar' or '{folder}/*.parquet'",
+                file=folder,
+            )
+        listing = list_tars(tars, str(folder), options)
+        column = options.image_column
+        said = f"the images are read from tars: {len(tables)} Parquet files have no column {column!r}"
+        return replace(listing, warnings=(*listing.warnings, said))
+    if tables:
+        return list_parquet(tables, materialise, str(folder), options)
+    return list_tars(tars, str(folder), options) if tars else None
+
+
 def _only_split(listing: Listing, options: ScanOptions) -> Listing:
-    """Without splits in the source, the option says which split the rows are; with them, which rows to keep."""
-    if options.split:
-        wanted = known_split(options.split, "--split")
-        kept = (candidate for candidate in listing.candidates if candidate.split in (None, wanted))
-        return replace(listing, candidates=kept, default_split=wanted)
-    return listing
+    """Without splits in the source, the option says which split the rows are; with them, which rows to keep, which the
+    readers have done where they know it beforehand."""
+    if not options.split:
+        return listing
+    wanted = meaning_of(options.split, options.split_map)
+    if wanted is None and not listing.split_origin:
+        known_split(options.split, "--split")
+    kept = (one for one in listing.candidates if one.split in (None, wanted or "train"))
+    return replace(listing, candidates=kept, default_split=wanted or "train")
+
+
+def _without_excluded(listing: Listing, options: ScanOptions) -> Listing:
+    if not options.exclude:
+        return listing
+    kept = (one for one in listing.candidates if not is_excluded(one.name, options.exclude))
+    return replace(listing, candidates=kept)
 
 
 # Rules about the whole set
 
 
-def _check_rejected(used: int, rejected: Sequence[Rejection], options: ScanOptions) -> None:
+def _check_rejected(examined: Examined, columns: _Columns | None, options: ScanOptions) -> None:
+    used, rejected = examined.usable, examined.rejected
     share = len(rejected) / max(1, used + len(rejected))
     limit = 0.0 if options.strict else options.max_bad
     if share <= limit:
         return
-    raise _too_many(
-        f"{len(rejected)} of {used + len(rejected)} images cannot be used, more than {limit:.3g} of them",
-        ", or allow more with --max-bad" + (" and without --strict" if options.strict else ""),
+    _check_unlabelled(rejected, set(columns.split.tolist()) if columns else set())
+    reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(r.reason for r in rejected).most_common())
+    raise TooManyRejectedError(
+        f"{len(rejected)} of {used + len(rejected)} images cannot be used, more than {limit:.3g} of them ({reasons}): "
+        + "; ".join(map(_reason, rejected[:_SHOWN]))
+        + (", ..." if len(rejected) > _SHOWN else ""),
+        "repair or remove them, or allow more with --max-bad" + (" and without --strict" if options.strict else ""),
         rejected,
     )
 
 
-def _too_many(what: str, otherwise: str, rejected: Sequence[Rejection]) -> TooManyRejectedError:
-    """With the first reasons."""
-    shown = "; ".join(f"{r.path}: {r.reason}" for r in rejected[:_SHOWN])
-    more = ", ..." if len(rejected) > _SHOWN else ""
-    return TooManyRejectedError(f"{what}: {shown}{more}", f"repair or remove them{otherwise}", rejected)
+def _reason(rejection: Rejection) -> str:
+    return f"{rejection.path}: {rejection.reason}" + (f" ({rejection.detail})" if rejection.detail else "")
 
 
-# Classes
-
-
-def _read_class_map(file: Path | None) -> list[str] | None:
-    """Class names in label order, from a JSON list or {name: index}."""
-    if file is None:
-        return None
-    try:
-        stated = parse_json(file.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError as error:
-        raise NotFoundError(f"no class map at {file}", "check the path given with --class-map", file=file) from error
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read the class map {file}: {error}", _CLASS_MAP, file=file) from error
-    if isinstance(stated, dict) and sorted(map(str, stated.values())) == sorted(map(str, range(len(stated)))):
-        stated = sorted(stated, key=lambda name: int(stated[name]))
-    try:
-        names = typed(ClassNames, stated)
-    except ValueError as error:
-        raise UsageError(f"{file} is no class map: {error}", _CLASS_MAP, file=file) from error
-    if not names:
-        raise UsageError(f"{file} is no class map: it is empty", _CLASS_MAP, file=file)
-    return list(names)
-
-
-def _class_lookup(class_map: Sequence[str] | None) -> Mapping[str, str] | None:
-    """Accepts a class by name and, where no name looks like one, by index."""
-    if class_map is None:
-        return None
-    return {str(i): name for i, name in enumerate(class_map)} | {name: name for name in class_map}
-
-
-def _ordered_classes(listing: Listing, found: set[str]) -> list[str]:
-    """The source's own order; else by number where all names are numbers; else by name."""
-    if listing.class_names is not None:
-        return [*listing.class_names, *sorted(found - set(listing.class_names))]
-    numbers = all(name.isascii() and name.isdecimal() for name in found)
-    return sorted(found, key=lambda name: (int(name) if numbers else 0, name))
-
-
-def _check_twins(class_names: Iterable[str]) -> None:
-    """Two spellings of one class would share a folder on many file systems. Raises UsageError."""
-    spellings: dict[str, str] = {}
-    for name in class_names:
-        folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
-        if folded in spellings:
+def _check_unlabelled(rejected: Sequence[Rejection], used: set[int]) -> None:
+    """Public test sets often keep their labels back. used: codes of the splits with usable images."""
+    for split in SPLITS:
+        bad = [one for one in rejected if one.split == split]
+        if bad and SPLITS.index(split) not in used and all(one.reason == "no_label" for one in bad):
             raise UsageError(
-                f"the classes {spellings[folded]!r} and {name!r} differ only in case or in how accents are encoded",
-                "rename one of them, or merge them",
+                f"the split {split!r} has no labels: {len(bad)} images, such as {_reason(bad[0])}",
+                f"leave it out: --split-map {split}=none" + ("" if split == "train" else ", or: --split train"),
             )
-        spellings[folded] = name
-
-
-# Warnings
-
-
-def _class_warnings(class_names: Sequence[str], labels: np.ndarray) -> Iterator[str]:
-    used = np.bincount(labels, minlength=len(class_names))
-    empty = [name for name, count in zip(class_names, used, strict=True) if not count]
-    risky = [name for name in class_names if is_split_like(name)]
-    if empty:
-        yield f"no images in {_some(empty)}: the class keeps its index"
-    if len(class_names) == 1:
-        yield f"there is only one class, {class_names[0]!r}: difficulty needs at least two to tell apart"
-    if risky:
-        yield f"{_some(risky)}: `datasets` takes such a class folder for a split unless data_files is given"
-
-
-def is_split_like(name: str) -> bool:
-    """Whether a word of the name makes `datasets` take a folder of that name for a split."""
-    return not _DATASETS_SPLIT_WORDS.isdisjoint(_DATASETS_SEPARATORS.split(name.casefold()))
-
-
-def _duplicate_warnings(columns: _Columns, table: pa.Table) -> Iterator[str]:
-    groups = list(copies(columns.content))
-    leaks = [rows for rows in groups if len(np.unique(columns.split[rows])) > 1]
-    within = [rows for rows in groups if len(np.unique(columns.split[rows])) == 1]
-    if leaks:
-        yield f"leak: {len(leaks)} images are in more than one split: {_some_copies(leaks, table)}"
-    if within:
-        yield f"{len(within)} images have exact copies in their split: {_some_copies(within, table)}"
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(repr(name) for name in names[:_SHOWN]) + (
-        f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    )
-
-
-def _some_copies(groups: Sequence[np.ndarray], table: pa.Table) -> str:
-    shown = [table.select(["split", "path"]).take(pa.array(rows[:_SHOWN])).to_pylist() for rows in groups[:_SHOWN]]
-    return "; ".join(" = ".join(f"{row['split']}:{row['path']}" for row in rows) for rows in shown)

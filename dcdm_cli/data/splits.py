@@ -23,13 +23,19 @@ def assign_splits(
     *,
     judge_fraction: float,
     test_fraction: float,
+    test_from: str = "auto",
 ) -> list[str]:
     """Gives each image one of train, judge and test. Not from the paper, which names a train and a test split only.
 
-    Splits that the source has are kept (its validation split is the judge's); images without one are train. A missing
-    test split is carved out of train, then a missing judge split out of test: per class, the given fraction of distinct
-    images, chosen by content hash, so that the choice is the same in every run and copies of an image stay together. A
-    class always keeps an image in the split that is carved.
+    Splits that the source has are kept (its validation split is the judge's); images without one are train. Of a test
+    and a judge split, a missing one is carved out of the other, so that a source that holds images out keeps all its
+    training images; where both are missing, test is carved out of train, and judge out of test. test_from "train": a
+    missing test split is carved out of train in any case. Per class, the given fraction of distinct images, chosen by
+    content hash, so that the choice is the same in every run and copies of an image stay together. A class always keeps
+    an image in the split that is carved.
+
+    judge_fraction: the judge's share of what is held out for both; test_fraction: the test split's of train, 0 = no
+    test split is made.
     """
     codes = assign_codes(
         split_codes(splits),
@@ -37,17 +43,27 @@ def assign_splits(
         np.asarray(contents, "S"),
         judge_fraction=judge_fraction,
         test_fraction=test_fraction,
+        test_from=test_from,
     )
     return [SPLITS[code] for code in codes]
 
 
 def assign_codes(
-    codes: np.ndarray, labels: np.ndarray, contents: np.ndarray, *, judge_fraction: float, test_fraction: float
+    codes: np.ndarray,
+    labels: np.ndarray,
+    contents: np.ndarray,
+    *,
+    judge_fraction: float,
+    test_fraction: float,
+    test_from: str = "auto",
 ) -> np.ndarray:
     """`assign_splits` for codes int8 [N], labels int [N] and contents bytes [N]."""
     assigned = np.where(codes == NONE, TRAIN, codes).astype(np.int8)
     if not (assigned == TEST).any():
-        _carve(assigned, labels, contents, (TRAIN, TEST), test_fraction)
+        if (assigned == JUDGE).any() and test_from == "auto":
+            _carve(assigned, labels, contents, (JUDGE, TEST), 1 - judge_fraction if test_fraction else 0.0)
+        else:
+            _carve(assigned, labels, contents, (TRAIN, TEST), test_fraction)
     if not (assigned == JUDGE).any():
         _carve(assigned, labels, contents, (TEST, JUDGE), judge_fraction)
     return assigned

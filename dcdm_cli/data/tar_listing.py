@@ -14,9 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from dcdm_cli.data.archives import MAX_TEXT, Member, ends_properly, member_path, members, read_range, sample_key
-from dcdm_cli.data.candidates import Candidate, Listing, ScanOptions, clean_name, read_difficulty, read_label, read_text
+from dcdm_cli.data.candidates import (
+    NO_LABEL,
+    Candidate,
+    Listing,
+    ScanOptions,
+    clean_name,
+    read_difficulty,
+    read_label,
+    read_text,
+)
 from dcdm_cli.data.images import RejectedImage
-from dcdm_cli.data.listings import IMAGE_SUFFIXES, split_of_file
+from dcdm_cli.data.split_names import splits_of_files
+from dcdm_cli.data.trees import IMAGE_SUFFIXES
 from dcdm_cli.errors import UsageError
 
 _RANGE = re.compile(r"\{([0-9]+)\.\.([0-9]+)\}")
@@ -28,10 +38,18 @@ def list_tars(files: Sequence[Path], origin: str, options: ScanOptions) -> Listi
     """Tars called train*, test*, ... (or in folders of such names) are splits. Paths start at their common folder."""
     files = [file.absolute() for file in files]
     root = Path(os.path.commonpath([file.parent for file in files]))
-    splits = [split_of_file(file) for file in files] if len(files) > 1 else []
-    named = splits if splits and all(splits) else [None] * len(files)
+    splits, are_splits = splits_of_files(files, options.split, options.split_map)
+    read = [(file, split) for file, split in zip(files, splits, strict=True) if split or not are_splits]
     notes: Counter[str] = Counter()
-    return Listing(_candidates(files, named, root, options, notes), root, origin, notes=notes, tables=files)
+    return Listing(
+        _candidates(read, root, options, notes),
+        root,
+        origin,
+        notes=notes,
+        tables=files,
+        split_origin="names of files" if are_splits else "",
+        no_label=NO_LABEL,
+    )
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -52,9 +70,9 @@ def expand_braces(pattern: str) -> list[str]:
 
 
 def _candidates(
-    files: Sequence[Path], splits: Sequence[str | None], root: Path, options: ScanOptions, notes: Counter[str]
+    files: Sequence[tuple[Path, str | None]], root: Path, options: ScanOptions, notes: Counter[str]
 ) -> Iterator[Candidate]:
-    for file, split in zip(files, splits, strict=True):
+    for file, split in files:
         inside = file.relative_to(root).as_posix()
         for sample in _samples(file, notes):
             yield _candidate(file, inside, sample, split, options)
@@ -105,7 +123,11 @@ def _candidate(
 
 
 def _label(file: Path, sample: Mapping[str, Member], facts: Mapping[str, Any]) -> Any:
-    """`.cls` as a number where it is one, so that a class map can name it."""
+    """`class_name` of the .json, as we write it beside numbers; else `.cls`, as a number where it is one, so that a
+    class map can name it."""
+    name = read_text(facts.get("class_name"))
+    if name is not None:
+        return name
     stated = _text(file, sample, "cls")
     if stated is None:
         return facts.get("label")

@@ -157,14 +157,12 @@ def write_metadata(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     listed = list(rows)
     columns = dict.fromkeys((*METADATA_COLUMNS, *(key for row in listed for key in row)))
     floats = _FLOAT_COLUMNS | {key for row in listed for key, value in row.items() if isinstance(value, float)}
-    _write_json_lines(folder / "metadata.jsonl", (_metadata_line(row, list(columns), floats) for row in listed))
+    write_json_lines(folder / "metadata.jsonl", (_metadata_line(row, list(columns), floats) for row in listed))
 
 
 def stream_metadata(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """`write_metadata` for rows with `METADATA_COLUMNS` and nothing else, of which there may be millions."""
-    _write_json_lines(
-        folder / "metadata.jsonl", (_metadata_line(row, METADATA_COLUMNS, _FLOAT_COLUMNS) for row in rows)
-    )
+    write_json_lines(folder / "metadata.jsonl", (_metadata_line(row, METADATA_COLUMNS, _FLOAT_COLUMNS) for row in rows))
 
 
 def metadata_rows(manifest: Manifest, folder: Path) -> list[dict[str, Any]]:
@@ -197,7 +195,7 @@ def write_card(folder: Path, class_names: Sequence[str], facts: Mapping[str, str
 
 def write_rejected(path: Path, rejections: Iterable[Rejection]) -> None:
     """One JSON object per image that was left out: path, reason, detail."""
-    _write_json_lines(path, map(asdict, rejections))
+    write_json_lines(path, map(asdict, rejections))
 
 
 def write_sidecars(manifest: Manifest, folder: Path, *, overwrite: bool = True) -> int:
@@ -257,7 +255,8 @@ def _json_value(value: Any, as_float: bool) -> Any:
     return float(value) if as_float else value
 
 
-def _write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """One JSON object per line. Raises StorageError when the disk refuses."""
     with atomic_path(path) as part, part.open("w", encoding="utf-8", newline="\n") as stream:
         for row in rows:
             stream.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")

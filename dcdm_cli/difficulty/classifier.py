@@ -27,7 +27,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose, InterpolationMode, RandomRotation
 
-from dcdm_cli.data.images import DecodeOptions, RejectedImage, decode_image, decode_options
+from dcdm_cli.data.images import DecodeOptions, RejectedImage, as_square, decode_image, decode_options
 from dcdm_cli.data.manifest import ImagePaths
 from dcdm_cli.difficulty.fitting import Keep, Lesson, SeededBatches, batch_rows, fit, seeded
 from dcdm_cli.difficulty.packaged import ARCHITECTURE, FOLDER, PACKAGED
@@ -45,6 +45,7 @@ KEEP_BYTES = 2**30  # decoded images are kept in memory up to this
 TINY_SIDE = 64  # up to this many pixels per side, starting worker processes costs more than reading
 MANY = 8192  # images, unless there are so many
 WEIGHTS, DESCRIPTION = "model.safetensors", "classifier.json"
+WRAPPERS = ("module.", "_orig_mod.")
 AGAIN = "copy or write the file again; what a run has made itself comes back with: dcdm score --force"
 
 
@@ -129,6 +130,7 @@ class LabelledImages(Dataset[tuple[torch.Tensor, int]]):
             image = _decoded(source, self._options)
         else:
             image = source if isinstance(source, Image.Image) else Image.fromarray(source)
+        image = as_square(image, self._options)
         factor = min(image.size) // self._max_side if self._max_side else 1
         return image.reduce(factor) if factor > 1 else image
 
@@ -314,7 +316,8 @@ def chosen_logits(
 
 
 def preprocessing_of(model: nn.Module, config: ClassifierConfig) -> Preprocessing:
-    """The whole image at `config.image_size`: timm would cut off an eighth, and the rim may be what is hard."""
+    """The whole square (`data.images.as_square`) at `config.image_size`: timm would cut off an eighth, and the rim may
+    be what is hard."""
     size = (3, config.image_size, config.image_size)
     return Preprocessing.of(model, input_size=size, crop_pct=1.0, interpolation="bicubic")
 
@@ -375,7 +378,7 @@ def load_weights(model: nn.Module, path: Path, without: Sequence[str] = ()) -> N
     if not path.is_file():
         raise NotFoundError(f"no weights at {path}", AGAIN, file=path)
     try:
-        state = load_file(path)
+        state = _unwrapped(load_file(path))
     except SafetensorError as error:
         raise MismatchError(f"{path} is not a whole safetensors file: {error}", AGAIN, file=path) from error
     wanted, skipped = model.state_dict(), tuple(f"{name}." for name in without)
@@ -396,6 +399,13 @@ def load_weights(model: nn.Module, path: Path, without: Sequence[str] = ()) -> N
     if not all(torch.isfinite(tensor).all() for tensor in state.values()):
         raise NumericalError(f"{path} holds weights that are not finite", "train it again", file=path)
     model.load_state_dict(state)
+
+
+def _unwrapped(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Without what DataParallel and torch.compile put before every name."""
+    while wrapper := next((one for one in WRAPPERS if state and all(key.startswith(one) for key in state)), None):
+        state = {key.removeprefix(wrapper): tensor for key, tensor in state.items()}
+    return state
 
 
 def _loader(dataset: Dataset[Any], device: torch.device, side: int, reads: int, **how: Any) -> DataLoader[Any]:

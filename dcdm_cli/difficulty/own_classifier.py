@@ -28,14 +28,16 @@ from dcdm_cli.difficulty.classifier import (
     load_weights,
     logits_of,
 )
+from dcdm_cli.difficulty.own_files import classifier_file, timm_description
 from dcdm_cli.difficulty.scores import Scored, score_all
-from dcdm_cli.errors import MismatchError, NotFoundError, UsageError
+from dcdm_cli.errors import MismatchError, UsageError
 from dcdm_cli.files import write_json
 from dcdm_cli.gate import ClassNames, parse_json, read_document, typed
 from dcdm_cli.run.settings import ClassifierConfig
 from dcdm_cli.section import Section
 from dcdm_export import places
 
+SOFTMAX_SLACK = 5e-3  # of half precision, in a sum of probabilities
 SHOWN = 10  # class names listed in an error
 NAMES_BESIDE = 'write {"class_names": [...]}, in the order of the outputs, to <its stem>.json beside it'
 
@@ -65,7 +67,8 @@ class Sidecar(Section):
 class OwnClassifier:
     """model: image -> logits [B, C] in the order of class_names: the manifest's classes first, then any others.
 
-    file, sidecar: what it takes to load it again.
+    file, sidecar: what it takes to load it again. gives_probabilities: its file ends in a softmax, whose logarithm is
+    taken.
     """
 
     model: nn.Module
@@ -73,6 +76,7 @@ class OwnClassifier:
     preprocessing: Preprocessing
     file: Path
     sidecar: Sidecar
+    gives_probabilities: bool = False
 
 
 def load_own_classifier(
@@ -86,10 +90,12 @@ def load_own_classifier(
     """class_names: the manifest's. config: gives `model` and `model_args` of a .safetensors file without sidecar.
     class_map: names in output order, where neither the file's metadata nor its sidecar has them.
 
+    file: may be a folder as timm writes it for the hub. A network that gives probabilities is recognised, and asked for
+    their logarithm: a softmax over probabilities would make every image equally hard.
+
     Raises NotFoundError, UsageError for a file that cannot be a classifier, MismatchError for other weights or classes.
     """
-    if not file.is_file():
-        raise NotFoundError(f"no classifier at {file}", "check the path of your classifier", file=file)
+    file = classifier_file(file)
     openers = {".safetensors": _open_safetensors, ".onnx": _open_onnx}
     if file.suffix.lower() not in openers:
         raise UsageError(
@@ -101,11 +107,13 @@ def load_own_classifier(
     model, names = openers[file.suffix.lower()](file, sidecar, class_map)
     model.eval()
     preprocessing = Preprocessing.of(model, **sidecar.overrides())
-    _try_out(model, preprocessing, len(names), file)
+    gives_probabilities = _are_probabilities(_try_out(model, preprocessing, len(names), file))
+    if gives_probabilities:
+        model = _Logarithm(model)
     order = align_classes(names, class_names)
     aligned = _Reordered(model, order).to(device)
     sidecar = sidecar.model_copy(update={"class_names": names})
-    return OwnClassifier(aligned, tuple(names[i] for i in order), preprocessing, file, sidecar)
+    return OwnClassifier(aligned, tuple(names[i] for i in order), preprocessing, file, sidecar, gives_probabilities)
 
 
 def score_with(
@@ -167,6 +175,18 @@ class _Reordered(nn.Module):
         return self.model(images)[:, self.order]
 
 
+class _Logarithm(nn.Module):
+    """Logits of a network that gives probabilities."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        probs = self.model(images).float()
+        return probs.clamp(min=torch.finfo(torch.float32).tiny).log()
+
+
 class _OnnxNetwork(nn.Module):
     """An ONNX Runtime session on the CPU as a torch module. pretrained_cfg: where timm looks for the input size."""
 
@@ -205,19 +225,23 @@ def _open_onnx(file: Path, sidecar: Sidecar, class_map: Sequence[str] | None) ->
     shapes = [len(node.shape) for node in inputs], [len(node.shape) for node in outputs]
     if shapes != ([4], [2]) or inputs[0].type != "tensor(float)":
         raise UsageError(
-            f"{file.name} has inputs {[i.shape for i in inputs]} and outputs {[o.shape for o in outputs]}",
-            "a classifier has one float32 input [batch, 3, height, width] and one output [batch, classes]",
+            f"{file.name} has inputs {[(i.type, i.shape) for i in inputs]} and outputs {[o.shape for o in outputs]}",
+            "a classifier has one float32 input, tensor(float), [batch, 3, height, width] and one output "
+            "[batch, classes]; export it in float32, without the conversion of pixels",
             file=file,
         )
     return _OnnxNetwork(session), _names(file, session.get_modelmeta().custom_metadata_map, sidecar, class_map)
 
 
 @torch.inference_mode()
-def _try_out(model: nn.Module, preprocessing: Preprocessing, classes: int, file: Path) -> None:
-    """One black image: a wrong input size or number of outputs shows here, not after an hour of decoding."""
+def _try_out(model: nn.Module, preprocessing: Preprocessing, classes: int, file: Path) -> torch.Tensor:
+    """The answers [4, C] to black and to noise: a wrong input size or number of outputs shows here, not after an hour
+    of decoding."""
     size = tuple(preprocessing.data_config["input_size"])
+    noise = torch.randn(3, *size, generator=torch.Generator().manual_seed(0)) * 2
     try:
-        width = model(torch.zeros(1, *size)).shape[1]
+        answers = torch.cat([model(torch.zeros(1, *size)), *(model(one[None]) for one in noise)])
+        width = answers.shape[1]
     except Exception as error:  # whatever the runtime raises
         raise MismatchError(
             f"{file.name} cannot read an image of shape {size}: {error}",
@@ -226,6 +250,13 @@ def _try_out(model: nn.Module, preprocessing: Preprocessing, classes: int, file:
         ) from error
     if width != classes:
         raise MismatchError(f"{file.name} has {width} outputs but names {classes} classes", NAMES_BESIDE, file=file)
+    return answers.float()
+
+
+def _are_probabilities(answers: torch.Tensor) -> bool:
+    """Whether the answers [N, C] are the outputs of a softmax, of any precision."""
+    sums = answers.sum(dim=1)
+    return answers.shape[1] > 1 and bool((answers >= 0).all() and ((sums - 1).abs() < SOFTMAX_SLACK).all())
 
 
 def _session(file: Path) -> Any:
@@ -258,12 +289,13 @@ def _names(
 
 
 def read_sidecar(file: Path, architecture: Mapping[str, Any]) -> Sidecar:
-    """What stands beside the file, if anything. architecture: `model` and `model_args`, where it names none.
+    """Of the file's own sidecar and, where there is none, of what timm has written beside the weights. architecture:
+    `model` and `model_args`, where neither names one.
 
     Raises UsageError for an unknown key or a value that breaks a rule.
     """
     path = file.with_suffix(".json")
-    given = read_document(path, dict[str, Any], AGAIN) if path.is_file() else {}
+    given = read_document(path, dict[str, Any], AGAIN) if path.is_file() else timm_description(file)
     ours = {} if "model" in given else architecture
     try:
         return typed(Sidecar, {**ours, **given})

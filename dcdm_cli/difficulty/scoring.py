@@ -247,7 +247,10 @@ def _of_folds(fitted: CrossFit, train: Manifest, config: ScoreConfig) -> Scored:
 
 def _own(train: Manifest, config: ScoreConfig, place: Scoring, job: Job) -> OwnClassifier:
     assert config.classifier is not None
-    return load_own_classifier(config.classifier, train.class_names, config, job.device, class_map=place.class_map)
+    own = load_own_classifier(config.classifier, train.class_names, config, job.device, class_map=place.class_map)
+    if own.gives_probabilities:
+        job.note(f"{own.file.name} gives probabilities: their logarithm is used")
+    return own
 
 
 def _in_chunks(data: ScoreSet, place: Scoring, job: Job, classes: int) -> dict[str, np.ndarray]:

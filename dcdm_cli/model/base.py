@@ -163,11 +163,15 @@ def _scheduler_class(index: Mapping[str, Any] | None, pipeline: StableDiffusionP
 
 
 def load_tokenizer(source: str, revision: str | None = None) -> CLIPTokenizer | None:
-    """The base model's tokenizer alone, or None when it cannot be had here."""
+    """The base model's tokenizer alone, or None when it is not on this machine; nothing is fetched for it."""
     try:
-        return CLIPTokenizer.from_pretrained(resolve_base(source), subfolder="tokenizer", revision=revision or "main")
+        tokenizer = CLIPTokenizer.from_pretrained(
+            resolve_base(source), subfolder="tokenizer", revision=revision or "main", local_files_only=True
+        )
     except (OSError, ValueError):
         return None
+    words = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
+    return tokenizer if words else None  # without its files transformers makes one that knows no word
 
 
 @torch.no_grad()

@@ -12,13 +12,14 @@ from diffusers import AutoencoderKL
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from dcdm_cli.data.images import as_square
 from dcdm_cli.model.unscaled import drop_unit_scales
 
 Decode = Callable[[Tensor], Tensor]  # scaled latents float32 [B, 4, h, w] -> float32 [B, 3, H, W] in about [-1, 1]
 
 
 def to_pixels(images: list[Image.Image], size: int) -> Tensor:
-    """RGB images -> float32 [B, 3, size, size] in [-1, 1]: the middle square, resized."""
+    """RGB images -> float32 [B, 3, size, size] in [-1, 1]: the middle square of what `as_square` shows, resized."""
     return torch.stack([_square(image, size) for image in images])
 
 
@@ -88,5 +89,5 @@ def shift_factor(vae: AutoencoderKL) -> float:
 
 
 def _square(image: Image.Image, size: int) -> Tensor:
-    array = np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS), np.float32)
+    array = np.asarray(ImageOps.fit(as_square(image), (size, size), Image.Resampling.LANCZOS), np.float32)
     return torch.from_numpy(array).permute(2, 0, 1).div(127.5).sub(1)

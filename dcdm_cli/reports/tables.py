@@ -9,6 +9,7 @@ import numpy as np
 from rich.table import Table
 
 from dcdm_cli.data.manifest import Manifest
+from dcdm_cli.data.splits import SPLITS
 from dcdm_cli.reports.formatting import (
     NOTHING,
     Metrics,
@@ -87,6 +88,20 @@ def score_sheet(manifest: Manifest) -> Sheet:
     rows.append(_score_row("all", sums.sum(0)))
     columns = ("class", "images", "mean difficulty", f"share > {HARD}", "suspect labels")
     return Sheet("Difficulty by class, hardest first", columns, tuple(rows))
+
+
+def split_sheet(manifest: Manifest) -> Sheet:
+    """Images by class and split, as the source was understood; beyond MAX_CLASSES classes the rest is one row."""
+    labels, splits = manifest.column("label"), manifest.column("split").astype(str)
+    counts = np.stack(
+        [np.bincount(labels[splits == split], minlength=len(manifest.class_names)) for split in SPLITS], axis=1
+    )
+    shown = len(counts) if len(counts) <= MAX_CLASSES else MAX_CLASSES - 1
+    rows = [(name, *map(str, row)) for name, row in zip(manifest.class_names[:shown], counts[:shown], strict=True)]
+    if rest := len(counts) - shown:
+        rows.append((f"other ({rest} classes)", *map(str, counts[shown:].sum(0))))
+    rows.append(("all", *map(str, counts.sum(0))))
+    return Sheet("Images by class and split", ("class", *SPLITS), tuple(rows))
 
 
 def adherence_sheet(metrics: Metrics) -> Sheet:

@@ -34,21 +34,53 @@ class DataConfig(Section):
     source: str = Field(
         default="", description="class folder, hf:owner/name@revision, Parquet, CSV/JSONL manifest, - or digits"
     )
-    split: str | None = Field(default=None, description="which split the source's rows are, where it does not say")
-    image_column: str = Field(default="image", description="column with images, in Parquet and data sets")
-    label_column: str = Field(default="label", description="column with labels, in tables and manifests")
+    split: str | None = Field(
+        default=None, description="read this split only; where the source names none, the split its rows are"
+    )
+    split_map: tuple[str, ...] = Field(
+        default=(), description="NAME=SPLIT: what the source's parts are: train, judge, test, none, class"
+    )
+    exclude: tuple[str, ...] = Field(default=(), description="patterns of files and folders that are not read")
+    image_column: str = Field(default="image", description="column with images, in tables and lists")
+    label_column: str = Field(default="label", description="column with labels, in tables and lists")
     caption_column: str | None = Field(default=None, description="column with captions; `caption` is found by itself")
+    caption_files: bool = Field(default=True, description="take a .txt or .caption beside an image for its caption")
+    image_root: Path | None = Field(
+        default=None, description="folder that a list's paths start from and stay inside; none = the list's own"
+    )
     follow_links: bool = Field(default=False, description="follow links, as long as they stay inside the source")
     class_map: Path | None = Field(default=None, description="JSON list or {name: index} that fixes the class order")
-    judge_fraction: float = Field(default=0.3, gt=0, lt=1, description="share of the test split kept for the judge")
+    sparse_classes: Literal["drop", "keep", "stop"] = Field(
+        default="drop", description="classes with too few training images to be scored: left out, kept, or an error"
+    )
+    judge_fraction: float = Field(
+        default=0.3, gt=0, lt=1, description="the judge's share of the held-out images, where they are not split"
+    )
     test_fraction: float = Field(
-        default=0.2, gt=0, lt=1, description="share of train carved out when there is no test split"
+        default=0.2, gt=0, lt=1, description="share of train set aside when the source holds no images out"
+    )
+    test_from: Literal["auto", "train"] = Field(
+        default="auto", description="a missing test split: of the validation split where there is one, or of train"
     )
     max_bad: float = Field(default=0.01, ge=0, le=1, description="largest share of unreadable images that is tolerated")
     strict: bool = Field(default=False, description="stop at the first unreadable image")
     exif: bool = Field(default=True, description="turn images as their EXIF tag says")
     background: str = Field(default="white", description="colour behind transparent pixels")
     animated: Literal["first", "reject"] = Field(default="first", description="what is done with animations")
+    value_range: tuple[float, float] | None = Field(
+        default=None, description="black and white of deep grey images, 0,4095 for 12 bits; none = the type's range"
+    )
+    fit: Literal["crop", "pad", "stretch"] = Field(
+        default="crop", description="how images become squares: the middle, or all of them with bars, or distorted"
+    )
+    max_pixels: int = Field(default=64_000_000, ge=1, description="larger images are rejected before they are decoded")
+
+    @field_validator("value_range")
+    @classmethod
+    def _rising(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not value[0] < value[1]:
+            raise ValueError("black must be below white, as in 0,4095")
+        return value
 
 
 class ClassifierConfig(Section):
@@ -119,6 +151,9 @@ class JudgeConfig(FeaturesConfig):
 
 class CaptionConfig(Section):
     method: Literal["template", "model"] = Field(default="template", description="one text per class, or a model")
+    own: Literal["keep", "replace"] = Field(
+        default="keep", description="captions that came with the images: kept, gaps being filled, or replaced"
+    )
     template: str = Field(default="a photo of a {class}", description="{class} is replaced by the class name")
     templates_file: Path | None = Field(default=None, description="JSON {class name: template} for single classes")
     model: str = Field(

@@ -108,6 +108,8 @@ class RunFolder:
     config_file = property(lambda self: self.path / "dcdm.toml")
     samples = property(lambda self: self.path / "samples.parquet")
     rejected = property(lambda self: self.path / "rejected.jsonl")
+    copies = property(lambda self: self.path / "copies.jsonl")
+    own_captions = property(lambda self: self.path / "own_captions.parquet")
     images = property(lambda self: self.path / "images")
     scorer = property(lambda self: self.path / "scorer")
     adapter = property(lambda self: self.path / "adapter")

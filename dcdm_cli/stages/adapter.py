@@ -14,6 +14,7 @@ from dcdm_cli.run.progress import Job
 from dcdm_cli.run.session import Context
 from dcdm_cli.run.settings import FinetuneConfig
 from dcdm_cli.run.store import RunFolder
+from dcdm_cli.stages.caption import cut_captions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -130,7 +131,8 @@ def _training_set(
     views = Views(rows.paths(), config.hflip, config.views - 1, config.seed)
     with main_first(ranks, job.device):  # the others find them encoded
         latents = cache_latents(base, views, config.resolution, context.run.cache, report)
-    text, caption = encode_captions(base, rows.column("caption").tolist(), report)
+    captions, _ = cut_captions(rows.column("caption").tolist(), base.tokenizer, context.console)
+    text, caption = encode_captions(base, captions, report)
     label = torch.from_numpy(views.repeat(rows.column("label").astype("int64")))
     measured = from_main(ranks, job.device, lambda: difficulty_of(views, rows, config, context, job))
     difficulty = torch.from_numpy(measured)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from dcdm_cli.console import Console
 from dcdm_cli.errors import UsageError
 from dcdm_cli.files import hash_file, hash_json
 from dcdm_cli.run.session import Context
-from dcdm_cli.run.store import Outcome, Stage, StageRecord
+from dcdm_cli.run.store import Outcome, RunFolder, Stage, StageRecord
 from dcdm_cli.stages.jobs import open_job
 
 if TYPE_CHECKING:
@@ -35,20 +38,50 @@ def _inputs(context: Context) -> dict[str, str]:
 
 
 def _work(context: Context) -> Outcome:
+    from dcdm_cli.captioning.own import read_own_captions
     from dcdm_cli.data.manifest import read_manifest, write_manifest
 
     run, config = context.run, context.config.caption
     if config.metadata and (config.metadata / "metadata.jsonl").exists() and not config.overwrite:
         raise UsageError(f"{config.metadata} has a metadata.jsonl already", "replace it: dcdm caption --overwrite")
     manifest = read_manifest(run.samples)
-    captions, revision = _captions(context, manifest)
+    kept = read_own_captions(run.own_captions, manifest) if config.own == "keep" else [None] * len(manifest)
+    captions, revision = _filled(context, manifest, kept)
     captions, cut = _cut(context, captions)
     manifest = manifest.with_columns({"caption": captions})
     _write_extras(context, manifest)
     run.forget("caption")
     write_manifest(manifest, run.samples)
-    results = {"images": len(captions), "distinct": len(set(captions)), "cut": cut}
+    own = sum(caption is not None for caption in kept)
+    origins = {"own": own, config.method: len(captions) - own}
+    context.console.note("captions: " + ", ".join(f"{count} {origin}" for origin, count in origins.items() if count))
+    results = {"images": len(captions), "distinct": len(set(captions)), "cut": cut, "origins": origins}
     return Outcome([run.samples], hash_json(captions), {**results, "method": config.method, "revision": revision})
+
+
+def caption_input(run: RunFolder) -> dict[str, str]:
+    """What fine-tuning depends on besides the scores: the caption stage, which is not needed where every training image
+    came with a caption of its own. Raises NotFoundError where it is."""
+    record = run.record("caption")
+    if record is None:
+        from dcdm_cli.data.manifest import read_manifest
+
+        if read_manifest(run.samples).split("train").table["caption"].null_count:
+            run.require("caption")
+        return {}
+    return {"caption": record.id}
+
+
+def _filled(context: Context, manifest: Manifest, kept: Sequence[str | None]) -> tuple[list[str], str | None]:
+    """One caption per row, those that are kept and others in the gaps, and the commit of the model that wrote these."""
+    import numpy as np
+
+    gaps = np.array([caption is None for caption in kept], bool)
+    if not gaps.any():
+        return [caption or "" for caption in kept], None
+    written, revision = _captions(context, manifest.select(gaps))
+    new = iter(written)
+    return [next(new) if caption is None else caption for caption in kept], revision
 
 
 def _captions(context: Context, manifest: Manifest) -> tuple[list[str], str | None]:
@@ -64,27 +97,48 @@ def _captions(context: Context, manifest: Manifest) -> tuple[list[str], str | No
 
 
 def _cut(context: Context, captions: list[str]) -> tuple[list[str], int]:
-    """Captions that the base's text encoder can read whole, and how many had to be cut."""
-    from dcdm_cli.captioning.templates import cut_to_limit
+    """Captions that the base's text encoder can read whole, and how many had to be cut. Nothing is fetched for that."""
     from dcdm_cli.model.base import load_tokenizer
 
     base = context.config.finetune
-    tokenizer = load_tokenizer(str(base.base_config or base.base), base.revision)
+    tokenizer = load_tokenizer(base.base, base.revision)
     if tokenizer is None:
-        context.console.warn("the base model's tokenizer is not at hand: captions are not checked for length")
+        context.console.warn(
+            f"captions are not checked for length: the tokenizer of {base.base} is not on this machine "
+            "(dcdm finetune cuts at its limit)"
+        )
         return captions, 0
-    captions, cut = cut_to_limit(captions, tokenizer)
+    return cut_captions(captions, tokenizer, context.console)
+
+
+def cut_captions(captions: Sequence[str], tokenizer: Any, console: Console) -> tuple[list[str], int]:
+    """Captions that the tokenizer's text encoder can read whole, and how many were cut, which is said."""
+    from dcdm_cli.captioning.templates import cut_to_limit
+
+    whole, cut = cut_to_limit(captions, tokenizer)
     if cut:
+        first = next(after for before, after in zip(captions, whole, strict=True) if " ".join(before.split()) != after)
         limit = tokenizer.model_max_length
-        context.console.warn(f"{cut} captions were cut at the text encoder's limit of {limit} tokens")
-    return captions, cut
+        ending = first if len(first) < 60 else f"...{first[-60:]}"
+        console.warn(f"{cut} captions were cut at the text encoder's limit of {limit} tokens; one now ends: {ending!r}")
+    return whole, cut
 
 
 def _write_extras(context: Context, manifest: Manifest) -> None:
     from dcdm_cli.data.writers import metadata_rows, write_metadata, write_sidecars
 
     config = context.config.caption
+    if _is_in_source(manifest, config.sidecars) or _is_in_source(manifest, config.metadata):
+        context.console.warn(
+            "the captions are written beside the source's images: the next dcdm score takes them for the images' own, "
+            "and scores again because the source is another (--no-caption-files ignores text files)"
+        )
     if config.sidecars is not None:
         write_sidecars(manifest, config.sidecars, overwrite=config.overwrite)
     if config.metadata is not None:
         write_metadata(config.metadata, metadata_rows(manifest, config.metadata))
+
+
+def _is_in_source(manifest: Manifest, folder: Path | None) -> bool:
+    root = manifest.root
+    return folder is not None and root is not None and folder.resolve().is_relative_to(root.resolve())

@@ -16,6 +16,7 @@ from dcdm_cli.run.settings import FinetuneConfig
 from dcdm_cli.run.store import Outcome, RunFolder, Stage, StageRecord
 from dcdm_cli.signals import asked_to_stop
 from dcdm_cli.stages.adapter import DifficultyOf
+from dcdm_cli.stages.caption import caption_input
 from dcdm_cli.stages.devices import settle_spread
 from dcdm_cli.stages.jobs import open_job
 from dcdm_cli.stages.own_draws import own_name
@@ -65,7 +66,7 @@ def join_group(context: Context) -> None:
 
 def _stage(context: Context) -> Stage:
     run, config = context.run, context.config.finetune
-    inputs = {"score": run.require("score").id, "caption": run.require("caption").id}
+    inputs = {"score": run.require("score").id, **caption_input(run)}
     settings = {**config.model_dump(mode="json"), "run_seed": context.config.seed}
     processes = Ranks.of_environment().world
     if processes > 1:

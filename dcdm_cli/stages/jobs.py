@@ -28,4 +28,5 @@ def _use_decode_options(context: Context) -> None:
     from dcdm_cli.data.images import DecodeOptions, set_decode_options
 
     data = context.config.data
-    set_decode_options(DecodeOptions(exif=data.exif, background=data.background, animated=data.animated))
+    names = ("exif", "background", "animated", "value_range", "fit", "max_pixels")
+    set_decode_options(DecodeOptions(**{name: getattr(data, name) for name in names}))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
+    from dcdm_cli.data.candidates import ScanOptions
     from dcdm_cli.data.manifest import Manifest
-    from dcdm_cli.data.sources import ScanOptions
+    from dcdm_cli.data.sources import Scan
 
 
 SOURCE_NAME = "digits"  # the embedded images
@@ -60,6 +61,7 @@ def _place(source: str, run: RunFolder) -> str:
 
 
 def _work(context: Context, source: str, options: ScanOptions, stage: Stage) -> Outcome:
+    from dcdm_cli.data.classes import untrainable_warnings
     from dcdm_cli.data.images import decode_options
     from dcdm_cli.data.manifest import write_manifest
     from dcdm_cli.data.sources import TooManyRejectedError, scan_on_disk
@@ -74,18 +76,64 @@ def _work(context: Context, source: str, options: ScanOptions, stage: Stage) -> 
     except TooManyRejectedError as error:
         write_rejected(run.rejected, error.rejected)
         raise
-    for warning in found.warnings:
-        context.console.warn(warning)
+    _say_what_was_understood(context, found)
     write_rejected(run.rejected, found.rejected)
-    scored = _score(context, found.manifest, job, spool, spread)
+    scored = _score(context, found, job, spool, spread)
     manifest = scored.manifest
+    for warning in untrainable_warnings(manifest):
+        context.console.warn(warning)
     run.forget("score", "caption")  # the new table has no captions of ours, and may have other rows
+    _keep_own_captions(run, manifest)
     scored.save_scorer(run.scorer)
     write_manifest(manifest, run.samples)
     results = {**scored.results, "images": len(manifest), "rejected": len(found.rejected)}
     results |= {"classes": len(manifest.class_names), "origin": found.origin}
+    results |= {
+        "splits": [facts.document() for facts in found.splits],
+        "left_out": [asdict(one) for one in found.left_out],
+        "captions": _captioned(manifest),
+    }
     outputs = [run.samples, *([run.scorer] if run.scorer.exists() else []), *_figures(run, manifest)]
     return Outcome(outputs, manifest.digest("sample_id", "difficulty"), results, job.device)
+
+
+def _say_what_was_understood(context: Context, found: Scan) -> None:
+    """The splits, with what says so, the classes in them, and what is odd. Raises UsageError where nothing is to be
+    trained on."""
+    from dcdm_cli.data.copies import copy_rows
+    from dcdm_cli.data.writers import write_json_lines
+    from dcdm_cli.reports.tables import split_sheet
+
+    console, run = context.console, context.run
+    console.note(f"understood of {found.origin}:")
+    for facts in found.splits:
+        console.note(f"  {facts}")
+    console.show(split_sheet(found.manifest).table())
+    if captioned := _captioned(found.manifest):
+        console.note(f"  {captioned} of {len(found.manifest)} images have captions of their own")
+    for warning in found.warnings:
+        console.warn(warning)
+    if found.copies:
+        write_json_lines(run.copies, copy_rows(found.copies, found.manifest.table))
+        console.note(f"  all copies are listed in {run.copies}")
+    else:
+        run.copies.unlink(missing_ok=True)
+    if not found.splits[0].images:
+        raise UsageError(
+            f"{found.origin} has no train split, only {' and '.join(found.named)}",
+            f"say what its parts are: --split-map {found.named[-1]}=train",
+        )
+
+
+def _captioned(manifest: Manifest) -> int:
+    return len(manifest) - manifest.table["caption"].null_count
+
+
+def _keep_own_captions(run: RunFolder, manifest: Manifest) -> None:
+    """The captions that came with the images, so that the caption stage knows them from its own."""
+    from dcdm_cli.captioning.own import write_own_captions
+
+    write_own_captions(run.own_captions, manifest)
 
 
 class _Scores(NamedTuple):
@@ -96,17 +144,18 @@ class _Scores(NamedTuple):
     save_scorer: Callable[[Path], None]
 
 
-def _score(context: Context, manifest: Manifest, job: Job, spool: Path, spread: Spread) -> _Scores:
+def _score(context: Context, found: Scan, job: Job, spool: Path, spread: Spread) -> _Scores:
     """Fills the score columns of the training split; other splits keep nulls."""
     import numpy as np
 
     from dcdm_cli.difficulty.scoring import Scoring, score_images
 
+    manifest = found.manifest
     is_train = np.asarray(manifest.table["split"].to_numpy(zero_copy_only=False) == "train")
     config = context.config.score
     place = Scoring(
         spool,
-        class_map=manifest.class_names if context.config.data.class_map else None,
+        class_map=found.class_map,
         crew=(lambda open_worker: open_crew(context, open_worker, spread, job)) if spread else None,
         threads=spread.threads,
         cache=context.run.cache / "features",
@@ -173,24 +222,33 @@ def grid_rows(manifest: Manifest, width: int) -> list[Any]:
 
 
 def scan_options(context: Context, source: str) -> ScanOptions:
-    from dcdm_cli.data.sources import ScanOptions
+    from dcdm_cli.data.candidates import ScanOptions
+    from dcdm_cli.data.split_names import read_split_map
 
-    data = context.config.data
+    data, score = context.config.data, context.config.score
+    out_of_fold = score.method == "crossfit" and not (score.classifier or score.column)
     shared = (
         "split",
         "image_column",
         "label_column",
         "caption_column",
+        "exclude",
+        "image_root",
+        "caption_files",
         "follow_links",
         "class_map",
+        "sparse_classes",
         "judge_fraction",
         "test_fraction",
+        "test_from",
         "max_bad",
         "strict",
     )
     return ScanOptions(
         **{name: getattr(data, name) for name in shared},
-        score_column=context.config.score.column,
+        split_map=read_split_map(data.split_map),
+        min_train=2 if out_of_fold else 1,  # an image is scored by classifiers that know its class from others
+        score_column=score.column,
         standard_input=_read_standard_input() if source == "-" else None,
     )
 
@@ -215,6 +273,8 @@ def _weights(classifier: Path) -> list[Path]:
 
 def _file_inputs(config: Config) -> dict[str, str]:
     """Contents of the files that settings name: the class map, and a classifier with what stands beside it."""
+    from dcdm_cli.difficulty.own_files import classifier_files
+
     own, class_map = config.score.classifier, config.data.class_map
-    beside = [own, own.with_suffix(".json"), *_weights(own)] if own and own.is_file() else []
-    return {str(file): hash_file(file) for file in (*beside, class_map) if file and file.is_file()}
+    files = [*(classifier_files(own) if own else []), *([class_map] if class_map else [])]
+    return {str(file): hash_file(file) for file in files if file.is_file()}

@@ -7,7 +7,7 @@ resumed run, and a run on more devices with the same global batch, see the same 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dcdm_cli.data.archives import file_stamp
+from dcdm_cli.data.images import decode_options
 from dcdm_cli.data.manifest import Manifest
 from dcdm_cli.errors import NotFoundError, NumericalError, UsageError
 from dcdm_cli.files import atomic_path, hash_json
@@ -94,6 +95,7 @@ def cache_latents(base: BaseModel, views: Views, resolution: int, folder: Path, 
     """Memory-mapped latents [len(views), 4, h, w], encoded once and reused while images and VAE are the same."""
     stamps = [_stamp(path) for path in views.paths]
     made_from = [stamps, views.mirror, views.jittered, views.seed, resolution, base.fingerprint]
+    made_from.append(asdict(decode_options()))
     file = folder / f"latents-{hash_json(made_from)}.npy"
     if file.is_file():
         return np.load(file, mmap_mode="r")

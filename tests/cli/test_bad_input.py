@@ -32,14 +32,18 @@ def refused(done: Finished, kind: str, *says: str) -> None:
         assert words in error["message"] + " | " + error["hint"]
 
 
-def test_an_empty_class_keeps_its_index_and_is_named_before_training(tmp_path: Path) -> None:
-    photos = write_images(tmp_path / "photos", {"cat": 12, "dog": 12})
+def test_what_cannot_be_trained_on_is_said_by_score(tmp_path: Path) -> None:
+    photos = write_images(tmp_path / "photos", {"cat": 12, "dog": 12, "eel": 1})
     (photos / "bird").mkdir()
     folder = new_run(tmp_path / "run")
-    assert "no images in 'bird': the class keeps its index" in run("score", photos, "--run", folder).stderr
-    assert read_manifest(folder / "samples.parquet").class_names == ("bird", "cat", "dog")
-    run("caption", "--run", folder)
-    refused(run("finetune", "--json", "--run", folder, code=2), "UsageError", "class 'bird'", "remove the class folder")
+    made = run("score", photos, "--json", "--run", folder)
+    assert "folders without images passed over: 'bird'" in made.stderr
+    assert "'eel' (1 in train, 1 in all)" in made.stderr and "--class-map" in made.stderr
+    said = json.loads(made.stdout)
+    assert said["left_out"] == [{"name": "eel", "train": 1, "images": 1}]
+    assert [(one["split"], one["images"]) for one in said["splits"]] == [("train", 20), ("judge", 2), ("test", 2)]
+    assert "set aside from train" in said["splits"][2]["origin"]
+    assert read_manifest(folder / "samples.parquet").class_names == ("cat", "dog")
 
 
 def test_one_class_cannot_be_ranked(tmp_path: Path) -> None:

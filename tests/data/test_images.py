@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, PngImagePlugin
 
-from dcdm_cli.data.images import DecodeOptions, RejectedImage, decode_image, image_hash
+from dcdm_cli.data.images import DecodeOptions, RejectedImage, as_square, decode_image, image_hash
 
 from .conftest import encoded, picture
 
@@ -235,3 +235,26 @@ def test_a_damaged_tiff_writes_nothing_to_the_terminal(capfd: pytest.CaptureFixt
     content[20:4000:7] = bytes(byte ^ 0x5A for byte in content[20:4000:7])
     assert reason(bytes(content)) == "unreadable"
     assert capfd.readouterr() == ("", "")
+
+
+def test_the_range_of_deep_grey_can_be_said() -> None:
+    ramp = np.linspace(0, 4095, 256).astype(np.uint16).reshape(16, 16)
+    twelve = encoded(Image.fromarray(ramp))
+    assert pixels(twelve).max() == 16
+    assert (pixels(twelve, value_range=(0, 4095))[..., 0].ravel() == np.arange(256)).all()
+    assert reason(twelve, value_range=(0, 1023)) == "bad_range"
+    celsius = encoded(Image.fromarray(np.array([[-20.0, 0.0, 60.0]], np.float32)), "TIFF")
+    assert reason(celsius) == "bad_range"
+    assert pixels(celsius, value_range=(-20, 60))[0, :, 0].tolist() == [0, 64, 255]
+
+
+def test_squares_show_the_middle_all_of_it_or_all_of_it_distorted() -> None:
+    wide = Image.fromarray(np.repeat(np.array([[10, 200]], np.uint8), [60, 4], 1).repeat(8, 0)).convert("RGB")
+    cropped, padded, stretched = (
+        np.asarray(as_square(wide, DecodeOptions(fit=fit, background="black"))) for fit in ("crop", "pad", "stretch")
+    )
+    assert cropped.shape == (8, 64, 3)
+    assert padded.shape == stretched.shape == (64, 64, 3)
+    assert (padded[28:36] == np.asarray(wide)).all() and not padded[:28].any() and not padded[36:].any()
+    assert (stretched[:, :58] == 10).all() and (stretched[:, 62:] == 200).all()
+    assert as_square(Image.new("RGB", (5, 5)), DecodeOptions(fit="pad")).size == (5, 5)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from dcdm_cli.data.classes import is_split_like
 from dcdm_cli.data.manifest import Manifest, read_manifest, write_manifest
-from dcdm_cli.data.sources import Scan, TooManyRejectedError, is_split_like
+from dcdm_cli.data.sources import Scan, TooManyRejectedError
 from dcdm_cli.errors import NotFoundError, UsageError
 
 from .conftest import encoded, picture
@@ -110,6 +111,7 @@ def test_litter_devices_and_links_are_passed_over(put: Put, scanned: Scanned, tm
     assert scan.rejected == ()
     assert sorted(scan.warnings) == [
         "1 files without an image suffix ignored",
+        "2 hidden files and folders passed over",
         "2 links not followed (--follow-links does)",
     ]
 
@@ -173,7 +175,7 @@ def test_no_images_is_not_found(put: Put, scanned: Scanned, tmp_path: Path) -> N
     with pytest.raises(NotFoundError, match="no images"):
         scanned()
     put("cat/a.png")
-    with pytest.raises(NotFoundError, match="split test"):
+    with pytest.raises(UsageError, match="'test' is not a split of this source, which has train/"):
         put("train/cat/a.png")
         (tmp_path / "images/cat/a.png").unlink()
         (tmp_path / "images/cat").rmdir()
@@ -197,14 +199,14 @@ def test_a_split_can_be_chosen_or_given(put: Put, scanned: Scanned, tmp_path: Pa
         scanned(split="fold1")
 
 
-def test_an_empty_class_keeps_its_index(put: Put, scanned: Scanned, tmp_path: Path) -> None:
+def test_a_folder_without_images_is_no_class(put: Put, scanned: Scanned, tmp_path: Path) -> None:
     put("cat/a.png", 1)
     put("dog/b.png", 2)
-    (tmp_path / "images/bird").mkdir()
+    (tmp_path / "images/bird/notes").mkdir(parents=True)
+    (tmp_path / "images/bird/notes/readme.txt").write_text("to come")
     scan = scanned()
-    assert scan.manifest.class_names == ("bird", "cat", "dog")
-    assert scan.manifest.class_counts().tolist() == [0, 1, 1]
-    assert any("'bird'" in warning and "keeps its index" in warning for warning in scan.warnings)
+    assert scan.manifest.class_names == ("cat", "dog")
+    assert scan.warnings == ("folders without images passed over: 'bird'",)
 
 
 def test_one_class_is_a_warning(put: Put, scanned: Scanned) -> None:

@@ -179,3 +179,72 @@ def test_any_bytes_raise_only_our_errors(manifest: Callable[..., Path], scanned:
 def test_all_rows_bad_is_too_many(manifest: Callable[..., Path], scanned: Scanned) -> None:
     with pytest.raises(TooManyRejectedError, match="1 of 1"):
         scanned(manifest("path,label\nnone.png,cat\n"))
+
+
+@pytest.mark.parametrize("label", ["-1", "-1.0", "nan", "NaN", "None", "<NA>"])
+def test_words_for_no_label_are_no_classes(
+    manifest: Callable[..., Path], scanned: Scanned, tmp_path: Path, label: str
+) -> None:
+    file = manifest(f"path,label\ncat/a.png,cat\ndog/b.png,{label}\n")
+    scan = scanned(file, max_bad=0.5)
+    assert [(r.reason, label in r.detail) for r in scan.rejected] == [("no_label", True)]
+    (tmp_path / "classes.json").write_text(json.dumps(["cat", label]))
+    assert scanned(file, class_map=tmp_path / "classes.json").manifest.class_names == ("cat", label)
+
+
+def test_the_nameless_index_of_a_data_frame_is_no_column(manifest: Callable[..., Path], scanned: Scanned) -> None:
+    rows = scanned(manifest(",path,label\n7,cat/a.png,cat\n8,dog/b.png,dog\n")).manifest.rows()
+    assert [(row["caption"], row["difficulty"]) for row in rows] == [(None, None)] * 2
+
+
+def test_the_column_of_paths_can_be_named(manifest: Callable[..., Path], scanned: Scanned) -> None:
+    file = manifest("filepath,class\ncat/a.png,cat\ndog/b.png,dog\n")
+    assert len(scanned(file, image_column="filepath", label_column="class").manifest) == 2
+    with pytest.raises(UsageError, match="no column path, label; it has filepath, class") as caught:
+        scanned(file)
+    assert "--image-column" in caught.value.hint and "--column" in caught.value.hint
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t", "|"])
+def test_other_delimiters_are_read_and_told(manifest: Callable[..., Path], scanned: Scanned, delimiter: str) -> None:
+    text = "path,label,caption\ncat/a.png,cat,a\ndog/b.png,dog,b\n".replace(",", delimiter)
+    scan = scanned(manifest(text))
+    assert scan.manifest.column("caption").tolist() == ["a", "b"]
+    assert scan.warnings == (f"1 list read with {delimiter!r} between its columns",)
+
+
+def test_a_column_twice_is_refused(manifest: Callable[..., Path], scanned: Scanned) -> None:
+    with pytest.raises(UsageError, match="'label' twice"):
+        scanned(manifest("path,label,label\ncat/a.png,cat,dog\n"))
+
+
+def test_images_elsewhere_need_their_folder_named(
+    manifest: Callable[..., Path], scanned: Scanned, tmp_path: Path
+) -> None:
+    root, lists = tmp_path / "images", tmp_path / "lists"
+    lists.mkdir()
+    (lists / "abs.csv").write_text(f"path,label\n{root}/cat/a.png,cat\ndog/b.png,dog\n")
+    manifest("")
+    scan = scanned(lists / "abs.csv", image_root=root)
+    assert list(scan.manifest.column("path")) == ["cat/a.png", "dog/b.png"] and scan.manifest.root == root.resolve()
+    with pytest.raises(TooManyRejectedError, match="--image-root"):
+        scanned(lists / "abs.csv")
+    (lists / "out.csv").write_text("path,label\n../lists/abs.csv,cat\n")
+    with pytest.raises(TooManyRejectedError, match="outside_root"):
+        scanned(lists / "out.csv", image_root=root)
+
+
+def test_parts_of_a_list_are_named_kept_or_left_out(manifest: Callable[..., Path], scanned: Scanned) -> None:
+    file = manifest("path,label,split\ncat/a.png,cat,train\ndog/b.png,dog,fold9\n")
+    with pytest.raises(UsageError, match=r"row 2: 'fold9' is not a split") as caught:
+        scanned(file)
+    assert "--split-map fold9=train" in caught.value.hint
+    assert scanned(file, split_map={"fold9": "test"}).manifest.column("split").tolist() == ["train", "test"]
+    assert list(scanned(file, split_map={"fold9": "none"}).manifest.column("path")) == ["cat/a.png"]
+    assert list(scanned(file, split="train").manifest.column("path")) == ["cat/a.png"]
+    (origin,) = {one.origin for one in scanned(file, split="train").splits if one.images}
+    assert origin == "column 'split'"
+    (origin,) = {one.origin for one in scanned(manifest("path,label\ncat/a.png,cat\n")).splits if one.images}
+    assert origin == "the source names no splits"
+    manifest("path,label,split\ncat/a.png,cat,train\ndog/b.png,dog,fold9\n")
+    assert list(scanned(file, split="fold9").manifest.column("path")) == ["dog/b.png"]

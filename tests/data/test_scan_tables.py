@@ -18,6 +18,7 @@ from dcdm_cli.data.sources import Scan
 from dcdm_cli.errors import UsageError
 
 from .conftest import encoded, picture
+from .test_scan_tars import write_tar
 
 Scanned = Callable[..., Scan]
 
@@ -179,3 +180,47 @@ def test_plain_value_columns_of_a_dataset(scanned: Scanned, tmp_path: Path) -> N
     features = Features(image=Value("binary"), label=Value("string"))
     Dataset.from_dict(rows, features).save_to_disk(str(tmp_path / "saved"))
     assert json.dumps(scanned(tmp_path / "saved").manifest.class_names) == '["cat"]'
+
+
+def test_parts_of_a_dataset_are_named_kept_or_left_out(scanned: Scanned, tmp_path: Path) -> None:
+    DatasetDict(train=dataset(1, 2), holdout=dataset(3)).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(UsageError, match="'holdout' is not a split") as caught:
+        scanned(tmp_path / "saved")
+    assert "--split-map holdout=test" in caught.value.hint and "--split train" in caught.value.hint
+    assert len(scanned(tmp_path / "saved", split="train").manifest) == 2
+    assert scanned(tmp_path / "saved", split="holdout").manifest.column("split").tolist() == ["train"]
+    mapped = scanned(tmp_path / "saved", split_map={"holdout": "judge"}).manifest
+    assert mapped.column("split").tolist() == ["train", "train", "judge"]
+    with pytest.raises(UsageError, match=r"'test' is not a split of this source, which has 'train', 'holdout'"):
+        scanned(tmp_path / "saved", split="test")
+
+
+def test_an_unlabelled_split_is_named(scanned: Scanned, tmp_path: Path) -> None:
+    unlabelled = dataset(3, 4).map(lambda row: {"label": -1})
+    DatasetDict(train=dataset(1, 2), test=unlabelled).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(UsageError, match="the split 'test' has no labels: 2 images") as caught:
+        scanned(tmp_path / "saved")
+    assert "--split-map test=none" in caught.value.hint and "--split train" in caught.value.hint
+    assert scanned(tmp_path / "saved", split_map={"test": "none"}).manifest.column("split").tolist() == ["train"] * 2
+
+
+def test_a_file_beside_splits_is_asked_about(scanned: Scanned, tmp_path: Path) -> None:
+    for seed, name in enumerate(("train-0", "test-0", "extra")):
+        write_parquet(tmp_path / f"data/{name}.parquet", pictures(seed), ["cat"])
+    with pytest.raises(UsageError, match=r"a split by its name, extra\.parquet is not") as caught:
+        scanned(tmp_path / "data")
+    assert "--split-map extra=train" in caught.value.hint
+    found = scanned(tmp_path / "data", split_map={"extra": "train"}).manifest
+    assert sorted(found.column("split")) == ["test", "train", "train"]
+    assert len(scanned(tmp_path / "data", exclude=("extra*",)).manifest) == 2
+
+
+def test_a_table_that_describes_tars_is_not_the_images(scanned: Scanned, tmp_path: Path) -> None:
+    write_tar(tmp_path / "in/00000.tar", {"0.png": encoded(picture(1)), "0.json": '{"label": "cat", "caption": "c"}'})
+    pq.write_table(pa.table({"url": ["x"], "caption": ["c"]}), tmp_path / "in/00000.parquet")
+    scan = scanned(tmp_path / "in")
+    assert scan.manifest.class_names == ("cat",) and any("read from tars" in warning for warning in scan.warnings)
+    write_parquet(tmp_path / "in/more.parquet", pictures(2), ["cat"])
+    with pytest.raises(UsageError, match="both hold images") as caught:
+        scanned(tmp_path / "in")
+    assert "*.tar" in caught.value.hint

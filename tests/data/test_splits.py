@@ -41,8 +41,17 @@ def test_splits_that_are_there_stay(splits: list[str | None]) -> None:
     assert assign(splits) == splits
 
 
-def test_a_judge_without_test_leaves_the_judge_alone() -> None:
-    assert Counter(assign(["train"] * 10 + ["judge"] * 5)) == {"train": 8, "test": 2, "judge": 5}
+def test_a_source_that_holds_images_out_keeps_all_its_training_images() -> None:
+    assigned = assign(["train"] * 100 + ["judge"] * 20)
+    assert assigned[:100] == ["train"] * 100
+    assert Counter(assigned[100:]) == {"test": 14, "judge": 6}
+
+
+def test_the_test_split_can_be_taken_from_train_all_the_same() -> None:
+    fractions = {"judge_fraction": 0.3, "test_fraction": 0.2}
+    splits = ["train"] * 10 + ["judge"] * 5
+    assigned = assign_splits(splits, [0] * 15, keys(15), **fractions, test_from="train")
+    assert Counter(assigned) == {"train": 8, "test": 2, "judge": 5}
 
 
 def test_each_class_is_carved_alike() -> None:

@@ -136,7 +136,10 @@ def test_rejected_images_are_listed(tmp_path: Path) -> None:
         tmp_path / "rejected.jsonl", [Rejection("a\n.png", "truncated", "half"), Rejection("b", "no_label", "")]
     )
     lines = (tmp_path / "rejected.jsonl").read_text().splitlines()
-    assert json.loads(lines[0]) == {"path": "a\n.png", "reason": "truncated", "detail": "half"} and len(lines) == 2
+    assert (
+        json.loads(lines[0]) == {"path": "a\n.png", "reason": "truncated", "detail": "half", "split": ""}
+        and len(lines) == 2
+    )
 
 
 def test_sidecars_mirror_the_images(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from dcdm_cli.data.images import DecodeOptions, decode_options, set_decode_options
 from dcdm_cli.difficulty import classifier
 from dcdm_cli.difficulty.classifier import (
     DESCRIPTION,
@@ -251,3 +252,17 @@ def test_weights_that_are_not_finite_are_no_classifier(digits: Digits, quick: Sc
     with pytest.raises(NumericalError, match="weights are not finite") as caught:
         train_classifier(digits[0][:20], digits[1][:20], 10, wild, 0, "cpu")
     assert caught.value.code == 4 and "learning rate" in caught.value.hint
+
+
+def test_classifiers_see_the_whole_of_a_wide_image_where_the_run_says_so() -> None:
+    wide = Image.new("RGB", (64, 16), "black")
+    wide.paste("white", (0, 0, 16, 16))
+    before = decode_options()
+    try:
+        sizes = {}
+        for fit in ("crop", "pad", "stretch"):
+            set_decode_options(DecodeOptions(fit=fit))
+            sizes[fit] = LabelledImages([wide], None, lambda image: torch.tensor(image.size))[0][0].tolist()
+    finally:
+        set_decode_options(before)
+    assert sizes == {"crop": [64, 16], "pad": [64, 64], "stretch": [64, 64]}

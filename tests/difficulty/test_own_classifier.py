@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from dcdm_cli.data.onnx_weights import external_data
 from dcdm_cli.difficulty.classifier import Preprocessing, build_classifier, logits_of
 from dcdm_cli.difficulty.own_classifier import align_classes, copy_own_classifier, load_own_classifier, score_with
+from dcdm_cli.difficulty.own_files import classifier_files
 from dcdm_cli.errors import DcdmError, MismatchError, NotFoundError, UsageError
 from dcdm_cli.run.settings import ClassifierConfig, ScoreConfig
 from tests.difficulty.conftest import NAMES, MakeManifest
@@ -39,22 +40,34 @@ def write_safetensors(model: torch.nn.Module, file: Path, names: list[str] | Non
     return file
 
 
-def write_onnx(file: Path, names: list[str] | None = None, shape: tuple[Any, ...] = ("n", 3, "h", "w")) -> Path:
-    """Logits = the mean of each colour, and their sum: four outputs that are easy to recompute."""
+def write_onnx(
+    file: Path,
+    names: list[str] | None = None,
+    shape: tuple[Any, ...] = ("n", 3, "h", "w"),
+    *,
+    softmax: bool = False,
+    data: str | None = None,
+    kind: int = TensorProto.FLOAT,
+) -> Path:
+    """Logits = the mean of each colour, and their sum: four outputs that are easy to recompute. softmax: at the end.
+    data: where the weights are kept."""
     weight = np.concatenate([np.eye(3), np.ones((1, 3))]).astype(np.float32)
     nodes = [
         helper.make_node("GlobalAveragePool", ["image"], ["pooled"]),
         helper.make_node("Flatten", ["pooled"], ["flat"]),
-        helper.make_node("Gemm", ["flat", "weight"], ["logits"], transB=1),
+        helper.make_node("Gemm", ["flat", "weight"], ["sums" if softmax else "logits"], transB=1),
+        *([helper.make_node("Softmax", ["sums"], ["logits"], axis=1)] if softmax else []),
     ]
-    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)
-    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, (shape[0], 4))
+    weight = weight.astype(helper.tensor_dtype_to_np_dtype(kind))
+    image = helper.make_tensor_value_info("image", kind, shape)
+    logits = helper.make_tensor_value_info("logits", kind, (shape[0], 4))
     graph = helper.make_graph(nodes, "own", [image], [logits], [numpy_helper.from_array(weight, "weight")])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     if names:
         helper.set_model_props(model, {"class_names": json.dumps(names)})
     file.parent.mkdir(exist_ok=True)
-    onnx.save(model, file)
+    external = {"save_as_external_data": True, "location": data, "size_threshold": 0} if data else {}
+    onnx.save(model, file, **external)
     return file
 
 
@@ -227,3 +240,72 @@ def test_metadata_that_is_not_json(tmp_path: Path, quick: ScoreConfig, tiny: tor
     save_file(tiny.state_dict(), tmp_path / "a.safetensors", {"class_names": "ant, bee"})
     with pytest.raises(UsageError, match="is no JSON list of names"):
         load_own_classifier(tmp_path / "a.safetensors", OURS, quick)
+
+
+def test_probabilities_are_recognised_and_mean_what_the_logits_do(
+    tmp_path: Path, digits: Digits, quick: ScoreConfig, make_manifest: MakeManifest
+) -> None:
+    manifest = make_manifest(digits[0][:6], np.arange(6) % 3, tuple(OURS))
+    plain = load_own_classifier(write_onnx(tmp_path / "plain.onnx", THEIRS), OURS, quick)
+    soft = load_own_classifier(write_onnx(tmp_path / "soft.onnx", THEIRS, softmax=True), OURS, quick)
+    assert (plain.gives_probabilities, soft.gives_probabilities) == (False, True)
+    ours, theirs = (score_with(own, manifest, "cpu", calibrate=False).columns["difficulty"] for own in (plain, soft))
+    np.testing.assert_allclose(theirs, ours, atol=1e-5)
+
+
+def test_weights_beside_a_graph_are_among_its_files(tmp_path: Path, quick: ScoreConfig) -> None:
+    folder = tmp_path / "scorer"
+    folder.mkdir()
+    own = load_own_classifier(write_onnx(tmp_path / "own.onnx", THEIRS, data="weights.bin"), OURS, quick)
+    assert classifier_files(own.file) == [own.file, tmp_path / "weights.bin"]
+    copy = load_own_classifier(folder / copy_own_classifier(own, folder), OURS, quick)
+    images = np.full((1, 16, 16, 3), 80, np.uint8)
+    answers = [logits_of([one.model], images, one.preprocessing, "cpu") for one in (own, copy)]
+    np.testing.assert_array_equal(*answers)
+
+
+def test_a_graphs_weights_stay_in_its_folder(tmp_path: Path) -> None:
+    file = write_onnx(tmp_path / "own.onnx", THEIRS, data="weights.bin")
+    model = onnx.load(file, load_external_data=False)
+    next(entry for entry in model.graph.initializer[0].external_data if entry.key == "location").value = "../x.bin"
+    file.write_bytes(model.SerializeToString())
+    with pytest.raises(UsageError, match=r"the weights .*x\.bin"):
+        classifier_files(file)
+
+
+def test_the_type_of_an_input_that_cannot_be_used_is_named(tmp_path: Path, quick: ScoreConfig) -> None:
+    with pytest.raises(UsageError, match=r"tensor\(float16\)"):
+        load_own_classifier(write_onnx(tmp_path / "half.onnx", THEIRS, kind=TensorProto.FLOAT16), OURS, quick)
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_wrappers_of_training_are_taken_off(
+    tmp_path: Path, quick: ScoreConfig, tiny: torch.nn.Module, wrapper: str
+) -> None:
+    file = tmp_path / "a.safetensors"
+    save_file({wrapper + key: tensor for key, tensor in tiny.state_dict().items()}, file)
+    own = load_own_classifier(file, OURS, quick, class_map=THEIRS)
+    images = np.zeros((1, 32, 32, 3), np.uint8)
+    expected = logits_of([tiny], images, own.preprocessing, "cpu")[0][:, ORDER]
+    np.testing.assert_allclose(logits_of([own.model], images, own.preprocessing, "cpu")[0], expected, atol=1e-5)
+
+
+def test_a_folder_of_timms_says_all_itself(tmp_path: Path, quick: ScoreConfig, tiny: torch.nn.Module) -> None:
+    save_file(tiny.state_dict(), tmp_path / "model.safetensors")
+    described = {
+        "architecture": quick.model,
+        "num_classes": 4,
+        "label_names": THEIRS,
+        "model_args": quick.model_args,
+        "pretrained_cfg": {"input_size": [3, 40, 40], "mean": [0.1, 0.2, 0.3], "std": [1, 1, 1], "crop_pct": 0.9,
+                           "interpolation": "bilinear"},
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    own = load_own_classifier(tmp_path, OURS, ClassifierConfig.model_validate({}))
+    used = own.preprocessing.data_config
+    assert own.class_names == ("dog", "ant", "cat", "bee") and used["input_size"] == (3, 40, 40)
+    assert (used["mean"], used["crop_pct"], used["interpolation"]) == ((0.1, 0.2, 0.3), 0.9, "bilinear")
+    assert tmp_path / "config.json" in classifier_files(tmp_path)
+    (tmp_path / "config.json").write_text('{"architecture": "resnet10t", "pretrained_cfg": [1]}')
+    with pytest.raises(UsageError, match="no description of a timm model"):
+        load_own_classifier(tmp_path, OURS, quick)

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from dcdm_cli.data.digits import digit_images
+from dcdm_cli.data.images import DecodeOptions, decode_options, set_decode_options
 from dcdm_cli.model.base import BaseModel
 from dcdm_cli.model.latents import decode_latents, encode_latents, to_pixels, torch_decoder
 
@@ -98,3 +99,19 @@ def test_an_image_that_is_not_finite_becomes_a_blank_one_and_its_neighbours_stay
 
     made = decode_latents(decode, latents, 3)
     assert made[1].std() == 0 and made[0].std() > 1 and made[2].std() > 1
+
+
+def test_the_whole_of_a_wide_image_is_seen_where_the_run_says_so() -> None:
+    wide = Image.new("RGB", (64, 16), "black")
+    wide.paste("white", (0, 0, 8, 16))
+    before = decode_options()
+    try:
+        seen = {}
+        for fit in ("crop", "pad", "stretch"):
+            set_decode_options(DecodeOptions(fit=fit, background="black"))
+            seen[fit] = to_pixels([wide], 16)[0, 0]
+    finally:
+        set_decode_options(before)
+    assert (seen["crop"] == -1).all()
+    assert (seen["stretch"][:, 0] > 0.9).all() and (seen["stretch"][:, 8:] < -0.9).all()
+    assert (seen["pad"][:5] < -0.9).all() and seen["pad"][8, 0] > 0.9

@@ -18,6 +18,7 @@ from dcdm_cli.run.session import Context, with_chosen_strength, with_settings
 from dcdm_cli.run.store import Outcome, RunFolder, Stage, StageRecord
 from dcdm_cli.stages.adapter import measured_views, own_difficulty
 from dcdm_cli.stages.calibrate import run_calibrate
+from dcdm_cli.stages.caption import caption_input
 from dcdm_cli.stages.export import run_export
 from dcdm_cli.stages.strength import fine_tune, strength_settings
 
@@ -54,7 +55,7 @@ def variant_context(context: Context, name: str, spec: AdapterSpec) -> Context:
     made_from = [
         spec.scores,
         config.finetune.model_dump(mode="json") if spec.retrains else context.run.require("finetune").id,
-        [context.run.require(stage).id for stage in ("score", "caption")],
+        [context.run.require("score").id, *caption_input(context.run).values()],
         spec.generate,
         config.seed,
     ]
@@ -94,7 +95,7 @@ def _fine_tune(run: VariantFolder, spec: AdapterSpec, context: Context, job: Job
     from dcdm_cli.model.adapter import adapter_hash
 
     config = context.config.finetune
-    inputs = {"score": run.require("score").id, "caption": run.require("caption").id}
+    inputs = {"score": run.require("score").id, **caption_input(run)}
     settings = {**config.model_dump(mode="json"), "scores": spec.scores, "run_seed": context.config.seed}
     if config.strength == "auto":
         settings |= strength_settings(context)

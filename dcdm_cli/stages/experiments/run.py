@@ -214,10 +214,10 @@ def _before(context: Context, experiment: Experiment, name: str) -> float | None
     spec = experiment.adapter(arm.adapter)
     own = variant_context(context, arm.adapter, spec).run
     finetune, caption = own.record("finetune") if spec.retrains else None, context.run.record("caption")
-    if not finetune or not caption:
+    if not finetune:
         return None
     export = own.record("export")
-    return round(caption.seconds + finetune.seconds + (export.seconds if export else 0), 2)
+    return round((caption.seconds if caption else 0) + finetune.seconds + (export.seconds if export else 0), 2)
 
 
 def _sweep(context: Context, experiment: Experiment, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:

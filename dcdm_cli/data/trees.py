@@ -1,0 +1,125 @@
+"""A folder tree seen in name order: what in it can hold images of the source's, and what is passed over."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+GENERATED_MARK = "shards/output.json"
+_SIDECAR_SUFFIXES = frozenset({".txt", ".caption", ".json", ".jsonl", ".csv", ".md"})
+_LITTER = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini", ".DS_Store"})
+_OWN = "folders of dcdm's own (run folders, generated sets) passed over"
+
+
+def is_run_folder(folder: Path) -> bool:
+    """Whether a command of ours writes, or has written, its results there."""
+    if (folder / ".lock.json").is_file():
+        return True
+    return (folder / "records").is_dir() and any((folder / name).is_file() for name in ("dcdm.toml", ".lock"))
+
+
+def is_excluded(path: str, patterns: tuple[str, ...]) -> bool:
+    """path: POSIX, below the source. A pattern matches the whole path, one of its folders, or the last name."""
+    parts = path.split("/")
+    heads = ["/".join(parts[: end + 1]) for end in range(len(parts))]
+    return any(fnmatchcase(text, pattern.rstrip("/")) for pattern in patterns for text in (*heads, *parts))
+
+
+@dataclass
+class Tree:
+    """Below `root`, without hidden files, litter, devices, what `exclude` names, folders of our own and, unless
+    `follow`, links.
+
+    notes: what was passed over by `images`, and how often.
+    """
+
+    root: Path
+    follow: bool = False
+    exclude: tuple[str, ...] = ()
+    notes: Counter[str] = field(default_factory=Counter)
+    visited: set[tuple[int, int]] = field(default_factory=set)
+
+    def folders(self, top: Path) -> list[Path]:
+        return [Path(entry) for entry in self._kept(top) if entry.is_dir(follow_symlinks=self.follow)]
+
+    def filled(self, top: Path) -> list[Path]:
+        """The folders in `top` that have an image, at any depth."""
+        return [folder for folder in self.folders(top) if self.has_images(folder)]
+
+    def has_images(self, top: Path) -> bool:
+        """Also for a folder that cannot be read: it is listed, to be rejected."""
+        return self.has_own_images(top) or next(self._probe().images(top), None) is not None
+
+    def has_own_images(self, top: Path) -> bool:
+        """Whether there are images in the folder itself."""
+        return next(self._probe().images(top, deep=False), None) is not None
+
+    def images(self, top: Path, *, deep: bool = True) -> Iterator[Path]:
+        """Image files by suffix. A folder that cannot be read is given as if it were a file, to be rejected as one."""
+        try:
+            entries = self._kept(top, count=True) if self._is_first_visit(top) else []
+        except OSError:
+            yield top
+            return
+        for entry in entries:
+            if entry.is_symlink() and not self.follow:
+                self.notes["links not followed (--follow-links does)"] += 1
+            elif entry.is_dir():
+                if deep:
+                    yield from self.images(Path(entry))
+            elif entry.is_file():
+                yield from self._if_image(Path(entry))
+
+    def _probe(self) -> Tree:
+        """A look ahead must not count, nor mark folders as visited."""
+        return Tree(self.root, self.follow, self.exclude)
+
+    def _kept(self, top: Path, *, count: bool = False) -> list[os.DirEntry[str]]:
+        with os.scandir(top) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+        kept = []
+        for entry in found:
+            reason = self._passed_over(entry)
+            if reason is None:
+                kept.append(entry)
+            elif reason and count:
+                self.notes[reason] += 1
+        return kept
+
+    def _passed_over(self, entry: os.DirEntry[str]) -> str | None:
+        """Why; "" where nobody wants to know; None: it is kept."""
+        if entry.name in _LITTER:
+            return ""
+        if entry.name.startswith("."):
+            could_hold = entry.is_dir() or Path(entry.name).suffix.lower() in IMAGE_SUFFIXES
+            return "hidden files and folders passed over" if could_hold else ""
+        if self.exclude and is_excluded(Path(entry).relative_to(self.root).as_posix(), self.exclude):
+            return "files and folders left out by --exclude"
+        return _OWN if entry.is_dir() and _is_ours(Path(entry)) else None
+
+    def _is_first_visit(self, folder: Path) -> bool:
+        """Each real folder is entered once, so that a loop of links ends."""
+        status = folder.stat()
+        key = status.st_dev, status.st_ino
+        known = key in self.visited
+        self.visited.add(key)
+        return not known
+
+    def _if_image(self, path: Path) -> Iterator[Path]:
+        suffix = path.suffix.lower()
+        if suffix in IMAGE_SUFFIXES:
+            yield path
+        elif suffix not in _SIDECAR_SUFFIXES:
+            self.notes["files without an image suffix ignored"] += 1
+
+
+def _is_ours(folder: Path) -> bool:
+    try:
+        return is_run_folder(folder) or (folder / GENERATED_MARK).is_file()
+    except OSError:  # it cannot be read, which `images` says
+        return False
