@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from dcdm_cli.errors import NotFoundError, UsageError
+from dcdm_cli.run.origins import Layer
 from dcdm_cli.run.presets import PRESETS
-from dcdm_cli.run.settings import Config, Layer, flat_items, known_keys, resolve
+from dcdm_cli.run.resolution import flat_items, known_keys, resolve
+from dcdm_cli.run.settings import Config
 
 
 @pytest.fixture(autouse=True)

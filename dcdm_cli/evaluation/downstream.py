@@ -24,6 +24,7 @@ from dcdm_cli.difficulty.classifier import predict_logits, train_classifier
 from dcdm_cli.evaluation.statistics import interval, paired
 from dcdm_cli.files import hash_json, storage_errors
 from dcdm_cli.run.progress import Job
+from dcdm_cli.run.roles import fingerprint
 from dcdm_cli.run.settings import ClassifierConfig, changed
 
 REAL, OURS = "real", "dcdm"
@@ -110,7 +111,7 @@ def seeds_of(first: int, count: int) -> list[int]:
 
 def arm_key(arm: Arm, trial: Trial, config: ClassifierConfig, seed: int) -> str:
     """Equal for arms that are the same in all but name: those are computed once, by whichever experiment is first."""
-    return hash_json([arm.key, seed, _settings(arm, config).model_dump(mode="json"), trial.content])
+    return hash_json([arm.key, seed, fingerprint(_settings(arm, config)), trial.content])
 
 
 def run_arms(

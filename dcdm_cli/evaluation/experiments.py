@@ -15,7 +15,8 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from dcdm_cli.errors import NotFoundError, UsageError
-from dcdm_cli.run.settings import Section, nearest
+from dcdm_cli.run.origins import nearest
+from dcdm_cli.run.settings import Section
 
 OURS = "ours"  # the run's own adapter
 LARGEST_FILE = 2**20  # bytes; a description of an experiment is not larger

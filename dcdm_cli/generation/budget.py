@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dcdm_cli.errors import NotFoundError, UsageError
-from dcdm_cli.run.settings import nearest
+from dcdm_cli.run.origins import nearest
 
 
 @dataclass(frozen=True)

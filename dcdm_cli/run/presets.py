@@ -15,11 +15,7 @@ _DIGITS_NET = {
     "rotate": 10.0,
 }
 PRESETS: dict[str, dict[str, Any]] = {
-    "sd15": {
-        "finetune": {"precision": "bf16", "gradient_checkpointing": True},
-        "export": {"precision": "fp16"},
-        "generate": {"precision": "fp16"},
-    },
+    "sd15": {"finetune": {"gradient_checkpointing": True}},  # precision is chosen by the device
     "digits": {
         "data": {"source": "digits"},
         "score": {**_DIGITS_NET, "steps": 50, "batch_size": 16, "folds": 2, "repeats": 10},
@@ -45,6 +41,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "ema_decay": 0.99,
             "snr_gamma": None,
             "checkpoint_every": 200,
+            "precision": "fp32",  # of everything measured with these settings
         },
         "calibrate": {"tails": 0.06},
         "generate": {
@@ -58,6 +55,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "clip_range": 4.0,
             "batch_size": 64,
             "decode_batch": 64,
+            "precision": "fp32",
         },
         "evaluate": {"fresh_sets": True, "workers": 2},
     },

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 from dcdm_cli.crew.ranks import Ranks
 from dcdm_cli.errors import UsageError
 from dcdm_cli.model.packaged import TINY_NAME
+from dcdm_cli.run.precision import settle_precision
 from dcdm_cli.run.progress import Job
+from dcdm_cli.run.roles import fingerprint, others
 from dcdm_cli.run.session import Context
 from dcdm_cli.run.settings import FinetuneConfig
 from dcdm_cli.run.store import Outcome, Stage, StageRecord
 from dcdm_cli.signals import asked_to_stop
-from dcdm_cli.stages.devices import settle_spread
+from dcdm_cli.stages.devices import settle_spread, settle_training
 from dcdm_cli.stages.jobs import open_job
 
 if TYPE_CHECKING:
@@ -34,12 +36,15 @@ if TYPE_CHECKING:
 
 def run_finetune(context: Context) -> StageRecord:
     """Fine-tunes unless nothing changed. In a group of processes, the main one: `join_group` is for the others."""
+    context = settle_training(context)
     run, config = context.run, context.config.finetune
     run.create(after="score")
     with run.lock("dcdm finetune"):
         if context.force:
             _drop(run.checkpoints / "adapter")
-        record, done = run.run(_stage(context), lambda: _work(context, config, run.adapter), force=context.force)
+        record, done = run.run(
+            finetune_stage(context), lambda: _work(context, config, run.adapter), force=context.force
+        )
         _drop(run.checkpoints / "adapter")  # only now: a kill before the record was written must not cost the training
     if not done:
         context.console.note("finetune: nothing changed, skipped (--force runs it again)")
@@ -62,18 +67,20 @@ def run_group(context: Context, wanted: tuple[str, ...]) -> None:
 def join_group(context: Context) -> None:
     """What the processes beside the main one do: train, and leave writing and saying to it."""
     context.console.quiet = True
-    if context.force or context.run.is_fresh(_stage(context)) is None:
+    context = settle_training(context)
+    if context.force or context.run.is_fresh(finetune_stage(context)) is None:
         train_adapter(context, context.config.finetune, context.run.adapter, _job(context))
 
 
-def _stage(context: Context) -> Stage:
+def finetune_stage(context: Context) -> Stage:
+    """Of a context whose precision is settled."""
     run, config = context.run, context.config.finetune
     inputs = {"score": run.require("score").id, "caption": run.require("caption").id}
-    settings = {**config.model_dump(mode="json"), "run_seed": context.config.seed}
+    settings = {**fingerprint(config), "run_seed": context.config.seed}
     processes = Ranks.of_environment().world
     if processes > 1:
         settings["processes"] = processes  # they make the batch larger
-    return Stage("finetune", settings, inputs)
+    return Stage("finetune", settings, inputs, others(config))
 
 
 def _job(context: Context) -> Job:
@@ -114,8 +121,9 @@ def train_adapter(
 
     ranks = Ranks.of_environment()
     rows = training_rows(read_manifest(context.run.samples), config.keep_suspects)
-    base = load_base(config.base, revision=config.revision, dtype=config.precision, device=job.device)
-    config = config.model_copy(update={"seed": config.seed + context.config.seed})
+    precision = settle_precision(config.precision, job.device, training=True)
+    base = load_base(config.base, revision=config.revision, dtype=precision, device=job.device)
+    config = config.model_copy(update={"seed": config.seed + context.config.seed, "precision": precision})
     measure = difficulty_of or own_difficulty
     data, fingerprint = _training_set(context, config, rows, base, job, measure), base.fingerprint
     trained = finetune(base, data, len(rows.class_names), config, context.run.checkpoints / folder.name, job)

@@ -15,8 +15,8 @@ from dcdm_cli.errors import NumericalError
 from dcdm_cli.evaluation.experiments import AdapterSpec, ArmSpec
 from dcdm_cli.files import atomic_folder, hash_json, safe_name
 from dcdm_cli.run.progress import Job
+from dcdm_cli.run.roles import fingerprint, others
 from dcdm_cli.run.session import Context
-from dcdm_cli.run.settings import changed
 from dcdm_cli.run.store import Outcome, RunFolder, Stage, StageRecord
 from dcdm_cli.stages.calibrate import run_calibrate
 from dcdm_cli.stages.export import run_export
@@ -48,10 +48,7 @@ class VariantFolder(RunFolder):
 
 def with_settings(context: Context, **sections: Mapping[str, Any]) -> Context:
     """The same context with other settings: section name -> {key: value}. Raises UsageError for what breaks a rule."""
-    config = context.config
-    updates = {name: changed(getattr(config, name), values, f"[{name}]") for name, values in sections.items()}
-    resolved = replace(context.resolved, config=config.model_copy(update=updates))
-    return replace(context, resolved=resolved, force=False)
+    return replace(context.with_settings(**sections), force=False)
 
 
 def variant_context(context: Context, name: str, spec: AdapterSpec) -> Context:
@@ -62,7 +59,7 @@ def variant_context(context: Context, name: str, spec: AdapterSpec) -> Context:
     config = changed_context.config
     made_from = [
         spec.scores,
-        config.finetune.model_dump(mode="json") if spec.retrains else context.run.require("finetune").id,
+        fingerprint(config.finetune) if spec.retrains else context.run.require("finetune").id,
         [context.run.require(stage).id for stage in ("score", "caption")],
         spec.generate,
         config.seed,
@@ -102,13 +99,13 @@ def _fine_tune(run: VariantFolder, spec: AdapterSpec, context: Context, job: Job
 
     config = context.config.finetune
     inputs = {"score": run.require("score").id, "caption": run.require("caption").id}
-    settings = {**config.model_dump(mode="json"), "scores": spec.scores, "run_seed": context.config.seed}
+    settings = {**fingerprint(config), "scores": spec.scores, "run_seed": context.config.seed}
 
     def work() -> Outcome:
         results = train_adapter(context, config, run.adapter, job, _difficulty_of(spec.scores))
         return Outcome([run.adapter], adapter_hash(run.adapter), results, job.device)
 
-    run.run(Stage("finetune", settings, inputs), work)
+    run.run(Stage("finetune", settings, inputs, others(config)), work)
 
 
 def _difficulty_of(kind: str) -> DifficultyOf | None:
@@ -135,7 +132,7 @@ def _difficulty_of(kind: str) -> DifficultyOf | None:
 def _calibration_stage(context: Context) -> Stage:
     from dcdm_cli.generation.engine import sampler_settings
 
-    settings = {**context.config.calibrate.model_dump(mode="json"), **sampler_settings(context.config.generate)}
+    settings = {**fingerprint(context.config.calibrate), **sampler_settings(context.config.generate)}
     return Stage("calibration", settings, {"finetune": context.run.require("finetune").id})
 
 
