@@ -21,8 +21,9 @@ STAGES = ("score", "caption", "finetune", "calibrate", "export", "generate")
 
 
 def run_evaluate(context: Context) -> StageRecord:
-    context, run = settle_generation(context), context.run
+    run = context.run
     run.create(after="finetune")
+    context = settle_generation(context)
     with run.lock("dcdm evaluate"):
         records = stage_records(context)
         record, done = run.run(evaluate_stage(context), lambda: _work(context, records), force=context.force)

@@ -30,9 +30,9 @@ KEPT = "finished networks and engines are kept"
 
 
 def run_export(context: Context) -> StageRecord:
-    context = settle_generation(context, "export")
     run = context.run
     run.create()
+    context = settle_generation(context, "export")
     with run.lock("dcdm export"):
         run.require("finetune")
         engines = _engine_order(context.config, run.cache)

@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
 def run_finetune(context: Context) -> StageRecord:
     """Fine-tunes unless nothing changed. In a group of processes, the main one: `join_group` is for the others."""
+    context.run.create(after="score")
     context = settle_training(context)
     run, config = context.run, context.config.finetune
-    run.create(after="score")
     with run.lock("dcdm finetune"):
         if context.force:
             _drop(run.checkpoints / "adapter")

@@ -37,8 +37,8 @@ def run_generate(context: Context, plan_file: Path | None = None, *, verify: boo
         plan = PlanFile(plan_file)
         plan.verify()
         context = _with_precision_of(context, plan)
-    context = settle_generation(context, "generate")
     run.create(after="finetune")
+    context = settle_generation(context, "generate")
     with run.lock("dcdm generate"):
         stage = generate_stage(context, plan)
         force = context.force or verify

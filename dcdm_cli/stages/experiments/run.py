@@ -51,8 +51,9 @@ class Cell:
 def run_experiment(context: Context, name: str) -> tuple[StageRecord, Place]:
     """name: a built-in experiment or a TOML file."""
     experiment = find_experiment(name)
-    context, run = settle_generation(context), context.run
+    run = context.run
     run.create()
+    context = settle_generation(context)
     with run.lock(f"dcdm evaluate --experiment {experiment.name}"):
         place = place_of(context, experiment)
         stage = experiment_stage(context, experiment, place)
