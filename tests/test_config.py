@@ -204,6 +204,7 @@ def test_precision_follows_the_device(
 ) -> None:
     import torch
 
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     assert settle_precision(asked, device, training=training) == settled
 

@@ -215,3 +215,22 @@ def test_ids_of_stages_do_not_depend_on_how_the_work_was_done(context: Context, 
         assert record.uncounted["keep_checkpoints"] == checkpoints
         ids.add(record.id)
     assert len(ids) == 1
+
+
+def test_a_calibration_of_before_holds_with_what_is_off_written_or_not(context: Context) -> None:
+    """Older ones name `clip_range` where it is off, and not yet `guidance_interval`."""
+    import numpy as np
+
+    from dcdm_cli.difficulty.calibration import fit_calibration, save_calibration
+    from dcdm_cli.generation.engine import sampler_settings
+    from dcdm_cli.model.adapter import CALIBRATION_FILE
+    from dcdm_cli.stages.probe import usable_calibration
+
+    settings = sampler_settings(context.config.generate)
+    requested = np.tile(np.linspace(0.1, 0.9, 9), 20)
+    label = np.repeat([0, 1], 90)
+    context.run.adapter.mkdir()
+    for told, holds in ({"clip_range": None}, True), ({}, True), ({"guidance_interval": [0.1, 0.5]}, False):
+        fitted = fit_calibration(requested, requested, requested < 2, label, 2, {**settings, **told})
+        save_calibration(fitted, context.run.adapter / CALIBRATION_FILE)
+        assert (usable_calibration(context) is not None) == holds

@@ -15,7 +15,7 @@ def settle_precision(requested: str, device: str, *, training: bool = False) -> 
         return "fp32"
     import torch
 
-    capability = torch.cuda.get_device_capability(device)
+    capability = torch.cuda.get_device_capability(device) if torch.cuda.is_available() else (0, 0)
     if capability < (7, 0):
         return "fp32"
     return "bf16" if training and capability >= (8, 0) else "fp16"
