@@ -200,7 +200,7 @@ def test_settings_as_toml_are_read_back(preset: str | None, with_origins: bool, 
     ],
 )
 def test_precision_follows_the_device(
-    asked: str, device: str, capability: tuple[int, int] | None, training: bool, settled: str, monkeypatch: Any
+    asked: Any, device: str, capability: tuple[int, int] | None, training: bool, settled: str, monkeypatch: Any
 ) -> None:
     import torch
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dcdm_cli import __version__
 from dcdm_cli.errors import CapabilityError, DcdmError, MismatchError, NumericalError, UsageError
 from dcdm_cli.run import one_off
+from dcdm_cli.run.precision import settle_precision
 from dcdm_cli.run.roles import fingerprint, others
 from dcdm_cli.run.session import Context
 from dcdm_cli.run.settings import Config
@@ -90,7 +91,7 @@ def _order(context: Context, engines: EngineOrder | None) -> Order:
     from dcdm_export.onnx_graph import OPSETS, ExportError, check_opset
 
     config, scale, adapter = context.config.export, context.config.generate.lora_scale, context.run.adapter
-    precision = context.config.generate.precision
+    precision = settle_precision(context.config.generate.precision, "cpu")  # settled already
     opset = config.opset or OPSETS[precision]
     try:
         check_opset(precision, opset)
