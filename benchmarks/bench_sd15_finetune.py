@@ -58,7 +58,7 @@ def row(batch: int, checkpointing: bool, sketch: bool) -> dict[str, Any]:
 def measured(batch: int, checkpointing: bool, sketch: bool) -> dict[str, Any]:
     device, settings = ("cpu" if sketch else "cuda"), {**PRESETS["sd15"]["finetune"]}
     settings |= {"batch_size": batch, "gradient_checkpointing": checkpointing}
-    settings |= {"precision": "fp32"} if sketch else {}
+    settings |= {"precision": "fp32" if sketch else "bf16"}
     config = FinetuneConfig.model_validate(settings)
     base = sd15_model(device, config.precision, small=sketch).base
     if not sketch:

@@ -17,7 +17,8 @@ from dcdm_cli.data.manifest import Manifest, read_manifest
 from dcdm_cli.difficulty.classifier import predict_logits, train_classifier
 from dcdm_cli.difficulty.scorer import Scorer
 from dcdm_cli.generation.plan import PlanInputs
-from dcdm_cli.run.settings import Config, resolve
+from dcdm_cli.run.resolution import resolve
+from dcdm_cli.run.settings import Config
 from dcdm_cli.run.store import RunFolder
 
 

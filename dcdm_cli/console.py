@@ -95,6 +95,12 @@ class Console:
             human.print(Text(show(path)), soft_wrap=True)
         self.out.flush()
 
+    def text(self, text: str) -> None:
+        """A result that is a text in a format of its own: nothing else is on stdout, and no line is broken up."""
+        self.end_progress()
+        self.out.write(text)
+        self.out.flush()
+
     def error(self, error: DcdmError) -> None:
         """What failed and how to go on; with --json the same as the last line of stderr."""
         self.end_progress()

@@ -11,7 +11,7 @@ import pytest
 
 import dcdm_cli
 from dcdm_cli.evaluation.experiments import built_in_experiments, find_experiment, parse_experiment
-from dcdm_cli.run.settings import resolve
+from dcdm_cli.run.resolution import resolve
 
 FOLDER = Path(dcdm_cli.__file__).parent.parent / "benchmarks"
 

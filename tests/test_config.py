@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dcdm_cli.errors import NotFoundError, UsageError
-from dcdm_cli.run.origins import FOREIGN
+from dcdm_cli.run.origins import FOREIGN, Layer, toml_document
+from dcdm_cli.run.precision import settle_precision
 from dcdm_cli.run.presets import PRESETS
-from dcdm_cli.run.settings import Config, Layer, flat_items, known_keys, resolve
+from dcdm_cli.run.resolution import flat_items, known_keys, resolve
+from dcdm_cli.run.session import overridden_text, recorded_layers
+from dcdm_cli.run.settings import Config
+from dcdm_cli.run.store import Outcome, RunFolder, Stage
 
 
 @pytest.fixture(autouse=True)
@@ -115,6 +120,105 @@ def test_what_was_done_wins_over_files_and_the_environment_but_not_over_flags(
     made = resolved.config.finetune
     assert (made.rank, made.alpha, made.steps, made.hidden, made.snr_gamma) == (2, 2, 9, 99, None)
     assert resolved.origins["finetune.rank"] == "record of finetune"
+
+
+def test_what_a_record_decides_against_files_and_the_environment_is_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = toml(tmp_path / "dcdm.toml", 'preset = "digits"\n[generate]\ntext_guidance = 9\nsteps = 7\nratio = 0.5\n')
+    monkeypatch.setenv("DCDM_SCORE__STEPS", "77")
+    done = {"generate": {"text_guidance": 3.0, "steps": 7, "ratio": 0.25, "clip_range": 1.0}}
+    layers = [Layer("record of score", {"score": {"steps": 50, "folds": 9}}), Layer("record of generate", done)]
+    resolved = resolve(run_file=run, recorded=layers, flags={"generate.ratio": 0.75})
+    assert resolved.config.generate.text_guidance == 3.0 and resolved.config.score.steps == 50
+    assert [(o.key, o.said, o.said_in, o.used, o.record) for o in resolved.overridden] == [
+        ("score.steps", 77, "environment", 50, "record of score"),
+        ("generate.text_guidance", 9.0, str(run), 3.0, "record of generate"),
+    ]  # steps agree, a flag decides ratio, and nobody wrote folds or clip_range, which the preset has
+    said = overridden_text(resolved.overridden, RunFolder(tmp_path), None)
+    assert "generate.text_guidance = 9.0" in said and "3.0" in said
+    assert f"dcdm score --run {tmp_path}, then dcdm generate --run {tmp_path}" in said
+    assert resolve(run_file=run).overridden == ()
+
+
+def test_records_pass_on_what_came_out_and_not_how_it_was_made(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.create()
+    generate = {"steps": 7, "batch_size": 3, "spinning": False, "precision": "fp16", "run_seed": 0}
+    for name, config, inputs in (
+        ("finetune", {"rank": 2, "keep_checkpoints": 9}, {}),
+        ("export", {"precision": "bf16", "batch": [1]}, {"finetune": "another"}),
+        ("generate", generate, {}),
+    ):
+        run.run(Stage(name, config, inputs), lambda: Outcome([], ""))
+    layers = {layer.origin: layer.values for layer in recorded_layers(run, "evaluate")}
+    assert layers["record of finetune"] == {"finetune": {"rank": 2}}
+    assert layers["record of generate"] == {"generate": {"steps": 7, "precision": "fp16", "run_seed": 0}}
+    assert layers["record of export"] == {}  # of another adapter
+    finetune = run.require("finetune").id
+    run.run(Stage("export", {"precision": "bf16"}, {"finetune": finetune}), lambda: Outcome([], ""))
+    assert resolve(recorded=recorded_layers(run, "generate")).config.generate.precision == "bf16"
+
+
+@pytest.mark.parametrize("where", ["file", "environment", "flag"])
+def test_the_old_key_of_a_setting_is_understood_and_the_new_one_named(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = toml(tmp_path / "x.toml", '[export]\nprecision = "fp16"\nopset = 23\n' if where == "file" else "")
+    if where == "environment":
+        monkeypatch.setenv("DCDM_EXPORT__PRECISION", "fp16")
+    resolved = resolve(config_file=file, flags={"export.precision": "fp16"} if where == "flag" else {})
+    assert resolved.config.generate.precision == "fp16"
+    (hint,) = resolved.renamed
+    assert "export.precision" in hint and "generate.precision" in hint
+    assert resolved.config.export.opset == (23 if where == "file" else None)
+
+
+def test_two_values_of_one_setting_are_refused(tmp_path: Path) -> None:
+    file = toml(tmp_path / "x.toml", '[export]\nprecision = "fp16"\n[generate]\nprecision = "fp32"\n')
+    with pytest.raises(UsageError, match=r"export\.precision = 'fp16' and generate\.precision = 'fp32'"):
+        resolve(config_file=file)
+
+
+def test_none_takes_a_preset_back(tmp_path: Path) -> None:
+    run = toml(tmp_path / "run.toml", 'preset = "digits"\n')
+    assert resolve(run_file=run, config_file=toml(tmp_path / "x.toml", 'preset = "none"\n')).config == Config()
+
+
+@pytest.mark.parametrize("preset", [None, *sorted(PRESETS)])
+@pytest.mark.parametrize("with_origins", [False, True])
+def test_settings_as_toml_are_read_back(preset: str | None, with_origins: bool, tmp_path: Path) -> None:
+    odd = 'a "quoted"\\path\n\x1b[31m \u202e # [x]\t'
+    flags = {"preset": preset, "score.model_args": {"depth": [1, {"a b": 2}]}, "generate.negative_prompt": odd}
+    resolved = resolve(flags={**flags, "generate.guidance_interval": [0.1, 0.5], "data.class_map": "x/y.json"})
+    text = toml_document(flat_items(resolved.config), resolved.origins if with_origins else None)
+    assert all(character.isprintable() or character == "\n" for character in text)
+    again = resolve(config_file=toml(tmp_path / "x.toml", text))
+    assert again.config == resolved.config
+    assert ("# flag" in text) == with_origins
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "capability", "training", "settled"),
+    [
+        ("auto", "cpu", None, True, "fp32"),
+        ("auto", "mps", None, False, "fp32"),
+        ("auto", "cuda:1", (9, 0), True, "bf16"),
+        ("auto", "cuda", (9, 0), False, "fp16"),
+        ("auto", "cuda", (7, 5), True, "fp16"),
+        ("auto", "cuda", (6, 1), False, "fp32"),
+        ("fp16", "cpu", None, False, "fp16"),
+        ("fp32", "cuda", (9, 0), True, "fp32"),
+    ],
+)
+def test_precision_follows_the_device(
+    asked: Any, device: str, capability: tuple[int, int] | None, training: bool, settled: str, monkeypatch: Any
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert settle_precision(asked, device, training=training) == settled
 
 
 def test_what_a_command_starts_from_loses_to_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dcdm_cli.errors import LockedError, MismatchError, NotFoundError, StorageError
-from dcdm_cli.run.settings import resolve
+from dcdm_cli.run.resolution import resolve
 from dcdm_cli.run.store import Outcome, RunFolder, Stage, write_starter_config
 
 STAGE = Stage("score", {"folds": 5}, {"source": "abc"})

@@ -21,6 +21,7 @@ from dcdm_cli.errors import CapabilityError, MismatchError, NotFoundError, Usage
 from dcdm_cli.model.adapter import AdapterInfo, adapter_hash
 from dcdm_cli.model.export_folder import open_export
 from dcdm_cli.model.latents import Decode
+from dcdm_cli.run.precision import settle_precision
 from dcdm_cli.run.settings import GenerateConfig
 from dcdm_export.signature import DENOISER, VAE_DECODER, ModelFacts, NetworkFile, Signature
 
@@ -124,7 +125,7 @@ def _check_facts(folder: Path, model: ModelFacts, info: AdapterInfo) -> None:
 
 
 def _check_denoiser(folder: Path, signature: Signature, wanted: Wanted) -> None:
-    denoiser, precision = signature.networks[DENOISER], wanted.config.precision
+    denoiser, precision = signature.networks[DENOISER], settle_precision(wanted.config.precision, wanted.device)
     if denoiser.precision != precision:
         raise MismatchError(
             f"{folder} was exported in {denoiser.precision}, and generation is set to {precision}",

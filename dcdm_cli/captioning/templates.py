@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from dcdm_cli.data.manifest import Manifest
 from dcdm_cli.errors import NotFoundError, UsageError
 from dcdm_cli.gate import Text, parse_json, typed
-from dcdm_cli.run.settings import CaptionConfig, nearest
+from dcdm_cli.run.origins import nearest
+from dcdm_cli.run.settings import CaptionConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -2,28 +2,55 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
 
-from dcdm_cli.commands.options import print_settings, stage_command
-from dcdm_cli.run.session import Context
+from dcdm_cli.commands.options import print_settings, resolve_for, stage_command
+from dcdm_cli.errors import UsageError
+from dcdm_cli.run.origins import nearest
+from dcdm_cli.run.session import PIPELINE, Context, recorded_layers
 
-EXAMPLES = ("dcdm config show --origin", "dcdm config show --preset digits --json")
+EXAMPLES = (
+    "dcdm config show --origin",
+    "dcdm config show evaluate --run birds --origin",
+    "dcdm config show finetune --run birds > settings.toml",
+    "dcdm config show --preset digits --json",
+)
 
 
 def register(app: typer.Typer, summary: str) -> None:
     group = typer.Typer(help=summary, no_args_is_help=True)
 
-    @stage_command(group, "show", help=summary, examples=EXAMPLES)
+    @stage_command(group, "show", help=summary, examples=EXAMPLES, prepare=as_command)
     def show(
         context: Context,
+        command: Annotated[
+            str | None, typer.Argument(help="As this command resolves them; without it, no record is asked.")
+        ] = None,
         origin: Annotated[bool, typer.Option("--origin", help="Also where each value came from.")] = False,
     ) -> None:
         print_settings(context, origin=origin)
 
     group.callback()(_group)
     app.add_typer(group, name="config")
+
+
+def as_command(context: Context, *, command: str | None, origin: bool) -> Context:
+    """The context with the settings that `command` would see. Raises UsageError for an unknown one."""
+    if command is None:
+        if any(layer.values for layer in recorded_layers(context.run, PIPELINE[-1])):
+            context.console.note("stages of this run decide settings of later ones: dcdm config show COMMAND")
+        return context
+    if command == "demo":
+        from dcdm_cli.commands.demo import demo_settings
+
+        return demo_settings(context, full=False)
+    if command not in PIPELINE:
+        raise UsageError(f"unknown command {command!r}", nearest(command, [*PIPELINE, "demo"]))
+    resolved = resolve_for(command, context.run, context.console, context.given, context.config_file)
+    return replace(context, resolved=resolved)
 
 
 def _group() -> None:

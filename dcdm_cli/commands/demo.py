@@ -10,8 +10,8 @@ import typer
 from dcdm_cli.commands.evaluate import show_evaluation
 from dcdm_cli.commands.options import stage_command
 from dcdm_cli.run.progress import Job
+from dcdm_cli.run.resolution import resolve
 from dcdm_cli.run.session import Context, with_chosen_strength
-from dcdm_cli.run.settings import resolve
 from dcdm_cli.signals import asked_to_stop
 from dcdm_cli.stages.calibrate import run_calibrate
 from dcdm_cli.stages.caption import run_caption

@@ -21,7 +21,7 @@ EXAMPLES = (
 
 
 def register(app: typer.Typer, summary: str) -> None:
-    @stage_command(app, "export", help=summary, sections=("export",), examples=EXAMPLES)
+    @stage_command(app, "export", help=summary, sections=("export",), keys=("generate.precision",), examples=EXAMPLES)
     def export(context: Context) -> None:
         from dcdm_cli.reports.tables import export_tables
 

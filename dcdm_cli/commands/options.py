@@ -8,7 +8,7 @@ import math
 import os
 import tomllib
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -17,8 +17,10 @@ from pydantic import BaseModel
 
 from dcdm_cli.console import Console
 from dcdm_cli.errors import UsageError
-from dcdm_cli.run.session import DEFAULT_RUN, Context, recorded_layers
-from dcdm_cli.run.settings import Config, flat_items, resolve, split_list
+from dcdm_cli.run.origins import split_list, toml_document
+from dcdm_cli.run.resolution import Resolved, flat_items, renamed, resolve
+from dcdm_cli.run.session import DEFAULT_RUN, Context, overridden_text, recorded_layers
+from dcdm_cli.run.settings import Config
 from dcdm_cli.run.store import RunFolder
 
 SHARED: dict[str, tuple[Any, Any]] = {
@@ -45,12 +47,14 @@ def stage_command(
     *,
     help: str,
     sections: Sequence[str] = (),
+    keys: Sequence[str] = (),
     examples: Sequence[str] = (),
     prepare: Callable[..., Context] | None = None,
     run_of: Callable[..., Path | None] | None = None,
 ) -> Callable[[Callable[..., None]], None]:
     """Registers `function(context, **own)` with its own parameters, the flags of `sections`, and the shared options.
 
+    keys: single settings of other sections that are flags here too.
     prepare: (context, **own) -> the context the command works with, before --dry-run shows it.
     run_of: (**own) -> the run folder that the command's own parameters name, for who gives no --run.
     """
@@ -58,6 +62,7 @@ def stage_command(
     def decorate(function: Callable[..., None]) -> None:
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
         flags = {param: key for section in sections for param, key in _section_flags(section)}
+        flags |= {key.rpartition(".")[2]: key for key in keys}
         taken = {p.name for p in own} | set(SHARED)
         flags = {param: key for param, key in flags.items() if param not in taken}
 
@@ -100,17 +105,14 @@ def _is_default(ctx: typer.Context, name: str) -> bool:
 
 
 def print_settings(context: Context, *, origin: bool = False) -> None:
-    """The resolved settings, as a document or as key = value lines."""
+    """The resolved settings, as a document or as TOML that --config reads back."""
     values = flat_items(context.config)
     origins = context.resolved.origins
-    if context.console.as_json:
+    if context.console.as_json or context.console.quiet:
         document = {k: {"value": v, "origin": origins[k]} if origin else v for k, v in values.items()}
         context.console.result(document, context.run.path)
-        return
-    from rich.text import Text
-
-    lines = [f"{k} = {v!r}" + (f"    # {origins[k]}" if origin else "") for k, v in values.items()]
-    context.console.result({}, context.run.path, [Text(line) for line in lines])
+    else:
+        context.console.text(toml_document(values, origins if origin else None))
 
 
 def _open_context(ctx: typer.Context, command: str, shared: dict[str, Any], given: dict[str, Any]) -> Context:
@@ -120,12 +122,25 @@ def _open_context(ctx: typer.Context, command: str, shared: dict[str, Any], give
     flags = {key: value for key, value in given.items() if value is not None}
     flags |= {name: shared[name] for name in ("preset", "device", "threads", "seed") if shared[name] is not None}
     flags |= _parse_settings(shared["settings"] or [])
+    flags = {renamed(key): value for key, value in flags.items()}
     run = RunFolder(shared["run"])
-    recorded = recorded_layers(run, command)
-    resolved = resolve(flags=flags, config_file=shared["config"], run_file=run.config_file, recorded=recorded)
+    resolved = resolve_for(command, run, console, flags, shared["config"])
+    for hint in resolved.renamed:
+        console.warn(hint)
     if resolved.config.threads:
         os.environ["OMP_NUM_THREADS"] = str(resolved.config.threads)  # read when torch is imported
     return Context(run, resolved, console, shared["force"], shared["dry_run"], flags, shared["config"])
+
+
+def resolve_for(
+    command: str, run: RunFolder, console: Console, flags: Mapping[str, Any], config_file: Path | None
+) -> Resolved:
+    """The settings as `command` sees them; warns of what records decide against files and the environment."""
+    recorded = recorded_layers(run, command)
+    resolved = resolve(flags=flags, config_file=config_file, run_file=run.config_file, recorded=recorded)
+    if said := overridden_text(resolved.overridden, run, config_file):
+        console.warn(said)
+    return resolved
 
 
 def _parse_settings(pairs: Sequence[str]) -> dict[str, Any]:

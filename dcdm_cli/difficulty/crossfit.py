@@ -29,6 +29,7 @@ from dcdm_cli.difficulty.scores import fit_temperature, mean_log_probs, score_al
 from dcdm_cli.errors import MismatchError, UsageError
 from dcdm_cli.files import hash_json
 from dcdm_cli.run.progress import Job
+from dcdm_cli.run.roles import fingerprint
 from dcdm_cli.run.settings import ScoreConfig
 
 
@@ -115,7 +116,7 @@ def fit_folds(
 def _key(manifest: Manifest, config: ScoreConfig) -> str:
     """Of all that the classifiers depend on: what was made from other images or settings is not found again."""
     images = manifest.digest("sample_id", "path", "label")
-    return hash_json([config.model_dump(mode="json"), manifest.class_names, images])[:16]
+    return hash_json([fingerprint(config), manifest.class_names, images])[:16]
 
 
 def _once(

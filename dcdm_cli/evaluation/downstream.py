@@ -32,6 +32,7 @@ from dcdm_cli.evaluation.statistics import interval, paired
 from dcdm_cli.files import append_json_lines, hash_json
 from dcdm_cli.gate import Amount, Count, Share, Word, read_lines
 from dcdm_cli.run.progress import Job
+from dcdm_cli.run.roles import fingerprint
 from dcdm_cli.run.settings import ClassifierConfig, changed
 
 REAL, OURS = "real", "dcdm"
@@ -162,7 +163,7 @@ def seeds_of(first: int, count: int) -> list[int]:
 
 def arm_key(arm: Arm, trial: Trial, config: ClassifierConfig, seed: int) -> str:
     """Equal for arms that are the same in all but name: those are computed once, by whichever experiment is first."""
-    return hash_json([arm.key, seed, _settings(arm, config).model_dump(mode="json"), trial.content])
+    return hash_json([arm.key, seed, fingerprint(_settings(arm, config)), trial.content])
 
 
 def run_arms(

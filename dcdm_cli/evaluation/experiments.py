@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from dcdm_cli.errors import NotFoundError, UsageError
-from dcdm_cli.run.settings import nearest
+from dcdm_cli.run.origins import nearest
 from dcdm_cli.section import Section
 
 OURS = "ours"  # the run's own adapter

@@ -15,7 +15,7 @@ import numpy as np
 
 from dcdm_cli.errors import NotFoundError, UsageError
 from dcdm_cli.gate import shorten
-from dcdm_cli.run.settings import nearest
+from dcdm_cli.run.origins import nearest
 
 
 @dataclass(frozen=True)

@@ -33,11 +33,11 @@ class EngineMaker:
 def run_plan(
     plan: AnyPlan, engine: Engine, folder: Path, job: Job, measure: Measure | None = None, *, format: str = "folder"
 ) -> Generated:
-    """Makes what is missing of `plan` in `folder`; the same call again continues or changes nothing.
+    """Makes what is missing of `plan` in `folder`, as PNG; the same call again continues or changes nothing.
 
     measure: scores what was made and, with `attempts`, chooses among draws.
     Raises MismatchError when the folder holds another plan, InterruptedRunError when asked to stop.
     """
     maker = EngineMaker(engine, measure)
-    layout = Layout(folder, format, engine.config.image_format, maker.facts.class_names, plan.shards)
+    layout = Layout(folder, format, "png", maker.facts.class_names, plan.shards)
     return run_shards(plan, maker, layout, job)

@@ -28,7 +28,9 @@ from dcdm_cli.model.fused import load_fused
 from dcdm_cli.model.latents import Decode, decode_latents, torch_decoder
 from dcdm_cli.model.schedule import Sampler, sampling_scheduler, seeded_noise
 from dcdm_cli.run import one_off
+from dcdm_cli.run.precision import settle_precision
 from dcdm_cli.run.progress import Job
+from dcdm_cli.run.roles import RESULT, fingerprint
 from dcdm_cli.run.settings import GenerateConfig
 
 LOOK_AHEAD = 4  # batches whose captions are known early, so that they are encoded some at a time
@@ -75,20 +77,9 @@ class Engine:
 
 
 def sampler_settings(config: GenerateConfig) -> dict[str, Any]:
-    """The settings that change what comes out, and so the calibration; batch sizes, backends and formats do not."""
-    names = (
-        "scheduler",
-        "steps",
-        "text_guidance",
-        "difficulty_guidance",
-        "lora_scale",
-        "clip_range",
-        "negative_prompt",
-    )
-    settings = {name: getattr(config, name) for name in names}
-    if config.guidance_interval is not None:  # absent where it is off: calibrations from before it existed still hold
-        settings["guidance_interval"] = list(config.guidance_interval)
-    return settings
+    """The settings that change what comes out, and so the calibration. What is off (None) is absent: calibrations from
+    before a setting existed still hold."""
+    return {name: value for name, value in fingerprint(config, RESULT).items() if value is not None}
 
 
 def sampler_warnings(config: GenerateConfig) -> list[str]:
@@ -113,6 +104,7 @@ def open_engine(adapter: Path, config: GenerateConfig, device: str, *, export: P
     export: the folder of exported networks that may be used. Raises MismatchError when the base's weights are not those
     the adapter was trained on, and what `choose_backend` raises.
     """
+    config = config.model_copy(update={"precision": settle_precision(config.precision, device)})
     info = read_adapter(adapter)
     guidance = guidance_of(config, plain=info.encoder is None)
     choice = choose_backend(Wanted(adapter, info, config, device, export, guidance.call_counts(config.steps)))

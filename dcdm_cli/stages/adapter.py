@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dcdm_cli.crew.ranks import Ranks
 from dcdm_cli.errors import UsageError
 from dcdm_cli.model.packaged import TINY_NAME
+from dcdm_cli.run.precision import settle_precision
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.session import Context
 from dcdm_cli.run.settings import FinetuneConfig
@@ -72,14 +73,15 @@ def train_adapter(
     ranks = Ranks.of_environment()
     lesson = lesson or Lesson()
     rows = lesson.rows or training_rows(read_manifest(context.run.samples), config.keep_suspects)
+    precision = settle_precision(config.precision, job.device, training=True)
     base_config = str(config.base_config.absolute()) if config.base_config else None
     place: dict[str, Any] = {"revision": config.revision, "variant": config.variant, "config": base_config}
-    base = load_base(config.base, **place, dtype=config.precision, device=job.device)
+    base = load_base(config.base, **place, dtype=precision, device=job.device)
     for warning in base.warnings:
         context.console.warn(warning)
     if base.variant != config.variant:
         context.console.note(f"base model: {config.base} has {base.variant} weights alone; these are used")
-    config = config.model_copy(update={"seed": config.seed + context.config.seed})
+    config = config.model_copy(update={"seed": config.seed + context.config.seed, "precision": precision})
     measure = difficulty_of or own_difficulty
     data, fingerprint = _training_set(context, config, rows, base, job, measure), base.fingerprint
     info = AdapterInfo(

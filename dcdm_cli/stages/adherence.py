@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from dcdm_cli.errors import UsageError
+from dcdm_cli.run.roles import IMAGES, all_others, fingerprints
 from dcdm_cli.run.store import Outcome, Stage, StageRecord
 from dcdm_cli.stages.devices import settle_spread
 from dcdm_cli.stages.probe import Probed, open_run_engine, probe, probe_with_crew, usable_calibration
@@ -46,16 +47,21 @@ class Gallery:
 
 def measured_adherence(context: Context, data: Evaluated, judge: Judge, job: Job) -> StageRecord:
     """Its record holds the `adherence` part of metrics.json; made again only when something it depends on changed."""
+    work = lambda: _work(context, data, judge, job)  # noqa: E731
+    return context.run.run(adherence_stage(context), work, force=context.force)[0]
+
+
+def adherence_stage(context: Context) -> Stage:
     run, config = context.run, context.config
-    evaluate = config.evaluate
-    settings = {name: getattr(config, name).model_dump(mode="json") for name in ("generate", "judge")}
+    evaluate, judge = config.evaluate, {"judge": config.judge}
+    made = {"generate": config.generate}
+    settings: dict[str, Any] = {**fingerprints(made, *IMAGES), **fingerprints(judge)}
     settings |= {"targets": list(evaluate.targets), "per_target": evaluate.per_target, "holdout": evaluate.holdout}
     settings |= {"seed": evaluate.seed + config.seed}
     calibration = run.record("calibrate")
     inputs = {name: run.require(name).id for name in ("score", "caption", "finetune")}
     inputs["calibrate"] = calibration.id if calibration else ""
-    work = lambda: _work(context, data, judge, job)  # noqa: E731
-    return run.run(Stage("adherence", settings, inputs), work, force=context.force)[0]
+    return Stage("adherence", settings, inputs, {**all_others(made, *IMAGES), **all_others(judge)})
 
 
 def reachable_targets(context: Context) -> tuple[tuple[float, float], list[float]]:

@@ -12,8 +12,9 @@ from dcdm_cli.errors import NotFoundError
 from dcdm_cli.files import write_bytes, write_json
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.session import Context
-from dcdm_cli.run.store import Outcome, Stage
-from dcdm_cli.stages.evaluate import evaluation_settings, stage_records, the_bill
+from dcdm_cli.run.store import Outcome
+from dcdm_cli.stages.devices import settle_generation
+from dcdm_cli.stages.evaluate import evaluation_stage, stage_records, the_bill
 from dcdm_cli.stages.evaluation_data import Evaluated, checked_data
 from dcdm_cli.stages.jobs import open_job
 from dcdm_cli.stages.judge import Judge, open_judge
@@ -29,9 +30,9 @@ def run_artefacts(context: Context) -> None:
     """Adherence, quality and cost of the run's generated images; the judge is trained unless it is there already."""
     from dcdm_cli.reports.tables import summary_tables
 
-    run = context.run
+    context, run = settle_generation(context), context.run
     with run.lock("dcdm evaluate --artefacts"):
-        stage = Stage("evaluate-artefacts", evaluation_settings(context), _inputs(context))
+        stage = evaluation_stage(context, "evaluate-artefacts", _inputs(context))
         record, done = run.run(stage, lambda: _work(context), force=context.force)
     if not done:
         context.console.note("evaluate --artefacts: nothing changed, skipped (--force runs it again)")
@@ -43,9 +44,9 @@ def run_filter(context: Context) -> None:
     """Writes which generated images are broken, and a manifest of the others; no image is touched."""
     from dcdm_cli.reports.quality_tables import filter_sheet
 
-    run = context.run
+    context, run = settle_generation(context), context.run
     with run.lock("dcdm evaluate --filter"):
-        stage = Stage("filter", evaluation_settings(context), _inputs(context))
+        stage = evaluation_stage(context, "filter", _inputs(context))
         record, done = run.run(stage, lambda: _filter(context), force=context.force)
     if not done:
         context.console.note("evaluate --filter: nothing changed, skipped (--force runs it again)")

@@ -10,8 +10,10 @@ import numpy as np
 from PIL import Image
 
 from dcdm_cli.run.progress import Job
+from dcdm_cli.run.roles import IMAGES, all_others, fingerprints
 from dcdm_cli.run.session import Context
 from dcdm_cli.run.store import Outcome, Stage, StageRecord
+from dcdm_cli.stages.devices import settle_generation
 from dcdm_cli.stages.evaluation_data import Evaluated, checked_data
 from dcdm_cli.stages.jobs import open_job
 from dcdm_cli.stages.judge import Judge, open_judge
@@ -51,21 +53,26 @@ KINDS = (
 
 
 def run_atlas(context: Context) -> StageRecord:
-    run, config = context.run, context.config
+    context, run = settle_generation(context), context.run
     with run.lock("dcdm evaluate --atlas"):
-        names = ("score", "caption", "finetune", "calibrate", "generate")
-        found = {name: run.record(name) for name in names}
-        inputs = {name: record.id for name, record in found.items() if record}
-        inputs["finetune"] = run.require("finetune").id
-        settings = {name: getattr(config, name).model_dump(mode="json") for name in ("generate", "judge")}
-        atlas = {"targets": list(config.evaluate.atlas_targets), "classes": config.evaluate.atlas_classes}
-        stage = Stage("atlas", {**settings, **atlas, "seed": config.evaluate.seed + config.seed}, inputs)
-        record, done = run.run(stage, lambda: _work(context), force=context.force)
+        record, done = run.run(atlas_stage(context), lambda: _work(context), force=context.force)
     if not done:
         context.console.note("evaluate --atlas: nothing changed, skipped (--force runs it again)")
     page = run.evaluation / "atlas.html"
     context.console.result({"stage": "atlas", "path": str(page), **record.results}, page)
     return record
+
+
+def atlas_stage(context: Context) -> Stage:
+    run, config = context.run, context.config
+    found = {name: run.record(name) for name in ("score", "caption", "finetune", "calibrate", "generate")}
+    inputs = {name: record.id for name, record in found.items() if record}
+    inputs["finetune"] = run.require("finetune").id
+    made, judge = {"generate": config.generate}, {"judge": config.judge}
+    settings: dict[str, Any] = {**fingerprints(made, *IMAGES), **fingerprints(judge)}
+    settings |= {"targets": list(config.evaluate.atlas_targets), "classes": config.evaluate.atlas_classes}
+    settings |= {"seed": config.evaluate.seed + config.seed}
+    return Stage("atlas", settings, inputs, {**all_others(made, *IMAGES), **all_others(judge)})
 
 
 def _work(context: Context) -> Outcome:

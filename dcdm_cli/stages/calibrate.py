@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dcdm_cli.run.roles import fingerprint, others
 from dcdm_cli.run.session import Context
 from dcdm_cli.run.store import Outcome, Stage, StageRecord
 from dcdm_cli.stages.jobs import open_job
@@ -20,19 +21,24 @@ def run_calibrate(context: Context) -> StageRecord | None:
     plain = config.finetune.conditioning == "none"
     if not config.calibrate.enabled or plain or not run.scorer.exists():
         return None
-    from dcdm_cli.generation.engine import sampler_settings
     from dcdm_cli.model.adapter import CALIBRATION_FILE
 
     file = run.adapter / CALIBRATION_FILE
     with run.lock("dcdm finetune (calibration)"):
-        settings = {**config.calibrate.model_dump(mode="json"), "sampler": sampler_settings(config.generate)}
-        settings["attempts"] = config.generate.attempts  # decides what is reachable
-        inputs = {"finetune": run.require("finetune").id, "score": run.require("score").id}
-        stage = Stage("calibrate", settings, inputs)
-        record, _ = run.run(stage, lambda: _calibrate(context, file), force=context.force)
+        record, _ = run.run(calibrate_stage(context), lambda: _calibrate(context, file), force=context.force)
     low, high = record.results["reachable"]
     context.console.note(f"calibrated: mean difficulty {low:.2f} to {high:.2f} can be reached")
     return record
+
+
+def calibrate_stage(context: Context) -> Stage:
+    from dcdm_cli.generation.engine import sampler_settings
+
+    run, config = context.run, context.config
+    settings = {**fingerprint(config.calibrate), "sampler": sampler_settings(config.generate)}
+    settings["attempts"] = config.generate.attempts  # decides what is reachable
+    inputs = {"finetune": run.require("finetune").id, "score": run.require("score").id}
+    return Stage("calibrate", settings, inputs, others(config.calibrate))
 
 
 def _calibrate(context: Context, file: Path) -> Outcome:

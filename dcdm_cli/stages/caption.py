@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dcdm_cli.console import Console
 from dcdm_cli.errors import UsageError
 from dcdm_cli.files import hash_file, hash_json
+from dcdm_cli.run.roles import FILES, RESULT, fingerprint, others
 from dcdm_cli.run.session import Context
 from dcdm_cli.run.store import Outcome, RunFolder, Stage, StageRecord
 from dcdm_cli.stages.jobs import open_job
@@ -18,17 +19,39 @@ if TYPE_CHECKING:
 
 
 def run_caption(context: Context) -> StageRecord:
-    run, config = context.run, context.config.caption
+    run = context.run
     run.create(after="score")
     with run.lock("dcdm caption"):
-        base = {
-            name: getattr(context.config.finetune, name) for name in ("base", "revision")
-        }  # whose tokens are counted
-        stage = Stage("caption", {**config.model_dump(mode="json"), "tokenizer": base}, _inputs(context))
-        record, done = run.run(stage, lambda: _work(context), force=context.force)
+        _refuse_replacing(context)
+        record, done = run.run(caption_stage(context), lambda: _work(context), force=context.force)
+        if any(fingerprint(context.config.caption, FILES).values()):
+            _, written = run.run(caption_files_stage(context), lambda: _write_extras(context), force=context.force)
+            done = done or written
     if not done:
         context.console.note("caption: nothing changed, skipped (--force runs it again)")
     return record
+
+
+def caption_stage(context: Context) -> Stage:
+    config, finetune = context.config.caption, context.config.finetune
+    tokenizer = {"base": finetune.base, "revision": finetune.revision}  # whose tokens are counted
+    uncounted = others(config, RESULT)
+    return Stage("caption", {**fingerprint(config, RESULT), "tokenizer": tokenizer}, _inputs(context), uncounted)
+
+
+def caption_files_stage(context: Context) -> Stage:
+    """Copies of the captions for other programs, which no later stage depends on."""
+    config = context.config.caption
+    return Stage("caption-files", fingerprint(config, FILES), {"caption": context.run.require("caption").id})
+
+
+def _refuse_replacing(context: Context) -> None:
+    """Before anything slow."""
+    run, config = context.run, context.config.caption
+    if not config.metadata or config.overwrite or not (config.metadata / "metadata.jsonl").exists():
+        return
+    if context.force or not (run.is_fresh(caption_stage(context)) and run.is_fresh(caption_files_stage(context))):
+        raise UsageError(f"{config.metadata} has a metadata.jsonl already", "replace it: dcdm caption --overwrite")
 
 
 def _inputs(context: Context) -> dict[str, str]:
@@ -42,14 +65,11 @@ def _work(context: Context) -> Outcome:
     from dcdm_cli.data.manifest import read_manifest, write_manifest
 
     run, config = context.run, context.config.caption
-    if config.metadata and (config.metadata / "metadata.jsonl").exists() and not config.overwrite:
-        raise UsageError(f"{config.metadata} has a metadata.jsonl already", "replace it: dcdm caption --overwrite")
     manifest = read_manifest(run.samples)
     kept = read_own_captions(run.own_captions, manifest) if config.own == "keep" else [None] * len(manifest)
     captions, revision = _filled(context, manifest, kept)
     captions, cut = _cut(context, captions)
     manifest = manifest.with_columns({"caption": captions})
-    _write_extras(context, manifest)
     run.forget("caption")
     write_manifest(manifest, run.samples)
     own = sum(caption is not None for caption in kept)
@@ -124,10 +144,12 @@ def cut_captions(captions: Sequence[str], tokenizer: Any, console: Console) -> t
     return whole, cut
 
 
-def _write_extras(context: Context, manifest: Manifest) -> None:
+def _write_extras(context: Context) -> Outcome:
+    from dcdm_cli.data.manifest import read_manifest
     from dcdm_cli.data.writers import metadata_rows, write_metadata, write_sidecars
 
     config = context.config.caption
+    manifest = read_manifest(context.run.samples)
     if _is_in_source(manifest, config.sidecars) or _is_in_source(manifest, config.metadata):
         context.console.warn(
             "the captions are written beside the source's images: the next dcdm score takes them for the images' own, "
@@ -137,6 +159,7 @@ def _write_extras(context: Context, manifest: Manifest) -> None:
         write_sidecars(manifest, config.sidecars, overwrite=config.overwrite)
     if config.metadata is not None:
         write_metadata(config.metadata, metadata_rows(manifest, config.metadata))
+    return Outcome([], "")
 
 
 def _is_in_source(manifest: Manifest, folder: Path | None) -> bool:

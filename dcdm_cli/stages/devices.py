@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,31 @@ def settle_spread(context: Context) -> Spread:
         raise UsageError("--address names a Ray cluster", "add --engine ray")
     devices = _local_devices(context)
     return Spread(devices, threads=context.config.threads or _cpu_share(devices))
+
+
+def settle_generation(context: Context, *stages: str) -> Context:
+    """`generate.precision` as one of the three: `auto` is what the first of `stages` that is recorded was done with,
+    unless --force makes it anew, else what suits the device."""
+    return _with_precision(context, "generate", stages)
+
+
+def settle_training(context: Context) -> Context:
+    """The same for `finetune.precision`."""
+    return _with_precision(context, "finetune", ("finetune",))
+
+
+def _with_precision(context: Context, section: str, stages: Sequence[str]) -> Context:
+    if getattr(context.config, section).precision != "auto":
+        return context
+    records = () if context.force else map(context.run.record, stages)
+    known = next((r.config["precision"] for r in records if r and "precision" in r.config), None)
+    if known is None:
+        from dcdm_cli.backends.base import settle_device
+        from dcdm_cli.run.precision import settle_precision
+
+        device, _ = settle_device(context.config.device)
+        known = settle_precision("auto", device, training=section == "finetune")
+    return context.with_settings(**{section: {"precision": known}})
 
 
 def _cpu_share(devices: list[str]) -> int | None:

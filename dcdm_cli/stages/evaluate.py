@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from dcdm_cli.run.progress import Job
+from dcdm_cli.run.roles import IMAGES, all_others, fingerprints
 from dcdm_cli.run.session import Context
 from dcdm_cli.run.store import Outcome, Stage, StageRecord
+from dcdm_cli.stages.devices import settle_generation
 from dcdm_cli.stages.jobs import open_job
 
 if TYPE_CHECKING:
@@ -18,18 +20,13 @@ if TYPE_CHECKING:
 STAGES = ("score", "caption", "finetune", "calibrate", "export", "generate")
 
 
-SECTIONS = ("evaluate", "judge", "downstream", "generate", "finetune")
-
-
 def run_evaluate(context: Context) -> StageRecord:
     run = context.run
     run.create(after="finetune")
+    context = settle_generation(context)
     with run.lock("dcdm evaluate"):
         records = stage_records(context)
-        inputs = {name: record.id for name, record in records.items()}
-        inputs["finetune"] = run.require("finetune").id
-        stage = Stage("evaluate", evaluation_settings(context), inputs)
-        record, done = run.run(stage, lambda: _work(context, records), force=context.force)
+        record, done = run.run(evaluate_stage(context), lambda: _work(context, records), force=context.force)
     if not done:
         context.console.note("evaluate: nothing changed, skipped (--force runs it again)")
     return record
@@ -41,9 +38,21 @@ def stage_records(context: Context) -> dict[str, StageRecord]:
     return {name: record for name, record in found.items() if record}
 
 
-def evaluation_settings(context: Context) -> dict[str, Any]:
-    settings = {name: getattr(context.config, name).model_dump(mode="json") for name in SECTIONS}
-    return {**settings, "run_seed": context.config.seed}
+def evaluate_stage(context: Context) -> Stage:
+    inputs = {name: record.id for name, record in stage_records(context).items()}
+    inputs["finetune"] = context.run.require("finetune").id
+    return evaluation_stage(context, "evaluate", inputs)
+
+
+def evaluation_stage(context: Context, name: str, inputs: Mapping[str, str], **more: Any) -> Stage:
+    """A stage that compares images, its own among them: how these are made counts, not how many the run made. more:
+    what it depends on besides."""
+    config = context.config
+    compared = {"evaluate": config.evaluate, "judge": config.judge, "downstream": config.downstream}
+    compared["finetune"] = config.finetune
+    made = {"generate": config.generate}
+    settings = {**fingerprints(compared), **fingerprints(made, *IMAGES), "run_seed": config.seed, **more}
+    return Stage(name, settings, dict(inputs), {**all_others(compared), **all_others(made, *IMAGES)})
 
 
 def _work(context: Context, records: Mapping[str, StageRecord]) -> Outcome:

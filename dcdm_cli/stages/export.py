@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 from dcdm_cli import __version__
 from dcdm_cli.errors import CapabilityError, DcdmError, MismatchError, NumericalError, UsageError
 from dcdm_cli.run import one_off
+from dcdm_cli.run.precision import settle_precision
+from dcdm_cli.run.roles import fingerprint, others
 from dcdm_cli.run.session import Context
-from dcdm_cli.run.settings import ExportConfig
+from dcdm_cli.run.settings import Config
 from dcdm_cli.run.store import Outcome, Stage, StageRecord
+from dcdm_cli.stages.devices import settle_generation
 from dcdm_cli.stages.jobs import open_job
 
 if TYPE_CHECKING:
@@ -28,25 +31,33 @@ KEPT = "finished networks and engines are kept"
 
 
 def run_export(context: Context) -> StageRecord:
-    run, config = context.run, context.config
+    run = context.run
     run.create()
+    context = settle_generation(context, "export")
     with run.lock("dcdm export"):
-        inputs = {"finetune": run.require("finetune").id}
-        engines = _engine_order(config.export, run.cache, config.device)
-        if engines is not None:
-            inputs["tensorrt"] = f"{engines.trt.__version__} on {engines.gpu.name}"
-        settings = {
-            **config.export.model_dump(mode="json"),
-            "lora_scale": config.generate.lora_scale,
-            "shared_calls": shared_calls(context),
-        }
-        stage = Stage("export", settings, inputs)
+        run.require("finetune")
+        engines = _engine_order(context.config, run.cache)
+        tensorrt = f"{engines.trt.__version__} on {engines.gpu.name}" if engines is not None else ""
+        stage = export_stage(context, tensorrt)
         record, done = run.run(
             stage, lambda: _work(context, engines), force=context.force, intact=lambda: _is_intact(context)
         )
     if not done:
         context.console.note("export: nothing changed, skipped (--force runs it again)")
     return record
+
+
+def export_stage(context: Context, tensorrt: str = "") -> Stage:
+    """Of a context whose precision is settled. tensorrt: version and GPU that engines are for."""
+    config = context.config
+    inputs = {"finetune": context.run.require("finetune").id} | ({"tensorrt": tensorrt} if tensorrt else {})
+    settings = {
+        **fingerprint(config.export),
+        "precision": config.generate.precision,
+        "lora_scale": config.generate.lora_scale,
+        "shared_calls": shared_calls(context),
+    }
+    return Stage("export", settings, inputs, others(config.export))
 
 
 def shared_calls(context: Context) -> int:
@@ -83,9 +94,10 @@ def _order(context: Context, engines: EngineOrder | None) -> Order:
     config, scale, adapter = context.config.export, context.config.generate.lora_scale, context.run.adapter
     job = open_job(context)
     gpu = job.device.startswith("cuda") or engines is not None
-    opset = config.opset or default_opset(config.precision, gpu=gpu)
+    precision = settle_precision(context.config.generate.precision, "cpu")  # settled already
+    opset = config.opset or default_opset(precision, gpu=gpu)
     try:
-        check_opset(config.precision, opset)
+        check_opset(precision, opset)
     except ExportError as error:
         raise UsageError(str(error), "leave --opset out to get the one that fits") from error
 
@@ -99,16 +111,17 @@ def _order(context: Context, engines: EngineOrder | None) -> Order:
     check_room(context.run.export, size * weights, "the exported networks")
     facts = model_facts(model, adapter, scale)
     versions = {"dcdm": __version__, **{name: metadata.version(name) for name in RECORDED}}
-    requests = export_requests(model, facts, config.precision, opset, versions, shared_calls(context))
+    requests = export_requests(model, facts, precision, opset, versions, shared_calls(context))
     device = job.device if job.device.startswith("cuda") else "cpu"
     return Order(facts, requests, versions, __version__, engines, device, progress, context.console.note)
 
 
-def _engine_order(config: ExportConfig, cache: Path, device: str) -> EngineOrder | None:
+def _engine_order(settings: Config, cache: Path) -> EngineOrder | None:
     """None for graphs alone. Raises CapabilityError before anything slow when engines cannot be built here.
 
-    device: the setting. TensorRT builds on, and for, the current GPU.
+    TensorRT builds on, and for, the current GPU.
     """
+    config, device = settings.export, settings.device
     if config.target == "onnx":
         return None
     from dcdm_cli.backends.trt_backend import cuda_gpu, engine_opener, tensorrt_problems
@@ -120,11 +133,11 @@ def _engine_order(config: ExportConfig, cache: Path, device: str) -> EngineOrder
     with tensorrt_problems():
         use_device(device)
         trt, gpu = import_tensorrt(), cuda_gpu()
-    if config.precision == "bf16" and float(gpu.compute_capability) < 8:
+    if settings.generate.precision == "bf16" and float(gpu.compute_capability) < 8:
         raise CapabilityError(f"{gpu.name} has no bfloat16 arithmetic", "use --precision fp16")
-    settings = EngineSettings(config.fixed_batch, config.optimization_level, config.tf32)
+    how = EngineSettings(config.fixed_batch, config.optimization_level, config.tf32)
     opener = engine_opener(trt, gpu, device if device.startswith("cuda") else "cuda")
-    return EngineOrder(trt, gpu, config.batch, settings, cache / "tensorrt.timing", timed=one_off.built, open=opener)
+    return EngineOrder(trt, gpu, config.batch, how, cache / "tensorrt.timing", timed=one_off.built, open=opener)
 
 
 def _is_intact(context: Context) -> bool:

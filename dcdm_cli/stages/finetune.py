@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 from dcdm_cli.crew.ranks import Ranks
 from dcdm_cli.run.progress import Job
+from dcdm_cli.run.roles import fingerprint, others
 from dcdm_cli.run.session import Context
 from dcdm_cli.run.settings import FinetuneConfig
 from dcdm_cli.run.store import Outcome, RunFolder, Stage, StageRecord
 from dcdm_cli.signals import asked_to_stop
 from dcdm_cli.stages.adapter import DifficultyOf
 from dcdm_cli.stages.caption import caption_input
-from dcdm_cli.stages.devices import settle_spread
+from dcdm_cli.stages.devices import settle_spread, settle_training
 from dcdm_cli.stages.jobs import open_job
 from dcdm_cli.stages.own_draws import own_name
 from dcdm_cli.stages.strength import fine_tune, strength_settings
@@ -33,10 +34,13 @@ if TYPE_CHECKING:
 
 def run_finetune(context: Context) -> StageRecord:
     """Fine-tunes unless nothing changed. In a group of processes, the main one: `join_group` is for the others."""
+    context.run.create(after="score")
+    context = settle_training(context)
     run, config = context.run, context.config.finetune
-    run.create(after="score")
     with run.lock("dcdm finetune"):
-        record, done = run.run(_stage(context), lambda: _work(context, config, run.adapter), force=context.force)
+        record, done = run.run(
+            finetune_stage(context), lambda: _work(context, config, run.adapter), force=context.force
+        )
         _drop_checkpoints(run)  # only now: a kill before the record was written must not cost the training
     if not done:
         context.console.note("finetune: nothing changed, skipped (--force runs it again)")
@@ -60,20 +64,22 @@ def run_group(context: Context, wanted: tuple[str, ...]) -> None:
 def join_group(context: Context) -> None:
     """What the processes beside the main one do: train, and leave writing and saying to it."""
     context.console.quiet = True
-    if context.force or context.run.is_fresh(_stage(context)) is None:
+    context = settle_training(context)
+    if context.force or context.run.is_fresh(finetune_stage(context)) is None:
         fine_tune(context, context.config.finetune, context.run.adapter, _job(context))
 
 
-def _stage(context: Context) -> Stage:
+def finetune_stage(context: Context) -> Stage:
+    """Of a context whose precision is settled."""
     run, config = context.run, context.config.finetune
     inputs = {"score": run.require("score").id, **caption_input(run)}
-    settings = {**config.model_dump(mode="json"), "run_seed": context.config.seed}
+    settings = {**fingerprint(config), "run_seed": context.config.seed}
     processes = Ranks.of_environment().world
     if processes > 1:
         settings["processes"] = processes  # they make the batch larger
     if config.strength == "auto":
         settings |= strength_settings(context)
-    return Stage("finetune", settings, inputs)
+    return Stage("finetune", settings, inputs, others(config))
 
 
 def _job(context: Context) -> Job:

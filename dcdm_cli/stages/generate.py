@@ -6,9 +6,10 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dcdm_cli.run.roles import fingerprint, others
 from dcdm_cli.run.session import Context
 from dcdm_cli.run.store import Outcome, Stage, StageRecord
-from dcdm_cli.stages.devices import Spread, settle_spread
+from dcdm_cli.stages.devices import Spread, settle_generation, settle_spread
 from dcdm_cli.stages.jobs import open_job
 from dcdm_cli.stages.plan import (
     check_plan,
@@ -30,19 +31,16 @@ def run_generate(context: Context, plan_file: Path | None = None, *, verify: boo
     """Executes a plan file, or the plan that the settings give, unless nothing changed."""
     from dcdm_cli.generation.plan_file import PlanFile
 
-    run, config = context.run, context.config
-    plan = None
+    run, plan = context.run, None
     if plan_file is not None:
         refuse_planning_flags(context)
         plan = PlanFile(plan_file)
         plan.verify()
+        context = _with_precision_of(context, plan)
     run.create(after="finetune")
+    context = settle_generation(context, "generate")
     with run.lock("dcdm generate"):
-        calibration = run.record("calibrate")
-        inputs = {"finetune": run.require("finetune").id, "calibrate": calibration.id if calibration else ""}
-        if plan is not None:
-            inputs["plan"] = plan.hash
-        stage = Stage("generate", {**config.generate.model_dump(mode="json"), "run_seed": config.seed}, inputs)
+        stage = generate_stage(context, plan)
         force = context.force or verify
         record, done = run.run(
             stage, lambda: _work(context, plan, verify), force=force, intact=lambda: _is_intact(context)
@@ -50,6 +48,23 @@ def run_generate(context: Context, plan_file: Path | None = None, *, verify: boo
     if not done:
         context.console.note("generate: nothing changed, skipped (--force runs it again)")
     return record
+
+
+def _with_precision_of(context: Context, plan: AnyPlan) -> Context:
+    """A plan was made for a precision, which decides where the settings leave it open."""
+    made_for = plan.made_for.get("precision")
+    is_open = context.config.generate.precision == "auto" and made_for
+    return context.with_settings(generate={"precision": made_for}) if is_open else context
+
+
+def generate_stage(context: Context, plan: AnyPlan | None = None) -> Stage:
+    """Of a context whose precision is settled."""
+    run, config = context.run, context.config.generate
+    calibration = run.record("calibrate")
+    inputs = {"finetune": run.require("finetune").id, "calibrate": calibration.id if calibration else ""}
+    if plan is not None:
+        inputs["plan"] = plan.hash
+    return Stage("generate", {**fingerprint(config), "run_seed": context.config.seed}, inputs, others(config))
 
 
 def _work(context: Context, plan: AnyPlan | None, verify: bool) -> Outcome:

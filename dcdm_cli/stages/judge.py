@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dcdm_cli.run.roles import fingerprint, others
 from dcdm_cli.run.store import Outcome, Stage
 
 if TYPE_CHECKING:
@@ -41,6 +42,13 @@ class Judge:
         return features_of(self.scorer.models[0], images, self.scorer.preprocessing, self.scorer.device)
 
 
+def judge_stage(context: Context, images: str) -> Stage:
+    """images: hash of the judge's images and their labels."""
+    config = context.config
+    settings = {**fingerprint(config.judge), "seed": config.evaluate.seed + config.seed}
+    return Stage("judge", settings, {"images": images}, others(config.judge))
+
+
 def open_judge(context: Context, manifest: Manifest, job: Job) -> Judge:
     """Makes the judge once per run and settings; afterwards reads it back."""
     from dcdm_cli.difficulty.judge import fit_judge, load_judge
@@ -49,7 +57,9 @@ def open_judge(context: Context, manifest: Manifest, job: Job) -> Judge:
 
     run, config = context.run, context.config
     judged, folder = manifest.split("judge"), run.evaluation / "judge"
-    seed = config.evaluate.seed + config.seed
+    data = hash_json([judged.column("sample_id").tolist(), judged.column("label").tolist()])
+    stage = judge_stage(context, data)
+    seed = stage.config["seed"]
 
     def work() -> Outcome:
         place = Scoring(run.checkpoints / "judge", cache=run.cache / "features")
@@ -57,7 +67,5 @@ def open_judge(context: Context, manifest: Manifest, job: Job) -> Judge:
         fitted.save(folder)
         return Outcome([folder], "", {**fitted.results, "images": len(judged)}, job.device)
 
-    data = hash_json([judged.column("sample_id").tolist(), judged.column("label").tolist()])
-    stage = Stage("judge", {**config.judge.model_dump(mode="json"), "seed": seed}, {"images": data})
     run.run(stage, work, force=context.force)
     return Judge(load_judge(folder, job.device), len(judged), job.stoppable("the judge is trained"))

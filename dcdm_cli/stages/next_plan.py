@@ -10,8 +10,10 @@ import numpy as np
 
 from dcdm_cli.files import hash_file, hash_json
 from dcdm_cli.run.progress import Job
+from dcdm_cli.run.roles import all_others, fingerprints
 from dcdm_cli.run.session import Context
 from dcdm_cli.run.store import Outcome, RunFolder, Stage, StageRecord
+from dcdm_cli.stages.devices import settle_generation
 from dcdm_cli.stages.jobs import open_job
 from dcdm_cli.stages.plan import describe_model
 from dcdm_cli.stages.probe import open_run_engine, plan_inputs
@@ -51,19 +53,22 @@ def plan_demand(
 
 
 def run_next_plan(context: Context) -> StageRecord:
-    run, config = context.run, context.config
+    context, run = settle_generation(context), context.run
     with run.lock("dcdm evaluate --next-plan"):
-        generated = run.record("generate")
-        inputs = {"finetune": run.require("finetune").id, "generate": generated.id if generated else ""}
-        if earlier := [file for file in _rounds(run) if file.parent != run.generated]:
-            inputs["rounds"] = hash_json([[file.parent.name, hash_file(file)] for file in earlier])
-        sections = ("downstream", "generate", "evaluate")
-        settings = {name: getattr(config, name).model_dump(mode="json") for name in sections}
-        stage = Stage("next-plan", {**settings, "run_seed": config.seed}, inputs)
-        record, done = run.run(stage, lambda: _work(context), force=context.force)
+        record, done = run.run(next_plan_stage(context), lambda: _work(context), force=context.force)
     if not done:
         context.console.note("evaluate --next-plan: nothing changed, skipped (--force runs it again)")
     return record
+
+
+def next_plan_stage(context: Context) -> Stage:
+    run, config = context.run, context.config
+    generated = run.record("generate")
+    inputs = {"finetune": run.require("finetune").id, "generate": generated.id if generated else ""}
+    if earlier := [file for file in _rounds(run) if file.parent != run.generated]:
+        inputs["rounds"] = hash_json([[file.parent.name, hash_file(file)] for file in earlier])
+    sections = {"downstream": config.downstream, "generate": config.generate, "evaluate": config.evaluate}
+    return Stage("next-plan", {**fingerprints(sections), "run_seed": config.seed}, inputs, all_others(sections))
 
 
 def show_next_plan(context: Context, record: StageRecord) -> None:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from dcdm_cli.errors import CapabilityError, MismatchError, UsageError
 from dcdm_cli.run.progress import Job
+from dcdm_cli.run.roles import BUDGET, PLAN, fingerprint
 from dcdm_cli.run.settings import GenerateConfig
 from dcdm_cli.signals import asked_to_stop
-from dcdm_cli.stages.devices import Spread, settle_spread
+from dcdm_cli.stages.devices import Spread, settle_generation, settle_spread
 from dcdm_cli.stages.jobs import open_job
 from dcdm_cli.stages.probe import make_measure, open_run_engine, plan_inputs
 
@@ -26,12 +27,6 @@ if TYPE_CHECKING:
     from dcdm_cli.generation.plan_file import AnyPlan
     from dcdm_cli.generation.pricing import Price, Rate
     from dcdm_cli.run.session import Context
-
-# Settings that a finished plan has used up; the rest says how it is executed.
-PLANNING = (
-    "difficulty", "difficulty_cap", "difficulty_file", "calibrated", "ratio", "count", "per_class", "counts", "balance",
-    "captions", "shard_size", "seed",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -115,6 +110,7 @@ def write_priced_plan(context: Context, wishes: Wishes) -> tuple[Plan, Price, Pa
     from dcdm_cli.generation.plan_file import write_plan
     from dcdm_cli.generation.pricing import affordable, price
 
+    context = settle_generation(context, "generate")
     config, run = context.config.generate, context.run
     rivals = [f"--{n.replace('_', '-')}" for n in ("count", "per_class", "counts") if f"generate.{n}" in context.given]
     if wishes.hours is not None and rivals:
@@ -158,7 +154,8 @@ def price_table(cost: Price, file: Path) -> Table:
 
 
 def refuse_planning_flags(context: Context) -> None:
-    given = [f"--{name.replace('_', '-')}" for name in PLANNING if f"generate.{name}" in context.given]
+    used_up = fingerprint(context.config.generate, PLAN, BUDGET)  # the rest says how a finished plan is executed
+    given = [f"--{name.replace('_', '-')}" for name in used_up if f"generate.{name}" in context.given]
     if given:
         raise UsageError(
             f"{', '.join(given)} cannot change a finished plan",

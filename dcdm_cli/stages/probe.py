@@ -114,8 +114,9 @@ def usable_calibration(context: Context):
     if calibration is None:
         context.console.warn("no calibration: difficulties are requested as they are (dcdm finetune makes one)")
         return None
-    if calibration.settings != sampler_settings(config):
-        changed = [k for k, v in sampler_settings(config).items() if calibration.settings.get(k) != v]
+    now, then = sampler_settings(config), {k: v for k, v in calibration.settings.items() if v is not None}
+    if now != then:
+        changed = [k for k in {**now, **then} if now.get(k) != then.get(k)]
         context.console.warn(
             f"the calibration was measured with other sampler settings ({', '.join(changed)}) and is not used: "
             f"calibrate again with them: dcdm finetune {_as_flags(config, changed)}"

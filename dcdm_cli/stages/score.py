@@ -5,13 +5,14 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dcdm_cli.errors import UsageError
 from dcdm_cli.files import hash_file, hash_json
 from dcdm_cli.run.progress import Job
+from dcdm_cli.run.roles import all_others, fingerprints
 from dcdm_cli.run.session import Context
 from dcdm_cli.run.settings import Config
 from dcdm_cli.run.store import Outcome, RunFolder, Stage, StageRecord, write_starter_config
@@ -36,19 +37,25 @@ def run_score(context: Context, source: str | None = None) -> StageRecord:
     source = source or config.data.source
     if not source:
         raise UsageError("no images to score", "name them: dcdm score FOLDER (or hf:owner/name, a CSV, digits)")
-    settings = {"source": source, "data": config.data.model_dump(mode="json", exclude={"source"})}
-    settings |= {"score": config.score.model_dump(mode="json"), "seed": config.seed}
     options = scan_options(context, source)
-    inputs = {"source": _fingerprint(source, options), **_file_inputs(context.config)}
+    stage = score_stage(context, source, options)
     run.create()
     with run.lock("dcdm score"):
-        stage = Stage("score", settings, inputs)
         record, done = run.run(stage, lambda: _work(context, source, options, stage), force=context.force)
         shutil.rmtree(run.checkpoints / "scorer", ignore_errors=True)  # only now: a kill before that loses nothing
         write_starter_config(run, {"data.source": source, **context.starter_settings()})
     if not done:
         context.console.note("score: nothing changed, skipped (--force runs it again)")
     return record
+
+
+def score_stage(context: Context, source: str, options: ScanOptions) -> Stage:
+    config = context.config
+    sections = {"data": config.data, "score": config.score}
+    settings: dict[str, Any] = {**fingerprints(sections), "source": source, "seed": config.seed}
+    del settings["data"]["source"]  # it may have come as an argument
+    inputs = {"source": _fingerprint(source, options), **_file_inputs(config)}
+    return Stage("score", settings, inputs, all_others(sections))
 
 
 def _place(source: str, run: RunFolder) -> str:
@@ -226,24 +233,8 @@ def scan_options(context: Context, source: str) -> ScanOptions:
     from dcdm_cli.data.split_names import read_split_map
 
     data, score = context.config.data, context.config.score
-    out_of_fold = score.method == "crossfit" and not (score.classifier or score.column)
-    shared = (
-        "split",
-        "image_column",
-        "label_column",
-        "caption_column",
-        "exclude",
-        "image_root",
-        "caption_files",
-        "follow_links",
-        "class_map",
-        "sparse_classes",
-        "judge_fraction",
-        "test_fraction",
-        "test_from",
-        "max_bad",
-        "strict",
-    )
+    out_of_fold = score.method in ("auto", "features", "crossfit") and not (score.classifier or score.column)
+    shared = {option.name for option in fields(ScanOptions)} & type(data).model_fields.keys()
     return ScanOptions(
         **{name: getattr(data, name) for name in shared},
         split_map=read_split_map(data.split_map),

@@ -31,7 +31,9 @@ from dcdm_cli.model.denoiser import ConditionedUNet
 from dcdm_cli.model.lora import add_lora, inject_lora, lora_parameters
 from dcdm_cli.model.schedule import add_noise, training_scheduler
 from dcdm_cli.run.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
+from dcdm_cli.run.precision import settle_precision
 from dcdm_cli.run.progress import Job
+from dcdm_cli.run.roles import fingerprint
 from dcdm_cli.run.settings import FinetuneConfig
 from dcdm_cli.training.dataset import Draws, DrawSettings, TrainingSet, draw, refuse_not_finite
 from dcdm_cli.training.objective import denoising_loss, min_snr_weights
@@ -390,7 +392,8 @@ def _stop(job: Job, name: str, saved: str) -> None:
 
 
 def _accelerator(config: FinetuneConfig, job: Job) -> Accelerator:
-    precision = "no" if config.precision == "fp32" else config.precision
+    settled = settle_precision(config.precision, job.device, training=True)
+    precision = "no" if settled == "fp32" else settled
     if precision == "fp16" and job.device == "cpu":
         raise CapabilityError("fp16 training needs a GPU", "use --precision fp32 on a CPU")
     return Accelerator(
@@ -419,10 +422,10 @@ def global_batch(config: FinetuneConfig, processes: int) -> int:
 def _settings_hash(
     config: FinetuneConfig, data: TrainingSet, base: BaseModel, processes: int, start: Start | None
 ) -> str:
-    """What a checkpoint must agree on to be continued. How often to save is not part of it, nor how the global batch is
-    shared out: a run may go on with another number of processes."""
-    free = {"checkpoint_every", "keep_checkpoints", "gradient_checkpointing", "batch_size", "gradient_accumulation"}
-    ours = config.model_dump(mode="json", exclude=free) | {"global_batch": global_batch(config, processes)}
+    """What a checkpoint must agree on to be continued. How the global batch is shared out is not part of it: a run may
+    go on with another number of processes."""
+    whole = {"batch_size": global_batch(config, processes), "gradient_accumulation": 1}
+    ours = fingerprint(config.model_copy(update=whole))
     rows = [data.label.tolist(), data.difficulty.tolist(), data.caption.tolist()]
     begun = [adapter_hash(start.folder), start.lora_scale, start.train_lora] if start else []
     return hash_json([ours, rows, base.fingerprint, *begun])

@@ -71,6 +71,16 @@ def test_sidecars_and_metadata_lie_beside_copies_and_replace_nothing_unasked(tmp
     run(*again)  # the same texts are no conflict
 
 
+def test_copies_of_captions_are_written_of_a_finished_run_too(scored: Path, tmp_path: Path) -> None:
+    before = json.loads((scored / "records" / "caption.json").read_text())
+    words = ["caption", "--metadata", tmp_path / "out", "--run", scored]
+    assert "skipped" not in run(*words).stderr
+    assert len((tmp_path / "out" / "metadata.jsonl").read_text().splitlines()) == IMAGES
+    assert "skipped" in run(*words).stderr  # no conflict with its own file
+    assert json.loads((scored / "records" / "caption.json").read_text()) == before
+    assert "--overwrite" in run("caption", "--template", "x", *words[1:], code=2).stderr
+
+
 def test_templates_of_single_classes_are_part_of_what_was_done(scored: Path, tmp_path: Path) -> None:
     file = tmp_path / "templates.json"
     file.write_text(json.dumps({"one": "the lonely {class}"}))

@@ -80,7 +80,8 @@ def test_failures_have_a_code_a_message_and_a_remedy(
 
 
 @pytest.mark.parametrize(
-    ("words", "near"), [(["score", "--fold", "3"], "--folds"), (["scroe"], "score"), (["config", "show", "x"], "x")]
+    ("words", "near"),
+    [(["score", "--fold", "3"], "--folds"), (["scroe"], "score"), (["config", "show", "score", "x"], "x")],
 )
 def test_a_slip_on_the_command_line_is_a_usage_error_in_json_too(words: list[str], near: str) -> None:
     made = run(*words, "--json", code=2)

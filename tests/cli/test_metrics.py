@@ -127,7 +127,7 @@ def calibrate(folder: Path, realised: tuple[float, ...]) -> None:
     """Writes what calibration would have found: realised difficulty at a request of 0, 0.5 and 1, in every class."""
     from dcdm_cli.difficulty.calibration import fit_calibration, save_calibration
     from dcdm_cli.generation.engine import sampler_settings
-    from dcdm_cli.run.settings import resolve
+    from dcdm_cli.run.resolution import resolve
 
     requested = np.tile([0.0, 0.5, 1.0], 90)
     label = np.repeat(np.arange(3), 90)

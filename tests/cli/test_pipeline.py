@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -165,6 +166,34 @@ def test_a_flag_given_once_holds_for_the_stages_after_it(scored: Path, job: Fini
         == 3
     )
     assert document(run("finetune", "--dry-run", "--json", "--run", scored))["finetune.rank"] == 4  # dcdm.toml again
+
+
+def test_how_the_work_is_done_runs_nothing_again(copy: Path) -> None:
+    how = {"finetune": ["--keep-checkpoints", "3"], "generate": ["--decode-batch", "3", "--no-spinning"]}
+    how |= {"caption": ["--batch-size", "3"], "evaluate": ["--workers", "2"]}
+    for stage, words in how.items():
+        assert f"{stage}: nothing changed, skipped" in run(stage, *words, "--run", copy).stderr
+
+
+def test_what_a_record_decides_is_said_and_shown(copy: Path, tmp_path: Path) -> None:
+    made = json.loads((copy / "records" / "generate.json").read_text())["config"]["text_guidance"]
+    file = copy / "dcdm.toml"
+    assert "[generate]" in file.read_text()
+    file.write_text(file.read_text().replace("[generate]", "[generate]\ntext_guidance = 9"))
+    shown = run("config", "show", "evaluate", "--origin", "--run", copy)
+    (warning,) = shown.stderr.splitlines()
+    for part in ("generate.text_guidance = 9.0", str(file), f"record of generate has {made}", "dcdm generate --run"):
+        assert part in warning
+    assert tomllib.loads(shown.stdout)["generate"]["text_guidance"] == made != 9
+    assert f"text_guidance = {made} # record of generate\n" in shown.stdout
+    as_file = tmp_path / "shown.toml"
+    as_file.write_text(run("evaluate", "--dry-run", "--run", copy).stdout)
+    again = run("config", "show", "evaluate", "--config", as_file, "--run", copy)
+    assert again.stdout == as_file.read_text() and again.stderr == ""  # nothing contradicts the records any more
+    plain = run("config", "show", "--run", copy)
+    assert tomllib.loads(plain.stdout)["generate"]["text_guidance"] == 9
+    assert plain.stderr == "stages of this run decide settings of later ones: dcdm config show COMMAND\n"
+    assert tomllib.loads(run("generate", "--dry-run", "--run", copy).stdout)["generate"]["text_guidance"] == 9
 
 
 def test_other_images_replace_the_old_only_with_force(copy: Path) -> None:

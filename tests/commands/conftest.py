@@ -12,8 +12,8 @@ import pytest
 
 from dcdm_cli.console import Console
 from dcdm_cli.data.manifest import Manifest, write_manifest
+from dcdm_cli.run.resolution import resolve
 from dcdm_cli.run.session import Context
-from dcdm_cli.run.settings import resolve
 from dcdm_cli.run.store import Outcome, RunFolder, Stage
 
 from ..generation.conftest import adapter

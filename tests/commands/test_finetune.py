@@ -17,8 +17,8 @@ from dcdm_cli.console import Console
 from dcdm_cli.data.digits import digit_images
 from dcdm_cli.data.manifest import Manifest, write_manifest
 from dcdm_cli.model.adapter import read_adapter
+from dcdm_cli.run.resolution import resolve
 from dcdm_cli.run.session import Context
-from dcdm_cli.run.settings import resolve
 from dcdm_cli.run.store import Outcome, RunFolder, Stage
 from dcdm_cli.stages.finetune import run_finetune
 

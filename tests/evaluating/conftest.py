@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from dcdm_cli.console import Console
+from dcdm_cli.run.resolution import resolve
 from dcdm_cli.run.session import Context
-from dcdm_cli.run.settings import resolve
 from dcdm_cli.run.store import RunFolder
 from dcdm_cli.stages.caption import run_caption
 from dcdm_cli.stages.finetune import run_finetune

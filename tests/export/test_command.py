@@ -235,7 +235,7 @@ def test_another_adapter_or_scale_is_refused(run: RunFolder) -> None:
         (["--opset", "7"], 2, "export.opset"),
         (["--batch", "0,8"], 2, "export.batch"),
         (["--batch", ","], 2, "export.batch"),
-        (["--precision", "int8"], 2, "export.precision"),
+        (["--precision", "int8"], 2, "generate.precision"),
     ],
 )
 def test_wrong_settings_are_refused_at_once(exported: Exported, words: list[str], code: int, said: str) -> None:

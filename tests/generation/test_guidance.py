@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from dcdm_cli.errors import UsageError
 from dcdm_cli.generation.guidance import Guidance, guidance_of
-from dcdm_cli.run.settings import resolve
+from dcdm_cli.run.resolution import resolve
 
 from .conftest import config
 

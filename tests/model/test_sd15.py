@@ -18,7 +18,8 @@ from dcdm_cli.model.base import BaseModel
 from dcdm_cli.model.latents import decode_latents, encode_latents, to_pixels, torch_decoder
 from dcdm_cli.model.lora import LORA_FILE
 from dcdm_cli.run.progress import Job
-from dcdm_cli.run.settings import FinetuneConfig, resolve
+from dcdm_cli.run.resolution import resolve
+from dcdm_cli.run.settings import FinetuneConfig
 from dcdm_cli.training.dataset import TrainingSet
 from dcdm_cli.training.loop import finetune
 

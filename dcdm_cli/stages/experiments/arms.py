@@ -10,7 +10,8 @@ import numpy as np
 from dcdm_cli.errors import UsageError
 from dcdm_cli.evaluation.downstream import NOTHING, Arm, Ledger, Samples, Trial, arm_key
 from dcdm_cli.evaluation.experiments import ArmSpec
-from dcdm_cli.run.settings import ClassifierConfig, nearest
+from dcdm_cli.run.origins import nearest
+from dcdm_cli.run.settings import ClassifierConfig
 from dcdm_cli.stages.experiments.sets import GeneratedSets
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from dcdm_cli.errors import NumericalError
 from dcdm_cli.evaluation.experiments import AdapterSpec, ArmSpec
 from dcdm_cli.files import atomic_folder, hash_json, safe_name
 from dcdm_cli.run.progress import Job
+from dcdm_cli.run.roles import fingerprint, others
 from dcdm_cli.run.session import Context, with_chosen_strength, with_settings
 from dcdm_cli.run.store import Outcome, RunFolder, Stage, StageRecord
 from dcdm_cli.stages.adapter import measured_views, own_difficulty
@@ -54,7 +55,7 @@ def variant_context(context: Context, name: str, spec: AdapterSpec) -> Context:
     config = changed_context.config
     made_from = [
         spec.scores,
-        config.finetune.model_dump(mode="json") if spec.retrains else context.run.require("finetune").id,
+        fingerprint(config.finetune) if spec.retrains else context.run.require("finetune").id,
         [context.run.require("score").id, *caption_input(context.run).values()],
         spec.generate,
         config.seed,
@@ -96,7 +97,7 @@ def _fine_tune(run: VariantFolder, spec: AdapterSpec, context: Context, job: Job
 
     config = context.config.finetune
     inputs = {"score": run.require("score").id, **caption_input(run)}
-    settings = {**config.model_dump(mode="json"), "scores": spec.scores, "run_seed": context.config.seed}
+    settings = {**fingerprint(config), "scores": spec.scores, "run_seed": context.config.seed}
     if config.strength == "auto":
         settings |= strength_settings(context)
 
@@ -104,7 +105,7 @@ def _fine_tune(run: VariantFolder, spec: AdapterSpec, context: Context, job: Job
         results = fine_tune(context, config, run.adapter, job, _difficulty_of(spec.scores))
         return Outcome([run.adapter], adapter_hash(run.adapter), results, job.device)
 
-    run.run(Stage("finetune", settings, inputs), work)
+    run.run(Stage("finetune", settings, inputs, others(config)), work)
 
 
 def _difficulty_of(kind: str) -> DifficultyOf | None:
@@ -131,7 +132,7 @@ def _difficulty_of(kind: str) -> DifficultyOf | None:
 def _calibration_stage(context: Context) -> Stage:
     from dcdm_cli.generation.engine import sampler_settings
 
-    settings = {**context.config.calibrate.model_dump(mode="json"), **sampler_settings(context.config.generate)}
+    settings = {**fingerprint(context.config.calibrate), **sampler_settings(context.config.generate)}
     return Stage("calibration", settings, {"finetune": context.run.require("finetune").id})
 
 

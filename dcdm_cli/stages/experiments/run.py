@@ -14,7 +14,8 @@ from dcdm_cli.run.progress import Job
 from dcdm_cli.run.session import Context
 from dcdm_cli.run.settings import ClassifierConfig, changed
 from dcdm_cli.run.store import Outcome, Stage, StageRecord
-from dcdm_cli.stages.evaluate import evaluation_settings
+from dcdm_cli.stages.devices import settle_generation
+from dcdm_cli.stages.evaluate import evaluation_stage
 from dcdm_cli.stages.evaluation_data import Evaluated, checked_data, held_out_difficulty
 from dcdm_cli.stages.experiments.arms import make_arm, make_sets
 from dcdm_cli.stages.experiments.generators import variant_context
@@ -52,9 +53,10 @@ def run_experiment(context: Context, name: str) -> tuple[StageRecord, Place]:
     experiment = find_experiment(name)
     run = context.run
     run.create()
+    context = settle_generation(context)
     with run.lock(f"dcdm evaluate --experiment {experiment.name}"):
         place = place_of(context, experiment)
-        stage = Stage(f"evaluate-{place.name}", _settings(context, experiment), _inputs(context))
+        stage = experiment_stage(context, experiment, place)
         record, done = run.run(stage, lambda: _work(context, experiment, place), force=context.force)
     if not done:
         context.console.note(f"experiment {experiment.name}: nothing changed, skipped (--force runs it again)")
@@ -148,14 +150,11 @@ def _work(context: Context, experiment: Experiment, place: Place) -> Outcome:
     return Outcome([place.document, *made], "", document, job.device)
 
 
-def _settings(context: Context, experiment: Experiment) -> dict[str, Any]:
-    return {**evaluation_settings(context), "experiment": experiment.model_dump(mode="json")}
-
-
-def _inputs(context: Context) -> dict[str, str]:
+def experiment_stage(context: Context, experiment: Experiment, place: Place) -> Stage:
     found = {name: context.run.record(name) for name in ("calibrate",)}
     inputs = {name: context.run.require(name).id for name in ("score", "caption", "finetune")}
-    return inputs | {name: record.id for name, record in found.items() if record}
+    inputs |= {name: record.id for name, record in found.items() if record}
+    return evaluation_stage(context, f"evaluate-{place.name}", inputs, experiment=experiment.model_dump(mode="json"))
 
 
 def _cells(context: Context, experiment: Experiment, data: Evaluated, sets: GeneratedSets) -> list[Cell]:

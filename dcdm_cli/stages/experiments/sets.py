@@ -20,6 +20,7 @@ from dcdm_cli.evaluation.downstream import NOTHING, Samples
 from dcdm_cli.files import hash_json, write_json
 from dcdm_cli.gate import Amount, Count, Share, Word, read_document
 from dcdm_cli.run.progress import Job
+from dcdm_cli.run.roles import IMAGES, fingerprint
 from dcdm_cli.stages.experiments.generators import VariantFolder, arm_context, prepare_variant
 from dcdm_cli.stages.probe import make_measure, open_run_engine, plan_inputs
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from dcdm_cli.run.session import Context
 
 MOST_BANDS = 1000  # more ratios than anyone asks for: keeps the seeds of bands apart
-INDIFFERENT = {"batch_size", "decode_batch", "score", "ratio", "count", "per_class", "seed"}  # change no image of a set
 FACTS = "facts.json"
 
 
@@ -67,13 +67,11 @@ class GeneratedSets:
         made_from = [
             run.path.name if variant else run.require("finetune").id,
             calibration.id if calibration and not variant else "",
-            context.config.calibrate.model_dump(mode="json"),
-            context.config.generate.model_dump(mode="json", exclude=INDIFFERENT),
+            fingerprint(context.config.calibrate),
+            fingerprint(context.config.generate, *IMAGES),
             context.config.caption.template,
             hash_json(self.real.column("sample_id").tolist()),
-            [ratio, arm.rounds, context.config.downstream.model_dump(mode="json")]
-            if arm.rounds
-            else self._ratios(arm, ratio),
+            [ratio, arm.rounds, fingerprint(context.config.downstream)] if arm.rounds else self._ratios(arm, ratio),
             context.config.seed,
             "every seed" if seed is None and context.config.evaluate.fresh_sets else self._set_seed(seed or 0),
         ]

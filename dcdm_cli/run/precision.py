@@ -1,0 +1,25 @@
+"""Which floating-point type networks compute in, where the settings leave it open (`auto`)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from dcdm_cli.run.settings import Precision
+
+
+def settle_precision(requested: Precision, device: str, *, training: bool = False) -> Literal["fp32", "fp16", "bf16"]:
+    """`fp32`, `fp16` or `bf16`: as requested; `auto` is the half precision that a CUDA GPU computes fast, else fp32.
+
+    bf16 (range of float32, so that no loss overflows) is for training, from compute capability 8.0; fp16 (more digits)
+    for generation, and for training on GPUs from 7.0, whose loss is scaled. Not from the paper.
+    """
+    if requested != "auto":
+        return requested
+    if not device.startswith("cuda"):
+        return "fp32"
+    import torch
+
+    capability = torch.cuda.get_device_capability(device) if torch.cuda.is_available() else (0, 0)
+    if capability < (7, 0):
+        return "fp32"
+    return "bf16" if training and capability >= (8, 0) else "fp16"
