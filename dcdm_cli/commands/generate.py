@@ -4,26 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from dcdm_cli.api.run import Run
+from dcdm_cli.api.session import SECTIONS
 from dcdm_cli.commands.options import stage_command
 from dcdm_cli.errors import ExitCode, UsageError
 from dcdm_cli.run.session import Context
 from dcdm_cli.run.store import RunFolder
-from dcdm_cli.stages.generate import _warn_unreachable, run_generate
+from dcdm_cli.stages.generate import _warn_unreachable
 from dcdm_cli.stages.plan import (
     Wishes,
-    draw_plan,
     price_table,
-    write_priced_plan,
 )
-
-if TYPE_CHECKING:
-    pass
-
-__all__ = ["EXAMPLES", "draw_plan", "register", "run_generate"]
 
 EXAMPLES = (
     "dcdm generate --run birds --ratio 0.1",
@@ -36,9 +31,7 @@ EXAMPLES = (
 
 
 def register(app: typer.Typer, summary: str) -> None:
-    sections = ("generate", "scale")
-
-    @stage_command(app, "generate", help=summary, sections=sections, examples=EXAMPLES, run_of=run_of_plan)
+    @stage_command(app, "generate", help=summary, sections=SECTIONS["generate"], examples=EXAMPLES, run_of=run_of_plan)
     def generate(
         context: Context,
         plan_file: Annotated[
@@ -66,7 +59,7 @@ def register(app: typer.Typer, summary: str) -> None:
                 "--budget-hours and --gpu-hour-price need a measurement, which only --plan makes",
                 "dcdm generate --plan ..., then dcdm generate PLAN with the file it names",
             )
-        record = run_generate(context, plan_file, verify=verify)
+        record = Run.of(context).generate(plan_file, verify=verify)
         context.console.result(
             {"stage": "generate", "path": str(context.run.generated), **record.results}, context.run.generated
         )
@@ -81,10 +74,7 @@ def run_of_plan(*, plan_file: Path | None, **_: object) -> Path | None:
 
 
 def show_price(context: Context, wishes: Wishes) -> None:
-    context.run.create()
-    context.run.require("finetune")
-    with context.run.lock("dcdm generate --plan"):
-        plan, cost, file = write_priced_plan(context, wishes)
+    plan, cost, file = Run.of(context).plan(budget_hours=wishes.hours, gpu_hour_price=wishes.hour_price)
     _warn_unreachable(context, plan)
     if cost.disk_bytes * 1.1 > cost.disk_free_bytes:
         context.console.warn(

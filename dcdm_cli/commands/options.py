@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
 import tomllib
 import types
 from collections.abc import Callable, Sequence
@@ -14,11 +13,11 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 from pydantic import BaseModel
 
+from dcdm_cli.api.session import GENERAL, open_session
 from dcdm_cli.console import Console
 from dcdm_cli.errors import UsageError
-from dcdm_cli.run.session import DEFAULT_RUN, Context, recorded_layers
-from dcdm_cli.run.settings import Config, flat_items, resolve, split_list
-from dcdm_cli.run.store import RunFolder
+from dcdm_cli.run.session import DEFAULT_RUN, Context
+from dcdm_cli.run.settings import Config, flat_items, split_list
 
 SHARED: dict[str, tuple[Any, Any]] = {
     "run": (Annotated[Path, typer.Option(help="Run folder.", envvar="DCDM_RUN")], Path(DEFAULT_RUN)),
@@ -110,14 +109,10 @@ def _open_context(ctx: typer.Context, command: str, shared: dict[str, Any], give
     console.as_json, console.quiet = shared["as_json"], shared["quiet"]
     console.reserve_stdout()
     flags = {key: value for key, value in given.items() if value is not None}
-    flags |= {name: shared[name] for name in ("preset", "device", "threads", "seed") if shared[name] is not None}
+    flags |= {name: shared[name] for name in GENERAL if shared[name] is not None}
     flags |= _parse_settings(shared["settings"] or [])
-    run = RunFolder(shared["run"])
-    recorded = recorded_layers(run, command)
-    resolved = resolve(flags=flags, config_file=shared["config"], run_file=run.config_file, recorded=recorded)
-    if resolved.config.threads:
-        os.environ["OMP_NUM_THREADS"] = str(resolved.config.threads)  # read when torch is imported
-    return Context(run, resolved, console, shared["force"], shared["dry_run"], flags, shared["config"])
+    options = {"config_file": shared["config"], "force": shared["force"], "dry_run": shared["dry_run"]}
+    return open_session(shared["run"], command, flags, console, **options)
 
 
 def _parse_settings(pairs: Sequence[str]) -> dict[str, Any]:

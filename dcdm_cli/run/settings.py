@@ -229,7 +229,9 @@ class ExportConfig(Section):
 
 
 class GenerateConfig(Section):
-    difficulty: str = Field(default="normal:0.5,0.1", description="normal:MEAN,STD | uniform:LO,HI | fixed:S | real")
+    difficulty: str = Field(
+        default="normal:0.5,0.1", description="normal:MEAN,STD | uniform:LO,HI | S or fixed:S | real"
+    )
     difficulty_cap: float = Field(
         default=0.8, gt=0, le=1, description="nothing harder is asked for: beyond it labels break"
     )
@@ -280,6 +282,13 @@ class GenerateConfig(Section):
     image_format: Literal["png", "webp", "jpg"] = Field(default="png", description="png and webp keep every pixel")
     score: bool = Field(default=True, description="score finished images: the measured_difficulty column")
     seed: int = Field(default=0, description="of the plan: difficulties, captions and noise")
+
+    @field_validator("difficulty", mode="before")
+    @classmethod
+    def _number(cls, difficulty: Any) -> Any:
+        """TOML and Python have numbers: 0.5 is fixed:0.5."""
+        is_number = isinstance(difficulty, int | float) and not isinstance(difficulty, bool)
+        return f"fixed:{difficulty}" if is_number else difficulty
 
     @field_validator("guidance_interval")
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ from dcdm_cli.stages.probe import make_measure, open_run_crew, open_run_engine
 if TYPE_CHECKING:
     from dcdm_cli.generation.coordinator import Generated
     from dcdm_cli.generation.plan_file import AnyPlan
+    from dcdm_cli.generation.shards import Rendered
 
 
 def run_generate(context: Context, plan_file: Path | None = None, *, verify: bool = False) -> StageRecord:
@@ -50,6 +52,19 @@ def run_generate(context: Context, plan_file: Path | None = None, *, verify: boo
     if not done:
         context.console.note("generate: nothing changed, skipped (--force runs it again)")
     return record
+
+
+def sample_images(context: Context) -> Iterator[Rendered]:
+    """The images that the settings give, measured where there is a scorer. Writes nothing."""
+    from dcdm_cli.generation.selection import render_close
+
+    context.run.require("finetune")
+    job = open_job(context)
+    engine = open_run_engine(context, context.run.adapter, job)
+    plan = draw_plan(context, context.config.generate, engine)
+    _warn_unreachable(context, plan)
+    measure = make_measure(context, job) if context.config.generate.score else None
+    yield from render_close(engine, plan.rows(), job, measure)
 
 
 def _work(context: Context, plan: AnyPlan | None, verify: bool) -> Outcome:

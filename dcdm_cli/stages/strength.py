@@ -20,11 +20,12 @@ from dcdm_cli.files import append_json_lines, atomic_folder, hash_json, read_jso
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.session import Context, with_settings
 from dcdm_cli.run.settings import FinetuneConfig, StrengthConfig
-from dcdm_cli.stages.adapter import DifficultyOf, snapshot_folder, train_adapter
+from dcdm_cli.stages.adapter import snapshot_folder, train_adapter
 
 if TYPE_CHECKING:
     from dcdm_cli.data.manifest import Manifest
     from dcdm_cli.evaluation.strength import Point, RealFeatures
+    from dcdm_cli.stages.adapter import DifficultyOf
 
 REQUESTS = 5  # difficulties asked for at each point, evenly over the real images' own
 PROBES = "probes.jsonl"

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from dcdm_cli.errors import CapabilityError, NumericalError
 from dcdm_cli.files import hash_json
 from dcdm_cli.model.base import BaseModel
-from dcdm_cli.model.conditioning import NULL_DIFFICULTY, DifficultyEncoder, EncoderConfig
+from dcdm_cli.model.conditioning import NULL_DIFFICULTY, EncoderConfig
 from dcdm_cli.model.denoiser import ConditionedUNet
+from dcdm_cli.model.encoder import DifficultyEncoder
 from dcdm_cli.model.lora import add_lora, lora_parameters
 from dcdm_cli.model.schedule import add_noise, training_scheduler
 from dcdm_cli.run.progress import Job
