@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import ModelCardData
 
@@ -61,22 +62,16 @@ def adapter_card(
 
 def _metadata(base: str, dataset: str | None) -> ModelCardData:
     """What the hub shows and searches. A folder on somebody's disk is nothing that it knows."""
+    facts: dict[str, Any] = {"library_name": "diffusers", "pipeline_tag": "text-to-image", "tags": TAGS}
     on_hub = base != TINY_NAME and not Path(base).is_absolute()
-    related = {"base_model": base, "base_model_relation": "adapter"} if on_hub else {}
-    licence = (
-        {"license": "apache-2.0"}
-        if base == TINY_NAME
-        else {"license": "other", "license_name": "of-the-base-model"}
-        | ({"license_link": f"https://huggingface.co/{base}"} if on_hub else {})
-    )
-    return ModelCardData(
-        library_name="diffusers",
-        pipeline_tag="text-to-image",
-        tags=TAGS,
-        datasets=[dataset] if dataset else None,
-        **related,
-        **licence,
-    )
+    if on_hub:
+        facts |= {"base_model": base, "base_model_relation": "adapter"}
+    if base == TINY_NAME:
+        facts["license"] = "apache-2.0"
+    else:
+        facts |= {"license": "other", "license_name": "of-the-base-model"}
+        facts |= {"license_link": f"https://huggingface.co/{base}"} if on_hub else {}
+    return ModelCardData(**facts, datasets=[dataset] if dataset else None)
 
 
 def _base_line(base: str) -> str:

@@ -138,7 +138,8 @@ class DifficultyEncoder(nn.Module, ModelHubMixin):
         wanted = torch.tensor([_checked(value) for value in difficulties], dtype=self.null.dtype)
         attach_lora(pipe, origin.folder, f"dcdm_{adapter_hash(origin.folder)[:8]}")
         negative = [negative_prompt] * len(prompts)
-        text, empty = pipe.encode_prompt(prompts, pipe._execution_device, 1, True, negative)
+        encoded: Any = pipe.encode_prompt(prompts, pipe._execution_device, 1, True, negative)
+        text, empty = encoded
         nothing = torch.full_like(wanted, NULL_DIFFICULTY)
         return {
             "prompt_embeds": self._joined(text, classes, wanted),

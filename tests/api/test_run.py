@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,47 +15,44 @@ from dcdm_cli import DifficultyEncoder, Run
 from dcdm_cli.api.run import GeneratedImages
 from dcdm_cli.api.session import dotted
 from dcdm_cli.errors import MismatchError, NotFoundError, UsageError
+from dcdm_cli.files import write_json
 from dcdm_cli.run.store import RunFolder, StageRecord
 
 from ..commands.conftest import SETTINGS, make_run
 from ..generation.conftest import adapter
 from ..generation.fakes import NAMES
+from .conftest import Demo
 
 __all__ = ["adapter"]
-TINY: dict[str, Any] = {
-    "score": {"steps": 3, "repeats": 1},
-    "judge": {"steps": 3},
-    "downstream": {"steps": 3},
-    "finetune": {"steps": 3, "batch_size": 4, "checkpoint_every": 3},
-    "calibrate": {"points": 3, "images": 10},
-    "generate": {"steps": 2, "attempts": 1, "ratio": None},
-    "evaluate": {"targets": (0.2, 0.5), "per_target": 10, "seeds": 1, "arms": ("real", "dcdm"), "fresh_sets": False},
-}
 
 
-def test_the_whole_demo(tmp_path: Path) -> None:
-    run = Run(tmp_path / "digits", preset="digits", device="cpu", quiet=True, **TINY)
-    scored = run.score("digits")
-    assert scored.stage == "score" and scored.results["classes"] == 10
-    assert run.caption().results["distinct"] == 10
-    trained = run.finetune()
-    assert len(trained.results["calibration"]["reachable"]) == 2 and run.record("calibrate")
-    made = run.generate(count=20, difficulty=0.5)
-    assert isinstance(made, StageRecord) and made.results["images"] == 20
-    batches = list(made)
+def test_the_whole_demo(demo: Demo) -> None:
+    run = demo.run
+    assert demo.scored.results["classes"] == 10 and demo.trained.results["images"] == 200
+    assert isinstance(demo.made, StageRecord) and demo.made.results["images"] == 20
+    batches = list(demo.made)
     assert sum(len(batch.rows) for batch in batches) == 20 and batches[0].images.shape[1:] == (32, 32, 3)
     assert {row.target_difficulty for batch in batches for row in batch.rows} == {0.5}
     verdicts = np.concatenate([batch.verdict.difficulty for batch in batches if batch.verdict])
-    assert np.mean(verdicts) == pytest.approx(made.results["measured_mean"], abs=1e-6)
-    metrics = run.evaluate()
-    assert {"adherence", "downstream", "quality", "cost"} <= metrics.results.keys()
-    assert run.score("digits").started == scored.started  # nothing changed
+    assert np.mean(verdicts) == pytest.approx(demo.made.results["measured_mean"], abs=1e-6)
+    assert {"adherence", "downstream", "quality", "cost"} <= demo.evaluated.results.keys()
     encoder = DifficultyEncoder.from_pretrained(run.folder.adapter)
     assert encoder.class_names == tuple("0123456789")
-    written = tomllib.loads(run.folder.config_file.read_text())  # the command line goes on with the same settings
+
+
+def test_the_command_line_and_later_programs_go_on_with_the_same_settings(demo: Demo) -> None:
+    written = tomllib.loads(demo.run.folder.config_file.read_text())
     assert written["preset"] == "digits" and written["finetune"]["steps"] == 3
-    again = Run(run.folder.path, quiet=True)
-    assert again.evaluate().started == metrics.started
+    again = Run(demo.run.folder.path, quiet=True)
+    assert again.score().started == demo.scored.started and again.finetune().started == demo.trained.started
+    assert again.generate(count=20, difficulty=0.5).started == demo.made.started  # nothing changed
+
+
+def test_the_record_of_fine_tuning_holds_its_calibration(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:
+    calibrated = replace(demo.trained, stage="calibrate", results={"reachable": [0.2, 0.6]})
+    monkeypatch.setattr("dcdm_cli.stages.calibrate.run_calibrate", lambda session: calibrated)
+    trained = demo.run.finetune()
+    assert trained.results["calibration"] == {"reachable": [0.2, 0.6]} and trained.id == demo.trained.id
 
 
 @pytest.fixture
@@ -114,10 +112,6 @@ def test_recorded_settings_win_as_for_the_command(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     config = Run(tmp_path).settings().finetune.model_dump(mode="json") | {"steps": 77}
     record = StageRecord("finetune", config, {}, [], "", {}, 0, "cpu", 0, "", {})
-    from dataclasses import asdict
-
-    from dcdm_cli.files import write_json
-
     write_json(folder.path / "records" / "finetune.json", asdict(record))
     assert Run(tmp_path, finetune={"steps": 5}).settings("generate").finetune.steps == 5
     assert Run(tmp_path).settings("generate").finetune.steps == 77 != Run(tmp_path).settings("finetune").finetune.steps
