@@ -45,7 +45,7 @@ def test_each_layer_wins_over_the_one_below(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_difficulty_may_be_a_number() -> None:
-    assert resolve(flags={"generate.difficulty": 0.5}).config.generate.difficulty == "fixed:0.5"
+    assert resolve(flags={"generate.difficulty": 0.5}).config.generate.difficulty == "0.5"
     with pytest.raises(UsageError, match=r"generate\.difficulty = True"):
         resolve(flags={"generate.difficulty": True})
 

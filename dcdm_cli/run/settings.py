@@ -33,6 +33,8 @@ class Section(BaseModel):
     def _none(cls, value: Any, info: ValidationInfo) -> Any:
         """TOML, flags and the environment have no null: `none` switches an optional setting off."""
         field = cls.model_fields[info.field_name or ""]
+        if field.annotation is str and type(value) in (int, float):  # difficulty = 0.5
+            return str(value)
         return None if value == "none" and type(None) in get_args(field.annotation) else value
 
 
@@ -229,9 +231,7 @@ class ExportConfig(Section):
 
 
 class GenerateConfig(Section):
-    difficulty: str = Field(
-        default="normal:0.5,0.1", description="normal:MEAN,STD | uniform:LO,HI | S or fixed:S | real"
-    )
+    difficulty: str = Field(default="normal:0.5,0.1", description="normal:MEAN,STD | uniform:LO,HI | VALUE | real")
     difficulty_cap: float = Field(
         default=0.8, gt=0, le=1, description="nothing harder is asked for: beyond it labels break"
     )
@@ -282,13 +282,6 @@ class GenerateConfig(Section):
     image_format: Literal["png", "webp", "jpg"] = Field(default="png", description="png and webp keep every pixel")
     score: bool = Field(default=True, description="score finished images: the measured_difficulty column")
     seed: int = Field(default=0, description="of the plan: difficulties, captions and noise")
-
-    @field_validator("difficulty", mode="before")
-    @classmethod
-    def _number(cls, difficulty: Any) -> Any:
-        """TOML and Python have numbers: 0.5 is fixed:0.5."""
-        is_number = isinstance(difficulty, int | float) and not isinstance(difficulty, bool)
-        return f"fixed:{difficulty}" if is_number else difficulty
 
     @field_validator("guidance_interval")
     @classmethod
