@@ -147,18 +147,32 @@ class Run:
                 return PricedPlan(*write_priced_plan(session, Wishes(budget_hours, gpu_hour_price)))
 
     def generate(
-        self, plan: str | Path | None = None, *, verify: bool = False, force: bool = False, **settings: Any
+        self,
+        plan: str | Path | None = None,
+        *,
+        verify: bool = False,
+        join: bool = False,
+        force: bool = False,
+        **settings: Any,
     ) -> GeneratedImages:
         """Makes the images of a plan file, or of the plan that the settings give, in the run's `generated` folder. What
-        is there already is not made again; other images there are replaced only with `force`."""
+        is there already is not made again; other images there are replaced only with `force`. join: makes none, joins
+        what parts of the plan file made."""
         from dcdm_cli.stages.generate import run_generate
 
         with self._opened("generate", force, settings) as session:
-            if plan is not None and self._session is None:  # what was said of every call is not said of this plan
-                session = replace(session, given=dotted(settings, "generate"))
-            record = run_generate(session, None if plan is None else Path(plan), verify=verify)
+            file = None if plan is None else Path(plan)
+            record = run_generate(self._for_plan(session, file, settings), file, verify=verify, join=join)
             batch = session.config.generate.batch_size
             return GeneratedImages(**vars(record), folder=session.run.generated, batch_size=batch)
+
+    def part(self, plan: str | Path, number: int, of: int, **settings: Any) -> dict[str, Any]:
+        """Makes part `number` of `of` (1 is the first) of a plan file, without the run's lock, so that jobs that know
+        nothing of each other share the work; `generate(plan, join=True)` publishes. Returns what it did."""
+        from dcdm_cli.stages.parts import Part, run_part
+
+        with self._opened("generate", False, settings) as session:
+            return run_part(self._for_plan(session, Path(plan), settings), Path(plan), Part(number, of))
 
     def sample(self, **settings: Any) -> Iterator[Rendered]:
         """The images that `generate` would make, a batch at a time while they are made; nothing is written."""
@@ -173,6 +187,11 @@ class Run:
 
         with self._opened("evaluate", force, settings) as session:
             return run_evaluate(session)
+
+    def _for_plan(self, session: Context, plan: Path | None, settings: Mapping[str, Any]) -> Context:
+        """What was said of every call is not said of a finished plan, and must not count as a wish to change it."""
+        said = self._session is None and plan is not None
+        return replace(session, given=dotted(settings, "generate")) if said else session
 
     def _open(self, verb: str, force: bool, settings: Mapping[str, Any]) -> Context:
         if self._session is not None:

@@ -20,12 +20,15 @@ from dcdm_cli.stages.plan import (
     price_table,
 )
 
+JOIN = "join"
 EXAMPLES = (
     "dcdm generate --run birds --ratio 0.1",
     "dcdm generate --run birds --difficulty uniform:0.3,0.6 --per-class 200",
     "dcdm generate --run birds --difficulty real --count 5000 --format webdataset",
     "dcdm generate --run birds --plan --budget-hours 8 --gpu-hour-price 2.50",
     "dcdm generate --run birds --balance --devices all",
+    "dcdm generate birds/plans/1b2c3d4e5f60.parquet --part 3/16",
+    "dcdm generate birds/plans/1b2c3d4e5f60.parquet --part join",
     "dcdm generate --run birds --engine ray --address 10.0.0.1:6379 --format webdataset",
 )
 
@@ -39,6 +42,13 @@ def register(app: typer.Typer, summary: str) -> None:
         ] = None,
         plan: Annotated[bool, typer.Option("--plan", help="Write and price the plan, generate nothing.")] = False,
         verify: Annotated[bool, typer.Option("--verify", help="Compare finished shards with their hashes.")] = False,
+        part: Annotated[
+            str | None,
+            typer.Option(
+                help="With PLAN: make one part of it without the run's lock; or join what parts have made.",
+                metavar="K/N|join",
+            ),
+        ] = None,
         budget_images: Annotated[int | None, typer.Option(help="The same as --count.", min=1)] = None,
         budget_hours: Annotated[
             float | None, typer.Option(help="With --plan: as many images as this many GPU-hours pay for.", min=0)
@@ -59,12 +69,29 @@ def register(app: typer.Typer, summary: str) -> None:
                 "--budget-hours and --gpu-hour-price need a measurement, which only --plan makes",
                 "dcdm generate --plan ..., then dcdm generate PLAN with the file it names",
             )
-        record = Run.of(context).generate(plan_file, verify=verify)
+        if part and part != JOIN:
+            show_part(context, plan_file, part)
+            return
+        record = Run.of(context).generate(plan_file, verify=verify, join=part == JOIN)
         context.console.result(
             {"stage": "generate", "path": str(context.run.generated), **record.results}, context.run.generated
         )
         if record.results["failed"]:
             raise typer.Exit(ExitCode.PARTIAL)
+
+
+def show_part(context: Context, plan_file: Path | None, part: str) -> None:
+    from dcdm_cli.stages.parts import Part
+
+    if plan_file is None:
+        raise UsageError(
+            "--part needs the plan that all parts share", "dcdm generate --plan, then dcdm generate PLAN ..."
+        )
+    wanted = Part.parse(part)
+    done = Run.of(context).part(plan_file, wanted.number, wanted.of)
+    context.console.result({"stage": "generate", "path": str(context.run.generated), **done}, context.run.generated)
+    if done["failed"]:
+        raise typer.Exit(ExitCode.PARTIAL)
 
 
 def run_of_plan(*, plan_file: Path | None, **_: object) -> Path | None:

@@ -6,12 +6,14 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from dcdm_cli.errors import UsageError
 from dcdm_cli.run.session import Context
 from dcdm_cli.run.store import Outcome, Stage, StageRecord
 from dcdm_cli.stages.devices import Spread, settle_spread
 from dcdm_cli.stages.jobs import open_job
+from dcdm_cli.stages.parts import join_parts
 from dcdm_cli.stages.plan import (
     check_plan,
     describe_model,
@@ -28,12 +30,18 @@ if TYPE_CHECKING:
     from dcdm_cli.generation.shards import Rendered
 
 
-def run_generate(context: Context, plan_file: Path | None = None, *, verify: bool = False) -> StageRecord:
-    """Executes a plan file, or the plan that the settings give, unless nothing changed."""
+def run_generate(
+    context: Context, plan_file: Path | None = None, *, verify: bool = False, join: bool = False
+) -> StageRecord:
+    """Executes a plan file, or the plan that the settings give, unless nothing changed. join: makes nothing, joins what
+    parts of the plan file have made."""
     from dcdm_cli.generation.plan_file import PlanFile
 
     run, config = context.run, context.config
     plan = None
+    if join and (plan_file is None or context.force):
+        said = "joining needs the plan whose parts were made, and replaces nothing"
+        raise UsageError(said, "dcdm generate PLAN --part join")
     if plan_file is not None:
         refuse_planning_flags(context)
         plan = PlanFile(plan_file)
@@ -47,7 +55,7 @@ def run_generate(context: Context, plan_file: Path | None = None, *, verify: boo
         stage = Stage("generate", {**config.generate.model_dump(mode="json"), "run_seed": config.seed}, inputs)
         force = context.force or verify
         record, done = run.run(
-            stage, lambda: _work(context, plan, verify), force=force, intact=lambda: _is_intact(context)
+            stage, lambda: _work(context, plan, verify, join), force=force, intact=lambda: _is_intact(context)
         )
     if not done:
         context.console.note("generate: nothing changed, skipped (--force runs it again)")
@@ -67,7 +75,7 @@ def sample_images(context: Context) -> Iterator[Rendered]:
     yield from render_close(engine, plan.rows(), job, measure)
 
 
-def _work(context: Context, plan: AnyPlan | None, verify: bool) -> Outcome:
+def _work(context: Context, plan: AnyPlan | None, verify: bool, join: bool) -> Outcome:
     from dcdm_cli.generation.ledger import refuse_other_plan
     from dcdm_cli.generation.targets import parse_target
 
@@ -77,9 +85,14 @@ def _work(context: Context, plan: AnyPlan | None, verify: bool) -> Outcome:
         check_plan(context, plan)
         if not context.force:
             refuse_other_plan(plan, run.generated)
-    spread = settle_spread(context)
-    run_it = _with_crew if spread else _in_this_process
-    plan, generated, backend, device = run_it(context, plan, spread, verify)
+    parts: dict[str, Any] = {}
+    if join and plan is not None:
+        generated, backend, parts = join_parts(context, plan, verify)
+        device = "parts"
+    else:
+        spread = settle_spread(context)
+        run_it = _with_crew if spread else _in_this_process
+        plan, generated, backend, device = run_it(context, plan, spread, verify)
     _drop_old(run.generated)
     results = {
         "images": generated.images,
@@ -92,6 +105,7 @@ def _work(context: Context, plan: AnyPlan | None, verify: bool) -> Outcome:
         "backend": backend,
         **_difficulty_summary(generated),
         **_prediction(plan),
+        **({"parts": parts} if parts else {}),
     }
     return Outcome([run.generated / "samples.parquet"], plan.hash, results, device)
 

@@ -18,7 +18,14 @@ TINY: dict[str, dict[str, Any]] = {
     "finetune": {"steps": 3, "batch_size": 4, "checkpoint_every": 3},
     "calibrate": {"enabled": False},  # three steps teach no difficulty
     "generate": {"steps": 2, "attempts": 1, "ratio": None},
-    "evaluate": {"targets": (0.2, 0.5), "per_target": 10, "seeds": 1, "arms": ("real", "dcdm"), "synthetic_ratio": 0.1},
+    "evaluate": {
+        "workers": 1,
+        "targets": (0.2, 0.5),
+        "per_target": 10,
+        "seeds": 1,
+        "arms": ("real", "dcdm"),
+        "synthetic_ratio": 0.1,
+    },
 }
 
 
