@@ -32,8 +32,9 @@ from dcdm_cli.generation.prompts import PromptCache
 from dcdm_cli.generation.targets import parse_target
 from dcdm_cli.model.adapter import AdapterInfo, save_adapter
 from dcdm_cli.model.base import DTYPES, BaseModel, encode_text, load_base
-from dcdm_cli.model.conditioning import NULL_DIFFICULTY, DifficultyEncoder, EncoderConfig, Mode, join_tokens
+from dcdm_cli.model.conditioning import NULL_DIFFICULTY, EncoderConfig, Mode, join_tokens
 from dcdm_cli.model.denoiser import ConditionedUNet
+from dcdm_cli.model.encoder import DifficultyEncoder
 from dcdm_cli.model.exported import export_requests, model_facts
 from dcdm_cli.model.fused import FusedModel
 from dcdm_cli.model.latents import torch_decoder

@@ -25,6 +25,8 @@ class Section(BaseModel):
     def _none(cls, value: Any, info: ValidationInfo) -> Any:
         """TOML, flags and the environment have no null: `none` switches an optional setting off."""
         field = cls.model_fields[info.field_name or ""]
+        if field.annotation is str and type(value) in (int, float):  # difficulty = 0.5
+            return str(value)
         return None if value == "none" and type(None) in get_args(field.annotation) else value
 
     @field_validator("*", mode="after")

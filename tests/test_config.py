@@ -51,6 +51,12 @@ def test_each_layer_wins_over_the_one_below(tmp_path: Path, monkeypatch: pytest.
     assert made.hidden == 128  # a flag that was not given changes nothing
 
 
+def test_a_difficulty_may_be_a_number() -> None:
+    assert resolve(flags={"generate.difficulty": 0.5}).config.generate.difficulty == "0.5"
+    with pytest.raises(UsageError, match=r"generate\.difficulty = True"):
+        resolve(flags={"generate.difficulty": True})
+
+
 def test_a_preset_named_later_replaces_the_earlier_one(tmp_path: Path) -> None:
     run = toml(tmp_path / "run.toml", 'preset = "digits"\n')
     assert resolve(flags={"preset": "sd15"}, run_file=run).config.finetune.resolution == 512

@@ -35,7 +35,9 @@ def test_the_wheel_holds_two_packages_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"dcdm_cli", "dcdm_export"}
-    assert {"dcdm_cli/model/tiny_base/model_index.json", "dcdm_cli/reports/report.html.j2"} <= set(names)
+    assert {"dcdm_cli/model/tiny_base/model_index.json", "dcdm_cli/reports/report.html.j2", "dcdm_cli/py.typed"} <= set(
+        names
+    )
     base = sum(info.file_size for info in zipfile.ZipFile(wheel).infolist() if "tiny_base" in info.filename)
     assert base < 13 * 2**20
     eyes = {

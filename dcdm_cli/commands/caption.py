@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import typer
 
+from dcdm_cli.api.run import Run
+from dcdm_cli.api.session import SECTIONS
 from dcdm_cli.commands.options import stage_command
 from dcdm_cli.run.session import Context
-from dcdm_cli.stages.caption import run_caption
-
-if TYPE_CHECKING:
-    pass
 
 EXAMPLES = (
     "dcdm caption --run birds",
@@ -21,7 +17,7 @@ EXAMPLES = (
 
 
 def register(app: typer.Typer, summary: str) -> None:
-    @stage_command(app, "caption", help=summary, sections=("caption",), examples=EXAMPLES)
+    @stage_command(app, "caption", help=summary, sections=SECTIONS["caption"], examples=EXAMPLES)
     def caption(context: Context) -> None:
-        record = run_caption(context)
+        record = Run.of(context).caption()
         context.console.result({"stage": "caption", **record.results}, context.run.samples)

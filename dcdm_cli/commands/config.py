@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from dcdm_cli.commands.options import print_settings, resolve_for, stage_command
+from dcdm_cli.api.session import resolve_for
+from dcdm_cli.commands.options import print_settings, stage_command
 from dcdm_cli.errors import UsageError
 from dcdm_cli.run.origins import nearest
 from dcdm_cli.run.session import PIPELINE, Context, recorded_layers

@@ -7,18 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
+from dcdm_cli.api.run import Run
 from dcdm_cli.commands.evaluate import show_evaluation
 from dcdm_cli.commands.options import stage_command
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.resolution import resolve
-from dcdm_cli.run.session import Context, with_chosen_strength
+from dcdm_cli.run.session import Context
 from dcdm_cli.signals import asked_to_stop
-from dcdm_cli.stages.calibrate import run_calibrate
-from dcdm_cli.stages.caption import run_caption
-from dcdm_cli.stages.evaluate import run_evaluate
-from dcdm_cli.stages.finetune import run_finetune
-from dcdm_cli.stages.generate import run_generate
-from dcdm_cli.stages.score import run_score
 
 EXAMPLES = ("dcdm demo", "dcdm demo --full --run demo-full", "dcdm demo --json | jq .downstream.arms")
 QUICK: dict[str, Any] = {
@@ -33,9 +28,6 @@ FULL: dict[str, Any] = {
 }
 
 
-STAGES = (run_score, run_caption, run_finetune, run_calibrate, run_generate)
-
-
 def register(app: typer.Typer, summary: str) -> None:
     @stage_command(app, "demo", help=summary, examples=EXAMPLES, prepare=demo_settings)
     def demo(
@@ -44,14 +36,14 @@ def register(app: typer.Typer, summary: str) -> None:
             bool, typer.Option("--full", help="All arms and 8 seeds: about 20 minutes on 2 cores.")
         ] = False,
     ) -> None:
-        for stage in STAGES:
-            name = stage.__name__.removeprefix("run_")
+        run = Run.of(context)
+        for stage in (run.score, run.caption, run.finetune, run.generate):
+            name = stage.__name__
             context.console.note(f"dcdm {name}")
-            stage(context)
-            context = with_chosen_strength(context)
+            stage()
             Job(stop_signal=asked_to_stop).stop_if_asked(f"{name} is finished")
         context.console.note("dcdm evaluate")
-        show_evaluation(context, run_evaluate(context))
+        show_evaluation(context, run.evaluate())
 
 
 def demo_settings(context: Context, *, full: bool) -> Context:

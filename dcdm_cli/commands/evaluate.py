@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from dcdm_cli.api.run import Run
+from dcdm_cli.api.session import SECTIONS
 from dcdm_cli.commands.options import stage_command
 from dcdm_cli.errors import UsageError
 from dcdm_cli.run.session import Context
 from dcdm_cli.run.store import StageRecord
-from dcdm_cli.stages.evaluate import run_evaluate
-
-if TYPE_CHECKING:
-    pass
 
 EXAMPLES = (
     "dcdm evaluate --run birds",
@@ -28,7 +26,7 @@ EXAMPLES = (
 
 
 def register(app: typer.Typer, summary: str) -> None:
-    @stage_command(app, "evaluate", help=summary, sections=("evaluate", "scale"), examples=EXAMPLES)
+    @stage_command(app, "evaluate", help=summary, sections=SECTIONS["evaluate"], examples=EXAMPLES)
     def evaluate(
         context: Context,
         experiment: Annotated[
@@ -79,7 +77,7 @@ def _run_mode(context: Context, mode: str, experiment: str, suite: Path | None) 
 
         (run_filter if mode == "--filter" else run_artefacts)(context)
     else:
-        show_evaluation(context, run_evaluate(context))
+        show_evaluation(context, Run.of(context).evaluate())
 
 
 def show_evaluation(context: Context, record: StageRecord) -> None:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import typer
 
+from dcdm_cli.api.run import Run
+from dcdm_cli.api.session import SECTIONS
 from dcdm_cli.commands.options import stage_command
 from dcdm_cli.run.session import Context
-from dcdm_cli.stages.export import run_export
-
-if TYPE_CHECKING:
-    pass
 
 EXAMPLES = (
     "dcdm export --run birds",
@@ -21,10 +17,12 @@ EXAMPLES = (
 
 
 def register(app: typer.Typer, summary: str) -> None:
-    @stage_command(app, "export", help=summary, sections=("export",), keys=("generate.precision",), examples=EXAMPLES)
+    @stage_command(
+        app, "export", help=summary, sections=SECTIONS["export"], keys=("generate.precision",), examples=EXAMPLES
+    )
     def export(context: Context) -> None:
         from dcdm_cli.reports.tables import export_tables
 
-        record = run_export(context)
+        record = Run.of(context).export()
         document = {"stage": "export", "path": str(context.run.export), **record.results}
         context.console.result(document, context.run.export, export_tables(record.results))

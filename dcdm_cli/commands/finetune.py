@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from dcdm_cli.api.run import Run
+from dcdm_cli.api.session import SECTIONS
 from dcdm_cli.commands.options import stage_command
 from dcdm_cli.crew.ranks import Ranks
-from dcdm_cli.run.session import Context, with_chosen_strength
-from dcdm_cli.stages.calibrate import run_calibrate
-from dcdm_cli.stages.finetune import _wanted, join_group, run_finetune, run_group
-
-if TYPE_CHECKING:
-    pass
-
+from dcdm_cli.run.session import Context
+from dcdm_cli.stages.finetune import _wanted, join_group, run_group
 
 EXAMPLES = (
     "dcdm finetune --run birds --preset sd15",
@@ -25,7 +22,7 @@ EXAMPLES = (
 
 
 def register(app: typer.Typer, summary: str) -> None:
-    @stage_command(app, "finetune", help=summary, sections=("finetune",), examples=EXAMPLES)
+    @stage_command(app, "finetune", help=summary, sections=SECTIONS["finetune"], examples=EXAMPLES)
     def finetune(
         context: Context,
         devices: Annotated[
@@ -40,9 +37,5 @@ def register(app: typer.Typer, summary: str) -> None:
         if not ranks.is_main:
             join_group(context)
             return
-        context.run.create(after="score")
-        with context.run.lock("dcdm finetune"):  # until calibration has ended: nobody may change the adapter before
-            record = run_finetune(context)
-            calibrated = run_calibrate(with_chosen_strength(context))
-        results = record.results | ({"calibration": calibrated.results} if calibrated else {})
-        context.console.result({"stage": "finetune", "path": str(context.run.adapter), **results}, context.run.adapter)
+        document = {"stage": "finetune", "path": str(context.run.adapter), **Run.of(context).finetune().results}
+        context.console.result(document, context.run.adapter)

@@ -4,41 +4,37 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from dcdm_cli.api.run import Run
+from dcdm_cli.api.session import SECTIONS
 from dcdm_cli.commands.options import finite, stage_command
 from dcdm_cli.errors import ExitCode, UsageError
 from dcdm_cli.run.session import Context
 from dcdm_cli.run.store import RunFolder
-from dcdm_cli.stages.generate import _warn_unreachable, run_generate
+from dcdm_cli.stages.generate import _warn_unreachable
 from dcdm_cli.stages.plan import (
     Wishes,
-    draw_plan,
     price_table,
-    write_priced_plan,
 )
 
-if TYPE_CHECKING:
-    pass
-
-__all__ = ["EXAMPLES", "draw_plan", "register", "run_generate"]
-
+JOIN = "join"
 EXAMPLES = (
     "dcdm generate --run birds --ratio 0.1",
     "dcdm generate --run birds --difficulty uniform:0.3,0.6 --per-class 200",
     "dcdm generate --run birds --difficulty real --count 5000 --format webdataset",
     "dcdm generate --run birds --plan --budget-hours 8 --gpu-hour-price 2.50",
     "dcdm generate --run birds --balance --devices all",
+    "dcdm generate birds/plans/1b2c3d4e5f60.parquet --part 3/16",
+    "dcdm generate birds/plans/1b2c3d4e5f60.parquet --part join",
     "dcdm generate --run birds --engine ray --address 10.0.0.1:6379 --format webdataset",
 )
 
 
 def register(app: typer.Typer, summary: str) -> None:
-    sections = ("generate", "scale")
-
-    @stage_command(app, "generate", help=summary, sections=sections, examples=EXAMPLES, run_of=run_of_plan)
+    @stage_command(app, "generate", help=summary, sections=SECTIONS["generate"], examples=EXAMPLES, run_of=run_of_plan)
     def generate(
         context: Context,
         plan_file: Annotated[
@@ -46,6 +42,13 @@ def register(app: typer.Typer, summary: str) -> None:
         ] = None,
         plan: Annotated[bool, typer.Option("--plan", help="Write and price the plan, generate nothing.")] = False,
         verify: Annotated[bool, typer.Option("--verify", help="Compare finished shards with their hashes.")] = False,
+        part: Annotated[
+            str | None,
+            typer.Option(
+                help="With PLAN: make one part of it without the run's lock; or join what parts have made.",
+                metavar="K/N|join",
+            ),
+        ] = None,
         budget_images: Annotated[int | None, typer.Option(help="The same as --count.", min=1)] = None,
         budget_hours: Annotated[
             float | None, typer.Option(help="With --plan: as many images as this many GPU-hours pay for.", min=0)
@@ -66,12 +69,29 @@ def register(app: typer.Typer, summary: str) -> None:
                 "--budget-hours and --gpu-hour-price need a measurement, which only --plan makes",
                 "dcdm generate --plan ..., then dcdm generate PLAN with the file it names",
             )
-        record = run_generate(context, plan_file, verify=verify)
+        if part and part != JOIN:
+            show_part(context, plan_file, part)
+            return
+        record = Run.of(context).generate(plan_file, verify=verify, join=part == JOIN)
         context.console.result(
             {"stage": "generate", "path": str(context.run.generated), **record.results}, context.run.generated
         )
         if record.results["failed"]:
             raise typer.Exit(ExitCode.PARTIAL)
+
+
+def show_part(context: Context, plan_file: Path | None, part: str) -> None:
+    from dcdm_cli.stages.parts import Part
+
+    if plan_file is None:
+        raise UsageError(
+            "--part needs the plan that all parts share", "dcdm generate --plan, then dcdm generate PLAN ..."
+        )
+    wanted = Part.parse(part)
+    done = Run.of(context).part(plan_file, wanted.number, wanted.of)
+    context.console.result({"stage": "generate", "path": str(context.run.generated), **done}, context.run.generated)
+    if done["failed"]:
+        raise typer.Exit(ExitCode.PARTIAL)
 
 
 def run_of_plan(*, plan_file: Path | None, **_: object) -> Path | None:
@@ -81,10 +101,7 @@ def run_of_plan(*, plan_file: Path | None, **_: object) -> Path | None:
 
 
 def show_price(context: Context, wishes: Wishes) -> None:
-    context.run.create()
-    context.run.require("finetune")
-    with context.run.lock("dcdm generate --plan"):
-        plan, cost, file = write_priced_plan(context, wishes)
+    plan, cost, file = Run.of(context).plan(budget_hours=wishes.hours, gpu_hour_price=wishes.hour_price)
     _warn_unreachable(context, plan)
     if cost.disk_bytes * 1.1 > cost.disk_free_bytes:
         context.console.warn(

@@ -5,23 +5,22 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-import os
 import tomllib
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 from pydantic import BaseModel
 
+from dcdm_cli.api.session import GENERAL, open_session
 from dcdm_cli.console import Console
 from dcdm_cli.errors import UsageError
 from dcdm_cli.run.origins import split_list, toml_document
-from dcdm_cli.run.resolution import Resolved, flat_items, renamed, resolve
-from dcdm_cli.run.session import DEFAULT_RUN, Context, overridden_text, recorded_layers
+from dcdm_cli.run.resolution import flat_items
+from dcdm_cli.run.session import DEFAULT_RUN, Context
 from dcdm_cli.run.settings import Config
-from dcdm_cli.run.store import RunFolder
 
 SHARED: dict[str, tuple[Any, Any]] = {
     "run": (Annotated[Path, typer.Option(help="Run folder.", envvar="DCDM_RUN")], Path(DEFAULT_RUN)),
@@ -120,27 +119,10 @@ def _open_context(ctx: typer.Context, command: str, shared: dict[str, Any], give
     console.as_json, console.quiet = shared["as_json"], shared["quiet"]
     console.reserve_stdout()
     flags = {key: value for key, value in given.items() if value is not None}
-    flags |= {name: shared[name] for name in ("preset", "device", "threads", "seed") if shared[name] is not None}
+    flags |= {name: shared[name] for name in GENERAL if shared[name] is not None}
     flags |= _parse_settings(shared["settings"] or [])
-    flags = {renamed(key): value for key, value in flags.items()}
-    run = RunFolder(shared["run"])
-    resolved = resolve_for(command, run, console, flags, shared["config"])
-    for hint in resolved.renamed:
-        console.warn(hint)
-    if resolved.config.threads:
-        os.environ["OMP_NUM_THREADS"] = str(resolved.config.threads)  # read when torch is imported
-    return Context(run, resolved, console, shared["force"], shared["dry_run"], flags, shared["config"])
-
-
-def resolve_for(
-    command: str, run: RunFolder, console: Console, flags: Mapping[str, Any], config_file: Path | None
-) -> Resolved:
-    """The settings as `command` sees them; warns of what records decide against files and the environment."""
-    recorded = recorded_layers(run, command)
-    resolved = resolve(flags=flags, config_file=config_file, run_file=run.config_file, recorded=recorded)
-    if said := overridden_text(resolved.overridden, run, config_file):
-        console.warn(said)
-    return resolved
+    options = {"config_file": shared["config"], "force": shared["force"], "dry_run": shared["dry_run"]}
+    return open_session(shared["run"], command, flags, console, **options)
 
 
 def _parse_settings(pairs: Sequence[str]) -> dict[str, Any]:

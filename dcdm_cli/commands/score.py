@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from dcdm_cli.api.run import Run
+from dcdm_cli.api.session import SECTIONS
 from dcdm_cli.commands.options import stage_command
 from dcdm_cli.console import Console
 from dcdm_cli.errors import ExitCode
 from dcdm_cli.run.session import Context
 from dcdm_cli.run.store import StageRecord
-from dcdm_cli.stages.score import run_score
-
-if TYPE_CHECKING:
-    pass
 
 EXAMPLES = (
     "dcdm score photos/ --run birds --model resnet50 --steps 5000",
@@ -25,7 +23,7 @@ EXAMPLES = (
 
 
 def register(app: typer.Typer, summary: str) -> None:
-    @stage_command(app, "score", help=summary, sections=("score", "data", "scale"), examples=EXAMPLES)
+    @stage_command(app, "score", help=summary, sections=SECTIONS["score"], examples=EXAMPLES)
     def score(
         context: Context,
         source: Annotated[
@@ -35,7 +33,7 @@ def register(app: typer.Typer, summary: str) -> None:
             ),
         ] = None,
     ) -> None:
-        record = run_score(context, source)
+        record = Run.of(context).score(source)
         show_score(context, record)
         if record.results["rejected"]:
             raise typer.Exit(ExitCode.PARTIAL)

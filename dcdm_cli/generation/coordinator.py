@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -75,6 +75,20 @@ def make_shard(task: ShardTask, maker: Maker, encoders: Encoders, job: Job) -> I
     yield from write_shard(rest, make_batches(rest, maker, encoders, job, writer.store), writer, done)
 
 
+def run_part(plan: AnyPlan, maker: Maker, layout: Layout, job: Job, shards: Sequence[int]) -> Generated:
+    """Makes what is missing of some shards, while other processes may make the rest in the same folder. What other
+    tools read is not written: that is for whoever sees the whole. A shard that another process is at is left to it."""
+    ledger = Ledger.open(plan, layout, maker.batch_size, shards=shards)
+    site = Site(plan, ledger, job)
+    with Encoders() as encoders:
+        for shard in ledger.unfinished():
+            with ledger.lock(shard) as free:
+                for event in make_shard(site.order(shard), maker, encoders, job) if free else ():
+                    site.said(shard, event)
+            job.stop_if_asked(site.saved())
+    return Generated(layout.folder, ledger.images, ledger.failed, site.made)
+
+
 class Site:
     """A run as its boss sees it: orders for shards, and what to do with what is said of them."""
 
@@ -96,12 +110,12 @@ class Site:
         self.made += value.new
         self.inside[shard] = value.done
         if value.done:
-            self.job.progress("generating", self.ledger.done + sum(self.inside.values()), len(self.plan))
+            self.job.progress("generating", self.ledger.done + sum(self.inside.values()), self.ledger.rows)
         return value.done
 
     def saved(self) -> str:
         kept = sum(self.inside.values()) if self.ledger.layout.format == "folder" else 0
-        return f"{self.ledger.done + kept} of {len(self.plan)} images are finished"
+        return f"{self.ledger.done + kept} of {self.ledger.rows} images are finished"
 
     def finish(self, facts: Facts) -> Generated:
         """Raises NumericalError when not one image came out; the list of them is written first."""

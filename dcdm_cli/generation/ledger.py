@@ -10,12 +10,14 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
 
 from dcdm_cli.data.candidates import Rejection
 from dcdm_cli.data.manifest import COLUMNS, manifest_note, write_manifest_parts
@@ -74,29 +76,56 @@ class _Output:
 class Ledger:
     """finished: shard -> sidecar. Opening checks what is there; see `open`."""
 
-    def __init__(self, plan: AnyPlan, layout: Layout) -> None:
+    def __init__(self, plan: AnyPlan, layout: Layout, shards: Sequence[int] | None = None) -> None:
         self.plan, self.layout, self.folder = plan, layout, layout.folder / "shards"
+        self.shards = range(plan.shards) if shards is None else shards
         self.finished: dict[int, Sidecar] = {}
         self.done = 0  # rows of finished shards
 
     @classmethod
-    def open(cls, plan: AnyPlan, layout: Layout, batch: int, *, verify: bool = False) -> Ledger:
+    def open(
+        cls, plan: AnyPlan, layout: Layout, batch: int, *, verify: bool = False, shards: Sequence[int] | None = None
+    ) -> Ledger:
         """Adopts the folder for the plan, removes what a crash left and lists the finished shards.
 
-        verify: read every finished shard and compare it with its hashes. Raises MismatchError when the folder holds
-        another plan or format, or a shard that differs from its sidecar; what is finished stays as it is.
+        shards: those that count here, None = all; then other processes may be at work on the rest, and nothing of
+        theirs is looked at or removed. verify: read every finished shard and compare it with its hashes. Raises
+        MismatchError when the folder holds another plan or format, or a shard that differs from its sidecar; what is
+        finished stays as it is.
         """
-        ledger = cls(plan, layout)
+        ledger = cls(plan, layout, shards)
+        own = None if shards is None else {ledger._sidecar_file(shard).name for shard in shards}
         with storage_errors(layout.folder):
             ledger._adopt()
-            there = ledger._sweep()
+            there = ledger._sweep(remove=own is None)
         for file in sorted(ledger.folder.glob("*.json")):
-            if file.name != OUTPUT:
+            if file.name != OUTPUT and (own is None or file.name in own):
                 ledger._take(file, there, batch, verify)
         return ledger
 
     def unfinished(self) -> list[int]:
-        return [shard for shard in range(self.plan.shards) if shard not in self.finished]
+        return [shard for shard in self.shards if shard not in self.finished]
+
+    @property
+    def rows(self) -> int:
+        """Images that the shards which count here are to have."""
+        size = self.plan.shard_size
+        return sum(min(size, len(self.plan) - shard * size) for shard in self.shards)
+
+    @contextmanager
+    def lock(self, shard: int) -> Iterator[bool]:
+        """Whether this process may make the shard: False while another is at it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / f".{shard:05d}.lock{PART_SUFFIX}")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield not self._sidecar_file(shard).is_file()
+        finally:
+            lock.release()
 
     def missing(self) -> str:
         """What a folder that was finished lacks, the first of it; empty when it is whole. Changes nothing."""
@@ -217,12 +246,13 @@ class Ledger:
                 file=output,
             )
 
-    def _sweep(self) -> set[str]:
-        """Removes temporary files; returns the images of class folders, relative to the folder."""
+    def _sweep(self, *, remove: bool = True) -> set[str]:
+        """Removes temporary files if wanted; returns the images of class folders, relative to the folder."""
         there = set()
         for path, file in self._files():
             if path.endswith(PART_SUFFIX):
-                file.unlink(missing_ok=True)
+                if remove:
+                    file.unlink(missing_ok=True)
             elif path.startswith(f"{SPLIT}/"):
                 there.add(path)
         return there

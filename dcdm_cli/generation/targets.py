@@ -17,6 +17,7 @@ _FORMS = {
     "fixed": re.compile(rf"fixed:{_NUMBER}"),
     "real": re.compile("real"),
 }
+_PLAIN = re.compile(_NUMBER)  # S alone means fixed:S
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,10 @@ class Targets:
 
 def parse_target(text: str) -> Target:
     """Raises UsageError for an unknown form or a value outside its range."""
+    written = text.replace(" ", "")
+    written = f"fixed:{written}" if _PLAIN.fullmatch(written) else written
     for kind, form in _FORMS.items():
-        match = form.fullmatch(text.replace(" ", ""))
+        match = form.fullmatch(written)
         if match:
             return _checked(Target(kind, tuple(float(v) for v in match.groups())), text)
     raise UsageError(

@@ -8,7 +8,7 @@ config.json                       base, class names, encoder shape, training set
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,22 +16,25 @@ from typing import Annotated, Any, Literal
 from diffusers import UNet2DConditionModel
 from pydantic import Field
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from dcdm_cli.errors import MismatchError, NotFoundError
 from dcdm_cli.files import hash_bytes, write_json, write_text
 from dcdm_cli.gate import ClassNames, Text, Word, read_document
-from dcdm_cli.model.conditioning import DifficultyEncoder, EncoderConfig
+from dcdm_cli.model.card import CARD_FILE, adapter_card
+from dcdm_cli.model.conditioning import ENCODER_FILE, EncoderConfig
 from dcdm_cli.model.lora import LORA_FILE, save_lora
 
-ENCODER_FILE, CONFIG_FILE, CALIBRATION_FILE = "difficulty_encoder.safetensors", "config.json", "calibration.json"
+CONFIG_FILE, CALIBRATION_FILE = "config.json", "calibration.json"
+ADAPTER_FILES = (LORA_FILE, ENCODER_FILE, CONFIG_FILE, CALIBRATION_FILE, CARD_FILE)
 AGAIN = "make it again: dcdm finetune --force"
 
 
 @dataclass(frozen=True)
 class AdapterInfo:
     """config.json. encoder None = plain LoRA, the control without difficulty. base, revision, variant, base_config: as
-    `load_base` takes them."""
+    `load_base` takes them. dataset: the images' id on the hub, None = they are not from there."""
 
     base: Text
     base_fingerprint: Word
@@ -43,6 +46,7 @@ class AdapterInfo:
     schema: Literal[1] = 1
     variant: Text | None = None
     base_config: Text | None = None
+    dataset: Text | None = None
 
     @property
     def place(self) -> dict[str, Any]:
@@ -50,16 +54,20 @@ class AdapterInfo:
         return {"revision": self.revision, "variant": self.variant, "config": self.base_config}
 
 
-def save_adapter(
-    folder: Path, unet: UNet2DConditionModel, encoder: DifficultyEncoder | None, info: AdapterInfo
-) -> None:
-    """Writes into an existing (temporary) folder."""
+def save_adapter(folder: Path, unet: UNet2DConditionModel, encoder: nn.Module | None, info: AdapterInfo) -> None:
+    """Writes into an existing (temporary) folder. encoder: of the shape that `info` says, None for a plain LoRA."""
     save_lora(unet, folder)
-    if encoder is not None:
-        state = {name: p.detach().cpu().contiguous() for name, p in encoder.state_dict().items()}
-        save_file(state, folder / ENCODER_FILE, metadata={"config": json.dumps(asdict(encoder.config))})
+    if encoder is not None and info.encoder is not None:
+        save_encoder(folder, encoder.state_dict(), info.encoder)
     write_json(folder / CONFIG_FILE, asdict(info))
-    write_text(folder / "README.md", _card(info))
+    card = adapter_card(info.base, info.class_names, info.resolution, info.encoder, info.dataset)
+    write_text(folder / CARD_FILE, card)
+
+
+def save_encoder(folder: Path, weights: Mapping[str, Tensor], config: EncoderConfig) -> None:
+    """Writes the encoder's weights with their shape in the file's metadata."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    save_file(state, folder / ENCODER_FILE, metadata={"config": json.dumps(asdict(config))})
 
 
 def read_adapter(folder: Path) -> AdapterInfo:
@@ -72,19 +80,6 @@ def read_adapter(folder: Path) -> AdapterInfo:
         fault = f"encoder.classes = {info.encoder.classes}, but there are {len(info.class_names)} class names"
         raise MismatchError(f"{file} is damaged: {fault}", AGAIN, file=file)
     return info
-
-
-def load_encoder(folder: Path, info: AdapterInfo) -> DifficultyEncoder | None:
-    """None for a plain LoRA. Raises MismatchError when the weights are missing, damaged or of another shape."""
-    if info.encoder is None:
-        return None
-    try:
-        encoder = DifficultyEncoder(info.encoder)
-        encoder.load_state_dict(load_file(folder / ENCODER_FILE))
-    except (OSError, SafetensorError, RuntimeError, TypeError) as error:
-        file = folder / ENCODER_FILE
-        raise MismatchError(f"{file} does not fit config.json: {error}", "dcdm finetune --force", file=file) from error
-    return encoder.eval()
 
 
 def adapter_hash(folder: Path) -> str:
@@ -104,19 +99,3 @@ def _tensor_parts(file: Path) -> Iterator[bytes]:
             tensor = stored.get_tensor(name)
             yield f"{name} {tensor.dtype} {tensor.shape}".encode()
             yield tensor.tobytes()
-
-
-def _card(info: AdapterInfo) -> str:
-    use = (
-        "The LoRA alone (no difficulty) in plain diffusers:\n\n```python\n"
-        "pipeline = StableDiffusionPipeline.from_pretrained(BASE)\n"
-        "pipeline.load_lora_weights(THIS_FOLDER)\n```\n"
-    )
-    encoder = (
-        f"`{ENCODER_FILE}` holds an MLP (label, difficulty) -> tokens, described in `{CONFIG_FILE}` under `encoder`; "
-        f"its tokens are joined to the text encoding (mode `{info.encoder.mode}`). `dcdm generate` does it.\n"
-        if info.encoder
-        else "A plain LoRA without difficulty: the control.\n"
-    )
-    head = f"Base model: `{info.base}` (its licence applies). Classes: {len(info.class_names)}."
-    return f"# DCDM adapter\n\n{head}\n\n{use}\n{encoder}"

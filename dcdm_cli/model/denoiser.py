@@ -15,7 +15,8 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.activations import GEGLU
 from torch import Tensor, nn
 
-from dcdm_cli.model.conditioning import DifficultyEncoder, join_tokens
+from dcdm_cli.model.conditioning import join_tokens
+from dcdm_cli.model.encoder import DifficultyEncoder
 
 
 class ConditionedUNet(nn.Module):

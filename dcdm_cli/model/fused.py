@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dcdm_cli.errors import MismatchError
-from dcdm_cli.model.adapter import AdapterInfo, load_encoder, read_adapter
+from dcdm_cli.model.adapter import AdapterInfo, read_adapter
 from dcdm_cli.model.base import BaseModel, load_base
 from dcdm_cli.model.denoiser import ConditionedUNet
+from dcdm_cli.model.encoder import load_encoder
 from dcdm_cli.model.lora import load_lora
 
 

@@ -11,6 +11,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from dcdm_cli.errors import MismatchError, NotFoundError, UsageError
 
@@ -63,13 +64,37 @@ def inject_lora(unet: UNet2DConditionModel, folder: Path, scale: float = 1.0) ->
     file = folder / LORA_FILE
     if not file.is_file():
         raise NotFoundError(f"no adapter at {file}", "make it first: dcdm finetune", file=file)
+    _load_into(unet, folder, ADAPTER_NAME)
+    unet.set_adapters([ADAPTER_NAME], [scale])
+
+
+def attach_lora(pipe: StableDiffusionPipeline, folder: Path, name: str) -> None:
+    """Loads the adapter into a pipeline, unfused and at full strength, unless it is there under whatever name.
+
+    name: what diffusers shall call it; one that was fused under this name counts as there. Raises UsageError when the
+    pipe has other LoRAs, whose weights only their owner knows, MismatchError as `load_lora` does.
+    """
+    others = list(getattr(pipe.unet, "peft_config", {}))
+    if name in pipe.fused_loras or any(_is_the_same(pipe.unet, folder, other) for other in others):
+        return
+    if others:
+        raise UsageError(
+            f"the pipe has other LoRAs: {', '.join(others)}",
+            f"pipe.unload_lora_weights() first, or load this one yourself, pipe.load_lora_weights({str(folder)!r}, "
+            f"adapter_name={name!r}), and say how strong each is: pipe.set_adapters",
+        )
+    _load_into(pipe.unet, folder, name)
+
+
+def _load_into(unet: UNet2DConditionModel, folder: Path, name: str) -> None:
+    file = folder / LORA_FILE
     try:
         loaded: Any = StableDiffusionPipeline.lora_state_dict(
             str(folder), weight_name=LORA_FILE, use_safetensors=True, return_lora_metadata=True
         )
         state, alphas, metadata = loaded
         StableDiffusionPipeline.load_lora_into_unet(
-            state, network_alphas=alphas, unet=unet, adapter_name=ADAPTER_NAME, metadata=metadata
+            state, network_alphas=alphas, unet=unet, adapter_name=name, metadata=metadata
         )
     except (OSError, SafetensorError, ValueError, RuntimeError, KeyError) as error:
         raise MismatchError(
@@ -77,7 +102,15 @@ def inject_lora(unet: UNet2DConditionModel, folder: Path, scale: float = 1.0) ->
             "use the base it was trained on, or fine-tune again",
             file=file,
         ) from error
-    unet.set_adapters([ADAPTER_NAME], [scale])
+
+
+def _is_the_same(unet: UNet2DConditionModel, folder: Path, name: str) -> bool:
+    """Whether the loaded adapter `name` has the file's weights."""
+    stored = {key.removeprefix("unet."): tensor for key, tensor in load_file(folder / LORA_FILE).items()}
+    loaded = get_peft_model_state_dict(unet, adapter_name=name)
+    return stored.keys() == loaded.keys() and all(
+        torch.equal(tensor.to(loaded[key].device, loaded[key].dtype), loaded[key]) for key, tensor in stored.items()
+    )
 
 
 def lora_parameters(unet: UNet2DConditionModel) -> list[torch.nn.Parameter]:

@@ -304,7 +304,7 @@ class ExportConfig(Section):
 
 
 class GenerateConfig(Section):
-    difficulty: str = plan(default="normal:0.5,0.1", description="normal:MEAN,STD | uniform:LO,HI | fixed:S | real")
+    difficulty: str = plan(default="normal:0.5,0.1", description="normal:MEAN,STD | uniform:LO,HI | VALUE | real")
     difficulty_cap: float = plan(
         default=0.8, gt=0, le=1, description="nothing harder is asked for: beyond it labels break"
     )

@@ -94,6 +94,7 @@ def train_adapter(
         training=config.model_dump(mode="json"),
         variant=base.variant,
         base_config=base_config,
+        dataset=_hub_dataset(context.run),
     )
 
     def keep(step: int, network: ConditionedUNet) -> None:
@@ -140,6 +141,13 @@ def _training_set(
     difficulty = torch.from_numpy(measured)
     epoch = balanced_epoch(difficulty, config.difficulty_balance)
     return TrainingSet(latents, text, caption.repeat(views.per_image), label, difficulty, epoch)
+
+
+def _hub_dataset(run: RunFolder) -> str | None:
+    """The images' id on the hub, where they are from there."""
+    record = run.record("score")
+    source = str(record.config.get("source", "")) if record else ""
+    return source.removeprefix("hf:").partition("@")[0] if source.startswith("hf:") else None
 
 
 def _lasting_name(base: str) -> str:

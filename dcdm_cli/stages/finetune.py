@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dcdm_cli.crew.ranks import Ranks
 from dcdm_cli.run.progress import Job
@@ -16,20 +14,11 @@ from dcdm_cli.run.session import Context
 from dcdm_cli.run.settings import FinetuneConfig
 from dcdm_cli.run.store import Outcome, RunFolder, Stage, StageRecord
 from dcdm_cli.signals import asked_to_stop
-from dcdm_cli.stages.adapter import DifficultyOf
 from dcdm_cli.stages.caption import caption_input
 from dcdm_cli.stages.devices import settle_spread, settle_training
 from dcdm_cli.stages.jobs import open_job
 from dcdm_cli.stages.own_draws import own_name
 from dcdm_cli.stages.strength import fine_tune, strength_settings
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from dcdm_cli.data.manifest import Manifest
-    from dcdm_cli.training.views import Views
-
-    DifficultyOf = Callable[[Views, Manifest, FinetuneConfig, Context, Job], np.ndarray]
 
 
 def run_finetune(context: Context) -> StageRecord:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from dcdm_cli.errors import UsageError
 from dcdm_cli.run.roles import fingerprint, others
 from dcdm_cli.run.session import Context
 from dcdm_cli.run.store import Outcome, Stage, StageRecord
 from dcdm_cli.stages.devices import Spread, settle_generation, settle_spread
 from dcdm_cli.stages.jobs import open_job
+from dcdm_cli.stages.parts import join_parts
 from dcdm_cli.stages.plan import (
     check_plan,
     describe_model,
@@ -18,43 +21,43 @@ from dcdm_cli.stages.plan import (
     plan_layout,
     price_file,
     refuse_planning_flags,
+    with_precision_of,
 )
 from dcdm_cli.stages.probe import make_measure, open_run_crew, open_run_engine
 
 if TYPE_CHECKING:
     from dcdm_cli.generation.coordinator import Generated
     from dcdm_cli.generation.plan_file import AnyPlan
-    from dcdm_cli.generation.shards import Facts
+    from dcdm_cli.generation.shards import Facts, Rendered
 
 
-def run_generate(context: Context, plan_file: Path | None = None, *, verify: bool = False) -> StageRecord:
-    """Executes a plan file, or the plan that the settings give, unless nothing changed."""
+def run_generate(
+    context: Context, plan_file: Path | None = None, *, verify: bool = False, join: bool = False
+) -> StageRecord:
+    """Executes a plan file, or the plan that the settings give, unless nothing changed. join: makes nothing, joins what
+    parts of the plan file have made."""
     from dcdm_cli.generation.plan_file import PlanFile
 
     run, plan = context.run, None
+    if join and (plan_file is None or context.force):
+        said = "joining needs the plan whose parts were made, and replaces nothing"
+        raise UsageError(said, "dcdm generate PLAN --part join")
     if plan_file is not None:
         refuse_planning_flags(context)
         plan = PlanFile(plan_file)
         plan.verify()
-        context = _with_precision_of(context, plan)
+        context = with_precision_of(context, plan)
     run.create(after="finetune")
     context = settle_generation(context, "generate")
     with run.lock("dcdm generate"):
         stage = generate_stage(context, plan)
         force = context.force or verify
         record, done = run.run(
-            stage, lambda: _work(context, plan, verify), force=force, intact=lambda: _is_intact(context)
+            stage, lambda: _work(context, plan, verify, join), force=force, intact=lambda: _is_intact(context)
         )
     if not done:
         context.console.note("generate: nothing changed, skipped (--force runs it again)")
     return record
-
-
-def _with_precision_of(context: Context, plan: AnyPlan) -> Context:
-    """A plan was made for a precision, which decides where the settings leave it open."""
-    made_for = plan.made_for.get("precision")
-    is_open = context.config.generate.precision == "auto" and made_for
-    return context.with_settings(generate={"precision": made_for}) if is_open else context
 
 
 def generate_stage(context: Context, plan: AnyPlan | None = None) -> Stage:
@@ -67,7 +70,20 @@ def generate_stage(context: Context, plan: AnyPlan | None = None) -> Stage:
     return Stage("generate", {**fingerprint(config), "run_seed": context.config.seed}, inputs, others(config))
 
 
-def _work(context: Context, plan: AnyPlan | None, verify: bool) -> Outcome:
+def sample_images(context: Context) -> Iterator[Rendered]:
+    """The images that the settings give, measured where there is a scorer. Writes nothing."""
+    from dcdm_cli.generation.selection import render_close
+
+    context.run.require("finetune")
+    context, job = settle_generation(context, "generate"), open_job(context)
+    engine = open_run_engine(context, context.run.adapter, job)
+    plan = draw_plan(context, context.config.generate, engine)
+    _warn_unreachable(context, plan)
+    measure = make_measure(context, job) if context.config.generate.score else None
+    yield from render_close(engine, plan.rows(), job, measure)
+
+
+def _work(context: Context, plan: AnyPlan | None, verify: bool, join: bool) -> Outcome:
     from dcdm_cli.generation.ledger import refuse_other_plan
     from dcdm_cli.generation.targets import parse_target
 
@@ -77,9 +93,15 @@ def _work(context: Context, plan: AnyPlan | None, verify: bool) -> Outcome:
         check_plan(context, plan)
         if not context.force:
             refuse_other_plan(plan, run.generated)
-    spread = settle_spread(context)
-    run_it = _with_crew if spread else _in_this_process
-    plan, generated, facts, device = run_it(context, plan, spread, verify)
+    parts: dict[str, Any] = {}
+    if join and plan is not None:
+        generated, backend, parts = join_parts(context, plan, verify)
+        kernels, device = {}, "parts"
+    else:
+        spread = settle_spread(context)
+        run_it = _with_crew if spread else _in_this_process
+        plan, generated, facts, device = run_it(context, plan, spread, verify)
+        backend, kernels = facts.backend, facts.kernels
     _drop_old(run.generated)
     results = {
         "images": generated.images,
@@ -89,10 +111,11 @@ def _work(context: Context, plan: AnyPlan | None, verify: bool) -> Outcome:
         "plan": plan.hash,
         "shards": plan.shards,
         "format": config.format,
-        "backend": facts.backend,
-        "kernels": facts.kernels,
+        "backend": backend,
+        "kernels": kernels,
         **_difficulty_summary(generated),
         **_prediction(plan),
+        **({"parts": parts} if parts else {}),
     }
     return Outcome([run.generated / "samples.parquet"], plan.hash, results, device)
 

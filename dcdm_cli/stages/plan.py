@@ -224,3 +224,10 @@ def _size(count: float) -> str:
     while count >= 1000 and unit < 4:
         count, unit = count / 1000, unit + 1
     return f"{count:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[unit]}"
+
+
+def with_precision_of(context: Context, plan: AnyPlan) -> Context:
+    """A plan was made for a precision, which decides where the settings leave it open."""
+    made_for = plan.made_for.get("precision")
+    is_open = context.config.generate.precision == "auto" and made_for
+    return context.with_settings(generate={"precision": made_for}) if is_open else context

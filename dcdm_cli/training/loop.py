@@ -26,8 +26,9 @@ from dcdm_cli.errors import CapabilityError, NumericalError
 from dcdm_cli.files import check_room, hash_json
 from dcdm_cli.model.adapter import adapter_hash
 from dcdm_cli.model.base import BaseModel
-from dcdm_cli.model.conditioning import NULL_DIFFICULTY, DifficultyEncoder, EncoderConfig
+from dcdm_cli.model.conditioning import NULL_DIFFICULTY, EncoderConfig
 from dcdm_cli.model.denoiser import ConditionedUNet
+from dcdm_cli.model.encoder import DifficultyEncoder
 from dcdm_cli.model.lora import add_lora, inject_lora, lora_parameters
 from dcdm_cli.model.schedule import add_noise, training_scheduler
 from dcdm_cli.run.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint

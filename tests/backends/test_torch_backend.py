@@ -12,8 +12,9 @@ from torch._inductor import config as inductor
 from dcdm_cli.backends.cuda_graphs import MOST_GRAPHS, CudaGraphs
 from dcdm_cli.backends.torch_backend import INDUCTOR, TorchDenoiser, TorchOptions, compiled
 from dcdm_cli.errors import CapabilityError
-from dcdm_cli.model.conditioning import DifficultyEncoder, EncoderConfig
+from dcdm_cli.model.conditioning import EncoderConfig
 from dcdm_cli.model.denoiser import ConditionedUNet
+from dcdm_cli.model.encoder import DifficultyEncoder
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 WIDTH = 8

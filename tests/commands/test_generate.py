@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from dcdm_cli.commands.generate import show_price
+from dcdm_cli.commands.generate import show_part, show_price
 from dcdm_cli.errors import CapabilityError, InterruptedRunError, MismatchError, NotFoundError, UsageError
 from dcdm_cli.generation import pricing
 from dcdm_cli.generation.plan_file import PlanFile
@@ -52,6 +52,31 @@ def test_a_priced_plan_is_what_generate_executes(context: Open, run: RunFolder) 
     assert record.results["predicted_seconds"] == price["seconds"]
     assert run_generate(context(), file).started == record.started  # nothing changed: skipped
     assert run_generate(context()).results["made_now"] == 0  # the settings give the same plan
+
+
+def test_a_plan_is_made_in_parts_and_joined(context: Open, run: RunFolder) -> None:
+    file = Path(priced(context)["plan"])
+
+    def part(text: str) -> dict:
+        opened = context()
+        with run.lock("somebody else"):  # parts do not take it
+            show_part(opened, file, text)
+        return json.loads(opened.console.out.getvalue())  # type: ignore[attr-defined]
+
+    assert part("1/2")["images"] == 12 and run.record("generate") is None
+    with pytest.raises(NotFoundError, match="1 of 3 shards are not made: 1") as caught:
+        run_generate(context(), file, join=True)
+    assert "--part K/N" in caught.value.hint
+    assert part("2/2")["made_now"] == 8
+    record = run_generate(context(), file, join=True)
+    assert record.results["images"] == 20 and record.results["parts"]["jobs"] == 2
+    assert (run.generated / "samples.parquet").is_file() and record.results["backend"] == "torch"
+    assert run_generate(context(), file).started == record.started  # nothing is missing
+    for wrong, says in ((lambda: show_part(context(), None, "1/2"), "--part needs the plan"),
+                        (lambda: show_part(context(force=True), file, "1/2"), "by one process"),
+                        (lambda: run_generate(context(), join=True), "joining needs the plan")):  # fmt: skip
+        with pytest.raises(UsageError, match=says):
+            wrong()
 
 
 def test_a_probe_can_be_stopped(context: Open, run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:

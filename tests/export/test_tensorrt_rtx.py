@@ -17,7 +17,8 @@ from diffusers.models.unets.unet_2d_blocks import CrossAttnDownBlock2D
 from torch import Tensor, nn
 
 from dcdm_cli.model.base import DTYPES
-from dcdm_cli.model.conditioning import DifficultyEncoder, EncoderConfig, join_tokens
+from dcdm_cli.model.conditioning import EncoderConfig, join_tokens
+from dcdm_cli.model.encoder import DifficultyEncoder
 from dcdm_cli.run.store import RunFolder
 from dcdm_export.engine_key import EngineError, EngineSettings, Gpu, check_engine, profile_shapes, read_key
 from dcdm_export.folder import EngineOrder, make_export

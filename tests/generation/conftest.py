@@ -14,7 +14,8 @@ from dcdm_cli.generation.plan import Plan, make_plan
 from dcdm_cli.generation.targets import parse_target
 from dcdm_cli.model.adapter import AdapterInfo, save_adapter
 from dcdm_cli.model.base import load_base
-from dcdm_cli.model.conditioning import DifficultyEncoder, EncoderConfig
+from dcdm_cli.model.conditioning import EncoderConfig
+from dcdm_cli.model.encoder import DifficultyEncoder
 from dcdm_cli.model.exported import export_requests, model_facts
 from dcdm_cli.model.fused import load_fused
 from dcdm_cli.model.lora import add_lora, lora_parameters

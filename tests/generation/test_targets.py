@@ -18,6 +18,7 @@ REAL = np.array([0.1, 0.2, 0.9, np.nan], np.float32)
         ("normal:0.5,0.1", Target("normal", (0.5, 0.1))),
         ("uniform: .2, 0.6", Target("uniform", (0.2, 0.6))),
         ("fixed:0", Target("fixed", (0.0,))),
+        ("0.4", Target("fixed", (0.4,))),
         ("real", Target("real", ())),
     ],
 )

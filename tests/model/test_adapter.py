@@ -17,11 +17,11 @@ from dcdm_cli.model.adapter import (
     ENCODER_FILE,
     AdapterInfo,
     adapter_hash,
-    load_encoder,
     read_adapter,
     save_adapter,
 )
-from dcdm_cli.model.conditioning import DifficultyEncoder, EncoderConfig
+from dcdm_cli.model.conditioning import EncoderConfig
+from dcdm_cli.model.encoder import DifficultyEncoder, load_encoder
 
 ENCODER = EncoderConfig(classes=3, dim=64, tokens=2, hidden=8, label_embedding="learned", mode="replace")
 

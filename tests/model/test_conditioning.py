@@ -5,11 +5,11 @@ import torch
 
 from dcdm_cli.model.conditioning import (
     NULL_DIFFICULTY,
-    DifficultyEncoder,
     EncoderConfig,
     fourier_features,
     join_tokens,
 )
+from dcdm_cli.model.encoder import DifficultyEncoder
 
 KINDS = ("onehot", "learned")
 

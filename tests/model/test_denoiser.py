@@ -10,8 +10,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dcdm_cli.model.base import BaseModel
-from dcdm_cli.model.conditioning import NULL_DIFFICULTY, DifficultyEncoder, EncoderConfig, Mode, join_tokens
+from dcdm_cli.model.conditioning import NULL_DIFFICULTY, EncoderConfig, Mode, join_tokens
 from dcdm_cli.model.denoiser import ConditionedUNet, share_prefix, split_gates
+from dcdm_cli.model.encoder import DifficultyEncoder
 
 LATENTS, TEXT = torch.randn(2, 4, 8, 8), torch.randn(2, 16, 64)
 TIMESTEP, LABEL, DIFFICULTY = torch.tensor([5, 900]), torch.tensor([1, 2]), torch.tensor([0.2, 0.7])

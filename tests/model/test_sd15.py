@@ -13,8 +13,9 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from dcdm_cli.model.adapter import ENCODER_FILE, AdapterInfo, load_encoder, save_adapter
+from dcdm_cli.model.adapter import ENCODER_FILE, AdapterInfo, save_adapter
 from dcdm_cli.model.base import BaseModel
+from dcdm_cli.model.encoder import load_encoder
 from dcdm_cli.model.latents import decode_latents, encode_latents, to_pixels, torch_decoder
 from dcdm_cli.model.lora import LORA_FILE
 from dcdm_cli.run.progress import Job

@@ -1,0 +1,1 @@
+"""The doors for Python: everything a command does, without a terminal."""

@@ -1,0 +1,59 @@
+"""Finished images of a generated folder, read back batch by batch in the order of their plan, whatever the format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from dcdm_cli.data.images import decode_image
+from dcdm_cli.difficulty.verdict import Verdict
+from dcdm_cli.errors import MismatchError
+from dcdm_cli.generation.plan_file import PlanFile
+from dcdm_cli.generation.shards import Rendered
+
+_COLUMNS = ["sample_id", "path", "measured_difficulty", "predicted"]
+
+
+def finished_batches(folder: Path, batch: int, plan: str) -> Iterator[Rendered]:
+    """Batches of at most `batch` images, none of two shards; blank images, which were not written, are left out.
+
+    A verdict's `rival` is NaN: no file keeps it. Raises MismatchError when the folder holds another plan's images by
+    now.
+    """
+    there = PlanFile(folder / "plan.parquet")
+    if there.hash != plan:
+        raise MismatchError(f"{folder} holds other images by now", "generate these once more, then look at them")
+    for shard in range(there.shards):
+        table = pq.read_table(folder / "shards" / f"{shard:05d}.parquet", columns=_COLUMNS)
+        entries = [entry for entry in table.to_pylist() if entry["path"] is not None]
+        rows = {row.sample_id: row for row in there.shard_rows(shard)}
+        images = _images(folder, entries)
+        for start in range(0, len(entries), batch):
+            part = entries[start : start + batch]
+            pixels = np.stack([next(images) for _ in part])
+            yield Rendered([rows[entry["sample_id"]] for entry in part], pixels, _verdict(part))
+
+
+def _images(folder: Path, entries: Sequence[Mapping[str, Any]]) -> Iterator[np.ndarray]:
+    """uint8 [H, W, 3] of entries of one shard, in order. In a Parquet file images have no place of their own."""
+    archive = folder / entries[0]["path"].partition("#")[0] if entries else folder
+    if archive.suffix == ".parquet":
+        for table in pq.ParquetFile(archive).iter_batches(columns=["image"]):
+            for cell in table.column("image").to_pylist():
+                yield np.asarray(decode_image(cell["bytes"]))
+        return
+    for entry in entries:
+        yield np.asarray(decode_image(folder / entry["path"]))
+
+
+def _verdict(entries: Sequence[Mapping[str, Any]]) -> Verdict | None:
+    """None where images were not scored."""
+    if all(entry["predicted"] is None for entry in entries):
+        return None
+    difficulty = [np.nan if entry["measured_difficulty"] is None else entry["measured_difficulty"] for entry in entries]
+    predicted = [-1 if entry["predicted"] is None else entry["predicted"] for entry in entries]
+    return Verdict(np.array(difficulty, np.float32), np.array(predicted), np.full(len(entries), np.nan, np.float32))

@@ -1,0 +1,49 @@
+"""The whole demo through `Run`, with settings for seconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from dcdm_cli import Run
+from dcdm_cli.api.run import GeneratedImages
+from dcdm_cli.run.store import StageRecord
+
+TINY: dict[str, dict[str, Any]] = {
+    "score": {"steps": 12, "repeats": 1},
+    "judge": {"steps": 3},
+    "downstream": {"steps": 3},
+    "finetune": {"steps": 3, "batch_size": 4, "checkpoint_every": 3},
+    "calibrate": {"enabled": False},  # three steps teach no difficulty
+    "generate": {"steps": 2, "attempts": 1, "ratio": None},
+    "evaluate": {
+        "workers": 1,
+        "targets": (0.2, 0.5),
+        "per_target": 10,
+        "seeds": 1,
+        "arms": ("real", "dcdm"),
+        "synthetic_ratio": 0.1,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Demo:
+    run: Run
+    scored: StageRecord
+    trained: StageRecord
+    made: GeneratedImages
+    evaluated: StageRecord
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    """Read only."""
+    run = Run(tmp_path_factory.mktemp("demo") / "digits", preset="digits", device="cpu", quiet=True, **TINY)
+    scored = run.score("digits")
+    run.caption()
+    trained = run.finetune()
+    made = run.generate(count=20, difficulty=0.5)
+    return Demo(run, scored, trained, made, run.evaluate(generate={"count": 20, "difficulty": 0.5}))

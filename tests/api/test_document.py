@@ -1,0 +1,44 @@
+"""Every snippet of docs/python.md runs, one after the other as a reader would, with settings for seconds."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+import dcdm_cli
+from dcdm_cli import Run
+
+from .conftest import TINY, Demo
+
+TEXT = (Path(dcdm_cli.__file__).parent.parent / "docs" / "python.md").read_text("utf-8")
+SNIPPETS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+
+
+def test_the_snippets_run(
+    demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a copy of the demo, where what it has scored and fine-tuned is found and not done again."""
+    later = shutil.ignore_patterns("generated", "evaluation", "generate.json", "evaluate.json", "dcdm.toml")
+    shutil.copytree(demo.run.folder.path, tmp_path / "birds", ignore=later)
+    monkeypatch.chdir(tmp_path)
+    for section, settings in TINY.items():
+        for name, value in settings.items():
+            text = "none" if value is None else ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            monkeypatch.setenv(f"DCDM_{section}__{name}".upper(), text)
+    names: dict[str, object] = {}
+    for number, snippet in enumerate(SNIPPETS):
+        run_code = compile(snippet, f"docs/python.md snippet {number + 1}", "exec")
+        exec(run_code, names)
+    said = capsys.readouterr().out
+    assert "(4, 32, 32, 3)" in said and "did you mean count?" in said
+    assert demo.run.record("finetune") == Run("birds").record("finetune")
+    assert getattr(names["image"], "size") == (32, 32)  # noqa: B009
+
+
+def test_the_document_names_every_verb() -> None:
+    verbs = {name for name, value in vars(dcdm_cli.Run).items() if callable(value) and not name.startswith("_")}
+    missing = [verb for verb in verbs - {"of", "record", "settings"} if f"`{verb}(" not in TEXT]
+    assert missing == []
