@@ -14,9 +14,10 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 from pydantic import BaseModel
 
+from dcdm_cli.commands.help import panelled
 from dcdm_cli.console import Console
 from dcdm_cli.errors import UsageError
-from dcdm_cli.run.session import DEFAULT_RUN, Context, recorded_layers
+from dcdm_cli.run.session import DEFAULT_RUN, Context, peaks_told, recorded_layers
 from dcdm_cli.run.settings import Config, flat_items, resolve, split_list
 from dcdm_cli.run.store import RunFolder
 
@@ -37,6 +38,8 @@ SHARED: dict[str, tuple[Any, Any]] = {
     "quiet": (Annotated[bool, typer.Option("--quiet", "-q", help="Only the result's path on stdout.")], False),
 }
 
+OUTPUT = ("dry_run", "as_json", "quiet")
+
 
 def stage_command(
     app: typer.Typer,
@@ -47,12 +50,15 @@ def stage_command(
     examples: Sequence[str] = (),
     prepare: Callable[..., Context] | None = None,
     run_of: Callable[..., Path | None] | None = None,
+    shared: Sequence[str] = tuple(SHARED),
 ) -> Callable[[Callable[..., None]], None]:
     """Registers `function(context, **own)` with its own parameters, the flags of `sections`, and the shared options.
 
     prepare: (context, **own) -> the context the command works with, before --dry-run shows it.
     run_of: (**own) -> the run folder that the command's own parameters name, for who gives no --run.
+    shared: the shared options that make sense for it; those for output every command has.
     """
+    offered = {name: SHARED[name] for name in SHARED if name in (*shared, *OUTPUT)}
 
     def decorate(function: Callable[..., None]) -> None:
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
@@ -65,22 +71,23 @@ def stage_command(
             given = {key: _parse_flag(key, values.pop(param)) for param, key in flags.items()}
             if run_of is not None and _is_default(ctx, "run"):
                 values["run"] = run_of(**{p.name: values[p.name] for p in own}) or values["run"]
-            context = _open_context(ctx, name, {shared: values.pop(shared) for shared in SHARED}, given)
+            context = _open_context(ctx, name, {key: values.pop(key, SHARED[key][1]) for key in SHARED}, given)
             if prepare is not None:
                 context = prepare(context, **values)
             if context.dry_run:
                 print_settings(context)
             else:
-                function(context, **values)
+                with peaks_told(context):
+                    function(context, **values)
 
         parameters = [inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
         parameters += [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
         parameters += [_flag_parameter(param, key) for param, key in flags.items()]
-        parameters += [_parameter(param, annotation, default) for param, (annotation, default) in SHARED.items()]
+        parameters += [_parameter(param, annotation, default) for param, (annotation, default) in offered.items()]
         command.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
         command.__annotations__ = {p.name: p.annotation for p in parameters}
         lines = [help, "", "\b", *(f"Example: {example}" for example in examples)]  # \b: not filled to paragraphs
-        app.command(name, help="\n".join(lines))(command)
+        app.command(name, help="\n".join(lines), cls=panelled(name, flags))(command)
 
     return decorate
 
@@ -161,16 +168,12 @@ def _plain_type(annotation: Any) -> Any:
 def _flag_parameter(param: str, key: str) -> inspect.Parameter:
     info = _field(key)
     kind, flag = _plain_type(info.annotation), "--" + param.replace("_", "-")
-    help = f"{info.description or key.replace('_', ' ').replace('.', ': ')} [default: {_shown(info.default)}]"
+    help = info.description or key.replace("_", " ").replace(".", ": ")  # the default: as the resolved settings have it
     if kind is bool:
         option = typer.Option(f"{flag}/--no-{param.replace('_', '-')}", help=help)
         return _parameter(param, Annotated[bool | None, option], None)
     option = typer.Option(flag, help=help, metavar=_metavar(kind))
     return _parameter(param, Annotated[str | None, option], None)
-
-
-def _shown(default: Any) -> str:
-    return ",".join(map(str, default)) if isinstance(default, tuple) else "none" if default is None else str(default)
 
 
 def _metavar(kind: Any) -> str:

@@ -18,13 +18,14 @@ def silent(what: str, done: int, total: int) -> None:
 class Job:
     """device: a torch device name. stop_signal: the signal that asked to stop, or None; polled between units.
 
-    note: a line for the person watching.
+    note: a line for the person watching. detail: (what is being done, text) shown beside its progress, such as a loss.
     """
 
     device: str = "cpu"
     progress: Progress = silent
     stop_signal: Callable[[], str | None] = lambda: None
     note: Callable[[str], None] = lambda message: None
+    detail: Callable[[str, str], None] = lambda what, text: None
 
     def stop_if_asked(self, saved: str) -> None:
         """Raises InterruptedRunError at a point where everything finished is saved. saved: says what."""

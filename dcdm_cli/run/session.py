@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dcdm_cli.console import Console
+from dcdm_cli.pace import duration
 from dcdm_cli.run.settings import Config, Layer, Resolved, changed, flat_items
+from dcdm_cli.run.store import DEFAULT_RUN as DEFAULT_RUN
 from dcdm_cli.run.store import RunFolder, StageRecord
-
-DEFAULT_RUN = "dcdm-run"
-
 
 PIPELINE = ("score", "caption", "finetune", "generate", "evaluate")
 
@@ -45,6 +45,19 @@ def with_settings(context: Context, **sections: Mapping[str, Any]) -> Context:
     updates = {name: changed(getattr(config, name), values, f"[{name}]") for name, values in sections.items()}
     resolved = replace(context.resolved, config=config.model_copy(update=updates))
     return replace(context, resolved=resolved, force=False)
+
+
+@contextmanager
+def peaks_told(context: Context) -> Iterator[None]:
+    """When it ends well: of every stage that was recorded inside, what it took and the most memory it held."""
+    before = context.run.record_times()
+    yield
+    for stage, when in context.run.record_times().items():
+        record = context.run.record(stage) if before.get(stage) != when else None
+        if record is not None:
+            memory = "GPU memory" if record.device.startswith("cuda") else "memory"
+            took = f"{stage}: {duration(record.seconds)} on {record.device or 'cpu'}"
+            context.console.note(f"{took}, at most {record.peak_memory_mib / 1024:.2f} GiB of {memory}")
 
 
 def recorded_layers(run: RunFolder, command: str) -> list[Layer]:

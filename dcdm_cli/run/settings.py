@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from dcdm_cli.errors import UsageError
-from dcdm_cli.run.origins import Layer, file_layer, nearest, nested, preset_layer, split_list
+from dcdm_cli.run.origins import Layer, file_layer, follow, nearest, nested, preset_layer, split_list
 
 ENV_PREFIX = "DCDM_"
 ENV_OWN = {"DCDM_RUN", "DCDM_DEBUG"}  # read elsewhere, not settings
@@ -384,6 +384,7 @@ def resolve(
         _refuse_unknown(layer)
         _merge(merged, layer.values)
         origins |= dict.fromkeys(_leaves(layer.values), layer.origin)
+    follow(merged, origins, "score", ("judge", "downstream"), list(ClassifierConfig.model_fields))
     config = _validate(merged, origins)
     known = {key: origins.get(key, "default") for key in _leaves(config.model_dump())}
     return Resolved(config, known | {k: v for k, v in origins.items() if k in known})

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from dcdm_cli.training.dataset import TrainingSet
     from dcdm_cli.training.views import Views
 
-    DifficultyOf = Callable[[Views, Manifest, FinetuneConfig, Context, Job], np.ndarray]
+# (views, rows, settings, context, job) -> float32, one per view
+DifficultyOf = Callable[["Views", "Manifest", FinetuneConfig, Context, Job], "np.ndarray"]
 
 
 def snapshot_folder(run: RunFolder, folder: Path) -> Path:

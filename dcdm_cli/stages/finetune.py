@@ -15,7 +15,6 @@ from dcdm_cli.run.session import Context
 from dcdm_cli.run.settings import FinetuneConfig
 from dcdm_cli.run.store import Outcome, Stage, StageRecord
 from dcdm_cli.signals import asked_to_stop
-from dcdm_cli.stages.adapter import DifficultyOf
 from dcdm_cli.stages.devices import settle_spread
 from dcdm_cli.stages.jobs import open_job
 from dcdm_cli.stages.strength import fine_tune, strength_settings

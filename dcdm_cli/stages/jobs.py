@@ -15,7 +15,8 @@ def open_job(context: Context, device: str | None = None) -> Job:
         device, reason = settle_device(context.config.device)
         context.console.note(f"device: {device} ({reason})")
     _use_decode_options(context)
-    return Job(device, context.console.progress, asked_to_stop, context.console.note)
+    console = context.console
+    return Job(device, console.progress, asked_to_stop, console.note, console.detail)
 
 
 def _use_decode_options(context: Context) -> None:
