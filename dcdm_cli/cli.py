@@ -27,6 +27,7 @@ COMMANDS = {
     "export": "Export the fused network to ONNX and TensorRT.",
     "generate": "Generate images of chosen difficulty.",
     "evaluate": "Measure what the images are, what they are worth and cost.",
+    "review": "List images to look at: suspects, hardest, copies, misses.",
     "demo": "Run the whole job on embedded digits, offline, on a CPU.",
     "status": "Show where the run folder stands, and the next command.",
     "doctor": "Check this machine: versions, devices, backends, hub, disk.",

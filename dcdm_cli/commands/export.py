@@ -23,8 +23,10 @@ EXAMPLES = (
 def register(app: typer.Typer, summary: str) -> None:
     @stage_command(app, "export", help=summary, sections=("export",), examples=EXAMPLES)
     def export(context: Context) -> None:
-        from dcdm_cli.reports.tables import export_tables
+        from dcdm_cli.reports.table import shown
+        from dcdm_cli.reports.tables import export_sheets, saved_sheets
 
         record = run_export(context)
         document = {"stage": "export", "path": str(context.run.export), **record.results}
-        context.console.result(document, context.run.export, export_tables(record.results))
+        sheets = saved_sheets(export_sheets(record.results), context.run.tables)
+        context.console.result(document, context.run.export, shown(sheets))

@@ -16,7 +16,7 @@ from dcdm_cli.stages.generate import _warn_unreachable, run_generate
 from dcdm_cli.stages.plan import (
     Wishes,
     draw_plan,
-    price_table,
+    price_sheet,
     write_priced_plan,
 )
 
@@ -29,6 +29,7 @@ EXAMPLES = (
     "dcdm generate --run birds --ratio 0.1",
     "dcdm generate --run birds --difficulty uniform:0.3,0.6 --per-class 200",
     "dcdm generate --run birds --difficulty real --count 5000 --format webdataset",
+    "dcdm generate --run birds --name hard --difficulty uniform:0.6,0.8 --count 500",
     "dcdm generate --run birds --plan --budget-hours 8 --gpu-hour-price 2.50",
     "dcdm generate --run birds --balance --devices all",
     "dcdm generate --run birds --engine ray --address 10.0.0.1:6379 --format webdataset",
@@ -44,6 +45,9 @@ def register(app: typer.Typer, summary: str) -> None:
         plan_file: Annotated[
             Path | None, typer.Argument(metavar="[PLAN]", help="A plan that --plan wrote; without it, one is drawn.")
         ] = None,
+        name: Annotated[
+            str, typer.Option(help="Name of this set of images, kept in sets/NAME beside the others.", metavar="NAME")
+        ] = "",
         plan: Annotated[bool, typer.Option("--plan", help="Write and price the plan, generate nothing.")] = False,
         verify: Annotated[bool, typer.Option("--verify", help="Compare finished shards with their hashes.")] = False,
         budget_images: Annotated[int | None, typer.Option(help="The same as --count.", min=1)] = None,
@@ -81,6 +85,9 @@ def run_of_plan(*, plan_file: Path | None, **_: object) -> Path | None:
 
 
 def show_price(context: Context, wishes: Wishes) -> None:
+    from dcdm_cli.reports.table import shown
+    from dcdm_cli.reports.tables import saved_sheets
+
     context.run.create()
     context.run.require("finetune")
     with context.run.lock("dcdm generate --plan"):
@@ -91,7 +98,7 @@ def show_price(context: Context, wishes: Wishes) -> None:
             f"the images need about {cost.disk_bytes / 1e9:.1f} GB and {cost.disk_free_bytes / 1e9:.1f} GB are free"
         )
     document = {"plan": str(file), "plan_hash": plan.hash, **cost.document()}
-    context.console.result(document, file, [price_table(cost, file)])
+    context.console.result(document, file, shown(saved_sheets([price_sheet(cost, file)], context.run.tables)))
 
 
 def _with_count(context: Context, images: int | None) -> Context:

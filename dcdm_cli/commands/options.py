@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from dcdm_cli.commands.help import panelled
 from dcdm_cli.console import Console
 from dcdm_cli.errors import UsageError
-from dcdm_cli.run.session import DEFAULT_RUN, Context, peaks_told, recorded_layers
+from dcdm_cli.run.session import DEFAULT_RUN, Context, checked_name, peaks_told, recorded_layers
 from dcdm_cli.run.settings import Config, flat_items, resolve, split_list
 from dcdm_cli.run.store import RunFolder
 
@@ -71,7 +71,8 @@ def stage_command(
             given = {key: _parse_flag(key, values.pop(param)) for param, key in flags.items()}
             if run_of is not None and _is_default(ctx, "run"):
                 values["run"] = run_of(**{p.name: values[p.name] for p in own}) or values["run"]
-            context = _open_context(ctx, name, {key: values.pop(key, SHARED[key][1]) for key in SHARED}, given)
+            shown = {key: values.pop(key, SHARED[key][1]) for key in SHARED}
+            context = _open_context(ctx, name, {**shown, "images_name": values.get("name")}, given)
             if prepare is not None:
                 context = prepare(context, **values)
             if context.dry_run:
@@ -119,7 +120,7 @@ def _open_context(ctx: typer.Context, command: str, shared: dict[str, Any], give
     flags = {key: value for key, value in given.items() if value is not None}
     flags |= {name: shared[name] for name in ("preset", "device", "threads", "seed") if shared[name] is not None}
     flags |= _parse_settings(shared["settings"] or [])
-    run = RunFolder(shared["run"])
+    run = RunFolder(shared["run"], checked_name(shared["images_name"]))
     recorded = recorded_layers(run, command)
     resolved = resolve(flags=flags, config_file=shared["config"], run_file=run.config_file, recorded=recorded)
     if resolved.config.threads:

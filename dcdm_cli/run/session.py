@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from dcdm_cli.console import Console
+from dcdm_cli.errors import UsageError
 from dcdm_cli.pace import duration
 from dcdm_cli.run.settings import Config, Layer, Resolved, changed, flat_items
 from dcdm_cli.run.store import DEFAULT_RUN as DEFAULT_RUN
-from dcdm_cli.run.store import RunFolder, StageRecord
+from dcdm_cli.run.store import SET_NAME, RunFolder, StageRecord
 
 PIPELINE = ("score", "caption", "finetune", "generate", "evaluate")
 
@@ -45,6 +46,15 @@ def with_settings(context: Context, **sections: Mapping[str, Any]) -> Context:
     updates = {name: changed(getattr(config, name), values, f"[{name}]") for name, values in sections.items()}
     resolved = replace(context.resolved, config=config.model_copy(update=updates))
     return replace(context, resolved=resolved, force=False)
+
+
+def checked_name(name: str | None) -> str:
+    """The name of a generated set, "" for the one without. Raises UsageError for what cannot be a folder everywhere."""
+    if name and not SET_NAME.fullmatch(name):
+        raise UsageError(
+            f"{name!r} cannot name a generated set", "use up to 40 small letters, digits, - and _, as in --name hard-2"
+        )
+    return name or ""
 
 
 @contextmanager

@@ -49,6 +49,8 @@ class DataConfig(Section):
     caption_column: str | None = Field(default=None, description="column with captions; `caption` is found by itself")
     follow_links: bool = Field(default=False, description="follow links, as long as they stay inside the source")
     class_map: Path | None = Field(default=None, description="JSON list or {name: index} that fixes the class order")
+    drop: Path | None = Field(default=None, description="CSV of images to leave out, such as dcdm review writes")
+    relabel: Path | None = Field(default=None, description="CSV with the right class of images in its new_label column")
     judge_fraction: float = Field(default=0.3, gt=0, lt=1, description="share of the test split kept for the judge")
     test_fraction: float = Field(
         default=0.2, gt=0, lt=1, description="share of train carved out when there is no test split"
@@ -165,7 +167,16 @@ class FinetuneConfig(Section):
     precision: Literal["fp32", "fp16", "bf16"] = Field(default="fp32", description="of the frozen base in training")
     checkpoint_every: int = Field(default=500, ge=1, description="optimiser steps between checkpoints")
     keep_checkpoints: int = Field(default=2, ge=1, description="newest ones that stay while training goes on")
+    sample_every: int = Field(
+        default=0, ge=0, description="steps between sheets of images in figures/, always of the same seeds; 0 = none"
+    )
+    log_with: Literal["tensorboard", "wandb", "trackio"] | None = Field(
+        default=None, description="also send loss and learning rates there; loss.csv is written anyway"
+    )
     seed: int = Field(default=0, description="of weights, order, noise and dropout")
+
+
+WATCHING = frozenset({"sample_every", "log_with"})  # settings of fine-tuning that change nothing of what comes out
 
 
 class StrengthConfig(Section):

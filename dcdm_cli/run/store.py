@@ -102,6 +102,9 @@ class RunFolder:
     plans = property(lambda self: self.path / "plans")
     evaluation = property(lambda self: self.path / "evaluation")
     figures = property(lambda self: self.path / "figures")
+    tables = property(lambda self: self.path / "tables")
+    review = property(lambda self: self.path / "review")
+    logs = property(lambda self: self.path / "logs")
     cache = property(lambda self: self.path / "cache")
     checkpoints = property(lambda self: self.path / "checkpoints")
 

@@ -12,7 +12,7 @@ from dcdm_cli.errors import UsageError
 from dcdm_cli.model.packaged import TINY_NAME
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.session import Context
-from dcdm_cli.run.settings import FinetuneConfig
+from dcdm_cli.run.settings import WATCHING, FinetuneConfig
 from dcdm_cli.run.store import RunFolder
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ def train_adapter(
     from dcdm_cli.data.manifest import read_manifest
     from dcdm_cli.model.adapter import AdapterInfo
     from dcdm_cli.model.base import load_base
+    from dcdm_cli.stages.watching import Sheets
     from dcdm_cli.training.dataset import training_rows
     from dcdm_cli.training.loop import Snapshots, finetune, global_batch
 
@@ -74,14 +75,20 @@ def train_adapter(
         class_names=rows.class_names,
         resolution=config.resolution,
         encoder=None,
-        training=config.model_dump(mode="json"),
+        training=config.model_dump(mode="json", exclude=set(WATCHING)),
     )
+    sheets = Sheets(context, rows, base, info, config) if config.sample_every else None
+    shown_at = {*snapshots, *(sheets.steps() if sheets else ())}
 
     def keep(step: int, network: ConditionedUNet) -> None:
+        if sheets and step in sheets.steps():
+            sheets.draw(step, network, job)
+        if step not in snapshots:
+            return
         place = snapshot_folder(context.run, folder) / f"step-{step:08d}"
         _save(place, network, replace(info, training={**info.training, "steps": step}))
 
-    shown = Snapshots(tuple(snapshots), keep) if snapshots else None
+    shown = Snapshots(tuple(sorted(shown_at)), keep) if shown_at else None
     classes, checkpoints = len(rows.class_names), context.run.checkpoints / folder.name
     trained = finetune(base, data, classes, config, checkpoints, job, shown)
     results = {"images": len(data), "losses": trained.losses, "skipped_steps": trained.skipped}

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 from dcdm_cli.crew.ranks import Ranks
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.session import Context
-from dcdm_cli.run.settings import FinetuneConfig
+from dcdm_cli.run.settings import WATCHING, FinetuneConfig
 from dcdm_cli.run.store import Outcome, Stage, StageRecord
 from dcdm_cli.signals import asked_to_stop
 from dcdm_cli.stages.devices import settle_spread
 from dcdm_cli.stages.jobs import open_job
 from dcdm_cli.stages.strength import fine_tune, strength_settings
+from dcdm_cli.stages.watching import step_log
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,7 +66,7 @@ def join_group(context: Context) -> None:
 def _stage(context: Context) -> Stage:
     run, config = context.run, context.config.finetune
     inputs = {"score": run.require("score").id, "caption": run.require("caption").id}
-    settings = {**config.model_dump(mode="json"), "run_seed": context.config.seed}
+    settings = {**config.model_dump(mode="json", exclude=set(WATCHING)), "run_seed": context.config.seed}
     processes = Ranks.of_environment().world
     if processes > 1:
         settings["processes"] = processes  # they make the batch larger
@@ -97,8 +98,8 @@ def _work(context: Context, config: FinetuneConfig, folder: Path) -> Outcome:
     from dcdm_cli.model.adapter import adapter_hash
     from dcdm_cli.reports.plots import loss_curve
 
-    job = _job(context)
-    results = fine_tune(context, config, folder, job)
+    with step_log(context, _job(context)) as job:
+        results = fine_tune(context, config, folder, job)
     steps, losses = zip(*results["losses"], strict=True) if results["losses"] else ((), ())
     context.run.figures.mkdir(exist_ok=True)
     figure = loss_curve(context.run.figures / "loss.png", steps, losses)

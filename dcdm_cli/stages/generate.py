@@ -37,7 +37,7 @@ def run_generate(context: Context, plan_file: Path | None = None, *, verify: boo
         plan = PlanFile(plan_file)
         plan.verify()
     run.create(after="finetune")
-    with run.lock("dcdm generate"):
+    with run.lock("dcdm generate" + (f" --name {run.images_name}" if run.images_name else "")):
         calibration = run.record("calibrate")
         inputs = {"finetune": run.require("finetune").id, "calibrate": calibration.id if calibration else ""}
         if plan is not None:

@@ -60,6 +60,7 @@ def _place(source: str, run: RunFolder) -> str:
 
 
 def _work(context: Context, source: str, options: ScanOptions, stage: Stage) -> Outcome:
+    from dcdm_cli.data.corrections import correct
     from dcdm_cli.data.images import decode_options
     from dcdm_cli.data.manifest import write_manifest
     from dcdm_cli.data.sources import TooManyRejectedError, scan_on_disk
@@ -77,7 +78,10 @@ def _work(context: Context, source: str, options: ScanOptions, stage: Stage) -> 
     for warning in found.warnings:
         context.console.warn(warning)
     write_rejected(run.rejected, found.rejected)
-    scored = _score(context, found.manifest, job, spool, spread)
+    corrected = correct(found.manifest, context.config.data.drop, context.config.data.relabel)
+    for sentence in corrected.sentences:
+        context.console.note(sentence)
+    scored = _score(context, corrected.manifest, job, spool, spread)
     manifest = scored.manifest
     run.forget("score", "caption")  # the new table has no captions of ours, and may have other rows
     scored.save_scorer(run.scorer)
@@ -207,7 +211,7 @@ def _fingerprint(source: str, options: ScanOptions) -> str:
 
 
 def _file_inputs(config: Config) -> dict[str, str]:
-    """Contents of the files that settings name: the class map, and a classifier with what stands beside it."""
-    own, class_map = config.score.classifier, config.data.class_map
+    """Contents of the files that settings name: class map, corrections, and a classifier with what stands beside it."""
+    own, lists = config.score.classifier, (config.data.class_map, config.data.drop, config.data.relabel)
     beside = [own, own.with_suffix(".json"), own.with_name(own.name + ".data")] if own else []
-    return {str(file): hash_file(file) for file in (*beside, class_map) if file and file.is_file()}
+    return {str(file): hash_file(file) for file in (*beside, *lists) if file and file.is_file()}

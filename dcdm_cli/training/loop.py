@@ -27,7 +27,7 @@ from dcdm_cli.model.denoiser import ConditionedUNet
 from dcdm_cli.model.lora import add_lora, lora_parameters
 from dcdm_cli.model.schedule import add_noise, training_scheduler
 from dcdm_cli.run.progress import Job
-from dcdm_cli.run.settings import FinetuneConfig
+from dcdm_cli.run.settings import WATCHING, FinetuneConfig
 from dcdm_cli.training.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
 from dcdm_cli.training.dataset import Draws, DrawSettings, TrainingSet, draw
 from dcdm_cli.training.objective import denoising_loss, min_snr_weights
@@ -145,8 +145,12 @@ class Trainer:
                 loss = self._loss(draws, rows)
                 total += self._mean_over_processes(loss) / accumulation
                 self.accelerator.backward(loss)
+        rates = self.lr.get_last_lr()
         self._apply(total)
         self.step += 1
+        self.job.detail("fine-tuning", f"loss {total:.3g}")
+        if self.accelerator.is_main_process:
+            self.job.log({"step": self.step, "loss": total, "lr": rates[0], "encoder_lr": rates[-1]})
 
     def asked_to_stop(self) -> str | None:
         """The signal that asked this process or another one of the group: all stop after the same step."""
@@ -308,6 +312,7 @@ def _settings_hash(config: FinetuneConfig, data: TrainingSet, base: BaseModel, p
     """What a checkpoint must agree on to be continued. How often to save is not part of it, nor how the global batch is
     shared out: a run may go on with another number of processes."""
     free = {"checkpoint_every", "keep_checkpoints", "gradient_checkpointing", "batch_size", "gradient_accumulation"}
+    free |= WATCHING
     ours = config.model_dump(mode="json", exclude=free) | {"global_batch": global_batch(config, processes)}
     rows = [data.label.tolist(), data.difficulty.tolist(), data.caption.tolist()]
     return hash_json([ours, rows, base.fingerprint])
