@@ -69,7 +69,8 @@ def main() -> None:
     install_handlers(console.warn)
     _show_log(console)
     try:
-        words = [*sys.argv[1:], *os.environ.get("COMP_WORDS", "").split()]
+        completing = (os.environ.get(name, "").split() for name in ("COMP_WORDS", "_TYPER_COMPLETE_ARGS"))
+        words = [*sys.argv[1:], *(word for line in completing for word in line)]  # of bash; of zsh and fish
         code = build_app(words)(standalone_mode=False, obj=console)
         code = code if isinstance(code, int) else ExitCode.OK
         if asked_to_stop():  # it was finished before it came to a point to stop at

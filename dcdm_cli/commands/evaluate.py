@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dcdm_cli.commands import completion
 from dcdm_cli.commands.options import stage_command
 from dcdm_cli.errors import UsageError
 from dcdm_cli.run.session import Context
-from dcdm_cli.run.store import StageRecord
-from dcdm_cli.safe_text import show
+from dcdm_cli.run.store import ALL_SETS, StageRecord
 from dcdm_cli.stages.evaluate import run_evaluate
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ EXAMPLES = (
     "dcdm evaluate --run birds --arms real,upsampled,plain,easy,dcdm --seeds 8 --fresh-sets",
     "dcdm evaluate --run birds --experiment controls --seeds 5",
     "dcdm evaluate --run birds --artefacts --gpu-hour-price 2.5",
-    "dcdm evaluate --run birds --compare",
+    "dcdm evaluate --run birds --artefacts --name all",
     "dcdm evaluate --run birds --next-plan",
     "dcdm evaluate --run birds --devices all",
     "dcdm evaluate --run birds --json | jq .adherence",
@@ -34,16 +34,23 @@ def register(app: typer.Typer, summary: str) -> None:
     def evaluate(
         context: Context,
         experiment: Annotated[
-            str | None, typer.Option(help="Run an experiment: a built-in name or a TOML file.", metavar="NAME|FILE")
+            str | None,
+            typer.Option(
+                help="Run an experiment: a built-in name or a TOML file.",
+                metavar="NAME|FILE",
+                autocompletion=completion.experiments,
+            ),
         ] = None,
         artefacts: Annotated[
             bool, typer.Option("--artefacts", help="Look at finished images only: nothing is generated or compared.")
         ] = False,
-        compare: Annotated[
-            bool, typer.Option("--compare", help="The same of every generated set, in one table by name.")
-        ] = False,
         name: Annotated[
-            str, typer.Option(help="Generated set that --artefacts or --filter looks at.", metavar="NAME")
+            str,
+            typer.Option(
+                help="Generated set to look at; with --artefacts, all = a table of all.",
+                metavar="NAME",
+                autocompletion=completion.set_names,
+            ),
         ] = "",
         filter: Annotated[
             bool, typer.Option("--filter", help="List broken images among the generated ones; deletes nothing.")
@@ -57,13 +64,12 @@ def register(app: typer.Typer, summary: str) -> None:
         ] = None,
     ) -> None:
         modes = {"--experiment": experiment, "--artefacts": artefacts, "--filter": filter, "--atlas": atlas}
-        modes |= {"--compare": compare}
         modes |= {"--next-plan": next_plan, "--suite": suite}
         chosen = [name for name, value in modes.items() if value]
         if len(chosen) > 1:
             raise UsageError(f"{' and '.join(chosen)} are different jobs", "run them one after the other")
         if name and chosen not in (["--artefacts"], ["--filter"]):
-            raise UsageError("--name is for --artefacts and --filter", "dcdm evaluate --compare shows all sets")
+            raise UsageError("--name is for --artefacts and --filter", "dcdm evaluate --artefacts --name all")
         _run_mode(context, chosen[0] if chosen else "", experiment or "", suite)
 
 
@@ -85,22 +91,21 @@ def _run_mode(context: Context, mode: str, experiment: str, suite: Path | None) 
         from dcdm_cli.stages.atlas import run_atlas
 
         run_atlas(context)
-    elif mode in ("--artefacts", "--filter", "--compare"):
+    elif mode in ("--artefacts", "--filter"):
         from dcdm_cli.stages.artefacts import run_artefacts, run_compare, run_filter
 
-        {"--filter": run_filter, "--artefacts": run_artefacts, "--compare": run_compare}[mode](context)
+        look = run_compare if context.run.images_name == ALL_SETS else run_artefacts
+        (run_filter if mode == "--filter" else look)(context)
     else:
         show_evaluation(context, run_evaluate(context))
 
 
 def show_evaluation(context: Context, record: StageRecord) -> None:
-    from rich.text import Text
-
     from dcdm_cli.reports.formatting import summary_sentences
-    from dcdm_cli.reports.table import shown
+    from dcdm_cli.reports.table import sentence, shown
     from dcdm_cli.reports.tables import saved_sheets, summary_sheets
 
     metrics, report = record.results, context.run.evaluation / "report.html"
     sheets = saved_sheets(summary_sheets(metrics), context.run.tables / "evaluation")
-    words = [Text(show(sentence)) for sentence in summary_sentences(metrics)]
+    words = [sentence(text) for text in summary_sentences(metrics)]
     context.console.result(metrics, report, [*shown(sheets), *words])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dcdm_cli.commands import completion
 from dcdm_cli.commands.options import stage_command
 from dcdm_cli.errors import ExitCode, UsageError
 from dcdm_cli.run.session import Context
@@ -46,7 +47,12 @@ def register(app: typer.Typer, summary: str) -> None:
             Path | None, typer.Argument(metavar="[PLAN]", help="A plan that --plan wrote; without it, one is drawn.")
         ] = None,
         name: Annotated[
-            str, typer.Option(help="Name of this set of images, kept in sets/NAME beside the others.", metavar="NAME")
+            str,
+            typer.Option(
+                help="Name of this set of images, kept in sets/NAME beside the others.",
+                metavar="NAME",
+                autocompletion=completion.set_names,
+            ),
         ] = "",
         plan: Annotated[bool, typer.Option("--plan", help="Write and price the plan, generate nothing.")] = False,
         verify: Annotated[bool, typer.Option("--verify", help="Compare finished shards with their hashes.")] = False,

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 from pydantic import BaseModel
 
+from dcdm_cli.commands import completion
 from dcdm_cli.commands.help import panelled
 from dcdm_cli.console import Console
 from dcdm_cli.errors import UsageError
@@ -22,14 +23,30 @@ from dcdm_cli.run.settings import Config, flat_items, resolve, split_list
 from dcdm_cli.run.store import RunFolder
 
 SHARED: dict[str, tuple[Any, Any]] = {
-    "run": (Annotated[Path, typer.Option(help="Run folder.", envvar="DCDM_RUN")], Path(DEFAULT_RUN)),
-    "preset": (Annotated[str | None, typer.Option(help="Settings to start from: digits, sd15.")], None),
-    "config": (Annotated[Path | None, typer.Option(help="TOML file with settings.")], None),
-    "settings": (
-        Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting: score.folds=3")],
+    "run": (
+        Annotated[Path, typer.Option(help="Run folder.", envvar="DCDM_RUN", autocompletion=completion.runs)],
+        Path(DEFAULT_RUN),
+    ),
+    "preset": (
+        Annotated[
+            str | None, typer.Option(help="Settings to start from: digits, sd15.", autocompletion=completion.presets)
+        ],
         None,
     ),
-    "device": (Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")], None),
+    "config": (Annotated[Path | None, typer.Option(help="TOML file with settings.")], None),
+    "settings": (
+        Annotated[
+            list[str] | None,
+            typer.Option(
+                "--set", metavar="KEY=VALUE", help="Any setting: score.folds=3", autocompletion=completion.setting_keys
+            ),
+        ],
+        None,
+    ),
+    "device": (
+        Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", autocompletion=completion.devices)],
+        None,
+    ),
     "threads": (Annotated[int | None, typer.Option(help="CPU threads.")], None),
     "seed": (Annotated[int | None, typer.Option(help="Run seed.")], None),
     "force": (Annotated[bool, typer.Option("--force", help="Run again even if nothing changed.")], False),
@@ -173,7 +190,8 @@ def _flag_parameter(param: str, key: str) -> inspect.Parameter:
     if kind is bool:
         option = typer.Option(f"{flag}/--no-{param.replace('_', '-')}", help=help)
         return _parameter(param, Annotated[bool | None, option], None)
-    option = typer.Option(flag, help=help, metavar=_metavar(kind))
+    words = completion.choices(get_args(kind)) if get_origin(kind) is Literal else None
+    option = typer.Option(flag, help=help, metavar=_metavar(kind), autocompletion=words)
     return _parameter(param, Annotated[str | None, option], None)
 
 

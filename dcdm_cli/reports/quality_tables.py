@@ -33,7 +33,7 @@ def class_sheet(classes: Sequence[Mapping[str, Any]]) -> Sheet:
 def sets_sheet(sets: Mapping[str, Metrics]) -> Sheet:
     """One row per generated set: what artefacts.json says of it."""
     rows = tuple(_set_row(name, metrics) for name, metrics in sets.items())
-    columns = ("set", "images", "target", "realised", "rank corr.", "label kept", "blank", "copies", "of test")
+    columns = ("set", "images", "target", "realised", "rank corr.", "label kept", "blank", "copies")
     known = {name: value for name, m in sets.items() if (value := (m.get("quality") or {}).get("label_agreement"))}
     best = max(known, key=lambda name: known[name], default="")
     sentence = f"The label is kept most often in {best} ({percent(known[best])}, by the judge)." if best else ""
@@ -55,7 +55,6 @@ def _set_row(name: str, metrics: Metrics) -> tuple[str, ...]:
         percent(quality.get("label_agreement")),
         str(quality.get("blank", NOTHING)),
         str(leaks.get("near_train", NOTHING)),
-        str(leaks.get("near_test", NOTHING)),
     )
 
 

@@ -17,7 +17,7 @@ STYLES = {"ok": "green", "warning": "yellow", "fault": "bold red"}
 
 
 def standing_sheet(standing: RunStanding) -> Sheet:
-    columns = ("stage", "state", "images", "time", "size", "device", "begun (UTC)")
+    columns = ("stage", "state", "images", "time", "size", "device", "begun, UTC")
     return Sheet(f"Run folder {standing.path.name}", columns, tuple(_row(stage) for stage in standing.stages))
 
 
@@ -34,13 +34,12 @@ def findings_grid(findings: Sequence[Any]) -> Table:
 
 
 def _row(stage: Standing) -> tuple[str, ...]:
-    state = f"{stage.state}: {stage.why}" if stage.why else stage.state
     return (
         stage.title,
-        state,
+        stage.state,
         f"{stage.images:,}" if stage.images is not None else "",
         duration(stage.seconds) if stage.seconds is not None else NOTHING,
         sized(stage.size) if stage.size else NOTHING,
         stage.device,
-        stage.started[:16].replace("T", " "),
+        stage.started[5:16].replace("T", " "),
     )

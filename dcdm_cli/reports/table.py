@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -55,9 +56,13 @@ class Sheet:
 
 def shown(sheets: Sequence[Sheet]) -> list[RenderableType]:
     """For a terminal: each table with the sentence that sums it up."""
-    return [
-        part for sheet in sheets for part in (sheet.table(), *([Text(show(sheet.sentence))] * bool(sheet.sentence)))
-    ]
+    parts = [(sheet.table(), *([sentence(sheet.sentence)] if sheet.sentence else [])) for sheet in sheets]
+    return [part for pair in parts for part in pair]
+
+
+def sentence(text: str) -> RenderableType:
+    """For a terminal: filled to its width; what is to be copied is a `Text` instead, and stays in one piece."""
+    return Padding(Text(show(text)), 0)
 
 
 def save_sheets(sheets: Sequence[Sheet], folder: Path) -> list[Path]:

@@ -31,6 +31,7 @@ from dcdm_cli.run.timing import Attempt
 
 DEFAULT_RUN = "dcdm-run"
 SET_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")  # a folder and a part of a file name, on every system
+ALL_SETS = "all"  # no set's name: where sets are compared it means all of them
 RECORDED_PACKAGES = ("torch", "diffusers", "transformers", "peft", "timm", "accelerate")
 
 

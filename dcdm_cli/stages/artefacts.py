@@ -45,7 +45,7 @@ def run_compare(context: Context) -> None:
     from dcdm_cli.reports.tables import saved_sheets
 
     run, found = context.run, {}
-    with run.lock("dcdm evaluate --compare"):
+    with run.lock("dcdm evaluate --artefacts --name all"):
         for name in ("", *run.set_names()):
             one = replace(context, run=run.with_images(name))
             if one.run.record("generate") is not None:

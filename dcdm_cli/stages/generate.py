@@ -7,8 +7,9 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dcdm_cli.errors import UsageError
 from dcdm_cli.run.session import Context
-from dcdm_cli.run.store import Outcome, Stage, StageRecord
+from dcdm_cli.run.store import ALL_SETS, Outcome, Stage, StageRecord
 from dcdm_cli.stages.devices import Spread, settle_spread
 from dcdm_cli.stages.jobs import open_job
 from dcdm_cli.stages.plan import (
@@ -31,6 +32,8 @@ def run_generate(context: Context, plan_file: Path | None = None, *, verify: boo
     from dcdm_cli.generation.plan_file import PlanFile
 
     run, config = context.run, context.config
+    if run.images_name == ALL_SETS:
+        raise UsageError(f"--name {ALL_SETS} means all sets where they are compared", "choose another name")
     plan = None
     if plan_file is not None:
         refuse_planning_flags(context)

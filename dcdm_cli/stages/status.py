@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dcdm_cli.run.standing import DONE, MISSING, RunStanding, standing_of
+from dcdm_cli.run.standing import DONE, MISSING, RunStanding, Standing, standing_of
 from dcdm_cli.run.store import DEFAULT_RUN, RunFolder
 
 ORDER = ("score", "caption", "finetune", "export", "generate", "evaluate", "review")
@@ -35,17 +35,21 @@ def _here() -> list[str]:
 
 
 def sentences(standing: RunStanding) -> list[str]:
-    """What is done and what comes next, in two lines at most."""
+    """What is done, what is not as it should be and why, and what comes next."""
     if not standing.exists:
         return [f"There is no run folder at {standing.path}.", "Next: dcdm score FOLDER"]
     stages = standing.stages
     done = [stage.title for stage in stages if stage.state == DONE]
-    other = [f"{stage.title} {stage.state}" for stage in stages if stage.state not in (DONE, MISSING)]
-    parts = [f"done: {', '.join(done)}" if done else "nothing is done yet", *other]
+    other = [_reason(stage) for stage in stages if stage.state not in (DONE, MISSING)]
+    finished = f"done: {', '.join(done)}" if done else "nothing is done yet"
     following = f"Next: {standing.next}" if standing.next else ""
     if not following and not other:
         following = f"Everything is done. Open {standing.path / 'evaluation' / 'report.html'}, or: dcdm review"
-    return [f"Run {standing.path.name}: {'; '.join(parts)}.", *([following] if following else [])]
+    return [f"Run {standing.path.name}, {finished}.", *other, *([following] if following else [])]
+
+
+def _reason(stage: Standing) -> str:
+    return f"{stage.title} is {stage.state}" + (f": {stage.why}" if stage.why else "") + "."
 
 
 def shown_status(standing: RunStanding) -> list[Any]:
