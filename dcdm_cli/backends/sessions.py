@@ -74,7 +74,7 @@ def _openvino() -> Iterator[str]:
 
 
 def _tensorrt() -> Iterator[str]:
-    import tensorrt
+    import tensorrt  # pyright: ignore[reportMissingImports]
 
     if not _has_cuda():
         raise RuntimeError("installed, and there is no CUDA GPU")

@@ -51,7 +51,9 @@ def follow(
     For classifiers: a scorer of 64 pixels is not to be followed by hours of judge and downstream at 224.
     """
     said = merged.get(leader)
-    for section in followers if isinstance(said, dict) else ():
+    if not isinstance(said, dict):
+        return
+    for section in followers:
         own = merged.setdefault(section, {})
         for name in names if isinstance(own, dict) else ():
             if name in said and name not in own:

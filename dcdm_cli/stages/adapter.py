@@ -77,7 +77,7 @@ def train_adapter(
         encoder=None,
         training=config.model_dump(mode="json", exclude=set(WATCHING)),
     )
-    sheets = Sheets(context, rows, base, info, config) if config.sample_every else None
+    sheets = Sheets(context, rows, base, info, config, folder.name) if config.sample_every else None
     shown_at = {*snapshots, *(sheets.steps() if sheets else ())}
 
     def keep(step: int, network: ConditionedUNet) -> None:

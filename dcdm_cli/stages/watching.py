@@ -56,6 +56,7 @@ class Sheets:
     base: BaseModel
     info: AdapterInfo
     config: FinetuneConfig
+    adapter: str
 
     def steps(self) -> range:
         every = self.config.sample_every
@@ -74,7 +75,7 @@ class Sheets:
             ]
         finally:
             network.train(training)
-        folder = self.context.run.figures / "samples"
+        folder = self.context.run.figures / "samples" / self.adapter
         folder.mkdir(parents=True, exist_ok=True)
         rows = [
             GridRow(title=name, images=[_picture(i) for i in made[at : at + width]], captions=self._captions(at, width))

@@ -145,7 +145,7 @@ class Trainer:
                 loss = self._loss(draws, rows)
                 total += self._mean_over_processes(loss) / accumulation
                 self.accelerator.backward(loss)
-        rates = self.lr.get_last_lr()
+        rates = [float(rate) for rate in self.lr.get_last_lr()]
         self._apply(total)
         self.step += 1
         self.job.detail("fine-tuning", f"loss {total:.3g}")

@@ -59,7 +59,7 @@ def test_sheets_and_loss_log_change_nothing_of_the_adapter(run: RunFolder) -> No
     watched = trained(run, sample_every=2)
     assert plain.keys() == watched.keys() and all(torch.equal(plain[name], watched[name]) for name in plain)
     assert (run.adapter / "config.json").read_text() == config
-    sheets = sorted((run.figures / "samples").iterdir())
+    sheets = sorted((run.figures / "samples" / "adapter").iterdir())
     assert [sheet.name for sheet in sheets] == ["step-00000002.png", "step-00000004.png"]
     first, second = (np.asarray(Image.open(sheet)) for sheet in sheets)
     assert first.shape == second.shape and (first != second).any(), "four steps show"
