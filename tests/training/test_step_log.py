@@ -56,7 +56,7 @@ def test_a_tracker_that_is_not_installed_is_refused_before_training(tmp_path: Pa
 def test_tensorboard_gets_every_step(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from accelerate import Accelerator
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # pyright: ignore[reportMissingImports]
 
     Accelerator(cpu=True)  # as in training, where the tracker is opened after it
     tracker = Tracker("tensorboard", tmp_path, {"steps": 2, "lora_targets": ["to_q"]})
