@@ -21,18 +21,22 @@ from dcdm_cli.signals import asked_to_stop, install_handlers
 
 # In pipeline order. Only the command that is asked for is imported: --help must not wait for torch or pydantic.
 COMMANDS = {
-    "score": "Score how hard each real image is: s = 1 - p(true class), out of fold.",
-    "caption": "Write a caption for each image, from templates or by a captioning model.",
+    "score": "Score how hard each real image is for a classifier.",
+    "caption": "Write a caption for each image, by template or by a model.",
     "finetune": "Fine-tune LoRA and the difficulty encoder, then calibrate.",
-    "export": "Export the fused network to ONNX and TensorRT, checked against PyTorch.",
+    "export": "Export the fused network to ONNX and TensorRT.",
     "generate": "Generate images of chosen difficulty.",
-    "evaluate": "Measure adherence, label agreement and what the images are worth.",
+    "evaluate": "Measure what the images are, what they are worth and cost.",
+    "review": "List images to look at: suspects, hardest, copies, misses.",
     "demo": "Run the whole job on embedded digits, offline, on a CPU.",
+    "status": "Show where the run folder stands, and the next command.",
+    "doctor": "Check this machine: versions, devices, backends, hub, disk.",
     "config": "Show the settings and where each value comes from.",
 }
 EPILOG = (
     "Pipeline: dcdm score → caption → finetune → export → generate → evaluate, "
-    "all in one run folder (--run, $DCDM_RUN). Export is optional."
+    "all in one run folder (--run, $DCDM_RUN). Export is optional. "
+    "dcdm COMMAND -h shows a command's options, with the defaults that this run and --preset give them."
 )
 
 
@@ -42,8 +46,9 @@ def build_app(words: Sequence[str]) -> typer.Typer:
         name="dcdm",
         help="Extra training images of chosen difficulty for image classifiers (DCDM, arXiv 2411.18109).",
         epilog=EPILOG,
-        no_args_is_help=True,
+        invoke_without_command=True,
         add_completion=True,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
@@ -64,7 +69,8 @@ def main() -> None:
     install_handlers(console.warn)
     _show_log(console)
     try:
-        words = [*sys.argv[1:], *os.environ.get("COMP_WORDS", "").split()]
+        completing = (os.environ.get(name, "").split() for name in ("COMP_WORDS", "_TYPER_COMPLETE_ARGS"))
+        words = [*sys.argv[1:], *(word for line in completing for word in line)]  # of bash; of zsh and fish
         code = build_app(words)(standalone_mode=False, obj=console)
         code = code if isinstance(code, int) else ExitCode.OK
         if asked_to_stop():  # it was finished before it came to a point to stop at
@@ -148,11 +154,19 @@ def _print_version(wanted: bool) -> None:
 
 
 def _root(
+    ctx: typer.Context,
     version: bool = typer.Option(
-        False, "--version", help="Show the version and stop.", is_eager=True, callback=_print_version
+        False, "--version", "-V", help="Show the version and stop.", is_eager=True, callback=_print_version
     ),
 ) -> None:
-    """Nothing to do before a command."""
+    """Without a command: the usual order of commands, and where the run folder stands."""
+    if ctx.invoked_subcommand is None:
+        from dcdm_cli.stages.status import overview
+
+        console = ctx.obj if isinstance(ctx.obj, Console) else Console()
+        for line in overview(COMMANDS):
+            console.note(line)
+        raise typer.Exit(ExitCode.USAGE)
 
 
 def _stand_in() -> None:

@@ -13,13 +13,14 @@ from typing import Any, TextIO
 
 from rich.console import Console as RichConsole
 from rich.console import RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from dcdm_cli.errors import DcdmError
+from dcdm_cli.pace import Pace, rounded
 from dcdm_cli.safe_text import show
 
-LINE_EVERY_S = 5.0
+LINE_EVERY_S = 15.0
 
 
 class _Human(RichConsole):
@@ -38,6 +39,8 @@ class Console:
     out: TextIO = field(default_factory=lambda: sys.stdout)
     _bars: Progress | None = None
     _tasks: dict[str, Any] = field(default_factory=dict)
+    _paces: dict[str, Pace] = field(default_factory=dict)
+    _details: dict[str, str] = field(default_factory=dict)
     _last_line: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -67,14 +70,27 @@ class Console:
         self._say(Text(f"warning: {show(message)}", style="yellow"))
 
     def progress(self, what: str, done: int, total: int) -> None:
-        """Bars on a terminal; otherwise a line every few seconds and at the end. total 0: not known."""
+        """Bars on a terminal; otherwise a line every 15 seconds and at the end: count, speed, detail, time left.
+
+        total 0: not known. What turns out to take more than two minutes is announced once, on a line of its own.
+        """
         if self.quiet:
             return
+        pace = self._paces.setdefault(what, Pace(what))
+        pace.see(done)
+        if announcement := pace.announcement(total):
+            self.note(announcement)
         if self._animated:
-            self._bar(what, done, total)
+            self._bar(pace, done, total)
         elif 0 < total <= done or time.monotonic() - self._last_line > LINE_EVERY_S:
             self._last_line = time.monotonic()
-            self._say(Text(show(f"{what}: {done}/{total}" if total else f"{what}: {done}")))
+            self._say(Text(show(pace.line(done, total, self._details.get(what, "")))))
+        if 0 < total <= done:
+            self._paces.pop(what)
+
+    def detail(self, what: str, text: str) -> None:
+        """What is shown beside the progress of `what`, such as its loss."""
+        self._details[what] = text
 
     def end_progress(self) -> None:
         if self._bars is not None:
@@ -118,14 +134,23 @@ class Console:
         """One line whatever its length: a path or a command that is broken up cannot be copied."""
         self.err.print(line, soft_wrap=True)
 
-    def _bar(self, what: str, done: int, total: int) -> None:
+    def _bar(self, pace: Pace, done: int, total: int) -> None:
         if self._bars is None:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(20),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[said]}"),
+            )
             self._bars = Progress(*columns, console=self.err, transient=True)
             self._bars.start()
+        what = pace.what
         if what not in self._tasks:
-            self._tasks[what] = self._bars.add_task(show(what), total=total or None)
-        self._bars.update(self._tasks[what], completed=done, total=total or None)
+            self._tasks[what] = self._bars.add_task(show(what), total=total or None, said="")
+        left = pace.left(total) if total else None
+        parts = (pace.speed(), self._details.get(what, ""), f"{rounded(left)} left" if left is not None else "")
+        said = show(", ".join(part for part in parts if part))
+        self._bars.update(self._tasks[what], completed=done, total=total or None, said=said)
         if 0 < total <= done:
             self._bars.remove_task(self._tasks.pop(what))
 

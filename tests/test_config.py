@@ -326,3 +326,16 @@ def test_a_run_folder_may_say_the_default(tmp_path: Path) -> None:
             tmp_path / "x.toml", "[caption]\nsidecars = 'none'\noverwrite = false\n[scale]\nengine = 'local'\n"
         )
     )
+
+
+def test_judge_and_downstream_follow_the_scorer_where_nothing_is_said_of_them() -> None:
+    resolved = resolve(flags={"score.image_size": 64, "score.steps": 300, "downstream.steps": 500})
+    assert (resolved.config.judge.image_size, resolved.config.judge.steps) == (64, 300)
+    assert (resolved.config.downstream.image_size, resolved.config.downstream.steps) == (64, 500)
+    assert resolved.config.judge.model == "resnet18"
+    assert resolved.origins["judge.steps"] == "as score.steps" and resolved.origins["downstream.steps"] == "flag"
+
+
+def test_what_a_preset_says_of_the_judge_stays() -> None:
+    resolved = resolve(flags={"preset": "digits", "score.steps": 7})
+    assert resolved.config.judge.steps == 300 and resolved.origins["judge.steps"] == "preset digits"

@@ -36,11 +36,12 @@ def open_session(
     config_file: Path | None = None,
     force: bool = False,
     dry_run: bool = False,
+    name: str = "",
 ) -> Context:
     """Settings as `command` sees them: flags (dotted key -> value) over the records of the stages before it, and so on
     down to the defaults. Raises UsageError for unknown keys and values that break a rule."""
     flags = {renamed(key): value for key, value in flags.items()}
-    run = RunFolder(folder)
+    run = RunFolder(folder, name)
     resolved = resolve_for(command, run, console, flags, config_file)
     for hint in resolved.renamed:
         console.warn(hint)

@@ -9,16 +9,18 @@ import typer
 
 from dcdm_cli.api.run import Run
 from dcdm_cli.api.session import SECTIONS
+from dcdm_cli.commands import completion
 from dcdm_cli.commands.options import stage_command
 from dcdm_cli.errors import UsageError
 from dcdm_cli.run.session import Context
-from dcdm_cli.run.store import StageRecord
+from dcdm_cli.run.store import ALL_SETS, StageRecord
 
 EXAMPLES = (
     "dcdm evaluate --run birds",
     "dcdm evaluate --run birds --arms real,upsampled,plain,easy,dcdm --seeds 8 --fresh-sets",
     "dcdm evaluate --run birds --experiment controls --seeds 5",
     "dcdm evaluate --run birds --artefacts --gpu-hour-price 2.5",
+    "dcdm evaluate --run birds --artefacts --name all",
     "dcdm evaluate --run birds --next-plan",
     "dcdm evaluate --run birds --devices all",
     "dcdm evaluate --run birds --json | jq .adherence",
@@ -30,11 +32,24 @@ def register(app: typer.Typer, summary: str) -> None:
     def evaluate(
         context: Context,
         experiment: Annotated[
-            str | None, typer.Option(help="Run an experiment: a built-in name or a TOML file.", metavar="NAME|FILE")
+            str | None,
+            typer.Option(
+                help="Run an experiment: a built-in name or a TOML file.",
+                metavar="NAME|FILE",
+                autocompletion=completion.experiments,
+            ),
         ] = None,
         artefacts: Annotated[
             bool, typer.Option("--artefacts", help="Look at finished images only: nothing is generated or compared.")
         ] = False,
+        name: Annotated[
+            str,
+            typer.Option(
+                help="Generated set to look at; with --artefacts, all = a table of all.",
+                metavar="NAME",
+                autocompletion=completion.set_names,
+            ),
+        ] = "",
         filter: Annotated[
             bool, typer.Option("--filter", help="List broken images among the generated ones; deletes nothing.")
         ] = False,
@@ -51,6 +66,8 @@ def register(app: typer.Typer, summary: str) -> None:
         chosen = [name for name, value in modes.items() if value]
         if len(chosen) > 1:
             raise UsageError(f"{' and '.join(chosen)} are different jobs", "run them one after the other")
+        if name and chosen not in (["--artefacts"], ["--filter"]):
+            raise UsageError("--name is for --artefacts and --filter", "dcdm evaluate --artefacts --name all")
         _run_mode(context, chosen[0] if chosen else "", experiment or "", suite)
 
 
@@ -73,16 +90,20 @@ def _run_mode(context: Context, mode: str, experiment: str, suite: Path | None) 
 
         run_atlas(context)
     elif mode in ("--artefacts", "--filter"):
-        from dcdm_cli.stages.artefacts import run_artefacts, run_filter
+        from dcdm_cli.stages.artefacts import run_artefacts, run_compare, run_filter
 
-        (run_filter if mode == "--filter" else run_artefacts)(context)
+        look = run_compare if context.run.images_name == ALL_SETS else run_artefacts
+        (run_filter if mode == "--filter" else look)(context)
     else:
         show_evaluation(context, Run.of(context).evaluate())
 
 
 def show_evaluation(context: Context, record: StageRecord) -> None:
-    from dcdm_cli.reports.tables import summary_tables
+    from dcdm_cli.reports.formatting import summary_sentences
+    from dcdm_cli.reports.table import sentence, shown
+    from dcdm_cli.reports.tables import saved_sheets, summary_sheets
 
     metrics, report = record.results, context.run.evaluation / "report.html"
-    shown = [] if context.console.as_json or context.console.quiet else summary_tables(metrics)
-    context.console.result(metrics, report, shown)
+    sheets = saved_sheets(summary_sheets(metrics), context.run.tables / "evaluation")
+    words = [sentence(text) for text in summary_sentences(metrics)]
+    context.console.result(metrics, report, [*shown(sheets), *words])

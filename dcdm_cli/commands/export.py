@@ -21,8 +21,10 @@ def register(app: typer.Typer, summary: str) -> None:
         app, "export", help=summary, sections=SECTIONS["export"], keys=("generate.precision",), examples=EXAMPLES
     )
     def export(context: Context) -> None:
-        from dcdm_cli.reports.tables import export_tables
+        from dcdm_cli.reports.table import shown
+        from dcdm_cli.reports.tables import export_sheets, saved_sheets
 
         record = Run.of(context).export()
         document = {"stage": "export", "path": str(context.run.export), **record.results}
-        context.console.result(document, context.run.export, export_tables(record.results))
+        sheets = saved_sheets(export_sheets(record.results), context.run.tables)
+        context.console.result(document, context.run.export, shown(sheets))

@@ -10,6 +10,7 @@ import typer
 
 from dcdm_cli.api.run import Run
 from dcdm_cli.api.session import SECTIONS
+from dcdm_cli.commands import completion
 from dcdm_cli.commands.options import finite, stage_command
 from dcdm_cli.errors import ExitCode, UsageError
 from dcdm_cli.run.session import Context
@@ -17,7 +18,7 @@ from dcdm_cli.run.store import RunFolder
 from dcdm_cli.stages.generate import _warn_unreachable
 from dcdm_cli.stages.plan import (
     Wishes,
-    price_table,
+    price_sheet,
 )
 
 JOIN = "join"
@@ -25,6 +26,7 @@ EXAMPLES = (
     "dcdm generate --run birds --ratio 0.1",
     "dcdm generate --run birds --difficulty uniform:0.3,0.6 --per-class 200",
     "dcdm generate --run birds --difficulty real --count 5000 --format webdataset",
+    "dcdm generate --run birds --name hard --difficulty uniform:0.6,0.8 --count 500",
     "dcdm generate --run birds --plan --budget-hours 8 --gpu-hour-price 2.50",
     "dcdm generate --run birds --balance --devices all",
     "dcdm generate birds/plans/1b2c3d4e5f60.parquet --part 3/16",
@@ -40,6 +42,14 @@ def register(app: typer.Typer, summary: str) -> None:
         plan_file: Annotated[
             Path | None, typer.Argument(metavar="[PLAN]", help="A plan that --plan wrote; without it, one is drawn.")
         ] = None,
+        name: Annotated[
+            str,
+            typer.Option(
+                help="Name of this set of images, kept in sets/NAME beside the others.",
+                metavar="NAME",
+                autocompletion=completion.set_names,
+            ),
+        ] = "",
         plan: Annotated[bool, typer.Option("--plan", help="Write and price the plan, generate nothing.")] = False,
         verify: Annotated[bool, typer.Option("--verify", help="Compare finished shards with their hashes.")] = False,
         part: Annotated[
@@ -101,6 +111,9 @@ def run_of_plan(*, plan_file: Path | None, **_: object) -> Path | None:
 
 
 def show_price(context: Context, wishes: Wishes) -> None:
+    from dcdm_cli.reports.table import shown
+    from dcdm_cli.reports.tables import saved_sheets
+
     plan, cost, file = Run.of(context).plan(budget_hours=wishes.hours, gpu_hour_price=wishes.hour_price)
     _warn_unreachable(context, plan)
     if cost.disk_bytes * 1.1 > cost.disk_free_bytes:
@@ -108,7 +121,7 @@ def show_price(context: Context, wishes: Wishes) -> None:
             f"the images need about {cost.disk_bytes / 1e9:.1f} GB and {cost.disk_free_bytes / 1e9:.1f} GB are free"
         )
     document = {"plan": str(file), "plan_hash": plan.hash, **cost.document()}
-    context.console.result(document, file, [price_table(cost, file)])
+    context.console.result(document, file, shown(saved_sheets([price_sheet(cost, file)], context.run.tables)))
 
 
 def _with_count(context: Context, images: int | None) -> Context:

@@ -15,22 +15,41 @@ import typer
 from pydantic import BaseModel
 
 from dcdm_cli.api.session import GENERAL, open_session
+from dcdm_cli.commands import completion
+from dcdm_cli.commands.help import panelled
 from dcdm_cli.console import Console
 from dcdm_cli.errors import UsageError
 from dcdm_cli.run.origins import split_list, toml_document
 from dcdm_cli.run.resolution import flat_items
-from dcdm_cli.run.session import DEFAULT_RUN, Context
+from dcdm_cli.run.session import DEFAULT_RUN, Context, checked_name, peaks_told
 from dcdm_cli.run.settings import Config
 
 SHARED: dict[str, tuple[Any, Any]] = {
-    "run": (Annotated[Path, typer.Option(help="Run folder.", envvar="DCDM_RUN")], Path(DEFAULT_RUN)),
-    "preset": (Annotated[str | None, typer.Option(help="Settings to start from: digits, sd15, sd21.")], None),
-    "config": (Annotated[Path | None, typer.Option(help="TOML file with settings.")], None),
-    "settings": (
-        Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting: score.folds=3")],
+    "run": (
+        Annotated[Path, typer.Option(help="Run folder.", envvar="DCDM_RUN", autocompletion=completion.runs)],
+        Path(DEFAULT_RUN),
+    ),
+    "preset": (
+        Annotated[
+            str | None,
+            typer.Option(help="Settings to start from: digits, sd15, sd21.", autocompletion=completion.presets),
+        ],
         None,
     ),
-    "device": (Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")], None),
+    "config": (Annotated[Path | None, typer.Option(help="TOML file with settings.")], None),
+    "settings": (
+        Annotated[
+            list[str] | None,
+            typer.Option(
+                "--set", metavar="KEY=VALUE", help="Any setting: score.folds=3", autocompletion=completion.setting_keys
+            ),
+        ],
+        None,
+    ),
+    "device": (
+        Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", autocompletion=completion.devices)],
+        None,
+    ),
     "threads": (Annotated[int | None, typer.Option(help="CPU threads.")], None),
     "seed": (Annotated[int | None, typer.Option(help="Run seed.")], None),
     "force": (Annotated[bool, typer.Option("--force", help="Run again even if nothing changed.")], False),
@@ -38,6 +57,8 @@ SHARED: dict[str, tuple[Any, Any]] = {
     "as_json": (Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")], False),
     "quiet": (Annotated[bool, typer.Option("--quiet", "-q", help="Only the result's path on stdout.")], False),
 }
+
+OUTPUT = ("dry_run", "as_json", "quiet")
 
 
 def stage_command(
@@ -50,13 +71,16 @@ def stage_command(
     examples: Sequence[str] = (),
     prepare: Callable[..., Context] | None = None,
     run_of: Callable[..., Path | None] | None = None,
+    shared: Sequence[str] = tuple(SHARED),
 ) -> Callable[[Callable[..., None]], None]:
     """Registers `function(context, **own)` with its own parameters, the flags of `sections`, and the shared options.
 
     keys: single settings of other sections that are flags here too.
     prepare: (context, **own) -> the context the command works with, before --dry-run shows it.
     run_of: (**own) -> the run folder that the command's own parameters name, for who gives no --run.
+    shared: the shared options that make sense for it; those for output every command has.
     """
+    offered = {name: SHARED[name] for name in SHARED if name in (*shared, *OUTPUT)}
 
     def decorate(function: Callable[..., None]) -> None:
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
@@ -70,22 +94,24 @@ def stage_command(
             given = {key: _parse_flag(key, values.pop(param)) for param, key in flags.items()}
             if run_of is not None and _is_default(ctx, "run"):
                 values["run"] = run_of(**{p.name: values[p.name] for p in own}) or values["run"]
-            context = _open_context(ctx, name, {shared: values.pop(shared) for shared in SHARED}, given)
+            shown = {key: values.pop(key, SHARED[key][1]) for key in SHARED}
+            context = _open_context(ctx, name, {**shown, "images_name": values.get("name")}, given)
             if prepare is not None:
                 context = prepare(context, **values)
             if context.dry_run:
                 print_settings(context)
             else:
-                function(context, **values)
+                with peaks_told(context):
+                    function(context, **values)
 
         parameters = [inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
         parameters += [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
         parameters += [_flag_parameter(param, key) for param, key in flags.items()]
-        parameters += [_parameter(param, annotation, default) for param, (annotation, default) in SHARED.items()]
+        parameters += [_parameter(param, annotation, default) for param, (annotation, default) in offered.items()]
         command.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
         command.__annotations__ = {p.name: p.annotation for p in parameters}
         lines = [help, "", "\b", *(f"Example: {example}" for example in examples)]  # \b: not filled to paragraphs
-        app.command(name, help="\n".join(lines))(command)
+        app.command(name, help="\n".join(lines), cls=panelled(name, flags))(command)
 
     return decorate
 
@@ -122,7 +148,7 @@ def _open_context(ctx: typer.Context, command: str, shared: dict[str, Any], give
     flags |= {name: shared[name] for name in GENERAL if shared[name] is not None}
     flags |= _parse_settings(shared["settings"] or [])
     options = {"config_file": shared["config"], "force": shared["force"], "dry_run": shared["dry_run"]}
-    return open_session(shared["run"], command, flags, console, **options)
+    return open_session(shared["run"], command, flags, console, name=checked_name(shared["images_name"]), **options)
 
 
 def _parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
@@ -166,16 +192,13 @@ def _plain_type(annotation: Any) -> Any:
 def _flag_parameter(param: str, key: str) -> inspect.Parameter:
     info = _field(key)
     kind, flag = _plain_type(info.annotation), "--" + param.replace("_", "-")
-    help = f"{info.description or key.replace('_', ' ').replace('.', ': ')} [default: {_shown(info.default)}]"
+    help = info.description or key.replace("_", " ").replace(".", ": ")  # the default: as the resolved settings have it
     if kind is bool:
         option = typer.Option(f"{flag}/--no-{param.replace('_', '-')}", help=help)
         return _parameter(param, Annotated[bool | None, option], None)
-    option = typer.Option(flag, help=help, metavar=_metavar(kind))
+    words = completion.choices(get_args(kind)) if get_origin(kind) is Literal else None
+    option = typer.Option(flag, help=help, metavar=_metavar(kind), autocompletion=words)
     return _parameter(param, Annotated[str | None, option], None)
-
-
-def _shown(default: Any) -> str:
-    return ",".join(map(str, default)) if isinstance(default, tuple) else "none" if default is None else str(default)
 
 
 def _metavar(kind: Any) -> str:

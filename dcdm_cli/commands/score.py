@@ -9,7 +9,6 @@ import typer
 from dcdm_cli.api.run import Run
 from dcdm_cli.api.session import SECTIONS
 from dcdm_cli.commands.options import stage_command
-from dcdm_cli.console import Console
 from dcdm_cli.errors import ExitCode
 from dcdm_cli.run.session import Context
 from dcdm_cli.run.store import StageRecord
@@ -18,6 +17,7 @@ EXAMPLES = (
     "dcdm score photos/ --run birds --model resnet50 --steps 5000",
     "dcdm score hf:uoft-cs/cifar10 --image-column img",
     "dcdm score 'shards/train-{00000..00127}.tar' --run birds --class-map classes.json --devices all",
+    "dcdm score photos/ --run birds --drop birds/review/review.csv --relabel birds/review/review.csv",
     "dcdm score digits --preset digits",
 )
 
@@ -41,14 +41,10 @@ def register(app: typer.Typer, summary: str) -> None:
 
 def show_score(context: Context, record: StageRecord) -> None:
     from dcdm_cli.data.manifest import read_manifest
-    from dcdm_cli.reports.tables import methods_table, score_table
+    from dcdm_cli.reports.table import shown
+    from dcdm_cli.reports.tables import methods_sheet, saved_sheets, score_sheet
 
-    manifest = read_manifest(context.run.samples)
-    shown = [] if _machine(context.console) else [*methods_table(record.results), score_table(manifest.split("train"))]
-    context.console.result(
-        {"stage": "score", "path": str(context.run.samples), **record.results}, context.run.samples, shown
-    )
-
-
-def _machine(console: Console) -> bool:
-    return console.as_json or console.quiet
+    run = context.run
+    tried = [sheet for sheet in (methods_sheet(record.results),) if sheet.rows]
+    sheets = saved_sheets([*tried, score_sheet(read_manifest(run.samples).split("train"))], run.tables)
+    context.console.result({"stage": "score", "path": str(run.samples), **record.results}, run.samples, shown(sheets))

@@ -358,7 +358,7 @@ def refuse_other_plan(plan: AnyPlan, folder: Path) -> None:
     if file.is_file() and PlanFile(file).hash != plan.hash:
         raise MismatchError(
             f"{folder} holds images of another plan",
-            "run with --force to replace them, or choose another --run",
+            "give the new set a name (--name NAME), replace them with --force, or choose another --run",
             file=file,
         )
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from dcdm_cli import pace
+
 NOTHING = "\N{EN DASH}"
 STEERED = 0.5  # rank correlation from which the page says that difficulty can be steered
 MANY = 5  # comparisons from which the page reminds the reader of chance
@@ -44,14 +46,7 @@ def known_bounds(bounds: Interval) -> tuple[float, float] | None:
 
 def duration(seconds: float | None) -> str:
     """Two units at most: '48 s', '12 min 5 s', '3 h 10 min'."""
-    if seconds is None:
-        return NOTHING
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    parts = [f"{count} {unit}" for count, unit in ((hours, "h"), (minutes, "min"), (rest, "s")) if count]
-    return " ".join(parts[:2])
+    return NOTHING if seconds is None else pace.duration(seconds)
 
 
 def verdict(pair: Mapping[str, Any]) -> str:

@@ -30,6 +30,34 @@ def class_sheet(classes: Sequence[Mapping[str, Any]]) -> Sheet:
     return Sheet(f"Adherence by class{more}", columns, rows)
 
 
+def sets_sheet(sets: Mapping[str, Metrics]) -> Sheet:
+    """One row per generated set: what artefacts.json says of it."""
+    rows = tuple(_set_row(name, metrics) for name, metrics in sets.items())
+    columns = ("set", "images", "target", "realised", "rank corr.", "label kept", "blank", "copies")
+    known = {name: value for name, m in sets.items() if (value := (m.get("quality") or {}).get("label_agreement"))}
+    best = max(known, key=lambda name: known[name], default="")
+    sentence = f"The label is kept most often in {best} ({percent(known[best])}, by the judge)." if best else ""
+    return Sheet("Generated sets", columns, rows, sentence)
+
+
+def _set_row(name: str, metrics: Metrics) -> tuple[str, ...]:
+    adherence, quality = metrics["adherence"], metrics.get("quality") or {}
+    targets, leaks = adherence.get("targets") or (), quality.get("leakage") or {}
+    counts = sum(row["n"] for row in targets)
+    means = [
+        sum(row[key] * row["n"] for row in targets) / counts if counts else None for key in ("target", "realised_mean")
+    ]
+    return (
+        name,
+        str(quality.get("images", counts)),
+        *(number(mean) for mean in means),
+        number(adherence.get("spearman")),
+        percent(quality.get("label_agreement")),
+        str(quality.get("blank", NOTHING)),
+        str(leaks.get("near_train", NOTHING)),
+    )
+
+
 def fidelity_sheet(metrics: Metrics) -> Sheet:
     rows = (metrics.get("quality") or {}).get("fidelity", ())
     cells = tuple(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
 from dcdm_cli.data.manifest import Manifest
 from dcdm_cli.data.splits import SPLITS
@@ -22,23 +22,20 @@ from dcdm_cli.reports.formatting import (
     probability,
 )
 from dcdm_cli.reports.quality_tables import class_sheet, copying_sheet, cost_sheet, fidelity_sheet
-from dcdm_cli.reports.table import Sheet
+from dcdm_cli.reports.table import Sheet, save_sheets
 
 MAX_CLASSES = 20
 HARD = 0.5  # more likely wrong than right, for the scorer
 
 
-def score_table(manifest: Manifest) -> Table:
-    return score_sheet(manifest).table()
-
-
-def methods_table(results: Mapping[str, Any]) -> list[Table]:
-    """Of `--method auto`: what was tried and what came of it. None where one method was asked for."""
-    sheet = methods_sheet(results)
-    return [sheet.table()] if sheet.rows else []
+def saved_sheets(sheets: Sequence[Sheet], folder: Path) -> Sequence[Sheet]:
+    """The sheets themselves, each written to `folder` as CSV too."""
+    save_sheets(sheets, folder)
+    return sheets
 
 
 def methods_sheet(results: Mapping[str, Any]) -> Sheet:
+    """Of `--method auto`: what was tried and what came of it. Without rows where one method was asked for."""
     rows = tuple(
         (
             row["method"] + (" (kept)" if row["method"] == results["kept"] else ""),
@@ -49,10 +46,6 @@ def methods_sheet(results: Mapping[str, Any]) -> Sheet:
         for row in results.get("methods", ())
     )
     return Sheet("Ways of scoring, out of fold", ("method", "accuracy", "calibration error", "time"), rows)
-
-
-def summary_tables(metrics: Metrics) -> list[Table]:
-    return [sheet.table() for sheet in summary_sheets(metrics)]
 
 
 def summary_sheets(metrics: Metrics) -> list[Sheet]:
@@ -72,8 +65,8 @@ def summary_sheets(metrics: Metrics) -> list[Sheet]:
     return [sheet for sheet in sheets if sheet.rows]
 
 
-def export_tables(results: Mapping[str, Any]) -> list[Table]:
-    return [sheet.table() for sheet in (export_sheet(results), engines_sheet(results)) if sheet.rows]
+def export_sheets(results: Mapping[str, Any]) -> list[Sheet]:
+    return [sheet for sheet in (export_sheet(results), engines_sheet(results)) if sheet.rows]
 
 
 def score_sheet(manifest: Manifest) -> Sheet:
@@ -87,7 +80,7 @@ def score_sheet(manifest: Manifest) -> Sheet:
         rows.append(_score_row(f"other ({rest} classes)", sums[hardest[len(shown) :]].sum(0)))
     rows.append(_score_row("all", sums.sum(0)))
     columns = ("class", "images", "mean difficulty", f"share > {HARD}", "suspect labels")
-    return Sheet("Difficulty by class, hardest first", columns, tuple(rows))
+    return Sheet("Difficulty by class, hardest first", columns, tuple(rows), _scores_in_words(manifest, sums, hardest))
 
 
 def split_sheet(manifest: Manifest) -> Sheet:
@@ -275,6 +268,18 @@ def _class_sums(manifest: Manifest) -> np.ndarray:
     known = labels >= 0
     sums = [np.bincount(labels[known], weights=column[known], minlength=classes) for column in columns]
     return np.stack(sums, axis=1)
+
+
+def _scores_in_words(manifest: Manifest, sums: np.ndarray, hardest: np.ndarray) -> str:
+    images, scored, total, hard, suspects = sums.sum(0).tolist()
+    if not scored:
+        return "No image has a score."
+    first = manifest.class_names[hardest[0]]
+    return (
+        f"{scored:,.0f} of {images:,.0f} training images have a score, {total / scored:.2f} in the mean; "
+        f"{percent(hard / scored, 0)} are harder than {HARD}, {suspects:,.0f} have a suspect label (dcdm review). "
+        f"Hardest class: {first}."
+    )
 
 
 def _score_row(name: str, sums: np.ndarray) -> tuple[str, ...]:

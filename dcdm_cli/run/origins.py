@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,24 @@ def _printable(character: str) -> str:
     """Characters that do not print, such as bidi marks, as TOML writes them in strings."""
     number = ord(character)
     return character if character.isprintable() or character == "\n" else f"\\U{number:08X}"
+
+
+def follow(
+    merged: dict[str, Any], origins: dict[str, str], leader: str, followers: Sequence[str], names: Sequence[str]
+) -> None:
+    """Settings of `followers` that nobody has said are those said of `leader`, as far as there are any.
+
+    For classifiers: a scorer of 64 pixels is not to be followed by hours of judge and downstream at 224.
+    """
+    said = merged.get(leader)
+    if not isinstance(said, dict):
+        return
+    for section in followers:
+        own = merged.setdefault(section, {})
+        for name in names if isinstance(own, dict) else ():
+            if name in said and name not in own:
+                own[name] = said[name]
+                origins[f"{section}.{name}"] = f"as {leader}.{name}"
 
 
 def file_layer(path: Path | None, *, required: bool) -> list[Layer]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from dcdm_cli.errors import InterruptedRunError
@@ -18,13 +18,16 @@ def silent(what: str, done: int, total: int) -> None:
 class Job:
     """device: a torch device name. stop_signal: the signal that asked to stop, or None; polled between units.
 
-    note: a line for the person watching.
+    note: a line for the person watching. detail: (what is being done, text) shown beside its progress, such as a loss.
+    log: the numbers of a training step, kept in the run folder.
     """
 
     device: str = "cpu"
     progress: Progress = silent
     stop_signal: Callable[[], str | None] = lambda: None
     note: Callable[[str], None] = lambda message: None
+    detail: Callable[[str, str], None] = lambda what, text: None
+    log: Callable[[Mapping[str, float]], None] = lambda numbers: None
 
     def stop_if_asked(self, saved: str) -> None:
         """Raises InterruptedRunError at a point where everything finished is saved. saved: says what."""

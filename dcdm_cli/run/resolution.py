@@ -16,8 +16,18 @@ from typing import Any, get_origin
 from pydantic import BaseModel, ValidationError
 
 from dcdm_cli.errors import UsageError
-from dcdm_cli.run.origins import FOREIGN, Layer, file_layer, nearest, nested, preset_layer, refuse_foreign, split_list
-from dcdm_cli.run.settings import Config
+from dcdm_cli.run.origins import (
+    FOREIGN,
+    Layer,
+    file_layer,
+    follow,
+    nearest,
+    nested,
+    preset_layer,
+    refuse_foreign,
+    split_list,
+)
+from dcdm_cli.run.settings import ClassifierConfig, Config
 
 ENV_PREFIX = "DCDM_"
 ENV_OWN = {"DCDM_RUN", "DCDM_DEBUG"}  # read elsewhere, not settings
@@ -108,6 +118,7 @@ def _merged(layers: Sequence[Layer]) -> tuple[Config, dict[str, str]]:
         origins |= dict.fromkeys(_leaves(layer.values), layer.origin)
     if not _optional(merged.get("preset")):
         merged.pop("preset", None)
+    follow(merged, origins, "score", ("judge", "downstream"), list(ClassifierConfig.model_fields))
     return _validate(merged, origins), origins
 
 

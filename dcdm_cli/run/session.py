@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,14 @@ from typing import Any
 from pydantic import BaseModel
 
 from dcdm_cli.console import Console
+from dcdm_cli.errors import UsageError
+from dcdm_cli.pace import duration
 from dcdm_cli.run.origins import FOREIGN, Layer
 from dcdm_cli.run.resolution import Override, Resolved, flat_items
 from dcdm_cli.run.roles import EXECUTION, role_of
 from dcdm_cli.run.settings import Config, changed
-from dcdm_cli.run.store import RunFolder, StageRecord
-
-DEFAULT_RUN = "dcdm-run"
-
+from dcdm_cli.run.store import DEFAULT_RUN as DEFAULT_RUN
+from dcdm_cli.run.store import SET_NAME, RunFolder, StageRecord
 
 PIPELINE = ("score", "caption", "finetune", "export", "generate", "evaluate")
 
@@ -56,6 +57,28 @@ class Context:
 def with_settings(context: Context, **sections: Mapping[str, Any]) -> Context:
     """For work inside of a stage: other settings, and nothing that is finished is made again."""
     return replace(context.with_settings(**sections), force=False)
+
+
+def checked_name(name: str | None) -> str:
+    """The name of a generated set, "" for the one without. Raises UsageError for what cannot be a folder everywhere."""
+    if name and not SET_NAME.fullmatch(name):
+        raise UsageError(
+            f"{name!r} cannot name a generated set", "use up to 40 small letters, digits, - and _, as in --name hard-2"
+        )
+    return name or ""
+
+
+@contextmanager
+def peaks_told(context: Context) -> Iterator[None]:
+    """When it ends well: of every stage that was recorded inside, what it took and the most memory it held."""
+    before = context.run.record_times()
+    yield
+    for stage, when in context.run.record_times().items():
+        record = context.run.record(stage) if before.get(stage) != when else None
+        if record is not None:
+            memory = "GPU memory" if record.device.startswith("cuda") else "memory"
+            took = f"{stage}: {duration(record.seconds)} on {record.device or 'cpu'}"
+            context.console.note(f"{took}, at most {record.peak_memory_mib / 1024:.2f} GiB of {memory}")
 
 
 def recorded_layers(run: RunFolder, command: str) -> list[Layer]:

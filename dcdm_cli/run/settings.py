@@ -48,6 +48,10 @@ class DataConfig(Section):
     sparse_classes: Literal["drop", "keep", "stop"] = result(
         default="drop", description="classes with too few training images to be scored: left out, kept, or an error"
     )
+    drop: Path | None = result(default=None, description="CSV of images to leave out, such as dcdm review writes")
+    relabel: Path | None = result(
+        default=None, description="CSV with the right class of images in its new_label column"
+    )
     judge_fraction: float = result(
         default=0.3, gt=0, lt=1, description="the judge's share of the held-out images, where they are not split"
     )
@@ -243,6 +247,12 @@ class FinetuneConfig(Section):
     )
     checkpoint_every: int = execution(default=500, ge=1, description="optimiser steps between checkpoints")
     keep_checkpoints: int = execution(default=2, ge=1, description="newest ones that stay while training goes on")
+    sample_every: int = execution(
+        default=0, ge=0, description="steps between sheets of images in figures/, always of the same seeds; 0 = none"
+    )
+    log_with: Literal["tensorboard", "wandb", "trackio"] | None = execution(
+        default=None, description="also send loss and learning rates there; loss.csv is written anyway"
+    )
     seed: Seed = result(default=0, description="of weights, order, noise and dropout")
 
 

@@ -30,6 +30,9 @@ from dcdm_cli.gate import EXACT, NO_LINKS, Amount, Count, Finite, Share, Table, 
 from dcdm_cli.run.origins import toml_document
 from dcdm_cli.run.timing import Attempt
 
+DEFAULT_RUN = "dcdm-run"
+SET_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")  # a folder and a part of a file name, on every system
+ALL_SETS = "all"  # no set's name: where sets are compared it means all of them
 _held: set[Path] = set()  # run folders that this process has locked
 RECORDED_PACKAGES = ("torch", "diffusers", "transformers", "peft", "timm", "accelerate")
 
@@ -104,10 +107,14 @@ class Stage:
 
 
 class RunFolder:
-    """Names of everything in a run folder; nothing else spells these paths."""
+    """Names of everything in a run folder; nothing else spells these paths.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path.absolute()
+    images_name: which generated set is meant by `generated` and by the record of `generate`; "" = the one without a
+    name.
+    """
+
+    def __init__(self, path: Path, images_name: str = "") -> None:
+        self.path, self.images_name = path.absolute(), images_name
 
     config_file = property(lambda self: self.path / "dcdm.toml")
     samples = property(lambda self: self.path / "samples.parquet")
@@ -118,12 +125,31 @@ class RunFolder:
     scorer = property(lambda self: self.path / "scorer")
     adapter = property(lambda self: self.path / "adapter")
     export = property(lambda self: self.path / "export")
-    generated = property(lambda self: self.path / "generated")
+    sets = property(lambda self: self.path / "sets")
+    generated = property(lambda self: self.sets / self.images_name if self.images_name else self.path / "generated")
     plans = property(lambda self: self.path / "plans")
     evaluation = property(lambda self: self.path / "evaluation")
     figures = property(lambda self: self.path / "figures")
+    tables = property(lambda self: self.path / "tables")
+    review = property(lambda self: self.path / "review")
+    logs = property(lambda self: self.path / "logs")
     cache = property(lambda self: self.path / "cache")
     checkpoints = property(lambda self: self.path / "checkpoints")
+
+    def with_images(self, name: str) -> RunFolder:
+        """The same folder, looked at with another generated set."""
+        return RunFolder(self.path, name)
+
+    def set_names(self) -> list[str]:
+        """The named generated sets that were begun or finished, in the order of their names."""
+        records = (self.path / "records").glob("generate-*.json")
+        recorded = {file.name.removeprefix("generate-").split(".")[0] for file in records}
+        begun = {folder.name for folder in self.sets.glob("[!.]*") if folder.is_dir()}
+        return sorted(name for name in recorded | begun if SET_NAME.fullmatch(name))
+
+    def stopped_file(self, stage: str) -> Path:
+        """Where attempts at a stage that were stopped leave what they took."""
+        return self._record_file(stage).with_suffix(".stopped.json")
 
     def create(self, *, after: str | None = None) -> None:
         """Makes the folder and proves it is writable before anything expensive starts. Raises StorageError.
@@ -197,6 +223,12 @@ class RunFolder:
         said = {name: Table.of(getattr(record, name), file, name, again) for name in ("config", "results")}
         return replace(record, **said)
 
+    def record_times(self) -> dict[str, int]:
+        """When each stage's record was written (nanoseconds), in the order of time."""
+        files = [*(self.path / "records").glob("[!.]*.json")]
+        times = {f.stem: f.stat().st_mtime_ns for f in files if not f.name.endswith(".stopped.json")}
+        return dict(sorted(times.items(), key=lambda item: item[1]))
+
     def forget(self, *stages: str) -> None:
         """Called before outputs are replaced: until they are recorded again, nobody may take the new for the old."""
         for stage in stages:
@@ -235,7 +267,7 @@ class RunFolder:
         fresh = None if force else self.is_fresh(stage)
         if fresh is not None and intact():
             return fresh, False
-        key, place = hash_json([stage.config, stage.inputs]), self.path / "records" / f"{stage.name}.stopped.json"
+        key, place = hash_json([stage.config, stage.inputs]), self.stopped_file(stage.name)
         started, attempt = _now(), Attempt(place, key)
         with attempt.measured():
             outcome = work()
@@ -264,7 +296,8 @@ class RunFolder:
         sweep(self.path, leave=self.generated)
 
     def _record_file(self, stage: str) -> Path:
-        return self.path / "records" / f"{stage}.json"
+        name = f"{stage}-{self.images_name}" if stage == "generate" and self.images_name else stage
+        return self.path / "records" / f"{name}.json"
 
 
 def write_starter_config(run: RunFolder, settings: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dcdm_cli.crew.ranks import Ranks
 from dcdm_cli.errors import UsageError
 from dcdm_cli.model.packaged import TINY_NAME
+from dcdm_cli.run import roles
 from dcdm_cli.run.precision import settle_precision
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.session import Context
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
     from dcdm_cli.training.loop import Start
     from dcdm_cli.training.views import Views
 
-    DifficultyOf = Callable[[Views, Manifest, FinetuneConfig, Context, Job], np.ndarray]
+# (views, rows, settings, context, job) -> float32, one per view
+DifficultyOf = Callable[["Views", "Manifest", FinetuneConfig, Context, Job], "np.ndarray"]
 
 
 def snapshot_folder(run: RunFolder, folder: Path) -> Path:
@@ -67,6 +69,7 @@ def train_adapter(
     from dcdm_cli.data.manifest import read_manifest
     from dcdm_cli.model.adapter import AdapterInfo
     from dcdm_cli.model.base import load_base
+    from dcdm_cli.stages.watching import Sheets
     from dcdm_cli.training.dataset import training_rows
     from dcdm_cli.training.loop import Course, Snapshots, finetune, global_batch
 
@@ -91,17 +94,23 @@ def train_adapter(
         class_names=rows.class_names,
         resolution=config.resolution,
         encoder=None,
-        training=config.model_dump(mode="json"),
+        training=roles.fingerprint(config),
         variant=base.variant,
         base_config=base_config,
         dataset=_hub_dataset(context.run),
     )
+    sheets = Sheets(context, rows, base, info, config, folder.name) if config.sample_every else None
+    shown_at = {*lesson.snapshots, *(sheets.steps() if sheets else ())}
 
     def keep(step: int, network: ConditionedUNet) -> None:
+        if sheets and step in sheets.steps():
+            sheets.draw(step, network, job)
+        if step not in lesson.snapshots:
+            return
         place = snapshot_folder(context.run, folder) / f"step-{step:08d}"
         _save(place, network, replace(info, training={**info.training, "steps": step}))
 
-    shown = Snapshots(lesson.snapshots, keep) if lesson.snapshots else None
+    shown = Snapshots(tuple(sorted(shown_at)), keep) if shown_at else None
     classes, checkpoints = len(rows.class_names), context.run.checkpoints / (lesson.name or folder.name)
     trained = finetune(base, data, classes, config, checkpoints, job, Course(shown, lesson.start, context.force))
     results = {"images": len(data), "losses": trained.losses, "skipped_steps": trained.skipped}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from dcdm_cli.errors import NotFoundError
 from dcdm_cli.files import write_bytes, write_json
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.session import Context
-from dcdm_cli.run.store import Outcome
+from dcdm_cli.run.store import Outcome, RunFolder, StageRecord
 from dcdm_cli.stages.devices import settle_generation
 from dcdm_cli.stages.evaluate import evaluation_stage, stage_records, the_bill
 from dcdm_cli.stages.evaluation_data import Evaluated, checked_data
@@ -23,35 +24,69 @@ from dcdm_cli.stages.quality import Checked, check_images, generated_images, gen
 if TYPE_CHECKING:
     from dcdm_cli.data.manifest import Manifest
 
-REMOVED, KEPT = "filter.jsonl", "kept.parquet"
+REMOVED, KEPT = "filter{}.jsonl", "kept{}.parquet"  # of a named set, with its name
 
 
 def run_artefacts(context: Context) -> None:
     """Adherence, quality and cost of the run's generated images; the judge is trained unless it is there already."""
-    from dcdm_cli.reports.tables import summary_tables
+    from dcdm_cli.reports.table import shown
+    from dcdm_cli.reports.tables import saved_sheets, summary_sheets
 
     context, run = settle_generation(context), context.run
     with run.lock("dcdm evaluate --artefacts"):
-        stage = evaluation_stage(context, "evaluate-artefacts", _inputs(context))
-        record, done = run.run(stage, lambda: _work(context), force=context.force)
+        record = _recorded(context)
+    sheets = saved_sheets(summary_sheets(record.results), run.tables / f"artefacts{_of(run)}")
+    context.console.result(record.results, run.evaluation / f"artefacts{_of(run)}.json", shown(sheets))
+
+
+def run_compare(context: Context) -> None:
+    """The same for every generated set of the run, and one table of them all by name."""
+    from dcdm_cli.reports.quality_tables import sets_sheet
+    from dcdm_cli.reports.table import shown
+    from dcdm_cli.reports.tables import saved_sheets
+
+    run, found = context.run, {}
+    with run.lock("dcdm evaluate --artefacts --name all"):
+        for name in ("", *run.set_names()):
+            one = replace(context, run=run.with_images(name))
+            if one.run.record("generate") is not None:
+                found[name or "generated"] = _recorded(one).results
+        if not found:
+            raise NotFoundError(f"no generated set in {run.path}", "make some first: dcdm generate --name NAME")
+        file = run.evaluation / "sets.json"
+        write_json(file, {"schema": 1, "sets": found})
+    sheets = saved_sheets([sets_sheet(found)], run.tables)
+    context.console.result({"stage": "compare", "path": str(file), "sets": found}, file, shown(sheets))
+
+
+def _recorded(context: Context) -> StageRecord:
+    run = context.run
+    stage = evaluation_stage(context, f"evaluate-artefacts{_of(run)}", _inputs(context))
+    record, done = run.run(stage, lambda: _work(context), force=context.force)
     if not done:
-        context.console.note("evaluate --artefacts: nothing changed, skipped (--force runs it again)")
-    shown = [] if context.console.as_json or context.console.quiet else summary_tables(record.results)
-    context.console.result(record.results, run.evaluation / "artefacts.json", shown)
+        context.console.note(f"artefacts of {run.images_name or 'generated'}: nothing changed (--force measures again)")
+    return record
+
+
+def _of(run: RunFolder) -> str:
+    """What the files and records of a named set have at their end."""
+    return f"-{run.images_name}" if run.images_name else ""
 
 
 def run_filter(context: Context) -> None:
     """Writes which generated images are broken, and a manifest of the others; no image is touched."""
     from dcdm_cli.reports.quality_tables import filter_sheet
+    from dcdm_cli.reports.table import shown
+    from dcdm_cli.reports.tables import saved_sheets
 
     context, run = settle_generation(context), context.run
     with run.lock("dcdm evaluate --filter"):
-        stage = evaluation_stage(context, "filter", _inputs(context))
+        stage = evaluation_stage(context, f"filter{_of(run)}", _inputs(context))
         record, done = run.run(stage, lambda: _filter(context), force=context.force)
     if not done:
         context.console.note("evaluate --filter: nothing changed, skipped (--force runs it again)")
-    shown = [] if context.console.as_json or context.console.quiet else [filter_sheet(record.results).table()]
-    context.console.result(record.results, run.evaluation / REMOVED, shown)
+    sheets = saved_sheets([filter_sheet(record.results)], run.tables / f"filter{_of(run)}")
+    context.console.result(record.results, run.evaluation / REMOVED.format(_of(run)), shown(sheets))
 
 
 def _inputs(context: Context) -> dict[str, str]:
@@ -70,9 +105,9 @@ def _work(context: Context) -> Outcome:
     metrics["cost"] = the_bill(context, stage_records(context), None)
     metrics["warnings"] = list(data.warnings)
     metrics["seconds"] = {"artefacts": round(time.monotonic() - clock, 2)}
-    file, report = run.evaluation / "artefacts.json", run.evaluation / "artefacts.html"
+    file, report = (run.evaluation / f"artefacts{_of(run)}.{ending}" for ending in ("json", "html"))
     write_json(file, metrics)
-    figures = draw(evaluation_drawings(metrics), run.evaluation / "artefacts")
+    figures = draw(evaluation_drawings(metrics), run.evaluation / f"artefacts{_of(run)}")
     write_report(report, metrics, figures, title="The generated images as they are")
     return Outcome([file, report], "", metrics, job.device)
 
@@ -112,10 +147,10 @@ def _filter(context: Context) -> Outcome:
     edge = _edge(checked)
     reasons = filter_reasons(checked.findings, edge)
     kept = np.array([reason is None for reason in reasons])
-    removed, rest = run.evaluation / REMOVED, run.evaluation / KEPT
+    removed, rest = (run.evaluation / name.format(_of(run)) for name in (REMOVED, KEPT))
     write_bytes(removed, _lines(checked, reasons).encode())
     write_manifest(images.select(kept), rest)
-    results = {"frontier": edge, **counted(reasons, checked.findings), "list": REMOVED, "kept_manifest": KEPT}
+    results = {"frontier": edge, **counted(reasons, checked.findings), "list": removed.name, "kept_manifest": rest.name}
     return Outcome([removed, rest], "", results, job.device)
 
 

@@ -91,6 +91,22 @@ def the_bill(
     return bill(records, images, gain, context.config.evaluate.gpu_hour_price)
 
 
+def foretold(context: Context, classifiers: int) -> str:
+    """What the comparison of arms will do, and for how long where the judge, trained alike, has been timed."""
+    from dcdm_cli.pace import rounded
+
+    config, judge = context.config, context.run.record("judge")
+    ours = config.downstream
+    text = f"downstream: {classifiers} classifiers ({ours.model}, {ours.image_size} px, {ours.steps:,} steps each)"
+    alike = judge is not None and all(
+        judge.config.get(name) == getattr(ours, name) for name in ("model", "image_size", "batch_size", "model_args")
+    )
+    if judge is None or not alike:
+        return text
+    seconds = judge.seconds / judge.config["steps"] * ours.steps * classifiers / config.evaluate.workers
+    return f"{text}; as the judge went, about {rounded(seconds)} where none is finished yet"
+
+
 def _downstream(context: Context, data: Evaluated, job: Job) -> dict[str, Any]:
     from dcdm_cli.evaluation.downstream import open_ledger, run_arms, seeds_of, trial_of
     from dcdm_cli.evaluation.experiments import Experiment
@@ -103,6 +119,7 @@ def _downstream(context: Context, data: Evaluated, job: Job) -> dict[str, Any]:
     sets = GeneratedSets(context, Experiment(name="evaluate", arms=tuple(specs)), data.real, job)
     arms = [make_arm(spec, config.evaluate.synthetic_ratio, data.real, sets) for spec in specs]
     seeds = seeds_of(config.evaluate.seed + config.seed, config.evaluate.seeds)
+    context.console.note(foretold(context, len(arms) * len(seeds)))
     difficulty = held_out_difficulty(context, data.held_out, job)
     trial = trial_of(data.real, data.held_out, pairs=PAIRS, difficulty=difficulty)
     ledger = open_ledger(context.run.evaluation)

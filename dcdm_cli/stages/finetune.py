@@ -19,6 +19,7 @@ from dcdm_cli.stages.devices import settle_spread, settle_training
 from dcdm_cli.stages.jobs import open_job
 from dcdm_cli.stages.own_draws import own_name
 from dcdm_cli.stages.strength import fine_tune, strength_settings
+from dcdm_cli.stages.watching import step_log
 
 
 def run_finetune(context: Context) -> StageRecord:
@@ -94,8 +95,8 @@ def _work(context: Context, config: FinetuneConfig, folder: Path) -> Outcome:
     from dcdm_cli.model.adapter import adapter_hash
     from dcdm_cli.reports.plots import loss_curve
 
-    job = _job(context)
-    results = fine_tune(context, config, folder, job)
+    with step_log(context, _job(context)) as job:
+        results = fine_tune(context, config, folder, job)
     steps, losses = zip(*results["losses"], strict=True) if results["losses"] else ((), ())
     context.run.figures.mkdir(exist_ok=True)
     figure = loss_curve(context.run.figures / "loss.png", steps, losses)

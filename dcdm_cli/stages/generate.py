@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dcdm_cli.errors import UsageError
 from dcdm_cli.run.roles import fingerprint, others
 from dcdm_cli.run.session import Context
-from dcdm_cli.run.store import Outcome, Stage, StageRecord
+from dcdm_cli.run.store import ALL_SETS, Outcome, Stage, StageRecord
 from dcdm_cli.stages.devices import Spread, settle_generation, settle_spread
 from dcdm_cli.stages.jobs import open_job
 from dcdm_cli.stages.parts import join_parts
@@ -39,6 +39,8 @@ def run_generate(
     from dcdm_cli.generation.plan_file import PlanFile
 
     run, plan = context.run, None
+    if run.images_name == ALL_SETS:
+        raise UsageError(f"--name {ALL_SETS} means all sets where they are compared", "choose another name")
     if join and (plan_file is None or context.force):
         said = "joining needs the plan whose parts were made, and replaces nothing"
         raise UsageError(said, "dcdm generate PLAN --part join")
@@ -49,7 +51,7 @@ def run_generate(
         context = with_precision_of(context, plan)
     run.create(after="finetune")
     context = settle_generation(context, "generate")
-    with run.lock("dcdm generate"):
+    with run.lock("dcdm generate" + (f" --name {run.images_name}" if run.images_name else "")):
         stage = generate_stage(context, plan)
         force = context.force or verify
         record, done = run.run(

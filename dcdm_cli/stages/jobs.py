@@ -21,7 +21,8 @@ def open_job(context: Context, device: str | None = None, *, here: bool = True) 
     if here:
         use_device(device)
     _use_decode_options(context)
-    return Job(device, context.console.progress, asked_to_stop, context.console.note)
+    console = context.console
+    return Job(device, console.progress, asked_to_stop, console.note, console.detail)
 
 
 def _use_decode_options(context: Context) -> None:

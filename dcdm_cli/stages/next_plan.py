@@ -73,10 +73,12 @@ def next_plan_stage(context: Context) -> Stage:
 
 def show_next_plan(context: Context, record: StageRecord) -> None:
     from dcdm_cli.reports.quality_tables import demand_sheet
+    from dcdm_cli.reports.table import shown
+    from dcdm_cli.reports.tables import saved_sheets
 
-    shown = [] if context.console.as_json or context.console.quiet else [demand_sheet(record.results).table()]
     file = context.run.evaluation / FILE
-    context.console.result({"stage": "next-plan", "path": str(file), **record.results}, file, shown)
+    sheets = saved_sheets([demand_sheet(record.results)], context.run.tables)
+    context.console.result({"stage": "next-plan", "path": str(file), **record.results}, file, shown(sheets))
 
 
 def _work(context: Context) -> Outcome:

@@ -19,13 +19,12 @@ from dcdm_cli.stages.jobs import open_job
 from dcdm_cli.stages.probe import make_measure, open_run_engine, plan_inputs
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from dcdm_cli.data.shard_files import Layout
     from dcdm_cli.generation.bulk import EngineMaker
     from dcdm_cli.generation.plan import Plan
     from dcdm_cli.generation.plan_file import AnyPlan
     from dcdm_cli.generation.pricing import Price, Rate
+    from dcdm_cli.reports.table import Sheet
     from dcdm_cli.run.session import Context
 
 
@@ -136,9 +135,9 @@ def price_file(plan: Path) -> Path:
     return plan.with_suffix(".json")
 
 
-def price_table(cost: Price, file: Path) -> Table:
+def price_sheet(cost: Price, file: Path) -> Sheet:
     from dcdm_cli.reports.formatting import duration
-    from dcdm_cli.reports.tables import Sheet
+    from dcdm_cli.reports.table import Sheet
 
     kind = "CPU" if cost.device == "cpu" else "GPU"
     rows = [
@@ -150,7 +149,7 @@ def price_table(cost: Price, file: Path) -> Table:
         ("measured on", f"{cost.probe.images} images, {cost.probe.per_image_s:.3g} s each"),
         ("execute with", shlex.join(["dcdm", "generate", str(file)])),
     ]
-    return Sheet("Price of the plan", ("", "value"), tuple(rows)).table()
+    return Sheet("Price of the plan", ("", "value"), tuple(rows))
 
 
 def refuse_planning_flags(context: Context) -> None:

@@ -69,6 +69,7 @@ def _place(source: str, run: RunFolder) -> str:
 
 def _work(context: Context, source: str, options: ScanOptions, stage: Stage) -> Outcome:
     from dcdm_cli.data.classes import untrainable_warnings
+    from dcdm_cli.data.corrections import correct
     from dcdm_cli.data.images import decode_options
     from dcdm_cli.data.manifest import write_manifest
     from dcdm_cli.data.sources import TooManyRejectedError, scan_on_disk
@@ -85,6 +86,10 @@ def _work(context: Context, source: str, options: ScanOptions, stage: Stage) -> 
         raise
     _say_what_was_understood(context, found)
     write_rejected(run.rejected, found.rejected)
+    corrected = correct(found.manifest, context.config.data.drop, context.config.data.relabel)
+    for sentence in corrected.sentences:
+        context.console.note(sentence)
+    found = replace(found, manifest=corrected.manifest)
     scored = _score(context, found, job, spool, spread)
     manifest = scored.manifest
     for warning in untrainable_warnings(manifest):
@@ -263,9 +268,9 @@ def _weights(classifier: Path) -> list[Path]:
 
 
 def _file_inputs(config: Config) -> dict[str, str]:
-    """Contents of the files that settings name: the class map, and a classifier with what stands beside it."""
+    """Contents of the files that settings name: class map, corrections, and a classifier with what stands beside it."""
     from dcdm_cli.difficulty.own_files import classifier_files
 
-    own, class_map = config.score.classifier, config.data.class_map
-    files = [*(classifier_files(own) if own else []), *([class_map] if class_map else [])]
+    own, lists = config.score.classifier, (config.data.class_map, config.data.drop, config.data.relabel)
+    files = [*(classifier_files(own) if own else []), *(file for file in lists if file)]
     return {str(file): hash_file(file) for file in files if file.is_file()}

@@ -201,8 +201,12 @@ class Trainer:
                 loss = self._loss(draws, self._rows(micro))
                 total += self._mean_over_processes(loss) / accumulation
                 self.accelerator.backward(loss)
+        rates = [float(rate) for rate in self.lr.get_last_lr()]
         self._apply(total)
         self.step += 1
+        self.job.detail("fine-tuning", f"loss {total:.3g}")
+        if self.accelerator.is_main_process:
+            self.job.log({"step": self.step, "loss": total, "lr": rates[0], "encoder_lr": rates[-1]})
 
     def asked_to_stop(self) -> str | None:
         """The signal that asked this process or another one of the group: all stop after the same step."""

@@ -14,6 +14,7 @@ import pytest
 
 from dcdm_cli import __version__
 from dcdm_cli.cli import COMMANDS
+from dcdm_cli.commands.help import PANELS
 from dcdm_cli.run.resolution import known_keys
 from dcdm_cli.run.settings import Config
 
@@ -29,7 +30,9 @@ def dcdm(*words: str, **options: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([DCDM, *words], capture_output=True, text=True, check=False, timeout=60, **options)  # type: ignore[call-overload]
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["--show-completion", "bash"], ["score", "--help"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["-h"], ["--version"], ["-V"], ["--show-completion", "bash"], ["score", "--help"]]
+)
 def test_answers_at_once(words: list[str]) -> None:
     """Processor time, which is the wall-clock time of a machine that does nothing else."""
     env = {**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}  # a test has no shell to detect
@@ -48,7 +51,7 @@ def test_the_version_is_the_packages(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "says"), [([], "Commands:"), (["config"], "show"), (["scroe"], "Did you mean 'score'")]
+    ("words", "says"), [([], "dcdm score FOLDER"), (["config"], "show"), (["scroe"], "Did you mean 'score'")]
 )
 def test_without_a_command_help_is_near(words: list[str], says: str) -> None:
     made = dcdm(*words)
@@ -68,6 +71,45 @@ def test_help_does_not_import_torch(command: str) -> None:
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "Usage" in done.stdout
+
+
+def test_the_first_screen_imports_nothing_heavy() -> None:
+    """A word that is understood makes typer import pydantic itself; help comes before that."""
+    code = (
+        "import sys; from dcdm_cli.cli import build_app\n"
+        "try: build_app([])(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'dcdm_cli.run.settings'} | ({'pydantic'} if sys.argv[1:] else set())\n"
+        "sys.exit(', '.join(heavy & set(sys.modules)) or 0)"
+    )
+    for words in (["--help"], []):
+        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+def test_options_stand_in_panels_the_common_ones_first() -> None:
+    shown = run("generate", "-h").stdout
+    places = [shown.index(f"\n{title}:\n") for title in PANELS]
+    assert places == sorted(places)
+    what, _, speed, output = (shown[a:b] for a, b in zip(places, [*places[1:], None], strict=True))
+    assert what.index("--steps") < what.index("--ratio") < what.index("--scheduler")
+    assert "--batch-size" in speed and "--devices" in speed and "--run" in output and "--json" in output
+
+
+@pytest.mark.parametrize(("columns", "longest"), [("60", 60), ("80", 80), ("200", 100)])
+def test_help_uses_the_terminals_width_as_far_as_lines_can_be_read(columns: str, longest: int) -> None:
+    shown = run("finetune", "-h", env={"COLUMNS": columns}).stdout.splitlines()
+    lines = [line for line in shown if "Example:" not in line]
+    assert longest - 12 < max(map(len, lines)) <= longest
+
+
+def test_defaults_are_those_that_preset_and_run_give(tmp_path: Path) -> None:
+    (tmp_path / "dcdm.toml").write_text("[generate]\nsteps = 17\n")
+    shown = " ".join(run("generate", "--preset", "digits", "--run", tmp_path, "-h").stdout.split())
+    assert "[dcdm.toml: 17]" in shown
+    assert "[preset digits: dpmpp]" in shown and "[default: normal:0.5,0.1]" in shown
+    (tmp_path / "dcdm.toml").write_text("broken")
+    assert "[default: 30]" in run("generate", "--help", "--run", tmp_path).stdout, "help is there when settings are not"
 
 
 @pytest.mark.parametrize("command", COMMANDS)

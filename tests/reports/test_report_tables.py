@@ -50,7 +50,7 @@ def test_no_images_is_no_error():
 
 
 def test_hostile_names_are_plain_text(metrics):
-    text = "".join(drawn(table) for table in tables.summary_tables(metrics))
+    text = "".join(drawn(sheet.table()) for sheet in tables.summary_sheets(metrics))
     assert "<script>alert(1)</script>[/x]\\x1b[31m\\u202e" in text
     assert "\x1b[31m" not in text
     assert "\u202e" not in text
@@ -75,7 +75,7 @@ def test_tables_show_the_numbers(draw, cells, metrics):
 
 
 def test_only_what_was_measured_is_shown(metrics):
-    assert len(tables.summary_tables(metrics)) == 8
+    assert len(tables.summary_sheets(metrics)) == 8
     assert [s.title for s in tables.summary_sheets({"seconds": {"score": 0.0}})] == ["Where the time went"]
     assert tables.summary_tables({}) == []
 

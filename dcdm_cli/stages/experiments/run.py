@@ -65,10 +65,11 @@ def run_experiment(context: Context, name: str) -> tuple[StageRecord, Place]:
 
 def show_experiment(context: Context, record: StageRecord, place: Place) -> None:
     from dcdm_cli.reports.experiment_tables import experiment_sheets
+    from dcdm_cli.reports.table import shown
+    from dcdm_cli.reports.tables import saved_sheets
 
-    machine = context.console.as_json or context.console.quiet
-    shown = [] if machine else [sheet.table() for sheet in experiment_sheets(record.results)]
-    context.console.result(record.results, place.page, shown)
+    sheets = saved_sheets(experiment_sheets(record.results), context.run.tables / place.page.stem)
+    context.console.result(record.results, place.page, shown(sheets))
 
 
 def place_of(context: Context, experiment: Experiment) -> Place:

@@ -1,0 +1,18 @@
+"""`dcdm status`: which stages are done, stale or running, what they took, and the next command."""
+
+from __future__ import annotations
+
+import typer
+
+from dcdm_cli.commands.options import stage_command
+from dcdm_cli.run.session import Context
+from dcdm_cli.stages.status import run_status, shown_status
+
+EXAMPLES = ("dcdm status", "dcdm status --run birds", "dcdm status --run birds --json | jq -r .next")
+
+
+def register(app: typer.Typer, summary: str) -> None:
+    @stage_command(app, "status", help=summary, examples=EXAMPLES, shared=("run",))
+    def status(context: Context) -> None:
+        standing = run_status(context.run)
+        context.console.result(standing.document(), context.run.path, shown_status(standing))

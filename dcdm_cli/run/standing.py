@@ -1,0 +1,209 @@
+"""Where a run folder stands: which stages are done, stale, running or stopped, what they took, and what comes next.
+
+Read from the records alone: nothing is locked, changed or imported for it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dcdm_cli.run.store import RunFolder, StageRecord
+
+PIPELINE = ("score", "caption", "finetune", "calibrate", "export", "generate", "evaluate")
+OPTIONAL = ("calibrate", "export")
+MADE_BY = {"calibrate": "finetune"}  # stages that are not a command of their own
+DONE, STALE, RUNNING, STOPPED, MISSING, DAMAGED = "done", "stale", "running", "stopped", "not yet", "damaged"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One stage. why: of a state that is not simply done. seconds: of work, over all attempts. size: bytes on disk.
+
+    name: of a generated set; "" for every other stage.
+    """
+
+    stage: str
+    state: str
+    why: str = ""
+    name: str = ""
+    seconds: float | None = None
+    size: int = 0
+    device: str = ""
+    started: str = ""
+    images: int | None = None
+
+    @property
+    def title(self) -> str:
+        return f"{self.stage} ({self.name})" if self.name else self.stage
+
+
+@dataclass(frozen=True)
+class RunStanding:
+    """next: the command that goes on, as it can be typed; "" when everything is done."""
+
+    path: Path
+    exists: bool
+    stages: tuple[Standing, ...]
+    next: str
+
+    def document(self) -> dict[str, Any]:
+        rows = [{**vars(standing), "images": standing.images} for standing in self.stages]
+        return {"run": str(self.path), "exists": self.exists, "next": self.next, "stages": rows}
+
+
+def standing_of(run: RunFolder) -> RunStanding:
+    """Never raises for what is in the folder: a record that cannot be read is a stage that is damaged."""
+    busy = _holder(run)
+    found: list[Standing] = []
+    for stage in PIPELINE:
+        found += [_stage(run, stage, found, busy)]
+        if stage == "generate":
+            found += [_stage(run.with_images(name), stage, found, busy) for name in run.set_names()]
+    return RunStanding(run.path, run.path.is_dir(), tuple(found), _next(run, found))
+
+
+def holder_is_alive(holder: Mapping[str, Any]) -> bool:
+    """Whether the process that a lock file names still runs; of another machine's that is taken for granted."""
+    if holder.get("host") != socket.gethostname():
+        return True
+    try:
+        os.kill(int(holder["pid"]), 0)
+    except (ProcessLookupError, KeyError, TypeError, ValueError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files below a folder; links are not followed, and what is gone meanwhile is 0."""
+    try:
+        if not path.is_dir():
+            return path.lstat().st_size
+        with os.scandir(path) as entries:
+            return sum(
+                size_of(Path(entry.path))
+                if entry.is_dir(follow_symlinks=False)
+                else entry.stat(follow_symlinks=False).st_size
+                for entry in entries
+            )
+    except OSError:
+        return 0
+
+
+def sized(count: int) -> str:
+    """Bytes in the unit that leaves up to three digits before the point: '812 kB', '3.4 GB'."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit in ("B", "kB") else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def _stage(run: RunFolder, stage: str, before: list[Standing], busy: str) -> Standing:
+    size = sum(size_of(path) for path in _places(run, stage))
+    try:
+        record = run.record(stage)
+    except Exception as error:  # whatever a damaged file leads to, it is that stage's state
+        return Standing(stage, DAMAGED, str(error), run.images_name, size=size)
+    command = f"dcdm {MADE_BY.get(stage, stage)}"
+    running = busy.startswith(command) and ("calibration" in busy) == (stage == "calibrate")
+    if running and (stage != "generate" or run.images_name == _named(busy)):
+        return Standing(stage, RUNNING, busy, run.images_name, _stopped_seconds(run, stage), size)
+    if record is None:
+        seconds = _stopped_seconds(run, stage)
+        state, why = (STOPPED, "the same command goes on") if seconds else (MISSING, "")
+        return Standing(stage, state, why, run.images_name, seconds, size)
+    why = _why_stale(run, record, before)
+    facts = {"seconds": record.seconds, "size": size, "device": record.device, "started": record.started}
+    images = record.results.get("images")
+    images = images if isinstance(images, int) else None
+    return Standing(stage, STALE if why else DONE, why, run.images_name, **facts, images=images)
+
+
+def _why_stale(run: RunFolder, record: StageRecord, before: list[Standing]) -> str:
+    gone = [output for output in record.outputs if not (run.path / output).exists()]
+    if gone:
+        return f"{gone[0]} is gone"
+    earlier = {standing.stage: standing for standing in before if not standing.name}
+    for stage, known in record.inputs.items():
+        if stage not in earlier:
+            continue
+        if earlier[stage].state == STALE:
+            return f"{stage} is stale"
+        newest = run.record(stage)
+        if (newest is not None and newest.id != known) or (newest is None and known):
+            return f"{stage} was made again since" if newest else f"{stage} is gone"
+    return ""
+
+
+def _places(run: RunFolder, stage: str) -> list[Path]:
+    places = {
+        "score": [run.samples, run.scorer], "finetune": [run.adapter], "export": [run.export],
+        "generate": [run.generated], "evaluate": [run.evaluation],
+    }  # fmt: skip
+    return places.get(stage, [])
+
+
+def _next(run: RunFolder, stages: list[Standing]) -> str:
+    if any(standing.state == RUNNING for standing in stages):
+        return ""
+    where = (
+        ""
+        if run.path == Path("dcdm-run").absolute() or _is_environments(run)
+        else f" --run {shlex.quote(_shown(run.path))}"
+    )
+    for standing in stages:
+        waits = standing.state in (STALE, STOPPED, DAMAGED) or (
+            standing.state == MISSING and standing.stage not in OPTIONAL
+        )
+        if waits:
+            command = MADE_BY.get(standing.stage, standing.stage)
+            source = " FOLDER" if standing.stage == "score" and standing.state == MISSING else ""
+            name = f" --name {standing.name}" if standing.name else ""
+            force = " --force" if standing.state == DAMAGED else ""
+            return f"dcdm {command}{source}{name}{force}{where}"
+    return ""
+
+
+def _is_environments(run: RunFolder) -> bool:
+    named = os.environ.get("DCDM_RUN")
+    return bool(named) and Path(str(named)).absolute() == run.path
+
+
+def _shown(path: Path) -> str:
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+def _holder(run: RunFolder) -> str:
+    """What holds the lock, such as "dcdm finetune (process 12 on host, since ...)"; "" when nothing alive does."""
+    try:
+        holder = json.loads((run.path / ".lock.json").read_text("utf-8"))
+        if not holder_is_alive(holder):
+            return ""
+        return f"{holder['command']} (process {holder['pid']} on {holder['host']}, since {holder['since']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _named(busy: str) -> str:
+    words = busy.split(" (process")[0].split()
+    return words[words.index("--name") + 1] if "--name" in words[:-1] else ""
+
+
+def _stopped_seconds(run: RunFolder, stage: str) -> float | None:
+    """What earlier attempts at the stage took that were stopped."""
+    try:
+        seconds = json.loads(run.stopped_file(stage).read_text("utf-8"))["seconds"]
+        return round(float(seconds), 1)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

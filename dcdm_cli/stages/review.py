@@ -1,0 +1,79 @@
+"""Images to look at: a table that `dcdm score --drop` and `--relabel` take back, and a page with thumbnails."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from dcdm_cli.run.session import Context
+from dcdm_cli.run.store import RunFolder
+from dcdm_cli.stages.jobs import open_job
+
+if TYPE_CHECKING:
+    from dcdm_cli.data.manifest import Manifest
+    from dcdm_cli.evaluation.review import Item
+    from dcdm_cli.run.progress import Job
+
+TABLE, PAGE = "review.csv", "review.html"
+ABOUT = (
+    "Mark images with an x in the column drop of review.csv, or write their right class into new_label; then: "
+    "dcdm score --drop review.csv --relabel review.csv",
+    "A suspect label is one that the scorer, which was not trained on the image, contradicts with confidence.",
+    "Difficulty is 1 minus the probability that the scorer gives the label: 0 easy, 1 hard.",
+)
+
+
+def run_review(context: Context, most: int) -> dict[str, Any]:
+    """Writes review/review.csv and review/review.html, at most `most` images of each group and set. A table that a
+    person has filled in is kept beside the new one."""
+    from dcdm_cli.data.manifest import read_manifest
+    from dcdm_cli.evaluation.review import counted, real_items
+    from dcdm_cli.reports.review import write_gallery, write_review_table
+
+    run = context.run
+    run.create(after="score")
+    job = open_job(context, "cpu")
+    with run.lock("dcdm review"):
+        train = read_manifest(run.samples).split("train")
+        items = real_items(train, most) + _generated(context, train, most, job)
+        if kept := _keep_filled(run):
+            context.console.note(f"the table that was filled in is kept: {kept}")
+        write_review_table(run.review / TABLE, items)
+        write_gallery(run.review / PAGE, items, ABOUT)
+    files = {"table": str(run.review / TABLE), "page": str(run.review / PAGE)}
+    return {"stage": "review", "images": len(items), **counted(items), **files}
+
+
+def _generated(context: Context, train: Manifest, most: int, job: Job) -> list[Item]:
+    from dcdm_cli.data.manifest import read_manifest
+    from dcdm_cli.evaluation.leakage import look, nearest
+    from dcdm_cli.evaluation.review import copied, missed
+
+    found, real = [], None
+    for name in ("", *context.run.set_names()):
+        file = context.run.with_images(name).generated / "samples.parquet"
+        images = read_manifest(file, made_by="dcdm generate") if file.is_file() else None
+        if images is None or not len(images):
+            continue
+        source, paths = name or "generated", train.paths()
+        real = real or look(paths, job.progress)
+        near = nearest(look(images.paths(), job.progress), real)
+        tolerance = context.config.generate.tolerance
+        found += missed(images, source, tolerance, most)
+        found += copied(images, source, near.same, [paths[row] for row in near.row], most)
+    return found
+
+
+def _keep_filled(run: RunFolder) -> str:
+    """The name under which a table with marks in it was set aside; "" when there was none."""
+    from dcdm_cli.data.corrections import DROP, RELABEL, read_rows
+
+    file = run.review / TABLE
+    if not file.is_file():
+        return ""
+    if not any((row.get(DROP) or row.get(RELABEL) or "").strip() for row in read_rows(file)):
+        return ""
+    number = 1
+    while (kept := run.review / f"review-{number}.csv").exists():
+        number += 1
+    file.rename(kept)
+    return str(kept)

@@ -1,0 +1,62 @@
+"""Where a run folder stands, as a document and as words for the screen. Imports neither torch nor pydantic."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dcdm_cli.run.standing import DONE, MISSING, RunStanding, Standing, standing_of
+from dcdm_cli.run.store import DEFAULT_RUN, RunFolder
+
+ORDER = ("score", "caption", "finetune", "export", "generate", "evaluate", "review")
+
+
+def run_status(run: RunFolder) -> RunStanding:
+    return standing_of(run)
+
+
+def overview(commands: Mapping[str, str]) -> list[str]:
+    """What `dcdm` alone shows: the usual order of commands, the others, and this folder's run."""
+    lines = ["The usual order of commands (all in one run folder: --run DIR, or $DCDM_RUN):", ""]
+    lines += [f"  dcdm {name:9} {commands[name]}" for name in ORDER]
+    lines += ["", "Beside them:", ""]
+    lines += [f"  dcdm {name:9} {text}" for name, text in commands.items() if name not in ORDER]
+    lines += ["", "  dcdm COMMAND -h shows what a command can be told.", ""]
+    return [*lines, *_here()]
+
+
+def _here() -> list[str]:
+    run = RunFolder(Path(os.environ.get("DCDM_RUN") or DEFAULT_RUN))
+    if not run.path.is_dir():
+        return [f"There is no run folder {run.path.name}/ here yet. Try: dcdm demo, or dcdm score FOLDER"]
+    return sentences(standing_of(run))
+
+
+def sentences(standing: RunStanding) -> list[str]:
+    """What is done, what is not as it should be and why, and what comes next."""
+    if not standing.exists:
+        return [f"There is no run folder at {standing.path}.", "Next: dcdm score FOLDER"]
+    stages = standing.stages
+    done = [stage.title for stage in stages if stage.state == DONE]
+    other = [_reason(stage) for stage in stages if stage.state not in (DONE, MISSING)]
+    finished = f"done: {', '.join(done)}" if done else "nothing is done yet"
+    following = f"Next: {standing.next}" if standing.next else ""
+    if not following and not other:
+        following = f"Everything is done. Open {standing.path / 'evaluation' / 'report.html'}, or: dcdm review"
+    return [f"Run {standing.path.name}, {finished}.", *other, *([following] if following else [])]
+
+
+def _reason(stage: Standing) -> str:
+    return f"{stage.title} is {stage.state}" + (f": {stage.why}" if stage.why else "") + "."
+
+
+def shown_status(standing: RunStanding) -> list[Any]:
+    """For a terminal: one table and the sentences that sum it up."""
+    from rich.text import Text
+
+    from dcdm_cli.reports.standing import standing_sheet
+
+    table = [standing_sheet(standing).table()] if standing.exists else []
+    return [*table, *(Text(sentence) for sentence in sentences(standing))]

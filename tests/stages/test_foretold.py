@@ -1,0 +1,48 @@
+"""What the comparison of arms will take, told before it begins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dcdm_cli.console import Console
+from dcdm_cli.run.session import Context
+from dcdm_cli.run.settings import resolve
+from dcdm_cli.run.store import Outcome, RunFolder, Stage
+from dcdm_cli.stages.evaluate import foretold
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    run = RunFolder(tmp_path / "run")
+    run.create()
+    return run
+
+
+def context(run: RunFolder, **flags: object) -> Context:
+    given = {name.replace("__", "."): value for name, value in flags.items()}
+    return Context(run, resolve(flags=given), Console(quiet=True), False, False, given)
+
+
+def judged(run: RunFolder, opened: Context, seconds: float) -> None:
+    settings = opened.config.judge.model_dump(mode="json")
+    record, _ = run.run(Stage("judge", settings, {}), lambda: Outcome([], ""))
+    file = run.path / "records" / "judge.json"
+    file.write_text(file.read_text().replace(f'"seconds": {record.seconds}', f'"seconds": {seconds}'))
+
+
+def test_as_long_as_the_judge_took_for_each_of_them(run: RunFolder) -> None:
+    opened = context(run, score__steps=100, downstream__steps=200, evaluate__workers=2)
+    judged(run, opened, 60.0)
+    assert foretold(opened, 9) == (
+        "downstream: 9 classifiers (resnet18, 224 px, 200 steps each); as the judge went, about 9 min where none is "
+        "finished yet"
+    )
+
+
+def test_no_guess_from_a_judge_of_another_kind(run: RunFolder) -> None:
+    judged(run, context(run), 60.0)
+    assert foretold(context(run, downstream__image_size=64), 3) == (
+        "downstream: 3 classifiers (resnet18, 64 px, 2,000 steps each)"
+    )

@@ -1,0 +1,102 @@
+"""Where a run folder stands: every state a stage can be in, and the command that goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dcdm_cli.run.standing import RunStanding, sized, standing_of
+from dcdm_cli.run.store import Outcome, RunFolder, Stage
+
+
+def make(run: RunFolder, name: str, *after: str, **results: int) -> None:
+    """A stage that made one file, recorded as stages are."""
+    file = run.path / f"{name}.out"
+    file.write_bytes(b"x" * 1000)
+    inputs = {earlier: run.require(earlier).id for earlier in after}
+    run.run(Stage(name, {"seed": len(results)}, inputs), lambda: Outcome([file], name, results), force=True)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    folder = RunFolder(tmp_path / "run")
+    folder.create()
+    make(folder, "score", images=12)
+    make(folder, "caption", "score")
+    return folder
+
+
+def states(standing: RunStanding) -> dict[str, str]:
+    return {stage.title: stage.state for stage in standing.stages}
+
+
+def test_done_and_not_yet_and_what_comes_next(run: RunFolder) -> None:
+    standing = standing_of(run)
+    assert states(standing) | {"score": "done", "caption": "done", "finetune": "not yet"} == states(standing)
+    assert standing.next == f"dcdm finetune --run {run.path}"
+    assert standing.stages[0].images == 12 and standing.stages[0].seconds is not None
+    assert json.loads(json.dumps(standing.document()))["stages"][0]["state"] == "done"
+
+
+def test_what_was_made_from_something_older_is_stale_and_so_is_what_follows(run: RunFolder) -> None:
+    make(run, "finetune", "score", "caption")
+    make(run, "generate", "finetune")
+    make(run, "score", images=13, rejected=1)
+    standing = standing_of(run)
+    found = {stage.stage: (stage.state, stage.why) for stage in standing.stages}
+    assert found["score"] == ("done", "")
+    assert found["caption"] == ("stale", "score was made again since")
+    assert found["finetune"][0] == "stale" and found["generate"] == ("stale", "finetune is stale")
+    assert standing.next == f"dcdm caption --run {run.path}"
+
+
+def test_an_output_that_is_gone_makes_a_stage_stale(run: RunFolder) -> None:
+    (run.path / "score.out").unlink()
+    assert standing_of(run).stages[0].why == "score.out is gone"
+
+
+def test_a_damaged_record_is_a_state_and_not_an_error(run: RunFolder) -> None:
+    (run.path / "records" / "caption.json").write_text("{")
+    standing = standing_of(run)
+    assert states(standing)["caption"] == "damaged" and standing.next.startswith("dcdm caption --force")
+
+
+def test_what_runs_is_seen_and_what_was_killed_is_not_taken_for_running(run: RunFolder) -> None:
+    with run.lock("dcdm finetune"):
+        standing = standing_of(run)
+        assert states(standing)["finetune"] == "running" and standing.next == ""
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    holder = {"host": socket.gethostname(), "pid": int(gone.stdout), "command": "dcdm finetune", "since": "now"}
+    (run.path / ".lock.json").write_text(json.dumps(holder))
+    assert states(standing_of(run))["finetune"] == "not yet"
+    (run.path / ".lock.json").write_text(json.dumps({**holder, "host": "elsewhere"}))
+    assert states(standing_of(run))["finetune"] == "running"
+
+
+def test_a_stopped_stage_says_what_it_has_taken(run: RunFolder) -> None:
+    run.stopped_file("finetune").write_text(json.dumps({"of": "x", "seconds": 71.5}))
+    found = {stage.stage: stage for stage in standing_of(run).stages}["finetune"]
+    assert (found.state, found.seconds) == ("stopped", 71.5)
+
+
+def test_named_sets_stand_beside_the_one_without_a_name(run: RunFolder) -> None:
+    make(run, "finetune", "score", "caption")
+    make(run.with_images("hard"), "generate", "finetune")
+    standing = standing_of(run)
+    assert states(standing)["generate (hard)"] == "done" and states(standing)["generate"] == "not yet"
+
+
+def test_no_run_folder_is_no_error_and_nothing_is_made(tmp_path: Path) -> None:
+    standing = standing_of(RunFolder(tmp_path / "none"))
+    assert not standing.exists and os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (81_200, "81 kB"), (3_400_000_000, "3.4 GB")])
+def test_sizes(count: int, text: str) -> None:
+    assert sized(count) == text
