@@ -52,7 +52,7 @@ def experiments(incomplete: str) -> list[str]:
 
 
 def setting_keys(incomplete: str) -> list[str]:
-    from dcdm_cli.run.settings import known_keys
+    from dcdm_cli.run.resolution import known_keys
 
     return choices([f"{key}=" for key in known_keys()])(incomplete)
 

@@ -79,8 +79,8 @@ class PanelCommand(TyperCommand):
     def _resolved(self, ctx: Any) -> Any:
         """The settings as the words before and after `--help` leave them; the plain ones where those break a rule."""
         from dcdm_cli.errors import DcdmError
+        from dcdm_cli.run.resolution import resolve
         from dcdm_cli.run.session import DEFAULT_RUN, recorded_layers
-        from dcdm_cli.run.settings import resolve
         from dcdm_cli.run.store import RunFolder
 
         said = _said(self._words)

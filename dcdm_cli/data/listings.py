@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -103,7 +103,7 @@ def _parquet_table(file: Path, split: str | None, options: ScanOptions) -> Table
         schema = pq.read_schema(file)
         stated = parse_json((schema.metadata or {}).get(b"huggingface", b"{}"))
         names = stated.get("info", {}).get("features", {}).get(options.label_column, {}).get("names")
-        names = None if names is None else list(typed(ClassNames, names))
+        names = None if names is None else list(typed(cast(Any, ClassNames), names))
     except (OSError, ValueError, AttributeError) as error:  # pa.ArrowInvalid is a ValueError
         raise UsageError(f"{file} is not a readable Parquet file: {error}", _AGAIN, file=file) from error
     return Table(file.name, split, schema.names, names, read)

@@ -411,7 +411,7 @@ def _unwrapped(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def _loader(dataset: Dataset[Any], device: torch.device, side: int, reads: int, **how: Any) -> DataLoader[Any]:
     """reads: images that it will give. Own generator: a DataLoader draws its workers' seed, which must neither read nor
     move the global generator."""
-    worth_starting = (side > TINY_SIDE or reads > MANY) and not dataset.is_array
+    worth_starting = (side > TINY_SIDE or reads > MANY) and not getattr(dataset, "is_array", False)
     # On a CPU they would compete with the network; threads are this process's share of the machine. An array, such as a
     # batch that was just generated, has nothing to be read or decoded: starting processes would be most of the time.
     workers = min(8, torch.get_num_threads()) if device.type != "cpu" and worth_starting else 0

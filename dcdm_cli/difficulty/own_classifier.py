@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -274,7 +274,7 @@ def _names(
     """Class names in the order of the outputs."""
     try:
         stored = parse_json(metadata.get("class_names", "null"))
-        names = (typed(ClassNames, stored) if stored else None) or sidecar.class_names or class_map
+        names = (typed(cast(Any, ClassNames), stored) if stored else None) or sidecar.class_names or class_map
     except ValueError as error:
         raise UsageError(
             f"{file.name}: the metadata key class_names is no JSON list of names: {error}", NAMES_BESIDE, file=file

@@ -70,8 +70,8 @@ def paired(
 ) -> list[dict[str, Any]]:
     """Every arm against `baseline`, `focus` against every other arm, and the pairs `besides`, once each; arms that are
     not there are passed over."""
-    pairs = [(arm, baseline) for arm in values if arm != baseline]
-    if focus != baseline:
+    pairs = [(arm, baseline) for arm in values if baseline is not None and arm != baseline]
+    if focus is not None and focus != baseline:
         pairs += [(focus, arm) for arm in values if arm not in (focus, baseline)]
     there = [pair for pair in dict.fromkeys([*pairs, *besides]) if all(arm in values for arm in pair)]
     return [{"arm": a, "against": b, **compare(values[a], values[b], less_is_better=less_is_better)} for a, b in there]

@@ -268,6 +268,10 @@ class StrengthConfig(Section):
     guidance: tuple[tuple[Annotated[float, Field(ge=1)], Annotated[float, Field(ge=0)]], ...] = result(
         default=((1.5, 3.0),), min_length=1, description="pairs of text and difficulty guidance probed"
     )
+    features: str = result(
+        default="packaged",
+        description="in what copies and coverage are measured: packaged, digits, a timm name, a folder or a file",
+    )
     probe_budget: int = result(default=2000, ge=1, description="images made for the choice, over all points")
     most_copies: Fraction = result(
         default=0.05, description="largest share of images nearer to a training image than 99 % of unseen real ones"

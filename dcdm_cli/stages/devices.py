@@ -64,7 +64,7 @@ def _with_precision(context: Context, section: str, stages: Sequence[str]) -> Co
     records = () if context.force else map(context.run.record, stages)
     known = next((r.config["precision"] for r in records if r and "precision" in r.config), None)
     if known is None:
-        from dcdm_cli.backends.base import settle_device
+        from dcdm_cli.crew.devices import settle_device
         from dcdm_cli.run.precision import settle_precision
 
         device, _ = settle_device(context.config.device)

@@ -106,7 +106,7 @@ def _order(context: Context, engines: EngineOrder | None) -> Order:
         job.stop_if_asked(KEPT)
 
     model = load_fused(adapter, lora_scale=scale)
-    size = 4 if config.precision == "fp32" else 2
+    size = 4 if precision == "fp32" else 2
     weights = sum(parameter.numel() for parameter in model.network.parameters())
     check_room(context.run.export, size * weights, "the exported networks")
     facts = model_facts(model, adapter, scale)

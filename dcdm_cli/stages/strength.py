@@ -148,10 +148,18 @@ def images_per_point(budget: int, points: int, classes: int) -> int:
 
 def open_features(context: Context, job: Job) -> tuple[Callable[[Any], np.ndarray], str]:
     """(images: paths or uint8 [N, H, W, 3] -> float32 [N, D], name of the network)."""
-    from dcdm_cli.evaluation.features import open_extractor
+    from dcdm_cli.difficulty.checker import DIGITS, open_digits_checker
+    from dcdm_cli.difficulty.classifier import logits_of, preprocessing_of
+    from dcdm_cli.difficulty.features import open_extractor
+    from dcdm_cli.evaluation.features import features_of
 
-    extractor = open_extractor(context.config.evaluate.features, job.device)
-    return extractor.features, extractor.name
+    name = context.config.strength.features
+    if name == DIGITS:
+        stored = open_digits_checker(job.device)
+        seen = preprocessing_of(stored.model, stored.config)
+        return lambda images: features_of(stored.model, images, seen, job.device), "the packaged digits classifier"
+    extractor = open_extractor(name, None, job.device)
+    return lambda images: logits_of([extractor.network], images, extractor.preprocessing, job.device)[0], extractor.name
 
 
 @dataclass(frozen=True)
@@ -229,5 +237,4 @@ def strength_settings(context: Context) -> Mapping[str, Any]:
     return {
         "strength": config.strength.model_dump(mode="json"),
         "sampler": {**sampler_settings(config.generate), **generate},
-        "features": config.evaluate.features,
     }
