@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset
 
+from dcdm_cli.crew.devices import on_device
 from dcdm_cli.errors import NumericalError
 from dcdm_cli.run.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
 from dcdm_cli.run.progress import Job
@@ -184,7 +185,8 @@ def seed_step(seed: int, step: int, stream: int, device: torch.device | None = N
     np.random.seed(number)
     torch.default_generator.manual_seed(number)
     if device is not None and device.type == "cuda":
-        torch.cuda.manual_seed(number)
+        with on_device(str(device)):  # else the current GPU's is seeded
+            torch.cuda.manual_seed(number)
 
 
 @contextmanager
@@ -197,7 +199,8 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         np.random.seed(seed % 2**32)
         torch.default_generator.manual_seed(seed)
         if on_cuda:
-            torch.cuda.manual_seed(seed)
+            with on_device(str(device)):  # else the current GPU's is seeded
+                torch.cuda.manual_seed(seed)
         try:
             yield
         finally:

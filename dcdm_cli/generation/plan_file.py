@@ -131,7 +131,7 @@ class PlanFile:
                 raise self._changed()
             check_rows(table, shard, self.shard_size, self.class_names)
         except (pa.ArrowException, KeyError, ValueError, OSError) as error:
-            raise MismatchError(f"{self.path} is not a dcdm plan: {error}", _AGAIN, file=self.path) from error
+            raise MismatchError(f"{self.path} is no plan of dcdm: {error}", _AGAIN, file=self.path) from error
         return table
 
     def shard_rows(self, shard: int) -> list[PlanRow]:

@@ -10,7 +10,7 @@ import torch
 from dcdm_cli.backends.cpu_streams import Streams
 from dcdm_cli.backends.cuda_graphs import CudaGraphs
 from dcdm_cli.backends.ort_backend import OrtNetwork, _providers
-from dcdm_cli.difficulty.classifier import _seeded
+from dcdm_cli.difficulty.fitting import seeded as seeding
 
 from ..fake_cuda import FakeCuda, pretend_gpus
 from .toys import toy_denoiser, toy_inputs
@@ -73,6 +73,6 @@ def test_a_classifiers_seed_goes_to_its_gpu(two: FakeCuda, monkeypatch: pytest.M
     monkeypatch.setattr(torch.cuda, "manual_seed", lambda seed: seeded.append(two.current))
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.zeros(1))
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: None)
-    with _seeded(3, torch.device("cuda:1")):
+    with seeding(3, torch.device("cuda:1")):
         pass
     assert seeded == [1]

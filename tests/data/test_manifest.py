@@ -169,7 +169,7 @@ def test_a_link_inside_and_a_member_of_a_tar_are_found(tmp_path: Path) -> None:
 )
 def test_what_a_manifest_says_of_itself_is_checked(tmp_path: Path, said: bytes) -> None:
     pq.write_table(SCHEMA.empty_table().replace_schema_metadata({b"dcdm": said}), tmp_path / "samples.parquet")
-    with pytest.raises(MismatchError, match="is not a dcdm manifest"):
+    with pytest.raises(MismatchError, match="is no manifest of dcdm"):
         read_manifest(tmp_path / "samples.parquet")
 
 

@@ -280,7 +280,7 @@ def test_a_header_that_breaks_a_rule_is_no_plan(
     header = plan().header()
     monkeypatch.setattr(Plan, "header", lambda self: {**header, **change})
     write_plan(plan(), tmp_path / "plan.parquet")
-    with pytest.raises(MismatchError, match=f"is not a dcdm plan: header.{next(iter(change))}"):
+    with pytest.raises(MismatchError, match=f"is no plan of dcdm: header.{next(iter(change))}"):
         PlanFile(tmp_path / "plan.parquet")
 
 

@@ -1,0 +1,92 @@
+"""Fine-tuning that chooses its own strength, and the encoder's lesson from the generator's own draws."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dcdm_cli.errors import InterruptedRunError, UsageError
+from dcdm_cli.evaluation import strength as measures
+from dcdm_cli.model.adapter import adapter_hash, read_adapter
+from dcdm_cli.run.session import recorded_layers, with_chosen_strength
+from dcdm_cli.run.store import RunFolder
+from dcdm_cli.stages.finetune import run_finetune
+
+from .conftest import context_of
+
+AUTO: dict[str, Any] = {
+    "finetune__strength": "auto", "finetune__steps": 2, "strength__checkpoints": (1, 2),
+    "strength__lora_scales": (1.0,), "strength__probe_budget": 40,
+    "strength__features": "digits", "strength__most_copies": 1.0, "strength__least_agreement": 0.0,
+    "generate__attempts": 1,
+}  # fmt: skip
+
+
+def test_the_point_that_covers_most_becomes_the_adapter_and_later_stages_use_its_scales(run: Path) -> None:
+    record = run_finetune(context_of(run, **AUTO))
+    strength = record.results["strength"]
+    assert [(p["steps"], p["lora_scale"]) for p in strength["points"]] == [(1, 1.0), (2, 1.0)]
+    best = max(strength["points"], key=lambda point: point["coverage"])
+    chosen = strength["points"][strength["chosen"]]
+    assert chosen["coverage"] == best["coverage"] and strength["usable"]
+    assert strength["unseen"] == 600 and strength["images_per_point"] == 20
+    assert read_adapter(run / "adapter").training["steps"] == chosen["steps"]
+    scales = {"lora_scale": 1.0, "text_guidance": 3.0, "difficulty_guidance": 2.0}  # a flag fixes the pair here
+    assert strength["settings"] == scales
+    layers = {layer.origin: layer.values for layer in recorded_layers(RunFolder(run), "generate")}
+    assert layers["record of finetune"]["generate"] == scales
+    asked = with_chosen_strength(context_of(run, generate__lora_scale=0.3)).config.generate
+    assert (asked.text_guidance, asked.lora_scale) == (3.0, 0.3)  # a flag wins
+    assert not (run / "checkpoints" / "adapter").exists()
+    assert run_finetune(context_of(run, **AUTO)).started == record.started
+
+
+def test_a_choice_that_was_stopped_goes_on_with_what_it_has_measured(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[int] = []
+
+    def counted(drawn: measures.Drawn, real: measures.RealFeatures) -> dict[str, float]:
+        measured.append(len(drawn.features))
+        if len(measured) == 2:
+            raise InterruptedRunError("stopped", "again", signal_name="SIGTERM")
+        return usual(drawn, real)
+
+    usual = measures.measure_point
+    monkeypatch.setattr(measures, "measure_point", counted)
+    with pytest.raises(InterruptedRunError):
+        run_finetune(context_of(run, **AUTO))
+    run_finetune(context_of(run, **AUTO))
+    assert len(measured) == 3  # the first point is not measured again
+
+
+def test_a_budget_too_small_for_the_points_is_refused_before_anything_is_trained(run: Path) -> None:
+    before = adapter_hash(run / "adapter")
+    with pytest.raises(UsageError, match="gives 5 images to each of 2 points, and 20 are needed") as caught:
+        run_finetune(context_of(run, **{**AUTO, "strength__probe_budget": 10}))
+    assert "probe_budget=40" in caught.value.hint and adapter_hash(run / "adapter") == before
+
+
+def test_a_number_of_steps_switches_the_choice_off(run: Path) -> None:
+    record = run_finetune(context_of(run, **{**AUTO, "finetune__strength": "1"}))
+    assert "strength" not in record.results and read_adapter(run / "adapter").training["steps"] == 1
+
+
+def test_the_encoder_learns_from_own_draws_over_a_frozen_lora(run: Path) -> None:
+    from safetensors.torch import load_file
+
+    from dcdm_cli.model.conditioning import ENCODER_FILE
+    from dcdm_cli.model.lora import LORA_FILE
+
+    plain = {"finetune__strength": "2", "generate__attempts": 1}
+    run_finetune(context_of(run, **plain))
+    before = {name: load_file(run / "adapter" / name) for name in (LORA_FILE, ENCODER_FILE)}
+    own = {**plain, "finetune__own_draws": 12, "finetune__own_steps": 2, "generate__batch_size": 4}
+    results = run_finetune(context_of(run, **own)).results["own_draws"]
+    after = {name: load_file(run / "adapter" / name) for name in (LORA_FILE, ENCODER_FILE)}
+    assert results["images"] == 12 and 0 <= results["difficulty_mean"] <= 1
+    assert all((before[LORA_FILE][key] == after[LORA_FILE][key]).all() for key in before[LORA_FILE])
+    assert any((before[ENCODER_FILE][key] != after[ENCODER_FILE][key]).any() for key in before[ENCODER_FILE])
+    assert not list((run / "checkpoints").glob("adapter*"))
