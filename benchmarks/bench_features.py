@@ -26,7 +26,8 @@ from dcdm_cli.difficulty.scores import calibration_error
 from dcdm_cli.difficulty.scoring import Scoring, score_images
 from dcdm_cli.files import hash_bytes
 from dcdm_cli.run.progress import Job
-from dcdm_cli.run.settings import ScoreConfig, resolve
+from dcdm_cli.run.resolution import resolve
+from dcdm_cli.run.settings import ScoreConfig
 
 PIXELS = (96, 128, 160)
 DIGITS = (50, 200)

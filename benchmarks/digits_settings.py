@@ -47,7 +47,7 @@ SETTINGS = {
             "score": {"steps": 10, "repeats": 1, **_NET},
             "judge": {"steps": 20, **_NET},
             "downstream": {"steps": 3, **_NET},
-            "finetune": {"steps": 2, "rank": 2},
+            "finetune": {"steps": 2, "rank": 2, "strength": "none"},
             "calibrate": {"enabled": False},
             "generate": {"steps": 2, "ratio": 0.1, "attempts": 2},
             "evaluate": {

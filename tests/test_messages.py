@@ -20,7 +20,7 @@ OWN_APPS = ("demo/pretrain.py", "__main__.py")  # scripts with an argument parse
 SOURCES = sorted([*(ROOT / "dcdm_cli").rglob("*.py"), *(ROOT / "export" / "dcdm_export").rglob("*.py")])
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 VERB = re.compile(r"\bdcdm ([a-z]+)\b((?: (?!dcdm )[^,;:()\n]*)?)")
-OTHERS = re.compile(r"\bray start[^:;]*")  # other programs have flags of their own
+OTHERS = re.compile(r"\b(?:docker run|ray start)[^:;]*")  # other programs have flags of their own
 
 
 @cache

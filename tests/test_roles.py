@@ -81,7 +81,7 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Context:
     run = RunFolder(tmp_path_factory.mktemp("roles") / "run")
     run.create()
     rows = [
-        {"sample_id": name, "path": f"{name}.png", "label": label, "class_name": name, "split": "train"}
+        {"sample_id": f"{label:032x}", "path": f"{name}.png", "label": label, "class_name": name, "split": "train"}
         | {"synthetic": False, "difficulty": 0.5, "caption": name}
         for label, name in enumerate(("cat", "dog"))
     ]

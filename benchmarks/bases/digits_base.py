@@ -56,7 +56,7 @@ TEMPLATES = (
     "{}",
 )
 MAX_TOKENS = 16
-RECIPE = Recipe(vae_steps=4_000, unet_steps=16_000, vae_lr=2e-3, unet_lr=1e-3, ema_decay=0.9995)
+RECIPE = Recipe(vae_steps=2_500, unet_steps=5_000, vae_lr=2e-3, unet_lr=1e-3, ema_decay=0.9995)
 DATA = (
     "MNIST's 60,000 training images (LeCun, Cortes, Burges; handwriting of NIST's SD-1 and SD-3; commonly given as "
     "CC BY-SA 3.0), in many styles (benchmarks/bases/styles.py); no image of the target data"

@@ -109,7 +109,7 @@ class FeatureCache:
         with self.crew(partial(open_looker, extractor.name, extractor.size, self.threads)) as crew:
             if crew.first_hello() != extractor.key:
                 raise MismatchError(
-                    f"a worker has another version of {extractor}", "install the same version of dcdm on every machine"
+                    f"a worker has another version of {extractor}", "install one version of it on every machine"
                 )
             crew.work(chunks, lambda chunk: wanted.images(chunk.number), said, wanted.saved)
 

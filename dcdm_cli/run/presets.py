@@ -34,12 +34,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "finetune": {
             "base": "tiny",
             "resolution": 32,
-            "steps": 700,
+            "steps": 320,
+            "strength": "auto",
             "batch_size": 32,
             "lr": 2e-3,
             "encoder_lr": 4e-3,
             "warmup_steps": 20,
-            "lr_schedule": "cosine",
+            "lr_schedule": "constant_with_warmup",  # so that every step on the way is worth looking at
             "lora_targets": [
                 "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "conv1", "conv2",
                 "ff.net.0.proj", "ff.net.2",
@@ -52,14 +53,15 @@ PRESETS: dict[str, dict[str, Any]] = {
             "checkpoint_every": 200,
             "precision": "fp32",  # of everything measured with these settings
         },
+        "strength": {"features": "digits", "probe_budget": 1000},
         "calibrate": {"tails": 0.06},
         "generate": {
             "ratio": 1.0,
             "scheduler": "dpmpp",
             "steps": 10,
-            "text_guidance": 3.0,
-            "difficulty_guidance": 5.0,
-            "attempts": 8,
+            "text_guidance": 1.5,
+            "difficulty_guidance": 3.0,
+            "attempts": 4,
             "tolerance": 0.1,
             "clip_range": 4.0,
             "batch_size": 64,

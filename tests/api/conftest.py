@@ -15,7 +15,7 @@ TINY: dict[str, dict[str, Any]] = {
     "score": {"steps": 12, "repeats": 1},
     "judge": {"steps": 3},
     "downstream": {"steps": 3},
-    "finetune": {"steps": 3, "batch_size": 4, "checkpoint_every": 3},
+    "finetune": {"steps": 3, "batch_size": 4, "checkpoint_every": 3, "strength": "none"},
     "calibrate": {"enabled": False},  # three steps teach no difficulty
     "generate": {"steps": 2, "attempts": 1, "ratio": None},
     "evaluate": {

@@ -35,6 +35,7 @@ steps = 10
 steps = 3
 [finetune]
 steps = 8
+strength = "none"
 batch_size = 4
 rank = 4
 checkpoint_every = 4

@@ -26,7 +26,7 @@ SETTINGS: dict[str, Any] = {
     "score": {"steps": 20, "folds": 2, "repeats": 1, **NET},
     "judge": {"steps": 60, **NET},
     "downstream": {"steps": 4, **NET},
-    "finetune": {"steps": 2, "rank": 2},
+    "finetune": {"steps": 2, "rank": 2, "strength": "none"},
     "calibrate": {"enabled": False, "points": 3, "images": 10},
     "generate": {"steps": 2, "count": 20, "difficulty_guidance": 2.0},
     "evaluate": {

@@ -23,7 +23,8 @@ from dcdm_cli.model.fused import load_fused
 from dcdm_cli.model.packaged import TINY_BASE
 from dcdm_cli.model.schedule import SAMPLERS, sampling_scheduler
 from dcdm_cli.run.progress import Job
-from dcdm_cli.run.settings import FinetuneConfig, resolve
+from dcdm_cli.run.resolution import resolve
+from dcdm_cli.run.settings import FinetuneConfig
 from dcdm_cli.training.dataset import TrainingSet
 from dcdm_cli.training.loop import Trained, finetune
 from dcdm_export.folder import Order, make_export

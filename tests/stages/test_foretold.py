@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from dcdm_cli.console import Console
+from dcdm_cli.run.resolution import resolve
 from dcdm_cli.run.session import Context
-from dcdm_cli.run.settings import resolve
 from dcdm_cli.run.store import Outcome, RunFolder, Stage
 from dcdm_cli.stages.evaluate import foretold
 

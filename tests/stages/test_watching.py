@@ -13,14 +13,14 @@ from PIL import Image
 from dcdm_cli.console import Console
 from dcdm_cli.data.digits import digit_images
 from dcdm_cli.data.manifest import Manifest, write_manifest
+from dcdm_cli.run.resolution import resolve
 from dcdm_cli.run.session import Context
-from dcdm_cli.run.settings import resolve
 from dcdm_cli.run.store import Outcome, RunFolder, Stage
 from dcdm_cli.stages.finetune import run_finetune
 
 SETTINGS = {
     "preset": "digits", "device": "cpu", "finetune.steps": 4, "finetune.batch_size": 2, "finetune.rank": 2,
-    "finetune.hidden": 8, "generate.steps": 2, "finetune.views": 1,
+    "finetune.hidden": 8, "generate.steps": 2, "finetune.views": 1, "finetune.strength": "none",
 }  # fmt: skip
 NAMES = ("0", "1")
 
