@@ -353,6 +353,9 @@ class GenerateConfig(Section):
     negative_prompt: str = result(default="", description="text of the unconditional call")
     scheduler: Literal["ddim", "unipc", "dpmpp", "pndm"] = result(default="ddim", description="sampler, of diffusers")
     steps: int = result(default=30, ge=1, description="sampler steps per image")
+    strength: float = result(
+        default=1.0, gt=0, le=1, description="share of the steps, from noise added to a real image; 1 = noise alone"
+    )
     text_guidance: float = result(default=2.0, ge=1, description="w_text; 1 = off")
     difficulty_guidance: float = result(
         default=4.0, ge=0, description="w_difficulty; equal to text_guidance = one scale"
