@@ -110,10 +110,14 @@ def cache_latents(
     made_from = [stamps, views.mirror, views.jittered, views.seed, resolution, base.fingerprint]
     made_from.append(asdict(decode_options()))
     file = folder / f"latents-{hash_json(made_from)}.npy"
+    if not file.is_file():
+        _encode(base, views, resolution, file, progress)
     if ids is not None:
         write_json(_originals_file(ids, base.fingerprint, resolution, folder), {"latents": file.name})
-    if file.is_file():
-        return np.load(file, mmap_mode="r")
+    return np.load(file, mmap_mode="r")
+
+
+def _encode(base: BaseModel, views: Views, resolution: int, file: Path, progress: Progress) -> None:
     side = resolution // base.latent_size
     channels = base.vae.config["latent_channels"]
     header = {"descr": "<f4", "fortran_order": False, "shape": (len(views), channels, side, side)}
@@ -126,7 +130,6 @@ def cache_latents(
             refuse_not_finite(latents, start)
             stream.write(latents.tobytes())
             progress("encoding images", min(start + chunk, len(views)), len(views))
-    return np.load(file, mmap_mode="r")
 
 
 @dataclass(frozen=True)
