@@ -354,7 +354,7 @@ class GenerateConfig(Section):
     scheduler: Literal["ddim", "unipc", "dpmpp", "pndm"] = result(default="ddim", description="sampler, of diffusers")
     steps: int = result(default=30, ge=1, description="sampler steps per image")
     strength: float = result(
-        default=1.0, gt=0, le=1, description="share of the steps, from noise added to a real image; 1 = noise alone"
+        default=1.0, description="share of the steps, from noise added to a real image; 1 = noise alone"
     )
     text_guidance: float = result(default=2.0, ge=1, description="w_text; 1 = off")
     difficulty_guidance: float = result(
@@ -396,6 +396,13 @@ class GenerateConfig(Section):
     )
     score: bool = result(of="files", default=True, description="score finished images: the measured_difficulty column")
     seed: Seed = plan(of="budget", default=0, description="of the plan: difficulties, captions and noise")
+
+    @field_validator("strength")
+    @classmethod
+    def _a_share(cls, strength: float) -> float:
+        if not 0 < strength <= 1:
+            raise ValueError("give a share above 0 and up to 1; 1 starts from noise alone, 0.75 from three quarters noise")
+        return strength
 
     @field_validator("guidance_interval")
     @classmethod
