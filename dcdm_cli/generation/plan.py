@@ -130,18 +130,8 @@ class PlanInputs:
         """One of the class's sources, for rows that are made by hand; None without sources."""
         if self.sources is None:
             return None
-        self.refuse_sourceless(np.array([label]))
+        _refuse_sourceless(self, self.sources, np.array([label]))
         return self.sources[label][number % len(self.sources[label])]
-
-    def refuse_sourceless(self, labels: np.ndarray) -> None:
-        """Raises UsageError for a class of int [N] labels without a real image to start from."""
-        for label in np.unique(labels).tolist() if self.sources is not None else ():
-            if not self.sources[label]:
-                raise UsageError(
-                    f"class {self.class_names[label]!r} has no usable training image to start from",
-                    "add images of it and run dcdm score again, leave it out (--counts), or start from noise: "
-                    "--strength 1",
-                )
 
 
 def make_plan(
@@ -256,13 +246,21 @@ def _pick_sources(
     """All source images, and which of them each image starts from: int64 [N]. None where they start from noise."""
     if inputs.sources is None:
         return None
-    inputs.refuse_sourceless(labels)
+    _refuse_sourceless(inputs, inputs.sources, labels)
     return _pick(inputs.sources, labels, rng)
 
 
-def _pick(
-    pools: Sequence[Sequence[str]], labels: np.ndarray, rng: np.random.Generator
-) -> tuple[pa.Array, np.ndarray]:
+def _refuse_sourceless(inputs: PlanInputs, sources: Sequence[Sequence[str]], labels: np.ndarray) -> None:
+    """Raises UsageError for a class of int [N] labels without a real image to start from."""
+    lacking = next((label for label in np.unique(labels).tolist() if not sources[label]), None)
+    if lacking is not None:
+        raise UsageError(
+            f"class {inputs.class_names[lacking]!r} has no usable training image to start from",
+            "add images of it and run dcdm score again, leave it out (--counts), or start from noise: --strength 1",
+        )
+
+
+def _pick(pools: Sequence[Sequence[str]], labels: np.ndarray, rng: np.random.Generator) -> tuple[pa.Array, np.ndarray]:
     """All texts of pools[label], and for each label one of its own: int64 [N]."""
     sizes = np.array([len(texts) for texts in pools])
     within = (rng.random(len(labels)) * sizes[labels]).astype(np.int64)

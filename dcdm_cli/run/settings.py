@@ -401,7 +401,9 @@ class GenerateConfig(Section):
     @classmethod
     def _a_share(cls, strength: float) -> float:
         if not 0 < strength <= 1:
-            raise ValueError("give a share above 0 and up to 1; 1 starts from noise alone, 0.75 from three quarters noise")
+            raise ValueError(
+                "give a share above 0 and up to 1; 1 starts from noise alone, 0.75 from three quarters noise"
+            )
         return strength
 
     @field_validator("guidance_interval")

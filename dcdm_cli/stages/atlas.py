@@ -146,9 +146,7 @@ def _rows(context: Context, chosen: Sequence[int]) -> tuple[list[PlanRow], list[
             for target, request in zip(targets.tolist(), requested.tolist(), strict=True):
                 index, name = len(rows), inputs.class_names[label]
                 drawn, source = image_seed(seed, kind.seed), inputs.source_of(label, kind.seed)
-                rows.append(
-                    PlanRow(index, f"{index}", label, name, caption, target, request, drawn, source_id=source)
-                )
+                rows.append(PlanRow(index, f"{index}", label, name, caption, target, request, drawn, source_id=source))
                 kinds.append(kind)
     return rows, kinds
 

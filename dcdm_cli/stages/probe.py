@@ -100,9 +100,7 @@ def plan_inputs(context: Context, *, calibrated: bool = True) -> PlanInputs:
         allowed = [[caption_from_template(template, name)] for name in train.class_names]
     real = np.asarray(train.column("difficulty"), np.float32)
     calibration = usable_calibration(context) if calibrated else None
-    return PlanInputs(
-        train.class_names, allowed, real, config.difficulty_cap, calibration, source_ids(context, train)
-    )
+    return PlanInputs(train.class_names, allowed, real, config.difficulty_cap, calibration, source_ids(context, train))
 
 
 def usable_calibration(context: Context):

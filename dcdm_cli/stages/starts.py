@@ -1,7 +1,7 @@
 """Real images that generated ones start from (`generate.strength` below 1): which they are, and their latents.
 
-Not from the paper, which does not say what its images start from. The baseline that it is compared with, Real-Fake (Yuan
-et al. 2024, arXiv 2310.10402), runs Stable Diffusion as img2img at strength 0.75 (its published code).
+Not from the paper, which does not say what its images start from. The baseline that it is compared with, Real-Fake
+(Yuan et al. 2024, arXiv 2310.10402), runs Stable Diffusion as img2img at strength 0.75 (its published code).
 """
 
 from __future__ import annotations

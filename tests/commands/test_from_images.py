@@ -1,4 +1,4 @@
-"""`generate --strength`: images that start from real ones, by the command, its parts and workers, and what is refused."""
+"""`generate --strength`: images that start from real ones, by the command, its parts and workers; what is refused."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ from PIL import Image
 
 from dcdm_cli.commands.generate import show_part, show_price
 from dcdm_cli.data.manifest import read_manifest, write_manifest
+from dcdm_cli.difficulty.calibration import fit_calibration, save_calibration
 from dcdm_cli.errors import MismatchError, NotFoundError, UsageError
 from dcdm_cli.generation import pricing
+from dcdm_cli.generation.engine import sampler_settings
 from dcdm_cli.generation.plan_file import PlanFile
+from dcdm_cli.model.adapter import CALIBRATION_FILE
 from dcdm_cli.run.session import Context
 from dcdm_cli.run.store import RunFolder
 from dcdm_cli.stages.generate import run_generate
 from dcdm_cli.stages.plan import Wishes
+from dcdm_cli.stages.probe import usable_calibration
 
 from ..generation.fakes import NAMES, contents
 from .conftest import REAL, Open
@@ -73,32 +77,38 @@ def test_cached_latents_do_without_the_images_and_without_both_it_says_so(
     assert contents(run.generated) == before  # nothing is lost
 
 
-def test_parts_and_workers_make_what_one_process_makes(context: Open, run: RunFolder) -> None:
-    opened = begun(context)
+def priced(opened: Context) -> Path:
     show_price(opened, Wishes())
-    file = Path(json.loads(opened.console.out.getvalue())["plan"])  # type: ignore[attr-defined]
+    return Path(json.loads(opened.console.out.getvalue())["plan"])  # type: ignore[attr-defined]
+
+
+def images_of(run: RunFolder) -> dict[str, bytes]:
+    return {name: content for name, content in contents(run.generated / "train").items() if name != "metadata.jsonl"}
+
+
+def test_parts_make_what_one_process_makes(context: Open, run: RunFolder) -> None:
+    file = priced(begun(context))
     assert PlanFile(file).made_for["strength"] == 0.5
     run_generate(begun(context), file)
-    whole = contents(run.generated / "train")
-    parts, crew = run.with_images("parts"), run.with_images("crew")
+    parts = run.with_images("parts")
     for part in ("1/2", "2/2"):
         show_part(replace(begun(context), run=parts), file, part)
-    assert contents(parts.generated / "train").keys() == whole.keys() - {"metadata.jsonl"}
-    run_generate(replace(begun(context, scale__devices=("1",), threads=1), run=crew), file)
-    for other in (parts, crew):
-        made = contents(other.generated / "train")
-        assert all(made[name] == content for name, content in whole.items() if name != "metadata.jsonl")
+    assert images_of(parts) == images_of(run) != {}
+
+
+@pytest.mark.slow
+def test_a_worker_makes_what_this_process_makes(context: Open, run: RunFolder) -> None:
+    run_generate(begun(context))
+    crew = run.with_images("crew")
+    run_generate(replace(begun(context, scale__devices=("1",), threads=1), run=crew))
+    assert images_of(crew) == images_of(run) != {}
 
 
 def test_a_plan_for_another_strength_is_named(context: Open, run: RunFolder) -> None:
-    opened = begun(context)
-    show_price(opened, Wishes())
-    file = Path(json.loads(opened.console.out.getvalue())["plan"])  # type: ignore[attr-defined]
+    file = priced(begun(context))
     with pytest.raises(MismatchError, match=r"strength 0\.5, here 1\.0"):
         run_generate(context(generate__steps=4), file)
-    opened = context(generate__steps=4)
-    show_price(opened, Wishes())
-    file = Path(json.loads(opened.console.out.getvalue())["plan"])  # type: ignore[attr-defined]
+    file = priced(context(generate__steps=4))
     assert "strength" not in PlanFile(file).made_for
     with pytest.raises(MismatchError, match=r"strength 1\.0, here 0\.5"):
         run_generate(begun(context), file)
@@ -137,3 +147,13 @@ def test_a_damaged_cache_is_named(context: Open, run: RunFolder) -> None:
 def test_the_images_files_have_the_column(context: Open, run: RunFolder) -> None:
     run_generate(begun(context, generate__format="parquet"))
     assert "source_id" in pq.read_schema(run.generated / "samples.parquet").names
+
+
+def test_a_calibration_holds_for_its_strength_alone(context: Open, run: RunFolder) -> None:
+    requested = np.tile(np.linspace(0.1, 0.9, 9), 20)
+    settings = sampler_settings(begun(context).config.generate)
+    fitted = fit_calibration(requested, requested, requested < 2, np.repeat([0, 1], 90), 2, settings)
+    save_calibration(fitted, run.adapter / CALIBRATION_FILE)
+    assert usable_calibration(begun(context, generate__calibrated=True)) is not None
+    for other in (0.25, 1.0):
+        assert usable_calibration(begun(context, other, generate__calibrated=True)) is None

@@ -18,7 +18,6 @@ from dcdm_cli.data.shard_files import Layout
 from dcdm_cli.errors import InterruptedRunError, MismatchError, StorageError
 from dcdm_cli.generation.coordinator import Generated, run_shards
 from dcdm_cli.generation.plan import Plan
-from dcdm_cli.generation.starts import Starts
 from dcdm_cli.generation.workers import run_crew
 from dcdm_cli.run.progress import Job
 
@@ -43,14 +42,14 @@ class Killer:
 
 def crewed(
     folder: Path, plan: Plan = PLAN, format: str = "folder", *, deliver: bool = False, seconds: float = 0.0,
-    kills: int = 0, job: Job | None = None, devices: tuple[str, ...] = ("cpu", "cpu"), starts: Starts | None = None,
+    kills: int = 0, job: Job | None = None, devices: tuple[str, ...] = ("cpu", "cpu"),
 ) -> Generated:  # fmt: skip
     layout = Layout(folder, format, "png", NAMES, plan.shards)
     transport = LocalTransport(partial(open_fake, deliver=deliver, seconds=seconds), devices, threads=1)
     killer = Killer(transport, kills, len(plan))
     job = job or Job(progress=killer.progress)
     with Crew(transport, job) as crew:
-        made = run_crew(plan, crew, layout, job, deliver=deliver, starts=starts)
+        made = run_crew(plan, crew, layout, job, deliver=deliver)
     assert not killer.at
     return made
 
@@ -74,8 +73,10 @@ def test_a_crew_makes_what_one_process_makes(tmp_path: Path, format: str, delive
 @pytest.mark.parametrize("deliver", [False, True])
 def test_workers_are_handed_what_their_images_start_from(tmp_path: Path, deliver: bool) -> None:
     plan = fake_plan(40, shard_size=8, sources=SOURCES)
-    crewed(tmp_path / "crew", plan, deliver=deliver, starts=STARTS)
-    maker, layout = FakeMaker(measure=fake_measure), Layout(tmp_path / "alone", "folder", "png", NAMES, plan.shards)
+    crew_layout, layout = (Layout(tmp_path / name, "folder", "png", NAMES, plan.shards) for name in ("crew", "alone"))
+    with Crew(LocalTransport(partial(open_fake, deliver=deliver), ["cpu"], threads=1), Job()) as crew:
+        run_crew(plan, crew, crew_layout, Job(), deliver=deliver, starts=STARTS)
+    maker = FakeMaker(measure=fake_measure)
     maker.begin_from(STARTS)
     made = run_shards(plan, maker, layout, Job())
     assert contents(tmp_path / "crew") == contents(tmp_path / "alone")
