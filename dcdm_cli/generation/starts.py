@@ -36,7 +36,8 @@ class Starts:
     def needed_by(self, rows: Sequence[PlanRow]) -> Starts:
         """A copy of what these rows begin from, each image once."""
         places = {row.source_id or "": self._place(row) for row in rows}
-        return Starts(dict(zip(places, range(len(places)), strict=True)), self.latents[list(places.values())])
+        latents = np.asarray(self.latents[list(places.values())])  # of a memory map, no memory map
+        return Starts(dict(zip(places, range(len(places)), strict=True)), latents)
 
     def _place(self, row: PlanRow) -> int:
         place = self.row_of.get(row.source_id or "")
