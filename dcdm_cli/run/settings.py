@@ -402,7 +402,7 @@ class GenerateConfig(Section):
     def _a_share(cls, strength: float) -> float:
         if not 0 < strength <= 1:
             raise ValueError(
-                "give a share above 0 and up to 1; 1 starts from noise alone, 0.75 from three quarters noise"
+                "give a share above 0 and up to 1, such as 0.75; 1 starts from noise alone"
             )
         return strength
 
