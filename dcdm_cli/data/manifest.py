@@ -51,9 +51,11 @@ SCHEMA = pa.schema(
         ("requested_difficulty", pa.float32()),  # what the encoder is given, after calibration
         ("measured_difficulty", pa.float32()),  # what the scorer finds in the finished image
         ("generator", pa.string()),  # hash of base model, adapter and sampler settings
+        ("source_id", pa.string()),  # sample id of the real image that it started from; null = noise alone
     ]
 )
 COLUMNS = tuple(SCHEMA.names)
+LATER = ("source_id",)  # columns that older manifests lack, which stand for null
 SCORE_COLUMNS = ("difficulty", "p_true", "loss", "margin", "entropy", "predicted", "fold", "suspect_label")
 # What holds for every row that is read from a file.
 _FINITE = Column(low=-3.4e38, high=3.4e38, nullable=True)
@@ -71,6 +73,7 @@ RULES = {
     **dict.fromkeys(("predicted", "fold"), Column(low=-1, high=2**20, nullable=True)),
     "seed": Column(low=0, high=2**53 - 1, nullable=True),
     **dict.fromkeys(("class_name", "split", "caption", "prompt", "generator"), Column(nullable=True)),
+    "source_id": Column(pattern=f"{SCAN_ID}|{PLAN_ID}", nullable=True),
 }
 ROW_GROUP = 65_536  # rows; what a reader of the file holds at once
 _META_KEY = b"dcdm"
@@ -242,8 +245,11 @@ def read_manifest(path: Path, *, made_by: str = "dcdm score") -> Manifest:
     if not path.is_file():
         raise NotFoundError(f"no manifest at {path}", f"make it first: {made_by}", file=path)
     try:
-        table = pq.read_table(path, columns=list(COLUMNS))
+        there = pq.read_schema(path).names
+        table = pq.read_table(path, columns=[name for name in COLUMNS if name in there or name not in LATER])
         meta = _read_meta(table.schema)
+        for name in set(LATER).difference(there):
+            table = table.append_column(SCHEMA.field(name), pa.nulls(len(table), SCHEMA.field(name).type))
         table = table.select(COLUMNS).cast(SCHEMA).replace_schema_metadata(None)
         check_columns(table, RULES)
         known = table["label"].fill_null(-1).to_numpy() < len(meta.class_names)

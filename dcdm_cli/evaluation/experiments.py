@@ -109,6 +109,7 @@ BUILT_IN_ADAPTERS = {
     "replace": AdapterSpec(finetune={"mode": "replace"}),
     "learned-label": AdapterSpec(finetune={"label_embedding": "learned"}),
     "no-encoder": AdapterSpec(generate={"difficulty_guidance": 0.0}),
+    "img2img": AdapterSpec(generate={"strength": 0.75}),  # Real-Fake's
 }
 
 

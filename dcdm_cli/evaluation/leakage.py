@@ -86,6 +86,17 @@ def nearest(images: Looks, reference: Looks) -> Nearest:
     )
 
 
+def to_own(images: Looks, reference: Looks, rows: np.ndarray) -> Nearest:
+    """From each image to the one that it started from, mirrored or not, by thumbnails. rows: int64 [N] of the
+    reference, -1 = it started from none, which is infinitely far."""
+    distance, known = np.full(len(rows), np.inf, np.float32), np.flatnonzero(rows >= 0)
+    if len(known):
+        begun, own = reference.thumbnails[rows[known]], images.thumbnails[known]
+        misses = [np.square(view - begun).mean(1) for view in (own, _mirrored(own))]
+        distance[known] = np.sqrt(np.minimum(*misses))
+    return Nearest(rows, distance)
+
+
 def nearest_in(features: np.ndarray, reference: np.ndarray, limit: float = 0.0) -> Nearest:
     """By 1 - cosine of features, float [N, D] and [M, D] of one space. Without references every distance is infinite.
 
@@ -112,13 +123,14 @@ def copying(made: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> dict[s
     return {**found, "limit": round(limit, 5)}
 
 
-def leakage(to_train: Nearest, to_test: Nearest, real: Nearest) -> dict[str, Any]:
+def leakage(to_train: Nearest, to_test: Nearest, real: Nearest, to_source: Nearest | None = None) -> dict[str, Any]:
     """to_train, to_test: from generated images; real: from test images to training images, for scale.
 
     near_train: generated images that repeat a training image. closer_than_real: share of generated images that lie
     closer to a training image than all but `CLOSE` of the real test images do: well above `CLOSE`, it is memorisation.
     near_test: generated images that repeat a test image: level "error", as accuracy on such a test set is inflated.
-    real_overlap: test images that repeat a training image, which no generator is to blame for.
+    real_overlap: test images that repeat a training image, which no generator is to blame for. from_source: images
+    that started from a real one; near_source: those that repeat it; both None without `to_source`, which is `to_own`.
     """
     limit = float(np.quantile(real.distance, CLOSE)) if len(real.distance) else 0.0
     copies, leaks = int(to_train.same.sum()), int(to_test.same.sum())
@@ -128,6 +140,8 @@ def leakage(to_train: Nearest, to_test: Nearest, real: Nearest) -> dict[str, Any
         "near_train": copies,
         "near_test": leaks,
         "real_overlap": int(real.same.sum()),
+        "from_source": None if to_source is None else int((to_source.row >= 0).sum()),
+        "near_source": None if to_source is None else int(to_source.same.sum()),
         "closer_than_real": None if closer is None else round(closer, 4),
         "closer_expected": CLOSE,
         "level": "error" if leaks else "warning" if copies else "ok",

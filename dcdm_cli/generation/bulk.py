@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from dcdm_cli.data.shard_files import Layout
@@ -12,6 +13,7 @@ from dcdm_cli.generation.plan import PlanRow
 from dcdm_cli.generation.plan_file import AnyPlan
 from dcdm_cli.generation.selection import render_close
 from dcdm_cli.generation.shards import Facts, Measure, Rendered
+from dcdm_cli.generation.starts import Starts
 from dcdm_cli.run.progress import Job
 
 __all__ = ["EngineMaker", "Generated", "Measure", "run_plan"]
@@ -28,6 +30,9 @@ class EngineMaker:
 
     def render(self, rows: Sequence[PlanRow], job: Job) -> Iterator[Rendered]:
         return render_close(self.engine, rows, job, self._measure)
+
+    def begin_from(self, starts: Starts) -> None:
+        self.engine = replace(self.engine, starts=starts)
 
 
 def run_plan(

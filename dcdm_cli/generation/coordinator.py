@@ -25,6 +25,7 @@ from dcdm_cli.generation.shards import (
     make_batches,
     write_shard,
 )
+from dcdm_cli.generation.starts import Starts
 from dcdm_cli.run.progress import Job
 
 
@@ -92,14 +93,16 @@ def run_part(plan: AnyPlan, maker: Maker, layout: Layout, job: Job, shards: Sequ
 class Site:
     """A run as its boss sees it: orders for shards, and what to do with what is said of them."""
 
-    def __init__(self, plan: AnyPlan, ledger: Ledger, job: Job) -> None:
-        self.plan, self.ledger, self.job = plan, ledger, job
+    def __init__(self, plan: AnyPlan, ledger: Ledger, job: Job, starts: Starts | None = None) -> None:
+        """starts: handed over with the orders, to workers that have none."""
+        self.plan, self.ledger, self.job, self.starts = plan, ledger, job, starts
         self.made = 0
         self.inside: dict[int, int] = {}  # finished images of unfinished shards
 
     def order(self, shard: int) -> ShardTask:
         rows = tuple(self.plan.shard_rows(shard))
-        return ShardTask(shard, rows, self.ledger.layout, self.plan.generator, self.plan.hash)
+        starts = self.starts.needed_by(rows) if self.starts else None
+        return ShardTask(shard, rows, self.ledger.layout, self.plan.generator, self.plan.hash, starts=starts)
 
     def said(self, shard: int, value: Progress | MadeShard) -> int:
         """Returns how many images of the shard are finished."""

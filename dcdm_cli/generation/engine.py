@@ -16,17 +16,18 @@ from dcdm_cli.backends.base import Denoiser
 from dcdm_cli.backends.choice import Opened, Wanted, choose_backend
 from dcdm_cli.backends.exported import cores_left_to
 from dcdm_cli.backends.torch_backend import TorchDenoiser, TorchOptions
-from dcdm_cli.errors import OutOfMemoryError
+from dcdm_cli.errors import OutOfMemoryError, UsageError
 from dcdm_cli.files import hash_json
 from dcdm_cli.generation.guidance import Guidance, guidance_of
 from dcdm_cli.generation.plan import PlanRow
 from dcdm_cli.generation.prompts import PromptCache
-from dcdm_cli.generation.sampler import Conditioning, sample
+from dcdm_cli.generation.sampler import Conditioning, Start, sample
+from dcdm_cli.generation.starts import Starts
 from dcdm_cli.model.adapter import AdapterInfo, adapter_hash, read_adapter
 from dcdm_cli.model.base import DTYPES, BaseModel, encode_text, load_base
 from dcdm_cli.model.fused import load_fused
 from dcdm_cli.model.latents import Decode, decode_latents, torch_decoder
-from dcdm_cli.model.schedule import Sampler, sampling_scheduler, seeded_noise
+from dcdm_cli.model.schedule import Sampler, sampling_scheduler, seeded_noise, tail_steps
 from dcdm_cli.run import one_off
 from dcdm_cli.run.precision import settle_precision
 from dcdm_cli.run.progress import Job
@@ -48,7 +49,7 @@ class Room:
 class Engine:
     """A denoiser with everything around it. generator: hash of base, adapter and sampler settings; not of the backend.
 
-    reason: why this backend.
+    reason: why this backend. starts: latents of the images that rows name as their sources; None = there are none.
     """
 
     denoiser: Denoiser
@@ -60,6 +61,7 @@ class Engine:
     generator: str
     reason: str
     room: Room = field(default_factory=Room)
+    starts: Starts | None = None
 
     @property
     def guidance(self) -> Guidance:
@@ -68,7 +70,8 @@ class Engine:
     @cached_property
     def scheduler(self) -> Sampler:
         """One for all batches: `set_timesteps` makes it forget the last one."""
-        return sampling_scheduler(self.config.scheduler, self.base.scheduler_config)
+        whole = self.config.strength == 1
+        return sampling_scheduler(self.config.scheduler, self.base.scheduler_config, whole=whole)
 
     @property
     def batch_size(self) -> int:
@@ -78,8 +81,11 @@ class Engine:
 
 def sampler_settings(config: GenerateConfig) -> dict[str, Any]:
     """The settings that change what comes out, and so the calibration. What is off (None) is absent: calibrations from
-    before a setting existed still hold."""
-    return {name: value for name, value in fingerprint(config, RESULT).items() if value is not None}
+    before a setting existed still hold. So is strength 1, which is noise alone."""
+    settings = {name: value for name, value in fingerprint(config, RESULT).items() if value is not None}
+    if config.strength == 1:
+        del settings["strength"]
+    return settings
 
 
 def sampler_warnings(config: GenerateConfig) -> list[str]:
@@ -102,8 +108,13 @@ def open_engine(adapter: Path, config: GenerateConfig, device: str, *, export: P
     """Picks the backend and loads what it needs of the base the adapter was trained on.
 
     export: the folder of exported networks that may be used. Raises MismatchError when the base's weights are not those
-    the adapter was trained on, and what `choose_backend` raises.
+    the adapter was trained on, UsageError for a strength of less than a step, and what `choose_backend` raises.
     """
+    if not tail_steps(config.steps, config.strength):
+        raise UsageError(
+            f"generate.strength = {config.strength:g} of {config.steps} steps leaves not one of them",
+            f"raise it to {1 / config.steps:.3g} or more, or take more --steps",
+        )
     config = config.model_copy(update={"precision": settle_precision(config.precision, device)})
     info = read_adapter(adapter)
     guidance = guidance_of(config, plain=info.encoder is None)
@@ -216,16 +227,24 @@ def _render_batch(engine: Engine, rows: Sequence[PlanRow], coming: Sequence[Plan
         label=torch.tensor([row.label for row in padded], device=device),
         difficulty=torch.tensor([row.requested_difficulty for row in padded], dtype=torch.float32, device=device),
         null_text=engine.prompts.get([engine.config.negative_prompt]),
+        start=_start(engine, padded),
     )
     shape = (engine.base.vae.config["latent_channels"], side, side)
     with cores_left_to(engine.denoiser):
         latents = sample(
             engine.denoiser,
             engine.scheduler,
-            seeded_noise([row.seed for row in padded], shape).to(device),
+            seeded_noise([row.seed for row in padded], shape),
             conditioning,
             engine.guidance,
             steps=engine.config.steps,
             clip_range=engine.config.clip_range,
         )
         return decode_latents(engine.decode, latents[: len(rows)], engine.config.decode_batch)
+
+
+def _start(engine: Engine, rows: Sequence[PlanRow]) -> Start | None:
+    if engine.config.strength == 1:
+        return None
+    assert engine.starts is not None, "whoever opens an engine for less than strength 1 gives it the latents"
+    return Start(torch.from_numpy(engine.starts.of(rows)), engine.config.strength)

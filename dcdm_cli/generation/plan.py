@@ -34,6 +34,7 @@ SCHEMA = pa.schema(
         ("requested_difficulty", pa.float32()),
         ("seed", pa.int64()),
         ("shard", pa.int32()),
+        ("source_id", pa.string()),  # the real image that it starts from; null = noise alone. Absent in older files
     ]
 )
 SHARD_SIZE = 1024  # a multiple of every usual batch size, so that shards end with whole batches
@@ -52,6 +53,7 @@ class PlanRow:
     requested_difficulty: float
     seed: int
     shard: int = 0
+    source_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -113,13 +115,23 @@ class Plan:
 
 @dataclass(frozen=True)
 class PlanInputs:
-    """What the rows are drawn from. captions[label]: the captions that class may use. real: real difficulties."""
+    """What the rows are drawn from. captions[label]: the captions that class may use. real: real difficulties.
+    sources[label]: sample ids of the real images that images of that class may start from; None = all start from noise.
+    """
 
     class_names: Sequence[str]
     captions: Sequence[Sequence[str]]
     real: np.ndarray
     cap: float
     calibration: Calibration | None
+    sources: Sequence[Sequence[str]] | None = None
+
+    def source_of(self, label: int, number: int) -> str | None:
+        """One of the class's sources, for rows that are made by hand; None without sources."""
+        if self.sources is None:
+            return None
+        _refuse_sourceless(self, self.sources, np.array([label]))
+        return self.sources[label][number % len(self.sources[label])]
 
 
 def make_plan(
@@ -166,9 +178,12 @@ def chosen_plan(inputs: PlanInputs, labels: np.ndarray, targets: np.ndarray, see
 
 
 def shard_digest(table: pa.Table) -> str:
-    """SHA-256 over the values of a shard, whatever their chunks and encodings are."""
+    """SHA-256 over the values of a shard, whatever their chunks and encodings are. A shard without sources has the
+    digest that it had before there were any."""
     digest = hashlib.sha256()
     for column in SCHEMA.names:
+        if column == "source_id" and table[column].null_count == len(table):
+            continue
         array = table[column].combine_chunks()
         if isinstance(array, pa.ChunkedArray):  # of an empty table, or more than fits one array
             array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
@@ -193,12 +208,15 @@ def _filled(
     if inputs.calibration is not None:
         requested, outside = inputs.calibration.request_for(targets, labels)
     pool, chosen = _pick_captions(inputs, labels, rng)
+    sources = _pick_sources(inputs, labels, rng)  # last: without them, all else is drawn as it was
     index = np.arange(len(labels))
     seeds = image_seeds(seed, index)
-    ids = _sample_ids(header.generator, index, labels, _text_hashes(pool, chosen), requested, seeds)
+    begun = [] if sources is None else [_text_hashes(*sources)]
+    ids = _sample_ids(header.generator, index, labels, _text_hashes(pool, chosen), requested, seeds, *begun)
     names = pa.array(inputs.class_names, pa.string()).take(pa.array(labels))
     columns = [index, ids, labels, names, pool.take(pa.array(chosen)), targets, requested, seeds]
     columns.append(index // header.shard_size)
+    columns.append(pa.nulls(len(index), pa.string()) if sources is None else sources[0].take(pa.array(sources[1])))
     arrays = [c if isinstance(c, pa.Array) else pa.array(c).cast(t) for c, t in zip(columns, SCHEMA.types, strict=True)]
     table = pa.Table.from_arrays(arrays, schema=SCHEMA)
     return Plan(
@@ -219,8 +237,34 @@ def _pick_captions(inputs: PlanInputs, labels: np.ndarray, rng: np.random.Genera
     silent = np.unique(labels)[sizes[np.unique(labels)] == 0]
     if len(silent):
         raise UsageError(f"class {inputs.class_names[silent[0]]!r} has no caption", "run: dcdm caption")
+    return _pick(inputs.captions, labels, rng)
+
+
+def _pick_sources(
+    inputs: PlanInputs, labels: np.ndarray, rng: np.random.Generator
+) -> tuple[pa.Array, np.ndarray] | None:
+    """All source images, and which of them each image starts from: int64 [N]. None where they start from noise."""
+    if inputs.sources is None:
+        return None
+    _refuse_sourceless(inputs, inputs.sources, labels)
+    return _pick(inputs.sources, labels, rng)
+
+
+def _refuse_sourceless(inputs: PlanInputs, sources: Sequence[Sequence[str]], labels: np.ndarray) -> None:
+    """Raises UsageError for a class of int [N] labels without a real image to start from."""
+    lacking = next((label for label in np.unique(labels).tolist() if not sources[label]), None)
+    if lacking is not None:
+        raise UsageError(
+            f"class {inputs.class_names[lacking]!r} has no usable training image to start from",
+            "add images of it and run dcdm score again, leave it out (--counts), or start from noise: --strength 1",
+        )
+
+
+def _pick(pools: Sequence[Sequence[str]], labels: np.ndarray, rng: np.random.Generator) -> tuple[pa.Array, np.ndarray]:
+    """All texts of pools[label], and for each label one of its own: int64 [N]."""
+    sizes = np.array([len(texts) for texts in pools])
     within = (rng.random(len(labels)) * sizes[labels]).astype(np.int64)
-    pool = pa.array([caption for captions in inputs.captions for caption in captions], pa.string())
+    pool = pa.array([text for texts in pools for text in texts], pa.string())
     return pool, (np.cumsum(sizes) - sizes)[labels] + within
 
 

@@ -21,6 +21,7 @@ from dcdm_cli.errors import MismatchError, NotFoundError
 from dcdm_cli.files import atomic_path, hash_json
 from dcdm_cli.gate import (
     PLAN_ID,
+    SCAN_ID,
     ClassNames,
     Column,
     Count,
@@ -49,6 +50,7 @@ _RULES = {
     "requested_difficulty": Column(low=0, high=1),
     "seed": Column(low=0, high=2**53 - 1),
     "shard": Column(low=0, high=2**31 - 1),
+    "source_id": Column(pattern=f"{SCAN_ID}|{PLAN_ID}", nullable=True),
 }
 
 
@@ -80,6 +82,8 @@ def check_rows(table: pa.Table, shard: int, shard_size: int, class_names: Sequen
     expected = np.arange(first, first + len(table))
     refuse_first(table, "index", table["index"].to_numpy() == expected, f"rows count on from {first}")
     refuse_first(table, "shard", table["shard"].to_numpy() == shard, f"must be {shard}, as index // {shard_size} is")
+    sourced = table["source_id"].is_valid().to_numpy()
+    refuse_first(table, "source_id", sourced == sourced[:1], "all rows of a plan start from an image, or none does")
     label = table["label"].to_numpy()
     refuse_first(table, "label", label < len(class_names), f"the plan has {len(class_names)} classes")
     names = pa.array(class_names, pa.string()).take(pa.array(label))
@@ -125,8 +129,10 @@ class PlanFile:
         change a row can change the digests as well."""
         try:
             self._refuse_size(shard)
-            table = self._parquet.read_row_group(shard, columns=SCHEMA.names).cast(SCHEMA)
-            table = table.replace_schema_metadata(None)
+            table = self._parquet.read_row_group(shard, columns=SCHEMA.names)
+            if "source_id" not in table.schema.names:  # from before plans had sources
+                table = table.append_column("source_id", pa.nulls(len(table), pa.string()))
+            table = table.cast(SCHEMA).replace_schema_metadata(None)
             if not table.schema.equals(SCHEMA) or shard_digest(table) != self._digests[shard]:
                 raise self._changed()
             check_rows(table, shard, self.shard_size, self.class_names)

@@ -12,17 +12,28 @@ from dcdm_cli.backends.base import Denoiser
 from dcdm_cli.errors import NumericalError
 from dcdm_cli.generation.guidance import Guidance
 from dcdm_cli.model.conditioning import NULL_DIFFICULTY
-from dcdm_cli.model.schedule import Sampler, clipped_prediction
+from dcdm_cli.model.schedule import Sampler, clipped_prediction, noised, set_schedule
+
+
+@dataclass(frozen=True)
+class Start:
+    """latents float32 [B, 4, h, w], on the CPU: clean ones of real images. strength in (0, 1): the share of the
+    schedule that is run from them."""
+
+    latents: Tensor
+    strength: float
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """text [B, T, D], label int64 [B], difficulty float32 [B]; null_text [1, T, D] is the (negative) empty prompt."""
+    """text [B, T, D], label int64 [B], difficulty float32 [B]; null_text [1, T, D] is the (negative) empty prompt.
+    start: what the images begin from besides noise; None = nothing."""
 
     text: Tensor
     label: Tensor
     difficulty: Tensor
     null_text: Tensor
+    start: Start | None = None
 
 
 @torch.inference_mode()
@@ -37,15 +48,20 @@ def sample(
     clip_range: float | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """Pure noise float32 [B, 4, h, w] -> clean latents [B, 4, h, w]. Raises NumericalError when they are not finite.
+    """Pure noise float32 [B, 4, h, w] -> clean latents [B, 4, h, w] on the conditioning's device. Raises NumericalError
+    when they are not finite.
 
-    The schedule stays on the CPU, where schedulers look things up, so that no step waits for the device.
+    With a start, noise is added to it and only the schedule's tail is run (img2img: SDEdit, Meng et al. 2021, arXiv
+    2108.01073). The schedule stays on the CPU, where schedulers look things up, so that no step waits for the device.
     """
-    scheduler.set_timesteps(steps)
-    timesteps = [int(timestep) for timestep in scheduler.timesteps]
-    weights = guidance.schedule(len(timesteps))
+    start, device = conditioning.start, conditioning.text.device
+    timesteps, before = set_schedule(scheduler, steps, start.strength if start else 1.0)
+    weights = guidance.schedule(before + len(timesteps))[before:]
     batches = {tuple(calls): _Batch(denoiser, conditioning, tuple(calls), timesteps) for calls in weights}
-    latents = noise * scheduler.init_noise_sigma
+    if start is None:
+        latents = noise.to(device) * scheduler.init_noise_sigma
+    else:
+        latents = noised(scheduler, start.latents, noise, timesteps[0]).to(device)
     for i, timestep in enumerate(timesteps):
         scaled = scheduler.scale_model_input(latents, timestep)
         prediction = batches[tuple(weights[i])].predict(scaled, i, list(weights[i].values()))

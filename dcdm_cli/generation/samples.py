@@ -12,6 +12,7 @@ from dcdm_cli.crew.messages import Piece
 from dcdm_cli.generation.coordinator import check_generator
 from dcdm_cli.generation.plan import PlanRow
 from dcdm_cli.generation.shards import Facts, Maker
+from dcdm_cli.generation.starts import Starts
 from dcdm_cli.run.progress import Job
 
 # Plan rows, their images uint8 [B, H, W, 3] and realised difficulties float32 [B].
@@ -20,8 +21,11 @@ Watch = Callable[[Sequence[PlanRow], np.ndarray, np.ndarray], None]
 
 @dataclass(frozen=True)
 class SampleTask:
+    """starts: what the rows begin from; None = noise."""
+
     rows: tuple[PlanRow, ...]
     generator: str
+    starts: Starts | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,8 @@ class SampleWorker:
 
     def run(self, task: SampleTask) -> Iterator[Sampled]:
         check_generator(task.generator, self.maker.facts)
+        if task.starts is not None:
+            self.maker.begin_from(task.starts)
         batches = list(self.maker.render(task.rows, Job()))
         verdicts = [batch.verdict for batch in batches if batch.verdict is not None]
         assert len(verdicts) == len(batches), "callers check that the run has a scorer"
@@ -50,11 +56,12 @@ class SampleWorker:
 
 
 def sample_rows(
-    rows: Sequence[PlanRow], crew: Crew, batch: int, watch: Watch | None = None
+    rows: Sequence[PlanRow], crew: Crew, batch: int, watch: Watch | None = None, starts: Starts | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """(realised difficulty float32 [N], predicted label int [N]) of images that a crew of `SampleWorker`s makes.
 
-    batch: images per task. watch: sees every batch once, in the order of the rows. Raises InterruptedRunError.
+    batch: images per task. watch: sees every batch once, in the order of the rows. starts: what images begin from; each
+    task takes what it needs. Raises InterruptedRunError.
     """
     parts = [tuple(rows[start : start + batch]) for start in range(0, len(rows), batch)]
     ahead: dict[int, Sampled] = {}  # made before their turn
@@ -75,8 +82,12 @@ def sample_rows(
     facts, _ = crew.first_hello()
     crew.work(
         [Piece("batch", number) for number in range(len(parts))],
-        lambda chunk: SampleTask(parts[chunk.number], facts.generator),
+        lambda chunk: _task(parts[chunk.number], facts.generator, starts),
         said,
         lambda: "these images are made anew next time",
     )
     return np.concatenate(realised), np.concatenate(predicted)
+
+
+def _task(rows: tuple[PlanRow, ...], generator: str, starts: Starts | None) -> SampleTask:
+    return SampleTask(rows, generator, starts.needed_by(rows) if starts else None)

@@ -21,6 +21,7 @@ from dcdm_cli.data.shard_files import SPLIT, Layout, Part, ShardWriter, folders_
 from dcdm_cli.data.writers import encode_image
 from dcdm_cli.difficulty.verdict import Verdict
 from dcdm_cli.generation.plan import PlanRow
+from dcdm_cli.generation.starts import Starts
 from dcdm_cli.run.progress import Job, silent
 
 FLAT_IMAGE = 1.0  # standard deviation in grey levels below which an image counts as blank
@@ -62,12 +63,17 @@ class Maker(Protocol):
         """Batches of rows, in order. An image depends on its row alone."""
         ...
 
+    def begin_from(self, starts: Starts) -> None:
+        """What the rows that come next start from: a worker is handed it with them."""
+        ...
+
 
 @dataclass(frozen=True)
 class ShardTask:
     """rows: the shard's rows from number `start` on. generator: of the plan, which a worker's model must have.
 
-    plan: its hash, by which a worker knows that it sees the boss's folder.
+    plan: its hash, by which a worker knows that it sees the boss's folder. starts: what the rows begin from, for makers
+    elsewhere; None = noise, or the maker has it.
     """
 
     shard: int
@@ -76,6 +82,7 @@ class ShardTask:
     generator: str
     plan: str = ""
     start: int = 0
+    starts: Starts | None = None
 
 
 @dataclass(frozen=True)

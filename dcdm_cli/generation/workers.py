@@ -28,6 +28,7 @@ from dcdm_cli.generation.shards import (
     ShardTask,
     make_batches,
 )  # fmt: skip
+from dcdm_cli.generation.starts import Starts
 from dcdm_cli.run.progress import Job
 
 SHARE = "put the run folder on a disk that all machines share, or send the images: --results driver"
@@ -53,6 +54,8 @@ class ShardWorker:
         self.sees = ""  # the plan whose folder this machine is known to share
 
     def run(self, task: ShardTask) -> Iterator[Progress | MadeShard | Batch]:
+        if task.starts is not None:
+            self.maker.begin_from(task.starts)
         if self.deliver:
             check_generator(task.generator, self.maker.facts)
             yield from make_batches(task, self.maker, self.encoders, self.job, keep_nothing)
@@ -64,13 +67,23 @@ class ShardWorker:
 
 
 def run_crew(
-    plan: AnyPlan, crew: Crew, layout: Layout, job: Job, *, deliver: bool = False, verify: bool = False
+    plan: AnyPlan,
+    crew: Crew,
+    layout: Layout,
+    job: Job,
+    *,
+    deliver: bool = False,
+    verify: bool = False,
+    starts: Starts | None = None,
 ) -> Generated:
-    """`run_shards` by a crew of `ShardWorker`s, which end in the same files. deliver: as the workers were made."""
+    """`run_shards` by a crew of `ShardWorker`s, which end in the same files. deliver: as the workers were made.
+
+    starts: what images begin from; each shard takes what it needs along.
+    """
     facts, batch = crew.first_hello()
     check_generator(plan.generator, facts)
     ledger = Ledger.open(plan, layout, batch, verify=verify)
-    site = ReceivingSite(plan, ledger, job) if deliver else Site(plan, ledger, job)
+    site = ReceivingSite(plan, ledger, job, starts) if deliver else Site(plan, ledger, job, starts)
     try:
         crew.work(
             [Shard(number) for number in ledger.unfinished()],
@@ -87,8 +100,8 @@ def run_crew(
 class ReceivingSite(Site):
     """Writes the images that workers deliver."""
 
-    def __init__(self, plan: AnyPlan, ledger: Ledger, job: Job) -> None:
-        super().__init__(plan, ledger, job)
+    def __init__(self, plan: AnyPlan, ledger: Ledger, job: Job, starts: Starts | None = None) -> None:
+        super().__init__(plan, ledger, job, starts)
         self.open: dict[int, tuple[ShardTask, ShardWriter, list[dict[str, Any]]]] = {}
 
     def order(self, shard: int) -> ShardTask:

@@ -24,6 +24,7 @@ class Sampler(Protocol):
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None: ...
     def scale_model_input(self, sample: Tensor, timestep: Any) -> Tensor: ...
     def step(self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True) -> Any: ...
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Any) -> Tensor: ...
 
 
 SAMPLERS: dict[str, Any] = {
@@ -34,9 +35,47 @@ SAMPLERS: dict[str, Any] = {
 }
 
 
-def sampling_scheduler(name: str, base_config: Mapping[str, Any]) -> Sampler:
-    """A fresh scheduler with the base model's betas and prediction type. It never clips by itself: see `clip_clean`."""
-    return SAMPLERS[name].from_config({**base_config, "clip_sample": False, "thresholding": False})
+def sampling_scheduler(name: str, base_config: Mapping[str, Any], *, whole: bool = True) -> Sampler:
+    """A fresh scheduler with the base model's betas and prediction type. It never clips by itself: see `clip_clean`.
+
+    whole False: only the schedule's tail will be run (`set_schedule`). Then PNDM begins without Runge-Kutta steps,
+    which diffusers ties to the noisy end.
+    """
+    tail = {"skip_prk_steps": True} if not whole and SAMPLERS[name] is PNDMScheduler else {}
+    return SAMPLERS[name].from_config({**base_config, "clip_sample": False, "thresholding": False, **tail})
+
+
+def tail_steps(steps: int, strength: float) -> int:
+    """How many of a schedule's steps are run from an image at a strength in (0, 1], as diffusers' img2img counts."""
+    return min(int(steps * strength), steps)
+
+
+def set_schedule(scheduler: Sampler, steps: int, strength: float) -> tuple[list[int], int]:
+    """Sets a schedule of `steps`. (timesteps of its tail, noisiest first; how many come before them.) Strength 1 is the
+    whole of it. The first timestep is the noise level that `noised` gives; strength: `tail_steps` must not be 0.
+
+    As diffusers' img2img does it, but for PNDM, whose tail would there repeat the timestep that the whole schedule
+    repeats, and start from another noise level than was added: here the tail repeats its own second timestep.
+    """
+    scheduler.set_timesteps(steps)
+    every = [int(timestep) for timestep in scheduler.timesteps]
+    if strength == 1:
+        return every, 0
+    count = tail_steps(steps, strength)
+    if isinstance(scheduler, PNDMScheduler):
+        tail = list(dict.fromkeys(every))[-count:]
+        tail = [*tail[:2], *tail[1:]]
+        return tail, len(every) - len(tail)
+    start = len(every) - count
+    if (set_begin := getattr(scheduler, "set_begin_index", None)) is not None:  # multistep solvers look sigmas up by it
+        set_begin(start)
+    return every[start:], start
+
+
+def noised(scheduler: Sampler, latents: Tensor, noise: Tensor, timestep: int) -> Tensor:
+    """Latents [B, 4, h, w] with as much noise as they have at the first timestep of `set_schedule`. On the CPU: DDIM
+    would take its schedule along to the latents' device."""
+    return scheduler.add_noise(latents.cpu(), noise.cpu(), torch.full((len(latents),), timestep))
 
 
 def training_scheduler(base_config: Mapping[str, Any]) -> DDPMScheduler:

@@ -131,6 +131,8 @@ def _quality_sentences(quality: Metrics) -> Iterator[str]:
         f"training image and {leakage['near_test']} a held-out image; the judge sees the label in "
         f"{percent(quality['label_agreement'])}."
     )
+    if leakage.get("from_source"):
+        yield f"{leakage['near_source']} of {leakage['from_source']} images that started from a real one repeat it."
     if leakage["level"] == "error":
         yield "Leak: generated images repeat held-out images, so that accuracy on those is too high."
     if (closer := leakage["closer_than_real"]) is not None and closer > 3 * leakage["closer_expected"]:

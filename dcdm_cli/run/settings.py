@@ -353,6 +353,9 @@ class GenerateConfig(Section):
     negative_prompt: str = result(default="", description="text of the unconditional call")
     scheduler: Literal["ddim", "unipc", "dpmpp", "pndm"] = result(default="ddim", description="sampler, of diffusers")
     steps: int = result(default=30, ge=1, description="sampler steps per image")
+    strength: float = result(
+        default=1.0, description="share of the steps, from noise added to a real image; 1 = noise alone"
+    )
     text_guidance: float = result(default=2.0, ge=1, description="w_text; 1 = off")
     difficulty_guidance: float = result(
         default=4.0, ge=0, description="w_difficulty; equal to text_guidance = one scale"
@@ -393,6 +396,15 @@ class GenerateConfig(Section):
     )
     score: bool = result(of="files", default=True, description="score finished images: the measured_difficulty column")
     seed: Seed = plan(of="budget", default=0, description="of the plan: difficulties, captions and noise")
+
+    @field_validator("strength")
+    @classmethod
+    def _a_share(cls, strength: float) -> float:
+        if not 0 < strength <= 1:
+            raise ValueError(
+                "give a share above 0 and up to 1, such as 0.75; 1 starts from noise alone"
+            )
+        return strength
 
     @field_validator("guidance_interval")
     @classmethod

@@ -142,7 +142,8 @@ def _training_set(
     ranks, report = Ranks.of_environment(), job.stoppable("training has not begun")
     views = Views(rows.paths(), config.hflip, config.views - 1, config.seed)
     with main_first(ranks, job.device):  # the others find them encoded
-        latents = cache_latents(base, views, config.resolution, context.run.cache, report)
+        ids = rows.column("sample_id").tolist()
+        latents = cache_latents(base, views, config.resolution, context.run.cache, report, ids)
     captions, _ = cut_captions(rows.column("caption").tolist(), base.tokenizer, context.console)
     text, caption = encode_captions(base, captions, report)
     label = torch.from_numpy(views.repeat(rows.column("label").astype("int64")))

@@ -144,11 +144,9 @@ def _rows(context: Context, chosen: Sequence[int]) -> tuple[list[PlanRow], list[
         for kind in KINDS:
             caption = inputs.captions[label][0] if kind.text else ""
             for target, request in zip(targets.tolist(), requested.tolist(), strict=True):
-                index = len(rows)
-                drawn = image_seed(seed, kind.seed)
-                rows.append(
-                    PlanRow(index, f"{index}", label, inputs.class_names[label], caption, target, request, drawn)
-                )
+                index, name = len(rows), inputs.class_names[label]
+                drawn, source = image_seed(seed, kind.seed), inputs.source_of(label, kind.seed)
+                rows.append(PlanRow(index, f"{index}", label, name, caption, target, request, drawn, source_id=source))
                 kinds.append(kind)
     return rows, kinds
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from dcdm_cli.stages.plan import (
     with_precision_of,
 )
 from dcdm_cli.stages.probe import make_measure, open_run_crew, open_run_engine
+from dcdm_cli.stages.starts import open_starts
 
 if TYPE_CHECKING:
     from dcdm_cli.generation.coordinator import Generated
@@ -144,6 +146,7 @@ def _with_crew(
     from dcdm_cli.generation.workers import run_crew
 
     job = open_job(context, spread.devices[0], here=False)
+    starts = open_starts(context, context.run.adapter, replace(job, device="cpu"))  # the devices are the workers'
     with open_run_crew(context, spread, job, open_shard_worker, score=context.config.generate.score) as crew:
         facts, _ = crew.first_hello()
         context.console.note(f"backend: {facts.backend}")
@@ -155,7 +158,7 @@ def _with_crew(
                 "(--shard-size makes smaller ones)"
             )
         layout = plan_layout(context, plan)
-        generated = run_crew(plan, crew, layout, job, deliver=spread.deliver, verify=verify)
+        generated = run_crew(plan, crew, layout, job, deliver=spread.deliver, verify=verify, starts=starts)
     return plan, generated, facts, ",".join(spread.devices)
 
 

@@ -93,10 +93,11 @@ def check_plan(context: Context, plan: AnyPlan) -> None:
             f"the plan is for other classes: {_first_differences(theirs, ours)}",
             "make a new plan: dcdm generate --plan, or name the run it was made for with --run",
         )
-    here = describe_model(context)
-    changed = [key for key in here if key in plan.made_for and plan.made_for[key] != here[key]]
+    noise = {"strength": 1.0}  # is not written down: plans from before there was another strength are the same
+    here, there = noise | describe_model(context), noise | dict(plan.made_for) if plan.made_for else {}
+    changed = [key for key in here if key in there and there[key] != here[key]]
     if changed:
-        said = "; ".join(f"{key} {plan.made_for[key]!r}, here {here[key]!r}" for key in changed)
+        said = "; ".join(f"{key} {there[key]!r}, here {here[key]!r}" for key in changed)
         raise MismatchError(
             f"the plan was made for another model or other sampler settings: {said}",
             "make a new plan: dcdm generate --plan, or restore the adapter and the settings",

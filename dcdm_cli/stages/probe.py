@@ -13,6 +13,7 @@ from dcdm_cli.run import one_off
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.store import RunFolder
 from dcdm_cli.stages.devices import Spread, open_crew
+from dcdm_cli.stages.starts import open_starts, source_ids
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,13 +49,14 @@ def open_run_engine(context: Context, adapter: Path, job: Job, *, insist: bool =
         config = config.model_copy(update={"backend": "auto"})
     for warning in sampler_warnings(config):
         context.console.warn(warning)
+    starts = open_starts(context, adapter, job)  # first: its VAE must go before the networks come
     with one_off.loading():
         engine = open_engine(adapter, config, job.device, export=context.run.export if own else None)
     one_off.opened()
     for warning in engine.base.warnings:
         context.console.warn(warning)
     context.console.note(f"backend: {engine.denoiser.name} ({engine.reason})")
-    return engine
+    return replace(engine, starts=starts)
 
 
 def open_run_crew(context: Context, spread: Spread, job: Job, opener: Callable[..., Worker], *, score: bool) -> Crew:
@@ -98,7 +100,7 @@ def plan_inputs(context: Context, *, calibrated: bool = True) -> PlanInputs:
         allowed = [[caption_from_template(template, name)] for name in train.class_names]
     real = np.asarray(train.column("difficulty"), np.float32)
     calibration = usable_calibration(context) if calibrated else None
-    return PlanInputs(train.class_names, allowed, real, config.difficulty_cap, calibration)
+    return PlanInputs(train.class_names, allowed, real, config.difficulty_cap, calibration, source_ids(context, train))
 
 
 def usable_calibration(context: Context):
@@ -175,7 +177,8 @@ def probe_with_crew(
         facts, batch = crew.first_hello()
         context.console.note(f"backend: {facts.backend}")
         rows = grid_plan(plan_inputs(context), targets, per_target, seed, facts.generator).rows()
-        return _probed(rows, *sample_rows(rows, crew, batch, watch))
+        starts = open_starts(context, context.run.adapter, replace(job, device="cpu"))
+        return _probed(rows, *sample_rows(rows, crew, batch, watch, starts))
 
 
 def probe_rows(

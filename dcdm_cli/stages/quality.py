@@ -60,6 +60,7 @@ class Checked:
     to_train: Nearest
     to_test: Nearest
     real: Nearest
+    to_source: Nearest | None
 
     def summary(self) -> dict[str, Any]:
         from dcdm_cli.evaluation.leakage import leakage
@@ -68,7 +69,7 @@ class Checked:
             "images": len(self.images),
             "blank": int(self.findings.blank.sum()),
             "label_agreement": round(float(self.findings.agrees.mean()), 4),
-            "leakage": {"features": "thumbnails"} | leakage(self.to_train, self.to_test, self.real),
+            "leakage": {"features": "thumbnails"} | leakage(self.to_train, self.to_test, self.real, self.to_source),
         }
 
 
@@ -85,7 +86,18 @@ def check_images(context: Context, data: Evaluated, images: Manifest, judge: Jud
         agrees=judge.labels(images.paths()) == images.column("label"),
         difficulty=measured_difficulty(context, images, job),
     )
-    return Checked(images, findings, to_train, to_test, nearest(held_out, real))
+    return Checked(images, findings, to_train, to_test, nearest(held_out, real), _to_source(images, data, made, real))
+
+
+def _to_source(images: Manifest, data: Evaluated, made: Looks, real: Looks) -> Nearest | None:
+    """From each image to the real one that it started from; None where all started from noise."""
+    from dcdm_cli.evaluation.leakage import to_own
+
+    sources = images.table["source_id"].to_pylist()
+    if not any(sources):
+        return None
+    place = {sample: row for row, sample in enumerate(data.real.column("sample_id"))}
+    return to_own(made, real, np.array([place.get(source, -1) for source in sources], np.int64))
 
 
 def measured_difficulty(context: Context, images: Manifest, job: Job) -> np.ndarray:

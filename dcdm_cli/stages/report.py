@@ -28,7 +28,8 @@ def write_evaluation_report(context: Context, manifest: Manifest, metrics: Mappi
         "real training images": str(len(manifest.split("train"))),
         "scorer": f"{config.score.model}, {config.score.method}",
         "sampler": f"{config.generate.scheduler}, {config.generate.steps} steps, guidance "
-        f"{config.generate.text_guidance} (text) and {config.generate.difficulty_guidance} (difficulty)",
+        f"{config.generate.text_guidance} (text) and {config.generate.difficulty_guidance} (difficulty)"
+        + (f", from real images at strength {config.generate.strength:g}" if config.generate.strength < 1 else ""),
         "device": str(metrics["device"]),
     }
     write_report(report, metrics, figures, facts)

@@ -113,7 +113,7 @@ class Sheets:
         from dcdm_cli.model.base import encode_text
         from dcdm_cli.model.latents import torch_decoder
 
-        encoder, generate = network.encoder, self.context.config.generate
+        encoder, generate = network.encoder, self.context.config.generate.model_copy(update={"strength": 1.0})
         info = replace(self.info, encoder=encoder.config if encoder else None)
         prompts = PromptCache(lambda captions: encode_text(self.base, captions), job.device)
         denoiser = _InTraining(network, job.device, self.config.precision)

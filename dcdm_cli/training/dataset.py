@@ -9,16 +9,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from dcdm_cli.data.archives import file_stamp
 from dcdm_cli.data.images import decode_options
 from dcdm_cli.data.manifest import Manifest
-from dcdm_cli.errors import NotFoundError, NumericalError, UsageError
-from dcdm_cli.files import atomic_path, hash_json
+from dcdm_cli.errors import MismatchError, NotFoundError, NumericalError, UsageError
+from dcdm_cli.files import atomic_path, hash_json, write_json
+from dcdm_cli.gate import read_document
 from dcdm_cli.model.base import BaseModel, encode_text
 from dcdm_cli.model.latents import encode_latents, to_pixels
 from dcdm_cli.run.progress import Progress
@@ -91,14 +94,30 @@ def balanced_epoch(difficulty: Tensor, power: float) -> Tensor:
     return torch.arange(len(difficulty)).repeat_interleave(times)
 
 
-def cache_latents(base: BaseModel, views: Views, resolution: int, folder: Path, progress: Progress) -> np.ndarray:
-    """Memory-mapped latents [len(views), 4, h, w], encoded once and reused while images and VAE are the same."""
+def cache_latents(
+    base: BaseModel,
+    views: Views,
+    resolution: int,
+    folder: Path,
+    progress: Progress,
+    ids: Sequence[str] | None = None,
+) -> np.ndarray:
+    """Memory-mapped latents [len(views), 4, h, w], encoded once and reused while images and VAE are the same.
+
+    ids: sample ids of the images, by which `cached_originals` finds their latents again without the images.
+    """
     stamps = [_stamp(path) for path in views.paths]
     made_from = [stamps, views.mirror, views.jittered, views.seed, resolution, base.fingerprint]
     made_from.append(asdict(decode_options()))
     file = folder / f"latents-{hash_json(made_from)}.npy"
-    if file.is_file():
-        return np.load(file, mmap_mode="r")
+    if not file.is_file():
+        _encode(base, views, resolution, file, progress)
+    if ids is not None:
+        write_json(_originals_file(ids, base.fingerprint, resolution, folder), {"latents": file.name})
+    return np.load(file, mmap_mode="r")
+
+
+def _encode(base: BaseModel, views: Views, resolution: int, file: Path, progress: Progress) -> None:
     side = resolution // base.latent_size
     channels = base.vae.config["latent_channels"]
     header = {"descr": "<f4", "fortran_order": False, "shape": (len(views), channels, side, side)}
@@ -111,7 +130,37 @@ def cache_latents(base: BaseModel, views: Views, resolution: int, folder: Path, 
             refuse_not_finite(latents, start)
             stream.write(latents.tobytes())
             progress("encoding images", min(start + chunk, len(views)), len(views))
-    return np.load(file, mmap_mode="r")
+
+
+@dataclass(frozen=True)
+class _Originals:
+    """originals-<hash>.json: which file begins with the latents of the images that the hash stands for."""
+
+    latents: Annotated[str, Field(pattern=r"^latents-[0-9a-f]{1,64}\.npy$")]
+
+
+def cached_originals(ids: Sequence[str], fingerprint: str, resolution: int, folder: Path) -> np.ndarray | None:
+    """Memory-mapped latents [len(ids), 4, h, w] of the images as they are, or None where `cache_latents` has not made
+    them with these ids. fingerprint: of the base. Raises MismatchError for a damaged cache."""
+    note = _originals_file(ids, fingerprint, resolution, folder)
+    if not note.is_file():
+        return None
+    again = f"remove {folder} and run it again: the images are encoded once more"
+    file = folder / read_document(note, _Originals, again).latents
+    if not file.is_file():
+        return None
+    try:
+        latents = np.load(file, mmap_mode="r")
+        if latents.ndim != 4 or latents.dtype != np.float32 or len(latents) < len(ids):
+            raise ValueError(f"it holds {latents.dtype} {list(latents.shape)}")
+    except (ValueError, OSError, EOFError) as error:
+        raise MismatchError(f"{file} holds no latents of {len(ids)} images: {error}", again, file=file) from error
+    return latents[: len(ids)]
+
+
+def _originals_file(ids: Sequence[str], fingerprint: str, resolution: int, folder: Path) -> Path:
+    """Sample ids are hashes of what is in the images."""
+    return folder / f"originals-{hash_json([list(ids), fingerprint, resolution, asdict(decode_options())])}.json"
 
 
 def refuse_not_finite(latents: np.ndarray, first: int) -> None:
@@ -166,10 +215,7 @@ def training_rows(manifest: Manifest, keep_suspects: bool) -> Manifest:
     train = manifest.split("train")
     if train.table["caption"].null_count:
         raise NotFoundError("some training images have no caption", "write them: dcdm caption --force")
-    keep = np.isfinite(train.column("difficulty"))
-    if not keep_suspects:
-        keep &= ~train.column("suspect_label")
-    chosen = train.select(keep)
+    chosen = usable_rows(train, keep_suspects)
     counts = chosen.class_counts()
     if (counts > 0).sum() < 2:
         raise UsageError(
@@ -182,3 +228,9 @@ def training_rows(manifest: Manifest, keep_suspects: bool) -> Manifest:
             "add images or remove the class folder, then run dcdm score again; --keep-suspects keeps doubtful labels",
         )
     return chosen
+
+
+def usable_rows(train: Manifest, keep_suspects: bool) -> Manifest:
+    """The training images that have a difficulty, without likely mislabels unless they are to be kept."""
+    keep = np.isfinite(train.column("difficulty"))
+    return train.select(keep if keep_suspects else keep & ~train.column("suspect_label"))

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dcdm_cli.data.manifest import COLUMNS, SCHEMA, Manifest, read_manifest, write_manifest
+from dcdm_cli.data.manifest import COLUMNS, LATER, SCHEMA, Manifest, read_manifest, write_manifest
 from dcdm_cli.errors import MismatchError, NotFoundError, UsageError
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -41,6 +41,7 @@ DESIGN = [
     "requested_difficulty",
     "measured_difficulty",
     "generator",
+    "source_id",
 ]
 VALUES = {
     pa.string(): text,
@@ -51,6 +52,7 @@ VALUES = {
 }
 NAMED = {
     "sample_id": st.from_regex("[0-9a-z]{16}", fullmatch=True, alphabet=st.characters(codec="ascii")),
+    "source_id": st.from_regex("[0-9a-f]{32}(-[0-9a-f]{8})?", fullmatch=True, alphabet=st.characters(codec="ascii")),
     **dict.fromkeys(("width", "height"), st.integers(1, 2**20)),
     **dict.fromkeys(("label", "predicted", "fold"), st.integers(-1, 2)),
 }
@@ -182,3 +184,17 @@ def test_half_a_million_rows_are_checked_in_seconds(tmp_path: Path) -> None:
     clock = time.process_time()
     assert len(read_manifest(tmp_path / "samples.parquet")) == rows
     assert time.process_time() - clock < 5
+
+
+def test_a_manifest_from_before_a_column_was_added_reads_as_nulls(tmp_path: Path) -> None:
+    file = tmp_path / "samples.parquet"
+    written = Manifest.from_rows([{"path": "a.png", "label": 0}, {"path": "b.png", "label": 1}], ("x", "y"))
+    write_manifest(written, file)
+    whole = pq.read_table(file)
+    pq.write_table(whole.drop_columns(list(LATER)), file)
+    found = read_manifest(file)
+    assert found.table.equals(written.table) and found.table["source_id"].null_count == 2
+    for name in ("seed", "generator"):  # any other column that is missing is a fault
+        pq.write_table(whole.drop_columns([name]), file)
+        with pytest.raises(MismatchError, match="is no manifest"):
+            read_manifest(file)

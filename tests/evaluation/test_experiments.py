@@ -28,7 +28,8 @@ def test_one_experiment_per_result_of_the_paper() -> None:
 def test_controls_hold_everything_the_budget_could_have_bought() -> None:
     arms = {arm.name: arm for arm in find_experiment("controls").arms}
     assert {arm.source for arm in arms.values()} == {"none", "upsampled", "augmented", "generated"}
-    assert {arm.adapter for arm in arms.values()} == {"ours", "plain", "shuffled", "no-encoder"}
+    assert {arm.adapter for arm in arms.values()} == {"ours", "plain", "shuffled", "no-encoder", "img2img"}
+    assert find_experiment("controls").adapter("img2img").generate == {"strength": 0.75}
 
 
 def test_controls_have_the_stronger_augmentation_on_both_sides() -> None:

@@ -22,6 +22,7 @@ from dcdm_cli.evaluation.leakage import (
     leakage,
     look,
     nearest,
+    to_own,
 )
 
 
@@ -78,6 +79,18 @@ def test_a_leak_is_an_error_memorisation_a_warning() -> None:
     assert made["closer_than_real"] == pytest.approx(2 / 3, abs=1e-4) and made["real_overlap"] == 0
     assert leakage(at(0.2), at(0.001), real)["level"] == "error"
     assert leakage(at(0.2), at(0.2), real)["level"] == "ok"
+
+
+def test_images_are_compared_with_what_they_started_from(photos: list[Path]) -> None:
+    real = look(photos)
+    own = to_own(look([photos[2], photos[4], photos[5]]), real, np.array([2, 3, -1]))
+    assert own.same.tolist() == [True, False, False] and np.isinf(own.distance[2])
+    mirrored = Looks(real.thumbnails[:1].reshape(-1, 16, 16, 3)[:, :, ::-1].reshape(1, -1), real.spread[:1])
+    assert to_own(mirrored, real, np.array([0])).distance[0] == 0
+    far = at(0.2, 0.2, 0.2)
+    assert leakage(far, far, far)["near_source"] is None and leakage(far, far, far)["from_source"] is None
+    said = leakage(far, far, far, own)
+    assert (said["from_source"], said["near_source"]) == (2, 1)
 
 
 def findings(**columns: list) -> Findings:

@@ -15,6 +15,7 @@ import numpy as np
 from dcdm_cli.difficulty.verdict import Verdict
 from dcdm_cli.generation.plan import Plan, PlanInputs, PlanRow, make_plan
 from dcdm_cli.generation.shards import Facts, Measure, Rendered
+from dcdm_cli.generation.starts import Starts
 from dcdm_cli.generation.targets import parse_target
 from dcdm_cli.generation.workers import ShardWorker
 from dcdm_cli.run.progress import Job
@@ -45,6 +46,7 @@ class FakeMaker:
         self.measure = measure
         self.facts = Facts(GENERATOR, NAMES, "no model", "fake")
         self.rendered: list[int] = []
+        self.starts: Starts | None = None
 
     def render(self, rows: Sequence[PlanRow], job: Job) -> Iterator[Rendered]:
         for start in range(0, len(rows), self.batch_size):
@@ -55,10 +57,14 @@ class FakeMaker:
             labels = np.array([row.label for row in batch])
             yield Rendered(batch, images, self.measure(images, labels) if self.measure else None)
 
+    def begin_from(self, starts: Starts) -> None:
+        self.starts = starts
+
     def _image(self, row: PlanRow) -> np.ndarray:
         if self.blank and row.seed % self.blank == 0:
             return np.zeros((self.side, self.side, 3), np.uint8)
-        rng = np.random.default_rng(row.seed)
+        begun = [] if self.starts is None else self.starts.of([row])[0].ravel().view(np.uint32).tolist()
+        rng = np.random.default_rng([row.seed, *begun] if begun else row.seed)
         return rng.integers(0, 256, (self.side, self.side, 3), np.uint8)
 
 
@@ -71,10 +77,20 @@ def open_fake(
     return ShardWorker(FakeMaker(seconds=seconds, measure=fake_measure), should_stop, deliver=deliver)
 
 
-def fake_plan(images: int, shard_size: int, seed: int = 0) -> Plan:
+def fake_plan(images: int, shard_size: int, seed: int = 0, **changes: object) -> Plan:
     counts = np.full(len(NAMES), images // len(NAMES))
     counts[: images - counts.sum()] += 1
-    return make_plan(inputs(), counts, parse_target("uniform:0,0.8"), seed, GENERATOR, shard_size=shard_size)
+    drawn_from = inputs(**changes)
+    return make_plan(drawn_from, counts, parse_target("uniform:0,0.8"), seed, GENERATOR, shard_size=shard_size)
+
+
+# Real images to start from, and latents of them.
+SOURCES = [[f"{label}{number}".rjust(32, "0") for number in range(4)] for label in range(len(NAMES))]
+EVERY = [sample for ids in SOURCES for sample in ids]
+STARTS = Starts(
+    {sample: row for row, sample in enumerate(EVERY)},
+    np.random.default_rng(1).normal(size=(len(EVERY), 4, 8, 8)).astype(np.float32),
+)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

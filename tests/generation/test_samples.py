@@ -17,7 +17,7 @@ from dcdm_cli.generation.plan import PlanRow
 from dcdm_cli.generation.samples import SampleTask, SampleWorker, sample_rows
 from dcdm_cli.run.progress import Job
 
-from .fakes import FakeMaker, fake_measure, fake_plan
+from .fakes import SOURCES, STARTS, FakeMaker, fake_measure, fake_plan
 
 ROWS = fake_plan(61, shard_size=100).rows()
 
@@ -65,3 +65,17 @@ def test_a_stop_is_said() -> None:
 def test_another_workers_model_must_be_the_same() -> None:
     with pytest.raises(MismatchError, match="the generator other"):
         list(SampleWorker(FakeMaker(measure=fake_measure)).run(SampleTask(tuple(ROWS[:4]), "other")))
+
+
+def open_plain_sampler(device: str, should_stop: Callable[[], bool]) -> SampleWorker:
+    return SampleWorker(FakeMaker(measure=fake_measure))
+
+
+def test_what_they_start_from_comes_with_the_task() -> None:
+    rows = fake_plan(10, shard_size=100, sources=SOURCES).rows()
+    job, seen = Job(), []
+    with Crew(LocalTransport(open_plain_sampler, ["cpu"], threads=1), job) as crew:
+        sample_rows(rows, crew, 4, lambda rows, images, realised: seen.extend(images), STARTS)
+    maker = FakeMaker()
+    maker.begin_from(STARTS)
+    assert (np.stack(seen) == np.stack([maker._image(row) for row in rows])).all()

@@ -21,7 +21,7 @@ from dcdm_cli.generation.plan import Plan
 from dcdm_cli.generation.workers import run_crew
 from dcdm_cli.run.progress import Job
 
-from .fakes import NAMES, FakeMaker, contents, fake_measure, fake_plan, open_fake
+from .fakes import NAMES, SOURCES, STARTS, FakeMaker, contents, fake_measure, fake_plan, open_fake
 
 PLAN = fake_plan(120, shard_size=16)
 
@@ -68,6 +68,21 @@ def test_a_crew_makes_what_one_process_makes(tmp_path: Path, format: str, delive
     assert told[-1] == 120 and told == sorted(told)  # one display for all
     alone(tmp_path / "alone", format=format)
     assert contents(tmp_path / "crew") == contents(tmp_path / "alone")
+
+
+@pytest.mark.parametrize("deliver", [False, True])
+def test_workers_are_handed_what_their_images_start_from(tmp_path: Path, deliver: bool) -> None:
+    plan = fake_plan(40, shard_size=8, sources=SOURCES)
+    crew_layout, layout = (Layout(tmp_path / name, "folder", "png", NAMES, plan.shards) for name in ("crew", "alone"))
+    with Crew(LocalTransport(partial(open_fake, deliver=deliver), ["cpu"], threads=1), Job()) as crew:
+        run_crew(plan, crew, crew_layout, Job(), deliver=deliver, starts=STARTS)
+    maker = FakeMaker(measure=fake_measure)
+    maker.begin_from(STARTS)
+    made = run_shards(plan, maker, layout, Job())
+    assert contents(tmp_path / "crew") == contents(tmp_path / "alone")
+    assert list(made.columns("source_id")[0]) == [row.source_id for row in plan.rows()]  # the manifest names them
+    alone(tmp_path / "noise", plan)
+    assert contents(tmp_path / "noise") != contents(tmp_path / "alone")
 
 
 @pytest.mark.slow

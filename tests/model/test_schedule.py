@@ -14,9 +14,12 @@ from dcdm_cli.model.schedule import (
     add_noise,
     clip_velocity,
     clipped_prediction,
+    noised,
     sampling_scheduler,
     seeded_noise,
+    set_schedule,
     signal_to_noise,
+    tail_steps,
     training_scheduler,
 )
 
@@ -109,3 +112,29 @@ def test_an_images_noise_does_not_depend_on_its_batch() -> None:
     assert together.dtype == torch.float32 and together.shape == (3, 4, 8, 8)
     assert torch.equal(together[1], seeded_noise([1], (4, 8, 8))[0])
     assert not torch.equal(together[0], together[1])
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "leading"])
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+def test_the_tail_leads_from_a_noised_image_back_to_it(tiny: BaseModel, name: str, kind: str, spacing: str) -> None:
+    for strength, steps in ((0.04, 1), (0.2, 6), (0.75, 22)):
+        scheduler = sampling_scheduler(name, {**config(tiny, kind), "timestep_spacing": spacing}, whole=False)
+        timesteps, before = set_schedule(scheduler, 30, strength)
+        assert len(set(timesteps)) == steps == tail_steps(30, strength) and before >= 30 - steps
+        a = scheduler.alphas_cumprod[timesteps[0]]
+        latents = noised(scheduler, CLEAN, NOISE, timesteps[0])
+        assert torch.allclose(latents, a.sqrt() * CLEAN + (1 - a).sqrt() * NOISE, atol=1e-5)  # the level it begins at
+        for timestep in timesteps:
+            a = scheduler.alphas_cumprod[timestep]
+            noise = (latents - a.sqrt() * CLEAN) / (1 - a).sqrt()
+            perfect = noise if kind == "epsilon" else a.sqrt() * noise - (1 - a).sqrt() * CLEAN
+            latents = scheduler.step(perfect, timestep, latents, return_dict=False)[0]
+        assert (latents - CLEAN).abs().max() < 0.15
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+def test_the_whole_schedule_is_the_solvers_own(tiny: BaseModel, name: str) -> None:
+    ours, theirs = (sampling_scheduler(name, tiny.scheduler_config) for _ in range(2))
+    theirs.set_timesteps(20)
+    assert set_schedule(ours, 20, 1.0) == (theirs.timesteps.tolist(), 0)

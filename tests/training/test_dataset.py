@@ -20,6 +20,7 @@ from dcdm_cli.training.dataset import (
     TrainingSet,
     balanced_epoch,
     cache_latents,
+    cached_originals,
     draw,
     encode_captions,
 )
@@ -93,6 +94,23 @@ def test_mirrored_views_follow_all_plain_ones(tiny: BaseModel, paths: list[Path]
     mirrored = cache_latents(tiny, other, 32, tmp_path / "other", silent)
     assert len(both) == 2 * IMAGES
     assert np.allclose(both[IMAGES:], mirrored, atol=1e-4)
+
+
+def test_the_originals_latents_are_found_by_what_is_in_the_images(
+    tiny: BaseModel, paths: list[Path], tmp_path: Path
+) -> None:
+    ids = [f"{number:032x}" for number in range(IMAGES)]
+
+    def found(ids: list[str], fingerprint: str = tiny.fingerprint, resolution: int = 32) -> np.ndarray | None:
+        return cached_originals(ids, fingerprint, resolution, tmp_path)
+
+    assert found(ids) is None
+    views = cache_latents(tiny, Views(paths, mirror=True), 32, tmp_path, silent, ids)
+    originals = found(ids)
+    assert originals is not None and np.array_equal(originals, views[:IMAGES]) and len(originals) == IMAGES
+    assert found(ids[::-1]) is None and found(ids, "other") is None and found(ids, resolution=64) is None
+    next(tmp_path.glob("latents-*.npy")).unlink()
+    assert found(ids) is None  # encoded again, then
 
 
 def test_large_images_are_encoded_a_few_at_a_time(

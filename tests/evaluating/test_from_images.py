@@ -1,0 +1,45 @@
+"""Images that start from real ones: compared with them in the leakage report, and an arm of experiments."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from dcdm_cli.data.manifest import read_manifest
+from dcdm_cli.evaluation.experiments import Experiment, find_experiment
+from dcdm_cli.run.progress import Job
+from dcdm_cli.stages.artefacts import run_artefacts
+from dcdm_cli.stages.evaluation_data import checked_data
+from dcdm_cli.stages.experiments.sets import GeneratedSets
+from dcdm_cli.stages.generate import run_generate
+
+from .conftest import context_of, forced
+
+
+def test_what_repeats_its_source_is_counted(run: Path) -> None:
+    context = context_of(run, generate__strength=0.5)
+    cached = sorted(context.run.cache.glob("latents-*"))
+    run_generate(forced(context))
+    assert sorted(context.run.cache.glob("latents-*")) == cached != []  # fine-tuning's, not encoded again
+    made, real = read_manifest(run / "generated" / "samples.parquet"), read_manifest(run / "samples.parquet")
+    path_of = dict(zip(real.column("sample_id"), real.paths(), strict=True))
+    for number in range(3):
+        shutil.copyfile(path_of[made.column("source_id")[number]], made.paths()[number])
+    run_artefacts(context)
+    found = json.loads((run / "evaluation" / "artefacts.json").read_text())["quality"]["leakage"]
+    assert found["from_source"] == 20 and 3 <= found["near_source"] <= found["near_train"]
+    page = (run / "evaluation" / "artefacts.html").read_text()
+    assert f"{found['near_source']} of 20 images that started from a real one repeat it" in page
+
+
+def test_the_arm_starts_from_real_images_of_its_class(shared: Path) -> None:
+    context = context_of(shared)
+    arm = next(arm for arm in find_experiment("controls").arms if arm.name == "img2img")
+    data = checked_data(context)
+    sets = GeneratedSets(context, Experiment(name="x", arms=(arm,)), data.real, Job())
+    made = sets.make(arm, 0.1, seed=1000)
+    images = read_manifest(made.paths[0].parents[2] / "samples.parquet")
+    label_of = dict(zip(data.real.column("sample_id"), data.real.column("label"), strict=True))
+    assert [label_of[source] for source in images.column("source_id")] == images.column("label").tolist()
+    assert len(made) == 20 and made.paths[0].parents[3].name == "sets"
