@@ -50,10 +50,12 @@ SCHEMA = pa.schema(
         ("target_difficulty", pa.float32()),  # what the user wants to come out
         ("requested_difficulty", pa.float32()),  # what the encoder is given, after calibration
         ("measured_difficulty", pa.float32()),  # what the scorer finds in the finished image
+        ("label_checked", pa.bool_()),  # whether a second classifier sees the label; null where none was asked
         ("generator", pa.string()),  # hash of base model, adapter and sampler settings
     ]
 )
 COLUMNS = tuple(SCHEMA.names)
+LATER = ("label_checked",)  # columns that manifests from before them lack: nobody had said anything then
 SCORE_COLUMNS = ("difficulty", "p_true", "loss", "margin", "entropy", "predicted", "fold", "suspect_label")
 # What holds for every row that is read from a file.
 _FINITE = Column(low=-3.4e38, high=3.4e38, nullable=True)
@@ -244,7 +246,7 @@ def read_manifest(path: Path, *, made_by: str = "dcdm score") -> Manifest:
     try:
         table = pq.read_table(path, columns=list(COLUMNS))
         meta = _read_meta(table.schema)
-        table = table.select(COLUMNS).cast(SCHEMA).replace_schema_metadata(None)
+        table = _with_later(table).select(COLUMNS).cast(SCHEMA).replace_schema_metadata(None)
         check_columns(table, RULES)
         known = table["label"].fill_null(-1).to_numpy() < len(meta.class_names)
         refuse_first(table, "label", known, f"there are {len(meta.class_names)} classes")
@@ -254,6 +256,19 @@ def read_manifest(path: Path, *, made_by: str = "dcdm score") -> Manifest:
         ) from error
     root = path.parent / (meta.root or "")  # joining with an absolute path gives that path
     return Manifest(table, meta.class_names, root)
+
+
+def share_true(column: pa.ChunkedArray) -> float | None:
+    """Of a boolean column, among the rows that have a value; None where none has."""
+    known = column.drop_null()
+    return float(known.to_numpy().mean()) if len(known) else None
+
+
+def _with_later(table: pa.Table) -> pa.Table:
+    for name in LATER:
+        if name not in table.schema.names:
+            table = table.append_column(SCHEMA.field(name), pa.nulls(len(table), SCHEMA.field(name).type))
+    return table
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from dcdm_cli.errors import MismatchError
 from dcdm_cli.generation.plan_file import PlanFile
 from dcdm_cli.generation.shards import Rendered
 
-_COLUMNS = ["sample_id", "path", "measured_difficulty", "predicted"]
+_COLUMNS = ["sample_id", "path", "measured_difficulty", "predicted", "label_checked"]
 
 
 def finished_batches(folder: Path, batch: int, plan: str) -> Iterator[Rendered]:
@@ -51,9 +51,12 @@ def _images(folder: Path, entries: Sequence[Mapping[str, Any]]) -> Iterator[np.n
 
 
 def _verdict(entries: Sequence[Mapping[str, Any]]) -> Verdict | None:
-    """None where images were not scored."""
-    if all(entry["predicted"] is None for entry in entries):
+    """None where images were neither scored nor checked."""
+    shows = [entry.get("label_checked") for entry in entries]  # shards from before there were checks lack it
+    checked = None if None in shows else np.array(shows, bool)
+    if checked is None and all(entry["predicted"] is None for entry in entries):
         return None
     difficulty = [np.nan if entry["measured_difficulty"] is None else entry["measured_difficulty"] for entry in entries]
     predicted = [-1 if entry["predicted"] is None else entry["predicted"] for entry in entries]
-    return Verdict(np.array(difficulty, np.float32), np.array(predicted), np.full(len(entries), np.nan, np.float32))
+    rival = np.full(len(entries), np.nan, np.float32)
+    return Verdict(np.array(difficulty, np.float32), np.array(predicted), rival, checked)

@@ -20,7 +20,7 @@ from dcdm_cli.section import Fraction, Section, Seed
 # Arguments of timm.create_model by which it would read files and packages that nobody checked.
 _MODEL_ARGS_REFUSED = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 
-
+CHECKS = ("digits", "features", "clip")  # label checks that have a name
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
 AnySection = TypeVar("AnySection", bound=Section)
 
@@ -335,6 +335,14 @@ class GenerateConfig(Section):
     tolerance: float = result(
         of="uncalibrated", default=0.1, ge=0, le=1, description="largest miss of the target that is accepted"
     )
+    check: str | None = result(
+        of="uncalibrated",
+        default=None,
+        description="who else must see an image's label: digits, features, clip, or your classifier's file; none = off",
+    )
+    check_model: str = result(
+        of="uncalibrated", default="openai/clip-vit-base-patch32", description="CLIP of --check clip: hub id or folder"
+    )
     counts: Path | None = plan(
         of="budget", default=None, description="CSV class,count or JSON {class: count}; others get none"
     )
@@ -393,6 +401,13 @@ class GenerateConfig(Section):
     )
     score: bool = result(of="files", default=True, description="score finished images: the measured_difficulty column")
     seed: Seed = plan(of="budget", default=0, description="of the plan: difficulties, captions and noise")
+
+    @field_validator("check")
+    @classmethod
+    def _check_or_file(cls, check: str | None) -> str | None:
+        if check is not None and check not in CHECKS and not Path(check).suffix and "/" not in check:
+            raise ValueError(f"{', '.join(CHECKS)}, or the .onnx or .safetensors file of your own classifier")
+        return check
 
     @field_validator("guidance_interval")
     @classmethod
