@@ -48,22 +48,26 @@ def open_zero_shot(
     """
     processor, clip = _load(model, revision)
     tokens = processor.tokenizer(list(captions), padding=True, truncation=True, return_tensors="pt")
-    with torch.inference_mode():
-        texts = normalize(_pooled(clip.get_text_features(**tokens)).float(), dim=-1).clone()
-    network = ZeroShot(clip, texts, float(clip.logit_scale.exp())).eval().requires_grad_(False).to(device)
+    with torch.no_grad():
+        texts = normalize(_pooled(clip.get_text_features(**tokens)).float(), dim=-1)
+        scale = float(clip.logit_scale.exp())
+    network = ZeroShot(clip, texts, scale).eval().requires_grad_(False).to(device)
     return network, _preprocessing(network, processor.image_processor), getattr(clip.config, "_commit_hash", None)
 
 
 def _load(model: str, revision: str | None) -> tuple[Any, Any]:
     """(processor, model). Typed Any: transformers picks the classes by the model's config."""
-    from transformers import AutoConfig, AutoProcessor, CLIPConfig, CLIPModel
+    from transformers import AutoConfig, AutoProcessor, CLIPConfig, CLIPModel, ProcessorMixin
 
     source: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
     try:
         config = AutoConfig.from_pretrained(model, **source)
         if not isinstance(config, CLIPConfig):
             raise ValueError(f"it is of type {config.model_type}")
-        return AutoProcessor.from_pretrained(model, **source), CLIPModel.from_pretrained(model, **source)
+        processor = AutoProcessor.from_pretrained(model, **source)
+        if not isinstance(processor, ProcessorMixin):  # only a tokenizer or an image processor was found
+            raise ValueError("it has no processor for images and text")
+        return processor, CLIPModel.from_pretrained(model, **source)
     except OSError as error:  # what transformers raises for a missing folder, id, file, access right or network
         raise NotFoundError(
             f"cannot load the CLIP model {model!r}: {str(error).strip().partition(chr(10))[0]}",
