@@ -340,8 +340,10 @@ class GenerateConfig(Section):
         default=None,
         description="who else must see an image's label: digits, features, clip, or your classifier's file; none = off",
     )
-    check_model: str = result(
-        of="uncalibrated", default="openai/clip-vit-base-patch32", description="CLIP of --check clip: hub id or folder"
+    check_model: str | None = result(
+        of="uncalibrated",
+        default=None,
+        description="CLIP of --check clip: hub id or folder; none = openai/clip-vit-base-patch32",
     )
     counts: Path | None = plan(
         of="budget", default=None, description="CSV class,count or JSON {class: count}; others get none"

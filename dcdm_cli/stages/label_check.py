@@ -16,6 +16,7 @@ from dcdm_cli.run.session import Context
 if TYPE_CHECKING:
     from dcdm_cli.difficulty.verdict import Checker
 
+CLIP = "openai/clip-vit-base-patch32"
 SEED = 600  # of the folds behind the head on features, beside the run's
 
 
@@ -67,8 +68,8 @@ def _made_from(context: Context, check: str) -> object:
         score = config.score
         return [context.run.require("score").id, score.features, score.feature_size, config.finetune.keep_suspects]
     if check == "clip":
-        model = Path(config.generate.check_model)
-        return [config.generate.check_model, _captions(context), hash_tree(model) if model.is_dir() else ""]
+        model = _clip(context)
+        return [model, _captions(context), hash_tree(Path(model)) if Path(model).is_dir() else ""]
     return hash_bytes(*(hash_file(file).encode() for file in classifier_files(Path(check)))), config.score.model
 
 
@@ -81,7 +82,7 @@ def _make(context: Context, check: str, folder: Path, job: Job) -> None:
     elif check == "features":
         _fit_on_features(context, folder, job)
     elif check == "clip":
-        label_check.save_clip_check(folder, context.config.generate.check_model, _captions(context), names)
+        label_check.save_clip_check(folder, _clip(context), _captions(context), names)
     else:
         label_check.save_own_check(folder, Path(check), names, context.config.score)
 
@@ -106,6 +107,10 @@ def _class_names(context: Context) -> tuple[str, ...]:
     from dcdm_cli.data.manifest import manifest_classes
 
     return manifest_classes(context.run.samples) or ()
+
+
+def _clip(context: Context) -> str:
+    return context.config.generate.check_model or CLIP
 
 
 def _captions(context: Context) -> list[str]:

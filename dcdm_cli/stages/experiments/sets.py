@@ -71,7 +71,7 @@ class GeneratedSets:
             run.path.name if variant else run.require("finetune").id,
             calibration.id if calibration and not variant else "",
             fingerprint(context.config.calibrate),
-            {**fingerprint(context.config.generate, *IMAGES), **check_input(context)},
+            self._made_with(context),
             context.config.caption.template,
             hash_json(self.real.column("sample_id").tolist()),
             [ratio, arm.rounds, fingerprint(context.config.downstream)] if arm.rounds else self._ratios(arm, ratio),
@@ -79,6 +79,12 @@ class GeneratedSets:
             "every seed" if seed is None and context.config.evaluate.fresh_sets else self._set_seed(seed or 0),
         ]
         return hash_json(made_from)[:16]
+
+    def _made_with(self, context: Context) -> dict[str, Any]:
+        """Sets from before there were label checks are found again while there is none."""
+        settings = fingerprint(context.config.generate, *IMAGES)
+        off = {name for name in ("check", "check_model") if settings[name] is None}
+        return {name: value for name, value in settings.items() if name not in off} | check_input(context)
 
     def make(self, arm: ArmSpec, ratio: float, seed: int) -> Samples:
         """The arm's images for a seed: all of them, or one set for every seed without `evaluate.fresh_sets`."""
