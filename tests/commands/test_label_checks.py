@@ -39,19 +39,23 @@ from .conftest import Open
 NETWORK = {"model": "resnet10t", "model_args": {"channels": [8, 8, 8, 8]}}
 
 
-def own_file(folder: Path, names: tuple[str, ...] = NAMES, seed: int = 0) -> Path:
-    """A classifier of random weights: what it sees has nothing to do with what is asked for."""
+def own_file(folder: Path, seed: int = 0, seen: np.ndarray | None = None) -> Path:
+    """A classifier of random weights: what it sees has nothing to do with what is asked for. seen: images uint8 [N, H,
+    W, 3] among which it shall tell classes apart; otherwise it sees one and the same everywhere."""
     config = ClassifierConfig.model_validate(NETWORK)
     torch.manual_seed(seed)
-    network: Any = build_classifier(config, len(names)).train()
-    with torch.no_grad():  # without statistics of images one class would always win
-        images = torch.nn.functional.interpolate(torch.randn(64, 3, 4, 4), (32, 32), mode="bilinear")
-        network(images)
-        network.fc.bias -= network.eval()(images).mean(0)
-    save_classifier(network, folder, names, config)
+    network: Any = build_classifier(config, len(NAMES))
+    if seen is not None:
+        pixels = torch.from_numpy(seen).permute(0, 3, 1, 2) / 127.5 - 1
+        with torch.no_grad():
+            for _ in range(30):
+                network.train()(pixels)
+            network.fc.bias -= network.eval()(pixels).mean(0)
+    save_classifier(network, folder, NAMES, config)
     file = folder / "own.safetensors"
     (folder / "model.safetensors").replace(file)
-    file.with_suffix(".json").write_text(json.dumps({**NETWORK, "image_size": 32}))
+    convention = {"image_size": 32, "mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 1.0}
+    file.with_suffix(".json").write_text(json.dumps({**NETWORK, **convention}))
     return file
 
 
@@ -64,7 +68,11 @@ def column(run: RunFolder) -> list[bool | None]:
     return read_manifest(run.generated / "samples.parquet").table["label_checked"].to_pylist()
 
 
-def test_the_verdict_is_a_column_a_result_and_in_what_loaders_read(context: Open, run: RunFolder, own: Path) -> None:
+def test_the_verdict_is_a_column_a_result_and_in_what_loaders_read(
+    context: Open, run: RunFolder, tmp_path: Path
+) -> None:
+    first = list(sample_images(context()))
+    own = own_file(tmp_path / "mine", seen=np.concatenate([batch.images for batch in first]))
     record = run_generate(context(generate__check=str(own), generate__attempts=4))
     manifest = read_manifest(run.generated / "samples.parquet")
     images = np.stack([np.asarray(Image.open(path)) for path in manifest.paths()])
