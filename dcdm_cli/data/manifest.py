@@ -244,7 +244,7 @@ def read_manifest(path: Path, *, made_by: str = "dcdm score") -> Manifest:
     if not path.is_file():
         raise NotFoundError(f"no manifest at {path}", f"make it first: {made_by}", file=path)
     try:
-        table = pq.read_table(path, columns=list(COLUMNS))
+        table = pq.read_table(path, columns=as_far_as_there(path, COLUMNS))
         meta = _read_meta(table.schema)
         table = _with_later(table).select(COLUMNS).cast(SCHEMA).replace_schema_metadata(None)
         check_columns(table, RULES)
@@ -262,6 +262,12 @@ def share_true(column: pa.ChunkedArray) -> float | None:
     """Of a boolean column, among the rows that have a value; None where none has."""
     known = column.drop_null()
     return float(known.to_numpy().mean()) if len(known) else None
+
+
+def as_far_as_there(path: Path, names: Sequence[str]) -> list[str]:
+    """Of the columns to read, those that a file from before they existed does not lack. Reads no rows."""
+    there = pq.read_schema(path).names
+    return [name for name in names if name in there or name not in LATER]
 
 
 def _with_later(table: pa.Table) -> pa.Table:

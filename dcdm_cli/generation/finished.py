@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from dcdm_cli.data.images import decode_image
+from dcdm_cli.data.manifest import as_far_as_there
 from dcdm_cli.difficulty.verdict import Verdict
 from dcdm_cli.errors import MismatchError
 from dcdm_cli.generation.plan_file import PlanFile
@@ -28,7 +29,8 @@ def finished_batches(folder: Path, batch: int, plan: str) -> Iterator[Rendered]:
     if there.hash != plan:
         raise MismatchError(f"{folder} holds other images by now", "generate these once more, then look at them")
     for shard in range(there.shards):
-        table = pq.read_table(folder / "shards" / f"{shard:05d}.parquet", columns=_COLUMNS)
+        file = folder / "shards" / f"{shard:05d}.parquet"
+        table = pq.read_table(file, columns=as_far_as_there(file, _COLUMNS))
         entries = [entry for entry in table.to_pylist() if entry["path"] is not None]
         rows = {row.sample_id: row for row in there.shard_rows(shard)}
         images = _images(folder, entries)

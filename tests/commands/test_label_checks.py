@@ -96,7 +96,11 @@ def test_without_a_check_nobody_has_said_anything(context: Open, run: RunFolder)
     file = run.generated / "samples.parquet"
     pq.write_table(pq.read_table(file).drop_columns("label_checked"), file)  # as from before there were checks
     (run.path / "records" / "generate.json").unlink()
-    assert run_generate(context(generate__count=4)).results["label_checked"] is None
+    again = run_generate(context(generate__count=4))
+    assert again.results["label_checked"] is None and again.results["made_now"] == 0
+    for shard in (run.generated / "shards").glob("*.parquet"):
+        pq.write_table(pq.read_table(shard).drop_columns("label_checked"), shard)
+    assert sum(len(batch.rows) for batch in finished_batches(run.generated, 8, again.results["plan"])) == 4
 
 
 def test_another_check_makes_other_images(context: Open, run: RunFolder, own: Path) -> None:
