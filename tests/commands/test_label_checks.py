@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from dcdm_cli.run.progress import Job
 from dcdm_cli.run.settings import ClassifierConfig
 from dcdm_cli.run.store import Outcome, RunFolder, Stage
 from dcdm_cli.stages import generate, probe
+from dcdm_cli.stages.adherence import summary
 from dcdm_cli.stages.devices import Spread
 from dcdm_cli.stages.experiments.arms import named_arms
 from dcdm_cli.stages.experiments.sets import GeneratedSets
@@ -197,3 +199,14 @@ def test_a_set_of_an_experiment_is_checked(context: Open, run: RunFolder, own: P
     sets.make(arms[0], 0.2, 1)
     share = sets.facts(arms[0], 0.2, 1)["label_checked"]
     assert 0 <= share <= 1 and sets.facts(arms[0], 0.2, 1)["label_checked"] == share
+
+
+def test_probes_check_labels_as_generation_does(context: Open, run: RunFolder, own: Path) -> None:
+    """So that adherence says how many images show their label."""
+    opened = context(generate__check=str(own), generate__calibrated=False)
+    engine = probe.open_run_engine(opened, run.adapter, Job())
+    probed = probe.probe(opened, engine, [0.2, 0.4], 3, Job(), seed=5, calibrated=True)
+    assert probed.shows is not None and probed.shows.shape == (6,)
+    measured = replace(probed, realised=probed.target)  # this run has no scorer
+    assert summary(measured, probed.agrees, NAMES)["label_checked"] == round(float(probed.shows.mean()), 4)
+    assert "label_checked" not in summary(replace(measured, shows=None), probed.agrees, NAMES)
