@@ -105,8 +105,9 @@ def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yields a temporary folder beside `path`; when the block ends well, swaps it in and drops the old one."""
+def atomic_folder(path: Path, *, keep: bool = False) -> Iterator[Path]:
+    """Yields a temporary folder beside `path`; when the block ends well, swaps it in and drops the old one. keep: for
+    folders named by their content: the one that is there stays, and whoever reads it is not disturbed."""
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}{PART_SUFFIX}")
@@ -117,9 +118,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 if file.is_file():
                     fsync(file)
             old = part.with_name(part.name + ".old")
-            if path.exists():
+            if path.exists() and not keep:
                 os.replace(path, old)
-            os.replace(part, path)
+            try:
+                os.replace(part, path)
+            except OSError:
+                if not (keep and path.is_dir()):
+                    raise
             fsync(path.parent)
             shutil.rmtree(old, ignore_errors=True)
         finally:

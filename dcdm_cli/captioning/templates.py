@@ -67,9 +67,14 @@ def read_templates(path: Path, class_names: Sequence[str]) -> dict[str, str]:
 
 def template_captions(manifest: Manifest, config: CaptionConfig) -> list[str]:
     """One caption per row, in row order. Raises UsageError and NotFoundError as `read_templates` does."""
-    own = read_templates(config.templates_file, manifest.class_names) if config.templates_file else {}
-    by_label = [caption_from_template(own.get(name, config.template), name) for name in manifest.class_names]
+    by_label = class_captions(manifest.class_names, config)
     return [by_label[label] for label in manifest.column("label")]
+
+
+def class_captions(class_names: Sequence[str], config: CaptionConfig) -> list[str]:
+    """One caption per class. Raises UsageError and NotFoundError as `read_templates` does."""
+    own = read_templates(config.templates_file, class_names) if config.templates_file else {}
+    return [caption_from_template(own.get(name, config.template), name) for name in class_names]
 
 
 def cut_to_limit(captions: Iterable[str | None], tokenizer: PreTrainedTokenizerBase) -> tuple[list[str], int]:

@@ -50,12 +50,13 @@ SCHEMA = pa.schema(
         ("target_difficulty", pa.float32()),  # what the user wants to come out
         ("requested_difficulty", pa.float32()),  # what the encoder is given, after calibration
         ("measured_difficulty", pa.float32()),  # what the scorer finds in the finished image
+        ("label_checked", pa.bool_()),  # whether a second classifier sees the label; null where none was asked
         ("generator", pa.string()),  # hash of base model, adapter and sampler settings
         ("source_id", pa.string()),  # sample id of the real image that it started from; null = noise alone
     ]
 )
 COLUMNS = tuple(SCHEMA.names)
-LATER = ("source_id",)  # columns that older manifests lack, which stand for null
+LATER = ("source_id", "label_checked")  # columns that older manifests lack, which stand for null
 SCORE_COLUMNS = ("difficulty", "p_true", "loss", "margin", "entropy", "predicted", "fold", "suspect_label")
 # What holds for every row that is read from a file.
 _FINITE = Column(low=-3.4e38, high=3.4e38, nullable=True)
@@ -245,12 +246,9 @@ def read_manifest(path: Path, *, made_by: str = "dcdm score") -> Manifest:
     if not path.is_file():
         raise NotFoundError(f"no manifest at {path}", f"make it first: {made_by}", file=path)
     try:
-        there = pq.read_schema(path).names
-        table = pq.read_table(path, columns=[name for name in COLUMNS if name in there or name not in LATER])
+        table = pq.read_table(path, columns=as_far_as_there(path, COLUMNS))
         meta = _read_meta(table.schema)
-        for name in set(LATER).difference(there):
-            table = table.append_column(SCHEMA.field(name), pa.nulls(len(table), SCHEMA.field(name).type))
-        table = table.select(COLUMNS).cast(SCHEMA).replace_schema_metadata(None)
+        table = _with_later(table).select(COLUMNS).cast(SCHEMA).replace_schema_metadata(None)
         check_columns(table, RULES)
         known = table["label"].fill_null(-1).to_numpy() < len(meta.class_names)
         refuse_first(table, "label", known, f"there are {len(meta.class_names)} classes")
@@ -260,6 +258,25 @@ def read_manifest(path: Path, *, made_by: str = "dcdm score") -> Manifest:
         ) from error
     root = path.parent / (meta.root or "")  # joining with an absolute path gives that path
     return Manifest(table, meta.class_names, root)
+
+
+def share_true(column: pa.ChunkedArray) -> float | None:
+    """Of a boolean column, among the rows that have a value; None where none has."""
+    known = column.drop_null()
+    return float(known.to_numpy().mean()) if len(known) else None
+
+
+def as_far_as_there(path: Path, names: Sequence[str]) -> list[str]:
+    """Of the columns to read, those that a file from before they existed does not lack. Reads no rows."""
+    there = pq.read_schema(path).names
+    return [name for name in names if name in there or name not in LATER]
+
+
+def _with_later(table: pa.Table) -> pa.Table:
+    for name in LATER:
+        if name not in table.schema.names:
+            table = table.append_column(SCHEMA.field(name), pa.nulls(len(table), SCHEMA.field(name).type))
+    return table
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ METADATA_COLUMNS = (
     "target_difficulty",
     "requested_difficulty",
     "measured_difficulty",
+    "label_checked",
     "generator",
 )
 _FLOAT_COLUMNS = frozenset(column.name for column in SCHEMA if pa.types.is_floating(column.type))

@@ -111,7 +111,7 @@ def load_own_classifier(
     if gives_probabilities:
         model = _Logarithm(model)
     order = align_classes(names, class_names)
-    aligned = _Reordered(model, order).to(device)
+    aligned = Reordered(model, order).to(device)
     sidecar = sidecar.model_copy(update={"class_names": names})
     return OwnClassifier(aligned, tuple(names[i] for i in order), preprocessing, file, sidecar, gives_probabilities)
 
@@ -163,7 +163,7 @@ def align_classes(theirs: Sequence[str], ours: Sequence[str]) -> list[int]:
     return [position[name] for name in (*ours, *others)]
 
 
-class _Reordered(nn.Module):
+class Reordered(nn.Module):
     """Logits in another class order."""
 
     def __init__(self, model: nn.Module, order: Sequence[int]) -> None:

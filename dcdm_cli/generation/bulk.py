@@ -7,16 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from dcdm_cli.data.shard_files import Layout
+from dcdm_cli.difficulty.verdict import Measure
 from dcdm_cli.generation.coordinator import Generated, run_shards
 from dcdm_cli.generation.engine import Engine
 from dcdm_cli.generation.plan import PlanRow
 from dcdm_cli.generation.plan_file import AnyPlan
 from dcdm_cli.generation.selection import render_close
-from dcdm_cli.generation.shards import Facts, Measure, Rendered
+from dcdm_cli.generation.shards import Facts, Rendered
 from dcdm_cli.generation.starts import Starts
 from dcdm_cli.run.progress import Job
 
-__all__ = ["EngineMaker", "Generated", "Measure", "run_plan"]
+__all__ = ["EngineMaker", "Generated", "run_plan"]
 
 
 class EngineMaker:

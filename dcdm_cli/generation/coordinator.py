@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from dcdm_cli.data.manifest import Manifest, read_manifest
+from dcdm_cli.data.manifest import Manifest, read_manifest, share_true
 from dcdm_cli.data.shard_files import Layout
 from dcdm_cli.errors import MismatchError, NumericalError
 from dcdm_cli.generation.ledger import REJECTED, Ledger, shard_writer
@@ -42,6 +42,14 @@ class Generated:
     def manifest(self) -> Manifest:
         """Rows of the finished images."""
         return read_manifest(self.folder / "samples.parquet", made_by="dcdm generate")
+
+    @cached_property
+    def label_checked(self) -> float | None:
+        """Share of the checked images that show their label; None where none was checked."""
+        file, name = self.folder / "samples.parquet", "label_checked"
+        if name not in pq.read_schema(file).names:  # finished before there were checks
+            return None
+        return share_true(pq.read_table(file, columns=[name])[name])
 
     def columns(self, *names: str) -> list[np.ndarray]:
         """Single columns of the manifest, as `Manifest.column` gives them, without the rest of the table."""

@@ -125,6 +125,7 @@ def open_engine(adapter: Path, config: GenerateConfig, device: str, *, export: P
     else:
         parts = _exported_parts(choice.opened, info, config, device)
     draws = [config.attempts, config.tolerance] if config.attempts > 1 else []
+    draws += [config.check, config.check_model] if config.check else []
     made_from = [adapter_hash(adapter), info.base_fingerprint, sampler_settings(config), config.precision, *draws]
     prompts = PromptCache(lambda captions: encode_text(parts.base, captions), parts.denoiser.device)
     generator = hash_json(made_from)[:16]

@@ -10,12 +10,13 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from dcdm_cli.data.images import decode_image
+from dcdm_cli.data.manifest import as_far_as_there
 from dcdm_cli.difficulty.verdict import Verdict
 from dcdm_cli.errors import MismatchError
 from dcdm_cli.generation.plan_file import PlanFile
 from dcdm_cli.generation.shards import Rendered
 
-_COLUMNS = ["sample_id", "path", "measured_difficulty", "predicted"]
+_COLUMNS = ["sample_id", "path", "measured_difficulty", "predicted", "label_checked"]
 
 
 def finished_batches(folder: Path, batch: int, plan: str) -> Iterator[Rendered]:
@@ -28,7 +29,8 @@ def finished_batches(folder: Path, batch: int, plan: str) -> Iterator[Rendered]:
     if there.hash != plan:
         raise MismatchError(f"{folder} holds other images by now", "generate these once more, then look at them")
     for shard in range(there.shards):
-        table = pq.read_table(folder / "shards" / f"{shard:05d}.parquet", columns=_COLUMNS)
+        file = folder / "shards" / f"{shard:05d}.parquet"
+        table = pq.read_table(file, columns=as_far_as_there(file, _COLUMNS))
         entries = [entry for entry in table.to_pylist() if entry["path"] is not None]
         rows = {row.sample_id: row for row in there.shard_rows(shard)}
         images = _images(folder, entries)
@@ -51,9 +53,12 @@ def _images(folder: Path, entries: Sequence[Mapping[str, Any]]) -> Iterator[np.n
 
 
 def _verdict(entries: Sequence[Mapping[str, Any]]) -> Verdict | None:
-    """None where images were not scored."""
-    if all(entry["predicted"] is None for entry in entries):
+    """None where images were neither scored nor checked."""
+    shows = [entry.get("label_checked") for entry in entries]  # shards from before there were checks lack it
+    checked = None if None in shows else np.array(shows, bool)
+    if checked is None and all(entry["predicted"] is None for entry in entries):
         return None
     difficulty = [np.nan if entry["measured_difficulty"] is None else entry["measured_difficulty"] for entry in entries]
     predicted = [-1 if entry["predicted"] is None else entry["predicted"] for entry in entries]
-    return Verdict(np.array(difficulty, np.float32), np.array(predicted), np.full(len(entries), np.nan, np.float32))
+    rival = np.full(len(entries), np.nan, np.float32)
+    return Verdict(np.array(difficulty, np.float32), np.array(predicted), rival, checked)

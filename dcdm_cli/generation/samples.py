@@ -9,6 +9,7 @@ import numpy as np
 
 from dcdm_cli.crew.coordinator import Crew
 from dcdm_cli.crew.messages import Piece
+from dcdm_cli.difficulty.verdict import Verdict, joined
 from dcdm_cli.generation.coordinator import check_generator
 from dcdm_cli.generation.plan import PlanRow
 from dcdm_cli.generation.shards import Facts, Maker
@@ -30,11 +31,10 @@ class SampleTask:
 
 @dataclass(frozen=True)
 class Sampled:
-    """images uint8 [B, H, W, 3], difficulty float32 [B], predicted int [B]: of a task's rows."""
+    """images uint8 [B, H, W, 3] of a task's rows, and what was said of them."""
 
     images: np.ndarray
-    difficulty: np.ndarray
-    predicted: np.ndarray
+    verdict: Verdict
 
 
 class SampleWorker:
@@ -51,32 +51,29 @@ class SampleWorker:
         batches = list(self.maker.render(task.rows, Job()))
         verdicts = [batch.verdict for batch in batches if batch.verdict is not None]
         assert len(verdicts) == len(batches), "callers check that the run has a scorer"
-        difficulty, predicted, _ = map(np.concatenate, zip(*verdicts, strict=True))
-        yield Sampled(np.concatenate([batch.images for batch in batches]), difficulty, predicted)
+        yield Sampled(np.concatenate([batch.images for batch in batches]), joined(verdicts))
 
 
 def sample_rows(
     rows: Sequence[PlanRow], crew: Crew, batch: int, watch: Watch | None = None, starts: Starts | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """(realised difficulty float32 [N], predicted label int [N]) of images that a crew of `SampleWorker`s makes.
+) -> Verdict:
+    """What is said of the images that a crew of `SampleWorker`s makes.
 
     batch: images per task. watch: sees every batch once, in the order of the rows. starts: what images begin from; each
     task takes what it needs. Raises InterruptedRunError.
     """
     parts = [tuple(rows[start : start + batch]) for start in range(0, len(rows), batch)]
     ahead: dict[int, Sampled] = {}  # made before their turn
-    realised: list[np.ndarray] = []
-    predicted: list[np.ndarray] = []
+    verdicts: list[Verdict] = []
 
     def said(chunk: Piece, made: Sampled) -> int:
-        if chunk.number >= len(realised):  # else a dead worker had said it before
+        if chunk.number >= len(verdicts):  # else a dead worker had said it before
             ahead[chunk.number] = made
-        while (turn := ahead.pop(len(realised), None)) is not None:
+        while (turn := ahead.pop(len(verdicts), None)) is not None:
             if watch is not None:
-                watch(parts[len(realised)], turn.images, turn.difficulty)
-            realised.append(turn.difficulty)
-            predicted.append(turn.predicted)
-            crew.job.progress("generating", min(len(rows), len(realised) * batch), len(rows))
+                watch(parts[len(verdicts)], turn.images, turn.verdict.difficulty)
+            verdicts.append(turn.verdict)
+            crew.job.progress("generating", min(len(rows), len(verdicts) * batch), len(rows))
         return 1
 
     facts, _ = crew.first_hello()
@@ -86,7 +83,7 @@ def sample_rows(
         said,
         lambda: "these images are made anew next time",
     )
-    return np.concatenate(realised), np.concatenate(predicted)
+    return joined(verdicts)
 
 
 def _task(rows: tuple[PlanRow, ...], generator: str, starts: Starts | None) -> SampleTask:

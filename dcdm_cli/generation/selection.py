@@ -3,7 +3,8 @@
 Not from the paper. A diffusion model steers difficulty on average; single images scatter around it. With `attempts`
 above 1 the scorer looks at every image, and one that misses its target by more than `tolerance` gets a new draw; of all
 its draws the closest is kept. An image counts as further away when its difficulty is the pull of one other class rather
-than the lack of its own: it may well show that class. The cost is the extra draws.
+than the lack of its own: it may well show that class. With a label check, a second classifier looks too, and an image
+in which it does not see the label is further away than any in which it does. The cost is the extra draws.
 
 All draws come from one pool, redraws first, filled up with new rows: every batch but the last few of a shard is full.
 """
@@ -15,13 +16,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dcdm_cli.difficulty.verdict import Verdict
+from dcdm_cli.difficulty.verdict import Measure, Verdict, joined
 from dcdm_cli.generation.engine import LOOK_AHEAD, Engine, draw, render
 from dcdm_cli.generation.plan import PlanRow
 from dcdm_cli.generation.seeds import image_seed
-from dcdm_cli.generation.shards import Measure, Rendered
+from dcdm_cli.generation.shards import Rendered
 from dcdm_cli.run.progress import Job
 
+LOST = 4.0  # distance that a label which is not seen adds: more than difficulty and rival can
 RIVAL_SHARE = 0.5  # of the difficulty, which is the probability of all other classes: one may have so much unpunished
 
 
@@ -54,7 +56,7 @@ class _Kept:
     settled: bool = False
     distance: float = np.inf
     image: np.ndarray | None = None
-    verdict: tuple[float, int, float] = (np.nan, -1, np.nan)
+    verdict: Verdict | None = None  # on this image alone
 
 
 class _Pool:
@@ -94,8 +96,7 @@ class _Pool:
                 continue
             kept.draws += 1
             if kept.image is None or distances[i] < kept.distance:
-                said = verdict.difficulty[i], verdict.predicted[i], verdict.rival[i]
-                kept.distance, kept.image, kept.verdict = float(distances[i]), images[i].copy(), said
+                kept.distance, kept.image, kept.verdict = float(distances[i]), images[i].copy(), verdict.only(i)
             kept.settled = kept.draws >= self._attempts or not kept.distance > self._tolerance
 
     def finished(self) -> Rendered | None:
@@ -108,8 +109,8 @@ class _Pool:
         kept_draws = [self._open.pop(place) for place in places]
         self.given += len(places)
         images = np.stack([kept.image for kept in kept_draws if kept.image is not None])
-        difficulty, predicted, rival = (np.array(part) for part in zip(*(k.verdict for k in kept_draws), strict=True))
-        return Rendered([self._rows[place] for place in places], images, Verdict(difficulty, predicted, rival))
+        verdict = joined([kept.verdict for kept in kept_draws if kept.verdict is not None])
+        return Rendered([self._rows[place] for place in places], images, verdict)
 
 
 def _seeded(row: PlanRow, attempt: int) -> PlanRow:
@@ -121,8 +122,10 @@ def _measured(rows: Sequence[PlanRow], images: np.ndarray, measure: Measure) -> 
 
 
 def _distance(rows: Sequence[PlanRow], verdict: Verdict) -> np.ndarray:
-    """float [B]: how far each image is from what its row wants; a score that is not finite counts as far."""
-    target = np.array([row.target_difficulty for row in rows])
-    misses = np.abs(verdict.difficulty - target)
-    distance = misses + np.maximum(0, verdict.rival - RIVAL_SHARE * verdict.difficulty)
-    return np.nan_to_num(distance, nan=1.0)
+    """float [B]: how far each image is from what its row wants; a score that is not finite counts as far, a lost label
+    as further than any other miss."""
+    distance = np.zeros(len(rows))
+    if verdict.rival is not None:
+        misses = np.abs(verdict.difficulty - np.array([row.target_difficulty for row in rows]))
+        distance = np.nan_to_num(misses + np.maximum(0, verdict.rival - RIVAL_SHARE * verdict.difficulty), nan=1.0)
+    return distance if verdict.shows is None else distance + LOST * ~verdict.shows

@@ -26,7 +26,6 @@ from dcdm_cli.run.progress import Job, silent
 
 FLAT_IMAGE = 1.0  # standard deviation in grey levels below which an image counts as blank
 WAITING = 2  # batches that may be encoding while the next is rendered; bounds memory
-Measure = Callable[[np.ndarray, np.ndarray], Verdict]  # of images uint8 [B, H, W, 3] with labels int64 [B]
 Store = Callable[[dict[str, Any], bytes], None]
 
 
@@ -166,9 +165,12 @@ def write_shard(
 def _entries(batch: Rendered, generator: str, layout: Layout, folders: Sequence[str]) -> list[dict[str, Any]]:
     """Manifest rows, with `sha256` and `bytes` still to be filled in."""
     count = len(batch.rows)
-    difficulty, predicted, _ = batch.verdict or Verdict(np.full(count, np.nan), np.full(count, -1), np.zeros(count))
+    said = batch.verdict or Verdict(np.full(count, np.nan), np.full(count, -1), None)
+    shows = [None] * count if said.shows is None else said.shows.tolist()
     entries = []
-    for row, image, s, guess in zip(batch.rows, batch.images, difficulty, predicted, strict=True):
+    for row, image, s, guess, shown in zip(
+        batch.rows, batch.images, said.difficulty, said.predicted, shows, strict=True
+    ):
         known = bool(np.isfinite(s))
         plan = {key: value for key, value in vars(row).items() if key not in ("index", "shard")}
         entries.append(
@@ -183,6 +185,7 @@ def _entries(batch: Rendered, generator: str, layout: Layout, folders: Sequence[
                 "difficulty": float(s) if known else None,
                 "measured_difficulty": float(s) if known else None,
                 "predicted": int(guess) if known else None,
+                "label_checked": shown,
                 "generator": generator,
             }
         )

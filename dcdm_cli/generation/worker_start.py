@@ -13,11 +13,12 @@ import torch
 
 from dcdm_cli.crew.messages import unshared
 from dcdm_cli.data.images import DecodeOptions, set_decode_options
+from dcdm_cli.difficulty.label_check import open_label_check
 from dcdm_cli.difficulty.scorer import Scorer
+from dcdm_cli.difficulty.verdict import Measure, with_check
 from dcdm_cli.generation.bulk import EngineMaker
 from dcdm_cli.generation.engine import open_engine
 from dcdm_cli.generation.samples import SampleWorker
-from dcdm_cli.generation.shards import Measure
 from dcdm_cli.generation.workers import SHARE, ShardWorker
 from dcdm_cli.run.settings import GenerateConfig
 
@@ -45,8 +46,8 @@ class Parcel:
 
 @dataclass(frozen=True)
 class Setup:
-    """adapter, scorer, export: folders; scorer None = images are not measured, export None = there is none to be used.
-    threads: CPU threads of one worker.
+    """adapter, scorer, export, checker: folders; scorer None = images are not measured, export None = there is none to
+    be used, checker None = labels are not checked. threads: CPU threads of one worker.
 
     deliver: images are sent to the boss; then the folders may be parcels.
     """
@@ -58,6 +59,7 @@ class Setup:
     threads: int | None = None
     deliver: bool = False
     export: Path | Parcel | None = None
+    checker: Path | Parcel | None = None
 
 
 def open_shard_worker(setup: Setup, device: str, should_stop: Callable[[], bool]) -> ShardWorker:
@@ -70,9 +72,10 @@ def open_sample_worker(setup: Setup, device: str, should_stop: Callable[[], bool
     return SampleWorker(_open_maker(setup, device))
 
 
-def measure_with(scorer: Path, device: str) -> Measure:
-    """Finished images measured by a stored scorer."""
-    return Scorer.load(scorer, device).verdicts
+def measure_with(scorer: Path | None, checker: Path | None, device: str) -> Measure | None:
+    """Finished images measured by a stored scorer and looked at by a stored label check, where there are any."""
+    measure = Scorer.load(scorer, device).verdicts if scorer else None
+    return with_check(measure, open_label_check(checker, device) if checker else None)
 
 
 def _open_maker(setup: Setup, device: str) -> EngineMaker:
@@ -81,7 +84,8 @@ def _open_maker(setup: Setup, device: str) -> EngineMaker:
     set_decode_options(setup.decode)
     adapter, export = _here(setup.adapter), _here(setup.export) if setup.export else None
     engine = open_engine(adapter, setup.config, device, export=export)
-    return EngineMaker(engine, measure_with(_here(setup.scorer), device) if setup.scorer else None)
+    scorer, checker = (_here(folder) if folder else None for folder in (setup.scorer, setup.checker))
+    return EngineMaker(engine, measure_with(scorer, checker, device))
 
 
 def _here(folder: Path | Parcel) -> Path:

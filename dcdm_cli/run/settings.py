@@ -13,14 +13,13 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, ValidationError, field_validator
 
 from dcdm_cli.errors import UsageError
+from dcdm_cli.run.classifiers import ClassifierConfig, FeaturesConfig, JudgeConfig, ScoreConfig
 from dcdm_cli.run.origins import nearest
 from dcdm_cli.run.roles import execution, plan, result
 from dcdm_cli.section import Fraction, Section, Seed
 
-# Arguments of timm.create_model by which it would read files and packages that nobody checked.
-_MODEL_ARGS_REFUSED = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
-
-
+__all__ = ["ClassifierConfig", "FeaturesConfig", "JudgeConfig", "ScoreConfig"]  # settings too, from a file of their own
+CHECKS = ("digits", "features", "clip")  # label checks that have a name
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
 AnySection = TypeVar("AnySection", bound=Section)
 
@@ -82,74 +81,6 @@ class DataConfig(Section):
         if value is not None and not value[0] < value[1]:
             raise ValueError("black must be below white, as in 0,4095")
         return value
-
-
-class ClassifierConfig(Section):
-    """A timm classifier that is trained; used for the scorer, the judge and the downstream arms."""
-
-    model: str = result(default="resnet18", description="timm model name, or packaged: the network that comes along")
-    model_args: dict[str, Any] = result(default_factory=dict, description="keyword arguments for timm.create_model")
-    pretrained: bool = result(
-        default=False, description="start from timm's weights (from the hub or its cache), or the packaged"
-    )
-    image_size: int = result(default=224, ge=8, description="pixels per side")
-    steps: int = result(default=2000, ge=1, description="optimiser steps")
-    batch_size: int = result(default=64, ge=2, description="images per step")
-    lr: float = result(default=1e-3, gt=0, description="learning rate of AdamW")
-    weight_decay: float = result(default=0.05, ge=0, description="of AdamW")
-    label_smoothing: float = result(default=0.0, ge=0, lt=1, description="share of the target spread over all classes")
-    scale: tuple[float, float] = result(default=(0.35, 1.0), description="area range of the random crop")
-    hflip: float = result(
-        default=0.5, ge=0, le=1, description="probability of a left-right flip; 0 for digits and text"
-    )
-    rotate: float = result(default=0.0, ge=0, le=180, description="largest random rotation, degrees")
-    policy: str | None = result(default=None, description="timm's augmentation policy, such as rand-m7-mstd0.5-inc1")
-    mixup: float = result(default=0.0, ge=0, description="strength (alpha) of Mixup; 0 = off")
-
-    @field_validator("model_args")
-    @classmethod
-    def _no_files(cls, given: dict[str, Any]) -> dict[str, Any]:
-        refused = [name for name in _MODEL_ARGS_REFUSED if name in given]
-        if refused:
-            raise ValueError(f"{refused[0]} may not be given here: it would load weights from a file of any kind")
-        return given
-
-
-class FeaturesConfig(ClassifierConfig):
-    """A classifier that may also rest on frozen features of a network that was trained on other images."""
-
-    features: str = result(
-        default="packaged",
-        description="what sees: packaged, a timm name with published weights, timm's folder or a .safetensors file",
-    )
-    feature_size: int | None = result(
-        default=None,
-        ge=16,
-        description="pixels per side images are brought to; none = the network's own, packaged: 160",
-    )
-    budget: float = result(
-        default=120.0, ge=0, description="seconds that --method auto may spend on a method slower than features"
-    )
-
-
-class ScoreConfig(FeaturesConfig):
-    method: Literal["auto", "features", "crossfit", "classifier", "column"] = result(
-        default="auto",
-        description="the best of those in the budget; out-of-fold heads on features, or trained classifiers; your own",
-    )
-    folds: int = result(default=5, ge=2, description="parts; each is scored by a classifier trained on the others")
-    repeats: int = result(default=1, ge=1, description="rounds of cross-fitting with other folds, averaged")
-    temperature: bool = result(default=True, description="scale the logits by a temperature fitted out of fold")
-    classifier: Path | None = result(default=None, description="your own classifier: .safetensors of `model`, or .onnx")
-    column: str | None = result(default=None, description="score column of the source, for --method column")
-    seed: Seed = result(default=0, description="of folds and classifiers")
-
-
-class JudgeConfig(FeaturesConfig):
-    method: Literal["auto", "features", "scratch"] = result(
-        default="auto", description="the best of those in the budget; a head on frozen features; trained from scratch"
-    )
-    folds: int = result(default=5, ge=2, description="parts by which methods and the strength of the head are chosen")
 
 
 class CaptionConfig(Section):
@@ -335,6 +266,16 @@ class GenerateConfig(Section):
     tolerance: float = result(
         of="uncalibrated", default=0.1, ge=0, le=1, description="largest miss of the target that is accepted"
     )
+    check: str | None = result(
+        of="uncalibrated",
+        default=None,
+        description="who else must see an image's label: digits, features, clip, or your classifier's file; none = off",
+    )
+    check_model: str | None = result(
+        of="uncalibrated",
+        default=None,
+        description="CLIP of --check clip: hub id or folder; none = openai/clip-vit-base-patch32",
+    )
     counts: Path | None = plan(
         of="budget", default=None, description="CSV class,count or JSON {class: count}; others get none"
     )
@@ -401,10 +342,15 @@ class GenerateConfig(Section):
     @classmethod
     def _a_share(cls, strength: float) -> float:
         if not 0 < strength <= 1:
-            raise ValueError(
-                "give a share above 0 and up to 1, such as 0.75; 1 starts from noise alone"
-            )
+            raise ValueError("give a share above 0 and up to 1, such as 0.75; 1 starts from noise alone")
         return strength
+
+    @field_validator("check")
+    @classmethod
+    def _check_or_file(cls, check: str | None) -> str | None:
+        if check is not None and check not in CHECKS and not Path(check).suffix and "/" not in check:
+            raise ValueError(f"{', '.join(CHECKS)}, or the .onnx or .safetensors file of your own classifier")
+        return check
 
     @field_validator("guidance_interval")
     @classmethod

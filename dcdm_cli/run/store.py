@@ -123,6 +123,7 @@ class RunFolder:
     own_captions = property(lambda self: self.path / "own_captions.parquet")
     images = property(lambda self: self.path / "images")
     scorer = property(lambda self: self.path / "scorer")
+    checker = property(lambda self: self.path / "checker")
     adapter = property(lambda self: self.path / "adapter")
     export = property(lambda self: self.path / "export")
     sets = property(lambda self: self.path / "sets")

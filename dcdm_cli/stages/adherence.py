@@ -13,6 +13,7 @@ from dcdm_cli.errors import UsageError
 from dcdm_cli.run.roles import IMAGES, all_others, fingerprints
 from dcdm_cli.run.store import Outcome, Stage, StageRecord
 from dcdm_cli.stages.devices import settle_spread
+from dcdm_cli.stages.label_check import check_input
 from dcdm_cli.stages.probe import Probed, open_run_engine, probe, probe_with_crew, usable_calibration
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def adherence_stage(context: Context) -> Stage:
     settings |= {"seed": evaluate.seed + config.seed}
     calibration = run.record("calibrate")
     inputs = {name: run.require(name).id for name in ("score", "caption", "finetune")}
-    inputs["calibrate"] = calibration.id if calibration else ""
+    inputs |= {"calibrate": calibration.id if calibration else "", **check_input(context)}
     return Stage("adherence", settings, inputs, {**all_others(made, *IMAGES), **all_others(judge)})
 
 
@@ -81,6 +82,8 @@ def summary(probed: Probed, agrees: np.ndarray, names: Sequence[str]) -> dict[st
     from dcdm_cli.evaluation.adherence import adherence, per_class
 
     results = adherence(probed.target, probed.realised, agrees)
+    checked = None if probed.shows is None else round(float(probed.shows.mean()), 4)
+    results |= {"label_checked": checked} if checked is not None else {}
     return results | {"classes": per_class(probed.target, probed.realised, agrees, probed.label, names)}
 
 

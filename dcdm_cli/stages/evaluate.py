@@ -12,6 +12,7 @@ from dcdm_cli.run.session import Context
 from dcdm_cli.run.store import Outcome, Stage, StageRecord
 from dcdm_cli.stages.devices import settle_generation
 from dcdm_cli.stages.jobs import open_job
+from dcdm_cli.stages.label_check import check_input, prepare_check
 
 if TYPE_CHECKING:
     from dcdm_cli.stages.evaluation_data import Evaluated
@@ -52,7 +53,9 @@ def evaluation_stage(context: Context, name: str, inputs: Mapping[str, str], **m
     compared["finetune"] = config.finetune
     made = {"generate": config.generate}
     settings = {**fingerprints(compared), **fingerprints(made, *IMAGES), "run_seed": config.seed, **more}
-    return Stage(name, settings, dict(inputs), {**all_others(compared), **all_others(made, *IMAGES)})
+    return Stage(
+        name, settings, {**inputs, **check_input(context)}, {**all_others(compared), **all_others(made, *IMAGES)}
+    )
 
 
 def _work(context: Context, records: Mapping[str, StageRecord]) -> Outcome:
@@ -65,6 +68,7 @@ def _work(context: Context, records: Mapping[str, StageRecord]) -> Outcome:
 
     run, job = context.run, open_job(context)
     data = checked_data(context)
+    prepare_check(context, job)  # before the judge: what is wrong with it is said at once
     judge = open_judge(context, data.manifest, job)
     steered = measured_adherence(context, data, judge, job)
     seconds = {name: record.seconds for name, record in records.items()} | {"adherence": steered.seconds}

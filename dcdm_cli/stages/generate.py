@@ -14,6 +14,7 @@ from dcdm_cli.run.session import Context
 from dcdm_cli.run.store import ALL_SETS, Outcome, Stage, StageRecord
 from dcdm_cli.stages.devices import Spread, settle_generation, settle_spread
 from dcdm_cli.stages.jobs import open_job
+from dcdm_cli.stages.label_check import check_input
 from dcdm_cli.stages.parts import join_parts
 from dcdm_cli.stages.plan import (
     check_plan,
@@ -69,6 +70,7 @@ def generate_stage(context: Context, plan: AnyPlan | None = None) -> Stage:
     run, config = context.run, context.config.generate
     calibration = run.record("calibrate")
     inputs = {"finetune": run.require("finetune").id, "calibrate": calibration.id if calibration else ""}
+    inputs |= check_input(context)
     if plan is not None:
         inputs["plan"] = plan.hash
     return Stage("generate", {**fingerprint(config), "run_seed": context.config.seed}, inputs, others(config))
@@ -80,10 +82,10 @@ def sample_images(context: Context) -> Iterator[Rendered]:
 
     context.run.require("finetune")
     context, job = settle_generation(context, "generate"), open_job(context)
+    measure = make_measure(context, job, score=context.config.generate.score)
     engine = open_run_engine(context, context.run.adapter, job)
     plan = draw_plan(context, context.config.generate, engine)
     _warn_unreachable(context, plan)
-    measure = make_measure(context, job) if context.config.generate.score else None
     yield from render_close(engine, plan.rows(), job, measure)
 
 
@@ -131,10 +133,11 @@ def _in_this_process(
     from dcdm_cli.generation.coordinator import run_shards
 
     job = open_job(context)
+    measure = make_measure(context, job, score=context.config.generate.score)
     engine = open_run_engine(context, context.run.adapter, job)
     plan = plan or draw_plan(context, context.config.generate, engine, describe_model(context))
     _start(context, plan)
-    maker = EngineMaker(engine, make_measure(context, job) if context.config.generate.score else None)
+    maker = EngineMaker(engine, measure)
     generated = run_shards(plan, maker, plan_layout(context, plan), job, verify=verify)
     return plan, generated, maker.facts, job.device
 
@@ -193,6 +196,7 @@ def _difficulty_summary(generated: Generated) -> dict[str, float | None]:
         "measured_mean": float(np.nanmean(measured)) if known else None,
         "label_agreement": float((predicted == label)[scored].mean()) if known else None,
         "not_scored": int((~scored).sum()) if known else len(scored),
+        "label_checked": generated.label_checked,
     }
 
 

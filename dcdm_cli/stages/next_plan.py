@@ -15,6 +15,7 @@ from dcdm_cli.run.session import Context
 from dcdm_cli.run.store import Outcome, RunFolder, Stage, StageRecord
 from dcdm_cli.stages.devices import settle_generation
 from dcdm_cli.stages.jobs import open_job
+from dcdm_cli.stages.label_check import check_input
 from dcdm_cli.stages.plan import describe_model
 from dcdm_cli.stages.probe import open_run_engine, plan_inputs
 
@@ -65,6 +66,7 @@ def next_plan_stage(context: Context) -> Stage:
     run, config = context.run, context.config
     generated = run.record("generate")
     inputs = {"finetune": run.require("finetune").id, "generate": generated.id if generated else ""}
+    inputs |= check_input(context)
     if earlier := [file for file in _rounds(run) if file.parent != run.generated]:
         inputs["rounds"] = hash_json([[file.parent.name, hash_file(file)] for file in earlier])
     sections = {"downstream": config.downstream, "generate": config.generate, "evaluate": config.evaluate}

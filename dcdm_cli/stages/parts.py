@@ -76,10 +76,8 @@ def run_part(context: Context, plan_file: Path, part: Part) -> dict[str, Any]:
     context = settle_generation(with_precision_of(context, plan), "generate")
     check_plan(context, plan)
     shards, job = part.shards(plan.shards), open_job(context)
-    maker = EngineMaker(
-        open_run_engine(context, context.run.adapter, job),
-        make_measure(context, job) if context.config.generate.score else None,
-    )
+    measure = make_measure(context, job, score=context.config.generate.score)
+    maker = EngineMaker(open_run_engine(context, context.run.adapter, job), measure)
     made = coordinator.run_part(plan, maker, plan_layout(context, plan), job, shards)
     done = {"part": str(part), "shards": len(shards), "images": made.images, "failed": made.failed}
     done |= {"made_now": made.made, "backend": maker.facts.backend, "device": job.device}

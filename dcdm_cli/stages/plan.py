@@ -16,6 +16,7 @@ from dcdm_cli.run.settings import GenerateConfig
 from dcdm_cli.signals import asked_to_stop
 from dcdm_cli.stages.devices import Spread, settle_generation, settle_spread
 from dcdm_cli.stages.jobs import open_job
+from dcdm_cli.stages.label_check import check_input
 from dcdm_cli.stages.probe import make_measure, open_run_engine, plan_inputs
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def describe_model(context: Context) -> dict[str, Any]:
         "resolution": info.resolution,
         "precision": config.precision,
         "draws": [config.attempts, config.tolerance] if config.attempts > 1 else [1],
+        **check_input(context),
         **sampler_settings(config),
     }
 
@@ -93,8 +95,8 @@ def check_plan(context: Context, plan: AnyPlan) -> None:
             f"the plan is for other classes: {_first_differences(theirs, ours)}",
             "make a new plan: dcdm generate --plan, or name the run it was made for with --run",
         )
-    noise = {"strength": 1.0}  # is not written down: plans from before there was another strength are the same
-    here, there = noise | describe_model(context), noise | dict(plan.made_for) if plan.made_for else {}
+    unsaid = {"strength": 1.0, "check": None}  # is not written down: plans from before there was another are the same
+    here, there = unsaid | describe_model(context), unsaid | dict(plan.made_for) if plan.made_for else {}
     changed = [key for key in here if key in there and there[key] != here[key]]
     if changed:
         said = "; ".join(f"{key} {there[key]!r}, here {here[key]!r}" for key in changed)
@@ -193,8 +195,8 @@ def _open_maker(context: Context, spread: Spread) -> tuple[EngineMaker, str]:
         )
     if spread.threads:
         torch.set_num_threads(spread.threads)
-    engine = open_run_engine(context, context.run.adapter, job)
-    return EngineMaker(engine, make_measure(context, job) if context.config.generate.score else None), job.device
+    measure = make_measure(context, job, score=context.config.generate.score)
+    return EngineMaker(open_run_engine(context, context.run.adapter, job), measure), job.device
 
 
 def plan_layout(context: Context, plan: AnyPlan) -> Layout:

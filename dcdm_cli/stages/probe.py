@@ -13,6 +13,7 @@ from dcdm_cli.run import one_off
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.store import RunFolder
 from dcdm_cli.stages.devices import Spread, open_crew
+from dcdm_cli.stages.label_check import open_check, prepare_check
 from dcdm_cli.stages.starts import open_starts, source_ids
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from dcdm_cli.crew.coordinator import Crew
     from dcdm_cli.crew.messages import Worker
-    from dcdm_cli.generation.bulk import Measure
+    from dcdm_cli.difficulty.verdict import Measure, Verdict
     from dcdm_cli.generation.engine import Engine
     from dcdm_cli.generation.plan import PlanInputs, PlanRow
     from dcdm_cli.generation.samples import Watch
@@ -31,13 +32,15 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Probed:
     """One entry per image. target, requested, realised float32 [N]; label int64 [N]; agrees bool [N]: the scorer still
-    gives the image its label. The images themselves are not kept: `Watch` sees each batch once."""
+    gives the image its label; shows bool [N]: the label check sees it, None where none was asked. The images themselves
+    are not kept: `Watch` sees each batch once."""
 
     target: np.ndarray
     requested: np.ndarray
     realised: np.ndarray
     label: np.ndarray
     agrees: np.ndarray
+    shows: np.ndarray | None = None
 
 
 def open_run_engine(context: Context, adapter: Path, job: Job, *, insist: bool = True) -> Engine:
@@ -60,19 +63,21 @@ def open_run_engine(context: Context, adapter: Path, job: Job, *, insist: bool =
 
 
 def open_run_crew(context: Context, spread: Spread, job: Job, opener: Callable[..., Worker], *, score: bool) -> Crew:
-    """The run's engine, and with `score` its scorer, once per worker. opener: of `generation.opening`."""
+    """The run's engine, label check, and with `score` its scorer, once per worker. opener: of `generation.opening`."""
     from dcdm_cli.data.images import decode_options
     from dcdm_cli.generation.engine import sampler_warnings
     from dcdm_cli.generation.worker_start import Parcel, Setup
 
     run, config = context.run, context.config.generate
+    here = job if spread.engine == "local" else replace(job, device="cpu")  # Ray's devices are elsewhere
+    checker = prepare_check(context, here)
     for warning in sampler_warnings(config):
         context.console.warn(warning)
-    folders = (run.adapter, run.scorer if score and run.scorer.exists() else None, _export_of(run))
+    folders = (run.adapter, run.scorer if score and run.scorer.exists() else None, _export_of(run), checker)
     packed = [Parcel.of(folder) if folder and spread.deliver else folder for folder in folders]
-    adapter, scorer, export = packed
+    adapter, scorer, export, checker = packed
     assert adapter is not None
-    setup = Setup(adapter, config, scorer, decode_options(), spread.threads, spread.deliver, export)
+    setup = Setup(adapter, config, scorer, decode_options(), spread.threads, spread.deliver, export, checker)
     return open_crew(context, partial(opener, setup), spread, job)
 
 
@@ -132,13 +137,17 @@ def _as_flags(config: GenerateConfig, names: Sequence[str]) -> str:
     return " ".join(shlex.quote(f"--set=generate.{k}={'none' if v is None else v}") for k, v in values.items())
 
 
-def make_measure(context: Context, job: Job) -> Measure | None:
-    """Scores finished images with the run's scorer; None when the run has no classifier of its own."""
-    if not context.run.scorer.exists():
-        return None
+def make_measure(context: Context, job: Job, *, score: bool = True, check: bool = True) -> Measure | None:
+    """Finished images by the run's scorer, where it has one and `score`, and by its label check, where one is set and
+    `check`; None where nobody looks. To be called before models are opened: a check that does not fit is said here."""
+    from dcdm_cli.difficulty.verdict import with_check
+
+    checker = open_check(context, job) if check else None
+    if not (score and context.run.scorer.exists()):
+        return with_check(None, checker)
     from dcdm_cli.difficulty.scorer import Scorer
 
-    return Scorer.load(context.run.scorer, job.device).verdicts
+    return with_check(Scorer.load(context.run.scorer, job.device).verdicts, checker)
 
 
 def probe(
@@ -152,12 +161,15 @@ def probe(
     calibrated: bool,
     watch: Watch | None = None,
 ) -> Probed:
-    """Generates `per_target` images at each difficulty and scores them, one batch in memory at a time."""
+    """Generates `per_target` images at each difficulty and scores them, one batch in memory at a time. Labels are
+    checked with the calibration, as `dcdm generate` does; without it, first draws are measured, and only the scorer's
+    view of them counts."""
     from dcdm_cli.generation.plan import grid_plan
 
     inputs = plan_inputs(context, calibrated=calibrated)
     plan = grid_plan(inputs, targets, per_target, seed, engine.generator)
-    return probe_rows(context, engine if calibrated else first_draws(engine), plan.rows(), job, watch)
+    rows = plan.rows()
+    return probe_rows(context, engine if calibrated else first_draws(engine), rows, job, watch, check=calibrated)
 
 
 def first_draws(engine: Engine) -> Engine:
@@ -178,37 +190,42 @@ def probe_with_crew(
         context.console.note(f"backend: {facts.backend}")
         rows = grid_plan(plan_inputs(context), targets, per_target, seed, facts.generator).rows()
         starts = open_starts(context, context.run.adapter, replace(job, device="cpu"))
-        return _probed(rows, *sample_rows(rows, crew, batch, watch, starts))
+        return _probed(rows, sample_rows(rows, crew, batch, watch, starts))
 
 
 def probe_rows(
-    context: Context, engine: Engine, rows: Sequence[PlanRow], job: Job, watch: Watch | None = None
+    context: Context,
+    engine: Engine,
+    rows: Sequence[PlanRow],
+    job: Job,
+    watch: Watch | None = None,
+    *,
+    check: bool = True,
 ) -> Probed:
     """The same for any plan rows."""
-    import numpy as np
-
+    from dcdm_cli.difficulty.verdict import joined
     from dcdm_cli.generation.selection import render_close
 
-    measure = make_measure(context, job)
-    realised, predicted = [], []
+    measure = make_measure(context, job, check=check)
+    verdicts = []
     for batch in render_close(engine, rows, job, measure):
         assert batch.verdict is not None, "callers check that the run has a scorer"
-        realised.append(batch.verdict.difficulty)
-        predicted.append(batch.verdict.predicted)
+        verdicts.append(batch.verdict)
         if watch is not None:
             watch(batch.rows, batch.images, batch.verdict.difficulty)
         job.stop_if_asked("these images are made anew next time")
-    return _probed(rows, np.concatenate(realised), np.concatenate(predicted))
+    return _probed(rows, joined(verdicts))
 
 
-def _probed(rows: Sequence[PlanRow], realised: np.ndarray, predicted: np.ndarray) -> Probed:
+def _probed(rows: Sequence[PlanRow], verdict: Verdict) -> Probed:
     import numpy as np
 
     label = np.array([row.label for row in rows])
     return Probed(
         target=np.array([row.target_difficulty for row in rows], np.float32),
         requested=np.array([row.requested_difficulty for row in rows], np.float32),
-        realised=realised,
+        realised=verdict.difficulty,
         label=label,
-        agrees=predicted == label,
+        agrees=verdict.predicted == label,
+        shows=verdict.shows,
     )

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dcdm_cli.data.manifest import COLUMNS, LATER, SCHEMA, Manifest, read_manifest, write_manifest
+from dcdm_cli.data.manifest import COLUMNS, LATER, SCHEMA, Manifest, read_manifest, share_true, write_manifest
 from dcdm_cli.errors import MismatchError, NotFoundError, UsageError
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -40,6 +40,7 @@ DESIGN = [
     "target_difficulty",
     "requested_difficulty",
     "measured_difficulty",
+    "label_checked",
     "generator",
     "source_id",
 ]
@@ -75,6 +76,23 @@ def test_round_trip(tmp_path: Path, rows: list[dict[str, object]], class_names: 
     assert read.table.equals(manifest.table)
     assert (read.class_names, read.root) == (tuple(class_names), tmp_path)
     assert read.rows() == manifest.rows()
+
+
+def test_manifests_from_before_there_were_label_checks_can_be_read(tmp_path: Path) -> None:
+    file = tmp_path / "samples.parquet"
+    write_manifest(Manifest.from_rows([{"path": "a.png", "label_checked": True}, {"path": "b.png"}], ["x"]), file)
+    assert read_manifest(file).table["label_checked"].to_pylist() == [True, None]
+    pq.write_table(pq.read_table(file).drop_columns("label_checked"), file)
+    old = read_manifest(file)
+    assert old.table.schema.equals(SCHEMA) and old.table["label_checked"].to_pylist() == [None, None]
+    pq.write_table(pq.read_table(file).drop_columns("caption"), file)
+    with pytest.raises(MismatchError):
+        read_manifest(file)
+
+
+def test_the_share_that_is_true_counts_rows_with_a_value() -> None:
+    assert share_true(pa.chunked_array([[True, None, False], [True, True]])) == 0.75
+    assert share_true(pa.chunked_array([[None, None]], pa.bool_())) is None
 
 
 def test_without_a_root_paths_start_at_the_file(tmp_path: Path) -> None:

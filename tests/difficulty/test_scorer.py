@@ -36,7 +36,8 @@ def test_the_difficulty_is_the_mean_over_the_folds(
     scorer = Scorer.load(tmp_path / "scorer")
     images, labels = digits[0][40:60], digits[1][40:60]
     measured = scorer.measure(images, labels, batch_size=7)
-    difficulty, predicted, rival = scorer.verdicts(images, labels)
+    difficulty, predicted, rival, shows = scorer.verdicts(images, labels)
+    assert rival is not None and shows is None
     np.testing.assert_allclose(difficulty, measured.difficulty, atol=1e-5)
     assert np.array_equal(predicted, measured.predicted)
     assert all(r == max(p for c, p in enumerate(probs) if c != label) for r, probs, label in

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dcdm_cli.difficulty.verdict import Verdict
+from dcdm_cli.difficulty.verdict import Measure, Verdict
 from dcdm_cli.generation.plan import Plan, PlanInputs, PlanRow, make_plan
-from dcdm_cli.generation.shards import Facts, Measure, Rendered
+from dcdm_cli.generation.shards import Facts, Rendered
 from dcdm_cli.generation.starts import Starts
 from dcdm_cli.generation.targets import parse_target
 from dcdm_cli.generation.workers import ShardWorker

@@ -35,7 +35,8 @@ def sampled(job: Job, transport: LocalTransport) -> tuple[list[int], np.ndarray,
         seen.extend(row.index for row in rows)
 
     with Crew(transport, job) as crew:
-        return seen, *sample_rows(ROWS, crew, 4, watch)
+        made = sample_rows(ROWS, crew, 4, watch)
+        return seen, made.difficulty, made.predicted
 
 
 def test_they_are_handed_over_once_and_in_order_whoever_dies() -> None:

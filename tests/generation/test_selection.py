@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dcdm_cli.difficulty.verdict import Verdict
-from dcdm_cli.generation.engine import Engine, render
+from dcdm_cli.difficulty.verdict import Measure, Verdict, with_check
+from dcdm_cli.generation.engine import Engine, open_engine, render
 from dcdm_cli.generation.plan import Plan
 from dcdm_cli.generation.selection import render_close
 from dcdm_cli.run.progress import Job
@@ -53,7 +54,8 @@ def test_what_is_said_of_an_image_is_said_of_the_draw_that_was_kept(engine: Engi
         ):
             expected = brightness(batch.images, np.array([row.label for row in batch.rows]))
             assert batch.verdict is not None
-            for said, found in zip(batch.verdict, expected, strict=True):
+            assert batch.verdict.shows is None
+            for said, found in zip(batch.verdict[:3], expected[:3], strict=True):
                 np.testing.assert_allclose(said, found)
 
 
@@ -75,7 +77,7 @@ def test_one_strong_rival_counts_as_a_miss(engine: Engine, the_plan: Plan) -> No
 
     def first_looks_like_another(images: np.ndarray, labels: np.ndarray) -> Verdict:
         seen.append(len(images))
-        difficulty, predicted, _ = brightness(images, labels)
+        difficulty, predicted = brightness(images, labels)[:2]
         return Verdict(difficulty, predicted, difficulty / 2 + (0.5 if len(seen) % 2 else 0))
 
     first = close(engine, the_plan)
@@ -93,6 +95,73 @@ def test_scores_that_are_not_finite_are_drawn_again(engine: Engine, the_plan: Pl
 
     close(with_settings(engine, attempts=3, tolerance=0.2, batch_size=12), the_plan, broken)
     assert calls == [12, 12, 12]
+
+
+def odd(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """A label check that half of all draws pass, whatever their difficulty."""
+    return images.sum((1, 2, 3), dtype=np.int64) % 2 == 1
+
+
+def checked_draws(engine: Engine, the_plan: Plan, measure: Measure | None, **changes: object) -> tuple[Images, dict]:
+    """Images by id, and by id whether the check's verdict on them was that they show their label."""
+    images: Images = {}
+    shows: dict[str, bool] = {}
+    for batch in render_close(with_settings(engine, **changes), the_plan.rows(), Job(), with_check(measure, odd)):
+        assert batch.verdict is not None and batch.verdict.shows is not None
+        for row, image, shown in zip(batch.rows, batch.images, batch.verdict.shows.tolist(), strict=True):
+            images[row.sample_id], shows[row.sample_id] = image, shown
+    return images, shows
+
+
+def test_a_draw_that_does_not_show_its_label_is_drawn_again(engine: Engine, the_plan: Plan) -> None:
+    first, before = checked_draws(engine, the_plan, brightness, attempts=1)
+    kept, after = checked_draws(engine, the_plan, brightness, attempts=6, tolerance=1.0)
+    assert 0 < sum(before.values()) < len(before), "some first draws pass, some do not"
+    for name, image in kept.items():
+        assert after[name] == odd(image[None], np.zeros(1))[0]
+        assert np.array_equal(image, first[name]) == before[name], "one that passes within the tolerance is kept"
+    assert sum(after.values()) > sum(before.values())
+
+
+def test_of_draws_that_all_lost_their_label_the_closest_is_kept(engine: Engine, the_plan: Plan) -> None:
+    def none(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        return np.zeros(len(images), bool)
+
+    never = close(with_settings(engine, attempts=4, tolerance=0.0), the_plan, with_check(brightness, none))
+    unchecked = close(with_settings(engine, attempts=4, tolerance=0.0), the_plan)
+    assert all(np.array_equal(never[key], unchecked[key]) for key in unchecked)
+
+
+def test_no_miss_of_the_target_outweighs_a_lost_label(engine: Engine, the_plan: Plan) -> None:
+    """The first draw is perfect but for its label, the second as far as a draw can be and shows it."""
+    calls: list[int] = []
+
+    def worse_and_worse(images: np.ndarray, labels: np.ndarray) -> Verdict:
+        calls.append(len(images))
+        later = len(calls) > 1
+        rival = np.full(len(images), float(later))
+        targets = np.array([row.target_difficulty for row in the_plan.rows()])
+        return Verdict(np.where(later, np.nan, targets), labels, rival * 0.5, np.full(len(images), later))
+
+    first = close(engine, the_plan)
+    kept = close(with_settings(engine, attempts=2, tolerance=0.0, batch_size=12), the_plan, worse_and_worse)
+    assert calls == [12, 12] and not any(np.array_equal(first[key], kept[key]) for key in first)
+
+
+def test_a_label_check_chooses_without_a_scorer(engine: Engine, the_plan: Plan) -> None:
+    first, before = checked_draws(engine, the_plan, None, attempts=1)
+    kept, after = checked_draws(engine, the_plan, None, attempts=6, tolerance=0.0)
+    assert sum(after.values()) > sum(before.values())
+    assert all(np.array_equal(kept[name], first[name]) for name, passed in before.items() if passed)
+
+
+def test_the_check_decides_which_images_are_made(adapter: Path) -> None:
+    """Plans and folders of images made with and without it, or with another one, are not taken for each other."""
+    made = {
+        open_engine(adapter, config(check=check, check_model=model), "cpu").generator
+        for check, model in ((None, "a"), (None, "b"), ("digits", "a"), ("clip", "a"), ("clip", "b"))
+    }
+    assert len(made) == 4
 
 
 def test_without_a_scorer_the_first_draw_is_kept(engine: Engine, the_plan: Plan) -> None:

@@ -41,6 +41,7 @@ class VariantFolder(RunFolder):
 
     samples = property(lambda self: self.parent.samples)
     scorer = property(lambda self: self.parent.scorer)
+    checker = property(lambda self: self.parent.checker)
     cache = property(lambda self: self.parent.cache)
 
     def record(self, stage: str) -> StageRecord | None:

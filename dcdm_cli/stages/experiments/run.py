@@ -21,6 +21,7 @@ from dcdm_cli.stages.experiments.arms import make_arm, make_sets
 from dcdm_cli.stages.experiments.generators import variant_context
 from dcdm_cli.stages.experiments.sets import GeneratedSets
 from dcdm_cli.stages.jobs import open_job
+from dcdm_cli.stages.label_check import prepare_check
 
 if TYPE_CHECKING:
     from dcdm_cli.evaluation.downstream import Arm
@@ -124,6 +125,7 @@ def _work(context: Context, experiment: Experiment, place: Place) -> Outcome:
 
     job = open_job(context)
     data = checked_data(context)
+    prepare_check(context, job)
     head = {
         "schema": 1,
         "experiment": experiment.name,
@@ -194,7 +196,7 @@ def _about(spec: ArmSpec, ratio: float, sets: GeneratedSets, seeds: Sequence[int
         return about
     about["difficulty"] = f"plan, {spec.rounds} rounds" if spec.rounds else spec.difficulty or sets.difficulty
     facts = [facts for facts in (sets.facts(spec, ratio, seed) for seed in seeds) if facts]
-    for name in ("realised_mean", "realised_std", "label_agreement", "seconds"):
+    for name in ("realised_mean", "realised_std", "label_agreement", "label_checked", "seconds"):
         known = [row[name] for row in facts if row[name] is not None]
         about[f"set_{name}"] = round(sum(known) / len(known), 4) if known else None
     if about["set_seconds"] is not None:

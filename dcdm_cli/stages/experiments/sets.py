@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import BaseModel
 
+from dcdm_cli.data.manifest import share_true
 from dcdm_cli.evaluation.downstream import NOTHING, Samples
 from dcdm_cli.files import hash_json, write_json
 from dcdm_cli.gate import Amount, Count, Share, Word, read_document
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.roles import IMAGES, fingerprint
 from dcdm_cli.stages.experiments.generators import VariantFolder, arm_context, prepare_variant
+from dcdm_cli.stages.label_check import check_input
 from dcdm_cli.stages.probe import make_measure, open_run_engine, plan_inputs
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ class Facts(BaseModel):
     realised_mean: Share | None = None
     realised_std: Share | None = None
     label_agreement: Share | None = None
+    label_checked: Share | None = None
 
 
 class GeneratedSets:
@@ -68,7 +71,7 @@ class GeneratedSets:
             run.path.name if variant else run.require("finetune").id,
             calibration.id if calibration and not variant else "",
             fingerprint(context.config.calibrate),
-            fingerprint(context.config.generate, *IMAGES),
+            self._made_with(context),
             context.config.caption.template,
             hash_json(self.real.column("sample_id").tolist()),
             [ratio, arm.rounds, fingerprint(context.config.downstream)] if arm.rounds else self._ratios(arm, ratio),
@@ -76,6 +79,12 @@ class GeneratedSets:
             "every seed" if seed is None and context.config.evaluate.fresh_sets else self._set_seed(seed or 0),
         ]
         return hash_json(made_from)[:16]
+
+    def _made_with(self, context: Context) -> dict[str, Any]:
+        """Sets from before there were label checks are found again while there is none."""
+        settings = fingerprint(context.config.generate, *IMAGES)
+        off = {name for name in ("check", "check_model") if settings[name] is None}
+        return {name: value for name, value in settings.items() if name not in off} | check_input(context)
 
     def make(self, arm: ArmSpec, ratio: float, seed: int) -> Samples:
         """The arm's images for a seed: all of them, or one set for every seed without `evaluate.fresh_sets`."""
@@ -92,9 +101,9 @@ class GeneratedSets:
         return made
 
     def facts(self, arm: ArmSpec, ratio: float, seed: int) -> dict[str, Any]:
-        """What the scorer finds in a finished set, and what it cost: realised_mean, realised_std, label_agreement,
-        images, seconds. Measured once and kept beside the images; the first three are None without a scorer. Empty when
-        the set is not there any more."""
+        """What scorer and label check find in a finished set, and what it cost: realised_mean, realised_std,
+        label_agreement, label_checked, images, seconds. Measured once and kept beside the images; None where nobody
+        looked. Empty when the set is not there any more."""
         if arm.rounds:
             folders = [self._folder(arm, ratio, seed) / f"{number}" for number in range(arm.rounds)]
         else:
@@ -156,7 +165,8 @@ class GeneratedSets:
         from dcdm_cli.generation.bulk import run_plan
 
         clock = time.monotonic()
-        measure = make_measure(self.context, self.job) if engine.config.attempts > 1 else None  # it chooses the draws
+        # The scorer looks while draws are made only where it chooses among them; a label check always does.
+        measure = make_measure(self.context, self.job, score=engine.config.attempts > 1)
         made = run_plan(plan, engine, folder, self.job, measure)
         spent = {"seconds": round(time.monotonic() - clock, 3), "made": made.made, "images": made.images}
         write_json(folder / FACTS, {**spent, "device": self.job.device})
@@ -188,18 +198,20 @@ class GeneratedSets:
     def _measure(self, images: Manifest) -> dict[str, Any]:
         from dcdm_cli.difficulty.scorer import Scorer
 
+        checked = share_true(images.table["label_checked"])
+        rest = {"label_checked": checked if checked is None else round(checked, 4)}
         unknown = {"realised_mean": None, "realised_std": None, "label_agreement": None}
         if not self.context.run.scorer.exists() or not len(images):
-            return unknown
+            return unknown | rest
         labels, difficulty, predicted = (images.column(n) for n in ("label", "measured_difficulty", "predicted"))
         if not np.isfinite(difficulty).all():  # drawn once, and so not measured on the way
             found = Scorer.load(self.context.run.scorer, self.job.device).measure(images.paths(), labels)
             difficulty, predicted = found.difficulty, found.predicted
         known = np.isfinite(difficulty)  # the others say nothing about their labels
         if not known.any():
-            return unknown
+            return unknown | rest
         values = (difficulty[known].mean(), difficulty[known].std(), (predicted == labels)[known].mean())
-        return {name: round(float(value), 4) for name, value in zip(unknown, values, strict=True)}
+        return {name: round(float(value), 4) for name, value in zip(unknown, values, strict=True)} | rest
 
 
 def _plan(context: Context, counts: np.ndarray, seed: int, generator: str) -> Plan:
@@ -235,7 +247,7 @@ def _joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Facts of several folders as one, weighted by their images; what one does not know is not known of all."""
     images, seconds = [part["images"] for part in parts], [part["seconds"] for part in parts]
     joined: dict[str, Any] = {"images": sum(images), "seconds": None if None in seconds else round(sum(seconds), 3)}
-    for name in ("realised_mean", "realised_std", "label_agreement"):
+    for name in ("realised_mean", "realised_std", "label_agreement", "label_checked"):
         known = [(part[name], n) for part, n in zip(parts, images, strict=True) if part.get(name) is not None and n]
         total = sum(n for _, n in known)
         joined[name] = round(sum(value * n for value, n in known) / total, 4) if total else None
