@@ -87,15 +87,21 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Context:
     ]
     write_manifest(Manifest.from_rows(rows, ["cat", "dog"]), run.samples)
     flags = {"data.source": "digits", "finetune.precision": "fp32", "generate.precision": "fp32"}
+    flags["finetune.strength"] = "auto"  # what it tries is asked of then alone
     made = Context(run, resolve(flags=flags), Console(quiet=True), False, False, {})
     for stage in STAGES.values():
         run.run(stage(made), lambda: Outcome([], ""))
     return made
 
 
+OF_A_FORM = {"data.split_map": ["val=test"], "strength.guidance": [[2.0, 2.0]]}
+
+
 def another(key: str, value: Any, photos: Path) -> dict[str, Any]:
     """Another value that the setting may have, as {name: value}."""
     model, name = section_of(key)
+    if key in OF_A_FORM:
+        return {name: OF_A_FORM[key]}
     words = literals(model.model_fields[name].annotation)
     odd = [str(photos), True, False, 1, 2, 3, 7, 64, 0.25, 0.75, 1.5, [3, 5], [0.25, 0.75], ["real"], {"depth": 3}]
     for candidate in (*words, *odd):
@@ -148,7 +154,7 @@ def test_how_the_work_is_done_makes_nothing_stale(key: str, context: Context, ph
 def test_what_changes_the_outcome_makes_its_stage_stale(key: str, context: Context, photos: Path) -> None:
     found = stale(with_another(context, key, photos))
     section = key.partition(".")[0]
-    own = {"seed": "score", "data": "score", "downstream": "evaluate", "caption": "caption"}.get(section, section)
+    own = {"seed": "score", "data": "score", "downstream": "evaluate", "strength": "finetune"}.get(section, section)
     assert ("caption-files" if key.startswith("caption.") and ROLE[key] == FILES else own) in found
 
 
@@ -182,6 +188,7 @@ def test_a_section_is_its_fingerprint_and_the_others() -> None:
 
 def test_a_record_of_before_with_all_settings_is_still_fresh(context: Context, tmp_path: Path) -> None:
     """Older records hold every setting, and lack optional ones that came later; a run must not train again for that."""
+    context = context.with_settings(finetune={"strength": None})
     stage = finetune_stage(context)
     old = {**context.config.finetune.model_dump(mode="json"), "run_seed": 0, "keep_checkpoints": 7}
     del old["revision"]

@@ -235,6 +235,6 @@ def strength_settings(context: Context) -> Mapping[str, Any]:
     config = context.config
     generate = config.generate.model_dump(mode="json", include={"attempts", "tolerance"})
     return {
-        "strength": config.strength.model_dump(mode="json"),
+        "probed": config.strength.model_dump(mode="json"),
         "sampler": {**sampler_settings(config.generate), **generate},
     }

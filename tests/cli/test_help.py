@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import resource
 import shlex
 import subprocess
@@ -122,7 +123,7 @@ def test_every_command_has_help_with_examples(command: str) -> None:
 
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_every_example_is_accepted(example: str, tmp_path: Path) -> None:
-    words = shlex.split(example.split("|")[0])
+    words = shlex.split(re.split(r"[|>]", example)[0])
     assert words[0] == "dcdm"
     made = run(*words[1:], "--dry-run", cwd=tmp_path)
     assert made.stderr == "" and made.stdout
