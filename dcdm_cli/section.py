@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 LARGEST = 2**31 - 1  # of whole numbers: seeds are added up, and random generators and array shapes take no more
@@ -20,14 +20,17 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
-    @field_validator("*", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _none(cls, value: Any, info: ValidationInfo) -> Any:
-        """TOML, flags and the environment have no null: `none` switches an optional setting off."""
-        field = cls.model_fields[info.field_name or ""]
-        if field.annotation is str and type(value) in (int, float):  # difficulty = 0.5
-            return str(value)
-        return None if value == "none" and type(None) in get_args(field.annotation) else value
+    def _plain_values(cls, values: Any) -> Any:
+        """TOML, flags and the environment have no null: `none` switches an optional setting off. `difficulty = 0.5` is
+        a text without quotes."""
+        if not isinstance(values, Mapping):
+            return values
+        return {
+            name: _plain(cls.model_fields[name].annotation, v) if name in cls.model_fields else v
+            for name, v in values.items()
+        }
 
     @field_validator("*", mode="after")
     @classmethod
@@ -36,6 +39,12 @@ class Section(BaseModel):
         if fault:
             raise ValueError(fault)
         return value
+
+
+def _plain(annotation: Any, value: Any) -> Any:
+    if annotation is str and type(value) in (int, float):
+        return str(value)
+    return None if value == "none" and type(None) in get_args(annotation) else value
 
 
 def beyond(value: Any) -> str:
