@@ -24,13 +24,12 @@ DATA_NAMES = (
 )  # fmt: skip
 OUTPUT_NAMES = (
     "run", "name", "format", "image_format", "sidecars", "metadata", "overwrite", "score", "sample_every",
-    "log_with", "force", "dry_run", "as_json", "quiet", "verify", "plan", "suite", "atlas", "artefacts", "filter",
-    "next_plan", "origin",
+    "log_with", "force", "dry_run", "as_json", "quiet", "verify", "plan", "origin",
 )  # fmt: skip
 # In this order at the head of their panels; the others follow in the order of the settings.
 COMMON = (
     "preset", "model", "pretrained", "image_size", "steps", "base", "difficulty", "ratio", "count", "per_class",
-    "arms", "seeds", "experiment", "method", "template", "strength", "resolution", "target", "split", "drop",
+    "arms", "seeds", "method", "template", "strength", "resolution", "target", "split", "drop",
     "relabel", "device", "devices", "batch_size", "precision", "backend", "run", "name", "format", "force", "as_json",
     "quiet",
 )  # fmt: skip

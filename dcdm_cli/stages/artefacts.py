@@ -33,7 +33,7 @@ def run_artefacts(context: Context) -> None:
     from dcdm_cli.reports.tables import saved_sheets, summary_sheets
 
     context, run = settle_generation(context), context.run
-    with run.lock("dcdm evaluate --artefacts"):
+    with run.lock("dcdm evaluate check"):
         record = _recorded(context)
     sheets = saved_sheets(summary_sheets(record.results), run.tables / f"artefacts{_of(run)}")
     context.console.result(record.results, run.evaluation / f"artefacts{_of(run)}.json", shown(sheets))
@@ -46,7 +46,7 @@ def run_compare(context: Context) -> None:
     from dcdm_cli.reports.tables import saved_sheets
 
     run, found = context.run, {}
-    with run.lock("dcdm evaluate --artefacts --name all"):
+    with run.lock("dcdm evaluate check --name all"):
         for name in ("", *run.set_names()):
             one = replace(context, run=run.with_images(name))
             if one.run.record("generate") is not None:
@@ -80,11 +80,11 @@ def run_filter(context: Context) -> None:
     from dcdm_cli.reports.tables import saved_sheets
 
     context, run = settle_generation(context), context.run
-    with run.lock("dcdm evaluate --filter"):
+    with run.lock("dcdm evaluate filter"):
         stage = evaluation_stage(context, f"filter{_of(run)}", _inputs(context))
         record, done = run.run(stage, lambda: _filter(context), force=context.force)
     if not done:
-        context.console.note("evaluate --filter: nothing changed, skipped (--force runs it again)")
+        context.console.note("evaluate filter: nothing changed, skipped (--force runs it again)")
     sheets = saved_sheets([filter_sheet(record.results)], run.tables / f"filter{_of(run)}")
     context.console.result(record.results, run.evaluation / REMOVED.format(_of(run)), shown(sheets))
 

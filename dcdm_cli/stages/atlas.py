@@ -1,4 +1,4 @@
-"""`dcdm evaluate --atlas`: class by difficulty, in pictures, and what makes each class hard."""
+"""`dcdm evaluate atlas`: class by difficulty, in pictures, and what makes each class hard."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ KINDS = (
 
 def run_atlas(context: Context) -> StageRecord:
     context, run = settle_generation(context), context.run
-    with run.lock("dcdm evaluate --atlas"):
+    with run.lock("dcdm evaluate atlas"):
         record, done = run.run(atlas_stage(context), lambda: _work(context), force=context.force)
     if not done:
-        context.console.note("evaluate --atlas: nothing changed, skipped (--force runs it again)")
+        context.console.note("evaluate atlas: nothing changed, skipped (--force runs it again)")
     page = run.evaluation / "atlas.html"
     context.console.result({"stage": "atlas", "path": str(page), **record.results}, page)
     return record

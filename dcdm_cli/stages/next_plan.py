@@ -1,4 +1,4 @@
-"""`dcdm evaluate --next-plan`: what the newest classifier finds hard, as a plan that `dcdm generate PLAN` executes."""
+"""`dcdm evaluate plan`: what the newest classifier finds hard, as a plan that `dcdm generate PLAN` executes."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ def plan_demand(
 
 def run_next_plan(context: Context) -> StageRecord:
     context, run = settle_generation(context), context.run
-    with run.lock("dcdm evaluate --next-plan"):
+    with run.lock("dcdm evaluate plan"):
         record, done = run.run(next_plan_stage(context), lambda: _work(context), force=context.force)
     if not done:
-        context.console.note("evaluate --next-plan: nothing changed, skipped (--force runs it again)")
+        context.console.note("evaluate plan: nothing changed, skipped (--force runs it again)")
     return record
 
 

@@ -13,6 +13,7 @@ from dcdm_cli.reports.html import ReportFigure, write_page, write_report
 if TYPE_CHECKING:
     from dcdm_cli.data.manifest import Manifest
     from dcdm_cli.run.session import Context
+    from dcdm_cli.run.store import RunFolder
     from dcdm_cli.stages.experiments.run import Place
 
 
@@ -33,6 +34,16 @@ def write_evaluation_report(context: Context, manifest: Manifest, metrics: Mappi
     }
     write_report(report, metrics, figures, facts)
     return [report, *(figure.path for figure in figures)]
+
+
+def evaluation_lines(run: RunFolder, metrics: Mapping[str, Any]) -> list[str]:
+    """An evaluation for the screen: its tables, which become CSV files of the run too, and what they say in words."""
+    from dcdm_cli.reports.formatting import summary_sentences
+    from dcdm_cli.reports.table import sentence, shown
+    from dcdm_cli.reports.tables import saved_sheets, summary_sheets
+
+    sheets = saved_sheets(summary_sheets(metrics), run.tables / "evaluation")
+    return [*shown(sheets), *(sentence(text) for text in summary_sentences(metrics))]
 
 
 def write_experiment_report(place: Place, document: Mapping[str, Any]) -> list[Path]:

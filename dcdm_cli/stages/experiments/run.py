@@ -1,4 +1,4 @@
-"""`dcdm evaluate --experiment NAME|FILE.toml`: classifiers per arm, ratio and seed, or densities of difficulty."""
+"""`dcdm evaluate experiment NAME|FILE.toml`: classifiers per arm, ratio and seed, or densities of difficulty."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def run_experiment(context: Context, name: str) -> tuple[StageRecord, Place]:
     run = context.run
     run.create()
     context = settle_generation(context)
-    with run.lock(f"dcdm evaluate --experiment {experiment.name}"):
+    with run.lock(f"dcdm evaluate experiment {experiment.name}"):
         place = place_of(context, experiment)
         stage = experiment_stage(context, experiment, place)
         record, done = run.run(stage, lambda: _work(context, experiment, place), force=context.force)
