@@ -239,7 +239,7 @@ def scan_options(context: Context, source: str) -> ScanOptions:
 
     data, score = context.config.data, context.config.score
     out_of_fold = score.method in ("auto", "features", "crossfit") and not (score.classifier or score.column)
-    shared = {option.name for option in fields(ScanOptions)} & type(data).model_fields.keys()
+    shared = ({option.name for option in fields(ScanOptions)} & type(data).model_fields.keys()) - {"split_map"}
     return ScanOptions(
         **{name: getattr(data, name) for name in shared},
         split_map=read_split_map(data.split_map),
