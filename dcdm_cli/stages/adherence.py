@@ -17,12 +17,12 @@ from dcdm_cli.stages.probe import Probed, open_run_engine, probe, probe_with_cre
 
 if TYPE_CHECKING:
     from dcdm_cli.data.manifest import Manifest
+    from dcdm_cli.evaluation.data import Evaluated
+    from dcdm_cli.evaluation.judge import Judge
     from dcdm_cli.generation.plan import PlanRow
     from dcdm_cli.reports.plots import GridRow
     from dcdm_cli.run.progress import Job
     from dcdm_cli.run.session import Context
-    from dcdm_cli.stages.evaluation_data import Evaluated
-    from dcdm_cli.stages.judge import Judge
 
 GRID_CLASSES = 12
 

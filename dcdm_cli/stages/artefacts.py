@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dcdm_cli.errors import NotFoundError
+from dcdm_cli.evaluation.data import Evaluated
+from dcdm_cli.evaluation.judge import Judge
+from dcdm_cli.evaluation.quality import Checked, measured_difficulty
 from dcdm_cli.files import write_bytes, write_json
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.session import Context
 from dcdm_cli.run.store import Outcome, RunFolder, StageRecord
 from dcdm_cli.stages.devices import settle_generation
 from dcdm_cli.stages.evaluate import evaluation_stage, stage_records, the_bill
-from dcdm_cli.stages.evaluation_data import Evaluated, checked_data
+from dcdm_cli.stages.evaluation_data import checked_data
 from dcdm_cli.stages.jobs import open_job
-from dcdm_cli.stages.judge import Judge, open_judge
-from dcdm_cli.stages.quality import Checked, check_images, generated_images, generated_quality, measured_difficulty
+from dcdm_cli.stages.judge import open_judge
+from dcdm_cli.stages.quality import checked_images, generated_images, generated_quality
 
 if TYPE_CHECKING:
     from dcdm_cli.data.manifest import Manifest
@@ -116,7 +119,7 @@ def _adherence(context: Context, data: Evaluated, images: Manifest, judge: Judge
     """Target against measured difficulty of finished images, read in batches."""
     from dcdm_cli.evaluation.adherence import adherence, frontier, labels_hold_until, per_class
 
-    target, realised = images.column("target_difficulty"), measured_difficulty(context, images, job)
+    target, realised = images.column("target_difficulty"), measured_difficulty(context.run.scorer, images, job)
     label = images.column("label").astype(np.int64)
     agrees = judge.labels(images.paths()) == label
     rows = frontier(_real(data.real, judge, len(images)), (realised, agrees))
@@ -143,7 +146,7 @@ def _filter(context: Context) -> Outcome:
     run, job = context.run, open_job(context)
     data = checked_data(context)
     images = _required(context, data)
-    checked = check_images(context, data, images, open_judge(context, data.manifest, job), job)
+    checked = checked_images(context, data, images, open_judge(context, data.manifest, job), job)
     edge = _edge(checked)
     reasons = filter_reasons(checked.findings, edge)
     kept = np.array([reason is None for reason in reasons])

@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from dcdm_cli.evaluation.data import Evaluated
+from dcdm_cli.evaluation.judge import Judge
+from dcdm_cli.evaluation.quality import measured_difficulty
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.roles import IMAGES, all_others, fingerprints
 from dcdm_cli.run.session import Context
 from dcdm_cli.run.store import Outcome, Stage, StageRecord
 from dcdm_cli.stages.devices import settle_generation
-from dcdm_cli.stages.evaluation_data import Evaluated, checked_data
+from dcdm_cli.stages.evaluation_data import checked_data
 from dcdm_cli.stages.jobs import open_job
-from dcdm_cli.stages.judge import Judge, open_judge
+from dcdm_cli.stages.judge import open_judge
 from dcdm_cli.stages.probe import first_draws, open_run_engine, plan_inputs, probe_rows
-from dcdm_cli.stages.quality import generated_images, measured_difficulty
+from dcdm_cli.stages.quality import generated_images
 
 if TYPE_CHECKING:
     from dcdm_cli.data.manifest import Manifest
@@ -226,7 +229,7 @@ def _factors(context: Context, data: Evaluated, job: Job) -> dict[str, list[dict
     found = {"real": _hard_factors(real, real.column("difficulty"), job)}
     images = generated_images(context, data)
     if images is not None:
-        found["generated"] = _hard_factors(images, measured_difficulty(context, images, job), job)
+        found["generated"] = _hard_factors(images, measured_difficulty(context.run.scorer, images, job), job)
     return found
 
 

@@ -14,7 +14,7 @@ from dcdm_cli.stages.devices import settle_generation
 from dcdm_cli.stages.jobs import open_job
 
 if TYPE_CHECKING:
-    from dcdm_cli.stages.evaluation_data import Evaluated
+    from dcdm_cli.evaluation.data import Evaluated
 
 
 STAGES = ("score", "caption", "finetune", "calibrate", "export", "generate")
@@ -108,9 +108,9 @@ def foretold(context: Context, classifiers: int) -> str:
 
 
 def _downstream(context: Context, data: Evaluated, job: Job) -> dict[str, Any]:
+    from dcdm_cli.evaluation.data import held_out_difficulty
     from dcdm_cli.evaluation.downstream import open_ledger, run_arms, seeds_of, trial_of
     from dcdm_cli.evaluation.experiments import Experiment
-    from dcdm_cli.stages.evaluation_data import held_out_difficulty
     from dcdm_cli.stages.experiments.arms import PAIRS, make_arm, make_sets, named_arms
     from dcdm_cli.stages.experiments.sets import GeneratedSets
 
@@ -120,7 +120,7 @@ def _downstream(context: Context, data: Evaluated, job: Job) -> dict[str, Any]:
     arms = [make_arm(spec, config.evaluate.synthetic_ratio, data.real, sets) for spec in specs]
     seeds = seeds_of(config.evaluate.seed + config.seed, config.evaluate.seeds)
     context.console.note(foretold(context, len(arms) * len(seeds)))
-    difficulty = held_out_difficulty(context, data.held_out, job)
+    difficulty = held_out_difficulty(context.run.scorer, data.held_out, job)
     trial = trial_of(data.real, data.held_out, pairs=PAIRS, difficulty=difficulty)
     ledger = open_ledger(context.run.evaluation)
     make_sets([(arm, config.downstream) for arm in arms], trial, seeds, ledger)

@@ -80,7 +80,7 @@ def sample_images(context: Context) -> Iterator[Rendered]:
     context, job = settle_generation(context, "generate"), open_job(context)
     engine = open_run_engine(context, context.run.adapter, job)
     plan = draw_plan(context, context.config.generate, engine)
-    _warn_unreachable(context, plan)
+    warn_unreachable(context, plan)
     measure = make_measure(context, job) if context.config.generate.score else None
     yield from render_close(engine, plan.rows(), job, measure)
 
@@ -163,13 +163,13 @@ def _start(context: Context, plan: AnyPlan) -> None:
     from dcdm_cli.generation.pricing import check_disk
     from dcdm_cli.model.adapter import read_adapter
 
-    _warn_unreachable(context, plan)
+    warn_unreachable(context, plan)
     check_disk(plan, plan_layout(context, plan), read_adapter(context.run.adapter).resolution)
     if context.force:
         _set_aside(context.run.generated, plan)
 
 
-def _warn_unreachable(context: Context, plan: AnyPlan) -> None:
+def warn_unreachable(context: Context, plan: AnyPlan) -> None:
     if plan.unreachable:
         context.console.warn(
             f"{plan.unreachable} of {len(plan)} targets lie outside what this adapter can reach on average; "
