@@ -8,7 +8,8 @@ import pytest
 from typer.main import get_command
 
 from dcdm_cli.cli import build_app
-from dcdm_cli.commands.evaluate import JOBS, OLD_FLAGS, chosen_job, do_job
+from dcdm_cli.commands.evaluate import do_job
+from dcdm_cli.commands.jobs import JOBS, OLD_FLAGS, chosen_job
 from dcdm_cli.errors import DcdmError, NotFoundError, UsageError
 
 from .conftest import Open
