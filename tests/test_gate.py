@@ -22,7 +22,7 @@ from dcdm_cli.difficulty.calibration import SPREAD, Calibration, load_calibratio
 from dcdm_cli.difficulty.classifier import load_classifier
 from dcdm_cli.difficulty.scorer import Scorer
 from dcdm_cli.errors import DcdmError, MismatchError
-from dcdm_cli.evaluation.downstream import Ledger
+from dcdm_cli.evaluation.downstream import TrialLedger
 from dcdm_cli.files import write_bytes, write_json
 from dcdm_cli.gate import Column, Count, check_columns, inside, parse_json, read_document, read_lines
 from dcdm_cli.model.adapter import AdapterInfo, read_adapter
@@ -83,7 +83,7 @@ DOCUMENTS: dict[str, tuple[Any, Callable[[Path], Any]]] = {
     "captions.jsonl": ({"sample_id": "a", "caption": "b", "revision": None}, lambda file: read_lines(file, Said)),
     "downstream.jsonl": (
         {"key": HASH, "arm": "real", "seed": 1, "accuracy": 0.5, "images": 0, "seconds": 1.0},
-        lambda file: Ledger(file).get(HASH),
+        lambda file: TrialLedger(file).get(HASH),
     ),
     "classes.json": (
         ["a", "b"],

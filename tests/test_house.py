@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 from architecture import circles, import_graph, imported, layers, modules, parsed, public_names, rendered, upward
@@ -82,3 +83,11 @@ def test_public_names_are_those_of_the_doors() -> None:
     names = public_names(ROOT)
     assert [name for name in names if "." not in name] == dcdm_cli.__all__
     assert {"Run.score", "Run.generate", "Run.evaluate"} <= set(names)
+
+
+def test_one_word_is_one_thing() -> None:
+    """No two classes have the same name, one for another module's reader to take for the other."""
+    names = [
+        node.name for path in modules(ROOT).values() for node in parsed(path).body if isinstance(node, ast.ClassDef)
+    ]
+    assert sorted({name for name in names if names.count(name) > 1}) == []

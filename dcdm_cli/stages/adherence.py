@@ -47,7 +47,7 @@ class Gallery:
 
 def measured_adherence(context: Context, data: Evaluated, judge: Judge, job: Job) -> StageRecord:
     """Its record holds the `adherence` part of metrics.json; made again only when something it depends on changed."""
-    work = lambda: _work(context, data, judge, job)  # noqa: E731
+    work = lambda: _probe_targets(context, data, judge, job)  # noqa: E731
     return context.run.run(adherence_stage(context), work, force=context.force)[0]
 
 
@@ -103,7 +103,7 @@ def atlas_rows(train: Manifest, gallery: Gallery) -> list[GridRow]:
     return rows
 
 
-def _work(context: Context, data: Evaluated, judge: Judge, job: Job) -> Outcome:
+def _probe_targets(context: Context, data: Evaluated, judge: Judge, job: Job) -> Outcome:
     from dcdm_cli.evaluation.adherence import Agreement, frontier, labels_hold_until
 
     config = context.config

@@ -65,7 +65,7 @@ def run_compare(context: Context) -> None:
 def _recorded(context: Context) -> StageRecord:
     run = context.run
     stage = evaluation_stage(context, f"evaluate-artefacts{_of(run)}", _inputs(context))
-    record, done = run.run(stage, lambda: _work(context), force=context.force)
+    record, done = run.run(stage, lambda: _look(context), force=context.force)
     if not done:
         context.console.note(f"artefacts of {run.images_name or 'generated'}: nothing changed (--force measures again)")
     return record
@@ -96,7 +96,7 @@ def _inputs(context: Context) -> dict[str, str]:
     return {"score": context.run.require("score").id, "generate": context.run.require("generate").id}
 
 
-def _work(context: Context) -> Outcome:
+def _look(context: Context) -> Outcome:
     from dcdm_cli.reports.html import write_report
     from dcdm_cli.stages.report import draw, evaluation_drawings
 

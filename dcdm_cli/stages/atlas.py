@@ -58,7 +58,7 @@ KINDS = (
 def run_atlas(context: Context) -> StageRecord:
     context, run = settle_generation(context), context.run
     with run.lock("dcdm evaluate atlas"):
-        record, done = run.run(atlas_stage(context), lambda: _work(context), force=context.force)
+        record, done = run.run(atlas_stage(context), lambda: _make_atlas(context), force=context.force)
     if not done:
         context.console.note("evaluate atlas: nothing changed, skipped (--force runs it again)")
     page = run.evaluation / "atlas.html"
@@ -78,7 +78,7 @@ def atlas_stage(context: Context) -> Stage:
     return Stage("atlas", settings, inputs, {**all_others(made, *IMAGES), **all_others(judge)})
 
 
-def _work(context: Context) -> Outcome:
+def _make_atlas(context: Context) -> Outcome:
     from dcdm_cli.reports.atlas import factor_chart, write_atlas, write_grids
 
     run, job = context.run, open_job(context)
@@ -235,7 +235,7 @@ def _factors(context: Context, data: Evaluated, job: Job) -> dict[str, list[dict
 
 def _hard_factors(images: Manifest, difficulty: np.ndarray, job: Job) -> list[dict[str, Any]]:
     from dcdm_cli.data.images import decode_image
-    from dcdm_cli.evaluation.factors import FACTORS, Measured, hard_factors, measure
+    from dcdm_cli.evaluation.factors import FACTORS, MeasuredFactors, hard_factors, measure
 
     labels = images.column("label").astype(np.int64)
     chosen = np.sort(np.concatenate([np.flatnonzero(labels == c)[:MOST_PER_CLASS] for c in np.unique(labels)]))
@@ -243,5 +243,7 @@ def _hard_factors(images: Manifest, difficulty: np.ndarray, job: Job) -> list[di
     for row, i in enumerate(chosen):
         table[row] = list(measure(decode_image(paths[i])).values())
         job.progress("measuring factors", row + 1, len(chosen))
-    measured = Measured(table, difficulty[chosen], labels[chosen], images.column("predicted")[chosen].astype(np.int64))
+    measured = MeasuredFactors(
+        table, difficulty[chosen], labels[chosen], images.column("predicted")[chosen].astype(np.int64)
+    )
     return hard_factors(measured, images.class_names)

@@ -26,7 +26,7 @@ def run_evaluate(context: Context) -> StageRecord:
     context = settle_generation(context)
     with run.lock("dcdm evaluate"):
         records = stage_records(context)
-        record, done = run.run(evaluate_stage(context), lambda: _work(context, records), force=context.force)
+        record, done = run.run(evaluate_stage(context), lambda: _measure_all(context, records), force=context.force)
     if not done:
         context.console.note("evaluate: nothing changed, skipped (--force runs it again)")
     return record
@@ -55,7 +55,7 @@ def evaluation_stage(context: Context, name: str, inputs: Mapping[str, str], **m
     return Stage(name, settings, dict(inputs), {**all_others(compared), **all_others(made, *IMAGES)})
 
 
-def _work(context: Context, records: Mapping[str, StageRecord]) -> Outcome:
+def _measure_all(context: Context, records: Mapping[str, StageRecord]) -> Outcome:
     from dcdm_cli.files import write_json
     from dcdm_cli.stages.adherence import measured_adherence
     from dcdm_cli.stages.evaluation_data import checked_data

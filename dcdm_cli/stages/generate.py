@@ -55,7 +55,7 @@ def run_generate(
         stage = generate_stage(context, plan)
         force = context.force or verify
         record, done = run.run(
-            stage, lambda: _work(context, plan, verify, join), force=force, intact=lambda: _is_intact(context)
+            stage, lambda: _make_images(context, plan, verify, join), force=force, intact=lambda: _is_intact(context)
         )
     if not done:
         context.console.note("generate: nothing changed, skipped (--force runs it again)")
@@ -85,7 +85,7 @@ def sample_images(context: Context) -> Iterator[Rendered]:
     yield from render_close(engine, plan.rows(), job, measure)
 
 
-def _work(context: Context, plan: AnyPlan | None, verify: bool, join: bool) -> Outcome:
+def _make_images(context: Context, plan: AnyPlan | None, verify: bool, join: bool) -> Outcome:
     from dcdm_cli.generation.ledger import refuse_other_plan
     from dcdm_cli.generation.targets import parse_target
 

@@ -46,7 +46,7 @@ def run_experiment(context: Context, name: str) -> tuple[StageRecord, Experiment
     with run.lock(f"dcdm evaluate experiment {experiment.name}"):
         files = files_of(context, experiment)
         stage = experiment_stage(context, experiment, files)
-        record, done = run.run(stage, lambda: _work(context, experiment, files), force=context.force)
+        record, done = run.run(stage, lambda: _run_arms(context, experiment, files), force=context.force)
     if not done:
         context.console.note(f"experiment {experiment.name}: nothing changed, skipped (--force runs it again)")
     return record, files
@@ -107,7 +107,7 @@ def train_arms(context: Context, experiment: Experiment, data: Evaluated, seeds:
     return documents
 
 
-def _work(context: Context, experiment: Experiment, files: ExperimentFiles) -> Outcome:
+def _run_arms(context: Context, experiment: Experiment, files: ExperimentFiles) -> Outcome:
     from dcdm_cli.stages.experiments.adherence import adherence_document
     from dcdm_cli.stages.report import write_experiment_report
 
@@ -211,14 +211,16 @@ def _before(context: Context, experiment: Experiment, name: str) -> float | None
 
 def _sweep(context: Context, experiment: Experiment, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """For ratio sweeps: what ours needs to reach each control's best."""
-    from dcdm_cli.evaluation.crossing import Point, crossing
+    from dcdm_cli.evaluation.crossing import CurvePoint, crossing
 
     if experiment.axis != "ratio":
         return {}
 
-    def points(name: str) -> list[Point]:
+    def points(name: str) -> list[CurvePoint]:
         rows = [(cell["ratio"], arm) for cell in cells for arm in cell["arms"] if arm["name"] == name]
-        return [Point(ratio, arm["synthetic_images"], arm["accuracy"], arm.get("set_seconds")) for ratio, arm in rows]
+        return [
+            CurvePoint(ratio, arm["synthetic_images"], arm["accuracy"], arm.get("set_seconds")) for ratio, arm in rows
+        ]
 
     ours = points(experiment.focus)
     spent = round(sum(_preparation(context).values()), 2)
