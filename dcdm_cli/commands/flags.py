@@ -77,7 +77,7 @@ def _metavar(kind: Any) -> str:
 
 
 def parse_flag(key: str, value: Any) -> Any:
-    """Flags arrive as text; config.py checks the type and knows `none`. Lists are written with commas."""
+    """Flags arrive as text; settings.py checks the type and knows `none`. Lists are written with commas."""
     if value is None or isinstance(value, bool):
         return value
     return split_list(value) if get_origin(_plain_type(_field(key).annotation)) is tuple else value
