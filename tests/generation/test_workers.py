@@ -136,7 +136,9 @@ def test_a_coordinator_that_was_killed_leaves_nothing_to_clean_up_by_hand(tmp_pa
     )
     (tmp_path / "coordinator.py").write_text(code)
     env = os.environ | {"PYTHONPATH": f"{root}:{root / 'export'}"}
-    with subprocess.Popen([sys.executable, str(tmp_path / "coordinator.py"), str(tmp_path / "killed")], env=env) as process:
+    with subprocess.Popen(
+        [sys.executable, str(tmp_path / "coordinator.py"), str(tmp_path / "killed")], env=env
+    ) as process:
         deadline = time.monotonic() + 60
         while not list((tmp_path / "killed").rglob("*.png")) and time.monotonic() < deadline:
             time.sleep(0.02)
