@@ -228,27 +228,27 @@ class Experiments:
         """The pair of guidances by mean accuracy on the validation images."""
         file = self.state / "settings.toml"
         file.write_text(guidance_experiment(), "utf-8")
-        words = ["--experiment", "settings.toml", "--holdout", "validation", "--run", "runs/tune"]
+        words = ["experiment", "settings.toml", "--holdout", "validation", "--run", "runs/tune"]
         self.clock.dcdm("evaluate", *words, folder=self.state)
         document = self._document("tune", "settings")
         means = {arm["name"]: arm["accuracy_mean"] for cell in document["cells"] for arm in cell["arms"]}
         best = pair(*max(product(TEXT, DIFFICULTY), key=lambda values: means[title_of(*values)]))
         save({"guidance": best, "validation": means}, "chosen", self.state)
-        self._publish("tune_settings", document, "dcdm evaluate --experiment settings.toml --holdout validation")
+        self._publish("tune_settings", document, "dcdm evaluate experiment settings.toml --holdout validation")
         return best
 
     def _artefacts(self, target: str) -> dict[str, Any]:
-        self.clock.dcdm("evaluate", "--artefacts", "--run", f"runs/{target}", folder=self.state)
-        self.clock.dcdm("evaluate", "--atlas", "--run", f"runs/{target}", folder=self.state)
+        self.clock.dcdm("evaluate", "check", "--run", f"runs/{target}", folder=self.state)
+        self.clock.dcdm("evaluate", "atlas", "--run", f"runs/{target}", folder=self.state)
         metrics = json.loads((self.state / "runs" / target / "evaluation" / "artefacts.json").read_text("utf-8"))
         title = f"CIFAR-10, {target}: the generated images"
-        about = {"title": title, "setting": self.setting, **provenance("dcdm evaluate --artefacts")}
+        about = {"title": title, "setting": self.setting, **provenance("dcdm evaluate check")}
         save({**about, "metrics": metrics}, f"cifar10_{target}_artefacts", self.results)
         return {}
 
     def _experiment(self, target: str, name: str) -> dict[str, Any]:
-        self.clock.dcdm("evaluate", "--experiment", name, "--run", f"runs/{target}", folder=self.state)
-        self._publish(f"{target}_{name}", self._document(target, name), f"dcdm evaluate --experiment {name}")
+        self.clock.dcdm("evaluate", "experiment", name, "--run", f"runs/{target}", folder=self.state)
+        self._publish(f"{target}_{name}", self._document(target, name), f"dcdm evaluate experiment {name}")
         return {}
 
     def _document(self, target: str, name: str) -> dict[str, Any]:

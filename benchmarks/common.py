@@ -76,7 +76,7 @@ def write_result(name: str, result: Mapping[str, Any], headline: Mapping[str, An
 
 
 def provenance(command: str) -> dict[str, Any]:
-    """Command, day, machine and versions, as `dcdm evaluate --suite` prints them below a result."""
+    """Command, day, machine and versions, as `documents.py` prints them below a result."""
     found = versions()
     return {"command": command, **_origin({package: found[package] for package in TRAINING})}
 

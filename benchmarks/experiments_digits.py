@@ -137,11 +137,11 @@ class Digits:
             place = f"{name}-short"
             which = f"{place}.toml"
             (self.state / which).write_text(shortened(name, short), "utf-8")
-        return self._evaluate(name, place, "--experiment", which, "--seeds", str(seeds))
+        return self._evaluate(name, place, "experiment", which, "--seeds", str(seeds))
 
     def _tune(self, file: Path, seeds: int) -> dict[str, Any]:
         (self.state / file.name).write_bytes(file.read_bytes())
-        words = ("--experiment", file.name, "--holdout", "validation", "--seeds", str(seeds))
+        words = ("experiment", file.name, "--holdout", "validation", "--seeds", str(seeds))
         return self._evaluate(file.stem.removeprefix("digits_"), file.stem, *words)
 
     def _evaluate(self, name: str, place: str, *words: str) -> dict[str, Any]:

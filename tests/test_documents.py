@@ -7,11 +7,11 @@ import re
 from pathlib import Path
 
 import pytest
+from document_blocks import END
+from documents import documents, main, remake
 
 import dcdm_cli
-from dcdm_cli.commands.suite import documents, remake
 from dcdm_cli.errors import MismatchError, NotFoundError, UsageError
-from dcdm_cli.reports.suite import END
 
 from .reports.test_experiment_reports import document
 
@@ -19,10 +19,10 @@ ROOT = Path(dcdm_cli.__file__).parent.parent
 
 
 def test_every_number_in_a_block_is_what_its_results_say() -> None:
-    """Fails when a block was edited by hand, or results changed without `dcdm evaluate --suite .`"""
+    """Fails when a block was edited by hand, or results changed without `python benchmarks/documents.py`"""
     changed, _ = remake(ROOT, drawn=False, write=False)
     names = [path.name for path in changed]
-    assert not names, f"{', '.join(names)} differ from benchmarks/results: run dcdm evaluate --suite ."
+    assert not names, f"{', '.join(names)} differ from benchmarks/results: run python benchmarks/documents.py"
 
 
 # Versions, settings, an arXiv number; 0.7 and 0.05 are what the next test but one is about.
@@ -135,3 +135,14 @@ def test_damaged_results_are_named(project: Path) -> None:
     (project / "benchmarks" / "results" / "speed.json").write_text('{"tables": [{"title": "x"}]}')
     with pytest.raises(UsageError, match=r"speed\.json"):
         remake(project)
+
+
+def test_the_script_says_what_changed_and_what_is_wrong(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(project)]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "results": ["digits_controls", "speed"],
+        "changed": ["README.md", "benchmarks/README.md"],
+    }
+    (project / "README.md").write_text("<!-- figures:gone -->")
+    assert main([str(project)]) == NotFoundError.code
+    assert "'gone'" in capsys.readouterr().err

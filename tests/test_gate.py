@@ -22,7 +22,7 @@ from dcdm_cli.difficulty.calibration import SPREAD, Calibration, load_calibratio
 from dcdm_cli.difficulty.classifier import load_classifier
 from dcdm_cli.difficulty.scorer import Scorer
 from dcdm_cli.errors import DcdmError, MismatchError
-from dcdm_cli.evaluation.downstream import Ledger
+from dcdm_cli.evaluation.downstream import TrialLedger
 from dcdm_cli.files import write_bytes, write_json
 from dcdm_cli.gate import Column, Count, check_columns, inside, parse_json, read_document, read_lines
 from dcdm_cli.model.adapter import AdapterInfo, read_adapter
@@ -70,7 +70,7 @@ DOCUMENTS: dict[str, tuple[Any, Callable[[Path], Any]]] = {
     "records/score.json": (asdict(RECORD), lambda file: RunFolder(file.parent.parent).record("score")),
     "score.stopped.json": (
         {"of": HASH, "seconds": 1.5, "energy_wh": None, "apart": {"opening": 0.5}},
-        lambda file: Attempt(file, HASH, afresh=False),
+        lambda file: Attempt(file, HASH),
     ),
     "calibration.json": ({k: v for k, v in asdict(CALIBRATION).items() if k != "attempts"}, read_calibration),
     "config.json": (asdict(ADAPTER), read_adapter_config),
@@ -83,7 +83,7 @@ DOCUMENTS: dict[str, tuple[Any, Callable[[Path], Any]]] = {
     "captions.jsonl": ({"sample_id": "a", "caption": "b", "revision": None}, lambda file: read_lines(file, Said)),
     "downstream.jsonl": (
         {"key": HASH, "arm": "real", "seed": 1, "accuracy": 0.5, "images": 0, "seconds": 1.0},
-        lambda file: Ledger(file).get(HASH),
+        lambda file: TrialLedger(file).get(HASH),
     ),
     "classes.json": (
         ["a", "b"],
@@ -144,7 +144,7 @@ def test_a_document_with_anything_in_it_raises_only_our_errors(tmp_path: Path, n
         ("config.json", {"encoder": {"classes": 2, "dim": 10**9}}, "encoder.dim = 1000000000"),
         ("scorer.json", {"own": "../other.onnx"}, "own = '../other.onnx'"),
         ("scorer.json", {"temperature": 0}, "temperature = 0"),
-        ("scorer.json", {"folds": None}, "neither `own` nor `folds`"),
+        ("scorer.json", {"folds": None}, "neither `own`, `heads` nor `folds`"),
         ("classifier.json", {"config": {"model_args": {"checkpoint_path": "x.pth"}}}, "checkpoint_path may not"),
     ],
 )  # fmt: skip

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from dcdm_cli.reports.suite import END, render_document
+from document_blocks import END, render_document
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 PLAN = {

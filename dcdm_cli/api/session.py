@@ -60,6 +60,12 @@ def resolve_for(
     return resolved
 
 
+def run_of_plan(*, plan_file: Path | None, **_: object) -> Path | None:
+    """The run in whose `plans` folder the plan lies."""
+    folder = plan_file.absolute().parent if plan_file else None
+    return folder.parent if folder and RunFolder(folder.parent).plans == folder else None
+
+
 def dotted(settings: Mapping[str, Any], command: str = "") -> dict[str, Any]:
     """Keyword arguments as dotted keys. None says `none`: an optional setting that is switched off.
 

@@ -52,14 +52,14 @@ class Opened:
 
 
 @dataclass(frozen=True)
-class Choice:
+class BackendChoice:
     """opened None: use the torch backend. reason: for people and the record."""
 
     opened: Opened | None
     reason: str
 
 
-def choose_backend(wanted: Wanted) -> Choice:
+def choose_backend(wanted: Wanted) -> BackendChoice:
     """The backend asked for, or with `auto` the first one for the device that can be opened, else torch.
 
     Raises CapabilityError, NotFoundError or MismatchError when an explicit request cannot be met, UsageError when it
@@ -68,18 +68,18 @@ def choose_backend(wanted: Wanted) -> Choice:
     asked, kind = wanted.config.backend, wanted.device.partition(":")[0]
     if asked not in ("auto", "torch"):
         _check_request(asked, kind, wanted)
-        return Choice(_KINDS[asked].open(wanted), "asked for")
+        return BackendChoice(_KINDS[asked].open(wanted), "asked for")
     if asked == "torch" or wanted.config.compile:
-        return Choice(None, "asked for" if asked == "torch" else "--compile is for torch")
+        return BackendChoice(None, "asked for" if asked == "torch" else "--compile is for torch")
     refused: dict[str, list[str]] = {}  # reason -> names
     for name, entry in _KINDS.items():
         if kind not in entry.auto_on:
             continue
         try:
-            return Choice(entry.open(wanted), "; ".join([*_told(refused), entry.advantage]))
+            return BackendChoice(entry.open(wanted), "; ".join([*_told(refused), entry.advantage]))
         except (CapabilityError, NotFoundError, MismatchError) as error:
             refused.setdefault(error.message, []).append(name)
-    return Choice(None, "; ".join(_told(refused)) or f"the only one that runs on {kind}")
+    return BackendChoice(None, "; ".join(_told(refused)) or f"the only one that runs on {kind}")
 
 
 def usable_export(wanted: Wanted, networks: tuple[str, ...]) -> Signature:

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from dcdm_cli.api.run import Run
-from dcdm_cli.api.session import SECTIONS
+from dcdm_cli.api.session import SECTIONS, run_of_plan
 from dcdm_cli.commands import completion
 from dcdm_cli.commands.options import finite, stage_command
 from dcdm_cli.errors import ExitCode, UsageError
 from dcdm_cli.run.session import Context
-from dcdm_cli.run.store import RunFolder
-from dcdm_cli.stages.generate import _warn_unreachable
-from dcdm_cli.stages.plan import (
-    Wishes,
-    price_sheet,
-)
+from dcdm_cli.stages.generate import warn_unreachable
+from dcdm_cli.stages.plan import Wishes, price_sheet
 
 JOIN = "join"
 EXAMPLES = (
@@ -68,7 +63,8 @@ def register(app: typer.Typer, summary: str) -> None:
         ] = None,
     ) -> None:
         wishes = Wishes(finite("--budget-hours", budget_hours), finite("--gpu-hour-price", gpu_hour_price))
-        context = _with_count(context, budget_images)
+        if budget_images is not None:
+            context = context.with_flag("generate", "count", budget_images)
         if plan:
             if plan_file is not None:
                 raise UsageError(f"--plan writes a new plan, and {plan_file} is one already", "leave out one of them")
@@ -104,30 +100,15 @@ def show_part(context: Context, plan_file: Path | None, part: str) -> None:
         raise typer.Exit(ExitCode.PARTIAL)
 
 
-def run_of_plan(*, plan_file: Path | None, **_: object) -> Path | None:
-    """The run in whose `plans` folder the plan lies."""
-    folder = plan_file.absolute().parent if plan_file else None
-    return folder.parent if folder and RunFolder(folder.parent).plans == folder else None
-
-
 def show_price(context: Context, wishes: Wishes) -> None:
     from dcdm_cli.reports.table import shown
     from dcdm_cli.reports.tables import saved_sheets
 
     plan, cost, file = Run.of(context).plan(budget_hours=wishes.hours, gpu_hour_price=wishes.hour_price)
-    _warn_unreachable(context, plan)
+    warn_unreachable(context, plan)
     if cost.disk_bytes * 1.1 > cost.disk_free_bytes:
         context.console.warn(
             f"the images need about {cost.disk_bytes / 1e9:.1f} GB and {cost.disk_free_bytes / 1e9:.1f} GB are free"
         )
     document = {"plan": str(file), "plan_hash": plan.hash, **cost.document()}
     context.console.result(document, file, shown(saved_sheets([price_sheet(cost, file)], context.run.tables)))
-
-
-def _with_count(context: Context, images: int | None) -> Context:
-    if images is None:
-        return context
-    generate = context.config.generate.model_copy(update={"count": images})
-    config = context.config.model_copy(update={"generate": generate})
-    given = {**context.given, "generate.count": images}
-    return replace(context, resolved=replace(context.resolved, config=config), given=given)

@@ -10,30 +10,8 @@ from typing import Any, ClassVar
 
 from typer.core import TyperCommand
 
-WHAT, DATA, SPEED, OUTPUT = "What it does", "Data", "Speed and memory", "Output"
-PANELS = (WHAT, DATA, SPEED, OUTPUT)
-SPEED_NAMES = (
-    "batch_size", "decode_batch", "gradient_accumulation", "gradient_checkpointing", "precision", "workers",
-    "devices", "device", "threads", "engine", "address", "results", "backend", "compile", "cuda_graphs",
-    "trust_engine", "spinning", "shard_size", "optimization_level", "tf32", "fixed_batch", "shared_calls",
-    "checkpoint_every", "keep_checkpoints", "budget_hours", "gpu_hour_price",
-)  # fmt: skip
-DATA_NAMES = (
-    "drop", "relabel", "column", "class_map", "templates_file", "counts", "difficulty_file", "keep_suspects",
-    "views", "hflip", "prompts",
-)  # fmt: skip
-OUTPUT_NAMES = (
-    "run", "name", "format", "image_format", "sidecars", "metadata", "overwrite", "score", "sample_every",
-    "log_with", "force", "dry_run", "as_json", "quiet", "verify", "plan", "suite", "atlas", "artefacts", "filter",
-    "next_plan", "origin",
-)  # fmt: skip
-# In this order at the head of their panels; the others follow in the order of the settings.
-COMMON = (
-    "preset", "model", "pretrained", "image_size", "steps", "base", "difficulty", "ratio", "count", "per_class",
-    "arms", "seeds", "experiment", "method", "template", "strength", "resolution", "target", "split", "drop",
-    "relabel", "device", "devices", "batch_size", "precision", "backend", "run", "name", "format", "force", "as_json",
-    "quiet",
-)  # fmt: skip
+from dcdm_cli.commands.panels import PANELS, panel_of, rank_of
+
 DEFAULT, SHOWN = "default", 48  # characters of a default
 
 
@@ -61,7 +39,7 @@ class PanelCommand(TyperCommand):
             else:
                 name = str(param.name)
                 row = record[0], record[1] + self._default(name, settings)
-                panels[_panel(name, self.keys.get(name, ""))].append((_rank(name), row))
+                panels[panel_of(name, self.keys.get(name, ""))].append((rank_of(name), row))
         _write(formatter, "Arguments", arguments)
         for title, rows in panels.items():
             _write(formatter, title, [row for _, row in sorted(rows, key=lambda item: item[0])])
@@ -104,18 +82,6 @@ def _said(words: Sequence[str]) -> dict[str, str]:
     """Of the words, the options that decide about defaults: `--run birds` and `--run=birds`."""
     said = dict(word.split("=", 1) for word in words if word.startswith("--") and "=" in word)
     return said | {first: second for first, second in pairwise(words) if first in ("--run", "--preset", "--config")}
-
-
-def _panel(name: str, key: str) -> str:
-    if name in SPEED_NAMES or key.startswith("scale."):
-        return SPEED
-    if name in OUTPUT_NAMES:
-        return OUTPUT
-    return DATA if name in DATA_NAMES or key.startswith("data.") else WHAT
-
-
-def _rank(name: str) -> int:
-    return COMMON.index(name) if name in COMMON else len(COMMON)
 
 
 def _shown(value: Any) -> str:

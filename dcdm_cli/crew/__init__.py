@@ -1,1 +1,1 @@
-"""Work spread over processes and machines: a boss that hands out tasks, and workers that may die."""
+"""Work spread over processes and machines: a coordinator that hands out tasks, and workers that may die."""

@@ -1,4 +1,4 @@
-"""The boss: hands out tasks one by one, hears the workers, and gives a dead worker's task to another.
+"""The coordinator: hands out tasks one by one, hears the workers, and gives a dead worker's task to another.
 
 A task is handed out again after a death, so it may be done twice; whoever publishes results has to expect that.
 """

@@ -1,6 +1,7 @@
 """Workers as processes of this machine, one per device.
 
-They ignore signals: the boss hears Ctrl-C and tells them. A worker whose boss is gone stops at its next batch.
+They ignore signals: the coordinator hears Ctrl-C and tells them. A worker whose coordinator is gone stops at its next
+batch.
 """
 
 from __future__ import annotations
@@ -92,13 +93,13 @@ def _live(pipe: Connection, open_worker: OpenWorker, device: str) -> None:
                 pipe.send(("said", value))
             pipe.send(("end", None))
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        return  # the boss is gone
+        return  # the coordinator is gone
     except BaseException as error:
         pipe.send(("failed", failure_of(error)))
 
 
 def _asked_over(pipe: Connection) -> Callable[[], bool]:
-    """While a worker is busy the boss says nothing but stop; a closed pipe means the same."""
+    """While a worker is busy the coordinator says nothing but stop; a closed pipe means the same."""
     asked = False
 
     def should_stop() -> bool:

@@ -1,4 +1,4 @@
-"""What workers are, what they say, and how their failures cross to the boss's side."""
+"""What workers are, what they say, and how their failures cross to the coordinator's side."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from dcdm_cli.files import system_error
 
 
 class Worker(Protocol):
-    """Lives in another process. hello: what the boss has to know of it."""
+    """Lives in another process. hello: what the coordinator has to know of it."""
 
     hello: Any
 
     def run(self, task: Any) -> Iterator[Any]:
-        """Does one task and says what the boss should hear, in order. Everything said must be picklable."""
+        """Does one task and says what the coordinator should hear, in order. Everything said must be picklable."""
         ...
 
 
@@ -78,5 +78,5 @@ def failure_of(error: BaseException) -> Failure:
 
 
 def unshared(folder: Path, remedy: str = "put the run folder on a disk that all machines share") -> NotFoundError:
-    """What a worker raises that does not find what its boss wrote."""
+    """What a worker raises that does not find what its coordinator wrote."""
     return NotFoundError(f"{socket.gethostname()} does not see {folder} as the other machines do", remedy, file=folder)

@@ -1,7 +1,7 @@
 """Workers as Ray actors, on any machine of a cluster. Ray is an extra; this file imports it when it is used.
 
-A task is one streaming call of an actor. Ray tells us when an actor, its process or its machine is gone; the boss then
-gives the task to another actor. Nothing here retries by itself.
+A task is one streaming call of an actor. Ray tells us when an actor, its process or its machine is gone; the
+coordinator then gives the task to another actor. Nothing here retries by itself.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from dcdm_cli.data.split_names import AS_CLASS, GUESSES, LEFT_OUT, SPLIT_WORDS, 
 from dcdm_cli.data.trees import Tree
 from dcdm_cli.errors import UsageError
 
-Part = tuple[str | None, Path]  # a split, None where the source has none, and the folder of its class folders
+SplitFolder = tuple[str | None, Path]  # a split, None where the source has none, and the folder of its class folders
 
 
 def list_folder(root: Path, options: ScanOptions) -> Listing:
@@ -59,13 +59,13 @@ class _Kinds:
     """The top-level folders by what they are. flat: called like a split, with images but no class folders in it;
     asked: called like what some people use for a split."""
 
-    splits: list[Part]
+    splits: list[SplitFolder]
     classes: list[Path]
     flat: list[Path]
     asked: list[Path]
 
 
-def _split_parts(tree: Tree, tops: Sequence[Path], options: ScanOptions) -> list[Part]:
+def _split_parts(tree: Tree, tops: Sequence[Path], options: ScanOptions) -> list[SplitFolder]:
     """The parts of a source with splits; none where the top-level folders are classes."""
     kinds = _kinds(tree, tops, options)
     if kinds.splits and options.split is not None:
@@ -107,10 +107,10 @@ def _kinds(tree: Tree, tops: Sequence[Path], options: ScanOptions) -> _Kinds:
     return kinds
 
 
-def _chosen(kinds: _Kinds, tops: Sequence[Path], options: ScanOptions) -> list[Part]:
+def _chosen(kinds: _Kinds, tops: Sequence[Path], options: ScanOptions) -> list[SplitFolder]:
     """The one part that is to be read, whatever the others are."""
     named = [(split_of(top.name, options.split, options.split_map, str(top)), top) for _, top in kinds.splits]
-    found: list[Part] = [(split, top) for split, top in named if split]
+    found: list[SplitFolder] = [(split, top) for split, top in named if split]
     if not found:
         raise UsageError(
             f"{options.split!r} is not a split of this source, which has {_listed(tops)}",
@@ -134,7 +134,7 @@ def _refuse_mixed(root: Path, kinds: _Kinds) -> None:
     )
 
 
-def _passed_over(tree: Tree, root: Path, parts: Sequence[Part]) -> Iterator[str]:
+def _passed_over(tree: Tree, root: Path, parts: Sequence[SplitFolder]) -> Iterator[str]:
     empty = {
         folder.relative_to(root).as_posix()
         for top in {root, *(top for _, top in parts)}
@@ -157,7 +157,7 @@ def _look_like_parts(tree: Tree, classes: Sequence[Path]) -> Iterator[str]:
         )
 
 
-def _candidates(tree: Tree, root: Path, parts: Sequence[Part], beside: Beside) -> Iterator[Candidate]:
+def _candidates(tree: Tree, root: Path, parts: Sequence[SplitFolder], beside: Beside) -> Iterator[Candidate]:
     if all(top != root for _, top in parts):
         for path in tree.images(root, deep=False):
             yield _file_candidate(tree, path, None, None, beside)

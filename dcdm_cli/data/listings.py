@@ -36,7 +36,7 @@ _AGAIN = "download or write it again"
 
 
 @dataclass(frozen=True)
-class Table:
+class RowSource:
     """read: gives the rows with just the named columns. class_names: of a ClassLabel column, else None."""
 
     name: str
@@ -90,7 +90,7 @@ def has_images(file: Path, options: ScanOptions) -> bool:
         return False
 
 
-def _parquet_table(file: Path, split: str | None, options: ScanOptions) -> Table:
+def _parquet_table(file: Path, split: str | None, options: ScanOptions) -> RowSource:
     def read(columns: list[str]) -> Iterator[Mapping[str, Any]]:
         try:
             with pq.ParquetFile(file) as parquet:
@@ -106,10 +106,10 @@ def _parquet_table(file: Path, split: str | None, options: ScanOptions) -> Table
         names = None if names is None else list(typed(cast(Any, ClassNames), names))
     except (OSError, ValueError, AttributeError) as error:  # pa.ArrowInvalid is a ValueError
         raise UsageError(f"{file} is not a readable Parquet file: {error}", _AGAIN, file=file) from error
-    return Table(file.name, split, schema.names, names, read)
+    return RowSource(file.name, split, schema.names, names, read)
 
 
-def dataset_table(data: Any, name: str, split: str | None, options: ScanOptions) -> Table:
+def dataset_table(data: Any, name: str, split: str | None, options: ScanOptions) -> RowSource:
     """Of a `datasets.Dataset`; images are left encoded."""
     import datasets
 
@@ -120,11 +120,11 @@ def dataset_table(data: Any, name: str, split: str | None, options: ScanOptions)
         return iter(chosen)
 
     class_names = getattr(data.features.get(options.label_column), "names", None)
-    return Table(name or "rows", split, data.column_names, class_names, read)
+    return RowSource(name or "rows", split, data.column_names, class_names, read)
 
 
 def list_tables(
-    tables: Sequence[Table],
+    tables: Sequence[RowSource],
     root: Path,
     origin: str,
     options: ScanOptions,
@@ -144,7 +144,7 @@ def list_tables(
 
 
 def _table_candidate(
-    row: Mapping[str, Any], name: str, table: Table, columns: Mapping[str, str], base: Path | None
+    row: Mapping[str, Any], name: str, table: RowSource, columns: Mapping[str, str], base: Path | None
 ) -> Candidate:
     value = {role: row[column] for role, column in columns.items()}
     try:

@@ -1,7 +1,7 @@
 """Shards of finished images as files: class folders, Parquet, or WebDataset tars.
 
-A writer takes the shard's images in order, already encoded, and ends in a `Part`: a temporary file that someone else
-renames into place once the whole shard is known to be good. The same images give the same bytes.
+A writer takes the shard's images in order, already encoded, and ends in a `ShardContent`: a temporary file that someone
+else renames into place once the whole shard is known to be good. The same images give the same bytes.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Part:
+class ShardContent:
     """A shard's content, complete but not in place. sha256, bytes: of the file, or of the images' own hashes.
 
     file: the temporary file, None where the images are files of their own; path: where it belongs, below the folder.
@@ -91,7 +91,7 @@ class ShardWriter(Protocol):
         """The next images in order; None: blank, and left out. Returns the entries with their final paths."""
         ...
 
-    def finish(self) -> Part: ...
+    def finish(self) -> ShardContent: ...
 
     def abandon(self) -> None: ...
 
@@ -135,7 +135,7 @@ class _HashedFile(io.RawIOBase):
 
 
 def keep_nothing(entry: Entry, content: bytes) -> None:
-    """Where no file of its own is made of an image: archives are written in order, and a boss stores what is sent."""
+    """Where no file of its own is made of an image: archives are written in order, coordinators store what is sent."""
 
 
 class _Archive(ABC):
@@ -162,16 +162,16 @@ class _Archive(ABC):
         self.count += 1
         return entry | {"path": self._write(entry, content)}
 
-    def finish(self) -> Part:
+    def finish(self) -> ShardContent:
         """No file at all for a shard without images: some readers stumble over an empty archive."""
         if not self.count:
             self.abandon()
-            return Part(None, None, hashlib.sha256().hexdigest(), 0)
+            return ShardContent(None, None, hashlib.sha256().hexdigest(), 0)
         with storage_errors(self.layout.folder / self.path):
             self._end()
             self.out.close()
             fsync(self.file)
-        return Part(str(self.file), self.path, self.out.digest.hexdigest(), self.out.bytes)
+        return ShardContent(str(self.file), self.path, self.out.digest.hexdigest(), self.out.bytes)
 
     def abandon(self) -> None:
         self.out.given_up = True
@@ -259,9 +259,9 @@ class FolderImages:
             self._count(entry)
         return list(entries)
 
-    def finish(self) -> Part:
+    def finish(self) -> ShardContent:
         listing = "".join(f"{line}\n" for line in self.hashes).encode()
-        return Part(None, None, hashlib.sha256(listing).hexdigest(), self.bytes)
+        return ShardContent(None, None, hashlib.sha256(listing).hexdigest(), self.bytes)
 
     def abandon(self) -> None:
         """Nothing: finished images stay, and the journal knows them."""

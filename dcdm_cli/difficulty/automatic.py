@@ -26,7 +26,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Candidate(Generic[Result]):
+class Method(Generic[Result]):
     """A way of scoring. estimate: seconds it would take, None = it is always tried. score: does it, and gives score
     columns beside the result."""
 
@@ -36,7 +36,7 @@ class Candidate(Generic[Result]):
 
 
 @dataclass(frozen=True)
-class Choice(Generic[Result]):
+class MethodChoice(Generic[Result]):
     """kept: the candidate's name. table: a row per candidate (method, accuracy and calibration_error out of fold,
     seconds; None for what was not tried, with `estimate`). why: one sentence."""
 
@@ -46,7 +46,7 @@ class Choice(Generic[Result]):
     why: str
 
 
-def best_of(candidates: Sequence[Candidate[Result]], labels: np.ndarray, budget: float, job: Job) -> Choice[Result]:
+def best_of(candidates: Sequence[Method[Result]], labels: np.ndarray, budget: float, job: Job) -> MethodChoice[Result]:
     """The first candidate is always tried, the others while their estimate fits in what is left of `budget` seconds.
 
     labels: int [N], -1 = unknown. A later one is kept when it gets more images right than the best before it by more
@@ -70,7 +70,7 @@ def best_of(candidates: Sequence[Candidate[Result]], labels: np.ndarray, budget:
         if not kept or clearly_better(right, kept_right):
             kept, kept_right, result = candidate.name, right, scored
     assert result is not None
-    return Choice(kept, result, table, _why(kept, table))
+    return MethodChoice(kept, result, table, _why(kept, table))
 
 
 def clearly_better(right: np.ndarray, than: np.ndarray) -> bool:

@@ -29,16 +29,16 @@ from torchvision.transforms import Compose, InterpolationMode, RandomRotation
 
 from dcdm_cli.data.images import DecodeOptions, RejectedImage, as_square, decode_image, decode_options
 from dcdm_cli.data.manifest import ImagePaths
-from dcdm_cli.difficulty.fitting import Keep, Lesson, SeededBatches, batch_rows, fit, seeded
+from dcdm_cli.difficulty.fitting import Keep, SeededBatches, Training, batch_rows, fit, seeded
 from dcdm_cli.difficulty.packaged import ARCHITECTURE, FOLDER, PACKAGED
 from dcdm_cli.errors import MismatchError, NotFoundError, NumericalError, UsageError
 from dcdm_cli.files import atomic_folder, hash_json, write_json
 from dcdm_cli.gate import ClassNames, read_document
+from dcdm_cli.run.progress import Progress
 from dcdm_cli.run.settings import ClassifierConfig
 
 Images = Sequence[Path | Image.Image] | np.ndarray  # an array is uint8 [N, H, W, 3]
 Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Progress = Callable[[str, int, int], None]  # what, done, total
 Transform = Callable[[Image.Image], torch.Tensor]
 
 KEEP_BYTES = 2**30  # decoded images are kept in memory up to this
@@ -234,7 +234,7 @@ def train_classifier(
                 batches, device, config.image_size, rows.size, batch_size=None, sampler=range(step, len(rows))
             )
 
-        fit(model, preprocessing.standardise, batches_from, Lesson(config, seed, settings, progress, keep))
+        fit(model, preprocessing.standardise, batches_from, Training(config, seed, settings, progress, keep))
     return model.eval()
 
 
@@ -354,7 +354,7 @@ def load_classifier(folder: Path, device: torch.device | str = "cpu") -> StoredC
 
     Raises NotFoundError when a file is missing, MismatchError when description and weights do not fit each other.
     """
-    said = read_document(folder / DESCRIPTION, _Description, AGAIN)
+    said = read_document(folder / DESCRIPTION, _ClassifierFile, AGAIN)
     config = said.config.model_copy(update={"pretrained": False})
     model = build_classifier(config, len(said.class_names))
     load_weights(model, folder / WEIGHTS)
@@ -362,7 +362,7 @@ def load_classifier(folder: Path, device: torch.device | str = "cpu") -> StoredC
 
 
 @dataclass(frozen=True)
-class _Description:
+class _ClassifierFile:
     """What `save_classifier` writes beside the weights."""
 
     config: ClassifierConfig

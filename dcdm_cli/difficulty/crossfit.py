@@ -17,7 +17,6 @@ from torch import nn
 
 from dcdm_cli.data.manifest import Manifest
 from dcdm_cli.difficulty.classifier import (
-    Progress,
     chosen_logits,
     load_classifier,
     preprocessing_of,
@@ -28,7 +27,7 @@ from dcdm_cli.difficulty.fitting import Keep
 from dcdm_cli.difficulty.scores import fit_temperature, mean_log_probs, score_all
 from dcdm_cli.errors import MismatchError, UsageError
 from dcdm_cli.files import hash_json
-from dcdm_cli.run.progress import Job
+from dcdm_cli.run.progress import Job, Progress
 from dcdm_cli.run.roles import fingerprint
 from dcdm_cli.run.settings import ScoreConfig
 

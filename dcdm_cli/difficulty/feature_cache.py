@@ -24,11 +24,11 @@ from dcdm_cli.crew.coordinator import Crew
 from dcdm_cli.crew.messages import OpenWorker, Piece
 from dcdm_cli.data.images import decode_image, image_hash
 from dcdm_cli.data.manifest import ImagePaths, Manifest
-from dcdm_cli.difficulty.classifier import Images, Progress, logits_of
+from dcdm_cli.difficulty.classifier import Images, logits_of
 from dcdm_cli.difficulty.features import Extractor, Frozen, open_extractor
 from dcdm_cli.errors import MismatchError, NumericalError
 from dcdm_cli.files import atomic_path, hash_bytes, write_json
-from dcdm_cli.run.progress import Job
+from dcdm_cli.run.progress import Job, Progress
 
 CHUNK = 512  # images of one file and task
 ROWS = 8192  # rows that are held at once where a whole set is gone through

@@ -53,7 +53,7 @@ class Keep:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class Training:
     """Of one training. settings: hash of all that its weights depend on. progress: told after every step."""
 
     config: ClassifierConfig
@@ -82,7 +82,7 @@ def fit(
     model: nn.Module,
     standardise: Callable[[Tensor], Tensor],
     batches_from: Callable[[int], Iterable[tuple[Tensor, Tensor]]],
-    lesson: Lesson,
+    lesson: Training,
 ) -> None:
     """Trains `model` in place for `config.steps` optimiser steps, or what is left of them.
 
@@ -106,7 +106,7 @@ def fit(
 class _Training:
     """State of one training; `step` counts finished optimiser steps."""
 
-    def __init__(self, model: nn.Module, lesson: Lesson) -> None:
+    def __init__(self, model: nn.Module, lesson: Training) -> None:
         config = lesson.config
         self.model, self.lesson, self.step = model.train(), lesson, 0
         self.optimiser = create_optimizer_v2(model, "adamw", lr=config.lr, weight_decay=config.weight_decay, fused=True)
@@ -208,7 +208,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
             np.random.set_state(numpys)
 
 
-def _diverged(what: str, lesson: Lesson) -> NumericalError:
+def _diverged(what: str, lesson: Training) -> NumericalError:
     return NumericalError(
         f"the training of a classifier ({lesson.config.model}) diverged: {what}",
         f"lower its learning rate (lr = {lesson.config.lr:g} now)",

@@ -1,7 +1,7 @@
 """A user's own classifier: a timm model in a .safetensors file, or any network in an .onnx file (not from the paper).
 
 Class names come with the file and are aligned by name with the manifest; index order is never trusted. Pickles are
-refused. What the file does not say itself stands in a sidecar, `<stem>.json` beside it: see `Sidecar`.
+refused. What the file does not say itself stands in a sidecar, `<stem>.json` beside it: see `ClassifierDescription`.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from dcdm_cli.data.onnx_weights import external_data
 from dcdm_cli.difficulty.classifier import (
     AGAIN,
     Preprocessing,
-    Progress,
     build_classifier,
     load_weights,
     logits_of,
 )
 from dcdm_cli.difficulty.own_files import classifier_file, timm_description
-from dcdm_cli.difficulty.scores import Scored, score_all
+from dcdm_cli.difficulty.scores import Scores, score_all
 from dcdm_cli.errors import MismatchError, UsageError
 from dcdm_cli.files import write_json
 from dcdm_cli.gate import ClassNames, parse_json, read_document, typed
+from dcdm_cli.run.progress import Progress
 from dcdm_cli.run.settings import ClassifierConfig
 from dcdm_cli.section import Section
 from dcdm_export import places
@@ -42,7 +42,7 @@ SHOWN = 10  # class names listed in an error
 NAMES_BESIDE = 'write {"class_names": [...]}, in the order of the outputs, to <its stem>.json beside it'
 
 
-class Sidecar(Section):
+class ClassifierDescription(Section):
     """What a classifier file cannot say itself. Left out: `model` from the settings, the rest from the model.
 
     class_names: in the order of the outputs. image_size: pixels per side. mean, std: of pixels in 0..1.
@@ -75,7 +75,7 @@ class OwnClassifier:
     class_names: tuple[str, ...]
     preprocessing: Preprocessing
     file: Path
-    sidecar: Sidecar
+    sidecar: ClassifierDescription
     gives_probabilities: bool = False
 
 
@@ -123,7 +123,7 @@ def score_with(
     *,
     calibrate: bool,
     progress: Progress | None = None,
-) -> Scored:
+) -> Scores:
     """Scores every row. They are as honest as the classifier is new to these images; there is no `fold` column."""
     logits = logits_of([own.model], manifest.paths(), own.preprocessing, device, progress=progress)[0]
     return score_all(logits, manifest.column("label"), calibrate=calibrate)
@@ -205,7 +205,7 @@ class _OnnxNetwork(nn.Module):
 
 
 def _open_safetensors(
-    file: Path, sidecar: Sidecar, class_map: Sequence[str] | None
+    file: Path, sidecar: ClassifierDescription, class_map: Sequence[str] | None
 ) -> tuple[nn.Module, tuple[str, ...]]:
     try:
         with safe_open(file, "pt") as stream:
@@ -219,7 +219,9 @@ def _open_safetensors(
     return model, names
 
 
-def _open_onnx(file: Path, sidecar: Sidecar, class_map: Sequence[str] | None) -> tuple[nn.Module, tuple[str, ...]]:
+def _open_onnx(
+    file: Path, sidecar: ClassifierDescription, class_map: Sequence[str] | None
+) -> tuple[nn.Module, tuple[str, ...]]:
     session = _session(file)
     inputs, outputs = session.get_inputs(), session.get_outputs()
     shapes = [len(node.shape) for node in inputs], [len(node.shape) for node in outputs]
@@ -269,7 +271,7 @@ def _session(file: Path) -> Any:
 
 
 def _names(
-    file: Path, metadata: Mapping[str, str], sidecar: Sidecar, class_map: Sequence[str] | None
+    file: Path, metadata: Mapping[str, str], sidecar: ClassifierDescription, class_map: Sequence[str] | None
 ) -> tuple[str, ...]:
     """Class names in the order of the outputs."""
     try:
@@ -288,7 +290,7 @@ def _names(
     return tuple(names)
 
 
-def read_sidecar(file: Path, architecture: Mapping[str, Any]) -> Sidecar:
+def read_sidecar(file: Path, architecture: Mapping[str, Any]) -> ClassifierDescription:
     """Of the file's own sidecar and, where there is none, of what timm has written beside the weights. architecture:
     `model` and `model_args`, where neither names one.
 
@@ -298,9 +300,11 @@ def read_sidecar(file: Path, architecture: Mapping[str, Any]) -> Sidecar:
     given = read_document(path, dict[str, Any], AGAIN) if path.is_file() else timm_description(file)
     ours = {} if "model" in given else architecture
     try:
-        return typed(Sidecar, {**ours, **given})
+        return typed(ClassifierDescription, {**ours, **given})
     except ValueError as error:
-        raise UsageError(f"{path.name}: {error}", f"known: {', '.join(Sidecar.model_fields)}", file=path) from error
+        raise UsageError(
+            f"{path.name}: {error}", f"known: {', '.join(ClassifierDescription.model_fields)}", file=path
+        ) from error
 
 
 def _first(names: Sequence[str]) -> str:

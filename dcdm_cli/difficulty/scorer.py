@@ -24,7 +24,6 @@ from dcdm_cli.difficulty.classifier import (
     Images,
     OnTrunk,
     Preprocessing,
-    Progress,
     Temperature,
     load_classifier,
     load_weights,
@@ -41,6 +40,7 @@ from dcdm_cli.difficulty.verdict import Verdict
 from dcdm_cli.errors import MismatchError, NotFoundError, NumericalError
 from dcdm_cli.files import atomic_folder, write_json
 from dcdm_cli.gate import ClassNames, Word, inside, read_document
+from dcdm_cli.run.progress import Progress
 from dcdm_cli.run.settings import ClassifierConfig
 
 DESCRIPTION = "scorer.json"
@@ -79,7 +79,7 @@ class Scorer:
         """Raises NotFoundError when there is no scorer, MismatchError when its files do not fit each other."""
         if not (folder / DESCRIPTION).is_file():
             raise NotFoundError(f"no scorer in {folder}", "make it first: dcdm score", file=folder)
-        said, device = read_document(folder / DESCRIPTION, _Description, AGAIN), torch.device(device)
+        said, device = read_document(folder / DESCRIPTION, _ScorerDescription, AGAIN), torch.device(device)
         models, preprocessing = _load_models(folder, said, device)
         return cls(models, said.class_names, preprocessing, said.temperature, device)
 
@@ -159,7 +159,7 @@ class _Features:
 
 
 @dataclass(frozen=True)
-class _Description:
+class _ScorerDescription:
     """scorer.json. own: name of the user's classifier beside it; heads: how many stand on `features`; otherwise `folds`
     fold models."""
 
@@ -171,7 +171,9 @@ class _Description:
     features: _Features | None = None
 
 
-def _load_models(folder: Path, said: _Description, device: torch.device) -> tuple[tuple[nn.Module, ...], Preprocessing]:
+def _load_models(
+    folder: Path, said: _ScorerDescription, device: torch.device
+) -> tuple[tuple[nn.Module, ...], Preprocessing]:
     file = folder / DESCRIPTION
     if said.own is not None:
         copy = inside(folder, said.own, said_in=file, again=AGAIN)

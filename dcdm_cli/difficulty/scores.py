@@ -147,7 +147,7 @@ def contradicted(rivals: Rivals, labels: np.ndarray, classes: int) -> np.ndarray
     return leads & (rivals.own < confidence[labels]) & (labels >= 0)
 
 
-class Scored(NamedTuple):
+class Scores(NamedTuple):
     """columns: the scores, `predicted` and `suspect_label`. accuracy: of the rows with a label; NaN without any."""
 
     columns: dict[str, np.ndarray]
@@ -155,7 +155,7 @@ class Scored(NamedTuple):
     accuracy: float
 
 
-def score_all(logits: np.ndarray, labels: np.ndarray, *, calibrate: bool) -> Scored:
+def score_all(logits: np.ndarray, labels: np.ndarray, *, calibrate: bool) -> Scores:
     """All there is to say about images from the logits, float [N, C], of classifiers that did not train on them.
 
     labels: int [N], -1 = not to be scored. calibrate: fit a temperature first and divide by it; otherwise it is 1.
@@ -163,7 +163,7 @@ def score_all(logits: np.ndarray, labels: np.ndarray, *, calibrate: bool) -> Sco
     temperature = fit_temperature(logits, labels) if calibrate else 1.0
     columns = score_columns(logits / temperature, labels)
     columns["suspect_label"] = suspect_labels(softmax(logits / temperature), labels)
-    return Scored(columns, temperature, accuracy_of(columns["predicted"], labels))
+    return Scores(columns, temperature, accuracy_of(columns["predicted"], labels))
 
 
 def log_loss(logits: np.ndarray, labels: np.ndarray) -> float:

@@ -19,7 +19,7 @@ from torch import nn
 from dcdm_cli.crew.coordinator import Crew
 from dcdm_cli.crew.messages import OpenWorker
 from dcdm_cli.data.manifest import Manifest
-from dcdm_cli.difficulty.automatic import Candidate, best_of, training_seconds
+from dcdm_cli.difficulty.automatic import Method, best_of, training_seconds
 from dcdm_cli.difficulty.classifier import OnTrunk, Preprocessing, preprocessing_of
 from dcdm_cli.difficulty.crossfit import CrossFit, crossfit, fit_folds, rounds_of
 from dcdm_cli.difficulty.feature_cache import FeatureCache, FeatureTable
@@ -131,17 +131,17 @@ def _by_the_best(train: Manifest, config: ScoreConfig, place: Scoring, job: Job)
     """Features first, then what the budget allows."""
     rounds_of(train, _labels(train), config)  # too few images are said to be too few before anything is computed
 
-    def trained(name: str, settings: ScoreConfig) -> Candidate[Scored]:
+    def trained(name: str, settings: ScoreConfig) -> Method[Scored]:
         known = np.flatnonzero(_labels(train) >= 0)
         images, labels, classes = train.image_paths().take(known), _labels(train)[known], len(train.class_names)
         models, own = config.folds * config.repeats, replace(place, spool=place.spool / name.replace(" ", "-"))
         estimate = partial(training_seconds, images, labels, classes, settings, models, config.budget, job)
-        return Candidate(name, lambda: _scored(_by_trained(train, settings, own, job), settings), estimate)
+        return Method(name, lambda: _scored(_by_trained(train, settings, own, job), settings), estimate)
 
     size = open_extractor(config.features, config.feature_size).size
     by_features = config.model_copy(update={"method": "features"})
     candidates = [
-        Candidate(FEATURES, lambda: _scored(_by_features(train, by_features, place, job), by_features)),
+        Method(FEATURES, lambda: _scored(_by_features(train, by_features, place, job), by_features)),
         *(trained(name, settings) for name, settings in trained_settings(config, size).items()),
     ]
     choice = best_of(candidates, _labels(train), config.budget, job)

@@ -12,7 +12,7 @@ from dcdm_cli.evaluation.statistics import compare
 
 
 @dataclass(frozen=True)
-class Point:
+class CurvePoint:
     """One arm at one ratio. seconds: of generating its images, on average over the seeds; None = not known."""
 
     ratio: float
@@ -26,7 +26,7 @@ class Point:
 
 
 def crossing(
-    control: Sequence[Point], ours: Sequence[Point], before: tuple[float | None, float] = (None, 0.0)
+    control: Sequence[CurvePoint], ours: Sequence[CurvePoint], before: tuple[float | None, float] = (None, 0.0)
 ) -> dict[str, Any]:
     """The control's best point by mean accuracy, and the smallest of our points that reaches it, or None where none
     does. image_share, cost_share: of the control's images and generation time; whole_share: with what each needs before
@@ -60,6 +60,6 @@ def _sum(before: float | None, seconds: float | None) -> float | None:
     return None if before is None or seconds is None else before + seconds
 
 
-def _point(point: Point) -> dict[str, Any]:
+def _point(point: CurvePoint) -> dict[str, Any]:
     mean = round(point.mean, 6)
     return {"ratio": point.ratio, "images": point.images, "accuracy_mean": mean, "generation_seconds": point.seconds}

@@ -101,11 +101,13 @@ class _Row(BaseModel):
     arm: Word
     seed: Count
     accuracy: Share
+    log_loss: Amount
+    hard_accuracy: Share | None = None
     images: Count
     seconds: Amount
 
 
-class Ledger:
+class TrialLedger:
     """Finished (arm, seed) results, one JSON line each: never lost, never computed twice."""
 
     def __init__(self, file: Path) -> None:
@@ -125,10 +127,10 @@ class Ledger:
         append_json_lines(self.file, [self._known[key]])
 
 
-def open_ledger(folder: Path) -> Ledger:
+def open_ledger(folder: Path) -> TrialLedger:
     """The one ledger of an evaluation folder, which all experiments of the run share."""
     folder.mkdir(parents=True, exist_ok=True)
-    return Ledger(folder / "downstream.jsonl")
+    return TrialLedger(folder / "downstream.jsonl")
 
 
 def trial_of(
@@ -172,7 +174,7 @@ def run_arms(
     config: ClassifierConfig,
     seeds: Sequence[int],
     *,
-    ledger: Ledger,
+    ledger: TrialLedger,
     job: Job,
     workers: int = 1,
 ) -> dict[str, Any]:
@@ -232,7 +234,7 @@ class _Lesson:
 
     @classmethod
     def all(
-        cls, arms: Sequence[Arm], trial: Trial, config: ClassifierConfig, seeds: Sequence[int], ledger: Ledger
+        cls, arms: Sequence[Arm], trial: Trial, config: ClassifierConfig, seeds: Sequence[int], ledger: TrialLedger
     ) -> list[_Lesson]:
         """Seed by seed, so that a stopped comparison has whole pairs; each only once."""
         wanted = [(arm_key(arm, trial, config, seed), arm, seed) for seed in seeds for arm in arms]
@@ -241,7 +243,7 @@ class _Lesson:
 
 
 def _train_missing(
-    lessons: Sequence[_Lesson], trial: Trial, total: int, ledger: Ledger, job: Job, workers: int
+    lessons: Sequence[_Lesson], trial: Trial, total: int, ledger: TrialLedger, job: Job, workers: int
 ) -> None:
     done = total - len(lessons)
     for lesson, result, seconds, images in _taught(lessons, trial, ledger, job, workers):
@@ -257,7 +259,7 @@ def _train_missing(
 Taught = tuple[_Lesson, Result, float, int]  # result, seconds, extra images
 
 
-def _taught(lessons: Sequence[_Lesson], trial: Trial, ledger: Ledger, job: Job, workers: int) -> Iterator[Taught]:
+def _taught(lessons: Sequence[_Lesson], trial: Trial, ledger: TrialLedger, job: Job, workers: int) -> Iterator[Taught]:
     """Lessons as they are finished; those that a signal has stopped are not among them."""
     if workers == 1 or len(lessons) < 2:
         for lesson in lessons:

@@ -131,11 +131,11 @@ def find_experiment(name: str) -> Experiment:
         raise UsageError(f"there is no experiment {name!r}", hint)
     file = Path(name)
     if not file.is_file():
-        raise NotFoundError(f"no experiment file {file}", "check the path given with --experiment", file=file)
+        raise NotFoundError(f"no experiment file {file}", "check the path: dcdm evaluate experiment FILE", file=file)
     if file.stat().st_size > LARGEST_FILE:
         raise UsageError(
             f"{file} is larger than {LARGEST_FILE} bytes: no description of an experiment",
-            "check the path given with --experiment",
+            "check the path: dcdm evaluate experiment FILE",
             file=file,
         )
     return parse_experiment(_text(file), str(file), file.stem)

@@ -53,7 +53,7 @@ def table(images: Sequence[Image.Image]) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredFactors:
     """factors float [N, factors], difficulty float [N], label int [N], predicted int [N] by the scorer, -1 unknown."""
 
     factors: np.ndarray
@@ -62,7 +62,7 @@ class Measured:
     predicted: np.ndarray
 
 
-def hard_factors(measured: Measured, names: Sequence[str]) -> list[dict[str, Any]]:
+def hard_factors(measured: MeasuredFactors, names: Sequence[str]) -> list[dict[str, Any]]:
     """Per class: rank correlation of every factor with difficulty, the ones that stand out in words, and what the class
     is confused with. Classes with fewer than `FEWEST` images have no correlations."""
     return [
@@ -72,7 +72,7 @@ def hard_factors(measured: Measured, names: Sequence[str]) -> list[dict[str, Any
     ]
 
 
-def _class(measured: Measured, label: int, names: Sequence[str]) -> dict[str, Any]:
+def _class(measured: MeasuredFactors, label: int, names: Sequence[str]) -> dict[str, Any]:
     mine = np.flatnonzero((measured.label == label) & np.isfinite(measured.difficulty))
     found = _correlations(measured.factors[mine], measured.difficulty[mine])
     wrong = measured.predicted[mine][(measured.predicted[mine] != label) & (measured.predicted[mine] >= 0)]

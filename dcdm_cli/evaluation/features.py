@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from dcdm_cli.data.manifest import Manifest
-from dcdm_cli.difficulty.classifier import Images, OnTrunk, Preprocessing, Progress, logits_of
+from dcdm_cli.difficulty.classifier import Images, OnTrunk, Preprocessing, logits_of
 from dcdm_cli.difficulty.feature_cache import FeatureCache
 from dcdm_cli.difficulty.features import Penultimate, open_extractor
-from dcdm_cli.run.progress import Job
+from dcdm_cli.run.progress import Job, Progress
 
 MOST = 10_000  # images; distances in feature space change little beyond, and cost grows with the square
 JUDGE = "judge"

@@ -107,7 +107,7 @@ def worth(measured: dict[str, float]) -> float:
 
 
 @dataclass(frozen=True)
-class Choice:
+class StrengthChoice:
     """index of the point; reason: one sentence; usable: False when every point copies or loses its label."""
 
     index: int
@@ -115,7 +115,9 @@ class Choice:
     usable: bool
 
 
-def choose(points: Sequence[Point], table: Sequence[dict[str, float]], most_copies: float, least: float) -> Choice:
+def choose(
+    points: Sequence[Point], table: Sequence[dict[str, float]], most_copies: float, least: float
+) -> StrengthChoice:
     """The point of the highest `worth` among those that copy at most `most_copies` of their images and keep at least
     `least` of their labels; of equal ones the cheaper. Without such a point, the one that copies least."""
     good = [i for i, row in enumerate(table) if row["copies"] <= most_copies and row["agreement"] >= least]
@@ -125,14 +127,14 @@ def choose(points: Sequence[Point], table: Sequence[dict[str, float]], most_copi
             f"every point copies more than {most_copies:.0%} of its images from the training set or keeps less than "
             f"{least:.0%} of its labels; {_named(points[index])} copies least ({table[index]['copies']:.1%})"
         )
-        return Choice(index, reason, usable=False)
+        return StrengthChoice(index, reason, usable=False)
     index = max(good, key=lambda i: (worth(table[i]), -table[i]["seconds_per_image"]))
     row = table[index]
     reason = (
         f"{_named(points[index])}: its images cover {row['coverage']:.0%} of unseen real ones, {row['copies']:.1%} are "
         f"copies, {row['agreement']:.0%} keep their label ({len(good)} of {len(table)} points qualify)"
     )
-    return Choice(index, reason, usable=True)
+    return StrengthChoice(index, reason, usable=True)
 
 
 def _named(point: Point) -> str:

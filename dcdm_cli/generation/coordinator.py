@@ -1,4 +1,4 @@
-"""A run of a plan from its boss's side: shard after shard, and at the end what training loaders read."""
+"""A run of a plan from its coordinator's side: shard after shard, and at the end what training loaders read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dcdm_cli.generation.shards import (
     Facts,
     MadeShard,
     Maker,
-    Progress,
+    ShardProgress,
     ShardTask,
     make_batches,
     write_shard,
@@ -73,7 +73,7 @@ def run_shards(plan: AnyPlan, maker: Maker, layout: Layout, job: Job, *, verify:
     return site.finish(maker.facts)
 
 
-def make_shard(task: ShardTask, maker: Maker, encoders: Encoders, job: Job) -> Iterator[Progress | MadeShard]:
+def make_shard(task: ShardTask, maker: Maker, encoders: Encoders, job: Job) -> Iterator[ShardProgress | MadeShard]:
     """Makes what is missing of a whole shard: progress, first of what was there before, and at the end the shard.
 
     Raises MismatchError when the maker's model is not the one that the plan was made for.
@@ -99,7 +99,7 @@ def run_part(plan: AnyPlan, maker: Maker, layout: Layout, job: Job, shards: Sequ
 
 
 class Site:
-    """A run as its boss sees it: orders for shards, and what to do with what is said of them."""
+    """A run as its coordinator sees it: orders for shards, and what to do with what is said of them."""
 
     def __init__(self, plan: AnyPlan, ledger: Ledger, job: Job, starts: Starts | None = None) -> None:
         """starts: handed over with the orders, to workers that have none."""
@@ -112,7 +112,7 @@ class Site:
         starts = self.starts.needed_by(rows) if self.starts else None
         return ShardTask(shard, rows, self.ledger.layout, self.plan.generator, self.plan.hash, starts=starts)
 
-    def said(self, shard: int, value: Progress | MadeShard) -> int:
+    def said(self, shard: int, value: ShardProgress | MadeShard) -> int:
         """Returns how many images of the shard are finished."""
         if isinstance(value, MadeShard):
             self.ledger.publish(value)

@@ -39,7 +39,7 @@ _MEMORY_WORDS = ("out of memory", "allocate memory", "bad_alloc", "bad allocatio
 
 
 @dataclass
-class Room:
+class BatchLimit:
     """The largest batch that is known to fit, once one did not; kept for the engine's whole life."""
 
     images: int | None = None
@@ -60,7 +60,7 @@ class Engine:
     prompts: PromptCache
     generator: str
     reason: str
-    room: Room = field(default_factory=Room)
+    batch_limit: BatchLimit = field(default_factory=BatchLimit)
     starts: Starts | None = None
 
     @property
@@ -76,7 +76,7 @@ class Engine:
     @property
     def batch_size(self) -> int:
         """Images at once: as set, or what fits."""
-        return min(self.config.batch_size, self.room.images or self.config.batch_size)
+        return min(self.config.batch_size, self.batch_limit.images or self.config.batch_size)
 
 
 def sampler_settings(config: GenerateConfig) -> dict[str, Any]:
@@ -208,7 +208,7 @@ def _halve(engine: Engine, failed: int, job: Job) -> None:
             f"out of memory on {engine.denoiser.device} with a batch of one image",
             "use --precision fp16, a smaller --decode-batch, or a device with more memory",
         )
-    engine.room.images = failed // 2
+    engine.batch_limit.images = failed // 2
     job.note(f"out of memory with a batch of {failed} images; going on with {failed // 2} (--batch-size)")
 
 

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from dcdm_cli.data.candidates import Rejection
 from dcdm_cli.data.manifest import COLUMNS, manifest_note, write_manifest_parts
-from dcdm_cli.data.shard_files import SPLIT, FolderImages, Layout, Part, ShardWriter, open_writer
+from dcdm_cli.data.shard_files import SPLIT, FolderImages, Layout, ShardContent, ShardWriter, open_writer
 from dcdm_cli.data.writers import METADATA_COLUMNS, stream_metadata, write_card, write_rejected
 from dcdm_cli.errors import MismatchError
 from dcdm_cli.files import (
@@ -388,7 +388,7 @@ def _journal_file(layout: Layout, shard: int) -> Path:
     return layout.folder / "shards" / f"{shard:05d}.journal"
 
 
-def _discard(part: Part) -> None:
+def _discard(part: ShardContent) -> None:
     if part.file is not None:
         Path(part.file).unlink(missing_ok=True)
 

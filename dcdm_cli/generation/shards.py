@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from dcdm_cli.data.shard_files import SPLIT, Layout, Part, ShardWriter, folders_of
+from dcdm_cli.data.shard_files import SPLIT, Layout, ShardContent, ShardWriter, folders_of
 from dcdm_cli.data.writers import encode_image
 from dcdm_cli.difficulty.verdict import Verdict
 from dcdm_cli.generation.plan import PlanRow
@@ -71,8 +71,8 @@ class Maker(Protocol):
 class ShardTask:
     """rows: the shard's rows from number `start` on. generator: of the plan, which a worker's model must have.
 
-    plan: its hash, by which a worker knows that it sees the boss's folder. starts: what the rows begin from, for makers
-    elsewhere; None = noise, or the maker has it.
+    plan: its hash, by which a worker knows that it sees the coordinator's folder. starts: what the rows begin from, for
+    makers elsewhere; None = noise, or the maker has it.
     """
 
     shard: int
@@ -93,7 +93,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Progress:
+class ShardProgress:
     """done: finished images of the shard; new: how many of them were made since the last report."""
 
     shard: int
@@ -107,7 +107,7 @@ class MadeShard:
 
     shard: int
     entries: list[dict[str, Any]]
-    part: Part
+    part: ShardContent
 
 
 class Encoders:
@@ -141,17 +141,17 @@ def make_batches(task: ShardTask, maker: Maker, encoders: Encoders, job: Job, st
 
 def write_shard(
     task: ShardTask, batches: Iterator[Batch], writer: ShardWriter, done: Sequence[dict[str, Any]] = ()
-) -> Iterator[Progress | MadeShard]:
+) -> Iterator[ShardProgress | MadeShard]:
     """Yields progress after each batch, and at the end the shard, unless a stop came first.
 
     done: entries of the rows before the task's.
     """
     entries, total = list(done), task.start + len(task.rows)
-    yield Progress(task.shard, len(entries), 0)
+    yield ShardProgress(task.shard, len(entries), 0)
     try:
         for batch in batches:
             entries.extend(writer.add(batch.entries, batch.contents))
-            yield Progress(task.shard, len(entries), len(batch.entries))
+            yield ShardProgress(task.shard, len(entries), len(batch.entries))
         part = writer.finish() if len(entries) == total else None
     except BaseException:
         writer.abandon()

@@ -49,7 +49,7 @@ class Setup:
     """adapter, scorer, export, checker: folders; scorer None = images are not measured, export None = there is none to
     be used, checker None = labels are not checked. threads: CPU threads of one worker.
 
-    deliver: images are sent to the boss; then the folders may be parcels.
+    deliver: images are sent to the coordinator; then the folders may be parcels.
     """
 
     adapter: Path | Parcel

@@ -1,7 +1,7 @@
 """Generation by a crew: what a worker does with a shard, and a run whose shards are made elsewhere.
 
-Workers write where the boss can see it and report the finished shard, or, without a shared disk, deliver encoded images
-and the boss writes. The boss alone publishes, so that a shard that was made twice appears once.
+Workers write where the coordinator can see it and report the finished shard, or, without a shared disk, deliver encoded
+images and the coordinator writes. The coordinator alone publishes, so that a shard that was made twice appears once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dcdm_cli.generation.shards import (
     Facts,
     MadeShard,
     Maker,
-    Progress,
+    ShardProgress,
     ShardTask,
     make_batches,
 )  # fmt: skip
@@ -49,11 +49,11 @@ class ShardWorker:
 
     def __init__(self, maker: Maker, should_stop: Callable[[], bool], *, deliver: bool = False) -> None:
         self.maker, self.deliver, self.encoders = maker, deliver, Encoders()
-        self.job = Job(stop_signal=lambda: "the boss" if should_stop() else None)
+        self.job = Job(stop_signal=lambda: "the coordinator" if should_stop() else None)
         self.hello: tuple[Facts, int] = (maker.facts, maker.batch_size)
         self.sees = ""  # the plan whose folder this machine is known to share
 
-    def run(self, task: ShardTask) -> Iterator[Progress | MadeShard | Batch]:
+    def run(self, task: ShardTask) -> Iterator[ShardProgress | MadeShard | Batch]:
         if task.starts is not None:
             self.maker.begin_from(task.starts)
         if self.deliver:
@@ -131,7 +131,7 @@ class ReceivingSite(Site):
             if content is not None:
                 writer.store(entry, content)
         entries.extend(writer.add(batch.entries, batch.contents))
-        finished = super().said(shard, Progress(shard, len(entries), len(batch.entries)))
+        finished = super().said(shard, ShardProgress(shard, len(entries), len(batch.entries)))
         if finished == task.start + len(task.rows):
             del self.open[shard]
             super().said(shard, MadeShard(shard, entries, writer.finish()))
@@ -139,7 +139,7 @@ class ReceivingSite(Site):
 
 
 def check_folder(task: ShardTask, patience_s: float = 10.0) -> None:
-    """Raises NotFoundError when this machine does not see the boss's folder; network disks may take some seconds."""
+    """Raises NotFoundError when this machine does not see the coordinator's folder; network disks may take seconds."""
     folder, deadline = task.layout.folder, time.monotonic() + patience_s
     while True:
         try:

@@ -37,7 +37,7 @@ ADAPTER_FACTS = {"class_names", "mode", "tokens", "adapter_hash", "lora_scale"} 
 DIFFICULTIES = (0.5, NULL_DIFFICULTY, 0.0, 1.0, 0.25)
 
 
-class ExportedDenoiser(nn.Module):
+class DenoiserToExport(nn.Module):
     """(latents, timestep, text, label, difficulty) -> prediction, all but label float32; the encoder stays float32."""
 
     def __init__(self, network: ConditionedUNet) -> None:
@@ -52,7 +52,7 @@ class ExportedDenoiser(nn.Module):
         nn.Module.to(self.network.unet, DTYPES[precision])  # diffusers' own `to` warns of modules there are none of
 
 
-class ExportedDecoder(nn.Module):
+class DecoderToExport(nn.Module):
     """Scaled latents float32 [B,C,h,w] -> images float32 [B,3,H,W] in [-1,1]. Always float32: SD's overflows."""
 
     def __init__(self, vae: AutoencoderKL) -> None:
@@ -114,7 +114,7 @@ def export_requests(
         drop_unit_scales(network)
     split_gates(model.network.unet)
     share_prefix(model.network.unet, shared_calls)
-    denoiser, decoder = ExportedDenoiser(model.network), ExportedDecoder(model.base.vae)
+    denoiser, decoder = DenoiserToExport(model.network), DecoderToExport(model.base.vae)
     text_encoder = ExportedTextEncoder(model.base.text_encoder)
 
     def request(name: str, module: Any, output: str, inputs: Any, kind: Precision, calls: int = 1) -> Request:

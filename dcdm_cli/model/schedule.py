@@ -95,7 +95,7 @@ def clip_clean(noise: Tensor, sample: Tensor, alpha_bar: float, limit: float) ->
 
     The same as DDIM's `clip_sample` with `use_clipped_model_output`, for every solver; PNDM extrapolates from several
     predictions and can still leave the range. Not from the paper: a small base under guidance overshoots, and blown-up
-    samples look like "difficulty" (DESIGN.md section 6).
+    samples look like "difficulty" (docs/architecture.md).
     noise, sample: [B, 4, h, w].
     """
     signal, spread = math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)

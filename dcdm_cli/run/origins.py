@@ -1,4 +1,4 @@
-"""Where settings come from: files, presets and flags as layers that remember their origin. config.py merges them."""
+"""Where settings come from: files, presets, flags as layers that remember their origin. resolution.py merges them."""
 
 from __future__ import annotations
 

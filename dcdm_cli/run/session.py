@@ -53,6 +53,10 @@ class Context:
         updates = {name: changed(getattr(config, name), values, f"[{name}]") for name, values in sections.items()}
         return replace(self, resolved=replace(self.resolved, config=config.model_copy(update=updates)))
 
+    def with_flag(self, section: str, key: str, value: Any) -> Context:
+        """The same context as if this setting had been a flag. Raises UsageError for a value that breaks a rule."""
+        return replace(self.with_settings(**{section: {key: value}}), given={**self.given, f"{section}.{key}": value})
+
 
 def with_settings(context: Context, **sections: Mapping[str, Any]) -> Context:
     """For work inside of a stage: other settings, and nothing that is finished is made again."""

@@ -1,7 +1,7 @@
 """Settings: one frozen model per stage. Each field is declared with its role (`roles.py`): what it changes.
 
 `resolution.py` says where values come from: flags, then records, the environment, --config, dcdm.toml, the preset.
-Values the paper does not state are marked "not from the paper" in DESIGN.md and the README; each is a setting here.
+Values the paper does not state are marked "not from the paper" where they are used; each is a setting here.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def snapshot_folder(run: RunFolder, folder: Path) -> Path:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingRows:
     """rows: what to learn from; None = all training images that can be used. snapshots: steps whose adapter is kept in
     `snapshot_folder` as well. start: an adapter to go on from. name: of the checkpoints; None = the adapter's."""
 
@@ -56,7 +56,7 @@ def train_adapter(
     folder: Path,
     job: Job,
     difficulty_of: DifficultyOf | None = None,
-    lesson: Lesson | None = None,
+    lesson: TrainingRows | None = None,
 ) -> dict[str, Any]:
     """Fine-tunes on the run's manifest, or on a lesson's rows, and writes an adapter folder. Returns losses and counts.
 
@@ -74,7 +74,7 @@ def train_adapter(
     from dcdm_cli.training.loop import Course, Snapshots, finetune, global_batch
 
     ranks = Ranks.of_environment()
-    lesson = lesson or Lesson()
+    lesson = lesson or TrainingRows()
     rows = lesson.rows or training_rows(read_manifest(context.run.samples), config.keep_suspects)
     precision = settle_precision(config.precision, job.device, training=True)
     base_config = str(config.base_config.absolute()) if config.base_config else None

@@ -18,12 +18,12 @@ from dcdm_cli.stages.probe import Probed, open_run_engine, probe, probe_with_cre
 
 if TYPE_CHECKING:
     from dcdm_cli.data.manifest import Manifest
+    from dcdm_cli.evaluation.data import Evaluated
+    from dcdm_cli.evaluation.judge import Judge
     from dcdm_cli.generation.plan import PlanRow
     from dcdm_cli.reports.plots import GridRow
     from dcdm_cli.run.progress import Job
     from dcdm_cli.run.session import Context
-    from dcdm_cli.stages.evaluation_data import Evaluated
-    from dcdm_cli.stages.judge import Judge
 
 GRID_CLASSES = 12
 
@@ -48,7 +48,7 @@ class Gallery:
 
 def measured_adherence(context: Context, data: Evaluated, judge: Judge, job: Job) -> StageRecord:
     """Its record holds the `adherence` part of metrics.json; made again only when something it depends on changed."""
-    work = lambda: _work(context, data, judge, job)  # noqa: E731
+    work = lambda: _probe_targets(context, data, judge, job)  # noqa: E731
     return context.run.run(adherence_stage(context), work, force=context.force)[0]
 
 
@@ -106,7 +106,7 @@ def atlas_rows(train: Manifest, gallery: Gallery) -> list[GridRow]:
     return rows
 
 
-def _work(context: Context, data: Evaluated, judge: Judge, job: Job) -> Outcome:
+def _probe_targets(context: Context, data: Evaluated, judge: Judge, job: Job) -> Outcome:
     from dcdm_cli.evaluation.adherence import Agreement, frontier, labels_hold_until
 
     config = context.config

@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dcdm_cli.errors import NotFoundError
+from dcdm_cli.evaluation.data import Evaluated
+from dcdm_cli.evaluation.judge import Judge
+from dcdm_cli.evaluation.quality import Checked, measured_difficulty
 from dcdm_cli.files import write_bytes, write_json
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.session import Context
 from dcdm_cli.run.store import Outcome, RunFolder, StageRecord
 from dcdm_cli.stages.devices import settle_generation
 from dcdm_cli.stages.evaluate import evaluation_stage, stage_records, the_bill
-from dcdm_cli.stages.evaluation_data import Evaluated, checked_data
+from dcdm_cli.stages.evaluation_data import checked_data
 from dcdm_cli.stages.jobs import open_job
-from dcdm_cli.stages.judge import Judge, open_judge
-from dcdm_cli.stages.quality import Checked, check_images, generated_images, generated_quality, measured_difficulty
+from dcdm_cli.stages.judge import open_judge
+from dcdm_cli.stages.quality import checked_images, generated_images, generated_quality
 
 if TYPE_CHECKING:
     from dcdm_cli.data.manifest import Manifest
@@ -33,7 +36,7 @@ def run_artefacts(context: Context) -> None:
     from dcdm_cli.reports.tables import saved_sheets, summary_sheets
 
     context, run = settle_generation(context), context.run
-    with run.lock("dcdm evaluate --artefacts"):
+    with run.lock("dcdm evaluate check"):
         record = _recorded(context)
     sheets = saved_sheets(summary_sheets(record.results), run.tables / f"artefacts{_of(run)}")
     context.console.result(record.results, run.evaluation / f"artefacts{_of(run)}.json", shown(sheets))
@@ -46,7 +49,7 @@ def run_compare(context: Context) -> None:
     from dcdm_cli.reports.tables import saved_sheets
 
     run, found = context.run, {}
-    with run.lock("dcdm evaluate --artefacts --name all"):
+    with run.lock("dcdm evaluate check --name all"):
         for name in ("", *run.set_names()):
             one = replace(context, run=run.with_images(name))
             if one.run.record("generate") is not None:
@@ -62,7 +65,7 @@ def run_compare(context: Context) -> None:
 def _recorded(context: Context) -> StageRecord:
     run = context.run
     stage = evaluation_stage(context, f"evaluate-artefacts{_of(run)}", _inputs(context))
-    record, done = run.run(stage, lambda: _work(context), force=context.force)
+    record, done = run.run(stage, lambda: _look(context), force=context.force)
     if not done:
         context.console.note(f"artefacts of {run.images_name or 'generated'}: nothing changed (--force measures again)")
     return record
@@ -80,11 +83,11 @@ def run_filter(context: Context) -> None:
     from dcdm_cli.reports.tables import saved_sheets
 
     context, run = settle_generation(context), context.run
-    with run.lock("dcdm evaluate --filter"):
+    with run.lock("dcdm evaluate filter"):
         stage = evaluation_stage(context, f"filter{_of(run)}", _inputs(context))
         record, done = run.run(stage, lambda: _filter(context), force=context.force)
     if not done:
-        context.console.note("evaluate --filter: nothing changed, skipped (--force runs it again)")
+        context.console.note("evaluate filter: nothing changed, skipped (--force runs it again)")
     sheets = saved_sheets([filter_sheet(record.results)], run.tables / f"filter{_of(run)}")
     context.console.result(record.results, run.evaluation / REMOVED.format(_of(run)), shown(sheets))
 
@@ -93,7 +96,7 @@ def _inputs(context: Context) -> dict[str, str]:
     return {"score": context.run.require("score").id, "generate": context.run.require("generate").id}
 
 
-def _work(context: Context) -> Outcome:
+def _look(context: Context) -> Outcome:
     from dcdm_cli.reports.html import write_report
     from dcdm_cli.stages.report import draw, evaluation_drawings
 
@@ -116,7 +119,7 @@ def _adherence(context: Context, data: Evaluated, images: Manifest, judge: Judge
     """Target against measured difficulty of finished images, read in batches."""
     from dcdm_cli.evaluation.adherence import adherence, frontier, labels_hold_until, per_class
 
-    target, realised = images.column("target_difficulty"), measured_difficulty(context, images, job)
+    target, realised = images.column("target_difficulty"), measured_difficulty(context.run.scorer, images, job)
     label = images.column("label").astype(np.int64)
     agrees = judge.labels(images.paths()) == label
     rows = frontier(_real(data.real, judge, len(images)), (realised, agrees))
@@ -143,7 +146,7 @@ def _filter(context: Context) -> Outcome:
     run, job = context.run, open_job(context)
     data = checked_data(context)
     images = _required(context, data)
-    checked = check_images(context, data, images, open_judge(context, data.manifest, job), job)
+    checked = checked_images(context, data, images, open_judge(context, data.manifest, job), job)
     edge = _edge(checked)
     reasons = filter_reasons(checked.findings, edge)
     kept = np.array([reason is None for reason in reasons])

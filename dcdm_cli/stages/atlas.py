@@ -1,4 +1,4 @@
-"""`dcdm evaluate --atlas`: class by difficulty, in pictures, and what makes each class hard."""
+"""`dcdm evaluate atlas`: class by difficulty, in pictures, and what makes each class hard."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from dcdm_cli.evaluation.data import Evaluated
+from dcdm_cli.evaluation.judge import Judge
+from dcdm_cli.evaluation.quality import measured_difficulty
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.roles import IMAGES, all_others, fingerprints
 from dcdm_cli.run.session import Context
 from dcdm_cli.run.store import Outcome, Stage, StageRecord
 from dcdm_cli.stages.devices import settle_generation
-from dcdm_cli.stages.evaluation_data import Evaluated, checked_data
+from dcdm_cli.stages.evaluation_data import checked_data
 from dcdm_cli.stages.jobs import open_job
-from dcdm_cli.stages.judge import Judge, open_judge
+from dcdm_cli.stages.judge import open_judge
 from dcdm_cli.stages.probe import first_draws, open_run_engine, plan_inputs, probe_rows
-from dcdm_cli.stages.quality import generated_images, measured_difficulty
+from dcdm_cli.stages.quality import generated_images
 
 if TYPE_CHECKING:
     from dcdm_cli.data.manifest import Manifest
@@ -54,10 +57,10 @@ KINDS = (
 
 def run_atlas(context: Context) -> StageRecord:
     context, run = settle_generation(context), context.run
-    with run.lock("dcdm evaluate --atlas"):
-        record, done = run.run(atlas_stage(context), lambda: _work(context), force=context.force)
+    with run.lock("dcdm evaluate atlas"):
+        record, done = run.run(atlas_stage(context), lambda: _make_atlas(context), force=context.force)
     if not done:
-        context.console.note("evaluate --atlas: nothing changed, skipped (--force runs it again)")
+        context.console.note("evaluate atlas: nothing changed, skipped (--force runs it again)")
     page = run.evaluation / "atlas.html"
     context.console.result({"stage": "atlas", "path": str(page), **record.results}, page)
     return record
@@ -75,7 +78,7 @@ def atlas_stage(context: Context) -> Stage:
     return Stage("atlas", settings, inputs, {**all_others(made, *IMAGES), **all_others(judge)})
 
 
-def _work(context: Context) -> Outcome:
+def _make_atlas(context: Context) -> Outcome:
     from dcdm_cli.reports.atlas import factor_chart, write_atlas, write_grids
 
     run, job = context.run, open_job(context)
@@ -224,13 +227,13 @@ def _factors(context: Context, data: Evaluated, job: Job) -> dict[str, list[dict
     found = {"real": _hard_factors(real, real.column("difficulty"), job)}
     images = generated_images(context, data)
     if images is not None:
-        found["generated"] = _hard_factors(images, measured_difficulty(context, images, job), job)
+        found["generated"] = _hard_factors(images, measured_difficulty(context.run.scorer, images, job), job)
     return found
 
 
 def _hard_factors(images: Manifest, difficulty: np.ndarray, job: Job) -> list[dict[str, Any]]:
     from dcdm_cli.data.images import decode_image
-    from dcdm_cli.evaluation.factors import FACTORS, Measured, hard_factors, measure
+    from dcdm_cli.evaluation.factors import FACTORS, MeasuredFactors, hard_factors, measure
 
     labels = images.column("label").astype(np.int64)
     chosen = np.sort(np.concatenate([np.flatnonzero(labels == c)[:MOST_PER_CLASS] for c in np.unique(labels)]))
@@ -238,5 +241,7 @@ def _hard_factors(images: Manifest, difficulty: np.ndarray, job: Job) -> list[di
     for row, i in enumerate(chosen):
         table[row] = list(measure(decode_image(paths[i])).values())
         job.progress("measuring factors", row + 1, len(chosen))
-    measured = Measured(table, difficulty[chosen], labels[chosen], images.column("predicted")[chosen].astype(np.int64))
+    measured = MeasuredFactors(
+        table, difficulty[chosen], labels[chosen], images.column("predicted")[chosen].astype(np.int64)
+    )
     return hard_factors(measured, images.class_names)

@@ -23,7 +23,7 @@ def run_caption(context: Context) -> StageRecord:
     run.create(after="score")
     with run.lock("dcdm caption"):
         _refuse_replacing(context)
-        record, done = run.run(caption_stage(context), lambda: _work(context), force=context.force)
+        record, done = run.run(caption_stage(context), lambda: _write_captions(context), force=context.force)
         if any(fingerprint(context.config.caption, FILES).values()):
             _, written = run.run(caption_files_stage(context), lambda: _write_extras(context), force=context.force)
             done = done or written
@@ -60,7 +60,7 @@ def _inputs(context: Context) -> dict[str, str]:
     return {"score": context.run.require("score").id, **own}
 
 
-def _work(context: Context) -> Outcome:
+def _write_captions(context: Context) -> Outcome:
     from dcdm_cli.captioning.own import read_own_captions
     from dcdm_cli.data.manifest import read_manifest, write_manifest
 

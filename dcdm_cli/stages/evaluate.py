@@ -15,7 +15,7 @@ from dcdm_cli.stages.jobs import open_job
 from dcdm_cli.stages.label_check import check_input, prepare_check
 
 if TYPE_CHECKING:
-    from dcdm_cli.stages.evaluation_data import Evaluated
+    from dcdm_cli.evaluation.data import Evaluated
 
 
 STAGES = ("score", "caption", "finetune", "calibrate", "export", "generate")
@@ -27,7 +27,7 @@ def run_evaluate(context: Context) -> StageRecord:
     context = settle_generation(context)
     with run.lock("dcdm evaluate"):
         records = stage_records(context)
-        record, done = run.run(evaluate_stage(context), lambda: _work(context, records), force=context.force)
+        record, done = run.run(evaluate_stage(context), lambda: _measure_all(context, records), force=context.force)
     if not done:
         context.console.note("evaluate: nothing changed, skipped (--force runs it again)")
     return record
@@ -58,7 +58,7 @@ def evaluation_stage(context: Context, name: str, inputs: Mapping[str, str], **m
     )
 
 
-def _work(context: Context, records: Mapping[str, StageRecord]) -> Outcome:
+def _measure_all(context: Context, records: Mapping[str, StageRecord]) -> Outcome:
     from dcdm_cli.files import write_json
     from dcdm_cli.stages.adherence import measured_adherence
     from dcdm_cli.stages.evaluation_data import checked_data
@@ -112,9 +112,9 @@ def foretold(context: Context, classifiers: int) -> str:
 
 
 def _downstream(context: Context, data: Evaluated, job: Job) -> dict[str, Any]:
+    from dcdm_cli.evaluation.data import held_out_difficulty
     from dcdm_cli.evaluation.downstream import open_ledger, run_arms, seeds_of, trial_of
     from dcdm_cli.evaluation.experiments import Experiment
-    from dcdm_cli.stages.evaluation_data import held_out_difficulty
     from dcdm_cli.stages.experiments.arms import PAIRS, make_arm, make_sets, named_arms
     from dcdm_cli.stages.experiments.sets import GeneratedSets
 
@@ -124,7 +124,7 @@ def _downstream(context: Context, data: Evaluated, job: Job) -> dict[str, Any]:
     arms = [make_arm(spec, config.evaluate.synthetic_ratio, data.real, sets) for spec in specs]
     seeds = seeds_of(config.evaluate.seed + config.seed, config.evaluate.seeds)
     context.console.note(foretold(context, len(arms) * len(seeds)))
-    difficulty = held_out_difficulty(context, data.held_out, job)
+    difficulty = held_out_difficulty(context.run.scorer, data.held_out, job)
     trial = trial_of(data.real, data.held_out, pairs=PAIRS, difficulty=difficulty)
     ledger = open_ledger(context.run.evaluation)
     make_sets([(arm, config.downstream) for arm in arms], trial, seeds, ledger)

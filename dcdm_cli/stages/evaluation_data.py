@@ -1,128 +1,32 @@
-"""What must hold before an evaluation means anything, and what only needs to be said."""
+"""The run's images as an evaluation needs them: checked against its scorer and adapter, warnings said."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
-import numpy as np
-
-from dcdm_cli.errors import MismatchError, UsageError
+from dcdm_cli.evaluation.data import Evaluated
 from dcdm_cli.run.session import Context
-
-if TYPE_CHECKING:
-    from dcdm_cli.data.manifest import Manifest
-    from dcdm_cli.run.progress import Job
-
-FEW = 5  # images per class below which the report warns
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """real: the training images; held_out: what classifiers are tested on; warnings: for the report."""
-
-    manifest: Manifest
-    real: Manifest
-    held_out: Manifest
-    warnings: tuple[str, ...]
+from dcdm_cli.run.store import RunFolder
 
 
 def checked_data(context: Context) -> Evaluated:
-    """Raises UsageError for splits or classes that are missing, MismatchError for a run of other data.
-
-    Held-out images that are also training images are left out, and that is said.
-    """
+    """Raises UsageError for splits or classes that are missing, MismatchError for a run of other data."""
     from dcdm_cli.data.manifest import read_manifest
-
-    manifest = read_manifest(context.run.samples)
-    _check_scorer(context)
-    _check_splits(manifest)
-    name = {"test": "test", "validation": "judge"}[context.config.evaluate.holdout]
-    real, held_out = manifest.split("train"), manifest.split(name)
-    _check_classes(real)
-    clean, overlap = _without_copies(real, held_out)
-    warnings = [*_stale(context, manifest), *_few(real), *overlap]
-    for warning in warnings:
-        context.console.warn(warning)
-    return Evaluated(manifest, real, clean, tuple(warnings))
-
-
-def held_out_difficulty(context: Context, held_out: Manifest, job: Job) -> np.ndarray:
-    """float32 [held-out images]: what the scorer, which has seen none of them, finds in each."""
-    from dcdm_cli.difficulty.scorer import Scorer
-
-    report, labels = job.stoppable("no classifier has been trained yet"), held_out.column("label")
-    scorer = Scorer.load(context.run.scorer, job.device)
-    return scorer.measure(held_out.paths(), labels, progress=report).difficulty
-
-
-def _check_scorer(context: Context) -> None:
-    scorer = context.run.scorer
-    if not scorer.exists():
-        raise UsageError(
-            f"evaluation needs a scorer, and there is none at {scorer} (scores from a column leave none)",
-            "score with a classifier: dcdm score --method crossfit --force",
-            file=scorer,
-        )
-
-
-def _check_splits(manifest: Manifest) -> None:
-    for split, purpose in {"judge": "to train the judge", "test": "that nothing was trained on"}.items():
-        if not len(manifest.split(split)):
-            raise UsageError(
-                f"the source has no {split} images {purpose}",
-                f"add a {split}/ folder (or a split column) to the source and run dcdm score again",
-            )
-
-
-def _check_classes(real: Manifest) -> None:
-    if (real.class_counts() > 0).sum() < 2:
-        raise UsageError(
-            "an evaluation needs training images of at least two classes",
-            "add a second class folder and run dcdm score again",
-        )
-
-
-def _without_copies(real: Manifest, held_out: Manifest) -> tuple[Manifest, list[str]]:
-    copies = np.isin(held_out.column("sample_id").astype(str), real.column("sample_id").astype(str))
-    if copies.all():
-        raise UsageError(
-            "every held-out image is also a training image: accuracy on them would say nothing",
-            "give the source a test split of its own and run dcdm score again",
-        )
-    if not copies.any():
-        return held_out, []
-    text = f"leak: {copies.sum()} of {len(held_out)} held-out images are also training images and are left out"
-    return held_out.select(~copies), [text]
-
-
-def _few(real: Manifest) -> list[str]:
-    counts = real.class_counts()
-    few = [name for name, count in zip(real.class_names, counts, strict=True) if count < FEW]
-    if not few:
-        return []
-    shown = ", ".join(few[:3]) + (" …" if len(few) > 3 else "")
-    return [f"{len(few)} classes have fewer than {FEW} training images ({shown}): what is said of them means little"]
-
-
-def _stale(context: Context, manifest: Manifest) -> list[str]:
+    from dcdm_cli.evaluation.data import check_classes, check_scorer, evaluated
     from dcdm_cli.model.adapter import read_adapter
 
     run = context.run
-    names = read_adapter(run.adapter).class_names
-    if names != manifest.class_names:
-        raise MismatchError(
-            f"the adapter was trained on other classes: {_difference(names, manifest.class_names)}",
-            "fine-tune on this run's images: dcdm finetune --force",
-            file=run.adapter,
-        )
-    if run.require("finetune").inputs.get("score") != run.require("score").id:
-        return ["the adapter was fine-tuned before the images were last scored: dcdm finetune makes a new one"]
-    return []
+    manifest = read_manifest(run.samples)
+    check_scorer(run.scorer)
+    data = evaluated(manifest, context.config.evaluate.holdout)
+    check_classes(run.adapter, read_adapter(run.adapter).class_names, manifest.class_names)
+    data = replace(data, warnings=(*_stale(run), *data.warnings))
+    for warning in data.warnings:
+        context.console.warn(warning)
+    return data
 
 
-def _difference(theirs: tuple[str, ...], ours: tuple[str, ...]) -> str:
-    if len(theirs) != len(ours):
-        return f"{len(theirs)} of them, this run has {len(ours)}"
-    first = next(i for i, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b)
-    return f"class {first} is {theirs[first]!r} there and {ours[first]!r} here"
+def _stale(run: RunFolder) -> list[str]:
+    if run.require("finetune").inputs.get("score") == run.require("score").id:
+        return []
+    return ["the adapter was fine-tuned before the images were last scored: dcdm finetune makes a new one"]

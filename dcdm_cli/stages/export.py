@@ -40,7 +40,7 @@ def run_export(context: Context) -> StageRecord:
         tensorrt = f"{engines.trt.__version__} on {engines.gpu.name}" if engines is not None else ""
         stage = export_stage(context, tensorrt)
         record, done = run.run(
-            stage, lambda: _work(context, engines), force=context.force, intact=lambda: _is_intact(context)
+            stage, lambda: _export_network(context, engines), force=context.force, intact=lambda: _is_intact(context)
         )
     if not done:
         context.console.note("export: nothing changed, skipped (--force runs it again)")
@@ -69,7 +69,7 @@ def shared_calls(context: Context) -> int:
     return context.config.export.shared_calls or guidance_of(generate, plain=plain).shared_calls(generate.steps)
 
 
-def _work(context: Context, engines: EngineOrder | None) -> Outcome:
+def _export_network(context: Context, engines: EngineOrder | None) -> Outcome:
     from dcdm_cli.files import hash_json, storage_errors
     from dcdm_export.finished import read_parity
     from dcdm_export.folder import make_export

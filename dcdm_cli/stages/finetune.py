@@ -29,7 +29,7 @@ def run_finetune(context: Context) -> StageRecord:
     run, config = context.run, context.config.finetune
     with run.lock("dcdm finetune"):
         record, done = run.run(
-            finetune_stage(context), lambda: _work(context, config, run.adapter), force=context.force
+            finetune_stage(context), lambda: _train(context, config, run.adapter), force=context.force
         )
         _drop_checkpoints(run)  # only now: a kill before the record was written must not cost the training
     if not done:
@@ -91,7 +91,7 @@ def _wanted(devices: str | None, context: Context) -> tuple[str, ...]:
     return context.config.scale.devices
 
 
-def _work(context: Context, config: FinetuneConfig, folder: Path) -> Outcome:
+def _train(context: Context, config: FinetuneConfig, folder: Path) -> Outcome:
     from dcdm_cli.model.adapter import adapter_hash
     from dcdm_cli.reports.plots import loss_curve
 

@@ -58,7 +58,7 @@ def run_generate(
         stage = generate_stage(context, plan)
         force = context.force or verify
         record, done = run.run(
-            stage, lambda: _work(context, plan, verify, join), force=force, intact=lambda: _is_intact(context)
+            stage, lambda: _make_images(context, plan, verify, join), force=force, intact=lambda: _is_intact(context)
         )
     if not done:
         context.console.note("generate: nothing changed, skipped (--force runs it again)")
@@ -85,11 +85,11 @@ def sample_images(context: Context) -> Iterator[Rendered]:
     measure = make_measure(context, job, score=context.config.generate.score)
     engine = open_run_engine(context, context.run.adapter, job)
     plan = draw_plan(context, context.config.generate, engine)
-    _warn_unreachable(context, plan)
+    warn_unreachable(context, plan)
     yield from render_close(engine, plan.rows(), job, measure)
 
 
-def _work(context: Context, plan: AnyPlan | None, verify: bool, join: bool) -> Outcome:
+def _make_images(context: Context, plan: AnyPlan | None, verify: bool, join: bool) -> Outcome:
     from dcdm_cli.generation.ledger import refuse_other_plan
     from dcdm_cli.generation.targets import parse_target
 
@@ -169,13 +169,13 @@ def _start(context: Context, plan: AnyPlan) -> None:
     from dcdm_cli.generation.pricing import check_disk
     from dcdm_cli.model.adapter import read_adapter
 
-    _warn_unreachable(context, plan)
+    warn_unreachable(context, plan)
     check_disk(plan, plan_layout(context, plan), read_adapter(context.run.adapter).resolution)
     if context.force:
         _set_aside(context.run.generated, plan)
 
 
-def _warn_unreachable(context: Context, plan: AnyPlan) -> None:
+def warn_unreachable(context: Context, plan: AnyPlan) -> None:
     if plan.unreachable:
         context.console.warn(
             f"{plan.unreachable} of {len(plan)} targets lie outside what this adapter can reach on average; "

@@ -1,4 +1,4 @@
-"""`dcdm evaluate --next-plan`: what the newest classifier finds hard, as a plan that `dcdm generate PLAN` executes."""
+"""`dcdm evaluate plan`: what the newest classifier finds hard, as a plan that `dcdm generate PLAN` executes."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ def plan_demand(
 
 def run_next_plan(context: Context) -> StageRecord:
     context, run = settle_generation(context), context.run
-    with run.lock("dcdm evaluate --next-plan"):
-        record, done = run.run(next_plan_stage(context), lambda: _work(context), force=context.force)
+    with run.lock("dcdm evaluate plan"):
+        record, done = run.run(next_plan_stage(context), lambda: _plan_what_is_hard(context), force=context.force)
     if not done:
-        context.console.note("evaluate --next-plan: nothing changed, skipped (--force runs it again)")
+        context.console.note("evaluate plan: nothing changed, skipped (--force runs it again)")
     return record
 
 
@@ -83,7 +83,7 @@ def show_next_plan(context: Context, record: StageRecord) -> None:
     context.console.result({"stage": "next-plan", "path": str(file), **record.results}, file, shown(sheets))
 
 
-def _work(context: Context) -> Outcome:
+def _plan_what_is_hard(context: Context) -> Outcome:
     from dcdm_cli.data.manifest import read_manifest
     from dcdm_cli.evaluation.downstream import NOTHING, Samples
     from dcdm_cli.generation.budget import Budget

@@ -16,7 +16,7 @@ from dcdm_cli.errors import UsageError
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.session import Context
 from dcdm_cli.run.settings import FinetuneConfig
-from dcdm_cli.stages.adapter import Lesson, train_adapter
+from dcdm_cli.stages.adapter import TrainingRows, train_adapter
 
 if TYPE_CHECKING:
     from dcdm_cli.data.manifest import Manifest
@@ -41,7 +41,7 @@ def learn_from_own_draws(context: Context, config: FinetuneConfig, folder: Path,
         raise UsageError("own draws are learned by one process", "leave out --devices, or set --own-draws 0")
     draws = own_draws(context, config, folder, job)
     start = Start(folder, context.config.generate.lora_scale, train_lora=config.own_trains == "all")
-    lesson = Lesson(draws, start=start, name=own_name(folder))
+    lesson = TrainingRows(draws, start=start, name=own_name(folder))
     steps = config.model_copy(update={"steps": config.own_steps, "views": 1, "hflip": False, "difficulty_balance": 0.0})
     results = train_adapter(context, steps, folder, job, lesson=lesson)
     difficulty = draws.column("difficulty")

@@ -1,23 +1,18 @@
-"""Fidelity, near-duplicates, blank images and label agreement of the run's generated images."""
+"""The quality of the run's generated images, as metrics.json has it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from dcdm_cli.errors import MismatchError
 
 if TYPE_CHECKING:
     from dcdm_cli.data.manifest import Manifest
-    from dcdm_cli.evaluation.features import Space
-    from dcdm_cli.evaluation.leakage import Findings, Looks, Nearest
+    from dcdm_cli.evaluation.data import Evaluated
+    from dcdm_cli.evaluation.judge import Judge
+    from dcdm_cli.evaluation.quality import Checked
     from dcdm_cli.run.progress import Job
     from dcdm_cli.run.session import Context
-    from dcdm_cli.stages.evaluation_data import Evaluated
-    from dcdm_cli.stages.judge import Judge
 
 
 def generated_images(context: Context, data: Evaluated) -> Manifest | None:
@@ -39,126 +34,22 @@ def generated_images(context: Context, data: Evaluated) -> Manifest | None:
 
 def generated_quality(context: Context, data: Evaluated, judge: Judge, job: Job) -> dict[str, Any] | None:
     """The `quality` part of metrics.json; None before `dcdm generate`."""
+    from dcdm_cli.evaluation.quality import compared, spaces
+
     images = generated_images(context, data)
     if images is None:
         context.console.note("no generated images in this run yet: quality is left out (dcdm generate)")
         return None
-    checked = check_images(context, data, images, judge, job)
+    checked = checked_images(context, data, images, judge, job)
     quality = checked.summary()
-    quality["fidelity"], quality["copying"] = _compared(data, images, spaces(context, judge, job))
+    among = spaces(context.config.evaluate.features, context.run.cache / "features", judge, job)
+    quality["fidelity"], quality["copying"] = compared(data, images, among)
     if quality["leakage"]["level"] == "error":
         context.console.warn(f"leak: {quality['leakage']['near_test']} generated images repeat test images")
     return quality
 
 
-@dataclass(frozen=True)
-class Checked:
-    """What was found in the generated images, image by image."""
+def checked_images(context: Context, data: Evaluated, images: Manifest, judge: Judge, job: Job) -> Checked:
+    from dcdm_cli.evaluation.quality import check_images, measured_difficulty
 
-    images: Manifest
-    findings: Findings
-    to_train: Nearest
-    to_test: Nearest
-    real: Nearest
-    to_source: Nearest | None
-
-    def summary(self) -> dict[str, Any]:
-        from dcdm_cli.evaluation.leakage import leakage
-
-        return {
-            "images": len(self.images),
-            "blank": int(self.findings.blank.sum()),
-            "label_agreement": round(float(self.findings.agrees.mean()), 4),
-            "leakage": {"features": "thumbnails"} | leakage(self.to_train, self.to_test, self.real, self.to_source),
-        }
-
-
-def check_images(context: Context, data: Evaluated, images: Manifest, judge: Judge, job: Job) -> Checked:
-    from dcdm_cli.evaluation.leakage import Findings, nearest
-    from dcdm_cli.generation.shards import FLAT_IMAGE
-
-    made, real, held_out = (_look(part, job) for part in (images, data.real, data.held_out))
-    to_train, to_test = nearest(made, real), nearest(made, held_out)
-    findings = Findings(
-        blank=made.spread < FLAT_IMAGE,
-        near_test=to_test.same,
-        near_train=to_train.same,
-        agrees=judge.labels(images.paths()) == images.column("label"),
-        difficulty=measured_difficulty(context, images, job),
-    )
-    return Checked(images, findings, to_train, to_test, nearest(held_out, real), _to_source(images, data, made, real))
-
-
-def _to_source(images: Manifest, data: Evaluated, made: Looks, real: Looks) -> Nearest | None:
-    """From each image to the real one that it started from; None where all started from noise."""
-    from dcdm_cli.evaluation.leakage import to_own
-
-    sources = images.table["source_id"].to_pylist()
-    if not any(sources):
-        return None
-    place = {sample: row for row, sample in enumerate(data.real.column("sample_id"))}
-    return to_own(made, real, np.array([place.get(source, -1) for source in sources], np.int64))
-
-
-def measured_difficulty(context: Context, images: Manifest, job: Job) -> np.ndarray:
-    """float32 [N]: what generation measured, or the scorer's answer where it did not."""
-    from dcdm_cli.difficulty.scorer import Scorer
-
-    difficulty = images.column("measured_difficulty").copy()
-    missing = np.flatnonzero(~np.isfinite(difficulty))
-    if len(missing):
-        rest = images.select(missing)
-        scorer = Scorer.load(context.run.scorer, job.device)
-        difficulty[missing] = scorer.measure(rest.paths(), rest.column("label"), progress=job.progress).difficulty
-    return difficulty
-
-
-def _look(manifest: Manifest, job: Job) -> Looks:
-    from dcdm_cli.data.images import RejectedImage
-    from dcdm_cli.errors import NotFoundError
-    from dcdm_cli.evaluation.leakage import look
-
-    try:
-        return look(manifest.paths(), job.progress)
-    except RejectedImage as error:
-        raise NotFoundError(
-            f"an image can no longer be read: {error}", "dcdm score --force, or dcdm generate --force"
-        ) from error
-
-
-def spaces(context: Context, judge: Judge, job: Job) -> list[Space]:
-    """What images are compared in: the space that was asked for first."""
-    from dcdm_cli.difficulty.feature_cache import FeatureCache
-    from dcdm_cli.evaluation.features import JUDGE, frozen_space, model_space
-    from dcdm_cli.evaluation.fidelity import INCEPTION, inception
-
-    wanted, scorer = context.config.evaluate.features, judge.scorer
-    if wanted == JUDGE:
-        found = [model_space(JUDGE, scorer.models[0], scorer.preprocessing, scorer.device)]
-    else:
-        found = [frozen_space(wanted, FeatureCache(context.run.cache / "features"), job)]
-    if (network := inception(job.device)) is not None:
-        found.append(model_space(f"timm/{INCEPTION}", *network, job.device))
-    return found
-
-
-def _compared(
-    data: Evaluated, images: Manifest, among: Sequence[Space]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(fidelity, copying) in every space, against held-out real images, which the generator has not seen; real training
-    images beside them, for scale."""
-    from dcdm_cli.evaluation.features import some
-    from dcdm_cli.evaluation.fidelity import fidelity
-    from dcdm_cli.evaluation.leakage import copying
-
-    parts = {"generated": images, "real": data.real, "held out": data.held_out}
-    chosen = {name: part.select(np.array(some(part.image_paths()), np.int64)) for name, part in parts.items()}
-    likeness, copies = [], []
-    for space in among:
-        seen = {name: space.of(part) for name, part in chosen.items()}
-        likeness += [
-            {"features": space.name, "images": name, **fidelity(seen[name], seen["held out"])}
-            for name in ("generated", "real")
-        ]
-        copies.append({"features": space.name, **copying(seen["generated"], seen["real"], seen["held out"])})
-    return likeness, copies
+    return check_images(data, images, measured_difficulty(context.run.scorer, images, job), judge, job)

@@ -11,9 +11,11 @@ from dcdm_cli.reports import experiment_plots, plots
 from dcdm_cli.reports.html import ReportFigure, write_page, write_report
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from dcdm_cli.data.manifest import Manifest
     from dcdm_cli.run.session import Context
-    from dcdm_cli.stages.experiments.run import Place
+    from dcdm_cli.run.store import RunFolder
 
 
 def write_evaluation_report(context: Context, manifest: Manifest, metrics: Mapping[str, Any]) -> list[Path]:
@@ -36,16 +38,38 @@ def write_evaluation_report(context: Context, manifest: Manifest, metrics: Mappi
     return [report, *(figure.path for figure in figures)]
 
 
-def write_experiment_report(place: Place, document: Mapping[str, Any]) -> list[Path]:
+def evaluation_lines(run: RunFolder, metrics: Mapping[str, Any]) -> list[RenderableType]:
+    """An evaluation for the screen: its tables, which become CSV files of the run too, and what they say in words."""
+    from dcdm_cli.reports.formatting import summary_sentences
+    from dcdm_cli.reports.table import sentence, shown
+    from dcdm_cli.reports.tables import saved_sheets, summary_sheets
+
+    sheets = saved_sheets(summary_sheets(metrics), run.tables / "evaluation")
+    return [*shown(sheets), *(sentence(text) for text in summary_sentences(metrics))]
+
+
+@dataclass(frozen=True)
+class ExperimentFiles:
+    """Where an experiment's results go, by the experiment's name made safe."""
+
+    folder: Path
+    name: str
+
+    document = property(lambda self: self.folder / f"{self.name}.json")
+    page = property(lambda self: self.folder / f"{self.name}.html")
+    figures = property(lambda self: self.folder / self.name)
+
+
+def write_experiment_report(files: ExperimentFiles, document: Mapping[str, Any]) -> list[Path]:
     """Page and figures of an experiment's document; from the document alone, so that they can be made again."""
     from dcdm_cli.reports.experiment_tables import experiment_sentences, experiment_sheets
 
-    figures = draw(experiment_drawings(document), place.figures)
+    figures = draw(experiment_drawings(document), files.figures)
     title = f"Experiment {document['experiment']}: {document['about']}" if document["about"] else document["experiment"]
     facts = {"device": document["device"], "tested on": document["tested_on"]}
     sentences = [*experiment_sentences(document), *document["warnings"]]
-    write_page(place.page, title, sentences, figures, experiment_sheets(document), facts)
-    return [place.page, *(figure.path for figure in figures)]
+    write_page(files.page, title, sentences, figures, experiment_sheets(document), facts)
+    return [files.page, *(figure.path for figure in figures)]
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def run_score(context: Context, source: str | None = None) -> StageRecord:
     stage = score_stage(context, source, options)
     run.create()
     with run.lock("dcdm score"):
-        record, done = run.run(stage, lambda: _work(context, source, options, stage), force=context.force)
+        record, done = run.run(stage, lambda: _scan_and_score(context, source, options, stage), force=context.force)
         shutil.rmtree(run.checkpoints / "scorer", ignore_errors=True)  # only now: a kill before that loses nothing
         write_starter_config(run, {"data.source": source, **context.starter_settings()})
     if not done:
@@ -67,7 +67,7 @@ def _place(source: str, run: RunFolder) -> str:
     return str(write_digits(run.images / SOURCE_NAME))
 
 
-def _work(context: Context, source: str, options: ScanOptions, stage: Stage) -> Outcome:
+def _scan_and_score(context: Context, source: str, options: ScanOptions, stage: Stage) -> Outcome:
     from dcdm_cli.data.classes import untrainable_warnings
     from dcdm_cli.data.corrections import correct
     from dcdm_cli.data.images import decode_options
@@ -239,7 +239,7 @@ def scan_options(context: Context, source: str) -> ScanOptions:
 
     data, score = context.config.data, context.config.score
     out_of_fold = score.method in ("auto", "features", "crossfit") and not (score.classifier or score.column)
-    shared = {option.name for option in fields(ScanOptions)} & type(data).model_fields.keys() - {"split_map"}
+    shared = ({option.name for option in fields(ScanOptions)} & type(data).model_fields.keys()) - {"split_map"}
     return ScanOptions(
         **{name: getattr(data, name) for name in shared},
         split_map=read_split_map(data.split_map),

@@ -21,7 +21,7 @@ from dcdm_cli.gate import Digest, Finite, read_lines
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.session import Context, with_settings
 from dcdm_cli.run.settings import FinetuneConfig, StrengthConfig
-from dcdm_cli.stages.adapter import DifficultyOf, Lesson, snapshot_folder, train_adapter
+from dcdm_cli.stages.adapter import DifficultyOf, TrainingRows, snapshot_folder, train_adapter
 from dcdm_cli.stages.own_draws import learn_from_own_draws
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def _chosen(
     steps = snapshot_steps(config.steps, strength)
     points = grid(steps, context, config.conditioning == "none")
     each = images_per_point(strength.probe_budget, len(points), len(images.rows.class_names))
-    lesson = Lesson(images.rows, steps)
+    lesson = TrainingRows(images.rows, steps)
     results = train_adapter(context, config, folder, job, difficulty_of, lesson)
     if not Ranks.of_environment().is_main:
         return results

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dcdm_cli.backends.choice import Choice, Wanted, choose_backend
+from dcdm_cli.backends.choice import BackendChoice, Wanted, choose_backend
 from dcdm_cli.errors import CapabilityError, DcdmError, MismatchError, NotFoundError, UsageError
 from dcdm_cli.model.adapter import AdapterInfo, adapter_hash
 from dcdm_cli.model.conditioning import EncoderConfig
@@ -63,7 +63,9 @@ def export(adapter: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def choose(adapter: Path, export: Path | None, device: str = "cpu", calls: Any = (3,), **settings: Any) -> Choice:
+def choose(
+    adapter: Path, export: Path | None, device: str = "cpu", calls: Any = (3,), **settings: Any
+) -> BackendChoice:
     return choose_backend(
         Wanted(adapter, INFO, GenerateConfig.model_validate(settings), device, export, frozenset(calls))
     )
@@ -195,6 +197,6 @@ def test_tensorrt_without_its_gpu_is_passed_over_by_auto_and_refused_on_request(
 
 
 def test_torch_and_compile_need_no_export(adapter: Path, export: Path) -> None:
-    assert choose(adapter, export, backend="torch") == Choice(None, "asked for")
-    assert choose(adapter, export, compile=True) == Choice(None, "--compile is for torch")
+    assert choose(adapter, export, backend="torch") == BackendChoice(None, "asked for")
+    assert choose(adapter, export, compile=True) == BackendChoice(None, "--compile is for torch")
     assert choose(adapter, export, device="mps").opened is None

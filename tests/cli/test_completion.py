@@ -25,7 +25,8 @@ CASES = [
     ("dcdm", {"score", "generate", "status", "doctor", "review"}),
     ("dcdm generate --format", {"folder", "parquet", "webdataset"}),
     ("dcdm finetune --preset", {"digits", "sd15"}),
-    ("dcdm evaluate --experiment", {"controls", "ablation", "mine.toml"}),
+    ("dcdm evaluate experiment", {"controls", "ablation", "mine.toml"}),
+    ("dcdm evaluate", {"run", "experiment", "check", "atlas", "plan", "filter"}),
     ("dcdm status --run", {"birds"}),
     ("dcdm evaluate --name", {"hard"}),
 ]

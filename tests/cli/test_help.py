@@ -15,7 +15,7 @@ import pytest
 
 from dcdm_cli import __version__
 from dcdm_cli.cli import COMMANDS
-from dcdm_cli.commands.help import PANELS
+from dcdm_cli.commands.panels import PANELS
 from dcdm_cli.run.resolution import known_keys
 from dcdm_cli.run.settings import Config
 

@@ -16,7 +16,7 @@ from dcdm_cli.data.manifest import COLUMNS, LATER, SCHEMA, Manifest, read_manife
 from dcdm_cli.errors import MismatchError, NotFoundError, UsageError
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
-# DESIGN.md section 3, word for word; the order is the file's.
+# What a manifest promises; the order is the file's.
 DESIGN = [
     "sample_id",
     "path",

@@ -15,7 +15,7 @@ from dcdm_cli.crew.coordinator import Crew
 from dcdm_cli.crew.local import LocalTransport
 from dcdm_cli.data.manifest import SCORE_COLUMNS, Manifest
 from dcdm_cli.difficulty import feature_folds
-from dcdm_cli.difficulty.automatic import Candidate, best_of, clearly_better, training_seconds
+from dcdm_cli.difficulty.automatic import Method, best_of, clearly_better, training_seconds
 from dcdm_cli.difficulty.crossfit import unseen_models
 from dcdm_cli.difficulty.feature_cache import FeatureCache
 from dcdm_cli.difficulty.features import open_extractor
@@ -159,9 +159,9 @@ def test_the_best_of_what_the_budget_allows_is_kept() -> None:
     right = {name: np.arange(90) < count for name, count in (("cheap", 50), ("same", 53), ("better", 70), ("slow", 90))}
     seconds = {"same": 1.0, "better": 2.0, "slow": 7200.0}
 
-    def candidate(name: str) -> Candidate[str]:
+    def candidate(name: str) -> Method[str]:
         estimate = (lambda: seconds[name]) if name in seconds else None
-        return Candidate(name, lambda: (columns_of(right[name], labels), f"by {name}"), estimate)
+        return Method(name, lambda: (columns_of(right[name], labels), f"by {name}"), estimate)
 
     job = Job(note=notes.append)
     choice = best_of([candidate(name) for name in right], labels, 10.0, job)

@@ -162,8 +162,9 @@ def test_the_demos_artefacts_are_looked_at_within_a_minute(run: Path) -> None:
 @pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="memory is read from /proc")
 def test_adherence_of_many_files_holds_few_of_them_at_a_time(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from dcdm_cli.difficulty.scorer import Measured, Scorer
+    from dcdm_cli.evaluation.judge import CHUNK
     from dcdm_cli.stages.artefacts import _adherence
-    from dcdm_cli.stages.judge import CHUNK, open_judge
+    from dcdm_cli.stages.judge import open_judge
 
     context, real, held = context_of(run), Scorer.measure, []
 

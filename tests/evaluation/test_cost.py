@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from dcdm_cli.evaluation.cost import bill
-from dcdm_cli.evaluation.crossing import Point, crossing
+from dcdm_cli.evaluation.crossing import CurvePoint, crossing
 from dcdm_cli.run.store import StageRecord
 
 BETTER = {"verdict": "better", "difference_mean": 0.02}
@@ -55,8 +55,10 @@ def test_evaluation_is_shown_and_not_charged_to_the_images() -> None:
     assert made["hours"]["GPU-hours"] == 1.0 and len(made["stages"]) == 2
 
 
-def points(*values: tuple[float, int, float, float | None]) -> list[Point]:
-    return [Point(ratio, images, [mean - 0.01, mean, mean + 0.01], seconds) for ratio, images, mean, seconds in values]
+def points(*values: tuple[float, int, float, float | None]) -> list[CurvePoint]:
+    return [
+        CurvePoint(ratio, images, [mean - 0.01, mean, mean + 0.01], seconds) for ratio, images, mean, seconds in values
+    ]
 
 
 def test_ours_reaches_the_controls_best_with_a_fifth_of_its_images() -> None:

@@ -20,10 +20,10 @@ from dcdm_cli.evaluation import downstream as module
 from dcdm_cli.evaluation.downstream import (
     NOTHING,
     Arm,
-    Ledger,
     Result,
     Samples,
     Trial,
+    TrialLedger,
     arm_accuracy,
     arm_result,
     harder_half,
@@ -96,7 +96,7 @@ def trial(content: str = "data") -> Trial:
 
 def run(tmp_path: Path, calls: list[tuple[str, int]], job: Job | None = None, **changes: object) -> dict:
     how = {"arms": arms(calls), "trial": trial(), "config": SETTINGS, "seeds": [0, 1, 2]} | changes
-    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger = TrialLedger(tmp_path / "ledger.jsonl")
     return run_arms(**how, ledger=ledger, job=job or Job())  # type: ignore[arg-type]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from dcdm_cli.evaluation.factors import FACTORS, WORDS, Measured, hard_factors, measure, table
+from dcdm_cli.evaluation.factors import FACTORS, WORDS, MeasuredFactors, hard_factors, measure, table
 
 
 def square(side: int, at: tuple[int, int], shade: int = 255, size: int = 64) -> Image.Image:
@@ -37,7 +37,7 @@ def test_a_constant_image_and_a_single_pixel_are_no_error() -> None:
     assert table([]).shape == (0, len(FACTORS))
 
 
-def measured(count: int = 60) -> Measured:
+def measured(count: int = 60) -> MeasuredFactors:
     """Class 0 gets darker as it gets harder and is taken for class 1; class 1 does nothing; class 2 is tiny."""
     rng = np.random.default_rng(0)
     label = np.repeat([0, 1], count)
@@ -45,8 +45,8 @@ def measured(count: int = 60) -> Measured:
     factors = rng.normal(size=(2 * count, len(FACTORS)))
     factors[:count, 0] = -difficulty[:count]
     predicted = np.where((label == 0) & (difficulty > 0.8), 1, label)
-    tiny = Measured(np.ones((3, len(FACTORS))), np.ones(3), np.full(3, 2), np.full(3, -1))
-    return Measured(
+    tiny = MeasuredFactors(np.ones((3, len(FACTORS))), np.ones(3), np.full(3, 2), np.full(3, -1))
+    return MeasuredFactors(
         *(np.concatenate(pair) for pair in zip(
             (factors, difficulty, label, predicted),
             (tiny.factors, tiny.difficulty, tiny.label, tiny.predicted), strict=True)

@@ -17,8 +17,8 @@ from torch import Tensor
 from dcdm_cli.backends.exported import ExportedDenoiser
 from dcdm_cli.errors import MismatchError, NotFoundError, OutOfMemoryError
 from dcdm_cli.generation.engine import (
+    BatchLimit,
     Engine,
-    Room,
     decoder_precision,
     open_engine,
     render,
@@ -64,7 +64,7 @@ def with_denoiser(engine: Engine, denoiser: Elementwise) -> Engine:
     def decode(latents: Tensor) -> Tensor:
         return latents[:, :3].tanh()
 
-    return dataclasses.replace(engine, denoiser=denoiser, decode=decode, room=Room())
+    return dataclasses.replace(engine, denoiser=denoiser, decode=decode, batch_limit=BatchLimit())
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

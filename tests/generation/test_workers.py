@@ -139,7 +139,7 @@ def test_a_crew_with_another_model_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "plan.parquet").exists()
 
 
-def test_a_boss_that_was_killed_leaves_nothing_to_clean_up_by_hand(tmp_path: Path) -> None:
+def test_a_coordinator_that_was_killed_leaves_nothing_to_clean_up_by_hand(tmp_path: Path) -> None:
     """Its workers notice, and the next run goes on."""
     import subprocess
     import sys
@@ -149,9 +149,11 @@ def test_a_boss_that_was_killed_leaves_nothing_to_clean_up_by_hand(tmp_path: Pat
         "import sys; from pathlib import Path; from tests.generation.test_workers import *\n"
         "if __name__ == '__main__': crewed(Path(sys.argv[1]), seconds=0.05)"
     )
-    (tmp_path / "boss.py").write_text(code)
+    (tmp_path / "coordinator.py").write_text(code)
     env = os.environ | {"PYTHONPATH": f"{root}:{root / 'export'}"}
-    with subprocess.Popen([sys.executable, str(tmp_path / "boss.py"), str(tmp_path / "killed")], env=env) as process:
+    with subprocess.Popen(
+        [sys.executable, str(tmp_path / "coordinator.py"), str(tmp_path / "killed")], env=env
+    ) as process:
         deadline = time.monotonic() + 60
         while not list((tmp_path / "killed").rglob("*.png")) and time.monotonic() < deadline:
             time.sleep(0.02)

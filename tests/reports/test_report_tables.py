@@ -54,7 +54,7 @@ def test_hostile_names_are_plain_text(metrics):
     assert "<script>alert(1)</script>[/x]\\x1b[31m\\u202e" in text
     assert "\x1b[31m" not in text
     assert "\u202e" not in text
-    assert "[red]a[/x]\\n" in drawn(tables.score_table(manifest(["[red]a[/x]\n"], [(0, 0.5, False)])))
+    assert "[red]a[/x]\\n" in drawn(tables.score_sheet(manifest(["[red]a[/x]\n"], [(0, 0.5, False)])).table())
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_tables_show_the_numbers(draw, cells, metrics):
 def test_only_what_was_measured_is_shown(metrics):
     assert len(tables.summary_sheets(metrics)) == 8
     assert [s.title for s in tables.summary_sheets({"seconds": {"score": 0.0}})] == ["Where the time went"]
-    assert tables.summary_tables({}) == []
+    assert tables.summary_sheets({}) == []
 
 
 @pytest.mark.parametrize(

@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dcdm_cli.evaluation.judge import Judge
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.session import Context
 from dcdm_cli.stages.adherence import reachable_targets, summary
 from dcdm_cli.stages.experiments.generators import arm_context, prepare_variant
-from dcdm_cli.stages.judge import Judge, open_judge
+from dcdm_cli.stages.judge import open_judge
 from dcdm_cli.stages.probe import open_run_engine, plan_inputs, probe, probe_rows
 
 if TYPE_CHECKING:
+    from dcdm_cli.evaluation.data import Evaluated
     from dcdm_cli.evaluation.experiments import ArmSpec, Experiment
     from dcdm_cli.generation.engine import Engine
     from dcdm_cli.generation.plan import PlanRow
-    from dcdm_cli.stages.evaluation_data import Evaluated
 
 
 def adherence_document(context: Context, experiment: Experiment, data: Evaluated, job: Job) -> dict[str, Any]:

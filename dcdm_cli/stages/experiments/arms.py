@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dcdm_cli.errors import UsageError
-from dcdm_cli.evaluation.downstream import NOTHING, Arm, Ledger, Samples, Trial, arm_key
+from dcdm_cli.evaluation.downstream import NOTHING, Arm, Samples, Trial, TrialLedger, arm_key
 from dcdm_cli.evaluation.experiments import ArmSpec
 from dcdm_cli.run.origins import nearest
 from dcdm_cli.run.settings import ClassifierConfig
@@ -59,7 +59,9 @@ def make_arm(spec: ArmSpec, ratio: float, real: Manifest, sets: GeneratedSets) -
     return Arm(spec.name, lambda seed: sets.make(spec, ratio, seed), key, classifier)
 
 
-def make_sets(arms: Iterable[tuple[Arm, ClassifierConfig]], trial: Trial, seeds: Sequence[int], ledger: Ledger) -> None:
+def make_sets(
+    arms: Iterable[tuple[Arm, ClassifierConfig]], trial: Trial, seeds: Sequence[int], ledger: TrialLedger
+) -> None:
     """Makes the images that classifiers will ask for, arm by arm: a generator is opened once, not once per seed."""
     for arm, config in arms:
         for seed in seeds:

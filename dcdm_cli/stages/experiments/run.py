@@ -1,13 +1,13 @@
-"""`dcdm evaluate --experiment NAME|FILE.toml`: classifiers per arm, ratio and seed, or densities of difficulty."""
+"""`dcdm evaluate experiment NAME|FILE.toml`: classifiers per arm, ratio and seed, or densities of difficulty."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcdm_cli.errors import UsageError
+from dcdm_cli.evaluation.data import Evaluated, held_out_difficulty
 from dcdm_cli.evaluation.experiments import ArmSpec, ClassifierSpec, Experiment, find_experiment
 from dcdm_cli.files import safe_name, write_json
 from dcdm_cli.run.progress import Job
@@ -16,27 +16,16 @@ from dcdm_cli.run.settings import ClassifierConfig, changed
 from dcdm_cli.run.store import Outcome, Stage, StageRecord
 from dcdm_cli.stages.devices import settle_generation
 from dcdm_cli.stages.evaluate import evaluation_stage
-from dcdm_cli.stages.evaluation_data import Evaluated, checked_data, held_out_difficulty
+from dcdm_cli.stages.evaluation_data import checked_data
 from dcdm_cli.stages.experiments.arms import make_arm, make_sets
 from dcdm_cli.stages.experiments.generators import variant_context
 from dcdm_cli.stages.experiments.sets import GeneratedSets
 from dcdm_cli.stages.jobs import open_job
 from dcdm_cli.stages.label_check import prepare_check
+from dcdm_cli.stages.report import ExperimentFiles
 
 if TYPE_CHECKING:
     from dcdm_cli.evaluation.downstream import Arm
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where an experiment's results go, by the experiment's name made safe."""
-
-    folder: Path
-    name: str
-
-    document = property(lambda self: self.folder / f"{self.name}.json")
-    page = property(lambda self: self.folder / f"{self.name}.html")
-    figures = property(lambda self: self.folder / self.name)
 
 
 @dataclass(frozen=True)
@@ -49,32 +38,32 @@ class Cell:
     arms: Sequence[Arm]
 
 
-def run_experiment(context: Context, name: str) -> tuple[StageRecord, Place]:
+def run_experiment(context: Context, name: str) -> tuple[StageRecord, ExperimentFiles]:
     """name: a built-in experiment or a TOML file."""
     experiment = find_experiment(name)
     run = context.run
     run.create()
     context = settle_generation(context)
-    with run.lock(f"dcdm evaluate --experiment {experiment.name}"):
-        place = place_of(context, experiment)
-        stage = experiment_stage(context, experiment, place)
-        record, done = run.run(stage, lambda: _work(context, experiment, place), force=context.force)
+    with run.lock(f"dcdm evaluate experiment {experiment.name}"):
+        files = files_of(context, experiment)
+        stage = experiment_stage(context, experiment, files)
+        record, done = run.run(stage, lambda: _run_arms(context, experiment, files), force=context.force)
     if not done:
         context.console.note(f"experiment {experiment.name}: nothing changed, skipped (--force runs it again)")
-    return record, place
+    return record, files
 
 
-def show_experiment(context: Context, record: StageRecord, place: Place) -> None:
+def show_experiment(context: Context, record: StageRecord, files: ExperimentFiles) -> None:
     from dcdm_cli.reports.experiment_tables import experiment_sheets
     from dcdm_cli.reports.table import shown
     from dcdm_cli.reports.tables import saved_sheets
 
-    sheets = saved_sheets(experiment_sheets(record.results), context.run.tables / place.page.stem)
-    context.console.result(record.results, place.page, shown(sheets))
+    sheets = saved_sheets(experiment_sheets(record.results), context.run.tables / files.page.stem)
+    context.console.result(record.results, files.page, shown(sheets))
 
 
-def place_of(context: Context, experiment: Experiment) -> Place:
-    return Place(context.run.evaluation / "experiments", safe_name(experiment.name, "experiment"))
+def files_of(context: Context, experiment: Experiment) -> ExperimentFiles:
+    return ExperimentFiles(context.run.evaluation / "experiments", safe_name(experiment.name, "experiment"))
 
 
 def experiment_seeds(context: Context, experiment: Experiment) -> list[int]:
@@ -100,7 +89,7 @@ def train_arms(context: Context, experiment: Experiment, data: Evaluated, seeds:
         experiment.baseline,
         experiment.focus,
         pairs=experiment.pairs,
-        difficulty=held_out_difficulty(context, data.held_out, job),
+        difficulty=held_out_difficulty(context.run.scorer, data.held_out, job),
     )
     cells, ledger = _cells(context, experiment, data, sets), open_ledger(context.run.evaluation)
     by_arm = [(cell.arms[position], cell.config) for position in range(len(experiment.arms)) for cell in cells]
@@ -119,7 +108,7 @@ def train_arms(context: Context, experiment: Experiment, data: Evaluated, seeds:
     return documents
 
 
-def _work(context: Context, experiment: Experiment, place: Place) -> Outcome:
+def _run_arms(context: Context, experiment: Experiment, files: ExperimentFiles) -> Outcome:
     from dcdm_cli.stages.experiments.adherence import adherence_document
     from dcdm_cli.stages.report import write_experiment_report
 
@@ -148,16 +137,16 @@ def _work(context: Context, experiment: Experiment, place: Place) -> Outcome:
             **_sweep(context, experiment, cells),
         }
     document = {**head, **body}
-    write_json(place.document, document)
-    made = write_experiment_report(place, document)
-    return Outcome([place.document, *made], "", document, job.device)
+    write_json(files.document, document)
+    made = write_experiment_report(files, document)
+    return Outcome([files.document, *made], "", document, job.device)
 
 
-def experiment_stage(context: Context, experiment: Experiment, place: Place) -> Stage:
+def experiment_stage(context: Context, experiment: Experiment, files: ExperimentFiles) -> Stage:
     found = {name: context.run.record(name) for name in ("calibrate",)}
     inputs = {name: context.run.require(name).id for name in ("score", "caption", "finetune")}
     inputs |= {name: record.id for name, record in found.items() if record}
-    return evaluation_stage(context, f"evaluate-{place.name}", inputs, experiment=experiment.model_dump(mode="json"))
+    return evaluation_stage(context, f"evaluate-{files.name}", inputs, experiment=experiment.model_dump(mode="json"))
 
 
 def _cells(context: Context, experiment: Experiment, data: Evaluated, sets: GeneratedSets) -> list[Cell]:
@@ -224,14 +213,16 @@ def _before(context: Context, experiment: Experiment, name: str) -> float | None
 
 def _sweep(context: Context, experiment: Experiment, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """For ratio sweeps: what ours needs to reach each control's best."""
-    from dcdm_cli.evaluation.crossing import Point, crossing
+    from dcdm_cli.evaluation.crossing import CurvePoint, crossing
 
     if experiment.axis != "ratio":
         return {}
 
-    def points(name: str) -> list[Point]:
+    def points(name: str) -> list[CurvePoint]:
         rows = [(cell["ratio"], arm) for cell in cells for arm in cell["arms"] if arm["name"] == name]
-        return [Point(ratio, arm["synthetic_images"], arm["accuracy"], arm.get("set_seconds")) for ratio, arm in rows]
+        return [
+            CurvePoint(ratio, arm["synthetic_images"], arm["accuracy"], arm.get("set_seconds")) for ratio, arm in rows
+        ]
 
     ours = points(experiment.focus)
     spent = round(sum(_preparation(context).values()), 2)

@@ -37,7 +37,7 @@ MOST_BANDS = 1000  # more ratios than anyone asks for: keeps the seeds of bands 
 FACTS = "facts.json"
 
 
-class Facts(BaseModel):
+class SetFacts(BaseModel):
     """facts.json of a set's folder. None: not known."""
 
     images: Count
@@ -188,7 +188,7 @@ class GeneratedSets:
         """seconds is None where the process ended between the last image and the writing of the facts."""
         file, facts = folder / FACTS, {}
         if file.is_file():
-            facts = read_document(file, Facts, f"remove {file}: it is written again").model_dump(exclude_unset=True)
+            facts = read_document(file, SetFacts, f"remove {file}: it is written again").model_dump(exclude_unset=True)
         if "realised_mean" not in facts:
             images = _read(folder)
             facts = {"seconds": None, "images": len(images), **facts, **self._measure(images)}

@@ -1,26 +1,43 @@
-"""`dcdm evaluate --suite DIR`: every table and figure of the documents below DIR, from the results behind them."""
+"""Every table and figure of the documents below a folder, from the results behind them.
+
+    python benchmarks/documents.py [ROOT]
+
+Re-makes blocks and values (document_blocks.py) of ROOT/*.md, ROOT/docs/*.md and ROOT/benchmarks/*.md from
+ROOT/benchmarks/results/*.json, and their figures in ROOT/docs/images/NAME/. ROOT: this repository unless given.
+Ends with one JSON line: which results there are, and which documents changed.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from dcdm_cli.errors import MismatchError, NotFoundError
+from document_blocks import BEGIN, VALUE, Figure, Result, render_document
+
+from dcdm_cli.errors import DcdmError, MismatchError, NotFoundError
 from dcdm_cli.files import write_text
-from dcdm_cli.reports.suite import BEGIN, VALUE, Figure, Result, render_document
-from dcdm_cli.run.session import Context
 from dcdm_cli.stages.report import Drawing, draw, evaluation_drawings, experiment_drawings
 
 RESULTS, PICTURES = Path("benchmarks") / "results", Path("docs") / "images"
 DOCUMENTS = ("*.md", "docs/*.md", "benchmarks/*.md")
 
 
-def run_suite(context: Context, root: Path) -> None:
-    changed, results = remake(root)
+def main(words: Sequence[str] | None = None) -> int:
+    """Returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", nargs="?", type=Path, default=Path(__file__).resolve().parent.parent)
+    root = parser.parse_args(words).root
+    try:
+        changed, results = remake(root)
+    except DcdmError as error:
+        print(f"{error}\n{error.hint}", file=sys.stderr)
+        return int(error.code)
     names = [path.relative_to(root).as_posix() for path in changed]
-    context.console.note(f"{len(results)} results, {len(names)} documents changed")
-    context.console.result({"stage": "suite", "results": sorted(results), "changed": names}, root)
+    print(json.dumps({"results": sorted(results), "changed": names}))
+    return 0
 
 
 def remake(root: Path, *, drawn: bool = True, write: bool = True) -> tuple[list[Path], dict[str, Result]]:
@@ -79,3 +96,7 @@ def make_figures(root: Path, name: str, result: Result, *, drawn: bool = True) -
     if drawn:
         draw(drawings, folder)
     return [Figure(folder / drawing.name, drawing.title) for drawing in drawings]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

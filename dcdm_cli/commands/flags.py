@@ -1,0 +1,87 @@
+"""A stage's flags are its settings: names, help and types come from run/settings.py; what is typed becomes values."""
+
+from __future__ import annotations
+
+import inspect
+import tomllib
+import types
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import typer
+from pydantic import BaseModel
+
+from dcdm_cli.commands import completion
+from dcdm_cli.errors import UsageError
+from dcdm_cli.run.origins import split_list
+from dcdm_cli.run.settings import Config
+
+
+def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
+    parsed = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise UsageError(f"--set {pair!r} has no '='", "write --set score.folds=3")
+        parsed[key.strip()] = _toml_value(text.strip())
+    return parsed
+
+
+def _toml_value(text: str) -> Any:
+    """A TOML value; text that is none is taken as a string."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def section_flags(section: str) -> list[tuple[str, str]]:
+    """(parameter name, dotted key) of the section's settings; tables are left to --set and TOML."""
+    model = Config.model_fields[section].annotation
+    assert isinstance(model, type) and issubclass(model, BaseModel)
+    return [(n, f"{section}.{n}") for n, f in model.model_fields.items() if get_origin(f.annotation) is not dict]
+
+
+def _field(key: str) -> Any:
+    section, name = key.split(".")
+    model: Any = Config.model_fields[section].annotation
+    return model.model_fields[name]
+
+
+def _plain_type(annotation: Any) -> Any:
+    """The type without `| None`."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        return next(a for a in get_args(annotation) if a is not type(None))
+    return annotation
+
+
+def flag_parameter(param: str, key: str) -> inspect.Parameter:
+    info = _field(key)
+    kind, flag = _plain_type(info.annotation), "--" + param.replace("_", "-")
+    help = info.description or key.replace("_", " ").replace(".", ": ")  # the default: as the resolved settings have it
+    if kind is bool:
+        option = typer.Option(f"{flag}/--no-{param.replace('_', '-')}", help=help)
+        return parameter(param, Annotated[bool | None, option], None)
+    words = completion.choices(get_args(kind)) if get_origin(kind) is Literal else None
+    option = typer.Option(flag, help=help, metavar=_metavar(kind), autocompletion=words)
+    return parameter(param, Annotated[str | None, option], None)
+
+
+def _metavar(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "|".join(get_args(kind))
+    if get_origin(kind) is tuple:
+        return "A,B,…"
+    return {int: "INT", float: "FLOAT", Path: "PATH"}.get(kind, "TEXT")
+
+
+def parse_flag(key: str, value: Any) -> Any:
+    """Flags arrive as text; settings.py checks the type and knows `none`. Lists are written with commas."""
+    if value is None or isinstance(value, bool):
+        return value
+    return split_list(value) if get_origin(_plain_type(_field(key).annotation)) is tuple else value
+
+
+def parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
