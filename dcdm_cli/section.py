@@ -18,7 +18,8 @@ Seed = Annotated[int, Field(ge=0, lt=2**30)]  # two of them make a whole number 
 class Section(BaseModel):
     """Numbers are finite and texts short, in free-form tables too."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+    # Built when first used: the settings as a whole are one schema, and --help waits for no other.
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, defer_build=True)
 
     @model_validator(mode="before")
     @classmethod

@@ -66,10 +66,13 @@ def sentence(text: str) -> RenderableType:
 
 
 def save_sheets(sheets: Sequence[Sheet], folder: Path) -> list[Path]:
-    """One CSV file per table, named after its title. Returns the files. Raises StorageError."""
+    """One CSV file per table, named after its title; one that says the same already is left as it is. Returns the
+    files. Raises StorageError."""
     files = [folder / f"{safe_name(sheet.title.lower(), 'table')}.csv" for sheet in sheets]
     for sheet, file in zip(sheets, files, strict=True):
-        write_text(file, sheet.csv())
+        content = sheet.csv()
+        if not file.is_file() or file.read_bytes() != content.encode("utf-8"):
+            write_text(file, content)
     return files
 
 

@@ -1,7 +1,5 @@
 """Settings of classifiers: the scorer's, the judge's and the downstream one's."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, Literal
 

@@ -89,6 +89,12 @@ def resolve(
     return Resolved(config, known | {k: v for k, v in origins.items() if k in known}, tuple(overridden), tuple(hints))
 
 
+def sections() -> list[str]:
+    """Names of the sections of the settings."""
+    kinds = {name: field.annotation for name, field in Config.model_fields.items()}
+    return [name for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, BaseModel)]
+
+
 def renamed(key: str) -> str:
     """The key that a key is now."""
     return RENAMED.get(key, key)
@@ -239,7 +245,7 @@ def _parse_environment() -> dict[str, Any]:
 
 def _validate(merged: Mapping[str, Any], origins: Mapping[str, str]) -> Config:
     try:
-        return Config.model_validate(merged)
+        return Config.model_validate({name: {} for name in sections()} | dict(merged))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])

@@ -4,8 +4,6 @@
 Values the paper does not state are marked "not from the paper" where they are used; each is a setting here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -412,18 +410,18 @@ class Config(Section):
     seed: Seed = result(default=0, description="run seed; stages add their own")
     device: str = execution(default="auto", description="auto, cpu, cuda, cuda:0, mps")
     threads: int | None = execution(default=None, ge=1, description="CPU threads; none = the library's choice")
-    data: DataConfig = DataConfig()
-    score: ScoreConfig = ScoreConfig()
-    caption: CaptionConfig = CaptionConfig()
-    finetune: FinetuneConfig = FinetuneConfig()
-    strength: StrengthConfig = StrengthConfig()
-    calibrate: CalibrateConfig = CalibrateConfig()
-    export: ExportConfig = ExportConfig()
-    generate: GenerateConfig = GenerateConfig()
-    judge: JudgeConfig = JudgeConfig()
-    downstream: ClassifierConfig = ClassifierConfig()
-    evaluate: EvaluateConfig = EvaluateConfig()
-    scale: ScaleConfig = ScaleConfig()
+    data: DataConfig = Field(default_factory=DataConfig)
+    score: ScoreConfig = Field(default_factory=ScoreConfig)
+    caption: CaptionConfig = Field(default_factory=CaptionConfig)
+    finetune: FinetuneConfig = Field(default_factory=FinetuneConfig)
+    strength: StrengthConfig = Field(default_factory=StrengthConfig)
+    calibrate: CalibrateConfig = Field(default_factory=CalibrateConfig)
+    export: ExportConfig = Field(default_factory=ExportConfig)
+    generate: GenerateConfig = Field(default_factory=GenerateConfig)
+    judge: JudgeConfig = Field(default_factory=JudgeConfig)
+    downstream: ClassifierConfig = Field(default_factory=ClassifierConfig)
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    scale: ScaleConfig = Field(default_factory=ScaleConfig)
 
 
 def changed(section: AnySection, settings: Mapping[str, Any], where: str) -> AnySection:

@@ -203,7 +203,7 @@ def test_what_is_gone_from_finished_images_is_made_again_and_nothing_else(
 @pytest.mark.parametrize(
     ("damage", "name", "says"),
     [
-        (cut, "shards/00001.json", "00001.json is not the record of a shard"),
+        (cut, "shards/00001.json", "00001.json is damaged"),
         (count_less, "shards/00001.json", "it counts 7 images and 0 failures, and has 8 rows"),
         (cut, "shards/00001.parquet", "00001.parquet is missing or was changed"),
         (cut, "data/train-00001.tar", "train-00001.tar has 30 bytes instead of"),
