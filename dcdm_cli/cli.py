@@ -73,8 +73,11 @@ def main() -> None:
         words = [*sys.argv[1:], *(word for line in completing for word in line)]  # of bash; of zsh and fish
         code = build_app(words)(standalone_mode=False, obj=console)
         code = code if isinstance(code, int) else ExitCode.OK
-        if asked_to_stop():  # it was finished before it came to a point to stop at
-            code = _stopped().code
+        if asked_to_stop():
+            stopped = _stopped()
+            if code == ExitCode.INTERRUPTED:  # typer's word for an import that was cut off; else it was finished first
+                console.error(stopped)
+            code = stopped.code
     except BaseException as error:
         code = exit_code(error, console)
     sys.exit(code)
