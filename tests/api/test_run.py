@@ -102,7 +102,8 @@ def test_settings_come_from_where_the_command_line_takes_them(tmp_path: Path, mo
     monkeypatch.setenv("DCDM_GENERATE__TEXT_GUIDANCE", "8")
     run = Run(tmp_path, preset="sd15", generate={"batch_size": 5})
     generate = run.settings("generate").generate
-    assert (generate.steps, generate.text_guidance, generate.batch_size, generate.precision) == (7, 8, 5, "fp16")
+    assert (generate.steps, generate.text_guidance, generate.batch_size, generate.precision) == (7, 8, 5, "auto")
+    assert run.settings("finetune").finetune.gradient_checkpointing  # of the preset
     monkeypatch.setenv("DCDM_RUN", str(tmp_path / "elsewhere"))
     assert Run().folder.path == tmp_path / "elsewhere"
     assert not (tmp_path / "elsewhere").exists()

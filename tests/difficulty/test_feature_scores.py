@@ -232,7 +232,7 @@ def test_a_judge_is_kept_and_says_the_same_again(
     train: Manifest, digits: Digits, config: ScoreConfig, tmp_path: Path, method: str
 ) -> None:
     shared = {name: getattr(config, name) for name in JudgeConfig.model_fields if name != "method"}
-    judge = JudgeConfig.model_validate({**shared, "method": method, "budget": 0.0, "steps": 30})
+    judge = JudgeConfig.model_validate({**shared, "method": method, "budget": 0.0, "steps": 90})
     fitted = fit_judge(train, judge, 1000, Scoring(tmp_path / "spool"), Job())
     fitted.save(tmp_path / "judge")
     loaded = load_judge(tmp_path / "judge")

@@ -168,8 +168,8 @@ def test_adherence_of_many_files_holds_few_of_them_at_a_time(run: Path, monkeypa
 
     context, real, held = context_of(run), Scorer.measure, []
 
-    def watched(*arguments: Any) -> Measured:
-        found = real(*arguments)
+    def watched(*arguments: Any, **how: Any) -> Measured:
+        found = real(*arguments, **how)
         held.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
         return found
 
