@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dcdm_cli.model.base import BaseModel
     from dcdm_cli.model.denoiser import ConditionedUNet
     from dcdm_cli.training.dataset import TrainingSet
-    from dcdm_cli.training.loop import Start
+    from dcdm_cli.training.loop import EarlierAdapter
     from dcdm_cli.training.views import Views
 
 # (views, rows, settings, context, job) -> float32, one per view
@@ -46,7 +46,7 @@ class TrainingRows:
 
     rows: Manifest | None = None
     snapshots: tuple[int, ...] = ()
-    start: Start | None = None
+    start: EarlierAdapter | None = None
     name: str | None = None
 
 

@@ -35,12 +35,12 @@ def learn_from_own_draws(context: Context, config: FinetuneConfig, folder: Path,
 
     context: with the scales that images will be generated with. Raises UsageError without a scorer.
     """
-    from dcdm_cli.training.loop import Start
+    from dcdm_cli.training.loop import EarlierAdapter
 
     if Ranks.of_environment().world > 1:
         raise UsageError("own draws are learned by one process", "leave out --devices, or set --own-draws 0")
     draws = own_draws(context, config, folder, job)
-    start = Start(folder, context.config.generate.lora_scale, train_lora=config.own_trains == "all")
+    start = EarlierAdapter(folder, context.config.generate.lora_scale, train_lora=config.own_trains == "all")
     lesson = TrainingRows(draws, start=start, name=own_name(folder))
     steps = config.model_copy(update={"steps": config.own_steps, "views": 1, "hflip": False, "difficulty_balance": 0.0})
     results = train_adapter(context, steps, folder, job, lesson=lesson)

@@ -56,7 +56,7 @@ class Snapshots:
 
 
 @dataclass(frozen=True)
-class Start:
+class EarlierAdapter:
     """An adapter to go on from: its LoRA acts at `lora_scale`, and learns on only with `train_lora`."""
 
     folder: Path
@@ -70,7 +70,7 @@ class Course:
     give way instead of being refused."""
 
     snapshots: Snapshots | None = None
-    start: Start | None = None
+    start: EarlierAdapter | None = None
     replace: bool = False
 
 
@@ -116,7 +116,9 @@ def finetune(
     return trainer.finish()
 
 
-def build_network(base: BaseModel, classes: int, config: FinetuneConfig, start: Start | None = None) -> ConditionedUNet:
+def build_network(
+    base: BaseModel, classes: int, config: FinetuneConfig, start: EarlierAdapter | None = None
+) -> ConditionedUNet:
     """Adds LoRA to the base's UNet and makes a fresh encoder (none for the plain control). start: with that LoRA."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -140,7 +142,7 @@ def build_network(base: BaseModel, classes: int, config: FinetuneConfig, start: 
     return ConditionedUNet(base.unet, encoder)
 
 
-def _go_on_from(unet: UNet2DConditionModel, start: Start) -> None:
+def _go_on_from(unet: UNet2DConditionModel, start: EarlierAdapter) -> None:
     inject_lora(unet, start.folder, start.lora_scale)
     for name, parameter in unet.named_parameters():
         parameter.requires_grad_(start.train_lora and "lora_" in name)
@@ -159,7 +161,7 @@ class Trainer:
         config: FinetuneConfig,
         checkpoints: Path,
         job: Job,
-        start: Start | None = None,
+        start: EarlierAdapter | None = None,
     ) -> None:
         self.config, self.data, self.checkpoints, self.job = config, data, checkpoints, job
         self.accelerator = _accelerator(config, job)
@@ -425,7 +427,7 @@ def global_batch(config: FinetuneConfig, processes: int) -> int:
 
 
 def _settings_hash(
-    config: FinetuneConfig, data: TrainingSet, base: BaseModel, processes: int, start: Start | None
+    config: FinetuneConfig, data: TrainingSet, base: BaseModel, processes: int, start: EarlierAdapter | None
 ) -> str:
     """What a checkpoint must agree on to be continued. How the global batch is shared out is not part of it: a run may
     go on with another number of processes."""

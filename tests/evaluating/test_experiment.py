@@ -220,11 +220,11 @@ def test_a_stopped_experiment_goes_on(run: Path, tmp_path: Path, monkeypatch: py
 
     file = tmp_path / "two.toml"
     file.write_text('seeds = 2\n[[arms]]\nname = "real"\nsource = "none"\n')
-    monkeypatch.setattr(jobs, "asked_to_stop", lambda: "SIGTERM")
+    ledger = run / "evaluation" / "downstream.jsonl"
+    monkeypatch.setattr(jobs, "asked_to_stop", lambda: "SIGTERM" if ledger.is_file() else None)
     with pytest.raises(InterruptedRunError, match="1 of 2 classifiers"):
         run_experiment(context_of(run), str(file))
     monkeypatch.setattr(jobs, "asked_to_stop", lambda: None)
-    ledger = run / "evaluation" / "downstream.jsonl"
     first = ledger.read_text()
     run_experiment(context_of(run), str(file))
     assert ledger.read_text().startswith(first) and len(ledger.read_text().splitlines()) == 2
