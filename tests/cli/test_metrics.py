@@ -164,9 +164,9 @@ def test_evaluation_leaves_targets_out_of_reach_out_and_lists_them(copy: Path) -
 
 def test_a_calibration_for_another_sampler_is_not_used_and_the_hint_makes_one(copy: Path) -> None:
     calibrate(copy, (0.1, 0.3, 0.5))
-    made = run("generate", "--force", "--difficulty-guidance", "3", "--clip-range", "none", "--run", copy)
+    made = run("generate", "--force", "--difficulty-guidance", "4", "--clip-range", "none", "--run", copy)
     assert "measured with other sampler settings (difficulty_guidance, clip_range)" in made.stderr
-    assert "dcdm finetune --set=generate.difficulty_guidance=3.0 --set=generate.clip_range=none" in made.stderr
+    assert "dcdm finetune --set=generate.difficulty_guidance=4.0 --set=generate.clip_range=none" in made.stderr
     manifest = read_manifest(copy / "generated" / "samples.parquet")
     np.testing.assert_allclose(manifest.column("requested_difficulty"), manifest.column("target_difficulty"))
 

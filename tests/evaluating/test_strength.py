@@ -33,13 +33,13 @@ def test_the_point_that_covers_most_becomes_the_adapter_and_later_stages_use_its
     assert chosen["coverage"] == best["coverage"] and strength["usable"]
     assert strength["unseen"] == 600 and strength["images_per_point"] == 20
     assert read_adapter(run / "adapter").training["steps"] == chosen["steps"]
-    scales = {"lora_scale": 1.0, "text_guidance": 3.0, "difficulty_guidance": 2.0}  # a flag fixes the pair here
+    scales = {"lora_scale": 1.0, "text_guidance": 1.5, "difficulty_guidance": 2.0}  # a flag fixes the pair here
     assert strength["settings"] == scales
     assert record.config["strength"] == "auto" and record.config["probed"]["probe_budget"] == 40
     layers = {layer.origin: layer.values for layer in recorded_layers(RunFolder(run), "generate")}
     assert layers["record of finetune"]["generate"] == scales
     asked = with_chosen_strength(context_of(run, generate__lora_scale=0.3)).config.generate
-    assert (asked.text_guidance, asked.lora_scale) == (3.0, 0.3)  # a flag wins
+    assert (asked.text_guidance, asked.lora_scale) == (1.5, 0.3)  # a flag wins
     assert not (run / "checkpoints" / "adapter").exists()
     assert run_finetune(context_of(run, **AUTO)).started == record.started
 

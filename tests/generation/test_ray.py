@@ -116,7 +116,8 @@ def test_images_that_are_only_looked_at(cluster: Any) -> None:
     rows = fake_plan(10, shard_size=10).rows()
     seen: list[int] = []
     with Crew(ray_crew.RayTransport(open_sampler, "cpu", 1, {"num_cpus": 1}), Job()) as crew:
-        realised, _ = sample_rows(rows, crew, 4, lambda batch, images, s: seen.extend(row.index for row in batch))
+        verdict = sample_rows(rows, crew, 4, lambda batch, images, s: seen.extend(row.index for row in batch))
+    realised = verdict.difficulty
     images = np.stack([FakeMaker()._image(row) for row in rows])
     assert seen == list(range(10))
     np.testing.assert_allclose(realised, fake_measure(images, np.zeros(0))[0])
