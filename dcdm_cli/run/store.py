@@ -20,7 +20,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from filelock import FileLock, Timeout
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from dcdm_cli import __version__
@@ -190,6 +189,8 @@ class RunFolder:
             return
         self.refuse_links()
         holder = self.path / ".lock.json"
+        from filelock import FileLock, Timeout  # --help and status open a run without locking it
+
         lock = FileLock(self.path / ".lock")
         try:
             lock.acquire(timeout=0)
