@@ -25,7 +25,7 @@ from dcdm_cli.stages.calibrate import calibrate_stage
 from dcdm_cli.stages.caption import caption_files_stage, caption_stage
 from dcdm_cli.stages.evaluate import evaluate_stage
 from dcdm_cli.stages.experiments.arms import named_arms
-from dcdm_cli.stages.experiments.run import experiment_stage, place_of
+from dcdm_cli.stages.experiments.run import experiment_stage, files_of
 from dcdm_cli.stages.experiments.sets import GeneratedSets
 from dcdm_cli.stages.export import export_stage
 from dcdm_cli.stages.finetune import finetune_stage
@@ -51,7 +51,7 @@ STAGES: dict[str, Callable[[Context], Stage]] = {
     "evaluate": evaluate_stage,
     "atlas": atlas_stage,
     "next-plan": next_plan_stage,
-    "experiment": lambda context: experiment_stage(context, EXPERIMENT, place_of(context, EXPERIMENT)),
+    "experiment": lambda context: experiment_stage(context, EXPERIMENT, files_of(context, EXPERIMENT)),
 }  # in the order in which they are made
 
 

@@ -108,4 +108,6 @@ def _providers(device: str) -> list[Any]:
 def _number(device: str) -> int:
     """ONNX Runtime takes its GPU by number: `cuda` alone is the current one, as in torch."""
     kind, number = split_name(device)
-    return number if number is not None else torch.cuda.current_device() if kind == "cuda" else 0
+    if number is not None:
+        return number
+    return torch.cuda.current_device() if kind == "cuda" and torch.cuda.is_available() else 0
