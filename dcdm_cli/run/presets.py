@@ -34,7 +34,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "finetune": {
             "base": "tiny",
             "resolution": 32,
-            "steps": 320,
+            "steps": 200,
             "strength": "auto",
             "batch_size": 32,
             "lr": 2e-3,
@@ -53,7 +53,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "checkpoint_every": 200,
             "precision": "fp32",  # of everything measured with these settings
         },
-        "strength": {"features": "digits", "probe_budget": 1000},
+        "strength": {"features": "digits", "probe_budget": 800},
         "calibrate": {"tails": 0.06},
         "generate": {
             "ratio": 1.0,
