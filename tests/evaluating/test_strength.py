@@ -91,3 +91,10 @@ def test_the_encoder_learns_from_own_draws_over_a_frozen_lora(run: Path) -> None
     assert all((before[LORA_FILE][key] == after[LORA_FILE][key]).all() for key in before[LORA_FILE])
     assert any((before[ENCODER_FILE][key] != after[ENCODER_FILE][key]).any() for key in before[ENCODER_FILE])
     assert not list((run / "checkpoints").glob("adapter*"))
+
+
+def test_plain_lora_chooses_its_own_strength(run: Path) -> None:
+    plain = {**AUTO, "finetune__conditioning": "none"}
+    strength = run_finetune(context_of(run, **plain)).results["strength"]
+    assert [(p["text_guidance"], p["difficulty_guidance"]) for p in strength["points"]] == [(1.5, 1.5)] * 2
+    assert read_adapter(run / "adapter").encoder is None
