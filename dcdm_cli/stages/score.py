@@ -261,12 +261,6 @@ def _fingerprint(source: str, options: ScanOptions) -> str:
     return hash_json(source) if source == SOURCE_NAME else fingerprint(source, options)
 
 
-def _weights(classifier: Path) -> list[Path]:
-    from dcdm_cli.data.onnx_weights import external_data
-
-    return [classifier.parent / name for name in external_data(classifier)]
-
-
 def _file_inputs(config: Config) -> dict[str, str]:
     """Contents of the files that settings name: class map, corrections, and a classifier with what stands beside it."""
     from dcdm_cli.difficulty.own_files import classifier_files
