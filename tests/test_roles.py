@@ -16,7 +16,7 @@ from dcdm_cli.evaluation.experiments import Experiment
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.resolution import flat_items, known_keys, resolve
 from dcdm_cli.run.roles import BUDGET, EXECUTION, FILES, OUTCOME, PLAN, ROLES, fingerprint, others, result, role_of
-from dcdm_cli.run.session import Context
+from dcdm_cli.run.session import Session
 from dcdm_cli.run.settings import Config, Section
 from dcdm_cli.run.store import Outcome, RunFolder, Stage
 from dcdm_cli.stages.adherence import adherence_stage
@@ -36,9 +36,9 @@ from dcdm_cli.stages.score import scan_options, score_stage
 
 ARMS = ("plain", "dcdm", "hard")
 EXPERIMENT = Experiment(name="x", arms=tuple(named_arms(ARMS)))
-STAGES: dict[str, Callable[[Context], Stage]] = {
-    "score": lambda context: score_stage(
-        context, context.config.data.source, scan_options(context, context.config.data.source)
+STAGES: dict[str, Callable[[Session], Stage]] = {
+    "score": lambda session: score_stage(
+        session, session.config.data.source, scan_options(session, session.config.data.source)
     ),
     "caption": caption_stage,
     "caption-files": caption_files_stage,
@@ -46,12 +46,12 @@ STAGES: dict[str, Callable[[Context], Stage]] = {
     "calibrate": calibrate_stage,
     "export": export_stage,
     "generate": generate_stage,
-    "judge": lambda context: judge_stage(context, "images"),
+    "judge": lambda session: judge_stage(session, "images"),
     "adherence": adherence_stage,
     "evaluate": evaluate_stage,
     "atlas": atlas_stage,
     "next-plan": next_plan_stage,
-    "experiment": lambda context: experiment_stage(context, EXPERIMENT, files_of(context, EXPERIMENT)),
+    "experiment": lambda session: experiment_stage(session, EXPERIMENT, files_of(session, EXPERIMENT)),
 }  # in the order in which they are made
 
 
@@ -76,7 +76,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def context(tmp_path_factory: pytest.TempPathFactory) -> Context:
+def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
     """A run in which every stage is recorded, with the settings as they are by default."""
     run = RunFolder(tmp_path_factory.mktemp("roles") / "run")
     run.create()
@@ -88,7 +88,7 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Context:
     write_manifest(Manifest.from_rows(rows, ["cat", "dog"]), run.samples)
     flags = {"data.source": "digits", "finetune.precision": "fp32", "generate.precision": "fp32"}
     flags["finetune.strength"] = "auto"  # what it tries is asked of then alone
-    made = Context(run, resolve(flags=flags), Console(quiet=True), False, False, {})
+    made = Session(run, resolve(flags=flags), Console(quiet=True), False, False, {})
     for stage in STAGES.values():
         run.run(stage(made), lambda: Outcome([], ""))
     return made
@@ -119,40 +119,40 @@ def literals(kind: Any) -> list[Any]:
     return inner + [word for word in get_args(kind) if isinstance(word, str)]
 
 
-def with_another(context: Context, key: str, photos: Path) -> Context:
+def with_another(session: Session, key: str, photos: Path) -> Session:
     section, _, _ = key.rpartition(".")
-    changed = another(key, flat_items(context.config)[key], photos)
+    changed = another(key, flat_items(session.config)[key], photos)
     if section:
-        return context.with_settings(**{section: changed})
-    config = Config.model_validate({**context.config.model_dump(), **changed})
-    return Context(context.run, type(context.resolved)(config, {}), context.console, False, False, {})
+        return session.with_settings(**{section: changed})
+    config = Config.model_validate({**session.config.model_dump(), **changed})
+    return Session(session.run, type(session.resolved)(config, {}), session.console, False, False, {})
 
 
-def stale(context: Context) -> set[str]:
-    return {name for name, stage in STAGES.items() if context.run.is_fresh(stage(context)) is None}
+def stale(session: Session) -> set[str]:
+    return {name for name, stage in STAGES.items() if session.run.is_fresh(stage(session)) is None}
 
 
-def sets(context: Context) -> list[str]:
+def sets(session: Session) -> list[str]:
     from dcdm_cli.data.manifest import read_manifest
 
-    made = GeneratedSets(context, EXPERIMENT, read_manifest(context.run.samples), Job())
+    made = GeneratedSets(session, EXPERIMENT, read_manifest(session.run.samples), Job())
     return [made.key(arm, 0.5, seed=1) for arm in EXPERIMENT.arms]
 
 
-def test_everything_is_fresh_to_begin_with(context: Context) -> None:
-    assert stale(context) == set()
+def test_everything_is_fresh_to_begin_with(session: Session) -> None:
+    assert stale(session) == set()
 
 
 @pytest.mark.parametrize("key", [key for key, role in ROLE.items() if role == EXECUTION])
-def test_how_the_work_is_done_makes_nothing_stale(key: str, context: Context, photos: Path) -> None:
-    changed = with_another(context, key, photos)
+def test_how_the_work_is_done_makes_nothing_stale(key: str, session: Session, photos: Path) -> None:
+    changed = with_another(session, key, photos)
     assert stale(changed) == set()
-    assert sets(changed) == sets(context)
+    assert sets(changed) == sets(session)
 
 
 @pytest.mark.parametrize("key", [key for key, role in ROLE.items() if role != EXECUTION])
-def test_what_changes_the_outcome_makes_its_stage_stale(key: str, context: Context, photos: Path) -> None:
-    found = stale(with_another(context, key, photos))
+def test_what_changes_the_outcome_makes_its_stage_stale(key: str, session: Session, photos: Path) -> None:
+    found = stale(with_another(session, key, photos))
     section = key.partition(".")[0]
     own = {"seed": "score", "data": "score", "downstream": "evaluate", "strength": "finetune"}.get(section, section)
     assert ("caption-files" if key.startswith("caption.") and ROLE[key] == FILES else own) in found
@@ -160,14 +160,14 @@ def test_what_changes_the_outcome_makes_its_stage_stale(key: str, context: Conte
 
 @pytest.mark.parametrize("key", [key for key in ROLE if key.startswith("generate.") and ROLE[key] != EXECUTION])
 def test_sets_depend_on_how_images_are_made_and_not_on_the_runs_own_number_or_files(
-    key: str, context: Context, photos: Path
+    key: str, session: Session, photos: Path
 ) -> None:
-    same = sets(with_another(context, key, photos)) == sets(context)
+    same = sets(with_another(session, key, photos)) == sets(session)
     assert same == (ROLE[key] in (BUDGET, FILES))
 
 
-def test_copies_of_captions_make_no_later_stage_stale(context: Context, photos: Path) -> None:
-    assert stale(with_another(context, "caption.sidecars", photos)) == {"caption-files"}
+def test_copies_of_captions_make_no_later_stage_stale(session: Session, photos: Path) -> None:
+    assert stale(with_another(session, "caption.sidecars", photos)) == {"caption-files"}
 
 
 def test_a_field_without_a_role_is_an_error() -> None:
@@ -186,11 +186,11 @@ def test_a_section_is_its_fingerprint_and_the_others() -> None:
     assert {role_of(type(generate), name) for name in fingerprint(generate)} == set(OUTCOME) < set(ROLES)
 
 
-def test_a_record_of_before_with_all_settings_is_still_fresh(context: Context, tmp_path: Path) -> None:
+def test_a_record_of_before_with_all_settings_is_still_fresh(session: Session, tmp_path: Path) -> None:
     """Older records hold every setting, and lack optional ones that came later; a run must not train again for that."""
-    context = context.with_settings(finetune={"strength": None})
-    stage = finetune_stage(context)
-    old = {**context.config.finetune.model_dump(mode="json"), "run_seed": 0, "keep_checkpoints": 7}
+    session = session.with_settings(finetune={"strength": None})
+    stage = finetune_stage(session)
+    old = {**session.config.finetune.model_dump(mode="json"), "run_seed": 0, "keep_checkpoints": 7}
     del old["revision"]
     run = RunFolder(tmp_path)
     run.run(Stage("finetune", old, stage.inputs), lambda: Outcome([], ""))
@@ -200,10 +200,10 @@ def test_a_record_of_before_with_all_settings_is_still_fresh(context: Context, t
         assert run.is_fresh(stage) is None
 
 
-def test_an_evaluation_of_before_with_sections_is_still_fresh(context: Context, tmp_path: Path) -> None:
-    stage = adherence_stage(context)
+def test_an_evaluation_of_before_with_sections_is_still_fresh(session: Session, tmp_path: Path) -> None:
+    stage = adherence_stage(session)
     old: dict[str, Any] = {key: value for key, value in stage.config.items() if not isinstance(value, Mapping)}
-    old |= {name: getattr(context.config, name).model_dump(mode="json") for name in ("generate", "judge")}
+    old |= {name: getattr(session.config, name).model_dump(mode="json") for name in ("generate", "judge")}
     old["generate"]["decode_batch"] = 4
     run = RunFolder(tmp_path)
     run.run(Stage("adherence", old, stage.inputs), lambda: Outcome([], ""))
@@ -213,18 +213,18 @@ def test_an_evaluation_of_before_with_sections_is_still_fresh(context: Context, 
     assert run.is_fresh(stage) is None
 
 
-def test_ids_of_stages_do_not_depend_on_how_the_work_was_done(context: Context, tmp_path: Path) -> None:
+def test_ids_of_stages_do_not_depend_on_how_the_work_was_done(session: Session, tmp_path: Path) -> None:
     ids = set()
     for checkpoints in (2, 3):
         run = RunFolder(tmp_path / str(checkpoints))
-        stage = finetune_stage(context.with_settings(finetune={"keep_checkpoints": checkpoints}))
+        stage = finetune_stage(session.with_settings(finetune={"keep_checkpoints": checkpoints}))
         record, _ = run.run(stage, lambda: Outcome([], "x"))
         assert record.uncounted["keep_checkpoints"] == checkpoints
         ids.add(record.id)
     assert len(ids) == 1
 
 
-def test_a_calibration_of_before_holds_with_what_is_off_written_or_not(context: Context) -> None:
+def test_a_calibration_of_before_holds_with_what_is_off_written_or_not(session: Session) -> None:
     """Older ones name `clip_range` where it is off, and not yet `guidance_interval`."""
     import numpy as np
 
@@ -233,11 +233,11 @@ def test_a_calibration_of_before_holds_with_what_is_off_written_or_not(context: 
     from dcdm_cli.model.adapter import CALIBRATION_FILE
     from dcdm_cli.stages.probe import usable_calibration
 
-    settings = sampler_settings(context.config.generate)
+    settings = sampler_settings(session.config.generate)
     requested = np.tile(np.linspace(0.1, 0.9, 9), 20)
     label = np.repeat([0, 1], 90)
-    context.run.adapter.mkdir()
+    session.run.adapter.mkdir()
     for told, holds in ({"clip_range": None}, True), ({}, True), ({"guidance_interval": [0.1, 0.5]}, False):
         fitted = fit_calibration(requested, requested, requested < 2, label, 2, {**settings, **told})
-        save_calibration(fitted, context.run.adapter / CALIBRATION_FILE)
-        assert (usable_calibration(context) is not None) == holds
+        save_calibration(fitted, session.run.adapter / CALIBRATION_FILE)
+        assert (usable_calibration(session) is not None) == holds

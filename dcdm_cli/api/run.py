@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from dcdm_cli.api.session import dotted, open_session
 from dcdm_cli.console import Console
 from dcdm_cli.errors import UsageError
-from dcdm_cli.run.session import DEFAULT_RUN, Context, with_chosen_strength
+from dcdm_cli.run.session import DEFAULT_RUN, Session, with_chosen_strength
 from dcdm_cli.run.settings import Config
 from dcdm_cli.run.store import RunFolder, StageRecord
 
@@ -73,11 +73,11 @@ class Run:
         self.console = Console(quiet=quiet)
         self._given = dotted(settings)
         self._config_file = Path(config) if config is not None else None
-        self._session: Context | None = None
+        self._session: Session | None = None
         self.settings()  # what is wrong is said here, not at the first verb
 
     @classmethod
-    def of(cls, session: Context) -> Run:
+    def of(cls, session: Session) -> Run:
         """The run as a command has opened it: every verb works with that session instead of opening one."""
         run = cls.__new__(cls)
         run.folder, run.console, run._given = session.run, session.console, {}
@@ -190,12 +190,12 @@ class Run:
         with self._opened("evaluate", force, settings) as session:
             return run_evaluate(session)
 
-    def _for_plan(self, session: Context, plan: Path | None, settings: Mapping[str, Any]) -> Context:
+    def _for_plan(self, session: Session, plan: Path | None, settings: Mapping[str, Any]) -> Session:
         """What was said of every call is not said of a finished plan, and must not count as a wish to change it."""
         said = self._session is None and plan is not None
         return replace(session, given=dotted(settings, "generate")) if said else session
 
-    def _open(self, verb: str, force: bool, settings: Mapping[str, Any]) -> Context:
+    def _open(self, verb: str, force: bool, settings: Mapping[str, Any]) -> Session:
         if self._session is not None:
             assert not settings, "a command's session has all its settings"
             return replace(self._session, force=self._session.force or force)
@@ -203,14 +203,14 @@ class Run:
         return open_session(self.folder.path, verb, flags, self.console, config_file=self._config_file, force=force)
 
     @contextmanager
-    def _opened(self, verb: str, force: bool, settings: Mapping[str, Any]) -> Iterator[Context]:
+    def _opened(self, verb: str, force: bool, settings: Mapping[str, Any]) -> Iterator[Session]:
         try:
             yield self._open(verb, force, settings)
         finally:
             self.console.end_progress()
 
 
-def _refuse_devices(session: Context) -> None:
+def _refuse_devices(session: Session) -> None:
     devices = session.config.scale.devices
     if devices:
         raise UsageError(

@@ -12,7 +12,7 @@ from dcdm_cli.console import Console
 from dcdm_cli.errors import UsageError
 from dcdm_cli.run.origins import nearest
 from dcdm_cli.run.resolution import Resolved, known_keys, renamed, resolve
-from dcdm_cli.run.session import Context, overridden_text, recorded_layers
+from dcdm_cli.run.session import Session, overridden_text, recorded_layers
 from dcdm_cli.run.store import RunFolder
 
 # Verb -> the sections whose settings it takes under their own names; a name in two of them is the first one's.
@@ -37,7 +37,7 @@ def open_session(
     force: bool = False,
     dry_run: bool = False,
     name: str = "",
-) -> Context:
+) -> Session:
     """Settings as `command` sees them: flags (dotted key -> value) over the records of the stages before it, and so on
     down to the defaults. Raises UsageError for unknown keys and values that break a rule."""
     flags = {renamed(key): value for key, value in flags.items()}
@@ -46,7 +46,7 @@ def open_session(
     for hint in resolved.renamed:
         console.warn(hint)
     _use_threads(resolved.config.threads)
-    return Context(run, resolved, console, force, dry_run, flags, config_file)
+    return Session(run, resolved, console, force, dry_run, flags, config_file)
 
 
 def resolve_for(

@@ -12,7 +12,7 @@ EXTRA = {"openvino": "openvino", "tensorrt": "tensorrt"}
 
 
 @dataclass(frozen=True)
-class Session:
+class BackendTry:
     """works: None = not installed, which is no fault. text: the version and where it ran, or what failed."""
 
     backend: str
@@ -20,20 +20,20 @@ class Session:
     text: str
 
 
-def try_backends() -> list[Session]:
+def try_backends() -> list[BackendTry]:
     """Never raises: a backend that fails to load is an answer."""
     return [session for name, tries in TRIES.items() for session in _tried(name, tries)]
 
 
-def _tried(name: str, tries: Callable[[], Iterator[str]]) -> Iterator[Session]:
+def _tried(name: str, tries: Callable[[], Iterator[str]]) -> Iterator[BackendTry]:
     try:
         for text in tries():
-            yield Session(name, True, text)
+            yield BackendTry(name, True, text)
     except ModuleNotFoundError as error:
         extra = f": pip install 'dcdm-cli[{EXTRA[name]}]'" if name in EXTRA else f" ({error})"
-        yield Session(name, None if name in EXTRA else False, f"not installed{extra}")
+        yield BackendTry(name, None if name in EXTRA else False, f"not installed{extra}")
     except Exception as error:  # native libraries raise what they like
-        yield Session(name, False, f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}")
+        yield BackendTry(name, False, f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}")
 
 
 def _torch() -> Iterator[str]:

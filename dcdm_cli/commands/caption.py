@@ -7,7 +7,7 @@ import typer
 from dcdm_cli.api.run import Run
 from dcdm_cli.api.session import SECTIONS
 from dcdm_cli.commands.options import stage_command
-from dcdm_cli.run.session import Context
+from dcdm_cli.run.session import Session
 
 EXAMPLES = (
     "dcdm caption --run birds",
@@ -18,6 +18,6 @@ EXAMPLES = (
 
 def register(app: typer.Typer, summary: str) -> None:
     @stage_command(app, "caption", help=summary, sections=SECTIONS["caption"], examples=EXAMPLES)
-    def caption(context: Context) -> None:
-        record = Run.of(context).caption()
-        context.console.result({"stage": "caption", **record.results}, context.run.samples)
+    def caption(session: Session) -> None:
+        record = Run.of(session).caption()
+        session.console.result({"stage": "caption", **record.results}, session.run.samples)

@@ -11,7 +11,7 @@ from dcdm_cli.api.session import resolve_for
 from dcdm_cli.commands.options import print_settings, stage_command
 from dcdm_cli.errors import UsageError
 from dcdm_cli.run.origins import nearest
-from dcdm_cli.run.session import PIPELINE, Context, recorded_layers
+from dcdm_cli.run.session import PIPELINE, Session, recorded_layers
 
 EXAMPLES = (
     "dcdm config show --origin",
@@ -26,32 +26,32 @@ def register(app: typer.Typer, summary: str) -> None:
 
     @stage_command(group, "show", help=summary, examples=EXAMPLES, prepare=as_command)
     def show(
-        context: Context,
+        session: Session,
         command: Annotated[
             str | None, typer.Argument(help="As this command resolves them; without it, no record is asked.")
         ] = None,
         origin: Annotated[bool, typer.Option("--origin", help="Also where each value came from.")] = False,
     ) -> None:
-        print_settings(context, origin=origin)
+        print_settings(session, origin=origin)
 
     group.callback()(_group)
     app.add_typer(group, name="config")
 
 
-def as_command(context: Context, *, command: str | None, origin: bool) -> Context:
-    """The context with the settings that `command` would see. Raises UsageError for an unknown one."""
+def as_command(session: Session, *, command: str | None, origin: bool) -> Session:
+    """The session with the settings that `command` would see. Raises UsageError for an unknown one."""
     if command is None:
-        if any(layer.values for layer in recorded_layers(context.run, PIPELINE[-1])):
-            context.console.note("stages of this run decide settings of later ones: dcdm config show COMMAND")
-        return context
+        if any(layer.values for layer in recorded_layers(session.run, PIPELINE[-1])):
+            session.console.note("stages of this run decide settings of later ones: dcdm config show COMMAND")
+        return session
     if command == "demo":
         from dcdm_cli.commands.demo import demo_settings
 
-        return demo_settings(context, full=False)
+        return demo_settings(session, full=False)
     if command not in PIPELINE:
         raise UsageError(f"unknown command {command!r}", nearest(command, [*PIPELINE, "demo"]))
-    resolved = resolve_for(command, context.run, context.console, context.given, context.config_file)
-    return replace(context, resolved=resolved)
+    resolved = resolve_for(command, session.run, session.console, session.given, session.config_file)
+    return replace(session, resolved=resolved)
 
 
 def _group() -> None:

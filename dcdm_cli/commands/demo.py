@@ -12,7 +12,7 @@ from dcdm_cli.commands.evaluate import show_evaluation
 from dcdm_cli.commands.options import stage_command
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.resolution import resolve
-from dcdm_cli.run.session import Context
+from dcdm_cli.run.session import Session
 from dcdm_cli.signals import asked_to_stop
 
 EXAMPLES = ("dcdm demo", "dcdm demo --full --run demo-full", "dcdm demo --json | jq .downstream.arms")
@@ -31,24 +31,24 @@ FULL: dict[str, Any] = {
 def register(app: typer.Typer, summary: str) -> None:
     @stage_command(app, "demo", help=summary, examples=EXAMPLES, prepare=demo_settings)
     def demo(
-        context: Context,
+        session: Session,
         full: Annotated[
             bool, typer.Option("--full", help="All arms and 8 seeds: about 20 minutes on 2 cores.")
         ] = False,
     ) -> None:
-        run = Run.of(context)
+        run = Run.of(session)
         for stage in (run.score, run.caption, run.finetune, run.generate):
             name = stage.__name__
-            context.console.note(f"dcdm {name}")
+            session.console.note(f"dcdm {name}")
             stage()
             Job(stop_signal=asked_to_stop).stop_if_asked(f"{name} is finished")
-        context.console.note("dcdm evaluate")
-        show_evaluation(context, run.evaluate())
+        session.console.note("dcdm evaluate")
+        show_evaluation(session, run.evaluate())
 
 
-def demo_settings(context: Context, *, full: bool) -> Context:
+def demo_settings(session: Session, *, full: bool) -> Session:
     """The digits preset with the quick arms, where nobody has said otherwise; --full is a flag like any other."""
-    given = {**FULL, **context.given} if full else context.given
+    given = {**FULL, **session.given} if full else session.given
     lowest = {"preset": "digits", **QUICK}
-    resolved = resolve(flags=given, config_file=context.config_file, run_file=context.run.config_file, lowest=lowest)
-    return replace(context, resolved=resolved, given={**QUICK, **given})
+    resolved = resolve(flags=given, config_file=session.config_file, run_file=session.run.config_file, lowest=lowest)
+    return replace(session, resolved=resolved, given={**QUICK, **given})

@@ -13,7 +13,7 @@ from dcdm_cli.commands import completion
 from dcdm_cli.commands.jobs import ATLAS, CHECK, EXPERIMENT, FILTER, JOBS, PLAN, chosen_job
 from dcdm_cli.commands.options import stage_command
 from dcdm_cli.errors import UsageError
-from dcdm_cli.run.session import Context
+from dcdm_cli.run.session import Session
 from dcdm_cli.run.store import ALL_SETS, StageRecord
 
 EXAMPLES = (
@@ -31,7 +31,7 @@ EXAMPLES = (
 def register(app: typer.Typer, summary: str) -> None:
     @stage_command(app, "evaluate", help=summary, sections=SECTIONS["evaluate"], examples=EXAMPLES)
     def evaluate(
-        context: Context,
+        session: Session,
         job: Annotated[
             str | None,
             typer.Argument(
@@ -65,38 +65,38 @@ def register(app: typer.Typer, summary: str) -> None:
         next_plan: Annotated[bool, typer.Option("--next-plan", hidden=True)] = False,
     ) -> None:
         old = {"--experiment": experiment, "--artefacts": artefacts, "--filter": filter, "--atlas": atlas}
-        do_job(context, (job, which), {**old, "--next-plan": next_plan}, name)
+        do_job(session, (job, which), {**old, "--next-plan": next_plan}, name)
 
 
 def do_job(
-    context: Context, words: tuple[str | None, str | None], old: Mapping[str, str | bool | None], name: str = ""
+    session: Session, words: tuple[str | None, str | None], old: Mapping[str, str | bool | None], name: str = ""
 ) -> None:
-    job, which = chosen_job(context, *words, old)
+    job, which = chosen_job(session, *words, old)
     if name and job not in (CHECK, FILTER):
         raise UsageError("--name is for check and filter", "dcdm evaluate check --name all")
     if job == EXPERIMENT:
         from dcdm_cli.stages.experiments.run import run_experiment, show_experiment
 
-        show_experiment(context, *run_experiment(context, which))
+        show_experiment(session, *run_experiment(session, which))
     elif job == PLAN:
         from dcdm_cli.stages.next_plan import run_next_plan, show_next_plan
 
-        show_next_plan(context, run_next_plan(context))
+        show_next_plan(session, run_next_plan(session))
     elif job == ATLAS:
         from dcdm_cli.stages.atlas import run_atlas
 
-        run_atlas(context)
+        run_atlas(session)
     elif job in (CHECK, FILTER):
         from dcdm_cli.stages.artefacts import run_artefacts, run_compare, run_filter
 
-        look = run_compare if context.run.images_name == ALL_SETS else run_artefacts
-        (run_filter if job == FILTER else look)(context)
+        look = run_compare if session.run.images_name == ALL_SETS else run_artefacts
+        (run_filter if job == FILTER else look)(session)
     else:
-        show_evaluation(context, Run.of(context).evaluate())
+        show_evaluation(session, Run.of(session).evaluate())
 
 
-def show_evaluation(context: Context, record: StageRecord) -> None:
+def show_evaluation(session: Session, record: StageRecord) -> None:
     from dcdm_cli.stages.report import evaluation_lines
 
-    report = context.run.evaluation / "report.html"
-    context.console.result(record.results, report, evaluation_lines(context.run, record.results))
+    report = session.run.evaluation / "report.html"
+    session.console.result(record.results, report, evaluation_lines(session.run, record.results))

@@ -7,7 +7,7 @@ import typer
 from dcdm_cli.api.run import Run
 from dcdm_cli.api.session import SECTIONS
 from dcdm_cli.commands.options import stage_command
-from dcdm_cli.run.session import Context
+from dcdm_cli.run.session import Session
 
 EXAMPLES = (
     "dcdm export --run birds",
@@ -20,11 +20,11 @@ def register(app: typer.Typer, summary: str) -> None:
     @stage_command(
         app, "export", help=summary, sections=SECTIONS["export"], keys=("generate.precision",), examples=EXAMPLES
     )
-    def export(context: Context) -> None:
+    def export(session: Session) -> None:
         from dcdm_cli.reports.table import shown
         from dcdm_cli.reports.tables import export_sheets, saved_sheets
 
-        record = Run.of(context).export()
-        document = {"stage": "export", "path": str(context.run.export), **record.results}
-        sheets = saved_sheets(export_sheets(record.results), context.run.tables)
-        context.console.result(document, context.run.export, shown(sheets))
+        record = Run.of(session).export()
+        document = {"stage": "export", "path": str(session.run.export), **record.results}
+        sheets = saved_sheets(export_sheets(record.results), session.run.tables)
+        session.console.result(document, session.run.export, shown(sheets))

@@ -10,7 +10,7 @@ from dcdm_cli.api.run import Run
 from dcdm_cli.api.session import SECTIONS
 from dcdm_cli.commands.options import stage_command
 from dcdm_cli.crew.ranks import Ranks
-from dcdm_cli.run.session import Context
+from dcdm_cli.run.session import Session
 from dcdm_cli.stages.finetune import _wanted, join_group, run_group
 
 EXAMPLES = (
@@ -24,18 +24,18 @@ EXAMPLES = (
 def register(app: typer.Typer, summary: str) -> None:
     @stage_command(app, "finetune", help=summary, sections=SECTIONS["finetune"], examples=EXAMPLES)
     def finetune(
-        context: Context,
+        session: Session,
         devices: Annotated[
             str | None,
             typer.Option(help="Train on several: N, all, or names; --batch-size is each one's.", metavar="A,B,…"),
         ] = None,
     ) -> None:
-        ranks, wanted = Ranks.of_environment(), _wanted(devices, context)
+        ranks, wanted = Ranks.of_environment(), _wanted(devices, session)
         if ranks.world == 1 and wanted:
-            run_group(context, wanted)
+            run_group(session, wanted)
             return
         if not ranks.is_main:
-            join_group(context)
+            join_group(session)
             return
-        document = {"stage": "finetune", "path": str(context.run.adapter), **Run.of(context).finetune().results}
-        context.console.result(document, context.run.adapter)
+        document = {"stage": "finetune", "path": str(session.run.adapter), **Run.of(session).finetune().results}
+        session.console.result(document, session.run.adapter)

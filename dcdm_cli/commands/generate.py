@@ -12,7 +12,7 @@ from dcdm_cli.api.session import SECTIONS, run_of_plan
 from dcdm_cli.commands import completion
 from dcdm_cli.commands.options import finite, stage_command
 from dcdm_cli.errors import ExitCode, UsageError
-from dcdm_cli.run.session import Context
+from dcdm_cli.run.session import Session
 from dcdm_cli.stages.generate import warn_unreachable
 from dcdm_cli.stages.plan import Wishes, price_sheet
 
@@ -33,7 +33,7 @@ EXAMPLES = (
 def register(app: typer.Typer, summary: str) -> None:
     @stage_command(app, "generate", help=summary, sections=SECTIONS["generate"], examples=EXAMPLES, run_of=run_of_plan)
     def generate(
-        context: Context,
+        session: Session,
         plan_file: Annotated[
             Path | None, typer.Argument(metavar="[PLAN]", help="A plan that --plan wrote; without it, one is drawn.")
         ] = None,
@@ -64,11 +64,11 @@ def register(app: typer.Typer, summary: str) -> None:
     ) -> None:
         wishes = Wishes(finite("--budget-hours", budget_hours), finite("--gpu-hour-price", gpu_hour_price))
         if budget_images is not None:
-            context = context.with_flag("generate", "count", budget_images)
+            session = session.with_flag("generate", "count", budget_images)
         if plan:
             if plan_file is not None:
                 raise UsageError(f"--plan writes a new plan, and {plan_file} is one already", "leave out one of them")
-            show_price(context, wishes)
+            show_price(session, wishes)
             return
         if wishes != Wishes():
             raise UsageError(
@@ -76,17 +76,17 @@ def register(app: typer.Typer, summary: str) -> None:
                 "dcdm generate --plan ..., then dcdm generate PLAN with the file it names",
             )
         if part and part != JOIN:
-            show_part(context, plan_file, part)
+            show_part(session, plan_file, part)
             return
-        record = Run.of(context).generate(plan_file, verify=verify, join=part == JOIN)
-        context.console.result(
-            {"stage": "generate", "path": str(context.run.generated), **record.results}, context.run.generated
+        record = Run.of(session).generate(plan_file, verify=verify, join=part == JOIN)
+        session.console.result(
+            {"stage": "generate", "path": str(session.run.generated), **record.results}, session.run.generated
         )
         if record.results["failed"]:
             raise typer.Exit(ExitCode.PARTIAL)
 
 
-def show_part(context: Context, plan_file: Path | None, part: str) -> None:
+def show_part(session: Session, plan_file: Path | None, part: str) -> None:
     from dcdm_cli.stages.parts import Part
 
     if plan_file is None:
@@ -94,21 +94,21 @@ def show_part(context: Context, plan_file: Path | None, part: str) -> None:
             "--part needs the plan that all parts share", "dcdm generate --plan, then dcdm generate PLAN ..."
         )
     wanted = Part.parse(part)
-    done = Run.of(context).part(plan_file, wanted.number, wanted.of)
-    context.console.result({"stage": "generate", "path": str(context.run.generated), **done}, context.run.generated)
+    done = Run.of(session).part(plan_file, wanted.number, wanted.of)
+    session.console.result({"stage": "generate", "path": str(session.run.generated), **done}, session.run.generated)
     if done["failed"]:
         raise typer.Exit(ExitCode.PARTIAL)
 
 
-def show_price(context: Context, wishes: Wishes) -> None:
+def show_price(session: Session, wishes: Wishes) -> None:
     from dcdm_cli.reports.table import shown
     from dcdm_cli.reports.tables import saved_sheets
 
-    plan, cost, file = Run.of(context).plan(budget_hours=wishes.hours, gpu_hour_price=wishes.hour_price)
-    warn_unreachable(context, plan)
+    plan, cost, file = Run.of(session).plan(budget_hours=wishes.hours, gpu_hour_price=wishes.hour_price)
+    warn_unreachable(session, plan)
     if cost.disk_bytes * 1.1 > cost.disk_free_bytes:
-        context.console.warn(
+        session.console.warn(
             f"the images need about {cost.disk_bytes / 1e9:.1f} GB and {cost.disk_free_bytes / 1e9:.1f} GB are free"
         )
     document = {"plan": str(file), "plan_hash": plan.hash, **cost.document()}
-    context.console.result(document, file, shown(saved_sheets([price_sheet(cost, file)], context.run.tables)))
+    session.console.result(document, file, shown(saved_sheets([price_sheet(cost, file)], session.run.tables)))

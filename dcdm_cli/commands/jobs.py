@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from dcdm_cli.errors import UsageError
 from dcdm_cli.run.origins import nearest
-from dcdm_cli.run.session import Context
+from dcdm_cli.run.session import Session
 
 RUN, EXPERIMENT, CHECK, ATLAS, PLAN, FILTER = JOBS = ("run", "experiment", "check", "atlas", "plan", "filter")
 OLD_FLAGS = {"--experiment": EXPERIMENT, "--artefacts": CHECK, "--filter": FILTER, "--atlas": ATLAS}
@@ -14,7 +14,7 @@ OLD_FLAGS |= {"--next-plan": PLAN}
 
 
 def chosen_job(
-    context: Context, job: str | None, which: str | None, old: Mapping[str, str | bool | None]
+    session: Session, job: str | None, which: str | None, old: Mapping[str, str | bool | None]
 ) -> tuple[str, str]:
     """(job, name of its experiment or ""). old: the flags that named jobs up to 0.1, which work for one release more.
 
@@ -27,7 +27,7 @@ def chosen_job(
         )
     if flags:
         job, which = OLD_FLAGS[flags[0]], str(old["--experiment"]) if old["--experiment"] else None
-        context.console.warn(
+        session.console.warn(
             f"{flags[0]} goes with the next release: dcdm evaluate {' '.join(filter(None, (job, which)))}"
         )
     if job not in (None, *JOBS):

@@ -19,7 +19,7 @@ from dcdm_cli.console import Console
 from dcdm_cli.errors import UsageError
 from dcdm_cli.run.origins import toml_document
 from dcdm_cli.run.resolution import flat_items
-from dcdm_cli.run.session import Context, checked_name, peaks_told
+from dcdm_cli.run.session import Session, checked_name, peaks_told
 
 
 def stage_command(
@@ -30,14 +30,14 @@ def stage_command(
     sections: Sequence[str] = (),
     keys: Sequence[str] = (),
     examples: Sequence[str] = (),
-    prepare: Callable[..., Context] | None = None,
+    prepare: Callable[..., Session] | None = None,
     run_of: Callable[..., Path | None] | None = None,
     shared: Sequence[str] = tuple(SHARED),
 ) -> Callable[[Callable[..., None]], None]:
-    """Registers `function(context, **own)` with its own parameters, the flags of `sections`, and the shared options.
+    """Registers `function(session, **own)` with its own parameters, the flags of `sections`, and the shared options.
 
     keys: single settings of other sections that are flags here too.
-    prepare: (context, **own) -> the context the command works with, before --dry-run shows it.
+    prepare: (session, **own) -> the session the command works with, before --dry-run shows it.
     run_of: (**own) -> the run folder that the command's own parameters name, for who gives no --run.
     shared: the shared options that make sense for it; those for output every command has.
     """
@@ -56,14 +56,14 @@ def stage_command(
             if run_of is not None and _is_default(ctx, "run"):
                 values["run"] = run_of(**{p.name: values[p.name] for p in own}) or values["run"]
             shown = {key: values.pop(key, SHARED[key][1]) for key in SHARED}
-            context = _open_context(ctx, name, {**shown, "images_name": values.get("name")}, given)
+            session = _open_session(ctx, name, {**shown, "images_name": values.get("name")}, given)
             if prepare is not None:
-                context = prepare(context, **values)
-            if context.dry_run:
-                print_settings(context)
+                session = prepare(session, **values)
+            if session.dry_run:
+                print_settings(session)
             else:
-                with peaks_told(context):
-                    function(context, **values)
+                with peaks_told(session):
+                    function(session, **values)
 
         parameters = [inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
         parameters += [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
@@ -90,18 +90,18 @@ def _is_default(ctx: typer.Context, name: str) -> bool:
     return source is not None and source.name == "DEFAULT"
 
 
-def print_settings(context: Context, *, origin: bool = False) -> None:
+def print_settings(session: Session, *, origin: bool = False) -> None:
     """The resolved settings, as a document or as TOML that --config reads back."""
-    values = flat_items(context.config)
-    origins = context.resolved.origins
-    if context.console.as_json or context.console.quiet:
+    values = flat_items(session.config)
+    origins = session.resolved.origins
+    if session.console.as_json or session.console.quiet:
         document = {k: {"value": v, "origin": origins[k]} if origin else v for k, v in values.items()}
-        context.console.result(document, context.run.path)
+        session.console.result(document, session.run.path)
     else:
-        context.console.text(toml_document(values, origins if origin else None))
+        session.console.text(toml_document(values, origins if origin else None))
 
 
-def _open_context(ctx: typer.Context, command: str, shared: dict[str, Any], given: dict[str, Any]) -> Context:
+def _open_session(ctx: typer.Context, command: str, shared: dict[str, Any], given: dict[str, Any]) -> Session:
     console = ctx.obj if isinstance(ctx.obj, Console) else Console()
     console.as_json, console.quiet = shared["as_json"], shared["quiet"]
     console.reserve_stdout()

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dcdm_cli.commands.options import stage_command
-from dcdm_cli.run.session import Context
+from dcdm_cli.run.session import Session
 from dcdm_cli.stages.review import run_review
 
 EXAMPLES = (
@@ -21,13 +21,13 @@ EXAMPLES = (
 def register(app: typer.Typer, summary: str) -> None:
     @stage_command(app, "review", help=summary, examples=EXAMPLES, shared=("run",))
     def review(
-        context: Context,
+        session: Session,
         most: Annotated[int, typer.Option(help="Images of each group at most.", min=1)] = 60,
     ) -> None:
         from dcdm_cli.evaluation.review import GROUPS
         from dcdm_cli.reports.review import review_sheet
         from dcdm_cli.reports.table import shown
 
-        document = run_review(context, most)
+        document = run_review(session, most)
         sheet = review_sheet({group: document[group] for group in GROUPS})
-        context.console.result(document, Path(document["page"]), shown([sheet]))
+        session.console.result(document, Path(document["page"]), shown([sheet]))

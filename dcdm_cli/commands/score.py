@@ -10,7 +10,7 @@ from dcdm_cli.api.run import Run
 from dcdm_cli.api.session import SECTIONS
 from dcdm_cli.commands.options import stage_command
 from dcdm_cli.errors import ExitCode
-from dcdm_cli.run.session import Context
+from dcdm_cli.run.session import Session
 from dcdm_cli.run.store import StageRecord
 
 EXAMPLES = (
@@ -25,7 +25,7 @@ EXAMPLES = (
 def register(app: typer.Typer, summary: str) -> None:
     @stage_command(app, "score", help=summary, sections=SECTIONS["score"], examples=EXAMPLES)
     def score(
-        context: Context,
+        session: Session,
         source: Annotated[
             str | None,
             typer.Argument(
@@ -33,18 +33,18 @@ def register(app: typer.Typer, summary: str) -> None:
             ),
         ] = None,
     ) -> None:
-        record = Run.of(context).score(source)
-        show_score(context, record)
+        record = Run.of(session).score(source)
+        show_score(session, record)
         if record.results["rejected"]:
             raise typer.Exit(ExitCode.PARTIAL)
 
 
-def show_score(context: Context, record: StageRecord) -> None:
+def show_score(session: Session, record: StageRecord) -> None:
     from dcdm_cli.data.manifest import read_manifest
     from dcdm_cli.reports.table import shown
     from dcdm_cli.reports.tables import methods_sheet, saved_sheets, score_sheet
 
-    run = context.run
+    run = session.run
     tried = [sheet for sheet in (methods_sheet(record.results),) if sheet.rows]
     sheets = saved_sheets([*tried, score_sheet(read_manifest(run.samples).split("train"))], run.tables)
-    context.console.result({"stage": "score", "path": str(run.samples), **record.results}, run.samples, shown(sheets))
+    session.console.result({"stage": "score", "path": str(run.samples), **record.results}, run.samples, shown(sheets))

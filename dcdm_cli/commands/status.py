@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from dcdm_cli.commands.options import stage_command
-from dcdm_cli.run.session import Context
+from dcdm_cli.run.session import Session
 from dcdm_cli.stages.status import run_status, shown_status
 
 EXAMPLES = ("dcdm status", "dcdm status --run birds", "dcdm status --run birds --json | jq -r .next")
@@ -13,6 +13,6 @@ EXAMPLES = ("dcdm status", "dcdm status --run birds", "dcdm status --run birds -
 
 def register(app: typer.Typer, summary: str) -> None:
     @stage_command(app, "status", help=summary, examples=EXAMPLES, shared=("run",))
-    def status(context: Context) -> None:
-        standing = run_status(context.run)
-        context.console.result(standing.document(), context.run.path, shown_status(standing))
+    def status(session: Session) -> None:
+        standing = run_status(session.run)
+        session.console.result(standing.document(), session.run.path, shown_status(standing))

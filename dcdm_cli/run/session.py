@@ -25,7 +25,7 @@ PIPELINE = ("score", "caption", "finetune", "export", "generate", "evaluate")
 
 
 @dataclass(frozen=True)
-class Context:
+class Session:
     """What every command works with, made from the shared options."""
 
     run: RunFolder
@@ -46,21 +46,21 @@ class Context:
         told = [key for key in ("preset", *self.given) if key not in FOREIGN]
         return {key: values[key] for key in told if values.get(key) is not None or key in self.given}
 
-    def with_settings(self, **sections: Mapping[str, Any]) -> Context:
-        """The same context with other settings: section name -> {key: value}. Raises UsageError for what breaks a
+    def with_settings(self, **sections: Mapping[str, Any]) -> Session:
+        """The same session with other settings: section name -> {key: value}. Raises UsageError for what breaks a
         rule."""
         config = self.config
         updates = {name: changed(getattr(config, name), values, f"[{name}]") for name, values in sections.items()}
         return replace(self, resolved=replace(self.resolved, config=config.model_copy(update=updates)))
 
-    def with_flag(self, section: str, key: str, value: Any) -> Context:
-        """The same context as if this setting had been a flag. Raises UsageError for a value that breaks a rule."""
+    def with_flag(self, section: str, key: str, value: Any) -> Session:
+        """The same session as if this setting had been a flag. Raises UsageError for a value that breaks a rule."""
         return replace(self.with_settings(**{section: {key: value}}), given={**self.given, f"{section}.{key}": value})
 
 
-def with_settings(context: Context, **sections: Mapping[str, Any]) -> Context:
+def with_settings(session: Session, **sections: Mapping[str, Any]) -> Session:
     """For work inside of a stage: other settings, and nothing that is finished is made again."""
-    return replace(context.with_settings(**sections), force=False)
+    return replace(session.with_settings(**sections), force=False)
 
 
 def checked_name(name: str | None) -> str:
@@ -73,16 +73,16 @@ def checked_name(name: str | None) -> str:
 
 
 @contextmanager
-def peaks_told(context: Context) -> Iterator[None]:
+def peaks_told(session: Session) -> Iterator[None]:
     """When it ends well: of every stage that was recorded inside, what it took and the most memory it held."""
-    before = context.run.record_times()
+    before = session.run.record_times()
     yield
-    for stage, when in context.run.record_times().items():
-        record = context.run.record(stage) if before.get(stage) != when else None
+    for stage, when in session.run.record_times().items():
+        record = session.run.record(stage) if before.get(stage) != when else None
         if record is not None:
             memory = "GPU memory" if record.device.startswith("cuda") else "memory"
             took = f"{stage}: {duration(record.seconds)} on {record.device or 'cpu'}"
-            context.console.note(f"{took}, at most {record.peak_memory_mib / 1024:.2f} GiB of {memory}")
+            session.console.note(f"{took}, at most {record.peak_memory_mib / 1024:.2f} GiB of {memory}")
 
 
 def recorded_layers(run: RunFolder, command: str) -> list[Layer]:
@@ -129,9 +129,9 @@ def chosen_strength(record: StageRecord) -> dict[str, Any]:
     return dict(record.results.get("strength", {}).get("settings", {})) if record.stage == "finetune" else {}
 
 
-def with_chosen_strength(context: Context) -> Context:
-    """The context with the scales that fine-tuning chose, where no flag says otherwise."""
-    record = context.run.record("finetune")
+def with_chosen_strength(session: Session) -> Session:
+    """The session with the scales that fine-tuning chose, where no flag says otherwise."""
+    record = session.run.record("finetune")
     chosen = chosen_strength(record) if record else {}
-    chosen = {key: value for key, value in chosen.items() if f"generate.{key}" not in context.given}
-    return replace(with_settings(context, generate=chosen), force=context.force) if chosen else context
+    chosen = {key: value for key, value in chosen.items() if f"generate.{key}" not in session.given}
+    return replace(with_settings(session, generate=chosen), force=session.force) if chosen else session

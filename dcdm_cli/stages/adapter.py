@@ -13,7 +13,7 @@ from dcdm_cli.model.packaged import TINY_NAME
 from dcdm_cli.run import roles
 from dcdm_cli.run.precision import settle_precision
 from dcdm_cli.run.progress import Job
-from dcdm_cli.run.session import Context
+from dcdm_cli.run.session import Session
 from dcdm_cli.run.settings import FinetuneConfig
 from dcdm_cli.run.store import RunFolder
 from dcdm_cli.stages.caption import cut_captions
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from dcdm_cli.training.loop import EarlierAdapter
     from dcdm_cli.training.views import Views
 
-# (views, rows, settings, context, job) -> float32, one per view
-DifficultyOf = Callable[["Views", "Manifest", FinetuneConfig, Context, Job], "np.ndarray"]
+# (views, rows, settings, session, job) -> float32, one per view
+DifficultyOf = Callable[["Views", "Manifest", FinetuneConfig, Session, Job], "np.ndarray"]
 
 
 def snapshot_folder(run: RunFolder, folder: Path) -> Path:
@@ -51,7 +51,7 @@ class TrainingRows:
 
 
 def train_adapter(
-    context: Context,
+    session: Session,
     config: FinetuneConfig,
     folder: Path,
     job: Job,
@@ -75,18 +75,18 @@ def train_adapter(
 
     ranks = Ranks.of_environment()
     lesson = lesson or TrainingRows()
-    rows = lesson.rows or training_rows(read_manifest(context.run.samples), config.keep_suspects)
+    rows = lesson.rows or training_rows(read_manifest(session.run.samples), config.keep_suspects)
     precision = settle_precision(config.precision, job.device, training=True)
     base_config = str(config.base_config.absolute()) if config.base_config else None
     place: dict[str, Any] = {"revision": config.revision, "variant": config.variant, "config": base_config}
     base = load_base(config.base, **place, dtype=precision, device=job.device)
     for warning in base.warnings:
-        context.console.warn(warning)
+        session.console.warn(warning)
     if base.variant != config.variant:
-        context.console.note(f"base model: {config.base} has {base.variant} weights alone; these are used")
-    config = config.model_copy(update={"seed": config.seed + context.config.seed, "precision": precision})
+        session.console.note(f"base model: {config.base} has {base.variant} weights alone; these are used")
+    config = config.model_copy(update={"seed": config.seed + session.config.seed, "precision": precision})
     measure = difficulty_of or own_difficulty
-    data, fingerprint = _training_set(context, config, rows, base, job, measure), base.fingerprint
+    data, fingerprint = _training_set(session, config, rows, base, job, measure), base.fingerprint
     info = AdapterInfo(
         base=_lasting_name(config.base),
         base_fingerprint=fingerprint,
@@ -97,9 +97,9 @@ def train_adapter(
         training=roles.fingerprint(config),
         variant=base.variant,
         base_config=base_config,
-        dataset=_hub_dataset(context.run),
+        dataset=_hub_dataset(session.run),
     )
-    sheets = Sheets(context, rows, base, info, config, folder.name) if config.sample_every else None
+    sheets = Sheets(session, rows, base, info, config, folder.name) if config.sample_every else None
     shown_at = {*lesson.snapshots, *(sheets.steps() if sheets else ())}
 
     def keep(step: int, network: ConditionedUNet) -> None:
@@ -107,12 +107,12 @@ def train_adapter(
             sheets.draw(step, network, job)
         if step not in lesson.snapshots:
             return
-        place = snapshot_folder(context.run, folder) / f"step-{step:08d}"
+        place = snapshot_folder(session.run, folder) / f"step-{step:08d}"
         _save(place, network, replace(info, training={**info.training, "steps": step}))
 
     shown = Snapshots(tuple(sorted(shown_at)), keep) if shown_at else None
-    classes, checkpoints = len(rows.class_names), context.run.checkpoints / (lesson.name or folder.name)
-    trained = finetune(base, data, classes, config, checkpoints, job, Course(shown, lesson.start, context.force))
+    classes, checkpoints = len(rows.class_names), session.run.checkpoints / (lesson.name or folder.name)
+    trained = finetune(base, data, classes, config, checkpoints, job, Course(shown, lesson.start, session.force))
     results = {"images": len(data), "losses": trained.losses, "skipped_steps": trained.skipped}
     results |= {"processes": ranks.world, "global_batch": global_batch(config, ranks.world)}
     if ranks.is_main:
@@ -130,7 +130,7 @@ def _save(folder: Path, network: ConditionedUNet, info: AdapterInfo) -> None:
 
 
 def _training_set(
-    context: Context, config: FinetuneConfig, rows: Manifest, base: BaseModel, job: Job, difficulty_of: DifficultyOf
+    session: Session, config: FinetuneConfig, rows: Manifest, base: BaseModel, job: Job, difficulty_of: DifficultyOf
 ) -> TrainingSet:
     """config: with the run's seed in it. In a group, images are encoded and views measured by the main process."""
     import torch
@@ -143,11 +143,11 @@ def _training_set(
     views = Views(rows.paths(), config.hflip, config.views - 1, config.seed)
     with main_first(ranks, job.device):  # the others find them encoded
         ids = rows.column("sample_id").tolist()
-        latents = cache_latents(base, views, config.resolution, context.run.cache, report, ids)
-    captions, _ = cut_captions(rows.column("caption").tolist(), base.tokenizer, context.console)
+        latents = cache_latents(base, views, config.resolution, session.run.cache, report, ids)
+    captions, _ = cut_captions(rows.column("caption").tolist(), base.tokenizer, session.console)
     text, caption = encode_captions(base, captions, report)
     label = torch.from_numpy(views.repeat(rows.column("label").astype("int64")))
-    measured = from_main(ranks, job.device, lambda: difficulty_of(views, rows, config, context, job))
+    measured = from_main(ranks, job.device, lambda: difficulty_of(views, rows, config, session, job))
     difficulty = torch.from_numpy(measured)
     epoch = balanced_epoch(difficulty, config.difficulty_balance)
     return TrainingSet(latents, text, caption.repeat(views.per_image), label, difficulty, epoch)
@@ -165,7 +165,7 @@ def _lasting_name(base: str) -> str:
     return str(Path(base).absolute()) if Path(base).exists() and base != TINY_NAME else base
 
 
-def own_difficulty(views: Views, rows: Manifest, config: FinetuneConfig, context: Context, job: Job) -> np.ndarray:
+def own_difficulty(views: Views, rows: Manifest, config: FinetuneConfig, session: Session, job: Job) -> np.ndarray:
     """float32, one per view: the images' own where there are no other views or they do not matter, else measured by
     scoring models that have not seen the image."""
     import numpy as np
@@ -173,13 +173,13 @@ def own_difficulty(views: Views, rows: Manifest, config: FinetuneConfig, context
     own = rows.column("difficulty").astype(np.float32)
     if views.per_image == 1 or config.conditioning == "none":
         return views.repeat(own)
-    return measured_views(views, rows, context, job).difficulty
+    return measured_views(views, rows, session, job).difficulty
 
 
-def measured_views(views: Views, rows: Manifest, context: Context, job: Job) -> Measured:
+def measured_views(views: Views, rows: Manifest, session: Session, job: Job) -> Measured:
     """What the scoring models that have not seen an image's original say of each of its views."""
 
-    run = context.run
+    run = session.run
     if not run.scorer.exists():
         raise UsageError(
             "other views of an image have scores of their own, and there is no scorer at "

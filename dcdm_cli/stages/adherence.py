@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dcdm_cli.generation.plan import PlanRow
     from dcdm_cli.reports.plots import GridRow
     from dcdm_cli.run.progress import Job
-    from dcdm_cli.run.session import Context
+    from dcdm_cli.run.session import Session
 
 GRID_CLASSES = 12
 
@@ -46,14 +46,14 @@ class Gallery:
         return [self.best[key] for key in sorted(self.best) if key[0] == label]
 
 
-def measured_adherence(context: Context, data: Evaluated, judge: Judge, job: Job) -> StageRecord:
+def measured_adherence(session: Session, data: Evaluated, judge: Judge, job: Job) -> StageRecord:
     """Its record holds the `adherence` part of metrics.json; made again only when something it depends on changed."""
-    work = lambda: _probe_targets(context, data, judge, job)  # noqa: E731
-    return context.run.run(adherence_stage(context), work, force=context.force)[0]
+    work = lambda: _probe_targets(session, data, judge, job)  # noqa: E731
+    return session.run.run(adherence_stage(session), work, force=session.force)[0]
 
 
-def adherence_stage(context: Context) -> Stage:
-    run, config = context.run, context.config
+def adherence_stage(session: Session) -> Stage:
+    run, config = session.run, session.config
     evaluate, judge = config.evaluate, {"judge": config.judge}
     made = {"generate": config.generate}
     settings: dict[str, Any] = {**fingerprints(made, *IMAGES), **fingerprints(judge)}
@@ -61,13 +61,13 @@ def adherence_stage(context: Context) -> Stage:
     settings |= {"seed": evaluate.seed + config.seed}
     calibration = run.record("calibrate")
     inputs = {name: run.require(name).id for name in ("score", "caption", "finetune")}
-    inputs |= {"calibrate": calibration.id if calibration else "", **check_input(context)}
+    inputs |= {"calibrate": calibration.id if calibration else "", **check_input(session)}
     return Stage("adherence", settings, inputs, {**all_others(made, *IMAGES), **all_others(judge)})
 
 
-def reachable_targets(context: Context) -> tuple[tuple[float, float], list[float]]:
+def reachable_targets(session: Session) -> tuple[tuple[float, float], list[float]]:
     """What the calibration says can be reached, and the wanted targets inside it. Raises UsageError without any."""
-    config, calibration = context.config, usable_calibration(context)
+    config, calibration = session.config, usable_calibration(session)
     low, high = calibration.reachable if calibration else (0.0, 1.0)
     targets = [t for t in config.evaluate.targets if low <= t <= high and t <= config.generate.difficulty_cap]
     if not targets:
@@ -106,11 +106,11 @@ def atlas_rows(train: Manifest, gallery: Gallery) -> list[GridRow]:
     return rows
 
 
-def _probe_targets(context: Context, data: Evaluated, judge: Judge, job: Job) -> Outcome:
+def _probe_targets(session: Session, data: Evaluated, judge: Judge, job: Job) -> Outcome:
     from dcdm_cli.evaluation.adherence import Agreement, frontier, labels_hold_until
 
-    config = context.config
-    reachable, targets = reachable_targets(context)
+    config = session.config
+    reachable, targets = reachable_targets(session)
     agreement, gallery = Agreement(judge.labels), Gallery()
 
     def watch(rows: Sequence[PlanRow], images: np.ndarray, realised: np.ndarray) -> None:
@@ -118,40 +118,40 @@ def _probe_targets(context: Context, data: Evaluated, judge: Judge, job: Job) ->
         gallery.see(rows, images, realised)
 
     seed, count = config.evaluate.seed + config.seed, config.evaluate.per_target
-    spread = settle_spread(context)
+    spread = settle_spread(session)
     if spread:
-        probed = probe_with_crew(context, spread, targets, count, job, seed=seed, watch=watch)
+        probed = probe_with_crew(session, spread, targets, count, job, seed=seed, watch=watch)
     else:
-        engine = open_run_engine(context, context.run.adapter, job)
-        probed = probe(context, engine, targets, count, job, seed=seed, calibrated=True, watch=watch)
+        engine = open_run_engine(session, session.run.adapter, job)
+        probed = probe(session, engine, targets, count, job, seed=seed, calibrated=True, watch=watch)
     results = summary(probed, agreement.agrees, data.manifest.class_names)
     results["reachable"] = [round(edge, 4) for edge in reachable]
     results["targets_out_of_reach"] = [t for t in config.evaluate.targets if t not in targets]
-    real = _real(context, data, judge, job)
+    real = _real(session, data, judge, job)
     results["judge_accuracy"] = round(float(np.mean(real[1])), 4) if len(real[1]) else None
     results["frontier"] = frontier(real, (probed.realised, agreement.agrees))
     results["labels_hold_until"] = {
         kind: labels_hold_until(results["frontier"], kind) for kind in ("real", "generated")
     }
-    return Outcome([_grid(context, data.real, gallery)], "", results, job.device)
+    return Outcome([_grid(session, data.real, gallery)], "", results, job.device)
 
 
-def _real(context: Context, data: Evaluated, judge: Judge, job: Job) -> tuple[np.ndarray, np.ndarray]:
+def _real(session: Session, data: Evaluated, judge: Judge, job: Job) -> tuple[np.ndarray, np.ndarray]:
     """Difficulty and label agreement of real images that neither scorer nor judge has seen: the test split's. None of
     them while settings are being chosen: the test images are not to be looked at then."""
     from dcdm_cli.difficulty.scorer import Scorer
 
-    if context.config.evaluate.holdout != "test":
+    if session.config.evaluate.holdout != "test":
         return np.zeros(0, np.float32), np.zeros(0, bool)
     paths, labels = data.held_out.paths(), data.held_out.column("label")
-    difficulty = Scorer.load(context.run.scorer, job.device).measure(paths, labels).difficulty
+    difficulty = Scorer.load(session.run.scorer, job.device).measure(paths, labels).difficulty
     return difficulty, judge.labels(paths) == labels
 
 
-def _grid(context: Context, train: Manifest, gallery: Gallery) -> Path:
+def _grid(session: Session, train: Manifest, gallery: Gallery) -> Path:
     from dcdm_cli.reports.plots import image_grid
 
-    folder = context.run.evaluation / "figures"
+    folder = session.run.evaluation / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     title = "Class by difficulty: real easiest, generated, real hardest"
     return image_grid(folder / "atlas.png", atlas_rows(train, gallery), title)

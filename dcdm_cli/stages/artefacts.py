@@ -15,7 +15,7 @@ from dcdm_cli.evaluation.judge import Judge
 from dcdm_cli.evaluation.quality import Checked, measured_difficulty
 from dcdm_cli.files import write_bytes, write_json
 from dcdm_cli.run.progress import Job
-from dcdm_cli.run.session import Context
+from dcdm_cli.run.session import Session
 from dcdm_cli.run.store import Outcome, RunFolder, StageRecord
 from dcdm_cli.stages.devices import settle_generation
 from dcdm_cli.stages.evaluate import evaluation_stage, stage_records, the_bill
@@ -30,28 +30,28 @@ if TYPE_CHECKING:
 REMOVED, KEPT = "filter{}.jsonl", "kept{}.parquet"  # of a named set, with its name
 
 
-def run_artefacts(context: Context) -> None:
+def run_artefacts(session: Session) -> None:
     """Adherence, quality and cost of the run's generated images; the judge is trained unless it is there already."""
     from dcdm_cli.reports.table import shown
     from dcdm_cli.reports.tables import saved_sheets, summary_sheets
 
-    context, run = settle_generation(context), context.run
+    session, run = settle_generation(session), session.run
     with run.lock("dcdm evaluate check"):
-        record = _recorded(context)
+        record = _recorded(session)
     sheets = saved_sheets(summary_sheets(record.results), run.tables / f"artefacts{_of(run)}")
-    context.console.result(record.results, run.evaluation / f"artefacts{_of(run)}.json", shown(sheets))
+    session.console.result(record.results, run.evaluation / f"artefacts{_of(run)}.json", shown(sheets))
 
 
-def run_compare(context: Context) -> None:
+def run_compare(session: Session) -> None:
     """The same for every generated set of the run, and one table of them all by name."""
     from dcdm_cli.reports.quality_tables import sets_sheet
     from dcdm_cli.reports.table import shown
     from dcdm_cli.reports.tables import saved_sheets
 
-    run, found = context.run, {}
+    run, found = session.run, {}
     with run.lock("dcdm evaluate check --name all"):
         for name in ("", *run.set_names()):
-            one = replace(context, run=run.with_images(name))
+            one = replace(session, run=run.with_images(name))
             if one.run.record("generate") is not None:
                 found[name or "generated"] = _recorded(one).results
         if not found:
@@ -59,15 +59,15 @@ def run_compare(context: Context) -> None:
         file = run.evaluation / "sets.json"
         write_json(file, {"schema": 1, "sets": found})
     sheets = saved_sheets([sets_sheet(found)], run.tables)
-    context.console.result({"stage": "compare", "path": str(file), "sets": found}, file, shown(sheets))
+    session.console.result({"stage": "compare", "path": str(file), "sets": found}, file, shown(sheets))
 
 
-def _recorded(context: Context) -> StageRecord:
-    run = context.run
-    stage = evaluation_stage(context, f"evaluate-artefacts{_of(run)}", _inputs(context))
-    record, done = run.run(stage, lambda: _look(context), force=context.force)
+def _recorded(session: Session) -> StageRecord:
+    run = session.run
+    stage = evaluation_stage(session, f"evaluate-artefacts{_of(run)}", _inputs(session))
+    record, done = run.run(stage, lambda: _look(session), force=session.force)
     if not done:
-        context.console.note(f"artefacts of {run.images_name or 'generated'}: nothing changed (--force measures again)")
+        session.console.note(f"artefacts of {run.images_name or 'generated'}: nothing changed (--force measures again)")
     return record
 
 
@@ -76,36 +76,36 @@ def _of(run: RunFolder) -> str:
     return f"-{run.images_name}" if run.images_name else ""
 
 
-def run_filter(context: Context) -> None:
+def run_filter(session: Session) -> None:
     """Writes which generated images are broken, and a manifest of the others; no image is touched."""
     from dcdm_cli.reports.quality_tables import filter_sheet
     from dcdm_cli.reports.table import shown
     from dcdm_cli.reports.tables import saved_sheets
 
-    context, run = settle_generation(context), context.run
+    session, run = settle_generation(session), session.run
     with run.lock("dcdm evaluate filter"):
-        stage = evaluation_stage(context, f"filter{_of(run)}", _inputs(context))
-        record, done = run.run(stage, lambda: _filter(context), force=context.force)
+        stage = evaluation_stage(session, f"filter{_of(run)}", _inputs(session))
+        record, done = run.run(stage, lambda: _filter(session), force=session.force)
     if not done:
-        context.console.note("evaluate filter: nothing changed, skipped (--force runs it again)")
+        session.console.note("evaluate filter: nothing changed, skipped (--force runs it again)")
     sheets = saved_sheets([filter_sheet(record.results)], run.tables / f"filter{_of(run)}")
-    context.console.result(record.results, run.evaluation / REMOVED.format(_of(run)), shown(sheets))
+    session.console.result(record.results, run.evaluation / REMOVED.format(_of(run)), shown(sheets))
 
 
-def _inputs(context: Context) -> dict[str, str]:
-    return {"score": context.run.require("score").id, "generate": context.run.require("generate").id}
+def _inputs(session: Session) -> dict[str, str]:
+    return {"score": session.run.require("score").id, "generate": session.run.require("generate").id}
 
 
-def _look(context: Context) -> Outcome:
+def _look(session: Session) -> Outcome:
     from dcdm_cli.reports.html import write_report
     from dcdm_cli.stages.report import draw, evaluation_drawings
 
-    run, job, clock = context.run, open_job(context), time.monotonic()
-    data = checked_data(context)
-    judge, images = open_judge(context, data.manifest, job), _required(context, data)
-    metrics = {"schema": 1, "device": job.device, "adherence": _adherence(context, data, images, judge, job)}
-    metrics["quality"] = generated_quality(context, data, judge, job)
-    metrics["cost"] = the_bill(context, stage_records(context), None)
+    run, job, clock = session.run, open_job(session), time.monotonic()
+    data = checked_data(session)
+    judge, images = open_judge(session, data.manifest, job), _required(session, data)
+    metrics = {"schema": 1, "device": job.device, "adherence": _adherence(session, data, images, judge, job)}
+    metrics["quality"] = generated_quality(session, data, judge, job)
+    metrics["cost"] = the_bill(session, stage_records(session), None)
     metrics["warnings"] = list(data.warnings)
     metrics["seconds"] = {"artefacts": round(time.monotonic() - clock, 2)}
     file, report = (run.evaluation / f"artefacts{_of(run)}.{ending}" for ending in ("json", "html"))
@@ -115,11 +115,11 @@ def _look(context: Context) -> Outcome:
     return Outcome([file, report], "", metrics, job.device)
 
 
-def _adherence(context: Context, data: Evaluated, images: Manifest, judge: Judge, job: Job) -> dict[str, Any]:
+def _adherence(session: Session, data: Evaluated, images: Manifest, judge: Judge, job: Job) -> dict[str, Any]:
     """Target against measured difficulty of finished images, read in batches."""
     from dcdm_cli.evaluation.adherence import adherence, frontier, labels_hold_until, per_class
 
-    target, realised = images.column("target_difficulty"), measured_difficulty(context.run.scorer, images, job)
+    target, realised = images.column("target_difficulty"), measured_difficulty(session.run.scorer, images, job)
     label = images.column("label").astype(np.int64)
     agrees = judge.labels(images.paths()) == label
     rows = frontier(_real(data.real, judge, len(images)), (realised, agrees))
@@ -139,14 +139,14 @@ def _real(train: Manifest, judge: Judge, most: int) -> tuple[np.ndarray, np.ndar
     return some.column("difficulty"), judge.labels(some.paths()) == some.column("label")
 
 
-def _filter(context: Context) -> Outcome:
+def _filter(session: Session) -> Outcome:
     from dcdm_cli.data.manifest import write_manifest
     from dcdm_cli.evaluation.leakage import counted, filter_reasons
 
-    run, job = context.run, open_job(context)
-    data = checked_data(context)
-    images = _required(context, data)
-    checked = checked_images(context, data, images, open_judge(context, data.manifest, job), job)
+    run, job = session.run, open_job(session)
+    data = checked_data(session)
+    images = _required(session, data)
+    checked = checked_images(session, data, images, open_judge(session, data.manifest, job), job)
     edge = _edge(checked)
     reasons = filter_reasons(checked.findings, edge)
     kept = np.array([reason is None for reason in reasons])
@@ -183,12 +183,12 @@ def _lines(checked: Checked, reasons: list[str | None]) -> str:
     return "".join(lines)
 
 
-def _required(context: Context, data: Evaluated) -> Manifest:
-    images = generated_images(context, data)
+def _required(session: Session, data: Evaluated) -> Manifest:
+    images = generated_images(session, data)
     if images is None:
         raise NotFoundError(
-            f"no generated images in {context.run.generated}",
+            f"no generated images in {session.run.generated}",
             "make some first: dcdm generate",
-            file=context.run.generated,
+            file=session.run.generated,
         )
     return images

@@ -14,7 +14,7 @@ from dcdm_cli.evaluation.judge import Judge
 from dcdm_cli.evaluation.quality import measured_difficulty
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.roles import IMAGES, all_others, fingerprints
-from dcdm_cli.run.session import Context
+from dcdm_cli.run.session import Session
 from dcdm_cli.run.store import Outcome, Stage, StageRecord
 from dcdm_cli.stages.devices import settle_generation
 from dcdm_cli.stages.evaluation_data import checked_data
@@ -55,19 +55,19 @@ KINDS = (
 )
 
 
-def run_atlas(context: Context) -> StageRecord:
-    context, run = settle_generation(context), context.run
+def run_atlas(session: Session) -> StageRecord:
+    session, run = settle_generation(session), session.run
     with run.lock("dcdm evaluate atlas"):
-        record, done = run.run(atlas_stage(context), lambda: _make_atlas(context), force=context.force)
+        record, done = run.run(atlas_stage(session), lambda: _make_atlas(session), force=session.force)
     if not done:
-        context.console.note("evaluate atlas: nothing changed, skipped (--force runs it again)")
+        session.console.note("evaluate atlas: nothing changed, skipped (--force runs it again)")
     page = run.evaluation / "atlas.html"
-    context.console.result({"stage": "atlas", "path": str(page), **record.results}, page)
+    session.console.result({"stage": "atlas", "path": str(page), **record.results}, page)
     return record
 
 
-def atlas_stage(context: Context) -> Stage:
-    run, config = context.run, context.config
+def atlas_stage(session: Session) -> Stage:
+    run, config = session.run, session.config
     found = {name: run.record(name) for name in ("score", "caption", "finetune", "calibrate", "generate")}
     inputs = {name: record.id for name, record in found.items() if record}
     inputs["finetune"] = run.require("finetune").id
@@ -78,15 +78,15 @@ def atlas_stage(context: Context) -> Stage:
     return Stage("atlas", settings, inputs, {**all_others(made, *IMAGES), **all_others(judge)})
 
 
-def _make_atlas(context: Context) -> Outcome:
+def _make_atlas(session: Session) -> Outcome:
     from dcdm_cli.reports.atlas import factor_chart, write_atlas, write_grids
 
-    run, job = context.run, open_job(context)
-    data = checked_data(context)
-    chosen = hardest_classes(data.real, context.config.evaluate.atlas_classes)
-    real, judge = _Real(data.real), open_judge(context, data.manifest, job)
-    pictures = _generated(context, real, chosen, judge, job)
-    factors = _factors(context, data, job)
+    run, job = session.run, open_job(session)
+    data = checked_data(session)
+    chosen = hardest_classes(data.real, session.config.evaluate.atlas_classes)
+    real, judge = _Real(data.real), open_judge(session, data.manifest, job)
+    pictures = _generated(session, real, chosen, judge, job)
+    factors = _factors(session, data, job)
     by_name = {kind: {row["class"]: row for row in rows} for kind, rows in factors.items()}
     entries = [_entry(real, label, pictures, by_name) for label in chosen]
     folder, page = run.evaluation / "atlas", run.evaluation / "atlas.html"
@@ -109,13 +109,13 @@ def hardest_classes(real: Manifest, most: int) -> list[int]:
 
 
 def _generated(
-    context: Context, real: _Real, chosen: Sequence[int], judge: Judge, job: Job
+    session: Session, real: _Real, chosen: Sequence[int], judge: Judge, job: Job
 ) -> dict[tuple[int, str], list[Tile]]:
     """(label, strip title) -> tiles in the order of the targets."""
     from dcdm_cli.reports.atlas import Tile
 
-    engine = open_run_engine(context, context.run.adapter, job)
-    rows, kinds = _rows(context, chosen)
+    engine = open_run_engine(session, session.run.adapter, job)
+    rows, kinds = _rows(session, chosen)
     neighbours = _Neighbours(real, judge)
     tiles: dict[tuple[int, str], list[Tile]] = {}
 
@@ -128,16 +128,16 @@ def _generated(
             if kind == KINDS[0]:
                 tiles.setdefault((row.label, "nearest real"), []).append(near)
 
-    probe_rows(context, first_draws(engine), rows, job, watch, check=False)  # another draw would be another seed
+    probe_rows(session, first_draws(engine), rows, job, watch, check=False)  # another draw would be another seed
     return tiles
 
 
-def _rows(context: Context, chosen: Sequence[int]) -> tuple[list[PlanRow], list[Kind]]:
+def _rows(session: Session, chosen: Sequence[int]) -> tuple[list[PlanRow], list[Kind]]:
     """For each class and kind one row per target, all with the kind's seed."""
     from dcdm_cli.generation.plan import PlanRow
     from dcdm_cli.generation.seeds import image_seed
 
-    config, inputs = context.config, plan_inputs(context)
+    config, inputs = session.config, plan_inputs(session)
     seed, targets = config.evaluate.seed + config.seed, np.array(config.evaluate.atlas_targets, np.float32)
     rows, kinds = [], []
     for label in chosen:
@@ -221,13 +221,13 @@ def _sentences(about: Mapping[str, Mapping[str, Any] | None]) -> Iterator[str]:
         yield f"{kind.capitalize()} images, as they get harder: {moving}{rival} ({row['n']} images)."
 
 
-def _factors(context: Context, data: Evaluated, job: Job) -> dict[str, list[dict[str, Any]]]:
+def _factors(session: Session, data: Evaluated, job: Job) -> dict[str, list[dict[str, Any]]]:
     """For the real training images, and for the run's generated images where there are any."""
     real = data.real
     found = {"real": _hard_factors(real, real.column("difficulty"), job)}
-    images = generated_images(context, data)
+    images = generated_images(session, data)
     if images is not None:
-        found["generated"] = _hard_factors(images, measured_difficulty(context.run.scorer, images, job), job)
+        found["generated"] = _hard_factors(images, measured_difficulty(session.run.scorer, images, job), job)
     return found
 
 

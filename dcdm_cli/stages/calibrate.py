@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcdm_cli.run.roles import fingerprint, others
-from dcdm_cli.run.session import Context
+from dcdm_cli.run.session import Session
 from dcdm_cli.run.store import Outcome, Stage, StageRecord
 from dcdm_cli.stages.jobs import open_job
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from dcdm_cli.difficulty.calibration import Calibration
 
 
-def run_calibrate(context: Context) -> StageRecord | None:
+def run_calibrate(session: Session) -> StageRecord | None:
     """The closed loop, unless it is switched off, there is no scorer, or the adapter has no difficulty."""
-    run, config = context.run, context.config
+    run, config = session.run, session.config
     plain = config.finetune.conditioning == "none"
     if not config.calibrate.enabled or plain or not run.scorer.exists():
         return None
@@ -25,31 +25,31 @@ def run_calibrate(context: Context) -> StageRecord | None:
 
     file = run.adapter / CALIBRATION_FILE
     with run.lock("dcdm finetune (calibration)"):
-        record, _ = run.run(calibrate_stage(context), lambda: _calibrate(context, file), force=context.force)
+        record, _ = run.run(calibrate_stage(session), lambda: _calibrate(session, file), force=session.force)
     low, high = record.results["reachable"]
-    context.console.note(f"calibrated: mean difficulty {low:.2f} to {high:.2f} can be reached")
+    session.console.note(f"calibrated: mean difficulty {low:.2f} to {high:.2f} can be reached")
     return record
 
 
-def calibrate_stage(context: Context) -> Stage:
+def calibrate_stage(session: Session) -> Stage:
     from dcdm_cli.generation.engine import sampler_settings
 
-    run, config = context.run, context.config
+    run, config = session.run, session.config
     settings = {**fingerprint(config.calibrate), "sampler": sampler_settings(config.generate)}
     settings["attempts"] = config.generate.attempts  # decides what is reachable
     inputs = {"finetune": run.require("finetune").id, "score": run.require("score").id}
     return Stage("calibrate", settings, inputs, others(config.calibrate))
 
 
-def _calibrate(context: Context, file: Path) -> Outcome:
+def _calibrate(session: Session, file: Path) -> Outcome:
     from dcdm_cli.difficulty.calibration import save_calibration
     from dcdm_cli.files import hash_file
     from dcdm_cli.stages.probe import open_run_engine, probe
 
-    config, job = context.config, open_job(context)
-    engine = open_run_engine(context, context.run.adapter, job, insist=False)  # export comes after fine-tuning
-    points = probe_points(context)
-    measured = probe(context, engine, points, config.calibrate.images, job, seed=config.seed + 500, calibrated=False)
+    config, job = session.config, open_job(session)
+    engine = open_run_engine(session, session.run.adapter, job, insist=False)  # export comes after fine-tuning
+    points = probe_points(session)
+    measured = probe(session, engine, points, config.calibrate.images, job, seed=config.seed + 500, calibrated=False)
     calibration = fit(measured, len(engine.info.class_names), engine.config)
     save_calibration(calibration, file)
     calibration = replace(calibration, attempts=config.generate.attempts)
@@ -57,7 +57,7 @@ def _calibrate(context: Context, file: Path) -> Outcome:
     return Outcome([file], hash_file(file), results | {"requested": list(calibration.requested)}, job.device)
 
 
-def probe_points(context: Context, count: int | None = None) -> list[float]:
+def probe_points(session: Session, count: int | None = None) -> list[float]:
     """Difficulties to probe, and so the only ones that generation will ask for: where the model was shown images.
 
     Not from the paper. A request outside the difficulties of the real images is extrapolation, and what comes out has
@@ -68,8 +68,8 @@ def probe_points(context: Context, count: int | None = None) -> list[float]:
     from dcdm_cli.data.manifest import read_manifest
     from dcdm_cli.training.dataset import training_rows
 
-    config = context.config
-    real = training_rows(read_manifest(context.run.samples), config.finetune.keep_suspects).column("difficulty")
+    config = session.config
+    real = training_rows(read_manifest(session.run.samples), config.finetune.keep_suspects).column("difficulty")
     low, high = np.quantile(real, [config.calibrate.tails, 1 - config.calibrate.tails])
     return np.linspace(low, high, count or config.calibrate.points).round(4).tolist()
 

@@ -10,7 +10,7 @@ from dcdm_cli.console import Console
 from dcdm_cli.errors import UsageError
 from dcdm_cli.files import hash_file, hash_json
 from dcdm_cli.run.roles import FILES, RESULT, fingerprint, others
-from dcdm_cli.run.session import Context
+from dcdm_cli.run.session import Session
 from dcdm_cli.run.store import Outcome, RunFolder, Stage, StageRecord
 from dcdm_cli.stages.jobs import open_job
 
@@ -18,63 +18,63 @@ if TYPE_CHECKING:
     from dcdm_cli.data.manifest import Manifest
 
 
-def run_caption(context: Context) -> StageRecord:
-    run = context.run
+def run_caption(session: Session) -> StageRecord:
+    run = session.run
     run.create(after="score")
     with run.lock("dcdm caption"):
-        _refuse_replacing(context)
-        record, done = run.run(caption_stage(context), lambda: _write_captions(context), force=context.force)
-        if any(fingerprint(context.config.caption, FILES).values()):
-            _, written = run.run(caption_files_stage(context), lambda: _write_extras(context), force=context.force)
+        _refuse_replacing(session)
+        record, done = run.run(caption_stage(session), lambda: _write_captions(session), force=session.force)
+        if any(fingerprint(session.config.caption, FILES).values()):
+            _, written = run.run(caption_files_stage(session), lambda: _write_extras(session), force=session.force)
             done = done or written
     if not done:
-        context.console.note("caption: nothing changed, skipped (--force runs it again)")
+        session.console.note("caption: nothing changed, skipped (--force runs it again)")
     return record
 
 
-def caption_stage(context: Context) -> Stage:
-    config, finetune = context.config.caption, context.config.finetune
+def caption_stage(session: Session) -> Stage:
+    config, finetune = session.config.caption, session.config.finetune
     tokenizer = {"base": finetune.base, "revision": finetune.revision}  # whose tokens are counted
     uncounted = others(config, RESULT)
-    return Stage("caption", {**fingerprint(config, RESULT), "tokenizer": tokenizer}, _inputs(context), uncounted)
+    return Stage("caption", {**fingerprint(config, RESULT), "tokenizer": tokenizer}, _inputs(session), uncounted)
 
 
-def caption_files_stage(context: Context) -> Stage:
+def caption_files_stage(session: Session) -> Stage:
     """Copies of the captions for other programs, which no later stage depends on."""
-    config = context.config.caption
-    return Stage("caption-files", fingerprint(config, FILES), {"caption": context.run.require("caption").id})
+    config = session.config.caption
+    return Stage("caption-files", fingerprint(config, FILES), {"caption": session.run.require("caption").id})
 
 
-def _refuse_replacing(context: Context) -> None:
+def _refuse_replacing(session: Session) -> None:
     """Before anything slow."""
-    run, config = context.run, context.config.caption
+    run, config = session.run, session.config.caption
     if not config.metadata or config.overwrite or not (config.metadata / "metadata.jsonl").exists():
         return
-    if context.force or not (run.is_fresh(caption_stage(context)) and run.is_fresh(caption_files_stage(context))):
+    if session.force or not (run.is_fresh(caption_stage(session)) and run.is_fresh(caption_files_stage(session))):
         raise UsageError(f"{config.metadata} has a metadata.jsonl already", "replace it: dcdm caption --overwrite")
 
 
-def _inputs(context: Context) -> dict[str, str]:
-    templates = context.config.caption.templates_file
+def _inputs(session: Session) -> dict[str, str]:
+    templates = session.config.caption.templates_file
     own = {"templates": hash_file(templates)} if templates and templates.is_file() else {}
-    return {"score": context.run.require("score").id, **own}
+    return {"score": session.run.require("score").id, **own}
 
 
-def _write_captions(context: Context) -> Outcome:
+def _write_captions(session: Session) -> Outcome:
     from dcdm_cli.captioning.own import read_own_captions
     from dcdm_cli.data.manifest import read_manifest, write_manifest
 
-    run, config = context.run, context.config.caption
+    run, config = session.run, session.config.caption
     manifest = read_manifest(run.samples)
     kept = read_own_captions(run.own_captions, manifest) if config.own == "keep" else [None] * len(manifest)
-    captions, revision = _filled(context, manifest, kept)
-    captions, cut = _cut(context, captions)
+    captions, revision = _filled(session, manifest, kept)
+    captions, cut = _cut(session, captions)
     manifest = manifest.with_columns({"caption": captions})
     run.forget("caption")
     write_manifest(manifest, run.samples)
     own = sum(caption is not None for caption in kept)
     origins = {"own": own, config.method: len(captions) - own}
-    context.console.note("captions: " + ", ".join(f"{count} {origin}" for origin, count in origins.items() if count))
+    session.console.note("captions: " + ", ".join(f"{count} {origin}" for origin, count in origins.items() if count))
     results = {"images": len(captions), "distinct": len(set(captions)), "cut": cut, "origins": origins}
     return Outcome([run.samples], hash_json(captions), {**results, "method": config.method, "revision": revision})
 
@@ -92,43 +92,43 @@ def caption_input(run: RunFolder) -> dict[str, str]:
     return {"caption": record.id}
 
 
-def _filled(context: Context, manifest: Manifest, kept: Sequence[str | None]) -> tuple[list[str], str | None]:
+def _filled(session: Session, manifest: Manifest, kept: Sequence[str | None]) -> tuple[list[str], str | None]:
     """One caption per row, those that are kept and others in the gaps, and the commit of the model that wrote these."""
     import numpy as np
 
     gaps = np.array([caption is None for caption in kept], bool)
     if not gaps.any():
         return [caption or "" for caption in kept], None
-    written, revision = _captions(context, manifest.select(gaps))
+    written, revision = _captions(session, manifest.select(gaps))
     new = iter(written)
     return [next(new) if caption is None else caption for caption in kept], revision
 
 
-def _captions(context: Context, manifest: Manifest) -> tuple[list[str], str | None]:
+def _captions(session: Session, manifest: Manifest) -> tuple[list[str], str | None]:
     """One caption per row, and the commit of the captioning model that wrote them."""
     from dcdm_cli.captioning.templates import template_captions
 
-    config = context.config.caption
+    config = session.config.caption
     if config.method == "template":
         return template_captions(manifest, config), None
     from dcdm_cli.captioning.bulk import model_captions
 
-    return model_captions(manifest, config, context.run.cache, open_job(context))
+    return model_captions(manifest, config, session.run.cache, open_job(session))
 
 
-def _cut(context: Context, captions: list[str]) -> tuple[list[str], int]:
+def _cut(session: Session, captions: list[str]) -> tuple[list[str], int]:
     """Captions that the base's text encoder can read whole, and how many had to be cut. Nothing is fetched for that."""
     from dcdm_cli.model.base import load_tokenizer
 
-    base = context.config.finetune
+    base = session.config.finetune
     tokenizer = load_tokenizer(base.base, base.revision)
     if tokenizer is None:
-        context.console.warn(
+        session.console.warn(
             f"captions are not checked for length: the tokenizer of {base.base} is not on this machine "
             "(dcdm finetune cuts at its limit)"
         )
         return captions, 0
-    return cut_captions(captions, tokenizer, context.console)
+    return cut_captions(captions, tokenizer, session.console)
 
 
 def cut_captions(captions: Sequence[str], tokenizer: Any, console: Console) -> tuple[list[str], int]:
@@ -144,14 +144,14 @@ def cut_captions(captions: Sequence[str], tokenizer: Any, console: Console) -> t
     return whole, cut
 
 
-def _write_extras(context: Context) -> Outcome:
+def _write_extras(session: Session) -> Outcome:
     from dcdm_cli.data.manifest import read_manifest
     from dcdm_cli.data.writers import metadata_rows, write_metadata, write_sidecars
 
-    config = context.config.caption
-    manifest = read_manifest(context.run.samples)
+    config = session.config.caption
+    manifest = read_manifest(session.run.samples)
     if _is_in_source(manifest, config.sidecars) or _is_in_source(manifest, config.metadata):
-        context.console.warn(
+        session.console.warn(
             "the captions are written beside the source's images: the next dcdm score takes them for the images' own, "
             "and scores again because the source is another (--no-caption-files ignores text files)"
         )

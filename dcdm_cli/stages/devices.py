@@ -13,7 +13,7 @@ from dcdm_cli.run.progress import Job
 if TYPE_CHECKING:
     from dcdm_cli.crew.coordinator import Crew
     from dcdm_cli.crew.messages import OpenWorker
-    from dcdm_cli.run.session import Context
+    from dcdm_cli.run.session import Session
 
 
 @dataclass(frozen=True)
@@ -33,43 +33,43 @@ class Spread:
         return bool(self.devices)
 
 
-def settle_spread(context: Context) -> Spread:
+def settle_spread(session: Session) -> Spread:
     """What `--devices`, `--engine` and `--address` ask for; joins the Ray cluster.
 
     Raises CapabilityError for more GPUs than there are, UsageError for what is neither a number nor a device.
     """
-    config = context.config.scale
+    config = session.config.scale
     if config.engine == "ray":
-        return _on_ray(context)
+        return _on_ray(session)
     if config.address:
         raise UsageError("--address names a Ray cluster", "add --engine ray")
-    devices = _local_devices(context)
-    return Spread(devices, threads=context.config.threads or _cpu_share(devices))
+    devices = _local_devices(session)
+    return Spread(devices, threads=session.config.threads or _cpu_share(devices))
 
 
-def settle_generation(context: Context, *stages: str) -> Context:
+def settle_generation(session: Session, *stages: str) -> Session:
     """`generate.precision` as one of the three: `auto` is what the first of `stages` that is recorded was done with,
     unless --force makes it anew, else what suits the device."""
-    return _with_precision(context, "generate", stages)
+    return _with_precision(session, "generate", stages)
 
 
-def settle_training(context: Context) -> Context:
+def settle_training(session: Session) -> Session:
     """The same for `finetune.precision`."""
-    return _with_precision(context, "finetune", ("finetune",))
+    return _with_precision(session, "finetune", ("finetune",))
 
 
-def _with_precision(context: Context, section: str, stages: Sequence[str]) -> Context:
-    if getattr(context.config, section).precision != "auto":
-        return context
-    records = () if context.force else map(context.run.record, stages)
+def _with_precision(session: Session, section: str, stages: Sequence[str]) -> Session:
+    if getattr(session.config, section).precision != "auto":
+        return session
+    records = () if session.force else map(session.run.record, stages)
     known = next((r.config["precision"] for r in records if r and "precision" in r.config), None)
     if known is None:
         from dcdm_cli.crew.devices import settle_device
         from dcdm_cli.run.precision import settle_precision
 
-        device, _ = settle_device(context.config.device)
+        device, _ = settle_device(session.config.device)
         known = settle_precision("auto", device, training=section == "finetune")
-    return context.with_settings(**{section: {"precision": known}})
+    return session.with_settings(**{section: {"precision": known}})
 
 
 def _cpu_share(devices: list[str]) -> int | None:
@@ -80,44 +80,44 @@ def _cpu_share(devices: list[str]) -> int | None:
     return max(1, total // on_cpu) if on_cpu else None
 
 
-def open_crew(context: Context, open_worker: OpenWorker, spread: Spread, job: Job) -> Crew:
+def open_crew(session: Session, open_worker: OpenWorker, spread: Spread, job: Job) -> Crew:
     from dcdm_cli.crew.coordinator import Crew
     from dcdm_cli.crew.local import LocalTransport
     from dcdm_cli.crew.ray_crew import RayTransport
 
     if spread.engine == "ray":
-        context.console.note(f"devices: {len(spread.devices)} x {spread.devices[0]} on Ray")
+        session.console.note(f"devices: {len(spread.devices)} x {spread.devices[0]} on Ray")
         return Crew(RayTransport(open_worker, spread.devices[0], len(spread.devices), spread.resources), job)
-    context.console.note(f"devices: {', '.join(spread.devices)} (one process each)")
+    session.console.note(f"devices: {', '.join(spread.devices)} (one process each)")
     return Crew(LocalTransport(open_worker, spread.devices, spread.threads), job)
 
 
-def _on_ray(context: Context) -> Spread:
+def _on_ray(session: Session) -> Spread:
     from dcdm_cli.crew.ray_crew import connect
 
-    config = context.config.scale
+    config = session.config.scale
     cluster = connect(config.address)
-    gpu = cluster.gpus > 0 and context.config.device in ("auto", "cuda")
+    gpu = cluster.gpus > 0 and session.config.device in ("auto", "cuda")
     wanted = list(config.devices)
     if wanted and not (len(wanted) == 1 and (wanted[0].isdecimal() or wanted[0] == "all")):
         raise UsageError("on Ray, --devices is a number or all", "Ray picks the machines and their devices")
     count = int(wanted[0]) if wanted and wanted[0] != "all" else cluster.gpus if gpu else cluster.nodes
     if count < 1 or (gpu and count > cluster.gpus):
         raise CapabilityError(f"--devices {count}: the cluster has {cluster.gpus} GPUs", "use --devices all")
-    threads = context.config.threads or (None if gpu else cluster.cpus if not wanted else 1)
+    threads = session.config.threads or (None if gpu else cluster.cpus if not wanted else 1)
     resources = {"num_gpus": 1.0, "num_cpus": 1.0} if gpu else {"num_cpus": float(threads or 1)}
     return Spread(["cuda" if gpu else "cpu"] * count, "ray", config.results == "driver", threads, resources)
 
 
-def _local_devices(context: Context) -> list[str]:
+def _local_devices(session: Session) -> list[str]:
     from dcdm_cli.crew.devices import count_devices, settle_device
 
-    wanted = list(context.config.scale.devices)
+    wanted = list(session.config.scale.devices)
     if not wanted:
         return []
     if len(wanted) > 1 or not (wanted[0].isdecimal() or wanted[0] == "all"):
         return [_existing(device) for device in wanted]
-    kind = settle_device(context.config.device)[0].split(":")[0]
+    kind = settle_device(session.config.device)[0].split(":")[0]
     count = count_devices(kind) if wanted[0] == "all" else int(wanted[0])
     if count < 1:
         raise UsageError("--devices 0 leaves nobody to do the work", "give 1 or more, or leave it out")

@@ -92,9 +92,9 @@ def devices() -> Iterator[Finding]:
 def backends() -> Iterator[Finding]:
     from dcdm_cli.backends.sessions import try_backends
 
-    for session in try_backends():
-        state = {True: OK, False: WARNING, None: NOTE}[session.works]
-        yield Finding(session.backend, FAULT if session.backend == "torch" and state != OK else state, session.text)
+    for tried in try_backends():
+        state = {True: OK, False: WARNING, None: NOTE}[tried.works]
+        yield Finding(tried.backend, FAULT if tried.backend == "torch" and state != OK else state, tried.text)
 
 
 def hub(seconds: float) -> Iterator[Finding]:

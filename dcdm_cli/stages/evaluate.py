@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.roles import IMAGES, all_others, fingerprints
-from dcdm_cli.run.session import Context
+from dcdm_cli.run.session import Session
 from dcdm_cli.run.store import Outcome, Stage, StageRecord
 from dcdm_cli.stages.devices import settle_generation
 from dcdm_cli.stages.jobs import open_job
@@ -21,44 +21,44 @@ if TYPE_CHECKING:
 STAGES = ("score", "caption", "finetune", "calibrate", "export", "generate")
 
 
-def run_evaluate(context: Context) -> StageRecord:
-    run = context.run
+def run_evaluate(session: Session) -> StageRecord:
+    run = session.run
     run.create(after="finetune")
-    context = settle_generation(context)
+    session = settle_generation(session)
     with run.lock("dcdm evaluate"):
-        records = stage_records(context)
-        record, done = run.run(evaluate_stage(context), lambda: _measure_all(context, records), force=context.force)
+        records = stage_records(session)
+        record, done = run.run(evaluate_stage(session), lambda: _measure_all(session, records), force=session.force)
     if not done:
-        context.console.note("evaluate: nothing changed, skipped (--force runs it again)")
+        session.console.note("evaluate: nothing changed, skipped (--force runs it again)")
     return record
 
 
-def stage_records(context: Context) -> dict[str, StageRecord]:
+def stage_records(session: Session) -> dict[str, StageRecord]:
     """Of the stages that made the images, as far as they were run."""
-    found = {name: context.run.record(name) for name in STAGES}
+    found = {name: session.run.record(name) for name in STAGES}
     return {name: record for name, record in found.items() if record}
 
 
-def evaluate_stage(context: Context) -> Stage:
-    inputs = {name: record.id for name, record in stage_records(context).items()}
-    inputs["finetune"] = context.run.require("finetune").id
-    return evaluation_stage(context, "evaluate", inputs)
+def evaluate_stage(session: Session) -> Stage:
+    inputs = {name: record.id for name, record in stage_records(session).items()}
+    inputs["finetune"] = session.run.require("finetune").id
+    return evaluation_stage(session, "evaluate", inputs)
 
 
-def evaluation_stage(context: Context, name: str, inputs: Mapping[str, str], **more: Any) -> Stage:
+def evaluation_stage(session: Session, name: str, inputs: Mapping[str, str], **more: Any) -> Stage:
     """A stage that compares images, its own among them: how these are made counts, not how many the run made. more:
     what it depends on besides."""
-    config = context.config
+    config = session.config
     compared = {"evaluate": config.evaluate, "judge": config.judge, "downstream": config.downstream}
     compared["finetune"] = config.finetune
     made = {"generate": config.generate}
     settings = {**fingerprints(compared), **fingerprints(made, *IMAGES), "run_seed": config.seed, **more}
     return Stage(
-        name, settings, {**inputs, **check_input(context)}, {**all_others(compared), **all_others(made, *IMAGES)}
+        name, settings, {**inputs, **check_input(session)}, {**all_others(compared), **all_others(made, *IMAGES)}
     )
 
 
-def _measure_all(context: Context, records: Mapping[str, StageRecord]) -> Outcome:
+def _measure_all(session: Session, records: Mapping[str, StageRecord]) -> Outcome:
     from dcdm_cli.files import write_json
     from dcdm_cli.stages.adherence import measured_adherence
     from dcdm_cli.stages.evaluation_data import checked_data
@@ -66,25 +66,25 @@ def _measure_all(context: Context, records: Mapping[str, StageRecord]) -> Outcom
     from dcdm_cli.stages.quality import generated_quality
     from dcdm_cli.stages.report import write_evaluation_report
 
-    run, job = context.run, open_job(context)
-    data = checked_data(context)
-    prepare_check(context, job)  # before the judge: what is wrong with it is said at once
-    judge = open_judge(context, data.manifest, job)
-    steered = measured_adherence(context, data, judge, job)
+    run, job = session.run, open_job(session)
+    data = checked_data(session)
+    prepare_check(session, job)  # before the judge: what is wrong with it is said at once
+    judge = open_judge(session, data.manifest, job)
+    steered = measured_adherence(session, data, judge, job)
     seconds = {name: record.seconds for name, record in records.items()} | {"adherence": steered.seconds}
     clock = time.monotonic()
-    downstream = _downstream(context, data, job)
+    downstream = _downstream(session, data, job)
     seconds["downstream"] = round(time.monotonic() - clock, 2)
     metrics = {"schema": 1, "seconds": seconds, "device": job.device, "adherence": steered.results}
-    metrics |= {"downstream": downstream, "quality": generated_quality(context, data, judge, job)}
-    metrics |= {"cost": the_bill(context, records, downstream), "warnings": list(data.warnings)}
+    metrics |= {"downstream": downstream, "quality": generated_quality(session, data, judge, job)}
+    metrics |= {"cost": the_bill(session, records, downstream), "warnings": list(data.warnings)}
     write_json(run.evaluation / "metrics.json", metrics)
-    made = write_evaluation_report(context, data.manifest, metrics)
+    made = write_evaluation_report(session, data.manifest, metrics)
     return Outcome([run.evaluation / "metrics.json", *made], "", metrics, job.device)
 
 
 def the_bill(
-    context: Context, records: Mapping[str, StageRecord], downstream: Mapping[str, Any] | None
+    session: Session, records: Mapping[str, StageRecord], downstream: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     from dcdm_cli.evaluation.cost import bill
     from dcdm_cli.evaluation.downstream import OURS, REAL
@@ -92,14 +92,14 @@ def the_bill(
     pairs = (downstream or {}).get("paired", ())
     gain = next((pair for pair in pairs if (pair["arm"], pair["against"]) == (OURS, REAL)), None)
     images = records["generate"].results.get("images", 0) if "generate" in records else 0
-    return bill(records, images, gain, context.config.evaluate.gpu_hour_price)
+    return bill(records, images, gain, session.config.evaluate.gpu_hour_price)
 
 
-def foretold(context: Context, classifiers: int) -> str:
+def foretold(session: Session, classifiers: int) -> str:
     """What the comparison of arms will do, and for how long where the judge, trained alike, has been timed."""
     from dcdm_cli.pace import rounded
 
-    config, judge = context.config, context.run.record("judge")
+    config, judge = session.config, session.run.record("judge")
     ours = config.downstream
     text = f"downstream: {classifiers} classifiers ({ours.model}, {ours.image_size} px, {ours.steps:,} steps each)"
     alike = judge is not None and all(
@@ -111,21 +111,21 @@ def foretold(context: Context, classifiers: int) -> str:
     return f"{text}; as the judge went, about {rounded(seconds)} where none is finished yet"
 
 
-def _downstream(context: Context, data: Evaluated, job: Job) -> dict[str, Any]:
+def _downstream(session: Session, data: Evaluated, job: Job) -> dict[str, Any]:
     from dcdm_cli.evaluation.data import held_out_difficulty
     from dcdm_cli.evaluation.downstream import open_ledger, run_arms, seeds_of, trial_of
     from dcdm_cli.evaluation.experiments import Experiment
     from dcdm_cli.stages.experiments.arms import PAIRS, make_arm, make_sets, named_arms
     from dcdm_cli.stages.experiments.sets import GeneratedSets
 
-    config = context.config
+    config = session.config
     specs = named_arms(config.evaluate.arms)
-    sets = GeneratedSets(context, Experiment(name="evaluate", arms=tuple(specs)), data.real, job)
+    sets = GeneratedSets(session, Experiment(name="evaluate", arms=tuple(specs)), data.real, job)
     arms = [make_arm(spec, config.evaluate.synthetic_ratio, data.real, sets) for spec in specs]
     seeds = seeds_of(config.evaluate.seed + config.seed, config.evaluate.seeds)
-    context.console.note(foretold(context, len(arms) * len(seeds)))
-    difficulty = held_out_difficulty(context.run.scorer, data.held_out, job)
+    session.console.note(foretold(session, len(arms) * len(seeds)))
+    difficulty = held_out_difficulty(session.run.scorer, data.held_out, job)
     trial = trial_of(data.real, data.held_out, pairs=PAIRS, difficulty=difficulty)
-    ledger = open_ledger(context.run.evaluation)
+    ledger = open_ledger(session.run.evaluation)
     make_sets([(arm, config.downstream) for arm in arms], trial, seeds, ledger)
     return run_arms(arms, trial, config.downstream, seeds, ledger=ledger, job=job, workers=config.evaluate.workers)

@@ -5,24 +5,24 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dcdm_cli.evaluation.data import Evaluated
-from dcdm_cli.run.session import Context
+from dcdm_cli.run.session import Session
 from dcdm_cli.run.store import RunFolder
 
 
-def checked_data(context: Context) -> Evaluated:
+def checked_data(session: Session) -> Evaluated:
     """Raises UsageError for splits or classes that are missing, MismatchError for a run of other data."""
     from dcdm_cli.data.manifest import read_manifest
     from dcdm_cli.evaluation.data import check_classes, check_scorer, evaluated
     from dcdm_cli.model.adapter import read_adapter
 
-    run = context.run
+    run = session.run
     manifest = read_manifest(run.samples)
     check_scorer(run.scorer)
-    data = evaluated(manifest, context.config.evaluate.holdout)
+    data = evaluated(manifest, session.config.evaluate.holdout)
     check_classes(run.adapter, read_adapter(run.adapter).class_names, manifest.class_names)
     data = replace(data, warnings=(*_stale(run), *data.warnings))
     for warning in data.warnings:
-        context.console.warn(warning)
+        session.console.warn(warning)
     return data
 
 

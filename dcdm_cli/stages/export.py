@@ -13,7 +13,7 @@ from dcdm_cli.errors import CapabilityError, DcdmError, MismatchError, Numerical
 from dcdm_cli.run import one_off
 from dcdm_cli.run.precision import settle_precision
 from dcdm_cli.run.roles import fingerprint, others
-from dcdm_cli.run.session import Context
+from dcdm_cli.run.session import Session
 from dcdm_cli.run.settings import Config
 from dcdm_cli.run.store import Outcome, Stage, StageRecord
 from dcdm_cli.stages.devices import settle_generation
@@ -30,60 +30,60 @@ RECORDED = ("torch", "onnx", "onnxscript", "diffusers", "transformers")
 KEPT = "finished networks and engines are kept"
 
 
-def run_export(context: Context) -> StageRecord:
-    run = context.run
+def run_export(session: Session) -> StageRecord:
+    run = session.run
     run.create()
-    context = settle_generation(context, "export")
+    session = settle_generation(session, "export")
     with run.lock("dcdm export"):
         run.require("finetune")
-        engines = _engine_order(context.config, run.cache)
+        engines = _engine_order(session.config, run.cache)
         tensorrt = f"{engines.trt.__version__} on {engines.gpu.name}" if engines is not None else ""
-        stage = export_stage(context, tensorrt)
+        stage = export_stage(session, tensorrt)
         record, done = run.run(
-            stage, lambda: _export_network(context, engines), force=context.force, intact=lambda: _is_intact(context)
+            stage, lambda: _export_network(session, engines), force=session.force, intact=lambda: _is_intact(session)
         )
     if not done:
-        context.console.note("export: nothing changed, skipped (--force runs it again)")
+        session.console.note("export: nothing changed, skipped (--force runs it again)")
     return record
 
 
-def export_stage(context: Context, tensorrt: str = "") -> Stage:
-    """Of a context whose precision is settled. tensorrt: version and GPU that engines are for."""
-    config = context.config
-    inputs = {"finetune": context.run.require("finetune").id} | ({"tensorrt": tensorrt} if tensorrt else {})
+def export_stage(session: Session, tensorrt: str = "") -> Stage:
+    """Of a session whose precision is settled. tensorrt: version and GPU that engines are for."""
+    config = session.config
+    inputs = {"finetune": session.run.require("finetune").id} | ({"tensorrt": tensorrt} if tensorrt else {})
     settings = {
         **fingerprint(config.export),
         "precision": config.generate.precision,
         "lora_scale": config.generate.lora_scale,
-        "shared_calls": shared_calls(context),
+        "shared_calls": shared_calls(session),
     }
     return Stage("export", settings, inputs, others(config.export))
 
 
-def shared_calls(context: Context) -> int:
+def shared_calls(session: Session) -> int:
     """As set, or the number of network calls that a step of this run makes; 1, any number, where that varies."""
     from dcdm_cli.generation.guidance import guidance_of
 
-    plain = context.run.require("finetune").config.get("conditioning") == "none"
-    generate = context.config.generate
-    return context.config.export.shared_calls or guidance_of(generate, plain=plain).shared_calls(generate.steps)
+    plain = session.run.require("finetune").config.get("conditioning") == "none"
+    generate = session.config.generate
+    return session.config.export.shared_calls or guidance_of(generate, plain=plain).shared_calls(generate.steps)
 
 
-def _export_network(context: Context, engines: EngineOrder | None) -> Outcome:
+def _export_network(session: Session, engines: EngineOrder | None) -> Outcome:
     from dcdm_cli.files import hash_json, storage_errors
     from dcdm_export.finished import read_parity
     from dcdm_export.folder import make_export
 
-    run = context.run
+    run = session.run
     work = run.cache / "export"
     with _export_problems(work), storage_errors(run.export):
-        signature = make_export(_order(context, engines), run.export, work, afresh=context.force)
+        signature = make_export(_order(session, engines), run.export, work, afresh=session.force)
     results = _results(signature, read_parity(run.export), run.export)
     fingerprint = hash_json([network.sha256 for network in signature.networks.values()])
     return Outcome([run.export / "signature.json"], fingerprint, results)
 
 
-def _order(context: Context, engines: EngineOrder | None) -> Order:
+def _order(session: Session, engines: EngineOrder | None) -> Order:
     """Loads base and adapter in float32: that is the reference, whatever the precision of the graphs."""
     from dcdm_cli.files import check_room
     from dcdm_cli.model.exported import export_requests, model_facts
@@ -91,10 +91,10 @@ def _order(context: Context, engines: EngineOrder | None) -> Order:
     from dcdm_export.folder import Order
     from dcdm_export.onnx_graph import ExportError, check_opset, default_opset
 
-    config, scale, adapter = context.config.export, context.config.generate.lora_scale, context.run.adapter
-    job = open_job(context)
+    config, scale, adapter = session.config.export, session.config.generate.lora_scale, session.run.adapter
+    job = open_job(session)
     gpu = job.device.startswith("cuda") or engines is not None
-    precision = settle_precision(context.config.generate.precision, "cpu")  # settled already
+    precision = settle_precision(session.config.generate.precision, "cpu")  # settled already
     opset = config.opset or default_opset(precision, gpu=gpu)
     try:
         check_opset(precision, opset)
@@ -108,12 +108,12 @@ def _order(context: Context, engines: EngineOrder | None) -> Order:
     model = load_fused(adapter, lora_scale=scale)
     size = 4 if precision == "fp32" else 2
     weights = sum(parameter.numel() for parameter in model.network.parameters())
-    check_room(context.run.export, size * weights, "the exported networks")
+    check_room(session.run.export, size * weights, "the exported networks")
     facts = model_facts(model, adapter, scale)
     versions = {"dcdm": __version__, **{name: metadata.version(name) for name in RECORDED}}
-    requests = export_requests(model, facts, precision, opset, versions, shared_calls(context))
+    requests = export_requests(model, facts, precision, opset, versions, shared_calls(session))
     device = job.device if job.device.startswith("cuda") else "cpu"
-    return Order(facts, requests, versions, __version__, engines, device, progress, context.console.note)
+    return Order(facts, requests, versions, __version__, engines, device, progress, session.console.note)
 
 
 def _engine_order(settings: Config, cache: Path) -> EngineOrder | None:
@@ -140,17 +140,17 @@ def _engine_order(settings: Config, cache: Path) -> EngineOrder | None:
     return EngineOrder(trt, gpu, config.batch, how, cache / "tensorrt.timing", timed=one_off.built, open=opener)
 
 
-def _is_intact(context: Context) -> bool:
+def _is_intact(session: Session) -> bool:
     """False when a finished export no longer holds what it did; says what is wrong."""
     from dcdm_export.signature import SignatureError, read_signature, verify, verify_files
 
-    run = context.run
+    run = session.run
     try:
         signature = read_signature(run.export)
         verify(run.export, signature)
         verify_files(run.export, {engine.file: engine.sha256 for engine in signature.engines})
     except SignatureError as error:
-        context.console.note(f"{error}; what is wrong is made again")
+        session.console.note(f"{error}; what is wrong is made again")
         return False
     return True
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from dcdm_cli.crew.ranks import Ranks
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.roles import fingerprint, others
-from dcdm_cli.run.session import Context
+from dcdm_cli.run.session import Session
 from dcdm_cli.run.settings import FinetuneConfig
 from dcdm_cli.run.store import Outcome, RunFolder, Stage, StageRecord
 from dcdm_cli.signals import asked_to_stop
@@ -22,84 +22,84 @@ from dcdm_cli.stages.strength import fine_tune, strength_settings
 from dcdm_cli.stages.watching import step_log
 
 
-def run_finetune(context: Context) -> StageRecord:
+def run_finetune(session: Session) -> StageRecord:
     """Fine-tunes unless nothing changed. In a group of processes, the main one: `join_group` is for the others."""
-    context.run.create(after="score")
-    context = settle_training(context)
-    run, config = context.run, context.config.finetune
+    session.run.create(after="score")
+    session = settle_training(session)
+    run, config = session.run, session.config.finetune
     with run.lock("dcdm finetune"):
         record, done = run.run(
-            finetune_stage(context), lambda: _train(context, config, run.adapter), force=context.force
+            finetune_stage(session), lambda: _train(session, config, run.adapter), force=session.force
         )
         _drop_checkpoints(run)  # only now: a kill before the record was written must not cost the training
     if not done:
-        context.console.note("finetune: nothing changed, skipped (--force runs it again)")
+        session.console.note("finetune: nothing changed, skipped (--force runs it again)")
     return record
 
 
-def run_group(context: Context, wanted: tuple[str, ...]) -> None:
+def run_group(session: Session, wanted: tuple[str, ...]) -> None:
     """This command once per device, as one group that trains together. Raises what its main process raises."""
     from dcdm_cli.crew.ranks import Group
 
-    scale = context.config.scale.model_copy(update={"devices": wanted, "engine": "local", "address": None})
-    config = context.config.model_copy(update={"scale": scale})
-    spread = settle_spread(replace(context, resolved=replace(context.resolved, config=config)))
-    context.console.note(f"devices: {', '.join(spread.devices)} (one process each)")
+    scale = session.config.scale.model_copy(update={"devices": wanted, "engine": "local", "address": None})
+    config = session.config.model_copy(update={"scale": scale})
+    spread = settle_spread(replace(session, resolved=replace(session.resolved, config=config)))
+    session.console.note(f"devices: {', '.join(spread.devices)} (one process each)")
     # -P: without it Python would run a typer.py of the folder one stands in
     words = [sys.executable, "-P", "-m", "dcdm_cli", *sys.argv[1:]]
-    logs = context.run.cache / "finetune-processes"
-    Group(words, spread.devices, logs, context.console.out, spread.threads).run(asked_to_stop)
+    logs = session.run.cache / "finetune-processes"
+    Group(words, spread.devices, logs, session.console.out, spread.threads).run(asked_to_stop)
 
 
-def join_group(context: Context) -> None:
+def join_group(session: Session) -> None:
     """What the processes beside the main one do: train, and leave writing and saying to it."""
-    context.console.quiet = True
-    context = settle_training(context)
-    if context.force or context.run.is_fresh(finetune_stage(context)) is None:
-        fine_tune(context, context.config.finetune, context.run.adapter, _job(context))
+    session.console.quiet = True
+    session = settle_training(session)
+    if session.force or session.run.is_fresh(finetune_stage(session)) is None:
+        fine_tune(session, session.config.finetune, session.run.adapter, _job(session))
 
 
-def finetune_stage(context: Context) -> Stage:
-    """Of a context whose precision is settled."""
-    run, config = context.run, context.config.finetune
+def finetune_stage(session: Session) -> Stage:
+    """Of a session whose precision is settled."""
+    run, config = session.run, session.config.finetune
     inputs = {"score": run.require("score").id, **caption_input(run)}
-    settings = {**fingerprint(config), "run_seed": context.config.seed}
+    settings = {**fingerprint(config), "run_seed": session.config.seed}
     processes = Ranks.of_environment().world
     if processes > 1:
         settings["processes"] = processes  # they make the batch larger
     if config.strength == "auto":
-        settings |= strength_settings(context)
+        settings |= strength_settings(session)
     return Stage("finetune", settings, inputs, others(config))
 
 
-def _job(context: Context) -> Job:
+def _job(session: Session) -> Job:
     """On the device of this process: the n-th GPU of a group's n-th process."""
     ranks = Ranks.of_environment()
     if ranks.world == 1:
-        return open_job(context)
+        return open_job(session)
     from dcdm_cli.crew.devices import settle_device
 
-    kind, _ = settle_device("cpu" if os.environ.get("ACCELERATE_USE_CPU") else context.config.device)
+    kind, _ = settle_device("cpu" if os.environ.get("ACCELERATE_USE_CPU") else session.config.device)
     kind = kind.split(":")[0]
-    return open_job(context, f"cuda:{ranks.local}" if kind == "cuda" else kind)
+    return open_job(session, f"cuda:{ranks.local}" if kind == "cuda" else kind)
 
 
-def _wanted(devices: str | None, context: Context) -> tuple[str, ...]:
+def _wanted(devices: str | None, session: Session) -> tuple[str, ...]:
     """`--devices`, or what the settings say for every command."""
     if devices is not None:
         return tuple(part.strip() for part in devices.split(",") if part.strip())
-    return context.config.scale.devices
+    return session.config.scale.devices
 
 
-def _train(context: Context, config: FinetuneConfig, folder: Path) -> Outcome:
+def _train(session: Session, config: FinetuneConfig, folder: Path) -> Outcome:
     from dcdm_cli.model.adapter import adapter_hash
     from dcdm_cli.reports.plots import loss_curve
 
-    with step_log(context, _job(context)) as job:
-        results = fine_tune(context, config, folder, job)
+    with step_log(session, _job(session)) as job:
+        results = fine_tune(session, config, folder, job)
     steps, losses = zip(*results["losses"], strict=True) if results["losses"] else ((), ())
-    context.run.figures.mkdir(exist_ok=True)
-    figure = loss_curve(context.run.figures / "loss.png", steps, losses)
+    session.run.figures.mkdir(exist_ok=True)
+    figure = loss_curve(session.run.figures / "loss.png", steps, losses)
     return Outcome([folder, figure], adapter_hash(folder), results, job.device)
 
 

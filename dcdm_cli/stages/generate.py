@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dcdm_cli.errors import UsageError
 from dcdm_cli.run.roles import fingerprint, others
-from dcdm_cli.run.session import Context
+from dcdm_cli.run.session import Session
 from dcdm_cli.run.store import ALL_SETS, Outcome, Stage, StageRecord
 from dcdm_cli.stages.devices import Spread, settle_generation, settle_spread
 from dcdm_cli.stages.jobs import open_job
@@ -35,78 +35,78 @@ if TYPE_CHECKING:
 
 
 def run_generate(
-    context: Context, plan_file: Path | None = None, *, verify: bool = False, join: bool = False
+    session: Session, plan_file: Path | None = None, *, verify: bool = False, join: bool = False
 ) -> StageRecord:
     """Executes a plan file, or the plan that the settings give, unless nothing changed. join: makes nothing, joins what
     parts of the plan file have made."""
     from dcdm_cli.generation.plan_file import PlanFile
 
-    run, plan = context.run, None
+    run, plan = session.run, None
     if run.images_name == ALL_SETS:
         raise UsageError(f"--name {ALL_SETS} means all sets where they are compared", "choose another name")
-    if join and (plan_file is None or context.force):
+    if join and (plan_file is None or session.force):
         said = "joining needs the plan whose parts were made, and replaces nothing"
         raise UsageError(said, "dcdm generate PLAN --part join")
     if plan_file is not None:
-        refuse_planning_flags(context)
+        refuse_planning_flags(session)
         plan = PlanFile(plan_file)
         plan.verify()
-        context = with_precision_of(context, plan)
+        session = with_precision_of(session, plan)
     run.create(after="finetune")
-    context = settle_generation(context, "generate")
+    session = settle_generation(session, "generate")
     with run.lock("dcdm generate" + (f" --name {run.images_name}" if run.images_name else "")):
-        stage = generate_stage(context, plan)
-        force = context.force or verify
+        stage = generate_stage(session, plan)
+        force = session.force or verify
         record, done = run.run(
-            stage, lambda: _make_images(context, plan, verify, join), force=force, intact=lambda: _is_intact(context)
+            stage, lambda: _make_images(session, plan, verify, join), force=force, intact=lambda: _is_intact(session)
         )
     if not done:
-        context.console.note("generate: nothing changed, skipped (--force runs it again)")
+        session.console.note("generate: nothing changed, skipped (--force runs it again)")
     return record
 
 
-def generate_stage(context: Context, plan: AnyPlan | None = None) -> Stage:
-    """Of a context whose precision is settled."""
-    run, config = context.run, context.config.generate
+def generate_stage(session: Session, plan: AnyPlan | None = None) -> Stage:
+    """Of a session whose precision is settled."""
+    run, config = session.run, session.config.generate
     calibration = run.record("calibrate")
     inputs = {"finetune": run.require("finetune").id, "calibrate": calibration.id if calibration else ""}
-    inputs |= check_input(context)
+    inputs |= check_input(session)
     if plan is not None:
         inputs["plan"] = plan.hash
-    return Stage("generate", {**fingerprint(config), "run_seed": context.config.seed}, inputs, others(config))
+    return Stage("generate", {**fingerprint(config), "run_seed": session.config.seed}, inputs, others(config))
 
 
-def sample_images(context: Context) -> Iterator[Rendered]:
+def sample_images(session: Session) -> Iterator[Rendered]:
     """The images that the settings give, measured where there is a scorer. Writes nothing."""
     from dcdm_cli.generation.selection import render_close
 
-    context.run.require("finetune")
-    context, job = settle_generation(context, "generate"), open_job(context)
-    measure = make_measure(context, job, score=context.config.generate.score)
-    engine = open_run_engine(context, context.run.adapter, job)
-    plan = draw_plan(context, context.config.generate, engine)
-    warn_unreachable(context, plan)
+    session.run.require("finetune")
+    session, job = settle_generation(session, "generate"), open_job(session)
+    measure = make_measure(session, job, score=session.config.generate.score)
+    engine = open_run_engine(session, session.run.adapter, job)
+    plan = draw_plan(session, session.config.generate, engine)
+    warn_unreachable(session, plan)
     yield from render_close(engine, plan.rows(), job, measure)
 
 
-def _make_images(context: Context, plan: AnyPlan | None, verify: bool, join: bool) -> Outcome:
+def _make_images(session: Session, plan: AnyPlan | None, verify: bool, join: bool) -> Outcome:
     from dcdm_cli.generation.ledger import refuse_other_plan
     from dcdm_cli.generation.targets import parse_target
 
-    config, run = context.config.generate, context.run
+    config, run = session.config.generate, session.run
     parse_target(config.difficulty)  # a slip of the pen must not wait for the models to load
     if plan is not None:
-        check_plan(context, plan)
-        if not context.force:
+        check_plan(session, plan)
+        if not session.force:
             refuse_other_plan(plan, run.generated)
     parts: dict[str, Any] = {}
     if join and plan is not None:
-        generated, backend, parts = join_parts(context, plan, verify)
+        generated, backend, parts = join_parts(session, plan, verify)
         kernels, device = {}, "parts"
     else:
-        spread = settle_spread(context)
+        spread = settle_spread(session)
         run_it = _with_crew if spread else _in_this_process
-        plan, generated, facts, device = run_it(context, plan, spread, verify)
+        plan, generated, facts, device = run_it(session, plan, spread, verify)
         backend, kernels = facts.backend, facts.kernels
     _drop_old(run.generated)
     results = {
@@ -127,57 +127,57 @@ def _make_images(context: Context, plan: AnyPlan | None, verify: bool, join: boo
 
 
 def _in_this_process(
-    context: Context, plan: AnyPlan | None, spread: Spread, verify: bool
+    session: Session, plan: AnyPlan | None, spread: Spread, verify: bool
 ) -> tuple[AnyPlan, Generated, Facts, str]:
     from dcdm_cli.generation.bulk import EngineMaker
     from dcdm_cli.generation.coordinator import run_shards
 
-    job = open_job(context)
-    measure = make_measure(context, job, score=context.config.generate.score)
-    engine = open_run_engine(context, context.run.adapter, job)
-    plan = plan or draw_plan(context, context.config.generate, engine, describe_model(context))
-    _start(context, plan)
+    job = open_job(session)
+    measure = make_measure(session, job, score=session.config.generate.score)
+    engine = open_run_engine(session, session.run.adapter, job)
+    plan = plan or draw_plan(session, session.config.generate, engine, describe_model(session))
+    _start(session, plan)
     maker = EngineMaker(engine, measure)
-    generated = run_shards(plan, maker, plan_layout(context, plan), job, verify=verify)
+    generated = run_shards(plan, maker, plan_layout(session, plan), job, verify=verify)
     return plan, generated, maker.facts, job.device
 
 
 def _with_crew(
-    context: Context, plan: AnyPlan | None, spread: Spread, verify: bool
+    session: Session, plan: AnyPlan | None, spread: Spread, verify: bool
 ) -> tuple[AnyPlan, Generated, Facts, str]:
     from dcdm_cli.generation.worker_start import open_shard_worker
     from dcdm_cli.generation.workers import run_crew
 
-    job = open_job(context, spread.devices[0], here=False)
-    starts = open_starts(context, context.run.adapter, replace(job, device="cpu"))  # the devices are the workers'
-    with open_run_crew(context, spread, job, open_shard_worker, score=context.config.generate.score) as crew:
+    job = open_job(session, spread.devices[0], here=False)
+    starts = open_starts(session, session.run.adapter, replace(job, device="cpu"))  # the devices are the workers'
+    with open_run_crew(session, spread, job, open_shard_worker, score=session.config.generate.score) as crew:
         facts, _ = crew.first_hello()
-        context.console.note(f"backend: {facts.backend}")
-        plan = plan or draw_plan(context, context.config.generate, facts, describe_model(context))
-        _start(context, plan)
+        session.console.note(f"backend: {facts.backend}")
+        plan = plan or draw_plan(session, session.config.generate, facts, describe_model(session))
+        _start(session, plan)
         if plan.shards < len(spread.devices):
-            context.console.warn(
+            session.console.warn(
                 f"{plan.shards} shards for {len(spread.devices)} workers: some have nothing to do "
                 "(--shard-size makes smaller ones)"
             )
-        layout = plan_layout(context, plan)
+        layout = plan_layout(session, plan)
         generated = run_crew(plan, crew, layout, job, deliver=spread.deliver, verify=verify, starts=starts)
     return plan, generated, facts, ",".join(spread.devices)
 
 
-def _start(context: Context, plan: AnyPlan) -> None:
+def _start(session: Session, plan: AnyPlan) -> None:
     from dcdm_cli.generation.pricing import check_disk
     from dcdm_cli.model.adapter import read_adapter
 
-    warn_unreachable(context, plan)
-    check_disk(plan, plan_layout(context, plan), read_adapter(context.run.adapter).resolution)
-    if context.force:
-        _set_aside(context.run.generated, plan)
+    warn_unreachable(session, plan)
+    check_disk(plan, plan_layout(session, plan), read_adapter(session.run.adapter).resolution)
+    if session.force:
+        _set_aside(session.run.generated, plan)
 
 
-def warn_unreachable(context: Context, plan: AnyPlan) -> None:
+def warn_unreachable(session: Session, plan: AnyPlan) -> None:
     if plan.unreachable:
-        context.console.warn(
+        session.console.warn(
             f"{plan.unreachable} of {len(plan)} targets lie outside what this adapter can reach on average; "
             "they get the nearest end (dcdm evaluate shows the range)"
         )
@@ -225,19 +225,19 @@ def _set_aside(folder: Path, plan: AnyPlan) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _is_intact(context: Context) -> bool:
+def _is_intact(session: Session) -> bool:
     """False when of finished images not all are there any more; says what is missing. It is made again, it alone."""
     from dcdm_cli.generation.ledger import Ledger
     from dcdm_cli.generation.plan_file import PlanFile
 
-    file = context.run.generated / "plan.parquet"
+    file = session.run.generated / "plan.parquet"
     if not file.is_file():
         missing = f"{file} is gone"
     else:
         plan = PlanFile(file)
-        missing = Ledger(plan, plan_layout(context, plan)).missing()
+        missing = Ledger(plan, plan_layout(session, plan)).missing()
     if missing:
-        context.console.note(missing)
+        session.console.note(missing)
     return not missing
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dcdm_cli.run.progress import Job
-from dcdm_cli.run.session import Context
+from dcdm_cli.run.session import Session
 from dcdm_cli.signals import asked_to_stop
 
 
-def open_job(context: Context, device: str | None = None, *, here: bool = True) -> Job:
+def open_job(session: Session, device: str | None = None, *, here: bool = True) -> Job:
     """Settles the device (imports torch) unless the caller has one, makes it this process's current one, and settles
     how images are decoded.
 
@@ -16,18 +16,18 @@ def open_job(context: Context, device: str | None = None, *, here: bool = True) 
     from dcdm_cli.crew.devices import settle_device, use_device
 
     if device is None:
-        device, reason = settle_device(context.config.device)
-        context.console.note(f"device: {device} ({reason})")
+        device, reason = settle_device(session.config.device)
+        session.console.note(f"device: {device} ({reason})")
     if here:
         use_device(device)
-    _use_decode_options(context)
-    console = context.console
+    _use_decode_options(session)
+    console = session.console
     return Job(device, console.progress, asked_to_stop, console.note, console.detail)
 
 
-def _use_decode_options(context: Context) -> None:
+def _use_decode_options(session: Session) -> None:
     from dcdm_cli.data.images import DecodeOptions, set_decode_options
 
-    data = context.config.data
+    data = session.config.data
     names = ("exif", "background", "animated", "value_range", "fit", "max_pixels")
     set_decode_options(DecodeOptions(**{name: getattr(data, name) for name in names}))

@@ -11,26 +11,26 @@ from dcdm_cli.run.store import Outcome, Stage
 if TYPE_CHECKING:
     from dcdm_cli.data.manifest import Manifest
     from dcdm_cli.run.progress import Job
-    from dcdm_cli.run.session import Context
+    from dcdm_cli.run.session import Session
 
 
-def judge_stage(context: Context, images: str) -> Stage:
+def judge_stage(session: Session, images: str) -> Stage:
     """images: hash of the judge's images and their labels."""
-    config = context.config
+    config = session.config
     settings = {**fingerprint(config.judge), "seed": config.evaluate.seed + config.seed}
     return Stage("judge", settings, {"images": images}, others(config.judge))
 
 
-def open_judge(context: Context, manifest: Manifest, job: Job) -> Judge:
+def open_judge(session: Session, manifest: Manifest, job: Job) -> Judge:
     """Makes the judge once per run and settings; afterwards reads it back."""
     from dcdm_cli.difficulty.judge import fit_judge, load_judge
     from dcdm_cli.difficulty.scoring import Scoring
     from dcdm_cli.files import hash_json
 
-    run, config = context.run, context.config
+    run, config = session.run, session.config
     judged, folder = manifest.split("judge"), run.evaluation / "judge"
     data = hash_json([judged.column("sample_id").tolist(), judged.column("label").tolist()])
-    stage = judge_stage(context, data)
+    stage = judge_stage(session, data)
     seed = stage.config["seed"]
 
     def work() -> Outcome:
@@ -39,5 +39,5 @@ def open_judge(context: Context, manifest: Manifest, job: Job) -> Judge:
         fitted.save(folder)
         return Outcome([folder], "", {**fitted.results, "images": len(judged)}, job.device)
 
-    run.run(stage, work, force=context.force)
+    run.run(stage, work, force=session.force)
     return Judge(load_judge(folder, job.device), len(judged), job.stoppable("the judge is trained"))

@@ -11,7 +11,7 @@ import numpy as np
 from dcdm_cli.files import hash_file, hash_json
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.roles import all_others, fingerprints
-from dcdm_cli.run.session import Context
+from dcdm_cli.run.session import Session
 from dcdm_cli.run.store import Outcome, RunFolder, Stage, StageRecord
 from dcdm_cli.stages.devices import settle_generation
 from dcdm_cli.stages.jobs import open_job
@@ -35,14 +35,14 @@ class Demanded:
 
 
 def plan_demand(
-    context: Context, real: Manifest, made: Samples, count: int, seed: int, generator: str, job: Job
+    session: Session, real: Manifest, made: Samples, count: int, seed: int, generator: str, job: Job
 ) -> Demanded:
     """`count` images for the cells of class and difficulty that classifiers trained on `real` and `made` find hard."""
     from dcdm_cli.evaluation.demand import demand, newest_difficulty
     from dcdm_cli.evaluation.downstream import Samples
     from dcdm_cli.generation.plan import chosen_plan
 
-    config, classes = context.config, len(real.class_names)
+    config, classes = session.config, len(real.class_names)
     labels = real.column("label").astype(np.int64)
     newest = newest_difficulty(
         Samples(real.paths(), labels), made, classes, config.downstream, config.evaluate.plan_folds, seed, job
@@ -50,46 +50,46 @@ def plan_demand(
     newest[real.column("suspect_label")] = np.nan  # hard because the label is wrong: not what is wanted
     asked = demand(newest, real.column("difficulty"), labels, classes, config.generate.difficulty_cap)
     wanted = asked.draw(count, np.random.default_rng((seed, 19)))
-    return Demanded(chosen_plan(plan_inputs(context), *wanted, seed, generator), asked)
+    return Demanded(chosen_plan(plan_inputs(session), *wanted, seed, generator), asked)
 
 
-def run_next_plan(context: Context) -> StageRecord:
-    context, run = settle_generation(context), context.run
+def run_next_plan(session: Session) -> StageRecord:
+    session, run = settle_generation(session), session.run
     with run.lock("dcdm evaluate plan"):
-        record, done = run.run(next_plan_stage(context), lambda: _plan_what_is_hard(context), force=context.force)
+        record, done = run.run(next_plan_stage(session), lambda: _plan_what_is_hard(session), force=session.force)
     if not done:
-        context.console.note("evaluate plan: nothing changed, skipped (--force runs it again)")
+        session.console.note("evaluate plan: nothing changed, skipped (--force runs it again)")
     return record
 
 
-def next_plan_stage(context: Context) -> Stage:
-    run, config = context.run, context.config
+def next_plan_stage(session: Session) -> Stage:
+    run, config = session.run, session.config
     generated = run.record("generate")
     inputs = {"finetune": run.require("finetune").id, "generate": generated.id if generated else ""}
-    inputs |= check_input(context)
+    inputs |= check_input(session)
     if earlier := [file for file in _rounds(run) if file.parent != run.generated]:
         inputs["rounds"] = hash_json([[file.parent.name, hash_file(file)] for file in earlier])
     sections = {"downstream": config.downstream, "generate": config.generate, "evaluate": config.evaluate}
     return Stage("next-plan", {**fingerprints(sections), "run_seed": config.seed}, inputs, all_others(sections))
 
 
-def show_next_plan(context: Context, record: StageRecord) -> None:
+def show_next_plan(session: Session, record: StageRecord) -> None:
     from dcdm_cli.reports.quality_tables import demand_sheet
     from dcdm_cli.reports.table import shown
     from dcdm_cli.reports.tables import saved_sheets
 
-    file = context.run.evaluation / FILE
-    sheets = saved_sheets([demand_sheet(record.results)], context.run.tables)
-    context.console.result({"stage": "next-plan", "path": str(file), **record.results}, file, shown(sheets))
+    file = session.run.evaluation / FILE
+    sheets = saved_sheets([demand_sheet(record.results)], session.run.tables)
+    session.console.result({"stage": "next-plan", "path": str(file), **record.results}, file, shown(sheets))
 
 
-def _plan_what_is_hard(context: Context) -> Outcome:
+def _plan_what_is_hard(session: Session) -> Outcome:
     from dcdm_cli.data.manifest import read_manifest
     from dcdm_cli.evaluation.downstream import NOTHING, Samples
     from dcdm_cli.generation.budget import Budget
     from dcdm_cli.generation.plan_file import write_plan
 
-    run, config, job = context.run, context.config, open_job(context)
+    run, config, job = session.run, session.config, open_job(session)
     real = read_manifest(run.samples).split("train")
     made = NOTHING
     for file in _rounds(run):
@@ -97,11 +97,11 @@ def _plan_what_is_hard(context: Context) -> Outcome:
         made = made + Samples(images.paths(), images.column("label"))
     budget = Budget(config.generate.per_class, config.generate.count, config.generate.ratio)
     count = int(budget.per_label(real.class_counts()).sum())
-    generator = open_run_engine(context, run.adapter, job).generator
+    generator = open_run_engine(session, run.adapter, job).generator
     seed = config.generate.seed + config.seed + len(made)  # another round draws other images
-    asked = plan_demand(context, real, made, count, seed, generator, job)
+    asked = plan_demand(session, real, made, count, seed, generator, job)
     target = run.evaluation / FILE
-    asked = replace(asked, plan=replace(asked.plan, made_for=describe_model(context)))
+    asked = replace(asked, plan=replace(asked.plan, made_for=describe_model(session)))
     write_plan(asked.plan, target)
     return Outcome([target], asked.plan.hash, _results(asked, real, len(made)), job.device)
 

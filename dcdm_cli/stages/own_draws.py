@@ -14,7 +14,7 @@ import numpy as np
 from dcdm_cli.crew.ranks import Ranks
 from dcdm_cli.errors import UsageError
 from dcdm_cli.run.progress import Job
-from dcdm_cli.run.session import Context
+from dcdm_cli.run.session import Session
 from dcdm_cli.run.settings import FinetuneConfig
 from dcdm_cli.stages.adapter import TrainingRows, train_adapter
 
@@ -29,21 +29,21 @@ def own_name(folder: Path) -> str:
     return f"{folder.name}-own"
 
 
-def learn_from_own_draws(context: Context, config: FinetuneConfig, folder: Path, job: Job) -> dict[str, Any]:
+def learn_from_own_draws(session: Session, config: FinetuneConfig, folder: Path, job: Job) -> dict[str, Any]:
     """Replaces the adapter in `folder` by one whose encoder (with `own_trains` = all the LoRA too) learned from
     `own_draws` first draws and the scorer's difficulty of each. Returns counts, label agreement and losses.
 
-    context: with the scales that images will be generated with. Raises UsageError without a scorer.
+    session: with the scales that images will be generated with. Raises UsageError without a scorer.
     """
     from dcdm_cli.training.loop import EarlierAdapter
 
     if Ranks.of_environment().world > 1:
         raise UsageError("own draws are learned by one process", "leave out --devices, or set --own-draws 0")
-    draws = own_draws(context, config, folder, job)
-    start = EarlierAdapter(folder, context.config.generate.lora_scale, train_lora=config.own_trains == "all")
+    draws = own_draws(session, config, folder, job)
+    start = EarlierAdapter(folder, session.config.generate.lora_scale, train_lora=config.own_trains == "all")
     lesson = TrainingRows(draws, start=start, name=own_name(folder))
     steps = config.model_copy(update={"steps": config.own_steps, "views": 1, "hflip": False, "difficulty_balance": 0.0})
-    results = train_adapter(context, steps, folder, job, lesson=lesson)
+    results = train_adapter(session, steps, folder, job, lesson=lesson)
     difficulty = draws.column("difficulty")
     return {
         "images": len(draws),
@@ -54,7 +54,7 @@ def learn_from_own_draws(context: Context, config: FinetuneConfig, folder: Path,
     }
 
 
-def own_draws(context: Context, config: FinetuneConfig, folder: Path, job: Job) -> Manifest:
+def own_draws(session: Session, config: FinetuneConfig, folder: Path, job: Job) -> Manifest:
     """First draws over the whole range of requests, scored; made once, and gone on with after a stop."""
     from dcdm_cli.data.manifest import read_manifest
     from dcdm_cli.generation.bulk import run_plan
@@ -62,19 +62,19 @@ def own_draws(context: Context, config: FinetuneConfig, folder: Path, job: Job) 
     from dcdm_cli.stages.calibrate import probe_points
     from dcdm_cli.stages.probe import first_draws, make_measure, open_run_engine, plan_inputs
 
-    measure = make_measure(context, job, check=False)  # all are learned from, whatever they show
+    measure = make_measure(session, job, check=False)  # all are learned from, whatever they show
     if measure is None:
         raise UsageError(
             "own draws need a scorer, and this run has none (scores from a column leave none)",
             "score with a classifier: dcdm score --method auto --force, or set --own-draws 0",
         )
-    engine = first_draws(open_run_engine(context, folder, job, insist=False))
-    inputs, ends = plan_inputs(context, calibrated=False), probe_points(context, 2)
-    seed = context.config.seed + SEED
+    engine = first_draws(open_run_engine(session, folder, job, insist=False))
+    inputs, ends = plan_inputs(session, calibrated=False), probe_points(session, 2)
+    seed = session.config.seed + SEED
     targets = np.random.default_rng((seed, 19)).uniform(ends[0], ends[-1], config.own_draws)
     labels = np.arange(config.own_draws) % len(inputs.class_names)
     plan = chosen_plan(inputs, labels, targets, seed, engine.generator)
-    place = context.run.checkpoints / own_name(folder) / "draws" / plan.hash[:16]
+    place = session.run.checkpoints / own_name(folder) / "draws" / plan.hash[:16]
     run_plan(plan, engine, place, job, measure)
     made = read_manifest(place / "samples.parquet", made_by="dcdm finetune")
     return made.select(np.isfinite(made.column("difficulty")))

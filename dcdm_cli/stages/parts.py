@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dcdm_cli.errors import NotFoundError, UsageError
 from dcdm_cli.files import write_json
 from dcdm_cli.gate import Amount, Count, Word, read_document
-from dcdm_cli.run.session import Context
+from dcdm_cli.run.session import Session
 from dcdm_cli.stages.devices import settle_generation
 from dcdm_cli.stages.jobs import open_job
 from dcdm_cli.stages.plan import check_plan, plan_layout, refuse_planning_flags, with_precision_of
@@ -59,36 +59,36 @@ class _Note:
     seconds: Amount
 
 
-def run_part(context: Context, plan_file: Path, part: Part) -> dict[str, Any]:
+def run_part(session: Session, plan_file: Path, part: Part) -> dict[str, Any]:
     """Makes one part of a plan, without the run's lock. Returns what it did, which is also kept for the join."""
     from dcdm_cli.generation import coordinator
     from dcdm_cli.generation.bulk import EngineMaker
     from dcdm_cli.generation.plan_file import PlanFile
 
-    if context.force or context.config.scale.devices:
+    if session.force or session.config.scale.devices:
         raise UsageError(
             "a part is made by one process, beside others whose images it must not replace",
             "leave out --force and --devices; one part per device, CUDA_VISIBLE_DEVICES says which",
         )
-    refuse_planning_flags(context)
-    context.run.require("finetune")
+    refuse_planning_flags(session)
+    session.run.require("finetune")
     plan, clock = PlanFile(plan_file), time.monotonic()
-    context = settle_generation(with_precision_of(context, plan), "generate")
-    check_plan(context, plan)
-    shards, job = part.shards(plan.shards), open_job(context)
-    measure = make_measure(context, job, score=context.config.generate.score)
-    maker = EngineMaker(open_run_engine(context, context.run.adapter, job), measure)
-    made = coordinator.run_part(plan, maker, plan_layout(context, plan), job, shards)
+    session = settle_generation(with_precision_of(session, plan), "generate")
+    check_plan(session, plan)
+    shards, job = part.shards(plan.shards), open_job(session)
+    measure = make_measure(session, job, score=session.config.generate.score)
+    maker = EngineMaker(open_run_engine(session, session.run.adapter, job), measure)
+    made = coordinator.run_part(plan, maker, plan_layout(session, plan), job, shards)
     done = {"part": str(part), "shards": len(shards), "images": made.images, "failed": made.failed}
     done |= {"made_now": made.made, "backend": maker.facts.backend, "device": job.device}
     done["seconds"] = round(time.monotonic() - clock, 2)
     if made.made:
         name = f"{plan.hash[:12]}-{part.number}-of-{part.of}-{time.time_ns()}.json"
-        write_json(context.run.generated / "parts" / name, done)
+        write_json(session.run.generated / "parts" / name, done)
     return done
 
 
-def join_parts(context: Context, plan: AnyPlan, verify: bool) -> tuple[Generated, str, dict[str, Any]]:
+def join_parts(session: Session, plan: AnyPlan, verify: bool) -> tuple[Generated, str, dict[str, Any]]:
     """What the parts made as one data set: the images, the backends, and what the parts took together. Loads no model.
 
     Raises NotFoundError while shards are missing.
@@ -97,11 +97,11 @@ def join_parts(context: Context, plan: AnyPlan, verify: bool) -> tuple[Generated
     from dcdm_cli.generation.ledger import Ledger
     from dcdm_cli.model.adapter import read_adapter
 
-    layout = plan_layout(context, plan)
+    layout = plan_layout(session, plan)
     begun = (layout.folder / "plan.parquet").is_file()
     every = range(plan.shards)
     ledger = (
-        Ledger.open(plan, layout, context.config.generate.batch_size, verify=verify, shards=every) if begun else None
+        Ledger.open(plan, layout, session.config.generate.batch_size, verify=verify, shards=every) if begun else None
     )
     missing = ledger.unfinished() if ledger else list(every)
     if ledger is None or missing:
@@ -115,6 +115,6 @@ def join_parts(context: Context, plan: AnyPlan, verify: bool) -> tuple[Generated
     files = sorted((layout.folder / "parts").glob(f"{plan.hash[:12]}-*"))
     notes = [read_document(file, _Note, "remove it: it only says what a part took") for file in files]
     backend = ", ".join(sorted({note.backend for note in notes})) or "unknown"
-    ledger.conclude(read_adapter(context.run.adapter).base, backend)
+    ledger.conclude(read_adapter(session.run.adapter).base, backend)
     took = {"jobs": len(notes), "seconds": round(sum(note.seconds for note in notes), 2)}
     return Generated(layout.folder, ledger.images, ledger.failed, 0), backend, took

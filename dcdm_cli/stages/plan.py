@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from dcdm_cli.generation.plan_file import AnyPlan
     from dcdm_cli.generation.pricing import Price, Rate
     from dcdm_cli.reports.table import Sheet
-    from dcdm_cli.run.session import Context
+    from dcdm_cli.run.session import Session
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class HasGenerator(Protocol):
 
 
 def draw_plan(
-    context: Context, config: GenerateConfig, engine: HasGenerator, made_for: Mapping[str, Any] | None = None
+    session: Session, config: GenerateConfig, engine: HasGenerator, made_for: Mapping[str, Any] | None = None
 ) -> Plan:
     """The plan for a generation config: budget, target distribution, captions, seeds.
 
@@ -53,50 +53,50 @@ def draw_plan(
     from dcdm_cli.generation.budget import Budget, read_counts
     from dcdm_cli.generation.plan import make_plan
 
-    train = read_manifest(context.run.samples).split("train")
+    train = read_manifest(session.run.samples).split("train")
     counts = read_counts(config.counts, train.class_names) if config.counts else None
     budget = Budget(config.per_class, config.count, config.ratio, counts, config.balance)
     return make_plan(
-        plan_inputs(context),
+        plan_inputs(session),
         budget.per_label(train.class_counts()),
         _targets(config, train.class_names),
-        config.seed + context.config.seed,
+        config.seed + session.config.seed,
         engine.generator,
         shard_size=config.shard_size,
         made_for=made_for,
     )
 
 
-def describe_model(context: Context) -> dict[str, Any]:
+def describe_model(session: Session) -> dict[str, Any]:
     """What decides the generator, in words. Loads no weights."""
     from dcdm_cli.files import hash_json
     from dcdm_cli.generation.engine import sampler_settings
     from dcdm_cli.model.adapter import adapter_hash, read_adapter
 
-    config, info = context.config.generate, read_adapter(context.run.adapter)
+    config, info = session.config.generate, read_adapter(session.run.adapter)
     return {
-        "adapter": hash_json(adapter_hash(context.run.adapter))[:16],
+        "adapter": hash_json(adapter_hash(session.run.adapter))[:16],
         "base": info.base_fingerprint[:16],
         "resolution": info.resolution,
         "precision": config.precision,
         "draws": [config.attempts, config.tolerance] if config.attempts > 1 else [1],
-        **check_input(context),
+        **check_input(session),
         **sampler_settings(config),
     }
 
 
-def check_plan(context: Context, plan: AnyPlan) -> None:
+def check_plan(session: Session, plan: AnyPlan) -> None:
     """Raises MismatchError that names what differs between the plan's model or classes and the run's."""
     from dcdm_cli.model.adapter import read_adapter
 
-    theirs, ours = plan.class_names, read_adapter(context.run.adapter).class_names
+    theirs, ours = plan.class_names, read_adapter(session.run.adapter).class_names
     if theirs != ours:
         raise MismatchError(
             f"the plan is for other classes: {_first_differences(theirs, ours)}",
             "make a new plan: dcdm generate --plan, or name the run it was made for with --run",
         )
     unsaid = {"strength": 1.0, "check": None}  # is not written down: plans from before there was another are the same
-    here, there = unsaid | describe_model(context), unsaid | dict(plan.made_for) if plan.made_for else {}
+    here, there = unsaid | describe_model(session), unsaid | dict(plan.made_for) if plan.made_for else {}
     changed = [key for key in here if key in there and there[key] != here[key]]
     if changed:
         said = "; ".join(f"{key} {there[key]!r}, here {here[key]!r}" for key in changed)
@@ -106,27 +106,27 @@ def check_plan(context: Context, plan: AnyPlan) -> None:
         )
 
 
-def write_priced_plan(context: Context, wishes: Wishes) -> tuple[Plan, Price, Path]:
+def write_priced_plan(session: Session, wishes: Wishes) -> tuple[Plan, Price, Path]:
     """Probes the backend, sizes the plan if it is to fit a number of hours, and writes it with its price."""
     from dcdm_cli.files import write_json
     from dcdm_cli.generation.plan_file import write_plan
     from dcdm_cli.generation.pricing import affordable, price
 
-    context = settle_generation(context, "generate")
-    config, run = context.config.generate, context.run
-    rivals = [f"--{n.replace('_', '-')}" for n in ("count", "per_class", "counts") if f"generate.{n}" in context.given]
+    session = settle_generation(session, "generate")
+    config, run = session.config.generate, session.run
+    rivals = [f"--{n.replace('_', '-')}" for n in ("count", "per_class", "counts") if f"generate.{n}" in session.given]
     if wishes.hours is not None and rivals:
         raise UsageError(
             f"--budget-hours and {rivals[0]} both say how many images there will be",
             "leave out one of them; --balance may stay",
         )
-    spread = settle_spread(context)
+    spread = settle_spread(session)
     first = config if wishes.hours is None else _of_size(config, 64 * config.batch_size)
-    plan, rate, layout, device = _probe(context, first, spread)
+    plan, rate, layout, device = _probe(session, first, spread)
     workers = max(1, len(spread.devices))
     if wishes.hours is not None:
         images = affordable(rate, wishes.hours, workers)
-        plan = draw_plan(context, _of_size(config, images), plan, describe_model(context))
+        plan = draw_plan(session, _of_size(config, images), plan, describe_model(session))
     cost = price(plan, rate, layout, device, workers, wishes.hour_price)
     file = run.plans / f"{plan.hash[:12]}.parquet"
     write_plan(plan, file)
@@ -155,9 +155,9 @@ def price_sheet(cost: Price, file: Path) -> Sheet:
     return Sheet("Price of the plan", ("", "value"), tuple(rows))
 
 
-def refuse_planning_flags(context: Context) -> None:
-    used_up = fingerprint(context.config.generate, PLAN, BUDGET)  # the rest says how a finished plan is executed
-    given = [f"--{name.replace('_', '-')}" for name in used_up if f"generate.{name}" in context.given]
+def refuse_planning_flags(session: Session) -> None:
+    used_up = fingerprint(session.config.generate, PLAN, BUDGET)  # the rest says how a finished plan is executed
+    given = [f"--{name.replace('_', '-')}" for name in used_up if f"generate.{name}" in session.given]
     if given:
         raise UsageError(
             f"{', '.join(given)} cannot change a finished plan",
@@ -169,25 +169,25 @@ def _of_size(config: GenerateConfig, images: int) -> GenerateConfig:
     return config.model_copy(update={"count": images, "per_class": None, "counts": None})
 
 
-def _probe(context: Context, config: GenerateConfig, spread: Spread) -> tuple[Plan, Rate, Layout, str]:
+def _probe(session: Session, config: GenerateConfig, spread: Spread) -> tuple[Plan, Rate, Layout, str]:
     from dcdm_cli.generation.pricing import probe_rate
 
     clock = time.monotonic()
-    maker, device = _open_maker(context, spread)
+    maker, device = _open_maker(session, spread)
     opening_s = time.monotonic() - clock
-    plan = draw_plan(context, config, maker.engine, describe_model(context))
-    context.console.note(f"probing {device} with images from all over the plan")
-    layout = plan_layout(context, plan)
+    plan = draw_plan(session, config, maker.engine, describe_model(session))
+    session.console.note(f"probing {device} with images from all over the plan")
+    layout = plan_layout(session, plan)
     return plan, probe_rate(plan, maker, layout, opening_s, Job(stop_signal=asked_to_stop)), layout, device
 
 
-def _open_maker(context: Context, spread: Spread) -> tuple[EngineMaker, str]:
+def _open_maker(session: Session, spread: Spread) -> tuple[EngineMaker, str]:
     """The run's engine on the first device, with the threads that a worker would have."""
     import torch
 
     from dcdm_cli.generation.bulk import EngineMaker
 
-    job = open_job(context, spread.devices[0] if spread and spread.engine == "local" else None)
+    job = open_job(session, spread.devices[0] if spread and spread.engine == "local" else None)
     if spread and job.device.split(":")[0] != spread.devices[0].split(":")[0]:
         raise CapabilityError(
             f"--plan measures on this machine, which has {job.device}; the cluster's workers use {spread.devices[0]}",
@@ -195,15 +195,15 @@ def _open_maker(context: Context, spread: Spread) -> tuple[EngineMaker, str]:
         )
     if spread.threads:
         torch.set_num_threads(spread.threads)
-    measure = make_measure(context, job, score=context.config.generate.score)
-    return EngineMaker(open_run_engine(context, context.run.adapter, job), measure), job.device
+    measure = make_measure(session, job, score=session.config.generate.score)
+    return EngineMaker(open_run_engine(session, session.run.adapter, job), measure), job.device
 
 
-def plan_layout(context: Context, plan: AnyPlan) -> Layout:
+def plan_layout(session: Session, plan: AnyPlan) -> Layout:
     from dcdm_cli.data.shard_files import Layout
 
-    config = context.config.generate
-    return Layout(context.run.generated, config.format, config.image_format, plan.class_names, plan.shards)
+    config = session.config.generate
+    return Layout(session.run.generated, config.format, config.image_format, plan.class_names, plan.shards)
 
 
 def _targets(config: GenerateConfig, class_names: tuple[str, ...]) -> Any:
@@ -228,8 +228,8 @@ def _size(count: float) -> str:
     return f"{count:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[unit]}"
 
 
-def with_precision_of(context: Context, plan: AnyPlan) -> Context:
+def with_precision_of(session: Session, plan: AnyPlan) -> Session:
     """A plan was made for a precision, which decides where the settings leave it open."""
     made_for = plan.made_for.get("precision")
-    is_open = context.config.generate.precision == "auto" and made_for
-    return context.with_settings(generate={"precision": made_for}) if is_open else context
+    is_open = session.config.generate.precision == "auto" and made_for
+    return session.with_settings(generate={"precision": made_for}) if is_open else session

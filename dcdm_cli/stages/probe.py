@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dcdm_cli.generation.engine import Engine
     from dcdm_cli.generation.plan import PlanInputs, PlanRow
     from dcdm_cli.generation.samples import Watch
-    from dcdm_cli.run.session import Context
+    from dcdm_cli.run.session import Session
     from dcdm_cli.run.settings import GenerateConfig
 
 
@@ -43,57 +43,57 @@ class Probed:
     shows: np.ndarray | None = None
 
 
-def open_run_engine(context: Context, adapter: Path, job: Job, *, insist: bool = True) -> Engine:
+def open_run_engine(session: Session, adapter: Path, job: Job, *, insist: bool = True) -> Engine:
     """The run's export serves the run's own adapter. insist False: a backend asked for need not be there yet."""
     from dcdm_cli.generation.engine import open_engine, sampler_warnings
 
-    config, own = context.config.generate, adapter == context.run.adapter
+    config, own = session.config.generate, adapter == session.run.adapter
     if config.backend != "torch" and not (own and insist):
         config = config.model_copy(update={"backend": "auto"})
     for warning in sampler_warnings(config):
-        context.console.warn(warning)
-    starts = open_starts(context, adapter, job)  # first: its VAE must go before the networks come
+        session.console.warn(warning)
+    starts = open_starts(session, adapter, job)  # first: its VAE must go before the networks come
     with one_off.loading():
-        engine = open_engine(adapter, config, job.device, export=context.run.export if own else None)
+        engine = open_engine(adapter, config, job.device, export=session.run.export if own else None)
     one_off.opened()
     for warning in engine.base.warnings:
-        context.console.warn(warning)
-    context.console.note(f"backend: {engine.denoiser.name} ({engine.reason})")
+        session.console.warn(warning)
+    session.console.note(f"backend: {engine.denoiser.name} ({engine.reason})")
     return replace(engine, starts=starts)
 
 
-def open_run_crew(context: Context, spread: Spread, job: Job, opener: Callable[..., Worker], *, score: bool) -> Crew:
+def open_run_crew(session: Session, spread: Spread, job: Job, opener: Callable[..., Worker], *, score: bool) -> Crew:
     """The run's engine, label check, and with `score` its scorer, once per worker. opener: of `generation.opening`."""
     from dcdm_cli.data.images import decode_options
     from dcdm_cli.generation.engine import sampler_warnings
     from dcdm_cli.generation.worker_start import Parcel, Setup
 
-    run, config = context.run, context.config.generate
+    run, config = session.run, session.config.generate
     here = job if spread.engine == "local" else replace(job, device="cpu")  # Ray's devices are elsewhere
-    checker = prepare_check(context, here)
+    checker = prepare_check(session, here)
     for warning in sampler_warnings(config):
-        context.console.warn(warning)
+        session.console.warn(warning)
     folders = (run.adapter, run.scorer if score and run.scorer.exists() else None, _export_of(run), checker)
     packed = [Parcel.of(folder) if folder and spread.deliver else folder for folder in folders]
     adapter, scorer, export, checker = packed
     assert adapter is not None
     setup = Setup(adapter, config, scorer, decode_options(), spread.threads, spread.deliver, export, checker)
-    return open_crew(context, partial(opener, setup), spread, job)
+    return open_crew(session, partial(opener, setup), spread, job)
 
 
 def _export_of(run: RunFolder) -> Path | None:
     return run.export if run.export.exists() else None
 
 
-def plan_inputs(context: Context, *, calibrated: bool = True) -> PlanInputs:
+def plan_inputs(session: Session, *, calibrated: bool = True) -> PlanInputs:
     """Classes, captions, real difficulties and, if asked for, the calibration that fits the sampler settings."""
     import numpy as np
 
     from dcdm_cli.data.manifest import read_manifest
     from dcdm_cli.generation.plan import PlanInputs
 
-    config = context.config.generate
-    train = read_manifest(context.run.samples).split("train")
+    config = session.config.generate
+    train = read_manifest(session.run.samples).split("train")
     labels, captions = train.column("label"), train.column("caption")
     allowed: list[list[str]] = [[] for _ in train.class_names]
     for label, caption in zip(labels, captions, strict=True):
@@ -101,30 +101,30 @@ def plan_inputs(context: Context, *, calibrated: bool = True) -> PlanInputs:
     if config.captions == "class":
         from dcdm_cli.captioning.templates import caption_from_template
 
-        template = context.config.caption.template
+        template = session.config.caption.template
         allowed = [[caption_from_template(template, name)] for name in train.class_names]
     real = np.asarray(train.column("difficulty"), np.float32)
-    calibration = usable_calibration(context) if calibrated else None
-    return PlanInputs(train.class_names, allowed, real, config.difficulty_cap, calibration, source_ids(context, train))
+    calibration = usable_calibration(session) if calibrated else None
+    return PlanInputs(train.class_names, allowed, real, config.difficulty_cap, calibration, source_ids(session, train))
 
 
-def usable_calibration(context: Context):
+def usable_calibration(session: Session):
     """The stored calibration, if wanted and measured with these sampler settings; otherwise None, and a warning."""
     from dcdm_cli.difficulty.calibration import load_calibration
     from dcdm_cli.generation.engine import sampler_settings
     from dcdm_cli.model.adapter import CALIBRATION_FILE
 
-    config = context.config.generate
+    config = session.config.generate
     if not config.calibrated:
         return None
-    calibration = load_calibration(context.run.adapter / CALIBRATION_FILE)
+    calibration = load_calibration(session.run.adapter / CALIBRATION_FILE)
     if calibration is None:
-        context.console.warn("no calibration: difficulties are requested as they are (dcdm finetune makes one)")
+        session.console.warn("no calibration: difficulties are requested as they are (dcdm finetune makes one)")
         return None
     now, then = sampler_settings(config), {k: v for k, v in calibration.settings.items() if v is not None}
     if now != then:
         changed = [k for k in {**now, **then} if now.get(k) != then.get(k)]
-        context.console.warn(
+        session.console.warn(
             f"the calibration was measured with other sampler settings ({', '.join(changed)}) and is not used: "
             f"calibrate again with them: dcdm finetune {_as_flags(config, changed)}"
         )
@@ -137,21 +137,21 @@ def _as_flags(config: GenerateConfig, names: Sequence[str]) -> str:
     return " ".join(shlex.quote(f"--set=generate.{k}={'none' if v is None else v}") for k, v in values.items())
 
 
-def make_measure(context: Context, job: Job, *, score: bool = True, check: bool = True) -> Measure | None:
+def make_measure(session: Session, job: Job, *, score: bool = True, check: bool = True) -> Measure | None:
     """Finished images by the run's scorer, where it has one and `score`, and by its label check, where one is set and
     `check`; None where nobody looks. To be called before models are opened: a check that does not fit is said here."""
     from dcdm_cli.difficulty.verdict import with_check
 
-    checker = open_check(context, job) if check else None
-    if not (score and context.run.scorer.exists()):
+    checker = open_check(session, job) if check else None
+    if not (score and session.run.scorer.exists()):
         return with_check(None, checker)
     from dcdm_cli.difficulty.scorer import Scorer
 
-    return with_check(Scorer.load(context.run.scorer, job.device).verdicts, checker)
+    return with_check(Scorer.load(session.run.scorer, job.device).verdicts, checker)
 
 
 def probe(
-    context: Context,
+    session: Session,
     engine: Engine,
     targets: Sequence[float],
     per_target: int,
@@ -166,10 +166,10 @@ def probe(
     view of them counts."""
     from dcdm_cli.generation.plan import grid_plan
 
-    inputs = plan_inputs(context, calibrated=calibrated)
+    inputs = plan_inputs(session, calibrated=calibrated)
     plan = grid_plan(inputs, targets, per_target, seed, engine.generator)
     rows = plan.rows()
-    return probe_rows(context, engine if calibrated else first_draws(engine), rows, job, watch, check=calibrated)
+    return probe_rows(session, engine if calibrated else first_draws(engine), rows, job, watch, check=calibrated)
 
 
 def first_draws(engine: Engine) -> Engine:
@@ -178,23 +178,23 @@ def first_draws(engine: Engine) -> Engine:
 
 
 def probe_with_crew(
-    context: Context, spread: Spread, targets: Sequence[float], per_target: int, job: Job, *, seed: int, watch: Watch
+    session: Session, spread: Spread, targets: Sequence[float], per_target: int, job: Job, *, seed: int, watch: Watch
 ) -> Probed:
     """`probe` with the run's calibration, by a crew."""
     from dcdm_cli.generation.plan import grid_plan
     from dcdm_cli.generation.samples import sample_rows
     from dcdm_cli.generation.worker_start import open_sample_worker
 
-    with open_run_crew(context, spread, job, open_sample_worker, score=True) as crew:
+    with open_run_crew(session, spread, job, open_sample_worker, score=True) as crew:
         facts, batch = crew.first_hello()
-        context.console.note(f"backend: {facts.backend}")
-        rows = grid_plan(plan_inputs(context), targets, per_target, seed, facts.generator).rows()
-        starts = open_starts(context, context.run.adapter, replace(job, device="cpu"))
+        session.console.note(f"backend: {facts.backend}")
+        rows = grid_plan(plan_inputs(session), targets, per_target, seed, facts.generator).rows()
+        starts = open_starts(session, session.run.adapter, replace(job, device="cpu"))
         return _probed(rows, sample_rows(rows, crew, batch, watch, starts))
 
 
 def probe_rows(
-    context: Context,
+    session: Session,
     engine: Engine,
     rows: Sequence[PlanRow],
     job: Job,
@@ -206,7 +206,7 @@ def probe_rows(
     from dcdm_cli.difficulty.verdict import joined
     from dcdm_cli.generation.selection import render_close
 
-    measure = make_measure(context, job, check=check)
+    measure = make_measure(session, job, check=check)
     verdicts = []
     for batch in render_close(engine, rows, job, measure):
         assert batch.verdict is not None, "callers check that the run has a scorer"

@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from dcdm_cli.evaluation.judge import Judge
     from dcdm_cli.evaluation.quality import Checked
     from dcdm_cli.run.progress import Job
-    from dcdm_cli.run.session import Context
+    from dcdm_cli.run.session import Session
 
 
-def generated_images(context: Context, data: Evaluated) -> Manifest | None:
+def generated_images(session: Session, data: Evaluated) -> Manifest | None:
     """None before `dcdm generate`. Raises MismatchError for images of other classes."""
     from dcdm_cli.data.manifest import read_manifest
 
-    file = context.run.generated / "samples.parquet"
+    file = session.run.generated / "samples.parquet"
     if not file.is_file():
         return None
     images = read_manifest(file, made_by="dcdm generate")
@@ -32,24 +32,24 @@ def generated_images(context: Context, data: Evaluated) -> Manifest | None:
     return images if len(images) else None
 
 
-def generated_quality(context: Context, data: Evaluated, judge: Judge, job: Job) -> dict[str, Any] | None:
+def generated_quality(session: Session, data: Evaluated, judge: Judge, job: Job) -> dict[str, Any] | None:
     """The `quality` part of metrics.json; None before `dcdm generate`."""
     from dcdm_cli.evaluation.quality import compared, spaces
 
-    images = generated_images(context, data)
+    images = generated_images(session, data)
     if images is None:
-        context.console.note("no generated images in this run yet: quality is left out (dcdm generate)")
+        session.console.note("no generated images in this run yet: quality is left out (dcdm generate)")
         return None
-    checked = checked_images(context, data, images, judge, job)
+    checked = checked_images(session, data, images, judge, job)
     quality = checked.summary()
-    among = spaces(context.config.evaluate.features, context.run.cache / "features", judge, job)
+    among = spaces(session.config.evaluate.features, session.run.cache / "features", judge, job)
     quality["fidelity"], quality["copying"] = compared(data, images, among)
     if quality["leakage"]["level"] == "error":
-        context.console.warn(f"leak: {quality['leakage']['near_test']} generated images repeat test images")
+        session.console.warn(f"leak: {quality['leakage']['near_test']} generated images repeat test images")
     return quality
 
 
-def checked_images(context: Context, data: Evaluated, images: Manifest, judge: Judge, job: Job) -> Checked:
+def checked_images(session: Session, data: Evaluated, images: Manifest, judge: Judge, job: Job) -> Checked:
     from dcdm_cli.evaluation.quality import check_images, measured_difficulty
 
-    return check_images(data, images, measured_difficulty(context.run.scorer, images, job), judge, job)
+    return check_images(data, images, measured_difficulty(session.run.scorer, images, job), judge, job)

@@ -14,17 +14,17 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from dcdm_cli.data.manifest import Manifest
-    from dcdm_cli.run.session import Context
+    from dcdm_cli.run.session import Session
     from dcdm_cli.run.store import RunFolder
 
 
-def write_evaluation_report(context: Context, manifest: Manifest, metrics: Mapping[str, Any]) -> list[Path]:
+def write_evaluation_report(session: Session, manifest: Manifest, metrics: Mapping[str, Any]) -> list[Path]:
     """Returns the files made, report.html first."""
-    figures = _figures(context, manifest, metrics)
-    report = context.run.evaluation / "report.html"
-    config = context.config
+    figures = _figures(session, manifest, metrics)
+    report = session.run.evaluation / "report.html"
+    config = session.config
     facts = {
-        "run": context.run.path.name,
+        "run": session.run.path.name,
         "base model": Path(config.finetune.base).name,
         "classes": str(len(manifest.class_names)),
         "real training images": str(len(manifest.split("train"))),
@@ -151,11 +151,11 @@ def _steering_drawings(document: Mapping[str, Any]) -> list[Drawing]:
     ]
 
 
-def _figures(context: Context, manifest: Manifest, metrics: Mapping[str, Any]) -> list[ReportFigure]:
+def _figures(session: Session, manifest: Manifest, metrics: Mapping[str, Any]) -> list[ReportFigure]:
     from dcdm_cli.stages.probe import usable_calibration
 
-    folder, train = context.run.evaluation / "figures", manifest.split("train")
-    calibration = usable_calibration(context)
+    folder, train = session.run.evaluation / "figures", manifest.split("train")
+    calibration = usable_calibration(session)
     s, labels, names = train.column("difficulty"), train.column("label"), train.class_names
     real = "Out-of-fold: 1 minus the probability of the true class."
     steering, *others = draw(evaluation_drawings(metrics, asdict(calibration) if calibration else None), folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dcdm_cli.run.session import Context
+from dcdm_cli.run.session import Session
 from dcdm_cli.run.store import RunFolder
 from dcdm_cli.stages.jobs import open_job
 
@@ -22,42 +22,42 @@ ABOUT = (
 )
 
 
-def run_review(context: Context, most: int) -> dict[str, Any]:
+def run_review(session: Session, most: int) -> dict[str, Any]:
     """Writes review/review.csv and review/review.html, at most `most` images of each group and set. A table that a
     person has filled in is kept beside the new one."""
     from dcdm_cli.data.manifest import read_manifest
     from dcdm_cli.evaluation.review import counted, real_items
     from dcdm_cli.reports.review import write_gallery, write_review_table
 
-    run = context.run
+    run = session.run
     run.create(after="score")
-    job = open_job(context, "cpu")
+    job = open_job(session, "cpu")
     with run.lock("dcdm review"):
         train = read_manifest(run.samples).split("train")
-        items = real_items(train, most) + _generated(context, train, most, job)
+        items = real_items(train, most) + _generated(session, train, most, job)
         if kept := _keep_filled(run):
-            context.console.note(f"the table that was filled in is kept: {kept}")
+            session.console.note(f"the table that was filled in is kept: {kept}")
         write_review_table(run.review / TABLE, items)
         write_gallery(run.review / PAGE, items, ABOUT)
     files = {"table": str(run.review / TABLE), "page": str(run.review / PAGE)}
     return {"stage": "review", "images": len(items), **counted(items), **files}
 
 
-def _generated(context: Context, train: Manifest, most: int, job: Job) -> list[Item]:
+def _generated(session: Session, train: Manifest, most: int, job: Job) -> list[Item]:
     from dcdm_cli.data.manifest import read_manifest
     from dcdm_cli.evaluation.leakage import look, nearest
     from dcdm_cli.evaluation.review import copied, missed
 
     found, real = [], None
-    for name in ("", *context.run.set_names()):
-        file = context.run.with_images(name).generated / "samples.parquet"
+    for name in ("", *session.run.set_names()):
+        file = session.run.with_images(name).generated / "samples.parquet"
         images = read_manifest(file, made_by="dcdm generate") if file.is_file() else None
         if images is None or not len(images):
             continue
         source, paths = name or "generated", train.paths()
         real = real or look(paths, job.progress)
         near = nearest(look(images.paths(), job.progress), real)
-        tolerance = context.config.generate.tolerance
+        tolerance = session.config.generate.tolerance
         found += missed(images, source, tolerance, most)
         found += copied(images, source, near.same, [paths[row] for row in near.row], most)
     return found

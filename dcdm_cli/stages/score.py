@@ -13,7 +13,7 @@ from dcdm_cli.errors import UsageError
 from dcdm_cli.files import hash_file, hash_json
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.roles import all_others, fingerprints
-from dcdm_cli.run.session import Context
+from dcdm_cli.run.session import Session
 from dcdm_cli.run.settings import Config
 from dcdm_cli.run.store import Outcome, RunFolder, Stage, StageRecord, write_starter_config
 from dcdm_cli.stages.devices import Spread, open_crew, settle_spread
@@ -31,26 +31,26 @@ if TYPE_CHECKING:
 SOURCE_NAME = "digits"  # the embedded images
 
 
-def run_score(context: Context, source: str | None = None) -> StageRecord:
+def run_score(session: Session, source: str | None = None) -> StageRecord:
     """Scans and scores unless nothing changed. Raises UsageError without a source."""
-    config, run = context.config, context.run
+    config, run = session.config, session.run
     source = source or config.data.source
     if not source:
         raise UsageError("no images to score", "name them: dcdm score FOLDER (or hf:owner/name, a CSV, digits)")
-    options = scan_options(context, source)
-    stage = score_stage(context, source, options)
+    options = scan_options(session, source)
+    stage = score_stage(session, source, options)
     run.create()
     with run.lock("dcdm score"):
-        record, done = run.run(stage, lambda: _scan_and_score(context, source, options, stage), force=context.force)
+        record, done = run.run(stage, lambda: _scan_and_score(session, source, options, stage), force=session.force)
         shutil.rmtree(run.checkpoints / "scorer", ignore_errors=True)  # only now: a kill before that loses nothing
-        write_starter_config(run, {"data.source": source, **context.starter_settings()})
+        write_starter_config(run, {"data.source": source, **session.starter_settings()})
     if not done:
-        context.console.note("score: nothing changed, skipped (--force runs it again)")
+        session.console.note("score: nothing changed, skipped (--force runs it again)")
     return record
 
 
-def score_stage(context: Context, source: str, options: ScanOptions) -> Stage:
-    config = context.config
+def score_stage(session: Session, source: str, options: ScanOptions) -> Stage:
+    config = session.config
     sections = {"data": config.data, "score": config.score}
     settings: dict[str, Any] = {**fingerprints(sections), "source": source, "seed": config.seed}
     del settings["data"]["source"]  # it may have come as an argument
@@ -67,7 +67,7 @@ def _place(source: str, run: RunFolder) -> str:
     return str(write_digits(run.images / SOURCE_NAME))
 
 
-def _scan_and_score(context: Context, source: str, options: ScanOptions, stage: Stage) -> Outcome:
+def _scan_and_score(session: Session, source: str, options: ScanOptions, stage: Stage) -> Outcome:
     from dcdm_cli.data.classes import untrainable_warnings
     from dcdm_cli.data.corrections import correct
     from dcdm_cli.data.images import decode_options
@@ -75,7 +75,7 @@ def _scan_and_score(context: Context, source: str, options: ScanOptions, stage: 
     from dcdm_cli.data.sources import TooManyRejectedError, scan_on_disk
     from dcdm_cli.data.writers import write_rejected
 
-    run, job, spread = context.run, open_job(context), settle_spread(context)
+    run, job, spread = session.run, open_job(session), settle_spread(session)
     key = hash_json([stage.config, stage.inputs])
     spool = run.checkpoints / "scorer" / key[:16]  # what a stopped run goes on from
     try:
@@ -84,16 +84,16 @@ def _scan_and_score(context: Context, source: str, options: ScanOptions, stage: 
     except TooManyRejectedError as error:
         write_rejected(run.rejected, error.rejected)
         raise
-    _say_what_was_understood(context, found)
+    _say_what_was_understood(session, found)
     write_rejected(run.rejected, found.rejected)
-    corrected = correct(found.manifest, context.config.data.drop, context.config.data.relabel)
+    corrected = correct(found.manifest, session.config.data.drop, session.config.data.relabel)
     for sentence in corrected.sentences:
-        context.console.note(sentence)
+        session.console.note(sentence)
     found = replace(found, manifest=corrected.manifest)
-    scored = _score(context, found, job, spool, spread)
+    scored = _score(session, found, job, spool, spread)
     manifest = scored.manifest
     for warning in untrainable_warnings(manifest):
-        context.console.warn(warning)
+        session.console.warn(warning)
     run.forget("score", "caption")  # the new table has no captions of ours, and may have other rows
     _keep_own_captions(run, manifest)
     scored.save_scorer(run.scorer)
@@ -109,14 +109,14 @@ def _scan_and_score(context: Context, source: str, options: ScanOptions, stage: 
     return Outcome(outputs, manifest.digest("sample_id", "difficulty"), results, job.device)
 
 
-def _say_what_was_understood(context: Context, found: Scan) -> None:
+def _say_what_was_understood(session: Session, found: Scan) -> None:
     """The splits, with what says so, the classes in them, and what is odd. Raises UsageError where nothing is to be
     trained on."""
     from dcdm_cli.data.copies import copy_rows
     from dcdm_cli.data.writers import write_json_lines
     from dcdm_cli.reports.tables import split_sheet
 
-    console, run = context.console, context.run
+    console, run = session.console, session.run
     console.note(f"understood of {found.origin}:")
     for facts in found.splits:
         console.note(f"  {facts}")
@@ -156,7 +156,7 @@ class _Scores(NamedTuple):
     save_scorer: Callable[[Path], None]
 
 
-def _score(context: Context, found: Scan, job: Job, spool: Path, spread: Spread) -> _Scores:
+def _score(session: Session, found: Scan, job: Job, spool: Path, spread: Spread) -> _Scores:
     """Fills the score columns of the training split; other splits keep nulls."""
     import numpy as np
 
@@ -164,15 +164,15 @@ def _score(context: Context, found: Scan, job: Job, spool: Path, spread: Spread)
 
     manifest = found.manifest
     is_train = np.asarray(manifest.table["split"].to_numpy(zero_copy_only=False) == "train")
-    config = context.config.score
+    config = session.config.score
     place = Scoring(
         spool,
         class_map=found.class_map,
-        crew=(lambda open_worker: open_crew(context, open_worker, spread, job)) if spread else None,
+        crew=(lambda open_worker: open_crew(session, open_worker, spread, job)) if spread else None,
         threads=spread.threads,
-        cache=context.run.cache / "features",
+        cache=session.run.cache / "features",
     )
-    config = config.model_copy(update={"seed": config.seed + context.config.seed})
+    config = config.model_copy(update={"seed": config.seed + session.config.seed})
     scored = score_images(manifest.select(is_train), config, place, job)
     manifest = manifest.with_columns({n: _for_all(values, is_train) for n, values in scored.columns.items()})
     s = manifest.column("difficulty")[is_train]
@@ -233,11 +233,11 @@ def grid_rows(manifest: Manifest, width: int) -> list[Any]:
     ]
 
 
-def scan_options(context: Context, source: str) -> ScanOptions:
+def scan_options(session: Session, source: str) -> ScanOptions:
     from dcdm_cli.data.candidates import ScanOptions
     from dcdm_cli.data.split_names import read_split_map
 
-    data, score = context.config.data, context.config.score
+    data, score = session.config.data, session.config.score
     out_of_fold = score.method in ("auto", "features", "crossfit") and not (score.classifier or score.column)
     shared = ({option.name for option in fields(ScanOptions)} & type(data).model_fields.keys()) - {"split_map"}
     return ScanOptions(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from dcdm_cli.errors import NotFoundError
 from dcdm_cli.run.progress import Job
-from dcdm_cli.run.session import Context
+from dcdm_cli.run.session import Session
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,30 +22,30 @@ if TYPE_CHECKING:
     from dcdm_cli.model.adapter import AdapterInfo
 
 
-def source_images(context: Context, train: Manifest) -> Manifest:
+def source_images(session: Session, train: Manifest) -> Manifest:
     """The training images that fine-tuning learns from, and whose latents it has cached."""
     from dcdm_cli.training.dataset import usable_rows
 
-    return usable_rows(train, context.config.finetune.keep_suspects)
+    return usable_rows(train, session.config.finetune.keep_suspects)
 
 
-def source_ids(context: Context, train: Manifest) -> list[list[str]] | None:
+def source_ids(session: Session, train: Manifest) -> list[list[str]] | None:
     """Sample ids of each class's source images; None where images start from noise."""
-    if context.config.generate.strength == 1:
+    if session.config.generate.strength == 1:
         return None
-    images = source_images(context, train)
+    images = source_images(session, train)
     ids: list[list[str]] = [[] for _ in train.class_names]
     for label, sample in zip(images.column("label").tolist(), images.column("sample_id").tolist(), strict=True):
         ids[label].append(sample)
     return ids
 
 
-def open_starts(context: Context, adapter: Path, job: Job) -> Starts | None:
+def open_starts(session: Session, adapter: Path, job: Job) -> Starts | None:
     """Latents of all source images for the base of an adapter: those that fine-tuning has cached, or encoded once here.
 
     None where images start from noise. Raises NotFoundError for an image that is not cached and cannot be read.
     """
-    if context.config.generate.strength == 1:
+    if session.config.generate.strength == 1:
         return None
     from dcdm_cli.data.manifest import read_manifest
     from dcdm_cli.generation.starts import Starts
@@ -53,16 +53,16 @@ def open_starts(context: Context, adapter: Path, job: Job) -> Starts | None:
     from dcdm_cli.training.dataset import cached_originals
 
     info = read_adapter(adapter)
-    images = source_images(context, read_manifest(context.run.samples).split("train"))
+    images = source_images(session, read_manifest(session.run.samples).split("train"))
     ids: list[str] = images.column("sample_id").tolist()
-    latents = cached_originals(ids, info.base_fingerprint, info.resolution, context.run.cache)
+    latents = cached_originals(ids, info.base_fingerprint, info.resolution, session.run.cache)
     if latents is None:
-        context.console.note(f"encoding {len(ids)} real images to start from (once; they are kept in cache/)")
-        latents = _encoded(context, info, images, ids, job)
+        session.console.note(f"encoding {len(ids)} real images to start from (once; they are kept in cache/)")
+        latents = _encoded(session, info, images, ids, job)
     return Starts({sample: row for row, sample in enumerate(ids)}, latents)
 
 
-def _encoded(context: Context, info: AdapterInfo, images: Manifest, ids: list[str], job: Job) -> np.ndarray:
+def _encoded(session: Session, info: AdapterInfo, images: Manifest, ids: list[str], job: Job) -> np.ndarray:
     from dcdm_cli.model.base import load_base
     from dcdm_cli.training.dataset import cache_latents
     from dcdm_cli.training.views import Views
@@ -71,9 +71,9 @@ def _encoded(context: Context, info: AdapterInfo, images: Manifest, ids: list[st
     base = replace(base, fingerprint=info.base_fingerprint)  # of all its weights, as fine-tuning has seen it
     report = job.stoppable("nothing was generated")
     try:
-        return cache_latents(base, Views(images.paths()), info.resolution, context.run.cache, report, ids)
+        return cache_latents(base, Views(images.paths()), info.resolution, session.run.cache, report, ids)
     except NotFoundError as error:
-        strength = context.config.generate.strength
+        strength = session.config.generate.strength
         raise NotFoundError(
             f"an image to start from (generate.strength = {strength:g}) has no cached latents and cannot be read: "
             f"{error.message}",

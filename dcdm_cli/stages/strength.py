@@ -19,7 +19,7 @@ from dcdm_cli.errors import NumericalError, UsageError
 from dcdm_cli.files import append_json_lines, atomic_folder, hash_json
 from dcdm_cli.gate import Digest, Finite, read_lines
 from dcdm_cli.run.progress import Job
-from dcdm_cli.run.session import Context, with_settings
+from dcdm_cli.run.session import Session, with_settings
 from dcdm_cli.run.settings import FinetuneConfig, StrengthConfig
 from dcdm_cli.stages.adapter import DifficultyOf, TrainingRows, snapshot_folder, train_adapter
 from dcdm_cli.stages.own_draws import learn_from_own_draws
@@ -35,7 +35,7 @@ LEAST = 20  # images per point, below which shares say nothing
 
 
 def fine_tune(
-    context: Context, config: FinetuneConfig, folder: Path, job: Job, difficulty_of: DifficultyOf | None = None
+    session: Session, config: FinetuneConfig, folder: Path, job: Job, difficulty_of: DifficultyOf | None = None
 ) -> dict[str, Any]:
     """`train_adapter` at the strength that `config.strength` asks for, then the encoder's lesson from the generator's
     own draws, if any are asked for.
@@ -44,14 +44,14 @@ def fine_tune(
     generation takes from it.
     """
     if config.strength == "auto":
-        results = _chosen(context, config, folder, job, difficulty_of)
+        results = _chosen(session, config, folder, job, difficulty_of)
     else:
         steps = {} if config.strength is None else {"steps": int(config.strength)}
-        results = train_adapter(context, config.model_copy(update=steps), folder, job, difficulty_of)
+        results = train_adapter(session, config.model_copy(update=steps), folder, job, difficulty_of)
     if not config.own_draws or config.conditioning == "none":
         return results
     chosen = results.get("strength", {}).get("settings", {})
-    return results | {"own_draws": learn_from_own_draws(with_settings(context, generate=chosen), config, folder, job)}
+    return results | {"own_draws": learn_from_own_draws(with_settings(session, generate=chosen), config, folder, job)}
 
 
 def snapshot_steps(most: int, config: StrengthConfig) -> tuple[int, ...]:
@@ -61,11 +61,11 @@ def snapshot_steps(most: int, config: StrengthConfig) -> tuple[int, ...]:
     return tuple(sorted({round(step) for step in np.geomspace(max(1, most / 16), most, 5)}))
 
 
-def grid(steps: Sequence[int], context: Context, plain: bool) -> list[Point]:
+def grid(steps: Sequence[int], session: Session, plain: bool) -> list[Point]:
     """Every combination of steps, scale and guidance that is to be probed. A scale that a flag fixes is not varied."""
     from dcdm_cli.evaluation.strength import Point
 
-    strength, given, generate = context.config.strength, context.given, context.config.generate
+    strength, given, generate = session.config.strength, session.given, session.config.generate
     scales = (generate.lora_scale,) if "generate.lora_scale" in given else strength.lora_scales
     fixed = {"generate.text_guidance", "generate.difficulty_guidance"} & set(given)
     pairs = ((generate.text_guidance, generate.difficulty_guidance),) if fixed else strength.guidance
@@ -99,26 +99,26 @@ def split_unseen(manifest: Manifest, config: FinetuneConfig, fraction: float, se
 
 
 def _chosen(
-    context: Context, config: FinetuneConfig, folder: Path, job: Job, difficulty_of: DifficultyOf | None
+    session: Session, config: FinetuneConfig, folder: Path, job: Job, difficulty_of: DifficultyOf | None
 ) -> dict[str, Any]:
     from dcdm_cli.data.manifest import read_manifest
     from dcdm_cli.evaluation.strength import RealFeatures, choose
 
-    strength, clock = context.config.strength, time.monotonic()
-    images = split_unseen(read_manifest(context.run.samples), config, strength.keep_back, context.config.seed)
+    strength, clock = session.config.strength, time.monotonic()
+    images = split_unseen(read_manifest(session.run.samples), config, strength.keep_back, session.config.seed)
     steps = snapshot_steps(config.steps, strength)
-    points = grid(steps, context, config.conditioning == "none")
+    points = grid(steps, session, config.conditioning == "none")
     each = images_per_point(strength.probe_budget, len(points), len(images.rows.class_names))
     lesson = TrainingRows(images.rows, steps)
-    results = train_adapter(context, config, folder, job, difficulty_of, lesson)
+    results = train_adapter(session, config, folder, job, difficulty_of, lesson)
     if not Ranks.of_environment().is_main:
         return results
-    embed, features = open_features(context, job)
+    embed, features = open_features(session, job)
     real = RealFeatures(embed(images.rows.paths()), embed(images.unseen))
-    table = [_measured(context, folder, point, each, embed, real, job) for point in points]
+    table = [_measured(session, folder, point, each, embed, real, job) for point in points]
     choice = choose(points, table, strength.most_copies, strength.least_agreement)
-    (context.console.note if choice.usable else context.console.warn)(f"strength: {choice.reason}")
-    _keep(snapshot_folder(context.run, folder) / f"step-{points[choice.index].steps:08d}", folder)
+    (session.console.note if choice.usable else session.console.warn)(f"strength: {choice.reason}")
+    _keep(snapshot_folder(session.run, folder) / f"step-{points[choice.index].steps:08d}", folder)
     return results | {
         "strength": {
             "points": [{**asdict(point), **row} for point, row in zip(points, table, strict=True)],
@@ -146,14 +146,14 @@ def images_per_point(budget: int, points: int, classes: int) -> int:
     return each
 
 
-def open_features(context: Context, job: Job) -> tuple[Callable[[Any], np.ndarray], str]:
+def open_features(session: Session, job: Job) -> tuple[Callable[[Any], np.ndarray], str]:
     """(images: paths or uint8 [N, H, W, 3] -> float32 [N, D], name of the network)."""
     from dcdm_cli.difficulty.checker import DIGITS, open_digits_checker
     from dcdm_cli.difficulty.classifier import logits_of, preprocessing_of
     from dcdm_cli.difficulty.features import open_extractor
     from dcdm_cli.evaluation.features import features_of
 
-    name = context.config.strength.features
+    name = session.config.strength.features
     if name == DIGITS:
         stored = open_digits_checker(job.device)
         seen = preprocessing_of(stored.model, stored.config)
@@ -171,7 +171,7 @@ class _Probe:
 
 
 def _measured(
-    context: Context,
+    session: Session,
     folder: Path,
     point: Point,
     each: int,
@@ -184,31 +184,31 @@ def _measured(
     from dcdm_cli.generation.engine import sampler_settings
     from dcdm_cli.model.adapter import adapter_hash
 
-    snapshots = snapshot_folder(context.run, folder)
+    snapshots = snapshot_folder(session.run, folder)
     adapter = snapshots / f"step-{point.steps:08d}"
-    own = with_settings(context, generate=point.settings())
+    own = with_settings(session, generate=point.settings())
     generate = own.config.generate
-    key = hash_json([adapter_hash(adapter), sampler_settings(generate), generate.attempts, each, context.config.seed])
+    key = hash_json([adapter_hash(adapter), sampler_settings(generate), generate.attempts, each, session.config.seed])
     for row in read_lines(snapshots / PROBES, _Probe):
         if row.key == key:
             return row.measured
-    context.console.note(f"probing {point.steps} steps, scale {point.lora_scale:g}, {each} images")
+    session.console.note(f"probing {point.steps} steps, scale {point.lora_scale:g}, {each} images")
     measured = measure_point(_drawn(own, adapter, each, embed, job), real)
     append_json_lines(snapshots / PROBES, [{"key": key, "measured": measured}])
     return measured
 
 
-def _drawn(context: Context, adapter: Path, each: int, embed: Callable[[Any], np.ndarray], job: Job) -> Any:
+def _drawn(session: Session, adapter: Path, each: int, embed: Callable[[Any], np.ndarray], job: Job) -> Any:
     from dcdm_cli.evaluation.strength import Drawn
     from dcdm_cli.stages.calibrate import fit, probe_points
     from dcdm_cli.stages.probe import open_run_engine, probe
 
-    engine = open_run_engine(context, adapter, job, insist=False)
-    targets = probe_points(context, REQUESTS)
+    engine = open_run_engine(session, adapter, job, insist=False)
+    targets = probe_points(session, REQUESTS)
     features: list[np.ndarray] = []
     clock = time.monotonic()
     probed = probe(
-        context, engine, targets, -(-each // REQUESTS), job, seed=context.config.seed + 700, calibrated=False,
+        session, engine, targets, -(-each // REQUESTS), job, seed=session.config.seed + 700, calibrated=False,
         watch=lambda rows, images, difficulty: features.append(embed(images)),
     )  # fmt: skip
     seconds = time.monotonic() - clock
@@ -228,11 +228,11 @@ def _keep(snapshot: Path, folder: Path) -> None:
             shutil.copy(file, part / file.name)
 
 
-def strength_settings(context: Context) -> Mapping[str, Any]:
+def strength_settings(session: Session) -> Mapping[str, Any]:
     """What a choice of strength depends on besides fine-tuning's own settings."""
     from dcdm_cli.generation.engine import sampler_settings
 
-    config = context.config
+    config = session.config
     generate = config.generate.model_dump(mode="json", include={"attempts", "tolerance"})
     return {
         "probed": config.strength.model_dump(mode="json"),

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from dcdm_cli.run.progress import Job
-from dcdm_cli.run.session import Context
+from dcdm_cli.run.session import Session
 from dcdm_cli.run.settings import FinetuneConfig
 
 if TYPE_CHECKING:
@@ -26,11 +26,11 @@ SHEET_CLASSES, SHEET_DIFFICULTIES = 4, (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 @contextmanager
-def step_log(context: Context, job: Job) -> Iterator[Job]:
+def step_log(session: Session, job: Job) -> Iterator[Job]:
     """The job whose steps go to logs/loss.csv, and to the tracker of `finetune.log_with`."""
     from dcdm_cli.training.step_log import StepLog, Tracker
 
-    config, folder = context.config.finetune, context.run.logs
+    config, folder = session.config.finetune, session.run.logs
     tracker = Tracker(config.log_with, folder, config.model_dump(mode="json")) if config.log_with else None
     log = StepLog(folder / "loss.csv")
 
@@ -51,7 +51,7 @@ def step_log(context: Context, job: Job) -> Iterator[Job]:
 class Sheets:
     """figures/samples/<adapter>/step-N.png: a few classes at fixed difficulties, from the same noise every time."""
 
-    context: Context
+    session: Session
     rows: Manifest
     base: BaseModel
     info: AdapterInfo
@@ -75,7 +75,7 @@ class Sheets:
             ]
         finally:
             network.train(training)
-        folder = self.context.run.figures / "samples" / self.adapter
+        folder = self.session.run.figures / "samples" / self.adapter
         folder.mkdir(parents=True, exist_ok=True)
         rows = [
             GridRow(title=name, images=[_picture(i) for i in made[at : at + width]], captions=self._captions(at, width))
@@ -113,7 +113,7 @@ class Sheets:
         from dcdm_cli.model.base import encode_text
         from dcdm_cli.model.latents import torch_decoder
 
-        encoder, generate = network.encoder, self.context.config.generate.model_copy(update={"strength": 1.0})
+        encoder, generate = network.encoder, self.session.config.generate.model_copy(update={"strength": 1.0})
         info = replace(self.info, encoder=encoder.config if encoder else None)
         prompts = PromptCache(lambda captions: encode_text(self.base, captions), job.device)
         denoiser = _InTraining(network, job.device, self.config.precision)

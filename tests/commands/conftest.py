@@ -13,7 +13,7 @@ import pytest
 from dcdm_cli.console import Console
 from dcdm_cli.data.manifest import Manifest, write_manifest
 from dcdm_cli.run.resolution import resolve
-from dcdm_cli.run.session import Context
+from dcdm_cli.run.session import Session
 from dcdm_cli.run.store import Outcome, RunFolder, Stage
 
 from ..generation.conftest import adapter
@@ -26,7 +26,7 @@ SETTINGS = {
     "device": "cpu",
 }  # fmt: skip
 REAL = (20, 12, 8)  # images per class
-Open = Callable[..., Context]
+Open = Callable[..., Session]
 
 
 @pytest.fixture
@@ -52,12 +52,12 @@ def make_run(path: Path, adapter: Path) -> RunFolder:
 
 
 @pytest.fixture
-def context(run: RunFolder) -> Open:
+def session(run: RunFolder) -> Open:
     """Opens the run as a command would, with flags as keyword arguments: generate__count=3."""
 
-    def open(force: bool = False, as_json: bool = True, **flags: object) -> Context:
+    def open(force: bool = False, as_json: bool = True, **flags: object) -> Session:
         given = {name.replace("__", "."): value for name, value in flags.items()}
         console = Console(as_json=as_json, out=io.StringIO())
-        return Context(run, resolve(flags=SETTINGS | given), console, force, False, given)
+        return Session(run, resolve(flags=SETTINGS | given), console, force, False, given)
 
     return open

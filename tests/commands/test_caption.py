@@ -37,10 +37,10 @@ def captions(run: RunFolder) -> list[str | None]:
 
 
 def test_own_captions_are_kept_and_gaps_filled(
-    context: Open, with_own: RunFolder, capsys: pytest.CaptureFixture[str]
+    session: Open, with_own: RunFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for template in ("a photo of a {class}", "one {class}"):  # the second time, nothing of ours is theirs
-        record = run_caption(context(caption__template=template, **BASE))
+        record = run_caption(session(caption__template=template, **BASE))
         found = captions(with_own)
         assert found[3::2] == [f"手写 {row}" for row in range(3, 40, 2)]
         assert set(found[::2]) == {template.replace("{class}", name) for name in ("zero", "test tube", "two")}
@@ -50,10 +50,10 @@ def test_own_captions_are_kept_and_gaps_filled(
     assert "captions: 20 own, 20 template" in said and "one now ends: 'word" in said
 
 
-def test_own_captions_are_replaced_only_when_told(context: Open, with_own: RunFolder) -> None:
-    run_caption(context(caption__own="replace", **BASE))
+def test_own_captions_are_replaced_only_when_told(session: Open, with_own: RunFolder) -> None:
+    run_caption(session(caption__own="replace", **BASE))
     assert not any("手写" in (caption or "") for caption in captions(with_own))
-    run_caption(context(**BASE))
+    run_caption(session(**BASE))
     assert sum("手写" in (caption or "") for caption in captions(with_own)) == 19
 
 

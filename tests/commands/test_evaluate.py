@@ -18,28 +18,28 @@ NONE = dict.fromkeys(OLD_FLAGS)
 
 
 @pytest.mark.parametrize("job", [job for job in JOBS if job != "experiment"])
-def test_a_job_is_a_word(job: str, context: Open) -> None:
-    assert chosen_job(context(), job, None, NONE) == (job, "")
+def test_a_job_is_a_word(job: str, session: Open) -> None:
+    assert chosen_job(session(), job, None, NONE) == (job, "")
     with pytest.raises(UsageError, match="takes no 'controls'"):
-        chosen_job(context(), job, "controls", NONE)
+        chosen_job(session(), job, "controls", NONE)
 
 
-def test_without_a_word_all_is_measured(context: Open) -> None:
-    assert chosen_job(context(), None, None, NONE) == ("run", "")
+def test_without_a_word_all_is_measured(session: Open) -> None:
+    assert chosen_job(session(), None, None, NONE) == ("run", "")
 
 
-def test_an_experiment_has_a_name(context: Open) -> None:
-    assert chosen_job(context(), "experiment", "controls", NONE) == ("experiment", "controls")
+def test_an_experiment_has_a_name(session: Open) -> None:
+    assert chosen_job(session(), "experiment", "controls", NONE) == ("experiment", "controls")
     with pytest.raises(UsageError, match="needs its name"):
-        chosen_job(context(), "experiment", None, NONE)
+        chosen_job(session(), "experiment", None, NONE)
 
 
 @pytest.mark.parametrize(("flag", "job"), OLD_FLAGS.items())
 def test_the_flags_of_before_still_work_and_name_the_word(
-    flag: str, job: str, context: Open, capsys: pytest.CaptureFixture[str]
+    flag: str, job: str, session: Open, capsys: pytest.CaptureFixture[str]
 ) -> None:
     which = "controls" if job == "experiment" else ""
-    assert chosen_job(context(as_json=False), None, None, {**NONE, flag: which or True}) == (job, which)
+    assert chosen_job(session(as_json=False), None, None, {**NONE, flag: which or True}) == (job, which)
     assert f"dcdm evaluate {job} {which}".strip() in capsys.readouterr().err
 
 
@@ -53,22 +53,22 @@ def test_the_flags_of_before_still_work_and_name_the_word(
     ],
 )
 def test_what_is_no_job_is_refused(
-    words: tuple[str | None, str | None], old: dict[str, bool], name: str, said: str, context: Open
+    words: tuple[str | None, str | None], old: dict[str, bool], name: str, said: str, session: Open
 ) -> None:
     with pytest.raises(UsageError, match=said) as refused:
-        do_job(context(), words, NONE | old, name)
+        do_job(session(), words, NONE | old, name)
     assert refused.value.hint
 
 
 @pytest.mark.parametrize("job", ["check", "filter"])
-def test_finished_images_are_asked_for(job: str, context: Open) -> None:
+def test_finished_images_are_asked_for(job: str, session: Open) -> None:
     with pytest.raises(NotFoundError):
-        do_job(context(), (job, None), NONE)
+        do_job(session(), (job, None), NONE)
 
 
-def test_an_unknown_experiment_is_named(context: Open) -> None:
+def test_an_unknown_experiment_is_named(session: Open) -> None:
     with pytest.raises(DcdmError, match="nothing-like-it"):
-        do_job(context(), ("experiment", "nothing-like-it"), NONE)
+        do_job(session(), ("experiment", "nothing-like-it"), NONE)
 
 
 def test_all_jobs_are_flags_of_the_app() -> None:

@@ -18,7 +18,7 @@ from dcdm_cli.data.digits import digit_images
 from dcdm_cli.data.manifest import Manifest, write_manifest
 from dcdm_cli.model.adapter import read_adapter
 from dcdm_cli.run.resolution import resolve
-from dcdm_cli.run.session import Context
+from dcdm_cli.run.session import Session
 from dcdm_cli.run.store import Outcome, RunFolder, Stage
 from dcdm_cli.stages.finetune import run_finetune
 
@@ -63,7 +63,7 @@ def alone(run: RunFolder, batch: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     flags = {"finetune.batch_size": batch}
     resolved = resolve(flags=flags, run_file=run.config_file)
-    results = run_finetune(Context(run, resolved, Console(quiet=True), False, False, flags)).results
+    results = run_finetune(Session(run, resolved, Console(quiet=True), False, False, flags)).results
     torch.set_num_threads(threads)
     return results
 

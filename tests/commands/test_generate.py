@@ -33,120 +33,120 @@ def quick_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pricing, "PROBE_S", 0.2)
 
 
-def priced(context: Open, wishes: Wishes = Wishes(), **flags: object) -> dict:  # noqa: B008
-    opened = context(**flags)
+def priced(session: Open, wishes: Wishes = Wishes(), **flags: object) -> dict:  # noqa: B008
+    opened = session(**flags)
     show_price(opened, wishes)
     return json.loads(opened.console.out.getvalue())  # type: ignore[attr-defined]
 
 
-def test_a_priced_plan_is_what_generate_executes(context: Open, run: RunFolder) -> None:
-    price = priced(context, Wishes(hour_price=2.0))
+def test_a_priced_plan_is_what_generate_executes(session: Open, run: RunFolder) -> None:
+    price = priced(session, Wishes(hour_price=2.0))
     file = Path(price["plan"])
     assert price["images"] == 20 and price["shards"] == 3 and price["gpu_hours"] is None and price["device"] == "cpu"
     assert price["seconds"] == pytest.approx(price["device_hours"] * 3600, abs=0.5)
     assert price["money"] == pytest.approx(price["device_hours"] * 2, abs=0.01) and price["disk_bytes"] > 20 * 500
     assert json.loads(file.with_suffix(".json").read_text())["seconds"] == price["seconds"]
     assert not run.generated.exists() and not list(run.path.glob(".probe*"))
-    record = run_generate(context(), file)
+    record = run_generate(session(), file)
     assert record.results["plan"] == price["plan_hash"] and record.results["images"] == 20
     assert record.results["predicted_seconds"] == price["seconds"]
-    assert run_generate(context(), file).started == record.started  # nothing changed: skipped
-    assert run_generate(context()).results["made_now"] == 0  # the settings give the same plan
+    assert run_generate(session(), file).started == record.started  # nothing changed: skipped
+    assert run_generate(session()).results["made_now"] == 0  # the settings give the same plan
 
 
-def test_a_plan_is_made_in_parts_and_joined(context: Open, run: RunFolder) -> None:
-    file = Path(priced(context)["plan"])
+def test_a_plan_is_made_in_parts_and_joined(session: Open, run: RunFolder) -> None:
+    file = Path(priced(session)["plan"])
 
     def part(text: str) -> dict:
-        opened = context()
+        opened = session()
         with run.lock("somebody else"):  # parts do not take it
             show_part(opened, file, text)
         return json.loads(opened.console.out.getvalue())  # type: ignore[attr-defined]
 
     assert part("1/2")["images"] == 12 and run.record("generate") is None
     with pytest.raises(NotFoundError, match="1 of 3 shards are not made: 1") as caught:
-        run_generate(context(), file, join=True)
+        run_generate(session(), file, join=True)
     assert "--part K/N" in caught.value.hint
     assert part("2/2")["made_now"] == 8
-    record = run_generate(context(), file, join=True)
+    record = run_generate(session(), file, join=True)
     assert record.results["images"] == 20 and record.results["parts"]["jobs"] == 2
     assert (run.generated / "samples.parquet").is_file() and record.results["backend"] == "torch"
-    assert run_generate(context(), file).started == record.started  # nothing is missing
-    for wrong, says in ((lambda: show_part(context(), None, "1/2"), "--part needs the plan"),
-                        (lambda: show_part(context(force=True), file, "1/2"), "by one process"),
-                        (lambda: run_generate(context(), join=True), "joining needs the plan")):  # fmt: skip
+    assert run_generate(session(), file).started == record.started  # nothing is missing
+    for wrong, says in ((lambda: show_part(session(), None, "1/2"), "--part needs the plan"),
+                        (lambda: show_part(session(force=True), file, "1/2"), "by one process"),
+                        (lambda: run_generate(session(), join=True), "joining needs the plan")):  # fmt: skip
         with pytest.raises(UsageError, match=says):
             wrong()
 
 
-def test_a_probe_can_be_stopped(context: Open, run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_probe_can_be_stopped(session: Open, run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "asked_to_stop", lambda: "SIGINT")
     with pytest.raises(InterruptedRunError, match="nothing was measured or written"):
-        priced(context)
+        priced(session)
     assert not run.plans.exists() and not list(run.path.glob(".probe*"))
 
 
-def test_hours_become_images(context: Open) -> None:
+def test_hours_become_images(session: Open) -> None:
     hours = 0.01
-    price = priced(context, Wishes(hours=hours), generate__balance=True)
+    price = priced(session, Wishes(hours=hours), generate__balance=True)
     assert price["device_hours"] == pytest.approx(hours, rel=0.02)
     plan = PlanFile(Path(price["plan"])).load()
     whole = np.bincount(plan.table["label"].to_numpy()) + np.array(REAL)
     assert whole.max() - whole.min() <= 1 and len(plan) == price["images"]
     with pytest.raises(UsageError, match="are over before the first image"):
-        priced(context, Wishes(hours=1e-6))
+        priced(session, Wishes(hours=1e-6))
     with pytest.raises(UsageError, match="--budget-hours and --per-class both say"):
-        priced(context, Wishes(hours=1.0), generate__per_class=3)
+        priced(session, Wishes(hours=1.0), generate__per_class=3)
 
 
-def test_a_plan_for_other_settings_classes_or_adapters_is_refused(context: Open, run: RunFolder) -> None:
-    file = Path(priced(context)["plan"])
+def test_a_plan_for_other_settings_classes_or_adapters_is_refused(session: Open, run: RunFolder) -> None:
+    file = Path(priced(session)["plan"])
     with pytest.raises(MismatchError, match="sampler settings: steps 2, here 3"):
-        run_generate(context(generate__steps=3), file)
+        run_generate(session(generate__steps=3), file)
     with pytest.raises(UsageError, match="--count cannot change a finished plan"):
-        run_generate(context(generate__count=3), file)
+        run_generate(session(generate__count=3), file)
     with pytest.raises(NotFoundError, match="no plan at"):
-        run_generate(context(), file.with_name("gone.parquet"))
+        run_generate(session(), file.with_name("gone.parquet"))
     weights = run.adapter / "difficulty_encoder.safetensors"
     original = weights.read_bytes()
     weights.write_bytes(original[:-4] + b"\0\0\0\0")
     with pytest.raises(MismatchError, match=r"another model .*: adapter '\w+', here '\w+'"):
-        run_generate(context(), file)
+        run_generate(session(), file)
     weights.write_bytes(original)
     config = json.loads((run.adapter / "config.json").read_text())
     config["class_names"] = ["zero", "one", "two"]
     (run.adapter / "config.json").write_text(json.dumps(config))
     with pytest.raises(MismatchError, match="other classes: label 1 is 'test tube' there and 'one' here"):
-        run_generate(context(), file)
+        run_generate(session(), file)
     assert not run.generated.exists()
 
 
 def test_a_plan_edited_by_hand_is_refused_before_a_model_is_loaded(
-    context: Open, monkeypatch: pytest.MonkeyPatch
+    session: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = Path(priced(context)["plan"])
+    file = Path(priced(session)["plan"])
     table = pq.read_table(file)
     pq.write_table(table.slice(0, 16), file, row_group_size=8)
     monkeypatch.setattr(generate, "open_run_engine", lambda *_: pytest.fail("too late"))
     with pytest.raises(MismatchError, match="was changed after it was written"):
-        run_generate(context(), file)
+        run_generate(session(), file)
 
 
 def test_images_of_another_plan_are_noticed_before_a_model_is_loaded(
-    context: Open, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+    session: Open, run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_generate(context(generate__count=5))
-    file = Path(priced(context)["plan"])
+    run_generate(session(generate__count=5))
+    file = Path(priced(session)["plan"])
     monkeypatch.setattr(generate, "open_run_engine", lambda *_: pytest.fail("too late"))
     with pytest.raises(MismatchError, match="holds images of another plan"):
-        run_generate(context(), file)
+        run_generate(session(), file)
 
 
-def test_tables_of_counts_and_difficulties(context: Open, run: RunFolder, tmp_path: Path) -> None:
+def test_tables_of_counts_and_difficulties(session: Open, run: RunFolder, tmp_path: Path) -> None:
     (tmp_path / "counts.csv").write_text("class,count\ntwo,5\nzero,1\n")
     (tmp_path / "difficulty.json").write_text('{"zero": "fixed:0.7"}')
     flags = {"generate__counts": tmp_path / "counts.csv", "generate__difficulty_file": tmp_path / "difficulty.json"}
-    run_generate(context(**flags))
+    run_generate(session(**flags))
     table = PlanFile(run.generated / "plan.parquet").load().table
     assert sorted(table["class_name"].to_pylist()) == ["two"] * 5 + ["zero"]
     target = dict(zip(table["class_name"].to_pylist(), table["target_difficulty"].to_pylist(), strict=True))
@@ -154,26 +154,26 @@ def test_tables_of_counts_and_difficulties(context: Open, run: RunFolder, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_worker_process_makes_the_same_bytes(context: Open, run: RunFolder, tmp_path: Path) -> None:
+def test_a_worker_process_makes_the_same_bytes(session: Open, run: RunFolder, tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # on a CPU, sums of other lengths are other sums
-    run_generate(context())
+    run_generate(session())
     torch.set_num_threads(threads)
     run.generated.rename(tmp_path / "one")
-    record = run_generate(context(scale__devices=("1",), threads=1), verify=True)
+    record = run_generate(session(scale__devices=("1",), threads=1), verify=True)
     assert record.device == "cpu" and record.results["made_now"] == 20
     assert contents(run.generated) == contents(tmp_path / "one")
-    assert run_generate(context()).started == record.started  # how it was made makes nothing stale
+    assert run_generate(session()).started == record.started  # how it was made makes nothing stale
 
 
 @pytest.mark.parametrize("format", ["parquet", "webdataset"])
-def test_formats(context: Open, run: RunFolder, format: str) -> None:
-    record = run_generate(context(generate__format=format))
+def test_formats(session: Open, run: RunFolder, format: str) -> None:
+    record = run_generate(session(generate__format=format))
     assert (record.results["format"], record.results["images"]) == (format, 20)
     assert len(list((run.generated / "data").iterdir())) == 3 and not (run.generated / "train").exists()
     with pytest.raises(MismatchError, match="holds images in another format"):
-        run_generate(context())
-    run_generate(context(force=True))
+        run_generate(session())
+    run_generate(session(force=True))
     assert (run.generated / "train" / "metadata.jsonl").is_file() and not (run.generated / "data").exists()
 
 
@@ -188,16 +188,16 @@ def count_less(file: Path) -> None:
 @pytest.mark.parametrize("format", ["folder", "webdataset"])
 @pytest.mark.parametrize("gone", ["shards/00001.json", "the images", "plan.parquet"])
 def test_what_is_gone_from_finished_images_is_made_again_and_nothing_else(
-    context: Open, run: RunFolder, format: str, gone: str
+    session: Open, run: RunFolder, format: str, gone: str
 ) -> None:
-    run_generate(context(generate__format=format))
+    run_generate(session(generate__format=format))
     before = contents(run.generated)
     images = sorted(run.generated.glob("train/*/*.png" if format == "folder" else "data/*.tar"))
     (images[-1] if gone == "the images" else run.generated / gone).unlink()
-    record = run_generate(context(generate__format=format))
+    record = run_generate(session(generate__format=format))
     assert contents(run.generated) == before
     assert record.results["made_now"] in ({0} if gone == "plan.parquet" else range(1, 9))
-    assert run_generate(context(generate__format=format)).started == record.started
+    assert run_generate(session(generate__format=format)).started == record.started
 
 
 @pytest.mark.parametrize(
@@ -211,13 +211,13 @@ def test_what_is_gone_from_finished_images_is_made_again_and_nothing_else(
     ],
 )
 def test_damage_to_finished_images_is_noticed(
-    context: Open, run: RunFolder, damage: Callable[[Path], None], name: str, says: str
+    session: Open, run: RunFolder, damage: Callable[[Path], None], name: str, says: str
 ) -> None:
-    run_generate(context(generate__format="webdataset"))
+    run_generate(session(generate__format="webdataset"))
     before = {path: path.read_bytes() for path in run.generated.rglob("*") if path.is_file()}
     damage(run.generated / name)
     with pytest.raises(MismatchError, match=says) as caught:
-        run_generate(context(generate__format="webdataset"))
+        run_generate(session(generate__format="webdataset"))
     assert "--force" in caught.value.hint or "that shard alone is made again" in caught.value.hint
     assert all(path.read_bytes() == old for path, old in before.items() if path != run.generated / name)
 
@@ -225,8 +225,8 @@ def test_damage_to_finished_images_is_noticed(
 @pytest.mark.parametrize(
     ("devices", "found"), [((), []), (("2",), ["cpu", "cpu"]), (("all",), ["cpu"]), (("cpu", "cpu"), ["cpu", "cpu"])]
 )
-def test_devices(context: Open, devices: tuple[str, ...], found: list[str]) -> None:
-    assert settle_spread(context(scale__devices=devices)).devices == found
+def test_devices(session: Open, devices: tuple[str, ...], found: list[str]) -> None:
+    assert settle_spread(session(scale__devices=devices)).devices == found
 
 
 @pytest.mark.parametrize(
@@ -238,50 +238,50 @@ def test_devices(context: Open, devices: tuple[str, ...], found: list[str]) -> N
         (("cuda:0", "cuda:1"), CapabilityError, "cuda"),
     ],
 )
-def test_devices_that_are_not_there(context: Open, devices: tuple[str, ...], error: type[Exception], says: str) -> None:
+def test_devices_that_are_not_there(session: Open, devices: tuple[str, ...], error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
-        settle_spread(context(scale__devices=devices))
+        settle_spread(session(scale__devices=devices))
 
 
-def test_ray_that_is_not_there(context: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_that_is_not_there(session: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="--address names a Ray cluster"):
-        settle_spread(context(scale__address="127.0.0.1:1"))
+        settle_spread(session(scale__address="127.0.0.1:1"))
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(CapabilityError, match="which is not installed") as caught:
-        run_generate(context(scale__engine="ray"))
+        run_generate(session(scale__engine="ray"))
     assert "pip install 'dcdm-cli[ray]'" in caught.value.hint and caught.value.code == 22
 
 
-def test_a_ray_cluster_that_does_not_answer(context: Open, run: RunFolder) -> None:
+def test_a_ray_cluster_that_does_not_answer(session: Open, run: RunFolder) -> None:
     pytest.importorskip("ray")
     with pytest.raises(NotFoundError, match=r"no Ray cluster answers at 127\.0\.0\.1:1") as caught:
-        run_generate(context(scale__engine="ray", scale__address="127.0.0.1:1"))
+        run_generate(session(scale__engine="ray", scale__address="127.0.0.1:1"))
     assert "ray start --head" in caught.value.hint and not run.generated.exists()
 
 
-def test_names_of_classes_reach_the_plan(context: Open, run: RunFolder) -> None:
-    run_generate(context(generate__per_class=1))
+def test_names_of_classes_reach_the_plan(session: Open, run: RunFolder) -> None:
+    run_generate(session(generate__per_class=1))
     assert PlanFile(run.generated / "plan.parquet").class_names == NAMES
 
 
 def test_the_device_of_a_command_and_of_each_rank_is_the_current_one(
-    context: Open, monkeypatch: pytest.MonkeyPatch
+    session: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     two = pretend_gpus(monkeypatch, 2)
-    assert open_job(context(device="cuda:1")).device == "cuda:1" and two.current == 1
+    assert open_job(session(device="cuda:1")).device == "cuda:1" and two.current == 1
     two.current = 0
-    assert open_job(context(device="cuda:1"), "cuda:1", here=False).device == "cuda:1" and two.current == 0
+    assert open_job(session(device="cuda:1"), "cuda:1", here=False).device == "cuda:1" and two.current == 0
     for name, value in {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4"}.items():
         monkeypatch.setenv(name, value)
-    assert finetune._job(context(device="cuda")).device == "cuda:1" and two.current == 1
+    assert finetune._job(session(device="cuda")).device == "cuda:1" and two.current == 1
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(CapabilityError, match="'cuda:2' is not there"):
-        finetune._job(context(device="cuda"))
+        finetune._job(session(device="cuda"))
 
 
-def test_all_gpus_or_some_by_number(context: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_gpus_or_some_by_number(session: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_gpus(monkeypatch, 2)
-    assert settle_spread(context(device="cuda", scale__devices=("all",))).devices == ["cuda:0", "cuda:1"]
-    assert settle_spread(context(scale__devices=("cuda:1", "cuda:0"))).devices == ["cuda:1", "cuda:0"]
+    assert settle_spread(session(device="cuda", scale__devices=("all",))).devices == ["cuda:0", "cuda:1"]
+    assert settle_spread(session(scale__devices=("cuda:1", "cuda:0"))).devices == ["cuda:1", "cuda:0"]
     with pytest.raises(CapabilityError, match="'cuda:2' is not there"):
-        settle_spread(context(scale__devices=("cuda:0", "cuda:2")))
+        settle_spread(session(scale__devices=("cuda:0", "cuda:2")))

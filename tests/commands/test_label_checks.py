@@ -71,11 +71,11 @@ def column(run: RunFolder) -> list[bool | None]:
 
 
 def test_the_verdict_is_a_column_a_result_and_in_what_loaders_read(
-    context: Open, run: RunFolder, tmp_path: Path
+    session: Open, run: RunFolder, tmp_path: Path
 ) -> None:
-    first = list(sample_images(context()))
+    first = list(sample_images(session()))
     own = own_file(tmp_path / "mine", seen=np.concatenate([batch.images for batch in first]))
-    record = run_generate(context(generate__check=str(own), generate__attempts=4))
+    record = run_generate(session(generate__check=str(own), generate__attempts=4))
     manifest = read_manifest(run.generated / "samples.parquet")
     images = np.stack([np.asarray(Image.open(path)) for path in manifest.paths()])
     (folder,) = run.checker.iterdir()
@@ -87,40 +87,40 @@ def test_the_verdict_is_a_column_a_result_and_in_what_loaders_read(
     plan = record.results["plan"]
     back = [batch.verdict for batch in finished_batches(run.generated, 8, plan)]
     assert sum(int(said.shows.sum()) for said in back if said and said.shows is not None) == expected.sum()
-    once = run_generate(context(force=True, generate__check=str(own)))
+    once = run_generate(session(force=True, generate__check=str(own)))
     assert once.results["label_checked"] < record.results["label_checked"], "lost labels are drawn again"
 
 
-def test_without_a_check_nobody_has_said_anything(context: Open, run: RunFolder) -> None:
-    record = run_generate(context(generate__count=4))
+def test_without_a_check_nobody_has_said_anything(session: Open, run: RunFolder) -> None:
+    record = run_generate(session(generate__count=4))
     assert record.results["label_checked"] is None and column(run) == [None] * 4
     assert not run.checker.exists() and "check" not in record.inputs
     file = run.generated / "samples.parquet"
     pq.write_table(pq.read_table(file).drop_columns("label_checked"), file)  # as from before there were checks
     (run.path / "records" / "generate.json").unlink()
-    again = run_generate(context(generate__count=4))
+    again = run_generate(session(generate__count=4))
     assert again.results["label_checked"] is None and again.results["made_now"] == 0
     for shard in (run.generated / "shards").glob("*.parquet"):
         pq.write_table(pq.read_table(shard).drop_columns("label_checked"), shard)
     assert sum(len(batch.rows) for batch in finished_batches(run.generated, 8, again.results["plan"])) == 4
 
 
-def test_another_check_makes_other_images(context: Open, run: RunFolder, own: Path) -> None:
-    first = run_generate(context(generate__check=str(own), generate__count=4))
-    assert run_generate(context(generate__check=str(own), generate__count=4)).started == first.started
+def test_another_check_makes_other_images(session: Open, run: RunFolder, own: Path) -> None:
+    first = run_generate(session(generate__check=str(own), generate__count=4))
+    assert run_generate(session(generate__check=str(own), generate__count=4)).started == first.started
     own_file(own.parent, seed=1)  # at the same place
     with pytest.raises(MismatchError, match="holds images of another plan"):
-        run_generate(context(generate__check=str(own), generate__count=4))
+        run_generate(session(generate__check=str(own), generate__count=4))
     with pytest.raises(MismatchError, match="holds images of another plan"):
-        run_generate(context(generate__count=4))
+        run_generate(session(generate__count=4))
     assert len(list(run.checker.iterdir())) == 2
 
 
-def test_a_plan_for_another_check_is_refused(context: Open, run: RunFolder, own: Path) -> None:
-    _, _, file = write_priced_plan(context(generate__check=str(own), generate__count=4), Wishes())
+def test_a_plan_for_another_check_is_refused(session: Open, run: RunFolder, own: Path) -> None:
+    _, _, file = write_priced_plan(session(generate__check=str(own), generate__count=4), Wishes())
     with pytest.raises(MismatchError, match=r"other sampler settings: check '\w{16}', here None"):
-        run_generate(context(), file)
-    assert run_generate(context(generate__check=str(own)), file).results["images"] == 4
+        run_generate(session(), file)
+    assert run_generate(session(generate__check=str(own)), file).results["images"] == 4
 
 
 @pytest.mark.parametrize(
@@ -132,43 +132,43 @@ def test_a_plan_for_another_check_is_refused(context: Open, run: RunFolder, own:
     ],
 )
 def test_what_does_not_fit_is_said_before_a_model_is_loaded(
-    context: Open, monkeypatch: pytest.MonkeyPatch, check: str, error: type[Exception], says: str
+    session: Open, monkeypatch: pytest.MonkeyPatch, check: str, error: type[Exception], says: str
 ) -> None:
     monkeypatch.setattr(generate, "open_run_engine", lambda *_: pytest.fail("too late"))
     for devices in ((), ("1",)):
         with pytest.raises(error, match=says):
-            run_generate(context(generate__check=check, generate__check_model="nobody/nothing", scale__devices=devices))
+            run_generate(session(generate__check=check, generate__check_model="nobody/nothing", scale__devices=devices))
 
 
-def test_a_check_that_is_neither_a_name_nor_a_file(context: Open) -> None:
+def test_a_check_that_is_neither_a_name_nor_a_file(session: Open) -> None:
     with pytest.raises(UsageError, match=r"digits, features, clip, or the \.onnx"):
-        context(generate__check="feature")
-    assert context(generate__check="none").config.generate.check is None
+        session(generate__check="feature")
+    assert session(generate__check="none").config.generate.check is None
 
 
-def test_features_learn_from_the_runs_images(context: Open, run: RunFolder, adapter: Path) -> None:
+def test_features_learn_from_the_runs_images(session: Open, run: RunFolder, adapter: Path) -> None:
     train = read_manifest(run.samples)
     grey = np.array([40, 120, 200])
     for path, label in zip(train.paths(), train.column("label"), strict=True):
         Image.new("RGB", (32, 32), tuple(int(c) for c in np.roll([grey[label], 90, 20], label))).save(path)
     run.run(Stage("score", {}, {}), lambda: Outcome([], "x"))
-    opened = context(generate__check="features", score__feature_size=32)
+    opened = session(generate__check="features", score__feature_size=32)
     folder = prepare_check(opened, Job())
     assert folder is not None and folder.parent == run.checker
     shutil.rmtree(run.cache)
     images = np.stack([np.asarray(Image.open(path)) for path in train.paths()])
     assert open_label_check(folder)(images, train.column("label")).mean() > 0.9
     assert prepare_check(opened, Job()) == folder, "found again"
-    assert prepare_check(context(generate__check="features", score__feature_size=48), Job()) != folder
+    assert prepare_check(session(generate__check="features", score__feature_size=48), Job()) != folder
 
 
 @pytest.mark.parametrize("deliver", [False, True])
 def test_workers_ask_the_same_classifier(
-    context: Open, run: RunFolder, own: Path, monkeypatch: pytest.MonkeyPatch, deliver: bool
+    session: Open, run: RunFolder, own: Path, monkeypatch: pytest.MonkeyPatch, deliver: bool
 ) -> None:
     """deliver: machines without a common disk are sent it."""
-    monkeypatch.setattr(probe, "open_crew", lambda context, opener, spread, job: opener("cpu", lambda: False))
-    opened = context(generate__check=str(own), generate__attempts=3, generate__per_class=2)
+    monkeypatch.setattr(probe, "open_crew", lambda session, opener, spread, job: opener("cpu", lambda: False))
+    opened = session(generate__check=str(own), generate__attempts=3, generate__per_class=2)
     here = list(sample_images(opened))
     spread = Spread(["cpu"], "ray" if deliver else "local", deliver)
     worker: Any = open_run_crew(opened, spread, Job(), open_sample_worker, score=True)
@@ -179,31 +179,31 @@ def test_workers_ask_the_same_classifier(
     assert (made.images == np.concatenate([batch.images for batch in here])).all()
 
 
-def test_sets_of_experiments_are_named_by_their_check(context: Open, run: RunFolder, own: Path) -> None:
+def test_sets_of_experiments_are_named_by_their_check(session: Open, run: RunFolder, own: Path) -> None:
     arms = tuple(named_arms(("dcdm",)))
     real = read_manifest(run.samples)
 
     def key(**flags: object) -> str:
-        return GeneratedSets(context(**flags), Experiment(name="x", arms=arms), real, Job()).key(arms[0], 0.5, 1)
+        return GeneratedSets(session(**flags), Experiment(name="x", arms=arms), real, Job()).key(arms[0], 0.5, 1)
 
     before = {key(), key(generate__check=str(own)), key(generate__check="digits")}
     own_file(own.parent, seed=1)
     assert len(before | {key(generate__check=str(own))}) == 4
 
 
-def test_a_set_of_an_experiment_is_checked(context: Open, run: RunFolder, own: Path) -> None:
+def test_a_set_of_an_experiment_is_checked(session: Open, run: RunFolder, own: Path) -> None:
     arms = tuple(named_arms(("dcdm",)))
     sets = GeneratedSets(
-        context(generate__check=str(own)), Experiment(name="x", arms=arms), read_manifest(run.samples), Job()
+        session(generate__check=str(own)), Experiment(name="x", arms=arms), read_manifest(run.samples), Job()
     )
     sets.make(arms[0], 0.2, 1)
     share = sets.facts(arms[0], 0.2, 1)["label_checked"]
     assert 0 <= share <= 1 and sets.facts(arms[0], 0.2, 1)["label_checked"] == share
 
 
-def test_probes_check_labels_as_generation_does(context: Open, run: RunFolder, own: Path) -> None:
+def test_probes_check_labels_as_generation_does(session: Open, run: RunFolder, own: Path) -> None:
     """So that adherence says how many images show their label."""
-    opened = context(generate__check=str(own), generate__calibrated=False)
+    opened = session(generate__check=str(own), generate__calibrated=False)
     engine = probe.open_run_engine(opened, run.adapter, Job())
     probed = probe.probe(opened, engine, [0.2, 0.4], 3, Job(), seed=5, calibrated=True)
     assert probed.shows is not None and probed.shows.shape == (6,)

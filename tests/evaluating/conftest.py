@@ -11,7 +11,7 @@ import pytest
 
 from dcdm_cli.console import Console
 from dcdm_cli.run.resolution import resolve
-from dcdm_cli.run.session import Context
+from dcdm_cli.run.session import Session
 from dcdm_cli.run.store import RunFolder
 from dcdm_cli.stages.caption import run_caption
 from dcdm_cli.stages.finetune import run_finetune
@@ -36,20 +36,20 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def context_of(folder: Path, **given: Any) -> Context:
+def session_of(folder: Path, **given: Any) -> Session:
     """given: flags, with __ for the dot."""
     flags = {f"{s}.{k}": v for s, part in SETTINGS.items() if isinstance(part, dict) for k, v in part.items()}
     flags |= {key: value for key, value in SETTINGS.items() if not isinstance(value, dict)}
     flags |= {key.replace("__", "."): value for key, value in given.items()}
-    return Context(RunFolder(folder), resolve(flags=flags), Console(quiet=True), False, False, flags)
+    return Session(RunFolder(folder), resolve(flags=flags), Console(quiet=True), False, False, flags)
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished") / "run"
-    context = context_of(folder)
+    session = session_of(folder)
     for stage in (run_score, run_caption, run_finetune, run_generate):
-        stage(context)
+        stage(session)
     return folder
 
 
@@ -71,5 +71,5 @@ def experimented(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return Path(shutil.copytree(finished, tmp_path_factory.mktemp("experimented") / "run"))
 
 
-def forced(context: Context) -> Context:
-    return replace(context, force=True)
+def forced(session: Session) -> Session:
+    return replace(session, force=True)

@@ -22,16 +22,16 @@ from dcdm_cli.stages.artefacts import run_artefacts, run_filter
 from dcdm_cli.stages.atlas import hardest_classes, run_atlas
 from dcdm_cli.stages.evaluate import run_evaluate
 from dcdm_cli.stages.evaluation_data import checked_data
-from dcdm_cli.stages.experiments.generators import prepare_variant, variant_context
+from dcdm_cli.stages.experiments.generators import prepare_variant, variant_session
 from dcdm_cli.stages.generate import run_generate
 from dcdm_cli.stages.next_plan import run_next_plan
 
-from .conftest import context_of
+from .conftest import session_of
 
 
 @pytest.fixture(scope="module")
 def metrics(shared: Path) -> dict:
-    return run_evaluate(context_of(shared, evaluate__gpu_hour_price=2.0)).results
+    return run_evaluate(session_of(shared, evaluate__gpu_hour_price=2.0)).results
 
 
 def test_the_document_keeps_its_keys_and_has_new_ones(metrics: dict, shared: Path) -> None:
@@ -70,21 +70,21 @@ def test_the_bill_names_its_unit(metrics: dict) -> None:
 
 
 def test_more_seeds_only_train_what_is_missing(metrics: dict, shared: Path) -> None:
-    context = context_of(shared)
-    adherence, ledger = context.run.require("adherence"), shared / "evaluation" / "downstream.jsonl"
+    session = session_of(shared)
+    adherence, ledger = session.run.require("adherence"), shared / "evaluation" / "downstream.jsonl"
     before = len(ledger.read_text().splitlines())
-    made = run_evaluate(context_of(shared, evaluate__seeds=3)).results
+    made = run_evaluate(session_of(shared, evaluate__seeds=3)).results
     assert len(ledger.read_text().splitlines()) == before + 2
-    assert context.run.require("adherence") == adherence and context.run.require("judge").stage == "judge"
+    assert session.run.require("adherence") == adherence and session.run.require("judge").stage == "judge"
     assert made["downstream"]["arms"][0]["accuracy"][:2] == metrics["downstream"]["arms"][0]["accuracy"]
 
 
 def test_finished_images_are_looked_at_without_a_generator(metrics: dict, run: Path, capsys) -> None:
     (run / "adapter" / "pytorch_lora_weights.safetensors").rename(run / "hidden")
     with pytest.raises(NotFoundError):
-        run_artefacts(context_of(run))
+        run_artefacts(session_of(run))
     (run / "hidden").rename(run / "adapter" / "pytorch_lora_weights.safetensors")
-    run_artefacts(context_of(run))
+    run_artefacts(session_of(run))
     assert capsys.readouterr().out.strip().endswith("artefacts.json")
     made = json.loads((run / "evaluation" / "artefacts.json").read_text())
     assert made["adherence"]["n"] == 20 and "downstream" not in made and made["quality"]["images"] == 20
@@ -102,7 +102,7 @@ def test_a_filter_lists_and_deletes_nothing(run: Path) -> None:
     scores[3] = 0.99
     write_manifest(images.with_columns({"measured_difficulty": scores}), run / "generated" / "samples.parquet")
     before = {path: path.read_bytes() for path in paths}
-    run_filter(context_of(run))
+    run_filter(session_of(run))
     lines = [json.loads(line) for line in (run / "evaluation" / "filter.jsonl").read_text().splitlines()]
     reasons = {line["sample_id"]: line["reason"] for line in lines}
     ids = images.column("sample_id")
@@ -116,7 +116,7 @@ def test_a_filter_lists_and_deletes_nothing(run: Path) -> None:
 def test_the_next_plan_can_be_read_and_asks_for_what_is_wanted(run: Path) -> None:
     from dcdm_cli.generation.plan_file import read_plan
 
-    made = run_next_plan(context_of(run)).results
+    made = run_next_plan(session_of(run)).results
     plan = read_plan(run / "evaluation" / "next_plan.parquet")
     assert len(plan) == made["images"] == 20 and plan.hash == made["plan"] and made["known_images"] == 20
     targets = np.array(plan.table["target_difficulty"])
@@ -126,17 +126,17 @@ def test_the_next_plan_can_be_read_and_asks_for_what_is_wanted(run: Path) -> Non
 
 
 def test_generate_evaluate_generate_is_one_pipeline(run: Path) -> None:
-    context = replace(context_of(run), given={})  # a finished plan takes no settings of another
-    first = run_next_plan(context).results
+    session = replace(session_of(run), given={})  # a finished plan takes no settings of another
+    first = run_next_plan(session).results
     before = (run / "evaluation" / "next_plan.parquet").read_bytes()
     with pytest.raises(MismatchError, match="holds images of another plan"):
-        run_generate(context, run / "evaluation" / "next_plan.parquet")
+        run_generate(session, run / "evaluation" / "next_plan.parquet")
     (run / "generated").rename(run / "generated-1")
-    made = run_generate(context, run / "evaluation" / "next_plan.parquet")
+    made = run_generate(session, run / "evaluation" / "next_plan.parquet")
     assert made.results["plan"] == first["plan"]
     images = read_manifest(run / "generated" / "samples.parquet")
     assert len(images) == 20 and images.column("target_difficulty").max() <= 0.8
-    again = run_next_plan(context).results
+    again = run_next_plan(session).results
     assert (first["known_images"], again["known_images"]) == (20, 40)
     assert again["plan"] != first["plan"] and (run / "evaluation" / "next_plan.parquet").read_bytes() != before
 
@@ -153,7 +153,7 @@ def test_the_demos_artefacts_are_looked_at_within_a_minute(run: Path) -> None:
     many(run, 200, measured_difficulty=np.full(200, np.nan))
     net = PRESETS["digits"]["judge"]
     clock = time.process_time()
-    run_artefacts(context_of(run, **{f"judge__{key}": value for key, value in net.items()}))
+    run_artefacts(session_of(run, **{f"judge__{key}": value for key, value in net.items()}))
     assert time.process_time() - clock < 60
     made = json.loads((run / "evaluation" / "artefacts.json").read_text())
     assert made["adherence"]["n"] == made["quality"]["images"] == 200
@@ -166,23 +166,23 @@ def test_adherence_of_many_files_holds_few_of_them_at_a_time(run: Path, monkeypa
     from dcdm_cli.stages.artefacts import _adherence
     from dcdm_cli.stages.judge import open_judge
 
-    context, real, held = context_of(run), Scorer.measure, []
+    session, real, held = session_of(run), Scorer.measure, []
 
     def watched(*arguments: Any, **how: Any) -> Measured:
         found = real(*arguments, **how)
         held.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
         return found
 
-    judge = open_judge(context, read_manifest(run / "samples.parquet"), Job())
+    judge = open_judge(session, read_manifest(run / "samples.parquet"), Job())
     monkeypatch.setattr(Scorer, "measure", watched)
     images = many(run, 16 * CHUNK, measured_difficulty=np.full(16 * CHUNK, 0.5))
-    assert _adherence(context, checked_data(context), images, judge, Job())["n"] == 16 * CHUNK
+    assert _adherence(session, checked_data(session), images, judge, Job())["n"] == 16 * CHUNK
     assert len(held) == 17  # the last are the real ones
     assert max(held[3:]) - held[3] < 16e6  # the pixels of the other 12 chunks are 38 MB
 
 
 def test_the_atlas_of_two_classes(shared: Path) -> None:
-    record = run_atlas(context_of(shared))
+    record = run_atlas(session_of(shared))
     page = (shared / "evaluation" / "atlas.html").read_text()
     assert record.results["classes"] == 2 and page.count("<section") == 2
     # per class: 4 easiest, 3 strips of 2 targets, their nearest real images, 4 hardest
@@ -209,12 +209,12 @@ def test_a_test_set_that_overlaps_training_is_cut_or_refused(run: Path) -> None:
     train, test = ids[splits == "train"], np.flatnonzero(splits == "test")
     ids[test[:5]] = train[:5]
     rewritten(run, sample_id=ids)
-    data = checked_data(context_of(run))
+    data = checked_data(session_of(run))
     assert len(data.held_out) == 992 and "leak: 5 of 997 held-out images" in data.warnings[0]
     ids[test] = np.resize(train, len(test))
     rewritten(run, sample_id=ids)
     with pytest.raises(UsageError, match="every held-out image is also a training image"):
-        checked_data(context_of(run))
+        checked_data(session_of(run))
 
 
 def test_missing_splits_classes_and_scorer_are_named(run: Path) -> None:
@@ -222,29 +222,29 @@ def test_missing_splits_classes_and_scorer_are_named(run: Path) -> None:
     labels = read_manifest(run / "samples.parquet").column("label")
     rewritten(run, split=np.where(splits == "test", "train", splits))
     with pytest.raises(UsageError, match="no test images"):
-        checked_data(context_of(run))
+        checked_data(session_of(run))
     rewritten(run, split=np.where((splits == "train") & (labels > 0), "judge", splits))
     with pytest.raises(UsageError, match="at least two classes"):
-        checked_data(context_of(run))
+        checked_data(session_of(run))
     few = np.flatnonzero((splits == "train") & (labels == 3))[2:]
     cut = splits.copy()
     cut[few] = "judge"
     rewritten(run, split=cut)
-    assert "1 classes have fewer than 5 training images (3)" in checked_data(context_of(run)).warnings[0]
+    assert "1 classes have fewer than 5 training images (3)" in checked_data(session_of(run)).warnings[0]
     (run / "scorer").rename(run / "gone")
     with pytest.raises(UsageError, match="needs a scorer"):
-        checked_data(context_of(run))
+        checked_data(session_of(run))
 
 
 def test_a_run_of_other_data_is_refused_and_an_old_adapter_noted(run: Path) -> None:
     record = json.loads((run / "records" / "finetune.json").read_text())
     (run / "records" / "finetune.json").write_text(json.dumps({**record, "inputs": {"score": "older"}}))
-    assert "before the images were last scored" in checked_data(context_of(run)).warnings[0]
+    assert "before the images were last scored" in checked_data(session_of(run)).warnings[0]
     config = json.loads((run / "adapter" / "config.json").read_text())
     names = [*config["class_names"][:-1], "ten"]
     (run / "adapter" / "config.json").write_text(json.dumps({**config, "class_names": names}))
     with pytest.raises(MismatchError, match="class 9 is 'ten' there and '9' here"):
-        checked_data(context_of(run))
+        checked_data(session_of(run))
 
 
 def test_images_of_other_classes_are_refused(run: Path) -> None:
@@ -252,16 +252,16 @@ def test_images_of_other_classes_are_refused(run: Path) -> None:
     other = Manifest(images.table, ("a",) * 10, images.root)
     write_manifest(other, run / "generated" / "samples.parquet")
     with pytest.raises(MismatchError, match="generated images are of other classes"):
-        run_artefacts(context_of(run))
+        run_artefacts(session_of(run))
 
 
 def test_an_adapter_with_other_sampler_settings_is_calibrated_for_itself(run: Path) -> None:
-    context = context_of(run, calibrate__enabled=True)
+    session = session_of(run, calibrate__enabled=True)
     spec = AdapterSpec(generate={"difficulty_guidance": 3.0})
-    own = variant_context(context, "strong", spec)
+    own = variant_session(session, "strong", spec)
     prepare_variant(own, spec, Job())
     reason = own.run.require("calibration").results["reason"]  # two steps of training may teach nothing
     assert (own.run.adapter / "calibration.json").is_file() == (reason == "")
     prepare_variant(own, spec, Job())
-    assert variant_context(context, "ours", AdapterSpec()).run is context.run
-    assert variant_context(context, "../a / b", spec).run.path.parent == own.run.path.parent
+    assert variant_session(session, "ours", AdapterSpec()).run is session.run
+    assert variant_session(session, "../a / b", spec).run.path.parent == own.run.path.parent

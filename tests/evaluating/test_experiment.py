@@ -14,12 +14,12 @@ from dcdm_cli.generation.engine import open_engine
 from dcdm_cli.run.progress import Job
 from dcdm_cli.stages.evaluation_data import checked_data
 from dcdm_cli.stages.experiments.arms import ARMS
-from dcdm_cli.stages.experiments.generators import variant_context
+from dcdm_cli.stages.experiments.generators import variant_session
 from dcdm_cli.stages.experiments.run import run_experiment
 from dcdm_cli.stages.experiments.sets import GeneratedSets
 from dcdm_cli.stages.export import run_export
 
-from .conftest import context_of, forced
+from .conftest import forced, session_of
 
 CONTROLS = """
 about = "everything at once"
@@ -57,7 +57,7 @@ name = "the same again"
 def document(experimented: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
     file = tmp_path_factory.mktemp("toml") / "all of it.toml"
     file.write_text(CONTROLS)
-    record, place = run_experiment(context_of(experimented), str(file))
+    record, place = run_experiment(session_of(experimented), str(file))
     assert place.document.name == "all-of-it.json" and json.loads(place.document.read_text()) == record.results
     return record.results
 
@@ -91,18 +91,18 @@ def test_comparisons_and_the_crossing_are_there(document: dict) -> None:
 
 
 def test_where_the_run_is_exported_its_rival_is_too_and_pays_for_it(run: Path, tmp_path: Path) -> None:
-    context, file = context_of(run), tmp_path / "sweep.toml"
-    run_export(context)
+    session, file = session_of(run), tmp_path / "sweep.toml"
+    run_export(session)
     arms = ('name = "real"\nsource = "none"', 'name = "plain"\nadapter = "plain"\nattempts = 1', 'name = "dcdm"')
     tables = "".join(f"[[arms]]\n{arm}\n" for arm in arms)
     file.write_text(f'axis = "ratio"\nratios = [0.1]\ncontrols = ["plain"]\n{tables}')
-    found = run_experiment(context, str(file))[0].results
-    rival = variant_context(context, "plain", BUILT_IN_ADAPTERS["plain"]).run
-    engine = open_engine(rival.adapter, context.config.generate, "cpu", export=rival.export)
+    found = run_experiment(session, str(file))[0].results
+    rival = variant_session(session, "plain", BUILT_IN_ADAPTERS["plain"]).run
+    engine = open_engine(rival.adapter, session.config.generate, "cpu", export=rival.export)
     assert engine.denoiser.name in ("openvino", "onnxruntime")
     paid = sum(record.seconds for record in map(rival.require, ("caption", "finetune", "export")))
     assert found["crossings"]["plain"]["before_seconds"]["control"] == pytest.approx(paid, abs=0.01)
-    assert found["preparation_seconds"]["export"] == context.run.require("export").seconds
+    assert found["preparation_seconds"]["export"] == session.run.require("export").seconds
 
 
 def test_adapters_are_trained_once_and_sets_shared_by_name(document: dict, experimented: Path) -> None:
@@ -135,17 +135,17 @@ def test_another_experiment_finds_what_is_there(document: dict, experimented: Pa
         'seeds = 2\n[[arms]]\nname = "x"\nratio = 0.2\n[[arms]]\nname = "y"\nratio = 0.1\n'
         '[[arms]]\nname = "real"\nsource = "none"\n'
     )
-    record, _ = run_experiment(context_of(experimented), str(file))
+    record, _ = run_experiment(session_of(experimented), str(file))
     assert (experimented / "evaluation" / "downstream.jsonl").read_text() == before
     found = [row["accuracy"] for row in record.results["cells"][0]["arms"]]
     assert found[:2] == [arm(document, cell, "dcdm")["accuracy"] for cell in (1, 0)]
-    again, _ = run_experiment(context_of(experimented), str(file))
+    again, _ = run_experiment(session_of(experimented), str(file))
     assert again.started == record.started  # skipped
 
 
 def sets_of(folder: Path, *arms: ArmSpec, ratios: tuple[float, ...] = ()) -> GeneratedSets:
-    context = context_of(folder)
-    return GeneratedSets(context, Experiment(name="x", arms=arms, ratios=ratios), checked_data(context).real, Job())
+    session = session_of(folder)
+    return GeneratedSets(session, Experiment(name="x", arms=arms, ratios=ratios), checked_data(session).real, Job())
 
 
 def test_a_set_of_a_smaller_ratio_is_part_of_the_larger(document: dict, experimented: Path) -> None:
@@ -190,13 +190,13 @@ def test_bands_are_the_ratios_that_arms_like_it_ask_for(experimented: Path) -> N
 def test_rounds_are_planned_from_what_is_hard(experimented: Path, tmp_path: Path) -> None:
     file = tmp_path / "rounds.toml"
     file.write_text('seeds = 1\nfocus = "loop"\n[[arms]]\nname = "loop"\nrounds = 2\nratio = 0.1\n')
-    record, _ = run_experiment(context_of(experimented), str(file))
+    record, _ = run_experiment(session_of(experimented), str(file))
     (row,) = record.results["cells"][0]["arms"]
     assert row["synthetic_images"] == 20 and row["difficulty"] == "plan, 2 rounds"
 
 
 def test_the_adherence_experiment_has_both_sides_of_calibration(experimented: Path) -> None:
-    record, place = run_experiment(context_of(experimented), "adherence")
+    record, place = run_experiment(session_of(experimented), "adherence")
     document = record.results
     assert set(document["adherence"]) == {"calibrated", "uncalibrated"}
     assert document["adherence"]["calibrated"]["n"] == 20 and len(document["adherence"]["calibrated"]["classes"]) == 10
@@ -211,7 +211,7 @@ def test_the_adherence_experiment_has_both_sides_of_calibration(experimented: Pa
 def test_a_validation_run_does_not_touch_the_test_images(experimented: Path, tmp_path: Path) -> None:
     file = tmp_path / "choose.toml"
     file.write_text('seeds = 1\n[[arms]]\nname = "real"\nsource = "none"\n')
-    record, _ = run_experiment(context_of(experimented, evaluate__holdout="validation"), str(file))
+    record, _ = run_experiment(session_of(experimented, evaluate__holdout="validation"), str(file))
     assert record.results["tested_on"] == "validation" and record.results["cells"][0]["test_images"] == 600
 
 
@@ -223,10 +223,10 @@ def test_a_stopped_experiment_goes_on(run: Path, tmp_path: Path, monkeypatch: py
     ledger = run / "evaluation" / "downstream.jsonl"
     monkeypatch.setattr(jobs, "asked_to_stop", lambda: "SIGTERM" if ledger.is_file() else None)
     with pytest.raises(InterruptedRunError, match="1 of 2 classifiers"):
-        run_experiment(context_of(run), str(file))
+        run_experiment(session_of(run), str(file))
     monkeypatch.setattr(jobs, "asked_to_stop", lambda: None)
     first = ledger.read_text()
-    run_experiment(context_of(run), str(file))
+    run_experiment(session_of(run), str(file))
     assert ledger.read_text().startswith(first) and len(ledger.read_text().splitlines()) == 2
 
 
@@ -234,10 +234,10 @@ def test_classifiers_that_fit_no_image_are_refused(experimented: Path, tmp_path:
     file = tmp_path / "big.toml"
     file.write_text('[[arms]]\nname = "real"\nsource = "none"\n[[classifiers]]\nname = "x"\nsides = [64, 99]\n')
     with pytest.raises(UsageError, match="no classifier for images of 32 pixels"):
-        run_experiment(context_of(experimented), str(file))
+        run_experiment(session_of(experimented), str(file))
     file.write_text(
         '[[arms]]\nname = "r"\nsource = "none"\n[[arms]]\nname = "a"\nadapter = "g"\n'
         "[adapters.g]\ngenerate = { stpes = 3 }\n"
     )
     with pytest.raises(UsageError, match="stpes"):
-        run_experiment(forced(context_of(experimented)), str(file))
+        run_experiment(forced(session_of(experimented)), str(file))

@@ -14,19 +14,19 @@ from dcdm_cli.stages.evaluation_data import checked_data
 from dcdm_cli.stages.experiments.sets import GeneratedSets
 from dcdm_cli.stages.generate import run_generate
 
-from .conftest import context_of, forced
+from .conftest import forced, session_of
 
 
 def test_what_repeats_its_source_is_counted(run: Path) -> None:
-    context = context_of(run, generate__strength=0.5)
-    cached = sorted(context.run.cache.glob("latents-*"))
-    run_generate(forced(context))
-    assert sorted(context.run.cache.glob("latents-*")) == cached != []  # fine-tuning's, not encoded again
+    session = session_of(run, generate__strength=0.5)
+    cached = sorted(session.run.cache.glob("latents-*"))
+    run_generate(forced(session))
+    assert sorted(session.run.cache.glob("latents-*")) == cached != []  # fine-tuning's, not encoded again
     made, real = read_manifest(run / "generated" / "samples.parquet"), read_manifest(run / "samples.parquet")
     path_of = dict(zip(real.column("sample_id"), real.paths(), strict=True))
     for number in range(3):
         shutil.copyfile(path_of[made.column("source_id")[number]], made.paths()[number])
-    run_artefacts(context)
+    run_artefacts(session)
     found = json.loads((run / "evaluation" / "artefacts.json").read_text())["quality"]["leakage"]
     assert found["from_source"] == 20 and 3 <= found["near_source"] <= found["near_train"]
     page = (run / "evaluation" / "artefacts.html").read_text()
@@ -34,10 +34,10 @@ def test_what_repeats_its_source_is_counted(run: Path) -> None:
 
 
 def test_the_arm_starts_from_real_images_of_its_class(shared: Path) -> None:
-    context = context_of(shared)
+    session = session_of(shared)
     arm = next(arm for arm in find_experiment("controls").arms if arm.name == "img2img")
-    data = checked_data(context)
-    sets = GeneratedSets(context, Experiment(name="x", arms=(arm,)), data.real, Job())
+    data = checked_data(session)
+    sets = GeneratedSets(session, Experiment(name="x", arms=(arm,)), data.real, Job())
     made = sets.make(arm, 0.1, seed=1000)
     images = read_manifest(made.paths[0].parents[2] / "samples.parquet")
     label_of = dict(zip(data.real.column("sample_id"), data.real.column("label"), strict=True))

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from dcdm_cli.data.manifest import SCORE_COLUMNS, read_manifest
-from dcdm_cli.run.session import Context
+from dcdm_cli.run.session import Session
 from dcdm_cli.stages.adherence import measured_adherence
 from dcdm_cli.stages.evaluation_data import checked_data
 from dcdm_cli.stages.jobs import open_job
 from dcdm_cli.stages.judge import open_judge
 from dcdm_cli.stages.score import run_score
 
-from .conftest import context_of
+from .conftest import session_of
 
 WORKER = {"scale__devices": ("1",), "threads": 1}
 
@@ -33,7 +33,7 @@ def one_thread() -> object:
 
 @pytest.mark.slow
 def test_a_worker_scores_the_same(finished: Path, tmp_path: Path, one_thread: object) -> None:
-    record = run_score(context_of(tmp_path / "run", **WORKER))
+    record = run_score(session_of(tmp_path / "run", **WORKER))
     ours, theirs = (read_manifest(folder / "samples.parquet") for folder in (tmp_path / "run", finished))
     for name in SCORE_COLUMNS:
         np.testing.assert_allclose(
@@ -45,15 +45,15 @@ def test_a_worker_scores_the_same(finished: Path, tmp_path: Path, one_thread: ob
 
 @pytest.mark.slow
 def test_a_worker_measures_the_same_adherence(run: Path, one_thread: object) -> None:
-    here = adherence(context_of(run))
+    here = adherence(session_of(run))
     (run / "records" / "adherence.json").unlink()
-    there = adherence(context_of(run, **WORKER))
+    there = adherence(session_of(run, **WORKER))
     assert here["n"] == 20 and (run / "evaluation" / "figures" / "atlas.png").is_file()
     for ours, theirs in zip(there["targets"], here["targets"], strict=True):
         assert ours == pytest.approx(theirs, abs=1e-3)
     assert there["frontier"] == here["frontier"] and there["classes"] == here["classes"]
 
 
-def adherence(context: Context) -> dict[str, Any]:
-    data, job = checked_data(context), open_job(context)
-    return measured_adherence(context, data, open_judge(context, data.manifest, job), job).results
+def adherence(session: Session) -> dict[str, Any]:
+    data, job = checked_data(session), open_job(session)
+    return measured_adherence(session, data, open_judge(session, data.manifest, job), job).results

@@ -14,7 +14,7 @@ from dcdm_cli.run.session import recorded_layers, with_chosen_strength
 from dcdm_cli.run.store import RunFolder
 from dcdm_cli.stages.finetune import run_finetune
 
-from .conftest import context_of
+from .conftest import session_of
 
 AUTO: dict[str, Any] = {
     "finetune__strength": "auto", "finetune__steps": 2, "strength__checkpoints": (1, 2),
@@ -25,7 +25,7 @@ AUTO: dict[str, Any] = {
 
 
 def test_the_point_that_covers_most_becomes_the_adapter_and_later_stages_use_its_scales(run: Path) -> None:
-    record = run_finetune(context_of(run, **AUTO))
+    record = run_finetune(session_of(run, **AUTO))
     strength = record.results["strength"]
     assert [(p["steps"], p["lora_scale"]) for p in strength["points"]] == [(1, 1.0), (2, 1.0)]
     best = max(strength["points"], key=lambda point: point["coverage"])
@@ -38,10 +38,10 @@ def test_the_point_that_covers_most_becomes_the_adapter_and_later_stages_use_its
     assert record.config["strength"] == "auto" and record.config["probed"]["probe_budget"] == 40
     layers = {layer.origin: layer.values for layer in recorded_layers(RunFolder(run), "generate")}
     assert layers["record of finetune"]["generate"] == scales
-    asked = with_chosen_strength(context_of(run, generate__lora_scale=0.3)).config.generate
+    asked = with_chosen_strength(session_of(run, generate__lora_scale=0.3)).config.generate
     assert (asked.text_guidance, asked.lora_scale) == (1.5, 0.3)  # a flag wins
     assert not (run / "checkpoints" / "adapter").exists()
-    assert run_finetune(context_of(run, **AUTO)).started == record.started
+    assert run_finetune(session_of(run, **AUTO)).started == record.started
 
 
 def test_a_choice_that_was_stopped_goes_on_with_what_it_has_measured(
@@ -58,20 +58,20 @@ def test_a_choice_that_was_stopped_goes_on_with_what_it_has_measured(
     usual = measures.measure_point
     monkeypatch.setattr(measures, "measure_point", counted)
     with pytest.raises(InterruptedRunError):
-        run_finetune(context_of(run, **AUTO))
-    run_finetune(context_of(run, **AUTO))
+        run_finetune(session_of(run, **AUTO))
+    run_finetune(session_of(run, **AUTO))
     assert len(measured) == 3  # the first point is not measured again
 
 
 def test_a_budget_too_small_for_the_points_is_refused_before_anything_is_trained(run: Path) -> None:
     before = adapter_hash(run / "adapter")
     with pytest.raises(UsageError, match="gives 5 images to each of 2 points, and 20 are needed") as caught:
-        run_finetune(context_of(run, **{**AUTO, "strength__probe_budget": 10}))
+        run_finetune(session_of(run, **{**AUTO, "strength__probe_budget": 10}))
     assert "probe_budget=40" in caught.value.hint and adapter_hash(run / "adapter") == before
 
 
 def test_a_number_of_steps_switches_the_choice_off(run: Path) -> None:
-    record = run_finetune(context_of(run, **{**AUTO, "finetune__strength": "1"}))
+    record = run_finetune(session_of(run, **{**AUTO, "finetune__strength": "1"}))
     assert "strength" not in record.results and read_adapter(run / "adapter").training["steps"] == 1
 
 
@@ -82,10 +82,10 @@ def test_the_encoder_learns_from_own_draws_over_a_frozen_lora(run: Path) -> None
     from dcdm_cli.model.lora import LORA_FILE
 
     plain = {"finetune__strength": "2", "generate__attempts": 1}
-    run_finetune(context_of(run, **plain))
+    run_finetune(session_of(run, **plain))
     before = {name: load_file(run / "adapter" / name) for name in (LORA_FILE, ENCODER_FILE)}
     own = {**plain, "finetune__own_draws": 12, "finetune__own_steps": 2, "generate__batch_size": 4}
-    results = run_finetune(context_of(run, **own)).results["own_draws"]
+    results = run_finetune(session_of(run, **own)).results["own_draws"]
     after = {name: load_file(run / "adapter" / name) for name in (LORA_FILE, ENCODER_FILE)}
     assert results["images"] == 12 and 0 <= results["difficulty_mean"] <= 1
     assert all((before[LORA_FILE][key] == after[LORA_FILE][key]).all() for key in before[LORA_FILE])
@@ -95,6 +95,6 @@ def test_the_encoder_learns_from_own_draws_over_a_frozen_lora(run: Path) -> None
 
 def test_plain_lora_chooses_its_own_strength(run: Path) -> None:
     plain = {**AUTO, "finetune__conditioning": "none"}
-    strength = run_finetune(context_of(run, **plain)).results["strength"]
+    strength = run_finetune(session_of(run, **plain)).results["strength"]
     assert [(p["text_guidance"], p["difficulty_guidance"]) for p in strength["points"]] == [(1.5, 1.5)] * 2
     assert read_adapter(run / "adapter").encoder is None

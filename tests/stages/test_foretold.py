@@ -8,7 +8,7 @@ import pytest
 
 from dcdm_cli.console import Console
 from dcdm_cli.run.resolution import resolve
-from dcdm_cli.run.session import Context
+from dcdm_cli.run.session import Session
 from dcdm_cli.run.store import Outcome, RunFolder, Stage
 from dcdm_cli.stages.evaluate import foretold
 
@@ -20,12 +20,12 @@ def run(tmp_path: Path) -> RunFolder:
     return run
 
 
-def context(run: RunFolder, **flags: object) -> Context:
+def session(run: RunFolder, **flags: object) -> Session:
     given = {name.replace("__", "."): value for name, value in flags.items()}
-    return Context(run, resolve(flags=given), Console(quiet=True), False, False, given)
+    return Session(run, resolve(flags=given), Console(quiet=True), False, False, given)
 
 
-def judged(run: RunFolder, opened: Context, seconds: float) -> None:
+def judged(run: RunFolder, opened: Session, seconds: float) -> None:
     settings = opened.config.judge.model_dump(mode="json")
     record, _ = run.run(Stage("judge", settings, {}), lambda: Outcome([], ""))
     file = run.path / "records" / "judge.json"
@@ -33,7 +33,7 @@ def judged(run: RunFolder, opened: Context, seconds: float) -> None:
 
 
 def test_as_long_as_the_judge_took_for_each_of_them(run: RunFolder) -> None:
-    opened = context(run, score__steps=100, downstream__steps=200, evaluate__workers=2)
+    opened = session(run, score__steps=100, downstream__steps=200, evaluate__workers=2)
     judged(run, opened, 60.0)
     assert foretold(opened, 9) == (
         "downstream: 9 classifiers (resnet18, 224 px, 200 steps each); as the judge went, about 9 min where none is "
@@ -42,7 +42,7 @@ def test_as_long_as_the_judge_took_for_each_of_them(run: RunFolder) -> None:
 
 
 def test_no_guess_from_a_judge_of_another_kind(run: RunFolder) -> None:
-    judged(run, context(run), 60.0)
-    assert foretold(context(run, downstream__image_size=64), 3) == (
+    judged(run, session(run), 60.0)
+    assert foretold(session(run, downstream__image_size=64), 3) == (
         "downstream: 3 classifiers (resnet18, 64 px, 2,000 steps each)"
     )

@@ -14,7 +14,7 @@ from dcdm_cli.console import Console
 from dcdm_cli.data.digits import digit_images
 from dcdm_cli.data.manifest import Manifest, write_manifest
 from dcdm_cli.run.resolution import resolve
-from dcdm_cli.run.session import Context
+from dcdm_cli.run.session import Session
 from dcdm_cli.run.store import Outcome, RunFolder, Stage
 from dcdm_cli.stages.finetune import run_finetune
 
@@ -51,7 +51,7 @@ def trained(run: RunFolder, **changes: object) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     flags = SETTINGS | {f"finetune.{name}": value for name, value in changes.items()}
-    run_finetune(Context(run, resolve(flags=flags), Console(quiet=True), True, False, flags))
+    run_finetune(Session(run, resolve(flags=flags), Console(quiet=True), True, False, flags))
     return load_file(run.adapter / "pytorch_lora_weights.safetensors")
 
 
@@ -73,5 +73,5 @@ def test_watching_makes_nothing_stale(run: RunFolder) -> None:
     trained(run)
     flags = SETTINGS | {"finetune.sample_every": 2}
     before = run.require("finetune").started
-    context = Context(run, resolve(flags=flags), Console(quiet=True), False, False, flags)
-    assert run_finetune(context).started == before
+    session = Session(run, resolve(flags=flags), Console(quiet=True), False, False, flags)
+    assert run_finetune(session).started == before

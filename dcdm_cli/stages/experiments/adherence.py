@@ -10,9 +10,9 @@ import numpy as np
 
 from dcdm_cli.evaluation.judge import Judge
 from dcdm_cli.run.progress import Job
-from dcdm_cli.run.session import Context
+from dcdm_cli.run.session import Session
 from dcdm_cli.stages.adherence import reachable_targets, summary
-from dcdm_cli.stages.experiments.generators import arm_context, prepare_variant
+from dcdm_cli.stages.experiments.generators import arm_session, prepare_variant
 from dcdm_cli.stages.judge import open_judge
 from dcdm_cli.stages.probe import open_run_engine, plan_inputs, probe, probe_rows
 
@@ -23,42 +23,42 @@ if TYPE_CHECKING:
     from dcdm_cli.generation.plan import PlanRow
 
 
-def adherence_document(context: Context, experiment: Experiment, data: Evaluated, job: Job) -> dict[str, Any]:
-    judge = open_judge(context, data.manifest, job)
-    engine = open_run_engine(context, context.run.adapter, job)
+def adherence_document(session: Session, experiment: Experiment, data: Evaluated, job: Job) -> dict[str, Any]:
+    judge = open_judge(session, data.manifest, job)
+    engine = open_run_engine(session, session.run.adapter, job)
     steered = {
-        name: _probed(context, engine, judge, data, job, calibrated=calibrated)
+        name: _probed(session, engine, judge, data, job, calibrated=calibrated)
         for name, calibrated in (("uncalibrated", False), ("calibrated", True))
     }
     del engine
-    densities = {"real": _real(context, data, job)}
+    densities = {"real": _real(session, data, job)}
     for arm in experiment.arms:
-        densities[arm.name] = _arm(context, experiment, arm, judge, job)
+        densities[arm.name] = _arm(session, experiment, arm, judge, job)
     return {"adherence": steered, "densities": densities}
 
 
 def _probed(
-    context: Context, engine: Engine, judge: Judge, data: Evaluated, job: Job, *, calibrated: bool
+    session: Session, engine: Engine, judge: Judge, data: Evaluated, job: Job, *, calibrated: bool
 ) -> dict[str, Any]:
     """The same targets and seeds twice, so that the two differ in the calibration alone."""
     from dcdm_cli.evaluation.adherence import Agreement
 
-    config = context.config.evaluate
+    config = session.config.evaluate
     agreement = Agreement(judge.labels)
     probed = probe(
-        context,
+        session,
         engine,
-        reachable_targets(context)[1],
+        reachable_targets(session)[1],
         config.per_target,
         job,
-        seed=config.seed + context.config.seed,
+        seed=config.seed + session.config.seed,
         calibrated=calibrated,
         watch=lambda rows, images, _: agreement.add(images, _labels(rows)),
     )
     return summary(probed, agreement.agrees, data.manifest.class_names)
 
 
-def _arm(context: Context, experiment: Experiment, arm: ArmSpec, judge: Judge, job: Job) -> dict[str, Any]:
+def _arm(session: Session, experiment: Experiment, arm: ArmSpec, judge: Judge, job: Job) -> dict[str, Any]:
     """Images at the arm's own target distribution, as `dcdm generate` would make them."""
     from dcdm_cli.evaluation.adherence import Agreement, density
     from dcdm_cli.generation.budget import Budget
@@ -66,7 +66,7 @@ def _arm(context: Context, experiment: Experiment, arm: ArmSpec, judge: Judge, j
     from dcdm_cli.generation.targets import parse_target
 
     spec = experiment.adapter(arm.adapter)
-    own = arm_context(context, arm, spec)
+    own = arm_session(session, arm, spec)
     own = prepare_variant(own, spec, job)
     engine, config = open_run_engine(own, own.run.adapter, job), own.config
     inputs = plan_inputs(own)
@@ -82,13 +82,13 @@ def _arm(context: Context, experiment: Experiment, arm: ArmSpec, judge: Judge, j
     return {**density(probed.realised), "label_agreement": round(float(agreement.agrees.mean()), 4)}
 
 
-def _real(context: Context, data: Evaluated, job: Job) -> dict[str, Any]:
+def _real(session: Session, data: Evaluated, job: Job) -> dict[str, Any]:
     """Held-out real images by the same scorer that measures the generated ones."""
     from dcdm_cli.difficulty.scorer import Scorer
     from dcdm_cli.evaluation.adherence import density
 
     paths, labels = data.held_out.paths(), data.held_out.column("label")
-    return density(Scorer.load(context.run.scorer, job.device).measure(paths, labels).difficulty)
+    return density(Scorer.load(session.run.scorer, job.device).measure(paths, labels).difficulty)
 
 
 def _labels(rows: Sequence[PlanRow]) -> np.ndarray:

@@ -15,7 +15,7 @@ from dcdm_cli.evaluation.experiments import AdapterSpec, ArmSpec
 from dcdm_cli.files import atomic_folder, hash_json, safe_name
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.roles import fingerprint, others
-from dcdm_cli.run.session import Context, with_chosen_strength, with_settings
+from dcdm_cli.run.session import Session, with_chosen_strength, with_settings
 from dcdm_cli.run.store import Outcome, RunFolder, Stage, StageRecord
 from dcdm_cli.stages.adapter import measured_views, own_difficulty
 from dcdm_cli.stages.calibrate import run_calibrate
@@ -48,62 +48,62 @@ class VariantFolder(RunFolder):
         return self.parent.record(stage) if stage in ("score", "caption") else super().record(stage)
 
 
-def variant_context(context: Context, name: str, spec: AdapterSpec) -> Context:
+def variant_session(session: Session, name: str, spec: AdapterSpec) -> Session:
     """Where the adapter is, or will be, with its settings. The run's own adapter needs no folder of its own."""
-    changed_context = with_settings(context, finetune=spec.finetune, generate=spec.generate)
+    changed_session = with_settings(session, finetune=spec.finetune, generate=spec.generate)
     if not spec.retrains and not spec.generate:
-        return changed_context
-    config = changed_context.config
+        return changed_session
+    config = changed_session.config
     made_from = [
         spec.scores,
-        fingerprint(config.finetune) if spec.retrains else context.run.require("finetune").id,
-        [context.run.require("score").id, *caption_input(context.run).values()],
+        fingerprint(config.finetune) if spec.retrains else session.run.require("finetune").id,
+        [session.run.require("score").id, *caption_input(session.run).values()],
         spec.generate,
         config.seed,
     ]
-    folder = VariantFolder(context.run, f"{safe_name(name, 'adapter')}-{hash_json(made_from)[:8]}")
-    return replace(changed_context, run=folder)
+    folder = VariantFolder(session.run, f"{safe_name(name, 'adapter')}-{hash_json(made_from)[:8]}")
+    return replace(changed_session, run=folder)
 
 
-def arm_context(context: Context, arm: ArmSpec, spec: AdapterSpec) -> Context:
+def arm_session(session: Session, arm: ArmSpec, spec: AdapterSpec) -> Session:
     """`variant_context` with the arm's own target distribution, cap, calibration and number of draws."""
     wanted = {"difficulty": arm.difficulty, "difficulty_cap": arm.cap, "calibrated": arm.calibrated}
     wanted["attempts"] = arm.attempts
     own = {key: value for key, value in wanted.items() if value is not None}
-    return with_settings(variant_context(context, arm.adapter, spec), generate=own)
+    return with_settings(variant_session(session, arm.adapter, spec), generate=own)
 
 
-def prepare_variant(context: Context, spec: AdapterSpec, job: Job) -> Context:
+def prepare_variant(session: Session, spec: AdapterSpec, job: Job) -> Session:
     """Fine-tunes (or copies), exports where the run is exported, and calibrates what `variant_context` gave; finished
-    work is found and kept. Returns the context to generate with: with the scales that fine-tuning chose, if it did."""
-    run = context.run
+    work is found and kept. Returns the session to generate with: with the scales that fine-tuning chose, if it did."""
+    run = session.run
     if not isinstance(run, VariantFolder):
-        return context
+        return session
     run.create()
     if spec.retrains:
-        _fine_tune(run, spec, context, job)
+        _fine_tune(run, spec, session, job)
     else:
         _copy_adapter(run)
-    context = with_settings(with_chosen_strength(context), generate=spec.generate)
+    session = with_settings(with_chosen_strength(session), generate=spec.generate)
     if run.parent.record("export"):  # times of arms are compared: the others get what the run's own adapter has
-        run_export(context)
-    record, _ = run.run(_calibration_stage(context), lambda: _calibrated(context))
+        run_export(session)
+    record, _ = run.run(_calibration_stage(session), lambda: _calibrated(session))
     if record.results["reason"]:
-        context.console.note(f"{run.path.name} is used without calibration: {record.results['reason']}")
-    return context
+        session.console.note(f"{run.path.name} is used without calibration: {record.results['reason']}")
+    return session
 
 
-def _fine_tune(run: VariantFolder, spec: AdapterSpec, context: Context, job: Job) -> None:
+def _fine_tune(run: VariantFolder, spec: AdapterSpec, session: Session, job: Job) -> None:
     from dcdm_cli.model.adapter import adapter_hash
 
-    config = context.config.finetune
+    config = session.config.finetune
     inputs = {"score": run.require("score").id, **caption_input(run)}
-    settings = {**fingerprint(config), "scores": spec.scores, "run_seed": context.config.seed}
+    settings = {**fingerprint(config), "scores": spec.scores, "run_seed": session.config.seed}
     if config.strength == "auto":
-        settings |= strength_settings(context)
+        settings |= strength_settings(session)
 
     def work() -> Outcome:
-        results = fine_tune(context, config, run.adapter, job, _difficulty_of(spec.scores))
+        results = fine_tune(session, config, run.adapter, job, _difficulty_of(spec.scores))
         return Outcome([run.adapter], adapter_hash(run.adapter), results, job.device)
 
     run.run(Stage("finetune", settings, inputs, others(config)), work)
@@ -114,35 +114,35 @@ def _difficulty_of(kind: str) -> DifficultyOf | None:
     if kind == "crossfit":
         return None
 
-    def difficulty(views: Views, rows: Manifest, config: FinetuneConfig, context: Context, job: Job) -> np.ndarray:
+    def difficulty(views: Views, rows: Manifest, config: FinetuneConfig, session: Session, job: Job) -> np.ndarray:
         import numpy as np
 
         from dcdm_cli.evaluation.other_scores import in_sample, rescaled, shuffled
 
         labels, classes = rows.column("label").astype(np.int64), len(rows.class_names)
         if kind == "shuffled":
-            own = own_difficulty(views, rows, config, context, job)
-            return shuffled(own, labels, context.config.seed)
+            own = own_difficulty(views, rows, config, session, job)
+            return shuffled(own, labels, session.config.seed)
         if kind == "in-sample":
-            return in_sample((rows.paths(), labels), classes, views, context.config.score, job)
-        return rescaled(measured_views(views, rows, context, job).probs, views.repeat(labels), kind)
+            return in_sample((rows.paths(), labels), classes, views, session.config.score, job)
+        return rescaled(measured_views(views, rows, session, job).probs, views.repeat(labels), kind)
 
     return difficulty
 
 
-def _calibration_stage(context: Context) -> Stage:
+def _calibration_stage(session: Session) -> Stage:
     from dcdm_cli.generation.engine import sampler_settings
 
-    settings = {**fingerprint(context.config.calibrate), **sampler_settings(context.config.generate)}
-    return Stage("calibration", settings, {"finetune": context.run.require("finetune").id})
+    settings = {**fingerprint(session.config.calibrate), **sampler_settings(session.config.generate)}
+    return Stage("calibration", settings, {"finetune": session.run.require("finetune").id})
 
 
-def _calibrated(context: Context) -> Outcome:
+def _calibrated(session: Session) -> Outcome:
     """Shuffled scores teach nothing, so that there is nothing to calibrate: an outcome, not a failure."""
-    if context.config.generate.difficulty_guidance == 0:
+    if session.config.generate.difficulty_guidance == 0:
         return Outcome([], "", {"reason": "difficulty is switched off (difficulty_guidance = 0)"}, "cpu")
     try:
-        record = run_calibrate(context)
+        record = run_calibrate(session)
     except NumericalError as error:
         return Outcome([], "", {"reason": error.message}, "cpu")
     return Outcome([], "", {"reason": "" if record else "there is nothing to calibrate"}, "cpu")

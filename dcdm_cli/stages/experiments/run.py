@@ -11,14 +11,14 @@ from dcdm_cli.evaluation.data import Evaluated, held_out_difficulty
 from dcdm_cli.evaluation.experiments import ArmSpec, ClassifierSpec, Experiment, find_experiment
 from dcdm_cli.files import safe_name, write_json
 from dcdm_cli.run.progress import Job
-from dcdm_cli.run.session import Context
+from dcdm_cli.run.session import Session
 from dcdm_cli.run.settings import ClassifierConfig, changed
 from dcdm_cli.run.store import Outcome, Stage, StageRecord
 from dcdm_cli.stages.devices import settle_generation
 from dcdm_cli.stages.evaluate import evaluation_stage
 from dcdm_cli.stages.evaluation_data import checked_data
 from dcdm_cli.stages.experiments.arms import make_arm, make_sets
-from dcdm_cli.stages.experiments.generators import variant_context
+from dcdm_cli.stages.experiments.generators import variant_session
 from dcdm_cli.stages.experiments.sets import GeneratedSets
 from dcdm_cli.stages.jobs import open_job
 from dcdm_cli.stages.label_check import prepare_check
@@ -38,69 +38,69 @@ class Cell:
     arms: Sequence[Arm]
 
 
-def run_experiment(context: Context, name: str) -> tuple[StageRecord, ExperimentFiles]:
+def run_experiment(session: Session, name: str) -> tuple[StageRecord, ExperimentFiles]:
     """name: a built-in experiment or a TOML file."""
     experiment = find_experiment(name)
-    run = context.run
+    run = session.run
     run.create()
-    context = settle_generation(context)
+    session = settle_generation(session)
     with run.lock(f"dcdm evaluate experiment {experiment.name}"):
-        files = files_of(context, experiment)
-        stage = experiment_stage(context, experiment, files)
-        record, done = run.run(stage, lambda: _run_arms(context, experiment, files), force=context.force)
+        files = files_of(session, experiment)
+        stage = experiment_stage(session, experiment, files)
+        record, done = run.run(stage, lambda: _run_arms(session, experiment, files), force=session.force)
     if not done:
-        context.console.note(f"experiment {experiment.name}: nothing changed, skipped (--force runs it again)")
+        session.console.note(f"experiment {experiment.name}: nothing changed, skipped (--force runs it again)")
     return record, files
 
 
-def show_experiment(context: Context, record: StageRecord, files: ExperimentFiles) -> None:
+def show_experiment(session: Session, record: StageRecord, files: ExperimentFiles) -> None:
     from dcdm_cli.reports.experiment_tables import experiment_sheets
     from dcdm_cli.reports.table import shown
     from dcdm_cli.reports.tables import saved_sheets
 
-    sheets = saved_sheets(experiment_sheets(record.results), context.run.tables / files.page.stem)
-    context.console.result(record.results, files.page, shown(sheets))
+    sheets = saved_sheets(experiment_sheets(record.results), session.run.tables / files.page.stem)
+    session.console.result(record.results, files.page, shown(sheets))
 
 
-def files_of(context: Context, experiment: Experiment) -> ExperimentFiles:
-    return ExperimentFiles(context.run.evaluation / "experiments", safe_name(experiment.name, "experiment"))
+def files_of(session: Session, experiment: Experiment) -> ExperimentFiles:
+    return ExperimentFiles(session.run.evaluation / "experiments", safe_name(experiment.name, "experiment"))
 
 
-def experiment_seeds(context: Context, experiment: Experiment) -> list[int]:
+def experiment_seeds(session: Session, experiment: Experiment) -> list[int]:
     from dcdm_cli.evaluation.downstream import seeds_of
 
-    config = context.config
-    given = "evaluate.seeds" in context.given
+    config = session.config
+    given = "evaluate.seeds" in session.given
     count = config.evaluate.seeds if given or experiment.seeds is None else experiment.seeds
     return seeds_of(config.evaluate.seed + config.seed, count)
 
 
-def train_arms(context: Context, experiment: Experiment, data: Evaluated, seeds: Sequence[int], job: Job) -> list[Any]:
+def train_arms(session: Session, experiment: Experiment, data: Evaluated, seeds: Sequence[int], job: Job) -> list[Any]:
     """Trains what the ledger lacks; returns the cells of the experiment's document.
 
     Images are made first, arm by arm, so that one generator at a time is in memory; then the classifiers, seed by seed.
     """
     from dcdm_cli.evaluation.downstream import open_ledger, run_arms, trial_of
 
-    sets = GeneratedSets(context, experiment, data.real, job)
+    sets = GeneratedSets(session, experiment, data.real, job)
     trial = trial_of(
         data.real,
         data.held_out,
         experiment.baseline,
         experiment.focus,
         pairs=experiment.pairs,
-        difficulty=held_out_difficulty(context.run.scorer, data.held_out, job),
+        difficulty=held_out_difficulty(session.run.scorer, data.held_out, job),
     )
-    cells, ledger = _cells(context, experiment, data, sets), open_ledger(context.run.evaluation)
+    cells, ledger = _cells(session, experiment, data, sets), open_ledger(session.run.evaluation)
     by_arm = [(cell.arms[position], cell.config) for position in range(len(experiment.arms)) for cell in cells]
     make_sets(by_arm, trial, seeds, ledger)
     documents = []
     for number, cell in enumerate(cells):
-        context.console.note(
+        session.console.note(
             f"classifiers: {cell.classifier.name}, ratio {cell.ratio:g} ({number + 1} of {len(cells)})"
         )
         made = run_arms(
-            cell.arms, trial, cell.config, seeds, ledger=ledger, job=job, workers=context.config.evaluate.workers
+            cell.arms, trial, cell.config, seeds, ledger=ledger, job=job, workers=session.config.evaluate.workers
         )
         for spec, arm in zip(experiment.arms, made["arms"], strict=True):
             arm |= _about(spec, spec.ratio or cell.ratio, sets, seeds)
@@ -108,33 +108,33 @@ def train_arms(context: Context, experiment: Experiment, data: Evaluated, seeds:
     return documents
 
 
-def _run_arms(context: Context, experiment: Experiment, files: ExperimentFiles) -> Outcome:
+def _run_arms(session: Session, experiment: Experiment, files: ExperimentFiles) -> Outcome:
     from dcdm_cli.stages.experiments.adherence import adherence_document
     from dcdm_cli.stages.report import write_experiment_report
 
-    job = open_job(context)
-    data = checked_data(context)
-    prepare_check(context, job)
+    job = open_job(session)
+    data = checked_data(session)
+    prepare_check(session, job)
     head = {
         "schema": 1,
         "experiment": experiment.name,
         "about": experiment.about,
         "kind": experiment.kind,
         "axis": experiment.axis,
-        "tested_on": context.config.evaluate.holdout,
+        "tested_on": session.config.evaluate.holdout,
         "device": job.device,
         "warnings": list(data.warnings),
     }
     if experiment.kind == "adherence":
-        body = adherence_document(context, experiment, data, job)
+        body = adherence_document(session, experiment, data, job)
     else:
-        seeds = experiment_seeds(context, experiment)
-        cells = train_arms(context, experiment, data, seeds, job)
+        seeds = experiment_seeds(session, experiment)
+        cells = train_arms(session, experiment, data, seeds, job)
         body = {
             "seeds": seeds,
             "cells": cells,
-            "preparation_seconds": _preparation(context),
-            **_sweep(context, experiment, cells),
+            "preparation_seconds": _preparation(session),
+            **_sweep(session, experiment, cells),
         }
     document = {**head, **body}
     write_json(files.document, document)
@@ -142,15 +142,15 @@ def _run_arms(context: Context, experiment: Experiment, files: ExperimentFiles) 
     return Outcome([files.document, *made], "", document, job.device)
 
 
-def experiment_stage(context: Context, experiment: Experiment, files: ExperimentFiles) -> Stage:
-    found = {name: context.run.record(name) for name in ("calibrate",)}
-    inputs = {name: context.run.require(name).id for name in ("score", "caption", "finetune")}
+def experiment_stage(session: Session, experiment: Experiment, files: ExperimentFiles) -> Stage:
+    found = {name: session.run.record(name) for name in ("calibrate",)}
+    inputs = {name: session.run.require(name).id for name in ("score", "caption", "finetune")}
     inputs |= {name: record.id for name, record in found.items() if record}
-    return evaluation_stage(context, f"evaluate-{files.name}", inputs, experiment=experiment.model_dump(mode="json"))
+    return evaluation_stage(session, f"evaluate-{files.name}", inputs, experiment=experiment.model_dump(mode="json"))
 
 
-def _cells(context: Context, experiment: Experiment, data: Evaluated, sets: GeneratedSets) -> list[Cell]:
-    config = context.config
+def _cells(session: Session, experiment: Experiment, data: Evaluated, sets: GeneratedSets) -> list[Cell]:
+    config = session.config
     side = config.downstream.image_size
     fitting = [spec for spec in experiment.classifiers if spec.sides[0] <= side <= spec.sides[1]]
     if not fitting:
@@ -193,25 +193,25 @@ def _about(spec: ArmSpec, ratio: float, sets: GeneratedSets, seeds: Sequence[int
     return about
 
 
-def _preparation(context: Context) -> dict[str, float]:
+def _preparation(session: Session) -> dict[str, float]:
     """Seconds that ours needs before the first image, whatever their number."""
-    records = {name: context.run.record(name) for name in ("score", "caption", "finetune", "calibrate", "export")}
+    records = {name: session.run.record(name) for name in ("score", "caption", "finetune", "calibrate", "export")}
     return {name: record.seconds for name, record in records.items() if record}
 
 
-def _before(context: Context, experiment: Experiment, name: str) -> float | None:
+def _before(session: Session, experiment: Experiment, name: str) -> float | None:
     """Seconds that an arm of a generator needs before its first image; None = not known."""
     arm = next(arm for arm in experiment.arms if arm.name == name)
     spec = experiment.adapter(arm.adapter)
-    own = variant_context(context, arm.adapter, spec).run
-    finetune, caption = own.record("finetune") if spec.retrains else None, context.run.record("caption")
+    own = variant_session(session, arm.adapter, spec).run
+    finetune, caption = own.record("finetune") if spec.retrains else None, session.run.record("caption")
     if not finetune:
         return None
     export = own.record("export")
     return round((caption.seconds if caption else 0) + finetune.seconds + (export.seconds if export else 0), 2)
 
 
-def _sweep(context: Context, experiment: Experiment, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _sweep(session: Session, experiment: Experiment, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """For ratio sweeps: what ours needs to reach each control's best."""
     from dcdm_cli.evaluation.crossing import CurvePoint, crossing
 
@@ -225,10 +225,10 @@ def _sweep(context: Context, experiment: Experiment, cells: Sequence[dict[str, A
         ]
 
     ours = points(experiment.focus)
-    spent = round(sum(_preparation(context).values()), 2)
+    spent = round(sum(_preparation(session).values()), 2)
     return {
         "crossings": {
-            control: crossing(points(control), ours, (_before(context, experiment, control), spent))
+            control: crossing(points(control), ours, (_before(session, experiment, control), spent))
             for control in experiment.controls
             if points(control) and ours
         }

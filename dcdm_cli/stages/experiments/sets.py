@@ -22,7 +22,7 @@ from dcdm_cli.files import hash_json, write_json
 from dcdm_cli.gate import Amount, Count, Share, Word, read_document
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.roles import IMAGES, fingerprint
-from dcdm_cli.stages.experiments.generators import VariantFolder, arm_context, prepare_variant
+from dcdm_cli.stages.experiments.generators import VariantFolder, arm_session, prepare_variant
 from dcdm_cli.stages.label_check import check_input
 from dcdm_cli.stages.probe import make_measure, open_run_engine, plan_inputs
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from dcdm_cli.evaluation.experiments import ArmSpec, Experiment
     from dcdm_cli.generation.engine import Engine
     from dcdm_cli.generation.plan import Plan
-    from dcdm_cli.run.session import Context
+    from dcdm_cli.run.session import Session
 
 MOST_BANDS = 1000  # more ratios than anyone asks for: keeps the seeds of bands apart
 FACTS = "facts.json"
@@ -53,48 +53,48 @@ class SetFacts(BaseModel):
 class GeneratedSets:
     """The sets of one experiment. The networks of one generator are held at a time."""
 
-    def __init__(self, context: Context, experiment: Experiment, real: Manifest, job: Job) -> None:
-        self.context, self.experiment, self.real, self.job = context, experiment, real, job
-        self._open: tuple[str, Engine, Context] | None = None
+    def __init__(self, session: Session, experiment: Experiment, real: Manifest, job: Job) -> None:
+        self.session, self.experiment, self.real, self.job = session, experiment, real, job
+        self._open: tuple[str, Engine, Session] | None = None
 
     @property
     def difficulty(self) -> str:
         """The run's own target distribution."""
-        return self.context.config.generate.difficulty
+        return self.session.config.generate.difficulty
 
     def key(self, arm: ArmSpec, ratio: float, seed: int | None = None) -> str:
         """Hash of what the arm's images come from; without a seed, of all its sets."""
-        context = self._context(arm)
-        run, calibration = context.run, context.run.record("calibrate")
+        session = self._session(arm)
+        run, calibration = session.run, session.run.record("calibrate")
         variant = isinstance(run, VariantFolder)
         made_from = [
             run.path.name if variant else run.require("finetune").id,
             calibration.id if calibration and not variant else "",
-            fingerprint(context.config.calibrate),
-            self._made_with(context),
-            context.config.caption.template,
+            fingerprint(session.config.calibrate),
+            self._made_with(session),
+            session.config.caption.template,
             hash_json(self.real.column("sample_id").tolist()),
-            [ratio, arm.rounds, fingerprint(context.config.downstream)] if arm.rounds else self._ratios(arm, ratio),
-            context.config.seed,
-            "every seed" if seed is None and context.config.evaluate.fresh_sets else self._set_seed(seed or 0),
+            [ratio, arm.rounds, fingerprint(session.config.downstream)] if arm.rounds else self._ratios(arm, ratio),
+            session.config.seed,
+            "every seed" if seed is None and session.config.evaluate.fresh_sets else self._set_seed(seed or 0),
         ]
         return hash_json(made_from)[:16]
 
-    def _made_with(self, context: Context) -> dict[str, Any]:
+    def _made_with(self, session: Session) -> dict[str, Any]:
         """Sets from before there were label checks are found again while there is none."""
-        settings = fingerprint(context.config.generate, *IMAGES)
+        settings = fingerprint(session.config.generate, *IMAGES)
         off = {name for name in ("check", "check_model") if settings[name] is None}
-        return {name: value for name, value in settings.items() if name not in off} | check_input(context)
+        return {name: value for name, value in settings.items() if name not in off} | check_input(session)
 
     def make(self, arm: ArmSpec, ratio: float, seed: int) -> Samples:
         """The arm's images for a seed: all of them, or one set for every seed without `evaluate.fresh_sets`."""
         if arm.rounds:
             return self._make_rounds(arm, ratio, self._set_seed(seed), self._folder(arm, ratio, seed))
-        made, context = NOTHING, self._context(arm)
+        made, session = NOTHING, self._session(arm)
         for number, (edge, counts) in enumerate(self._bands(arm, ratio)):
             place = self._folder(arm, edge, seed)
             if not _finished(place):
-                engine, ready = self._engine(arm, context)
+                engine, ready = self._engine(arm, session)
                 plan = _plan(ready, counts, self._set_seed(seed) * MOST_BANDS + number, engine.generator)
                 self._run(plan, engine, place)
             made = made + _samples(_read(place))
@@ -114,7 +114,7 @@ class GeneratedSets:
 
     def _ratios(self, arm: ArmSpec, ratio: float) -> list[float]:
         """Ratios up to this one that the experiment asks for in arms like this one, smallest first: its bands."""
-        own = self.experiment.ratios or (self.context.config.evaluate.synthetic_ratio,)
+        own = self.experiment.ratios or (self.session.config.evaluate.synthetic_ratio,)
         alike = [spec for spec in self.experiment.arms if _but_name(spec) == _but_name(arm)]
         asked = {wanted for spec in alike for wanted in ((spec.ratio,) if spec.ratio else own)}
         return [*sorted(wanted for wanted in asked if wanted < ratio), ratio]
@@ -134,26 +134,26 @@ class GeneratedSets:
 
     def _folder(self, arm: ArmSpec, ratio: float, seed: int) -> Path:
         """Of the last band that the ratio needs; of all rounds."""
-        return self.context.run.evaluation / "sets" / self.key(arm, ratio, seed)
+        return self.session.run.evaluation / "sets" / self.key(arm, ratio, seed)
 
     def _set_seed(self, seed: int) -> int:
-        config = self.context.config
+        config = self.session.config
         return seed if config.evaluate.fresh_sets else config.evaluate.seed + config.seed
 
-    def _context(self, arm: ArmSpec) -> Context:
-        return arm_context(self.context, arm, self.experiment.adapter(arm.adapter))
+    def _session(self, arm: ArmSpec) -> Session:
+        return arm_session(self.session, arm, self.experiment.adapter(arm.adapter))
 
     def _make_rounds(self, arm: ArmSpec, ratio: float, seed: int, folder: Path) -> Samples:
         """Each round asks for what classifiers that know the rounds before find hard."""
         from dcdm_cli.stages.next_plan import plan_demand
 
-        context, made = self._context(arm), NOTHING
+        session, made = self._session(arm), NOTHING
         total = round(ratio * len(self.real))
         edges = np.linspace(0, total, arm.rounds + 1).round().astype(int)
         for number, (start, stop) in enumerate(pairwise(edges.tolist())):
             place = folder / f"{number}"
             if not _finished(place):
-                engine, ready = self._engine(arm, context)
+                engine, ready = self._engine(arm, session)
                 asked = plan_demand(
                     ready, self.real, made, stop - start, seed + 1000 * number, engine.generator, self.job
                 )
@@ -166,21 +166,21 @@ class GeneratedSets:
 
         clock = time.monotonic()
         # The scorer looks while draws are made only where it chooses among them; a label check always does.
-        measure = make_measure(self.context, self.job, score=engine.config.attempts > 1)
+        measure = make_measure(self.session, self.job, score=engine.config.attempts > 1)
         made = run_plan(plan, engine, folder, self.job, measure)
         spent = {"seconds": round(time.monotonic() - clock, 3), "made": made.made, "images": made.images}
         write_json(folder / FACTS, {**spent, "device": self.job.device})
 
-    def _engine(self, arm: ArmSpec, context: Context) -> tuple[Engine, Context]:
-        """The arm's engine, and its context with what fine-tuning chose."""
+    def _engine(self, arm: ArmSpec, session: Session) -> tuple[Engine, Session]:
+        """The arm's engine, and its session with what fine-tuning chose."""
         from dcdm_cli.generation.engine import sampler_settings
 
-        settings = context.config.generate
+        settings = session.config.generate
         draws = [settings.attempts, settings.tolerance, settings.precision, settings.backend]
-        key = hash_json([str(context.run.path), sampler_settings(settings), draws])
+        key = hash_json([str(session.run.path), sampler_settings(settings), draws])
         if self._open is None or self._open[0] != key:
             self._open = None  # the old networks must go before the new ones come
-            ready = prepare_variant(context, self.experiment.adapter(arm.adapter), self.job)
+            ready = prepare_variant(session, self.experiment.adapter(arm.adapter), self.job)
             self._open = key, open_run_engine(ready, ready.run.adapter, self.job), ready
         return self._open[1:]
 
@@ -201,11 +201,11 @@ class GeneratedSets:
         checked = share_true(images.table["label_checked"])
         rest = {"label_checked": checked if checked is None else round(checked, 4)}
         unknown = {"realised_mean": None, "realised_std": None, "label_agreement": None}
-        if not self.context.run.scorer.exists() or not len(images):
+        if not self.session.run.scorer.exists() or not len(images):
             return unknown | rest
         labels, difficulty, predicted = (images.column(n) for n in ("label", "measured_difficulty", "predicted"))
         if not np.isfinite(difficulty).all():  # drawn once, and so not measured on the way
-            found = Scorer.load(self.context.run.scorer, self.job.device).measure(images.paths(), labels)
+            found = Scorer.load(self.session.run.scorer, self.job.device).measure(images.paths(), labels)
             difficulty, predicted = found.difficulty, found.predicted
         known = np.isfinite(difficulty)  # the others say nothing about their labels
         if not known.any():
@@ -214,13 +214,13 @@ class GeneratedSets:
         return {name: round(float(value), 4) for name, value in zip(unknown, values, strict=True)} | rest
 
 
-def _plan(context: Context, counts: np.ndarray, seed: int, generator: str) -> Plan:
+def _plan(session: Session, counts: np.ndarray, seed: int, generator: str) -> Plan:
     """`counts` images per class at the arm's target distribution."""
     from dcdm_cli.generation.plan import make_plan
     from dcdm_cli.generation.targets import parse_target
 
-    config = context.config
-    return make_plan(plan_inputs(context), counts, parse_target(config.generate.difficulty), seed, generator)
+    config = session.config
+    return make_plan(plan_inputs(session), counts, parse_target(config.generate.difficulty), seed, generator)
 
 
 def _but_name(arm: ArmSpec) -> ArmSpec:
