@@ -61,9 +61,8 @@ SETTINGS = {
         vae=(48, 96), latents=4, unet=(64, 128, 256), width=96, every=2_500,
     ),
     "cpu": Setting(
-        Recipe(45_000, vae_steps=4_000, unet_steps=16_000, batch=64, vae_lr=2e-3, unet_lr=1e-3, kl_weight=3e-4,
-               ema_decay=0.9995, snr_gamma=5.0),
-        vae=(16, 32, 64), latents=12, unet=(64, 96), width=64, every=250,
+        Recipe(45_000, vae_steps=3_000, unet_steps=8_000, batch=64, vae_lr=1e-3, unet_lr=8e-4),
+        vae=(16, 32, 64), latents=8, unet=(48, 96), width=64, every=250,
     ),
     "tiny": Setting(
         Recipe(200, vae_steps=6, unet_steps=6, batch=8), vae=(8, 8, 16), latents=8, unet=(16, 32), width=32, every=2
