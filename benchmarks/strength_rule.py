@@ -1,6 +1,6 @@
 """Does the rule of `finetune.strength = auto` pick the strength that is worth most? Digits, on validation images.
 
-    python benchmarks/strength_rule.py --size 50 --state DIR [--seeds 12] [--checkpoints 10,20,...] [--scales 0.3,0.6,1]
+    python benchmarks/strength_rule.py --size 50 --state DIR [--seeds 10] [--checkpoints 20,60,...] [--scales 0.3,0.6,1]
 
 Every point of the grid, from too little fine-tuning to too much, is probed as fine-tuning does it, and a pool of images
 is made with it; per seed a part of the pool joins the real images, a classifier learns from them and is tested on the
@@ -57,12 +57,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, default=50)
     parser.add_argument("--state", type=Path, default=ROOT / "bench-run" / "strength")
-    parser.add_argument("--seeds", type=int, default=12)
-    parser.add_argument("--checkpoints", default="10,20,40,80,160,320,640")
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--checkpoints", default="20,60,160,400")
     parser.add_argument("--scales", default="0.3,0.6,1.0")
     parser.add_argument("--guidance", default="1.5/3", help="text/difficulty, several with commas")
-    parser.add_argument("--probes", type=int, default=200, help="probed images per point")
-    parser.add_argument("--attempts", type=int, default=4)
+    parser.add_argument("--probes", type=int, default=100, help="probed images per point")
+    parser.add_argument("--attempts", type=int, default=1)
+    parser.add_argument("--pool", type=int, default=300, help="images made of each point")
+    parser.add_argument("--per-seed", type=int, default=100, help="of them that join the real ones")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     steps, scales = ([float(n) for n in text.split(",")] for text in (options.checkpoints, options.scales))
@@ -77,7 +79,7 @@ def main() -> None:
         "strength.guidance": pairs, "strength.probe_budget": options.probes * points,
     }  # fmt: skip
     session = open_session(digits.run, "finetune", flags, Console(), name="")
-    asked = Asked(options.seeds, max(4 * 50, 2 * options.size), max(400, 3 * options.size))
+    asked = Asked(options.seeds, options.per_seed, options.pool)
     document = measured(session, asked)
     title = f"Digits, {options.size} real images: strength of fine-tuning and accuracy on validation images"
     about = {"title": title, **provenance("python benchmarks/strength_rule.py")}

@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from dcdm_cli.model.conditioning import ENCODER_FILE, EncoderConfig
-from dcdm_cli.model.packaged import TINY_NAME
+from dcdm_cli.model.packaged import PACKAGED
 
 CARD_FILE = "README.md"
 TAGS = ["dcdm", "difficulty", "diffusers", "lora", "stable-diffusion", "text-to-image"]
@@ -63,10 +63,10 @@ def adapter_card(
 def _metadata(base: str, dataset: str | None) -> ModelCardData:
     """What the hub shows and searches. A folder on somebody's disk is nothing that it knows."""
     facts: dict[str, Any] = {"library_name": "diffusers", "pipeline_tag": "text-to-image", "tags": TAGS}
-    on_hub = base != TINY_NAME and not Path(base).is_absolute()
+    on_hub = base not in PACKAGED and not Path(base).is_absolute()
     if on_hub:
         facts |= {"base_model": base, "base_model_relation": "adapter"}
-    if base == TINY_NAME:
+    if base in PACKAGED:
         facts["license"] = "apache-2.0"
     else:
         facts |= {"license": "other", "license_name": "of-the-base-model"}
@@ -75,6 +75,6 @@ def _metadata(base: str, dataset: str | None) -> ModelCardData:
 
 
 def _base_line(base: str) -> str:
-    if base == TINY_NAME:
-        return "Base model: the tiny one that comes with dcdm-cli, where `encoder.base` finds it."
+    if base in PACKAGED:
+        return f"Base model: {base}, which comes with dcdm-cli, where `encoder.base` finds it."
     return f"Base model: `{base}` (its licence applies)."

@@ -14,6 +14,18 @@ _DIGITS_NET = {
     "hflip": 0.0,
     "rotate": 10.0,
 }
+_SMALL_UNET = [  # every layer that LoRA can be put on: there are few
+    "to_q",
+    "to_k",
+    "to_v",
+    "to_out.0",
+    "proj_in",
+    "proj_out",
+    "conv1",
+    "conv2",
+    "ff.net.0.proj",
+    "ff.net.2",
+]
 PRESETS: dict[str, dict[str, Any]] = {
     "sd15": {"finetune": {"gradient_checkpointing": True}},  # precision is chosen by the device
     "sd21": {  # predicts velocity at 768 px; its attention overflows in fp16 where no fused kernel runs it
@@ -24,6 +36,51 @@ PRESETS: dict[str, dict[str, Any]] = {
             "gradient_checkpointing": True,
         },
         "generate": {"precision": "bf16"},
+    },
+    "small": {  # a first look at pictures of any kind, on a CPU, in minutes: 32 px, and a base that knows ten classes
+        "data": {"reduce_to": 32},
+        "score": {"method": "features"},
+        "judge": {"method": "features"},
+        "downstream": {
+            "model": "resnet10t",
+            "model_args": {"channels": [16, 32, 64, 96], "stem_width": 16},
+            "image_size": 32,
+            "batch_size": 64,
+            "steps": 300,
+            "lr": 4e-3,
+            "scale": [0.5, 1.0],
+        },
+        "finetune": {
+            "base": "small",
+            "resolution": 32,
+            "steps": 300,
+            "strength": "auto",
+            "batch_size": 32,
+            "lr": 5e-4,
+            "encoder_lr": 2e-3,
+            "warmup_steps": 20,
+            "lora_targets": _SMALL_UNET,
+            "tokens": 4,
+            "hidden": 128,
+            "difficulty_balance": 0.5,
+            "ema_decay": 0.99,
+            "hflip": True,
+            "checkpoint_every": 100,
+        },
+        "strength": {"probe_budget": 400},
+        "calibrate": {"images": 30},
+        "generate": {
+            "ratio": 0.5,
+            "scheduler": "dpmpp",
+            "steps": 10,
+            "text_guidance": 3.0,
+            "difficulty_guidance": 4.0,
+            "attempts": 2,
+            "clip_range": 4.0,
+            "batch_size": 64,
+            "decode_batch": 64,
+        },
+        "evaluate": {"arms": ["real", "plain", "dcdm"], "per_target": 40, "synthetic_ratio": 0.5, "workers": 2},
     },
     "digits": {
         "data": {"source": "digits"},
@@ -41,10 +98,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "encoder_lr": 4e-3,
             "warmup_steps": 20,
             "lr_schedule": "constant_with_warmup",  # so that every step on the way is worth looking at
-            "lora_targets": [
-                "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "conv1", "conv2",
-                "ff.net.0.proj", "ff.net.2",
-            ],
+            "lora_targets": _SMALL_UNET,
             "tokens": 4,
             "hidden": 128,
             "difficulty_balance": 0.5,

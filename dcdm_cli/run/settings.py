@@ -71,6 +71,11 @@ class DataConfig(Section):
     fit: Literal["crop", "pad", "stretch"] = result(
         default="crop", description="how images become squares: the middle, or all of them with bars, or distorted"
     )
+    reduce_to: int | None = result(
+        default=None,
+        ge=8,
+        description="classifiers see no more pixels per side than this, as the generator makes them; none = all",
+    )
     max_pixels: int = result(default=64_000_000, ge=1, description="larger images are rejected before they are decoded")
 
     @field_validator("value_range")
@@ -406,7 +411,7 @@ class ScaleConfig(Section):
 
 
 class Config(Section):
-    preset: str | None = execution(default=None, description="settings to start from: digits, sd15, sd21")
+    preset: str | None = execution(default=None, description="settings to start from: digits, small, sd15, sd21")
     seed: Seed = result(default=0, description="run seed; stages add their own")
     device: str = execution(default="auto", description="auto, cpu, cuda, cuda:0, mps")
     threads: int | None = execution(default=None, ge=1, description="CPU threads; none = the library's choice")

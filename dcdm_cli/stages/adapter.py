@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dcdm_cli.crew.ranks import Ranks
 from dcdm_cli.errors import UsageError
-from dcdm_cli.model.packaged import TINY_NAME
+from dcdm_cli.model.packaged import PACKAGED
 from dcdm_cli.run import roles
 from dcdm_cli.run.precision import settle_precision
 from dcdm_cli.run.progress import Job
@@ -162,7 +162,7 @@ def _hub_dataset(run: RunFolder) -> str | None:
 
 def _lasting_name(base: str) -> str:
     """How the adapter's config.json calls its base: a folder by its absolute path, others as they were given."""
-    return str(Path(base).absolute()) if Path(base).exists() and base != TINY_NAME else base
+    return str(Path(base).absolute()) if Path(base).exists() and base not in PACKAGED else base
 
 
 def own_difficulty(views: Views, rows: Manifest, config: FinetuneConfig, session: Session, job: Job) -> np.ndarray:

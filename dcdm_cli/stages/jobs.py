@@ -29,5 +29,5 @@ def _use_decode_options(session: Session) -> None:
     from dcdm_cli.data.images import DecodeOptions, set_decode_options
 
     data = session.config.data
-    names = ("exif", "background", "animated", "value_range", "fit", "max_pixels")
+    names = ("exif", "background", "animated", "value_range", "fit", "reduce_to", "max_pixels")
     set_decode_options(DecodeOptions(**{name: getattr(data, name) for name in names}))

@@ -8,6 +8,7 @@ import struct
 import warnings
 import zlib
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -258,3 +259,17 @@ def test_squares_show_the_middle_all_of_it_or_all_of_it_distorted() -> None:
     assert (padded[28:36] == np.asarray(wide)).all() and not padded[:28].any() and not padded[36:].any()
     assert (stretched[:, :58] == 10).all() and (stretched[:, 62:] == 200).all()
     assert as_square(Image.new("RGB", (5, 5)), DecodeOptions(fit="pad")).size == (5, 5)
+
+
+@pytest.mark.parametrize(
+    "size, fit, seen", [((64, 64), "crop", (32, 32)), ((128, 64), "crop", (64, 32)), ((128, 64), "pad", (32, 32))]
+)
+def test_what_classifiers_see_can_be_reduced_to_what_a_generator_makes(
+    size: tuple[int, int], fit: Literal["crop", "pad"], seen: tuple[int, int]
+) -> None:
+    assert as_square(Image.new("RGB", size), DecodeOptions(fit=fit, reduce_to=32)).size == seen
+
+
+def test_smaller_images_are_not_enlarged_by_it() -> None:
+    small = Image.new("RGB", (20, 30), "red")
+    assert as_square(small, DecodeOptions(reduce_to=32)) is small
