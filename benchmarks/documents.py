@@ -2,7 +2,7 @@
 
     python benchmarks/documents.py [ROOT]
 
-Re-makes blocks and values (document_blocks.py) of ROOT/*.md, ROOT/docs/*.md and ROOT/benchmarks/*.md from
+Re-makes blocks and values (document_blocks.py) of ROOT/*.md, ROOT/docs/**.md and ROOT/benchmarks/*.md from
 ROOT/benchmarks/results/*.json, and their figures in ROOT/docs/images/NAME/. ROOT: this repository unless given.
 Ends with one JSON line: which results there are, and which documents changed.
 """
@@ -22,7 +22,7 @@ from dcdm_cli.files import write_text
 from dcdm_cli.stages.report import Drawing, draw, evaluation_drawings, experiment_drawings
 
 RESULTS, PICTURES = Path("benchmarks") / "results", Path("docs") / "images"
-DOCUMENTS = ("*.md", "docs/*.md", "benchmarks/*.md")
+DOCUMENTS = ("*.md", "docs/*.md", "docs/results/*.md", "benchmarks/*.md")
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -89,6 +89,9 @@ class Experiment(Section):
     pairs: tuple[tuple[str, str], ...] = Field(
         default=(), description="further comparisons: the first arm of each with the second"
     )
+    holdout: Literal["test", "validation"] | None = Field(
+        default=None, description="what arms are tested on; null = evaluate.holdout"
+    )
     axis: Literal["none", "difficulty", "ratio"] = Field(default="none", description="what the figure is drawn over")
     controls: tuple[str, ...] = Field(
         default=(), description="ratio sweeps: the arms whose best point is looked for at less cost"

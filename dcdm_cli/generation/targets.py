@@ -85,7 +85,7 @@ def parse_target(text: str) -> Target:
             return _checked(Target(kind, tuple(float(v) for v in match.groups())), text)
     raise UsageError(
         f"--difficulty {text!r} is not a target distribution",
-        "write normal:0.5,0.1 or uniform:0.2,0.6 or fixed:0.5 or real",
+        "write normal:0.5,0.1 or uniform:0.2,0.6 or fixed:0.5 or real, or best for what was measured to be",
     )
 
 

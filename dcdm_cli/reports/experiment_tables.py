@@ -30,7 +30,21 @@ def experiment_sentences(document: Metrics) -> list[str]:
             *decided,
             f"{len(decided)} of {len(sentences)} comparisons can be told apart; the tables have all.",
         ]
-    return [*_crossing_sentences(document), *sentences, *_held_out(document)]
+    return [*_best_sentences(document), *_crossing_sentences(document), *sentences, *_held_out(document)]
+
+
+def _best_sentences(document: Metrics) -> Iterator[str]:
+    for best in document.get("best", ()):
+        low, high = best["interval"]
+        found = f"most is worth a difficulty of {best['difficulty']:.2f} (95 % interval {low:.2f} to {high:.2f}"
+        looked = f"measured from {best['low']:.2f} to {best['high']:.2f})"
+        if not best["told"]:
+            then = ": too wide to go by; more seeds would narrow it."
+        elif document["tested_on"] == "validation":
+            then = f": ask for {best['asked']:.2f}, as dcdm generate --difficulty best does."
+        else:
+            then = "."
+        yield f"{found[0].upper()}{found[1:]}; {looked}{then}"
 
 
 def cell_name(document: Metrics, cell: Mapping[str, Any]) -> str:

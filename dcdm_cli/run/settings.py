@@ -24,7 +24,8 @@ AnySection = TypeVar("AnySection", bound=Section)
 
 class DataConfig(Section):
     source: str = result(
-        default="", description="class folder, hf:owner/name@revision, Parquet, CSV/JSONL manifest, - or digits"
+        default="",
+        description="class folder, hf:owner/name@revision, Parquet, CSV/JSONL manifest, -, digits or digits:50",
     )
     split: str | None = result(
         default=None, description="read this split only; where the source names none, the split its rows are"
@@ -252,7 +253,9 @@ class ExportConfig(Section):
 
 
 class GenerateConfig(Section):
-    difficulty: str = plan(default="normal:0.5,0.1", description="normal:MEAN,STD | uniform:LO,HI | VALUE | real")
+    difficulty: str = plan(
+        default="normal:0.5,0.1", description="normal:MEAN,STD | uniform:LO,HI | VALUE | real | best"
+    )
     difficulty_cap: float = plan(
         default=0.8, gt=0, le=1, description="nothing harder is asked for: beyond it labels break"
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from dcdm_cli.errors import CapabilityError, UsageError
 from dcdm_cli.run.progress import Job
+from dcdm_cli.stages.best_target import with_best_target
 
 if TYPE_CHECKING:
     from dcdm_cli.crew.coordinator import Crew
@@ -49,8 +50,8 @@ def settle_spread(session: Session) -> Spread:
 
 def settle_generation(session: Session, *stages: str) -> Session:
     """`generate.precision` as one of the three: `auto` is what the first of `stages` that is recorded was done with,
-    unless --force makes it anew, else what suits the device."""
-    return _with_precision(session, "generate", stages)
+    unless --force makes it anew, else what suits the device. `generate.difficulty = best` as what it stands for."""
+    return _with_precision(with_best_target(session), "generate", stages)
 
 
 def settle_training(session: Session) -> Session:

@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from dcdm_cli.data.sources import Scan
 
 
-SOURCE_NAME = "digits"  # the embedded images
-
-
 def run_score(session: Session, source: str | None = None) -> StageRecord:
     """Scans and scores unless nothing changed. Raises UsageError without a source."""
     config, run = session.config, session.run
@@ -60,11 +57,11 @@ def score_stage(session: Session, source: str, options: ScanOptions) -> Stage:
 
 def _place(source: str, run: RunFolder) -> str:
     """The source as `scan` knows it: the embedded digits become a folder of images."""
-    if source != SOURCE_NAME:
-        return source
-    from dcdm_cli.data.digits import write_digits
+    from dcdm_cli.data.digits import is_digits, training_images, write_digits
 
-    return str(write_digits(run.images / SOURCE_NAME))
+    if not is_digits(source):
+        return source
+    return str(write_digits(run.images / source.replace(":", "-"), training_images(source)))
 
 
 def _scan_and_score(session: Session, source: str, options: ScanOptions, stage: Stage) -> Outcome:
@@ -256,9 +253,10 @@ def _read_standard_input() -> bytes:
 
 
 def _fingerprint(source: str, options: ScanOptions) -> str:
+    from dcdm_cli.data.digits import is_digits
     from dcdm_cli.data.sources import fingerprint
 
-    return hash_json(source) if source == SOURCE_NAME else fingerprint(source, options)
+    return hash_json(source) if is_digits(source) else fingerprint(source, options)
 
 
 def _file_inputs(config: Config) -> dict[str, str]:

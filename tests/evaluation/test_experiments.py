@@ -10,7 +10,7 @@ from dcdm_cli.errors import NotFoundError, UsageError
 from dcdm_cli.evaluation.experiments import built_in_experiments, find_experiment, parse_experiment
 from dcdm_cli.run.settings import ClassifierConfig, changed
 
-ALL = {"ablation", "adherence", "buckets", "controls", "loop", "mean-sweep", "ratio-sweep", "transfer"}
+ALL = {"ablation", "adherence", "buckets", "controls", "loop", "mean-sweep", "ratio-sweep", "target", "transfer"}
 
 
 def test_one_experiment_per_result_of_the_paper() -> None:

@@ -14,6 +14,7 @@ from dcdm_cli.run.progress import Job
 from dcdm_cli.run.session import Session
 from dcdm_cli.run.settings import ClassifierConfig, changed
 from dcdm_cli.run.store import Outcome, Stage, StageRecord
+from dcdm_cli.stages.best_target import propose_target
 from dcdm_cli.stages.devices import settle_generation
 from dcdm_cli.stages.evaluate import evaluation_stage
 from dcdm_cli.stages.evaluation_data import checked_data
@@ -43,7 +44,7 @@ def run_experiment(session: Session, name: str) -> tuple[StageRecord, Experiment
     experiment = find_experiment(name)
     run = session.run
     run.create()
-    session = settle_generation(session)
+    session = _on_its_images(settle_generation(session), experiment)
     with run.lock(f"dcdm evaluate experiment {experiment.name}"):
         files = files_of(session, experiment)
         stage = experiment_stage(session, experiment, files)
@@ -51,6 +52,13 @@ def run_experiment(session: Session, name: str) -> tuple[StageRecord, Experiment
     if not done:
         session.console.note(f"experiment {experiment.name}: nothing changed, skipped (--force runs it again)")
     return record, files
+
+
+def _on_its_images(session: Session, experiment: Experiment) -> Session:
+    """What the experiment says it is tested on, unless a flag says otherwise."""
+    if experiment.holdout is None or "evaluate.holdout" in session.given:
+        return session
+    return session.with_settings(evaluate={"holdout": experiment.holdout})
 
 
 def show_experiment(session: Session, record: StageRecord, files: ExperimentFiles) -> None:
@@ -135,6 +143,7 @@ def _run_arms(session: Session, experiment: Experiment, files: ExperimentFiles) 
             "cells": cells,
             "preparation_seconds": _preparation(session),
             **_sweep(session, experiment, cells),
+            **_best(session, experiment, cells),
         }
     document = {**head, **body}
     write_json(files.document, document)
@@ -209,6 +218,19 @@ def _before(session: Session, experiment: Experiment, name: str) -> float | None
         return None
     export = own.record("export")
     return round((caption.seconds if caption else 0) + finetune.seconds + (export.seconds if export else 0), 2)
+
+
+def _best(session: Session, experiment: Experiment, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """For sweeps over difficulty: what was worth most; on validation images it becomes what `best` means."""
+    from dcdm_cli.evaluation.target import best_of_cell
+
+    if experiment.axis != "difficulty":
+        return {}
+    found = [best_of_cell(cell, experiment.baseline) for cell in cells]
+    best = [each.document() for each in found if each is not None]
+    if session.config.evaluate.holdout == "validation":
+        propose_target(session, experiment.name, best)
+    return {"best": best}
 
 
 def _sweep(session: Session, experiment: Experiment, cells: Sequence[dict[str, Any]]) -> dict[str, Any]:

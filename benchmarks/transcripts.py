@@ -1,0 +1,70 @@
+"""Runs the commands that a document shows and writes down what they print.
+
+    python benchmarks/transcripts.py docs/tutorial.md --folder DIR [--from N]
+
+Every line that begins with `$ ` in a ```console block is run by the shell in DIR, one after the other, 80 columns wide;
+what follows it in the block is replaced by what came out on both streams, without progress lines and blank ends. A
+command that fails ends the script, and nothing is written. DIR must hold what the document says is there. --from N: the
+blocks before the N-th (from 1) stay as they are. Below each block stands what the commands took.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from common import ROOT, provenance
+
+BLOCK = re.compile(r"```console\n(.*?)```\n(?:\n<sub>.*?</sub>\n)?", re.DOTALL)
+# Where stderr is no terminal, progress is a line every 15 seconds.
+PROGRESS = re.compile(r"^[a-z][\w ,:%.-]*?: [\d,]+/[\d,]+.*$|^.* to go take about .*$")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("document", type=Path)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--from", dest="first", type=int, default=1)
+    options = parser.parse_args()
+    text, made, place = options.document.read_text("utf-8"), [], 0
+    for number, block in enumerate(BLOCK.finditer(text), 1):
+        again = number >= options.first
+        made += [text[place : block.start()], ran(block[1], options.folder) if again else block[0]]
+        place = block.end()
+        if again:  # what is finished is kept, should a later command fail
+            options.document.write_text("".join(made) + text[place:], "utf-8")
+
+
+def ran(block: str, folder: Path) -> str:
+    clock = time.monotonic()
+    lines = [line for words in commands(block) for line in (f"$ {words}", *output(words, folder), "")]
+    facts = provenance("")
+    took = f"{time.monotonic() - clock:.0f} s, {facts['hardware']}, {facts['date']}"
+    return "```console\n" + "\n".join(lines).rstrip() + f"\n```\n\n<sub>{took}</sub>\n"
+
+
+def commands(block: str) -> Iterator[str]:
+    yield from (line[2:] for line in block.splitlines() if line.startswith("$ "))
+
+
+def output(words: str, folder: Path) -> list[str]:
+    env = {**os.environ, "COLUMNS": "80", "NO_COLOR": "1", "TERM": "dumb", "HF_HUB_OFFLINE": "1"}
+    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
+    env["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "export"), env.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        words, shell=True, cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"{words!r} ended with {done.returncode}:\n{done.stdout[-3000:]}")
+    shown = done.stdout.replace(str(folder.absolute()) + os.sep, "").replace(str(folder.absolute()), ".")
+    return [line.rstrip() for line in shown.rstrip().splitlines() if not PROGRESS.match(line)]
+
+
+if __name__ == "__main__":
+    main()
