@@ -13,7 +13,7 @@ $(BIN)/.installed: pyproject.toml
 demo: $(BIN)/.installed  ## the whole job on embedded digits, at most 8 minutes on 2 cores
 	$(BIN)/dcdm demo --run $(RUN)
 
-demo-full: $(BIN)/.installed  ## all arms, 8 seeds: at most 45 minutes
+demo-full: $(BIN)/.installed  ## all arms, 12 seeds: about an hour
 	$(BIN)/dcdm demo --full --run $(RUN)-full
 
 lint: $(BIN)/.installed

@@ -28,7 +28,7 @@ from dcdm_cli.api.session import open_session
 from dcdm_cli.console import Console
 from dcdm_cli.data.manifest import Manifest, read_manifest
 from dcdm_cli.evaluation.downstream import NOTHING, Arm, Samples, open_ledger, run_arms, seeds_of, trial_of
-from dcdm_cli.evaluation.strength import Point, worth
+from dcdm_cli.evaluation.strength import Point
 from dcdm_cli.files import hash_json, write_json
 from dcdm_cli.generation.bulk import run_plan
 from dcdm_cli.generation.plan import make_plan
@@ -41,7 +41,19 @@ from dcdm_cli.stages.probe import make_measure, open_run_engine, plan_inputs
 from dcdm_cli.stages.strength import fine_tune, grid
 
 CLASSES, FIRST_SEED, DRAWS = 10, 5000, 2000
-MEASURES = ("coverage", "density", "agreement", "copies", "correlation", "error", "low", "high")
+MEASURES = (
+    "worth",
+    "labels",
+    "difficulty",
+    "coverage",
+    "density",
+    "agreement",
+    "copies",
+    "correlation",
+    "error",
+    "low",
+    "high",
+)
 
 
 @dataclass(frozen=True)
@@ -173,11 +185,10 @@ def _part(pool: Manifest, count: int, seed: int) -> Samples:
 
 
 def rules(rows: Sequence[dict[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
-    """Per measure, and of the rule: Spearman's rank correlation with mean accuracy over the points, and its 95 %
+    """Per measure, `worth` being the rule: Spearman's rank correlation with mean accuracy over the points, and its 95 %
     interval when seeds are drawn again."""
     accuracy = np.array([row["accuracy"] for row in rows])  # [points, seeds]
     scores = {name: np.array([row[name] for row in rows]) for name in MEASURES}
-    scores["rule"] = np.array([worth(row) for row in rows])
     rng = np.random.default_rng(0)
     draws = [rng.integers(0, len(seeds), len(seeds)) for _ in range(1000)]
     found = {}
@@ -197,7 +208,7 @@ def print_table(document: dict[str, Any]) -> None:
     base = document["real"]["accuracy_mean"]
     print(f"real alone {base:.2%}")
     for row in sorted(document["points"], key=lambda row: -row["accuracy_mean"]):
-        values = " ".join(f"{name} {row[name]:.2f}" for name in (*MEASURES, "pool_difficulty", "pool_agreement"))
+        values = " ".join(f"{name} {row[name]:.2f}" for name in MEASURES)
         print(f"{row['accuracy_mean'] - base:+.2%} {row['name']}: {values}")
     for name, found in document["rules"].items():
         print(name, found)

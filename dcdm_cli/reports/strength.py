@@ -13,18 +13,19 @@ from dcdm_cli.reports.figure_style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE
 from dcdm_cli.reports.table import Sheet
 
 PANELS = (
-    ("coverage", "Unseen real images covered"),
+    ("worth", "Hard and right: mean difficulty, lost labels counting 0"),
+    ("labels", "Labels shown"),
+    ("difficulty", "Mean difficulty"),
     ("copies", "Copies of training images"),
-    ("agreement", "Labels kept (scorer)"),
-    ("correlation", "Asked and measured, rank correlation"),
 )
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, GREY)
 
 
 def strength_sheet(strength: Mapping[str, Any]) -> Sheet:
-    """A row per probed point; the chosen one is marked. guided: by text and by difficulty; rank: correlation of asked
+    """A row per probed point; the chosen one is marked. guided: by text and by difficulty; worth: mean difficulty, lost
+    labels counting 0; rank: correlation of asked
     and measured difficulty; ms: per image."""
-    columns = ("steps", "scale", "guided", "covers", "copies", "labels", "reach", "rank", "ms")
+    columns = ("steps", "scale", "guided", "worth", "hard", "labels", "copies", "covers", "rank", "ms")
     rows = tuple(_row(point, number == strength["chosen"]) for number, point in enumerate(strength["points"]))
     title = (
         f"Strength of fine-tuning, {strength['images_per_point']} images per point, features: {strength['features']}"
@@ -37,10 +38,11 @@ def _row(point: Mapping[str, Any], chosen: bool) -> tuple[str, ...]:
         f"{point['steps']}{' *' if chosen else ''}",
         f"{point['lora_scale']:g}",
         f"{point['text_guidance']:g}/{point['difficulty_guidance']:g}",
-        f"{point['coverage']:.0%}",
+        f"{point['worth']:.2f}",
+        f"{point['difficulty']:.2f}",
+        f"{point['labels']:.0%}",
         f"{point['copies']:.1%}",
-        f"{point['agreement']:.0%}",
-        f"{point['low']:.2f}-{point['high']:.2f}",
+        f"{point['coverage']:.0%}",
         f"{point['correlation']:.2f}",
         f"{1000 * point['seconds_per_image']:.0f}",
     )

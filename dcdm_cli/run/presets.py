@@ -107,7 +107,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "checkpoint_every": 200,
             "precision": "fp32",  # of everything measured with these settings
         },
-        "strength": {"features": "digits", "probe_budget": 800},
+        "strength": {"features": "digits", "checkpoints": [60, 200], "probe_budget": 480},
         "calibrate": {"tails": 0.06},
         "generate": {
             "ratio": 1.0,

@@ -195,10 +195,10 @@ class StrengthConfig(Section):
     """What `finetune.strength = auto` tries, and what it asks of a point. Not from the paper."""
 
     checkpoints: tuple[Annotated[int, Field(ge=1)], ...] = result(
-        default=(), description="steps probed; none given = five on a log scale up to finetune.steps"
+        default=(), description="steps probed; none given = four on a log scale up to finetune.steps"
     )
     lora_scales: tuple[Annotated[float, Field(gt=0, le=2)], ...] = result(
-        default=(0.6, 1.0), min_length=1, description="strengths of the LoRA probed"
+        default=(0.3, 0.6, 1.0), min_length=1, description="strengths of the LoRA probed"
     )
     guidance: tuple[tuple[Annotated[float, Field(ge=1)], Annotated[float, Field(ge=0)]], ...] = result(
         default=((1.5, 3.0),), min_length=1, description="pairs of text and difficulty guidance probed"
@@ -211,7 +211,10 @@ class StrengthConfig(Section):
     most_copies: Fraction = result(
         default=0.05, description="largest share of images nearer to a training image than 99 % of unseen real ones"
     )
-    least_agreement: Fraction = result(default=0.5, description="smallest share of images that keep their label")
+    least_labels: Fraction = result(
+        default=0.5,
+        description="smallest share of images whose label is seen by eyes that learned from unseen real ones",
+    )
     keep_back: float = result(
         default=0.2, gt=0, lt=1, description="share of train kept from fine-tuning where there is no judge split"
     )

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 REQUESTS = 5  # difficulties asked for at each point, evenly over the real images' own
 PROBES = "probes.jsonl"
+MEASURED = "hard and right"  # what rows of it hold; older ones lack what the rule asks for
 LEAST = 20  # images per point, below which shares say nothing
 
 
@@ -58,7 +59,7 @@ def snapshot_steps(most: int, config: StrengthConfig) -> tuple[int, ...]:
     """Steps on a log scale up to `most`; those that the settings name instead, as far as they lie below it."""
     if config.checkpoints:
         return tuple(sorted({min(step, most) for step in config.checkpoints}))
-    return tuple(sorted({round(step) for step in np.geomspace(max(1, most / 16), most, 5)}))
+    return tuple(sorted({round(step) for step in np.geomspace(max(1, most / 16), most, 4)}))
 
 
 def grid(steps: Sequence[int], session: Session, plain: bool) -> list[Point]:
@@ -76,10 +77,10 @@ def grid(steps: Sequence[int], session: Session, plain: bool) -> list[Point]:
 
 @dataclass(frozen=True)
 class _Images:
-    """rows: what the adapter learns from; unseen: paths of real images that it does not."""
+    """rows: what the adapter learns from; unseen: real images that it does not."""
 
     rows: Manifest
-    unseen: list[Path]
+    unseen: Manifest
 
 
 def split_unseen(manifest: Manifest, config: FinetuneConfig, fraction: float, seed: int) -> _Images:
@@ -89,13 +90,13 @@ def split_unseen(manifest: Manifest, config: FinetuneConfig, fraction: float, se
 
     rows, judged = training_rows(manifest, config.keep_suspects), manifest.split("judge")
     if len(judged):
-        return _Images(rows, judged.paths())
+        return _Images(rows, judged)
     rng, labels = np.random.default_rng((seed, 17)), rows.column("label")
     kept = np.zeros(len(rows), bool)
     for label in np.unique(labels):
         mine = np.flatnonzero(labels == label)
         kept[rng.permutation(mine)[: int(fraction * len(mine))]] = True
-    return _Images(rows.select(~kept), rows.select(kept).paths())
+    return _Images(rows.select(~kept), rows.select(kept))
 
 
 def _chosen(
@@ -114,9 +115,10 @@ def _chosen(
     if not Ranks.of_environment().is_main:
         return results
     embed, features = open_features(session, job)
-    real = RealFeatures(embed(images.rows.paths()), embed(images.unseen))
+    labels, classes = images.unseen.column("label").astype(np.int64), len(images.rows.class_names)
+    real = RealFeatures(embed(images.rows.paths()), embed(images.unseen.paths()), labels, classes)
     table = [_measured(session, folder, point, each, embed, real, job) for point in points]
-    choice = choose(points, table, strength.most_copies, strength.least_agreement)
+    choice = choose(points, table, strength.most_copies, strength.least_labels)
     (session.console.note if choice.usable else session.console.warn)(f"strength: {choice.reason}")
     _keep(snapshot_folder(session.run, folder) / f"step-{points[choice.index].steps:08d}", folder)
     return results | {
@@ -188,7 +190,9 @@ def _measured(
     adapter = snapshots / f"step-{point.steps:08d}"
     own = with_settings(session, generate=point.settings())
     generate = own.config.generate
-    key = hash_json([adapter_hash(adapter), sampler_settings(generate), generate.attempts, each, session.config.seed])
+    key = hash_json(
+        [adapter_hash(adapter), sampler_settings(generate), generate.attempts, each, session.config.seed, MEASURED]
+    )
     for row in read_lines(snapshots / PROBES, _Probe):
         if row.key == key:
             return row.measured
@@ -218,7 +222,16 @@ def _drawn(session: Session, adapter: Path, each: int, embed: Callable[[Any], np
     except NumericalError:  # difficulty does not rise with the request: a fact of this point, not a failure
         low, high = np.quantile(probed.realised, [0.1, 0.9])
         reachable, error = (float(low), float(high)), 1.0
-    return Drawn(np.concatenate(features), probed.requested, probed.realised, probed.agrees, reachable, error, seconds)
+    return Drawn(
+        np.concatenate(features),
+        probed.label,
+        probed.requested,
+        probed.realised,
+        probed.agrees,
+        reachable,
+        error,
+        seconds,
+    )
 
 
 def _keep(snapshot: Path, folder: Path) -> None:

@@ -242,14 +242,18 @@ def test_the_whole_job_in_one_command_on_the_embedded_digits(tmp_path: Path) -> 
     """`dcdm demo` with the smallest settings; its own are for `make demo`."""
     small = (
         "score.steps=4 score.repeats=1 judge.steps=2 downstream.steps=2 finetune.steps=4 calibrate.enabled=false "
-        "generate.steps=2 generate.ratio=0.05 evaluate.per_target=10 evaluate.targets=[0.5] evaluate.seeds=2 "
-        "evaluate.synthetic_ratio=0.05"
+        "strength.lora_scales=[0.6] "
+        "generate.steps=2 generate.ratio=0.2 evaluate.per_target=10 evaluate.targets=[0.5] evaluate.seeds=2 "
+        "evaluate.synthetic_ratio=0.2"
     )
     words = [word for setting in small.split() for word in ("--set", setting)]
     made = run("demo", *words, "--json", "--run", tmp_path / "demo")
     metrics = document(made)
-    assert [arm["name"] for arm in metrics["downstream"]["arms"]] == ["real", "plain", "dcdm"]
-    assert (metrics["downstream"]["real_images"], metrics["downstream"]["test_images"]) == (200, 997)
+    assert [arm["name"] for arm in metrics["downstream"]["arms"]] == ["real", "augmented", "dcdm"]
+    assert (metrics["downstream"]["real_images"], metrics["downstream"]["test_images"]) == (50, 997)
     assert metrics["adherence"]["frontier"][0]["real_n"] >= 0
+    made_with = json.loads((tmp_path / "demo" / "records" / "generate.json").read_text())
+    assert made_with["config"]["lora_scale"] == 0.6  # what fine-tuning chose
+    assert made_with["results"]["backend"] != "torch"  # the export is used
     # dcdm.toml now holds the demo's settings, so that single commands go on with them.
     assert "skipped" in run("evaluate", "--run", tmp_path / "demo").stderr

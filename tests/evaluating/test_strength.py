@@ -19,18 +19,18 @@ from .conftest import session_of
 AUTO: dict[str, Any] = {
     "finetune__strength": "auto", "finetune__steps": 2, "strength__checkpoints": (1, 2),
     "strength__lora_scales": (1.0,), "strength__probe_budget": 40,
-    "strength__features": "digits", "strength__most_copies": 1.0, "strength__least_agreement": 0.0,
+    "strength__features": "digits", "strength__most_copies": 1.0, "strength__least_labels": 0.0,
     "generate__attempts": 1,
 }  # fmt: skip
 
 
-def test_the_point_that_covers_most_becomes_the_adapter_and_later_stages_use_its_scales(run: Path) -> None:
+def test_the_point_of_the_most_worth_becomes_the_adapter_and_later_stages_use_its_scales(run: Path) -> None:
     record = run_finetune(session_of(run, **AUTO))
     strength = record.results["strength"]
     assert [(p["steps"], p["lora_scale"]) for p in strength["points"]] == [(1, 1.0), (2, 1.0)]
-    best = max(strength["points"], key=lambda point: point["coverage"])
+    best = max(strength["points"], key=lambda point: point["worth"])
     chosen = strength["points"][strength["chosen"]]
-    assert chosen["coverage"] == best["coverage"] and strength["usable"]
+    assert chosen["worth"] == best["worth"] and strength["usable"]
     assert strength["unseen"] == 600 and strength["images_per_point"] == 20
     assert read_adapter(run / "adapter").training["steps"] == chosen["steps"]
     scales = {"lora_scale": 1.0, "text_guidance": 1.5, "difficulty_guidance": 2.0}  # a flag fixes the pair here

@@ -9,7 +9,8 @@ from PIL import Image
 from dcdm_cli.reports.strength import strength_curves, strength_sheet
 
 MEASURED = {
-    "agreement": 0.9, "copies": 0.012, "density": 0.5, "low": 0.2, "high": 0.7, "correlation": 0.31, "error": 0.02,
+    "worth": 0.51, "labels": 0.97, "difficulty": 0.53, "agreement": 0.9, "copies": 0.012, "density": 0.5, "low": 0.2,
+    "high": 0.7, "correlation": 0.31, "error": 0.02,
     "seconds_per_image": 0.05,
 }  # fmt: skip
 STRENGTH = {
@@ -26,7 +27,7 @@ STRENGTH = {
 def test_the_table_marks_the_chosen_point_and_fits_eighty_columns() -> None:
     sheet = strength_sheet(STRENGTH)
     assert [row[0] for row in sheet.rows] == ["20", "20", "80", "80 *", "320", "320"]
-    assert sheet.rows[3][3:5] == ("18%", "1.2%")
+    assert sheet.rows[3][3:8] == ("0.51", "0.53", "97%", "1.2%", "18%")
     assert sum(max(len(cell) for cell in column) + 3 for column in zip(sheet.columns, *sheet.rows, strict=True)) <= 80
 
 
