@@ -36,13 +36,16 @@ def caption_stage(session: Session) -> Stage:
     config, finetune = session.config.caption, session.config.finetune
     tokenizer = {"base": finetune.base, "revision": finetune.revision}  # whose tokens are counted
     uncounted = others(config, RESULT)
-    return Stage("caption", {**fingerprint(config, RESULT), "tokenizer": tokenizer}, _inputs(session), uncounted)
+    reads = (session.run.samples, session.run.own_captions)
+    settings = {**fingerprint(config, RESULT), "tokenizer": tokenizer}
+    return Stage("caption", settings, _inputs(session), uncounted, reads)
 
 
 def caption_files_stage(session: Session) -> Stage:
     """Copies of the captions for other programs, which no later stage depends on."""
     config = session.config.caption
-    return Stage("caption-files", fingerprint(config, FILES), {"caption": session.run.require("caption").id})
+    inputs = {"caption": session.run.require("caption").id}
+    return Stage("caption-files", fingerprint(config, FILES), inputs, reads=(session.run.samples,))
 
 
 def _refuse_replacing(session: Session) -> None:
@@ -70,7 +73,7 @@ def _write_captions(session: Session) -> Outcome:
     captions, revision = _filled(session, manifest, kept)
     captions, cut = _cut(session, captions)
     manifest = manifest.with_columns({"caption": captions})
-    run.forget("caption")
+    run.forget("caption", replaces=run.samples)
     write_manifest(manifest, run.samples)
     own = sum(caption is not None for caption in kept)
     origins = {"own": own, config.method: len(captions) - own}

@@ -69,7 +69,7 @@ def finetune_stage(session: Session) -> Stage:
         settings["processes"] = processes  # they make the batch larger
     if config.strength == "auto":
         settings |= strength_settings(session)
-    return Stage("finetune", settings, inputs, others(config))
+    return Stage("finetune", settings, inputs, others(config), (run.samples, run.scorer))
 
 
 def _job(session: Session) -> Job:
@@ -100,7 +100,7 @@ def _train(session: Session, config: FinetuneConfig, folder: Path) -> Outcome:
     steps, losses = zip(*results["losses"], strict=True) if results["losses"] else ((), ())
     session.run.figures.mkdir(exist_ok=True)
     figure = loss_curve(session.run.figures / "loss.png", steps, losses)
-    return Outcome([folder, figure], adapter_hash(folder), results, job.device)
+    return Outcome([folder, figure], adapter_hash(folder), results, job.device, listed=[session.run.cache])
 
 
 def _drop_checkpoints(run: RunFolder) -> None:

@@ -106,7 +106,8 @@ def _scan_and_score(session: Session, source: str, options: ScanOptions, stage: 
         "captions": _captioned(manifest),
     }
     outputs = [run.samples, *([run.scorer] if run.scorer.exists() else []), *_figures(run, manifest)]
-    return Outcome(outputs, manifest.digest("sample_id", "difficulty"), results, job.device)
+    also, listed = [run.rejected, run.own_captions, run.copies], [run.images, run.cache]
+    return Outcome(outputs, manifest.digest("sample_id", "difficulty"), results, job.device, also, listed)
 
 
 def _say_what_was_understood(session: Session, found: Scan) -> None:
