@@ -294,9 +294,10 @@ class RunFolder:
         """(file, what became of it) of what the stage wrote, then of what it had read: none, and it is fresh."""
         gone = [(output, "is gone") for output in record.outputs if not (self.path / output).exists()]
         yield from gone
-        begun, later = self._begun(), list(self.records().values())
+        begun = self._begun()
+        later = [one for one in self.records().values() if one.stage != record.stage]  # that may have rewritten it
         for name, was in record.wrote.items():
-            went_on = [one.wrote[name] for one in later if name in one.wrote and _is_of(one.read.get(name), was)]
+            went_on = [one.wrote[name] for one in later if name in one.wrote and name in one.read]
             said = [change(self.path / name, seal) for seal in (was, *went_on)]
             if all(said) and name not in begun and (name, said[0]) not in gone:
                 yield name, said[0]
@@ -403,10 +404,6 @@ def write_starter_config(run: RunFolder, settings: Mapping[str, Any]) -> None:
     if not run.config_file.exists():
         head = "Settings of this run. All of them, with their origin: dcdm config show --origin"
         write_text(run.config_file, toml_document(settings, head=head))
-
-
-def _is_of(now: Seal | None, was: Seal) -> bool:
-    return now is not None and now.same(was)
 
 
 def _same_outcome(recorded: Mapping[str, Any], stage: Stage) -> bool:

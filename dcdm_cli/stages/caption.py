@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dcdm_cli.console import Console
 from dcdm_cli.errors import UsageError
 from dcdm_cli.files import hash_file, hash_json
+from dcdm_cli.run.keeping import refuse_replacing
 from dcdm_cli.run.roles import FILES, RESULT, fingerprint, others
 from dcdm_cli.run.session import Session
 from dcdm_cli.run.store import Outcome, RunFolder, Stage, StageRecord
@@ -23,7 +24,10 @@ def run_caption(session: Session) -> StageRecord:
     run.create(after="score")
     with run.lock("dcdm caption"):
         _refuse_replacing(session)
-        record, done = run.run(caption_stage(session), lambda: _write_captions(session), force=session.force)
+        stage = caption_stage(session)
+        if not session.force:
+            refuse_replacing(run, stage, "captioning otherwise")
+        record, done = run.run(stage, lambda: _write_captions(session), force=session.force)
         if any(fingerprint(session.config.caption, FILES).values()):
             _, written = run.run(caption_files_stage(session), lambda: _write_extras(session), force=session.force)
             done = done or written

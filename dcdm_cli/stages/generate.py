@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dcdm_cli.errors import UsageError
 from dcdm_cli.run.roles import fingerprint, others
 from dcdm_cli.run.session import Session
-from dcdm_cli.run.store import ALL_SETS, Outcome, Stage, StageRecord
+from dcdm_cli.run.store import ALL_SETS, Outcome, RunFolder, Stage, StageRecord
 from dcdm_cli.stages.devices import Spread, settle_generation, settle_spread
 from dcdm_cli.stages.evaluation_data import stale_adapter
 from dcdm_cli.stages.jobs import open_job
@@ -107,7 +107,8 @@ def _make_images(session: Session, plan: AnyPlan | None, verify: bool, join: boo
         check_plan(session, plan)
         if not session.force:
             refuse_other_plan(plan, run.generated)
-    _drop_damaged(session)
+    for name in drop_damaged(run):
+        session.console.note(f"{name} is not as it was: it is written again")
     parts: dict[str, Any] = {}
     if join and plan is not None:
         generated, backend, parts = join_parts(session, plan, verify)
@@ -253,14 +254,16 @@ def _is_intact(session: Session) -> bool:
     return not missing
 
 
-def _drop_damaged(session: Session) -> None:
-    """What other tools read is written again from the shards where it is not as it was."""
-    run, record = session.run, session.run.record("generate")
-    for name, said in run.changes(record) if record else ():
+def drop_damaged(run: RunFolder) -> list[str]:
+    """Removes of what other tools read the files that are not as they were, so that they are written again from the
+    shards. Returns their names."""
+    record, dropped = run.record("generate"), []
+    for name, _ in run.changes(record) if record else ():
         file = run.path / name
         if file.is_relative_to(run.generated) and str(file.relative_to(run.generated)) in PROJECTIONS:
-            session.console.note(f"{file} {said}: it is written again")
             file.unlink(missing_ok=True)
+            dropped.append(name)
+    return dropped
 
 
 def _drop_old(folder: Path) -> None:

@@ -103,7 +103,7 @@ def cache_latents(
     progress: Progress,
     ids: Sequence[str] | None = None,
 ) -> np.ndarray:
-    """Memory-mapped latents [len(views), 4, h, w], encoded once and reused while images, VAE and the file stay the same.
+    """Memory-mapped latents [len(views), 4, h, w], encoded once, reused while images, VAE and file are the same.
 
     ids: sample ids of the images, by which `cached_originals` finds their latents again without the images.
     """
