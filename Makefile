@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN ?= demo-run
 
-.PHONY: demo demo-full test check lint audit slow tensorrt-check bench clean
+.PHONY: demo demo-full test check lint audit slow tensorrt-check bench soak clean
 
 $(BIN)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -36,6 +36,9 @@ tensorrt-check: $(BIN)/.installed  ## our graphs through TensorRT-RTX's parser a
 
 bench: $(BIN)/.installed  ## every script in benchmarks/ that needs no data, results in benchmarks/results/
 	for script in $(filter-out benchmarks/bench_features.py,$(wildcard benchmarks/bench_*.py)); do $(BIN)/python $$script || exit 1; done
+
+soak: $(BIN)/.installed  ## kills, failing disks, signals, hostile files, tampering and size: about 10 minutes of a free core
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/reliability.py
 
 clean:
 	rm -rf $(VENV) $(RUN) build dist

@@ -30,6 +30,7 @@ COMMANDS = {
     "review": "List images to look at: suspects, hardest, copies, misses.",
     "demo": "Run the whole job on embedded digits, offline, on a CPU.",
     "status": "Show where the run folder stands, and the next command.",
+    "check": "Check this run: stale or damaged files, and repair some.",
     "doctor": "Check this machine: versions, devices, backends, hub, disk.",
     "config": "Show the settings and where each value comes from.",
 }

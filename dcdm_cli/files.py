@@ -158,15 +158,21 @@ def append_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
             os.fsync(stream.fileno())
 
 
-def sweep(root: Path, *, leave: Path | None = None) -> None:
-    """Removes what writers that were killed left below `root`, wherever that is: names that begin with a dot and end in
+def leftovers(root: Path, *, leave: Path | None = None) -> Iterator[Path]:
+    """What writers that were killed left below `root`, wherever that is: names that begin with a dot and end in
     `PART_SUFFIX`, as every temporary file and folder here is called. leave: a folder that is not looked into."""
     for folder, folders, files in os.walk(root):
-        for name in filter(_is_leftover, files):
-            Path(folder, name).unlink(missing_ok=True)
-        for name in filter(_is_leftover, folders):
-            shutil.rmtree(Path(folder, name), ignore_errors=True)
+        yield from (Path(folder, name) for name in (*files, *folders) if _is_leftover(name))
         folders[:] = [name for name in folders if not _is_leftover(name) and Path(folder, name) != leave]
+
+
+def sweep(root: Path, *, leave: Path | None = None) -> None:
+    """Removes `leftovers`."""
+    for path in leftovers(root, leave=leave):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _is_leftover(name: str) -> bool:

@@ -31,9 +31,10 @@ from dcdm_cli.data.images import DecodeOptions, RejectedImage, as_square, decode
 from dcdm_cli.data.manifest import ImagePaths
 from dcdm_cli.difficulty.fitting import Keep, SeededBatches, Training, batch_rows, fit, seeded
 from dcdm_cli.difficulty.packaged import ARCHITECTURE, FOLDER, PACKAGED
-from dcdm_cli.errors import MismatchError, NotFoundError, NumericalError, UsageError
+from dcdm_cli.errors import MismatchError, NotFoundError, UsageError
 from dcdm_cli.files import atomic_folder, hash_json, write_json
 from dcdm_cli.gate import ClassNames, read_document
+from dcdm_cli.run.finite import refuse_not_finite_weights
 from dcdm_cli.run.progress import Progress
 from dcdm_cli.run.settings import ClassifierConfig
 
@@ -396,8 +397,7 @@ def load_weights(model: nn.Module, path: Path, without: Sequence[str] = ()) -> N
         raise MismatchError(
             f"{path} does not fit the model: {listed}", "name the architecture the weights were made with", file=path
         )
-    if not all(torch.isfinite(tensor).all() for tensor in state.values()):
-        raise NumericalError(f"{path} holds weights that are not finite", "train it again", file=path)
+    refuse_not_finite_weights(state, path, "train it again; what a run has made comes back with: dcdm score --force")
     model.load_state_dict(state)
 
 

@@ -7,7 +7,8 @@ share their features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -209,7 +210,7 @@ def _write(home: Path, hashes: np.ndarray, features: np.ndarray, paths: Sequence
         )
     kept = {"features": features[:, :-1].astype(np.float16), "flat": (features[:, -1] == 0).astype(np.uint8)}
     with atomic_path(home / f"{hash_bytes(hashes.tobytes())[:24]}.safetensors", durable=False) as part:
-        save_file({**kept, "images": hashes}, part)
+        save_file({**kept, "images": hashes}, part, {"hash": _content({**kept, "images": hashes})})
 
 
 def _index(home: Path, extractor: Extractor, job: Job) -> tuple[np.ndarray, np.ndarray, list[Path]]:
@@ -238,9 +239,26 @@ def _named(file: Path, width: int) -> tuple[np.ndarray, np.ndarray] | None:
         with safe_open(file, "np") as stream:
             images, flat = stream.get_tensor("images"), stream.get_tensor("flat")
             shape = stream.get_slice("features").get_shape()
+        if not _is_whole(file, file.stat().st_mtime_ns):
+            return None
     except (SafetensorError, OSError, ValueError):
         return None
     return (images, flat) if list(shape) == [len(images), width] and len(flat) == len(images) else None
+
+
+@functools.lru_cache(4096)
+def _is_whole(file: Path, changed_ns: int) -> bool:
+    """Whether a file still holds what was written into it; asked once per process and version of the file. Files from
+    before hashes were kept are believed."""
+    with safe_open(file, "np") as stream:
+        said = (stream.metadata() or {}).get("hash")
+        return said is None or said == _content(
+            {name: stream.get_tensor(name) for name in ("features", "flat", "images")}
+        )
+
+
+def _content(tensors: Mapping[str, np.ndarray]) -> str:
+    return hash_bytes(*(part for name in sorted(tensors) for part in (name.encode(), tensors[name].tobytes())))
 
 
 def _read(file: Path, name: str) -> np.ndarray:

@@ -23,7 +23,7 @@ from dcdm_cli.data.candidates import Rejection
 from dcdm_cli.data.manifest import COLUMNS, manifest_note, write_manifest_parts
 from dcdm_cli.data.shard_files import SPLIT, FolderImages, Layout, ShardContent, ShardWriter, open_writer
 from dcdm_cli.data.writers import METADATA_COLUMNS, stream_metadata, write_card, write_rejected
-from dcdm_cli.errors import MismatchError
+from dcdm_cli.errors import DcdmError, MismatchError
 from dcdm_cli.files import (
     PART_SUFFIX,
     atomic_path,
@@ -33,12 +33,13 @@ from dcdm_cli.files import (
     storage_errors,
     write_json,
 )  # fmt: skip
-from dcdm_cli.gate import EXACT, Count, Digest, Word, read_document
+from dcdm_cli.gate import EXACT, Count, Digest, Word, read_document, read_lines
 from dcdm_cli.generation.journal import ROWS, Journal, beginning, check_entries, write_journal
 from dcdm_cli.generation.plan_file import AnyPlan, PlanFile, write_plan
 from dcdm_cli.generation.shards import MadeShard
 
 OUTPUT, REJECTED = "output.json", "rejected.jsonl"
+SAMPLES, METADATA = "samples.parquet", f"{SPLIT}/metadata.jsonl"
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Sidecar:
 
 
 @dataclass(frozen=True)
-class _Output:
+class KeptAs:
     """output.json: how the folder's images are kept."""
 
     format: Word
@@ -143,6 +144,50 @@ class Ledger:
             if self._is_lost(sidecar, there):
                 return f"images of shard {file.stem} are gone"
         return ""
+
+    def differences(self, *, verify: bool = False) -> Iterator[tuple[str, str]]:
+        """(what, remedy) of everything in which a finished folder differs from its ledger: shards, images, and what was
+        made of their rows for other tools; no remedy, and the same command mends it. verify: read every image too.
+        Changes nothing."""
+        there = {path for path, _ in self._files() if path.startswith(f"{SPLIT}/") and not _is_temporary(path)}
+        known: set[str] = set()
+        for shard in range(self.plan.shards):
+            file = self._sidecar_file(shard)
+            try:
+                sidecar = self._read_sidecar(file)
+                said = self._faults(sidecar)
+                paths = set() if said else set(self._rows(shard)["path"].drop_null().to_pylist())
+            except DcdmError as error:
+                yield error.message, error.hint
+                continue
+            known |= paths
+            self.finished[shard] = sidecar
+            if self.layout.format == "folder":
+                yield from ((f"{path} is gone", "") for path in sorted(paths - there))
+            if said or (verify and not paths - there and (said := self._verify(sidecar))):
+                yield f"shard {file.stem}: {said}", f"remove {file}, then dcdm generate makes that shard alone again"
+        if self.layout.format == "folder":
+            extra = there - known - {METADATA}
+            yield from ((f"{path} is in no row of any shard", f"remove {path}") for path in sorted(extra))
+        yield from ((text, "") for text in self._projection_differences(known))
+
+    def _projection_differences(self, known: set[str]) -> Iterator[str]:
+        """Rows that other tools read, against those of the shards."""
+        samples, metadata = self.layout.folder / SAMPLES, self.layout.folder / METADATA
+        count = pq.read_metadata(samples).num_rows if samples.is_file() else None
+        if count != self.images:
+            yield f"{SAMPLES} is gone" if count is None else f"{SAMPLES} has {count} rows for {self.images} images"
+        if self.layout.format != "folder":
+            return
+        named = {f"{SPLIT}/{row.get('file_name')}" for row in read_lines(metadata, dict[str, Any])}
+        if named != known:
+            yield f"{METADATA} names {len(named & known)} of {len(known)} images, and {len(named - known)} others"
+
+    def write_again(self, base: str, backend: str) -> None:
+        """`conclude` for a folder that is whole: nothing is removed, only what is not there is written."""
+        for shard in range(self.plan.shards):
+            self._count(self._read_sidecar(self._sidecar_file(shard)))
+        self.conclude(base, backend)
 
     def publish(self, made: MadeShard) -> None:
         """Puts a shard in its place and writes its sidecar. A shard that is published already is dropped."""
@@ -237,7 +282,7 @@ class Ledger:
         if not output.is_file():
             write_json(output, ours)
             return
-        theirs = asdict(read_document(output, _Output, "make it again: dcdm generate --force"))
+        theirs = asdict(read_output(self.layout.folder))
         if theirs != ours:
             changed = ", ".join(f"{k} {theirs[k]!r} instead of {ours[k]!r}" for k in ours if theirs[k] != ours[k])
             raise MismatchError(
@@ -350,6 +395,15 @@ class Ledger:
 
     def _sidecar_file(self, shard: int) -> Path:
         return self.folder / f"{shard:05d}.json"
+
+
+def read_output(folder: Path) -> KeptAs:
+    """How the images of a generated folder are kept."""
+    return read_document(folder / "shards" / OUTPUT, KeptAs, "make it again: dcdm generate --force")
+
+
+def _is_temporary(path: str) -> bool:
+    return path.endswith(PART_SUFFIX) or path.rpartition("/")[2].startswith(".")
 
 
 def refuse_other_plan(plan: AnyPlan, folder: Path) -> None:

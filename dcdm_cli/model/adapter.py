@@ -87,12 +87,13 @@ def adapter_hash(folder: Path) -> str:
     ones: safetensors writes its metadata in another order every time. Raises MismatchError for a damaged file."""
     files = [folder / name for name in (LORA_FILE, ENCODER_FILE) if (folder / name).is_file()]
     try:
-        return hash_bytes(*(part for file in files for part in _tensor_parts(file)))
+        return hash_bytes(*(part for file in files for part in tensor_parts(file)))
     except SafetensorError as error:
         raise MismatchError(f"the adapter in {folder} is damaged: {error}", "dcdm finetune --force") from error
 
 
-def _tensor_parts(file: Path) -> Iterator[bytes]:
+def tensor_parts(file: Path) -> Iterator[bytes]:
+    """Everything that a safetensors file says, in an order that does not depend on how it was written."""
     with safe_open(file, "np") as stored:
         yield json.dumps(stored.metadata(), sort_keys=True).encode()
         for name in sorted(stored.keys()):

@@ -20,6 +20,7 @@ from dcdm_cli.files import hash_json
 from dcdm_cli.model.layout import base_warnings, check_index, check_parts, other_layout
 from dcdm_cli.model.packaged import resolve_base
 from dcdm_cli.run import one_off
+from dcdm_cli.run.finite import refuse_not_finite_weights
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 HALF_VARIANT = "fp16"
@@ -66,7 +67,8 @@ def load_base(
     variant: of the weights' files, as in `diffusion_pytorch_model.fp16.safetensors`; None = the plain ones, or fp16
     where there are no others. config: for a single file, a folder with the model's configs and tokenizer; None = those
     that diffusers knows for it, from the hub or its cache. hollow: of `unet` and `vae`, those to have their shapes but
-    no weights. Raises NotFoundError when it cannot be had, MismatchError for another layout.
+    no weights. Raises NotFoundError when it cannot be had, MismatchError for another layout, NumericalError for
+    weights that are not finite.
     """
     transformers_logging.disable_progress_bar()
     diffusers_logging.disable_progress_bar()
@@ -84,6 +86,9 @@ def load_base(
     networks = (pipeline.unet, pipeline.vae, pipeline.text_encoder)
     scheduler_config = dict(pipeline.scheduler.config)
     warnings = base_warnings(source, _scheduler_class(index, pipeline), scheduler_config)
+    for part in networks:
+        again = "download it again, or use another base or variant: --base, --variant"
+        refuse_not_finite_weights(dict(part.named_parameters()), f"the base model {place.path}", again)
     fingerprint = "" if hollow else _fingerprint(networks, scheduler_config)
     for part in networks:
         _settle(part, device, torch.float32 if part is pipeline.vae else DTYPES[dtype])

@@ -31,6 +31,7 @@ from dcdm_cli.model.adapter import (
 from dcdm_cli.model.conditioning import NULL_DIFFICULTY, EncoderConfig, fourier_features, join_tokens
 from dcdm_cli.model.lora import attach_lora
 from dcdm_cli.model.packaged import resolve_base
+from dcdm_cli.run.finite import refuse_not_finite_weights
 from dcdm_cli.run.origins import nearest
 
 
@@ -231,7 +232,9 @@ def load_encoder(folder: Path, info: AdapterInfo) -> DifficultyEncoder | None:
         return None
     try:
         encoder = DifficultyEncoder(info.encoder)
-        encoder.load_state_dict(load_file(folder / ENCODER_FILE))
+        state = load_file(folder / ENCODER_FILE)
+        refuse_not_finite_weights(state, folder / ENCODER_FILE, "train it again: dcdm finetune --force")
+        encoder.load_state_dict(state)
     except (OSError, SafetensorError, RuntimeError, TypeError) as error:
         file = folder / ENCODER_FILE
         raise MismatchError(f"{file} does not fit config.json: {error}", "dcdm finetune --force", file=file) from error

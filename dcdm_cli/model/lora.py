@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from dcdm_cli.errors import MismatchError, NotFoundError, UsageError
+from dcdm_cli.run.finite import refuse_not_finite_weights
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 ADAPTER_NAME = "dcdm"
@@ -93,6 +94,7 @@ def _load_into(unet: UNet2DConditionModel, folder: Path, name: str) -> None:
             str(folder), weight_name=LORA_FILE, use_safetensors=True, return_lora_metadata=True
         )
         state, alphas, metadata = loaded
+        refuse_not_finite_weights(state, file, "train it again: dcdm finetune --force")
         StableDiffusionPipeline.load_lora_into_unet(
             state, network_alphas=alphas, unet=unet, adapter_name=name, metadata=metadata
         )

@@ -14,11 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dcdm_cli.run.store import RunFolder, StageRecord
+from dcdm_cli.run.store import COMMAND_OF, PIPELINE, RunFolder, StageRecord
 
-PIPELINE = ("score", "caption", "finetune", "calibrate", "export", "generate", "evaluate")
 OPTIONAL = ("calibrate", "export")
-MADE_BY = {"calibrate": "finetune"}  # stages that are not a command of their own
 DONE, STALE, RUNNING, STOPPED, MISSING, DAMAGED = "done", "stale", "running", "stopped", "not yet", "damaged"
 
 
@@ -114,7 +112,7 @@ def _stage(run: RunFolder, stage: str, before: list[Standing], busy: str) -> Sta
         record = run.record(stage)
     except Exception as error:  # whatever a damaged file leads to, it is that stage's state
         return Standing(stage, DAMAGED, str(error), run.images_name, size=size)
-    command = f"dcdm {MADE_BY.get(stage, stage)}"
+    command = f"dcdm {COMMAND_OF.get(stage, stage)}"
     running = busy.startswith(command) and ("calibration" in busy) == (stage == "calibrate")
     if running and (stage != "generate" or run.images_name == _named(busy)):
         return Standing(stage, RUNNING, busy, run.images_name, _stopped_seconds(run, stage), size)
@@ -133,16 +131,8 @@ def _why_stale(run: RunFolder, record: StageRecord, before: list[Standing]) -> s
     gone = [output for output in record.outputs if not (run.path / output).exists()]
     if gone:
         return f"{gone[0]} is gone"
-    earlier = {standing.stage: standing for standing in before if not standing.name}
-    for stage, known in record.inputs.items():
-        if stage not in earlier:
-            continue
-        if earlier[stage].state == STALE:
-            return f"{stage} is stale"
-        newest = run.record(stage)
-        if (newest is not None and newest.id != known) or (newest is None and known):
-            return f"{stage} was made again since" if newest else f"{stage} is gone"
-    return ""
+    stale = [one.stage for one in before if one.state == STALE and not one.name and one.stage in record.inputs]
+    return f"{stale[0]} is stale" if stale else next(run.outdated(record), "")
 
 
 def _places(run: RunFolder, stage: str) -> list[Path]:
@@ -166,7 +156,7 @@ def _next(run: RunFolder, stages: list[Standing]) -> str:
             standing.state == MISSING and standing.stage not in OPTIONAL
         )
         if waits:
-            command = MADE_BY.get(standing.stage, standing.stage)
+            command = COMMAND_OF.get(standing.stage, standing.stage)
             source = " FOLDER" if standing.stage == "score" and standing.state == MISSING else ""
             name = f" --name {standing.name}" if standing.name else ""
             force = " --force" if standing.state == DAMAGED else ""

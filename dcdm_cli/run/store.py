@@ -12,8 +12,8 @@ import re
 import resource
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -23,16 +23,20 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from dcdm_cli import __version__
-from dcdm_cli.errors import DcdmError, LockedError, NotFoundError, StorageError
+from dcdm_cli.errors import DcdmError, LockedError, MismatchError, NotFoundError, StorageError
 from dcdm_cli.files import PART_SUFFIX, hash_json, sweep, write_json, write_text
 from dcdm_cli.gate import EXACT, NO_LINKS, Amount, Count, Finite, Share, Table, Text, Word, inside, read_document
 from dcdm_cli.run.origins import toml_document
+from dcdm_cli.run.seals import Seal, change, seal_all
 from dcdm_cli.run.timing import Attempt
 
 DEFAULT_RUN = "dcdm-run"
 SET_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")  # a folder and a part of a file name, on every system
+PIPELINE = ("score", "caption", "finetune", "calibrate", "export", "generate", "evaluate")
+COMMAND_OF = {"calibrate": "finetune", "judge": "evaluate", "adherence": "evaluate"}  # stages without their own
 ALL_SETS = "all"  # no set's name: where sets are compared it means all of them
 _held: set[Path] = set()  # run folders that this process has locked
+ADAPTER_WEIGHTS = ("pytorch_lora_weights.safetensors", "difficulty_encoder.safetensors", "config.json")
 RECORDED_PACKAGES = ("torch", "diffusers", "transformers", "peft", "timm", "accelerate")
 
 
@@ -59,7 +63,8 @@ class StageRecord:
     """records/<stage>.json. fingerprint: hash of what the stage made; results: its numbers, for people and reports.
     config: what the outcome depends on; uncounted: settings of the same sections that change nothing of it, for people.
     seconds: of work, with those of attempts that were stopped and gone on with. energy_wh: of the GPUs in sight, None =
-    unknown. apart: parts of the seconds that do not grow with the work, by name (`one_off.py`), as far as known."""
+    unknown. apart: parts of the seconds that do not grow with the work, by name (`one_off.py`), as far as known.
+    read, wrote: files of the run folder by name (`seals.py`); a folder in `listed` has a list of its own."""
 
     __pydantic_config__: ClassVar = EXACT
 
@@ -78,6 +83,9 @@ class StageRecord:
     energy_wh: Amount | None = None
     apart: dict[str, Finite] = field(default_factory=dict)
     uncounted: dict[str, Any] = field(default_factory=dict)
+    read: dict[Word, Seal] = field(default_factory=dict)
+    wrote: dict[Word, Seal] = field(default_factory=dict)
+    listed: list[Word] = field(default_factory=list)
 
     @property
     def id(self) -> str:
@@ -87,22 +95,27 @@ class StageRecord:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a stage's work returns. outputs: paths inside the run folder, which must exist for a skip."""
+    """What a stage's work returns. outputs: paths inside the run folder, which must exist for a skip. also: further
+    files that it wrote. listed: folders with a list of their own that says what is in them: a set's ledger."""
 
     outputs: list[Path]
     fingerprint: str
     results: dict[str, Any] = field(default_factory=dict)
     device: str = "cpu"
+    also: list[Path] = field(default_factory=list)
+    listed: list[Path] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One unit of work with everything its staleness depends on. uncounted: see `StageRecord`."""
+    """One unit of work with everything its staleness depends on. uncounted: see `StageRecord`. reads: files and folders
+    of earlier stages that it opens; those that are not there are not opened."""
 
     name: str
     config: dict[str, Any]
     inputs: dict[str, str]
     uncounted: dict[str, Any] = field(default_factory=dict)
+    reads: tuple[Path, ...] = ()
 
 
 class RunFolder:
@@ -124,6 +137,7 @@ class RunFolder:
     scorer = property(lambda self: self.path / "scorer")
     checker = property(lambda self: self.path / "checker")
     adapter = property(lambda self: self.path / "adapter")
+    calibration = property(lambda self: self.adapter / "calibration.json")
     export = property(lambda self: self.path / "export")
     sets = property(lambda self: self.path / "sets")
     generated = property(lambda self: self.sets / self.images_name if self.images_name else self.path / "generated")
@@ -135,6 +149,11 @@ class RunFolder:
     logs = property(lambda self: self.path / "logs")
     cache = property(lambda self: self.path / "cache")
     checkpoints = property(lambda self: self.path / "checkpoints")
+
+    @property
+    def weights(self) -> tuple[Path, ...]:
+        """The files of the adapter that fine-tuning leaves and that decide what it makes."""
+        return tuple(self.adapter / name for name in ADAPTER_WEIGHTS)
 
     def with_images(self, name: str) -> RunFolder:
         """The same folder, looked at with another generated set."""
@@ -216,7 +235,18 @@ class RunFolder:
     def record(self, stage: str) -> StageRecord | None:
         """None where the stage is not finished. Raises MismatchError for a record that is none, and for outputs that
         lie outside the run folder."""
-        file, again = self._record_file(stage), f"make it again: dcdm {stage} --force --run {self.path}"
+        return self._read_record(self._record_file(stage), stage)
+
+    def records(self) -> dict[str, StageRecord]:
+        """All that can be read, by the names of their files, in the order of time."""
+        found = {}
+        for name in self.record_times():
+            with suppress(DcdmError):
+                found[name] = self._read_record(self.path / "records" / f"{name}.json", name)
+        return {name: record for name, record in found.items() if record is not None}
+
+    def _read_record(self, file: Path, stage: str) -> StageRecord | None:
+        again = f"make it again: dcdm {stage} --force --run {self.path}"
         if not file.is_file():
             return None
         record = read_document(file, StageRecord, again)
@@ -231,8 +261,14 @@ class RunFolder:
         times = {f.stem: f.stat().st_mtime_ns for f in files if not f.name.endswith(".stopped.json")}
         return dict(sorted(times.items(), key=lambda item: item[1]))
 
-    def forget(self, *stages: str) -> None:
-        """Called before outputs are replaced: until they are recorded again, nobody may take the new for the old."""
+    def forget(self, *stages: str, replaces: Path | None = None) -> None:
+        """Called before outputs are replaced: until they are recorded again, nobody may take the new for the old.
+
+        replaces: the file of an earlier stage that is rewritten now; if this process is killed before it has recorded
+        that, the file is nobody's damage.
+        """
+        if replaces is not None:
+            write_json(self._begun_file(stages[0]), [replaces.relative_to(self.path).as_posix()])
         for stage in stages:
             self._record_file(stage).unlink(missing_ok=True)
 
@@ -252,7 +288,60 @@ class RunFolder:
         record = self.record(stage.name)
         if record is None or record.inputs != stage.inputs or not _same_outcome(record.config, stage):
             return None
-        return record if all((self.path / output).exists() for output in record.outputs) else None
+        return None if next(self.changes(record), None) else record
+
+    def changes(self, record: StageRecord) -> Iterator[tuple[str, str]]:
+        """(file, what became of it) of what the stage wrote, then of what it had read: none, and it is fresh."""
+        gone = [(output, "is gone") for output in record.outputs if not (self.path / output).exists()]
+        yield from gone
+        begun = self._begun()
+        later = [one for one in self.records().values() if one.stage != record.stage]  # that may have rewritten it
+        for name, was in record.wrote.items():
+            went_on = [one.wrote[name] for one in later if name in one.wrote and name in one.read]
+            said = [change(self.path / name, seal) for seal in (was, *went_on)]
+            if all(said) and name not in begun and (name, said[0]) not in gone:
+                yield name, said[0]
+        for name, was in record.read.items():
+            if name not in record.wrote and (said := change(self.path / name, was)):
+                yield name, said
+
+    def outdated(self, record: StageRecord) -> Iterator[str]:
+        """Of the stages that this one was made from: which were made again, or are gone, in words."""
+        for stage, known in record.inputs.items():
+            if stage in PIPELINE:
+                newest = self.record(stage)
+                if (newest is not None and newest.id != known) or (newest is None and known):
+                    yield f"{stage} was made again since" if newest else f"{stage} is gone"
+
+    def sealed(self, reads: Iterable[Path]) -> dict[str, Seal]:
+        """Of what is about to be read. Raises MismatchError for a file that is not as any stage left it. One that is
+        gone is missed by whoever reads it."""
+        writers: dict[str, list[StageRecord]] = {}
+        for record in self.records().values():
+            for name in record.wrote:
+                writers.setdefault(name, []).append(record)
+        known = {name: [record.wrote[name] for record in wrote] for name, wrote in writers.items()}
+        found, begun = seal_all(self.path, reads, known), self._begun()
+        for name, wrote in writers.items():
+            if name in found and name not in begun and not any(found[name].same(seal) for seal in known[name]):
+                raise self._damaged(name, wrote)
+        return found
+
+    def _damaged(self, name: str, wrote: Sequence[StageRecord]) -> MismatchError:
+        first, last, file = wrote[0].stage, wrote[-1], self.path / name
+        again = f"make it again: dcdm {COMMAND_OF.get(first, first)} --run {self.path}"
+        if file.is_relative_to(self.checker):
+            again = f"remove {file.parent}: the label check is made again"
+        said = f"{file} is damaged: it {change(file, last.wrote[name])} when the stage {last.stage} wrote it"
+        return MismatchError(said, again, file=file)
+
+    def _begun(self) -> set[str]:
+        """Files that a stage which was killed may have replaced."""
+        files = (self.path / "records").glob(".*.begun")
+        return {name for file in files for name in read_document(file, list[Word], f"remove {file}")}
+
+    def _begun_file(self, stage: str) -> Path:
+        return self.path / "records" / f".{self._record_file(stage).stem}.begun"
 
     def run(
         self,
@@ -269,6 +358,7 @@ class RunFolder:
         fresh = None if force else self.is_fresh(stage)
         if fresh is not None and intact():
             return fresh, False
+        read = self.sealed(stage.reads)
         key, place = hash_json([stage.config, stage.inputs]), self.stopped_file(stage.name)
         started, attempt = _now(), Attempt(place, key)
         with attempt.measured():
@@ -288,8 +378,12 @@ class RunFolder:
             energy_wh=attempt.energy_wh,
             apart=attempt.apart.seconds(),
             uncounted=stage.uncounted,
+            read=read,
+            wrote=seal_all(self.path, [*outcome.outputs, *outcome.also]),
+            listed=[p.relative_to(self.path).as_posix() for p in outcome.listed if p.is_relative_to(self.path)],
         )
         write_json(self._record_file(stage.name), asdict(record))
+        self._begun_file(stage.name).unlink(missing_ok=True)
         attempt.over()
         return record, True
 

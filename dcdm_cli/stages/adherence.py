@@ -13,7 +13,7 @@ from dcdm_cli.errors import UsageError
 from dcdm_cli.run.roles import IMAGES, all_others, fingerprints
 from dcdm_cli.run.store import Outcome, Stage, StageRecord
 from dcdm_cli.stages.devices import settle_spread
-from dcdm_cli.stages.label_check import check_input
+from dcdm_cli.stages.label_check import check_input, generator_files
 from dcdm_cli.stages.probe import Probed, open_run_engine, probe, probe_with_crew, usable_calibration
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ def adherence_stage(session: Session) -> Stage:
     calibration = run.record("calibrate")
     inputs = {name: run.require(name).id for name in ("score", "caption", "finetune")}
     inputs |= {"calibrate": calibration.id if calibration else "", **check_input(session)}
-    return Stage("adherence", settings, inputs, {**all_others(made, *IMAGES), **all_others(judge)})
+    uncounted = {**all_others(made, *IMAGES), **all_others(judge)}
+    return Stage("adherence", settings, inputs, uncounted, generator_files(session))
 
 
 def reachable_targets(session: Session) -> tuple[tuple[float, float], list[float]]:

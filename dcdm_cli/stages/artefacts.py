@@ -112,7 +112,7 @@ def _look(session: Session) -> Outcome:
     write_json(file, metrics)
     figures = draw(evaluation_drawings(metrics), run.evaluation / f"artefacts{_of(run)}")
     write_report(report, metrics, figures, title="The generated images as they are")
-    return Outcome([file, report], "", metrics, job.device)
+    return Outcome([file, report], "", metrics, job.device, listed=[run.evaluation, run.generated])
 
 
 def _adherence(session: Session, data: Evaluated, images: Manifest, judge: Judge, job: Job) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def _filter(session: Session) -> Outcome:
     write_bytes(removed, _lines(checked, reasons).encode())
     write_manifest(images.select(kept), rest)
     results = {"frontier": edge, **counted(reasons, checked.findings), "list": removed.name, "kept_manifest": rest.name}
-    return Outcome([removed, rest], "", results, job.device)
+    return Outcome([removed, rest], "", results, job.device, listed=[run.evaluation, run.generated])
 
 
 def _edge(checked: Checked) -> float:

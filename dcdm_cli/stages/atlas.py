@@ -20,6 +20,7 @@ from dcdm_cli.stages.devices import settle_generation
 from dcdm_cli.stages.evaluation_data import checked_data
 from dcdm_cli.stages.jobs import open_job
 from dcdm_cli.stages.judge import open_judge
+from dcdm_cli.stages.label_check import generator_files
 from dcdm_cli.stages.probe import first_draws, open_run_engine, plan_inputs, probe_rows
 from dcdm_cli.stages.quality import generated_images
 
@@ -75,7 +76,8 @@ def atlas_stage(session: Session) -> Stage:
     settings: dict[str, Any] = {**fingerprints(made, *IMAGES), **fingerprints(judge)}
     settings |= {"targets": list(config.evaluate.atlas_targets), "classes": config.evaluate.atlas_classes}
     settings |= {"seed": config.evaluate.seed + config.seed}
-    return Stage("atlas", settings, inputs, {**all_others(made, *IMAGES), **all_others(judge)})
+    reads = (*generator_files(session), run.generated / "samples.parquet")
+    return Stage("atlas", settings, inputs, {**all_others(made, *IMAGES), **all_others(judge)}, reads)
 
 
 def _make_atlas(session: Session) -> Outcome:

@@ -38,7 +38,8 @@ def calibrate_stage(session: Session) -> Stage:
     settings = {**fingerprint(config.calibrate), "sampler": sampler_settings(config.generate)}
     settings["attempts"] = config.generate.attempts  # decides what is reachable
     inputs = {"finetune": run.require("finetune").id, "score": run.require("score").id}
-    return Stage("calibrate", settings, inputs, others(config.calibrate))
+    reads = (run.samples, run.scorer, *run.weights)
+    return Stage("calibrate", settings, inputs, others(config.calibrate), reads)
 
 
 def _calibrate(session: Session, file: Path) -> Outcome:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dcdm_cli.console import Console
 from dcdm_cli.errors import UsageError
 from dcdm_cli.files import hash_file, hash_json
+from dcdm_cli.run.keeping import refuse_replacing
 from dcdm_cli.run.roles import FILES, RESULT, fingerprint, others
 from dcdm_cli.run.session import Session
 from dcdm_cli.run.store import Outcome, RunFolder, Stage, StageRecord
@@ -23,7 +24,10 @@ def run_caption(session: Session) -> StageRecord:
     run.create(after="score")
     with run.lock("dcdm caption"):
         _refuse_replacing(session)
-        record, done = run.run(caption_stage(session), lambda: _write_captions(session), force=session.force)
+        stage = caption_stage(session)
+        if not session.force:
+            refuse_replacing(run, stage, "captioning otherwise")
+        record, done = run.run(stage, lambda: _write_captions(session), force=session.force)
         if any(fingerprint(session.config.caption, FILES).values()):
             _, written = run.run(caption_files_stage(session), lambda: _write_extras(session), force=session.force)
             done = done or written
@@ -36,13 +40,16 @@ def caption_stage(session: Session) -> Stage:
     config, finetune = session.config.caption, session.config.finetune
     tokenizer = {"base": finetune.base, "revision": finetune.revision}  # whose tokens are counted
     uncounted = others(config, RESULT)
-    return Stage("caption", {**fingerprint(config, RESULT), "tokenizer": tokenizer}, _inputs(session), uncounted)
+    reads = (session.run.samples, session.run.own_captions)
+    settings = {**fingerprint(config, RESULT), "tokenizer": tokenizer}
+    return Stage("caption", settings, _inputs(session), uncounted, reads)
 
 
 def caption_files_stage(session: Session) -> Stage:
     """Copies of the captions for other programs, which no later stage depends on."""
     config = session.config.caption
-    return Stage("caption-files", fingerprint(config, FILES), {"caption": session.run.require("caption").id})
+    inputs = {"caption": session.run.require("caption").id}
+    return Stage("caption-files", fingerprint(config, FILES), inputs, reads=(session.run.samples,))
 
 
 def _refuse_replacing(session: Session) -> None:
@@ -70,7 +77,7 @@ def _write_captions(session: Session) -> Outcome:
     captions, revision = _filled(session, manifest, kept)
     captions, cut = _cut(session, captions)
     manifest = manifest.with_columns({"caption": captions})
-    run.forget("caption")
+    run.forget("caption", replaces=run.samples)
     write_manifest(manifest, run.samples)
     own = sum(caption is not None for caption in kept)
     origins = {"own": own, config.method: len(captions) - own}

@@ -12,7 +12,7 @@ from dcdm_cli.run.session import Session
 from dcdm_cli.run.store import Outcome, Stage, StageRecord
 from dcdm_cli.stages.devices import settle_generation
 from dcdm_cli.stages.jobs import open_job
-from dcdm_cli.stages.label_check import check_input, prepare_check
+from dcdm_cli.stages.label_check import check_files, check_input, generator_files, prepare_check
 
 if TYPE_CHECKING:
     from dcdm_cli.evaluation.data import Evaluated
@@ -53,9 +53,9 @@ def evaluation_stage(session: Session, name: str, inputs: Mapping[str, str], **m
     compared["finetune"] = config.finetune
     made = {"generate": config.generate}
     settings = {**fingerprints(compared), **fingerprints(made, *IMAGES), "run_seed": config.seed, **more}
-    return Stage(
-        name, settings, {**inputs, **check_input(session)}, {**all_others(compared), **all_others(made, *IMAGES)}
-    )
+    uncounted = {**all_others(compared), **all_others(made, *IMAGES)}
+    reads = [*generator_files(session), *([session.run.generated / "samples.parquet"] if "generate" in inputs else [])]
+    return Stage(name, settings, {**inputs, **check_input(session)}, uncounted, tuple(reads))
 
 
 def _measure_all(session: Session, records: Mapping[str, StageRecord]) -> Outcome:
@@ -80,7 +80,10 @@ def _measure_all(session: Session, records: Mapping[str, StageRecord]) -> Outcom
     metrics |= {"cost": the_bill(session, records, downstream), "warnings": list(data.warnings)}
     write_json(run.evaluation / "metrics.json", metrics)
     made = write_evaluation_report(session, data.manifest, metrics)
-    return Outcome([run.evaluation / "metrics.json", *made], "", metrics, job.device)
+    outputs = [run.evaluation / "metrics.json", *made]
+    return Outcome(
+        outputs, "", metrics, job.device, [*check_files(session)], [run.evaluation, run.generated, run.cache]
+    )
 
 
 def the_bill(

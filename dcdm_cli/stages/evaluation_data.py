@@ -20,13 +20,13 @@ def checked_data(session: Session) -> Evaluated:
     check_scorer(run.scorer)
     data = evaluated(manifest, session.config.evaluate.holdout)
     check_classes(run.adapter, read_adapter(run.adapter).class_names, manifest.class_names)
-    data = replace(data, warnings=(*_stale(run), *data.warnings))
+    data = replace(data, warnings=(*stale_adapter(run), *data.warnings))
     for warning in data.warnings:
         session.console.warn(warning)
     return data
 
 
-def _stale(run: RunFolder) -> list[str]:
-    if run.require("finetune").inputs.get("score") == run.require("score").id:
-        return []
-    return ["the adapter was fine-tuned before the images were last scored: dcdm finetune makes a new one"]
+def stale_adapter(run: RunFolder) -> list[str]:
+    """What is to be said where it was made from scores or captions that have changed since."""
+    record = run.require("finetune")
+    return [f"the adapter is stale ({why}): dcdm finetune makes a new one" for why in run.outdated(record)]

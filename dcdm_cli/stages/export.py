@@ -57,7 +57,7 @@ def export_stage(session: Session, tensorrt: str = "") -> Stage:
         "lora_scale": config.generate.lora_scale,
         "shared_calls": shared_calls(session),
     }
-    return Stage("export", settings, inputs, others(config.export))
+    return Stage("export", settings, inputs, others(config.export), session.run.weights)
 
 
 def shared_calls(session: Session) -> int:
@@ -80,7 +80,8 @@ def _export_network(session: Session, engines: EngineOrder | None) -> Outcome:
         signature = make_export(_order(session, engines), run.export, work, afresh=session.force)
     results = _results(signature, read_parity(run.export), run.export)
     fingerprint = hash_json([network.sha256 for network in signature.networks.values()])
-    return Outcome([run.export / "signature.json"], fingerprint, results)
+    also, listed = [run.export / "parity.json"], [run.export, run.cache]  # the signature has the networks' hashes
+    return Outcome([run.export / "signature.json"], fingerprint, results, also=also, listed=listed)
 
 
 def _order(session: Session, engines: EngineOrder | None) -> Order:

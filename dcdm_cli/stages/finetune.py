@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dcdm_cli.crew.ranks import Ranks
+from dcdm_cli.run.keeping import refuse_replacing
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.roles import fingerprint, others
 from dcdm_cli.run.session import Session
@@ -28,9 +29,10 @@ def run_finetune(session: Session) -> StageRecord:
     session = settle_training(session)
     run, config = session.run, session.config.finetune
     with run.lock("dcdm finetune"):
-        record, done = run.run(
-            finetune_stage(session), lambda: _train(session, config, run.adapter), force=session.force
-        )
+        stage = finetune_stage(session)
+        if not session.force:
+            refuse_replacing(run, stage, "fine-tuning with other settings")
+        record, done = run.run(stage, lambda: _train(session, config, run.adapter), force=session.force)
         _drop_checkpoints(run)  # only now: a kill before the record was written must not cost the training
     if not done:
         session.console.note("finetune: nothing changed, skipped (--force runs it again)")
@@ -69,7 +71,7 @@ def finetune_stage(session: Session) -> Stage:
         settings["processes"] = processes  # they make the batch larger
     if config.strength == "auto":
         settings |= strength_settings(session)
-    return Stage("finetune", settings, inputs, others(config))
+    return Stage("finetune", settings, inputs, others(config), (run.samples, run.scorer))
 
 
 def _job(session: Session) -> Job:
@@ -100,7 +102,7 @@ def _train(session: Session, config: FinetuneConfig, folder: Path) -> Outcome:
     steps, losses = zip(*results["losses"], strict=True) if results["losses"] else ((), ())
     session.run.figures.mkdir(exist_ok=True)
     figure = loss_curve(session.run.figures / "loss.png", steps, losses)
-    return Outcome([folder, figure], adapter_hash(folder), results, job.device)
+    return Outcome([folder, figure], adapter_hash(folder), results, job.device, listed=[session.run.cache])
 
 
 def _drop_checkpoints(run: RunFolder) -> None:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from dcdm_cli.errors import UsageError
 from dcdm_cli.run.roles import fingerprint, others
 from dcdm_cli.run.session import Session
-from dcdm_cli.run.store import ALL_SETS, Outcome, Stage, StageRecord
+from dcdm_cli.run.store import ALL_SETS, Outcome, RunFolder, Stage, StageRecord
 from dcdm_cli.stages.devices import Spread, settle_generation, settle_spread
+from dcdm_cli.stages.evaluation_data import stale_adapter
 from dcdm_cli.stages.jobs import open_job
-from dcdm_cli.stages.label_check import check_input
+from dcdm_cli.stages.label_check import check_files, check_input, generator_files
 from dcdm_cli.stages.parts import join_parts
 from dcdm_cli.stages.plan import (
     check_plan,
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from dcdm_cli.generation.coordinator import Generated
     from dcdm_cli.generation.plan_file import AnyPlan
     from dcdm_cli.generation.shards import Facts, Rendered
+
+PROJECTIONS = ("samples.parquet", "train/metadata.jsonl", "rejected.jsonl")  # of the shards' rows, for other tools
 
 
 def run_generate(
@@ -55,6 +58,8 @@ def run_generate(
     run.create(after="finetune")
     session = settle_generation(session, "generate")
     with run.lock("dcdm generate" + (f" --name {run.images_name}" if run.images_name else "")):
+        for warning in stale_adapter(run):
+            session.console.warn(warning)
         stage = generate_stage(session, plan)
         force = session.force or verify
         record, done = run.run(
@@ -70,10 +75,12 @@ def generate_stage(session: Session, plan: AnyPlan | None = None) -> Stage:
     run, config = session.run, session.config.generate
     calibration = run.record("calibrate")
     inputs = {"finetune": run.require("finetune").id, "calibrate": calibration.id if calibration else ""}
+    inputs |= {name: record.id for name in ("score", "caption") if (record := run.record(name))}
     inputs |= check_input(session)
     if plan is not None:
         inputs["plan"] = plan.hash
-    return Stage("generate", {**fingerprint(config), "run_seed": session.config.seed}, inputs, others(config))
+    settings = {**fingerprint(config), "run_seed": session.config.seed}
+    return Stage("generate", settings, inputs, others(config), generator_files(session))
 
 
 def sample_images(session: Session) -> Iterator[Rendered]:
@@ -81,6 +88,7 @@ def sample_images(session: Session) -> Iterator[Rendered]:
     from dcdm_cli.generation.selection import render_close
 
     session.run.require("finetune")
+    session.run.sealed(generator_files(session))
     session, job = settle_generation(session, "generate"), open_job(session)
     measure = make_measure(session, job, score=session.config.generate.score)
     engine = open_run_engine(session, session.run.adapter, job)
@@ -99,6 +107,8 @@ def _make_images(session: Session, plan: AnyPlan | None, verify: bool, join: boo
         check_plan(session, plan)
         if not session.force:
             refuse_other_plan(plan, run.generated)
+    for name in drop_damaged(run):
+        session.console.note(f"{name} is not as it was: it is written again")
     parts: dict[str, Any] = {}
     if join and plan is not None:
         generated, backend, parts = join_parts(session, plan, verify)
@@ -123,7 +133,10 @@ def _make_images(session: Session, plan: AnyPlan | None, verify: bool, join: boo
         **_prediction(plan),
         **({"parts": parts} if parts else {}),
     }
-    return Outcome([run.generated / "samples.parquet"], plan.hash, results, device)
+    folder = run.generated
+    also = [*(folder / name for name in PROJECTIONS), folder / "plan.parquet", *check_files(session)]
+    listed = [folder / "shards", folder / "train"]
+    return Outcome([folder / "samples.parquet"], plan.hash, results, device, also, listed)
 
 
 def _in_this_process(
@@ -239,6 +252,18 @@ def _is_intact(session: Session) -> bool:
     if missing:
         session.console.note(missing)
     return not missing
+
+
+def drop_damaged(run: RunFolder) -> list[str]:
+    """Removes of what other tools read the files that are not as they were, so that they are written again from the
+    shards. Returns their names."""
+    record, dropped = run.record("generate"), []
+    for name, _ in run.changes(record) if record else ():
+        file = run.path / name
+        if file.is_relative_to(run.generated) and str(file.relative_to(run.generated)) in PROJECTIONS:
+            file.unlink(missing_ok=True)
+            dropped.append(name)
+    return dropped
 
 
 def _drop_old(folder: Path) -> None:

@@ -32,6 +32,19 @@ def check_key(session: Session) -> str | None:
     return None if check is None else hash_json([check, _class_names(session), _made_from(session, check)])[:16]
 
 
+def check_files(session: Session) -> tuple[Path, ...]:
+    """The folder of the check, as far as it was made."""
+    key = check_key(session)
+    return (session.run.checker / key,) if key else ()
+
+
+def generator_files(session: Session) -> tuple[Path, ...]:
+    """What every stage opens that makes images. An export is not among them: it is held against its own signature
+    when it is opened."""
+    run = session.run
+    return (run.samples, run.scorer, *run.weights, run.calibration, *check_files(session))
+
+
 def prepare_check(session: Session, job: Job) -> Path | None:
     """The folder of the run's label check, None where it is off. To be called before anything slow: whatever is wrong
     with the check is said here.

@@ -15,7 +15,7 @@ from dcdm_cli.run.session import Session
 from dcdm_cli.run.store import Outcome, RunFolder, Stage, StageRecord
 from dcdm_cli.stages.devices import settle_generation
 from dcdm_cli.stages.jobs import open_job
-from dcdm_cli.stages.label_check import check_input
+from dcdm_cli.stages.label_check import check_input, generator_files
 from dcdm_cli.stages.plan import describe_model
 from dcdm_cli.stages.probe import open_run_engine, plan_inputs
 
@@ -70,7 +70,9 @@ def next_plan_stage(session: Session) -> Stage:
     if earlier := [file for file in _rounds(run) if file.parent != run.generated]:
         inputs["rounds"] = hash_json([[file.parent.name, hash_file(file)] for file in earlier])
     sections = {"downstream": config.downstream, "generate": config.generate, "evaluate": config.evaluate}
-    return Stage("next-plan", {**fingerprints(sections), "run_seed": config.seed}, inputs, all_others(sections))
+    settings = {**fingerprints(sections), "run_seed": config.seed}
+    reads = (*generator_files(session), run.generated / "samples.parquet")
+    return Stage("next-plan", settings, inputs, all_others(sections), reads)
 
 
 def show_next_plan(session: Session, record: StageRecord) -> None:

@@ -14,6 +14,7 @@ from dcdm_cli.gate import Amount, Count, Word, read_document
 from dcdm_cli.run.session import Session
 from dcdm_cli.stages.devices import settle_generation
 from dcdm_cli.stages.jobs import open_job
+from dcdm_cli.stages.label_check import generator_files
 from dcdm_cli.stages.plan import check_plan, plan_layout, refuse_planning_flags, with_precision_of
 from dcdm_cli.stages.probe import make_measure, open_run_engine
 
@@ -72,6 +73,7 @@ def run_part(session: Session, plan_file: Path, part: Part) -> dict[str, Any]:
         )
     refuse_planning_flags(session)
     session.run.require("finetune")
+    session.run.sealed(generator_files(session))
     plan, clock = PlanFile(plan_file), time.monotonic()
     session = settle_generation(with_precision_of(session, plan), "generate")
     check_plan(session, plan)

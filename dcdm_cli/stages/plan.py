@@ -16,7 +16,7 @@ from dcdm_cli.run.settings import GenerateConfig
 from dcdm_cli.signals import asked_to_stop
 from dcdm_cli.stages.devices import Spread, settle_generation, settle_spread
 from dcdm_cli.stages.jobs import open_job
-from dcdm_cli.stages.label_check import check_input
+from dcdm_cli.stages.label_check import check_input, generator_files
 from dcdm_cli.stages.probe import make_measure, open_run_engine, plan_inputs
 
 if TYPE_CHECKING:
@@ -50,10 +50,13 @@ def draw_plan(
     made_for: what `describe_model` says of the engine's model, so that the plan can name a difference later.
     """
     from dcdm_cli.data.manifest import read_manifest
+    from dcdm_cli.evaluation.data import check_classes
     from dcdm_cli.generation.budget import Budget, read_counts
     from dcdm_cli.generation.plan import make_plan
+    from dcdm_cli.model.adapter import read_adapter
 
-    train = read_manifest(session.run.samples).split("train")
+    train, info = read_manifest(session.run.samples).split("train"), read_adapter(session.run.adapter)
+    check_classes(session.run.adapter, info.class_names, train.class_names)
     counts = read_counts(config.counts, train.class_names) if config.counts else None
     budget = Budget(config.per_class, config.count, config.ratio, counts, config.balance)
     return make_plan(
@@ -114,6 +117,7 @@ def write_priced_plan(session: Session, wishes: Wishes) -> tuple[Plan, Price, Pa
 
     session = settle_generation(session, "generate")
     config, run = session.config.generate, session.run
+    run.sealed(generator_files(session))
     rivals = [f"--{n.replace('_', '-')}" for n in ("count", "per_class", "counts") if f"generate.{n}" in session.given]
     if wishes.hours is not None and rivals:
         raise UsageError(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dcdm_cli.errors import UsageError
 from dcdm_cli.files import hash_file, hash_json
+from dcdm_cli.run.keeping import refuse_replacing
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.roles import all_others, fingerprints
 from dcdm_cli.run.session import Session
@@ -38,12 +39,22 @@ def run_score(session: Session, source: str | None = None) -> StageRecord:
     stage = score_stage(session, source, options)
     run.create()
     with run.lock("dcdm score"):
+        if not session.force:
+            _refuse_other_source(run, stage)
         record, done = run.run(stage, lambda: _scan_and_score(session, source, options, stage), force=session.force)
         shutil.rmtree(run.checkpoints / "scorer", ignore_errors=True)  # only now: a kill before that loses nothing
         write_starter_config(run, {"data.source": source, **session.starter_settings()})
     if not done:
         session.console.note("score: nothing changed, skipped (--force runs it again)")
     return record
+
+
+def _refuse_other_source(run: RunFolder, stage: Stage) -> None:
+    """Other scores of the same images are no loss; other images, and what hangs on the scores, are."""
+    record = run.record("score")
+    ours, theirs = stage.config["source"], record.config.get("source") if record else None
+    what = f"scoring {ours}" + (f", while the run is about {theirs}," if theirs != ours else " again")
+    refuse_replacing(run, stage, what, own=theirs != ours)
 
 
 def score_stage(session: Session, source: str, options: ScanOptions) -> Stage:
@@ -103,7 +114,8 @@ def _scan_and_score(session: Session, source: str, options: ScanOptions, stage: 
         "captions": _captioned(manifest),
     }
     outputs = [run.samples, *([run.scorer] if run.scorer.exists() else []), *_figures(run, manifest)]
-    return Outcome(outputs, manifest.digest("sample_id", "difficulty"), results, job.device)
+    also, listed = [run.rejected, run.own_captions, run.copies], [run.images, run.cache]
+    return Outcome(outputs, manifest.digest("sample_id", "difficulty"), results, job.device, also, listed)
 
 
 def _say_what_was_understood(session: Session, found: Scan) -> None:

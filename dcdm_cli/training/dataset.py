@@ -25,6 +25,7 @@ from dcdm_cli.gate import read_document
 from dcdm_cli.model.base import BaseModel, encode_text
 from dcdm_cli.model.latents import encode_latents, to_pixels
 from dcdm_cli.run.progress import Progress
+from dcdm_cli.run.seals import change_beside, seal_beside
 from dcdm_cli.training.views import Views
 
 CHUNK, CHUNK_PIXELS = 32, 2**20  # encoded at once, at most: an encoder's activations are gigabytes at 512 px
@@ -102,7 +103,7 @@ def cache_latents(
     progress: Progress,
     ids: Sequence[str] | None = None,
 ) -> np.ndarray:
-    """Memory-mapped latents [len(views), 4, h, w], encoded once and reused while images and VAE are the same.
+    """Memory-mapped latents [len(views), 4, h, w], encoded once, reused while images, VAE and file are the same.
 
     ids: sample ids of the images, by which `cached_originals` finds their latents again without the images.
     """
@@ -110,8 +111,9 @@ def cache_latents(
     made_from = [stamps, views.mirror, views.jittered, views.seed, resolution, base.fingerprint]
     made_from.append(asdict(decode_options()))
     file = folder / f"latents-{hash_json(made_from)}.npy"
-    if not file.is_file():
+    if change_beside(file):
         _encode(base, views, resolution, file, progress)
+        seal_beside(file)
     if ids is not None:
         write_json(_originals_file(ids, base.fingerprint, resolution, folder), {"latents": file.name})
     return np.load(file, mmap_mode="r")
@@ -147,7 +149,7 @@ def cached_originals(ids: Sequence[str], fingerprint: str, resolution: int, fold
         return None
     again = f"remove {folder} and run it again: the images are encoded once more"
     file = folder / read_document(note, _Originals, again).latents
-    if not file.is_file():
+    if change_beside(file):
         return None
     try:
         latents = np.load(file, mmap_mode="r")

@@ -15,6 +15,7 @@ from PIL import Image
 
 from dcdm_cli.data.digits import digit_images
 
+from ..opened import opened
 from .runner import Finished, run
 
 # A class that `datasets` would take for a split, and one that would be markup, a tag and a terminal escape.
@@ -86,10 +87,11 @@ def last_error(done: Finished) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class FinishedJob:
-    """run: its folder; documents: what each stage said with --json."""
+    """run: its folder; documents: what each stage said with --json; opened: files of the run that each stage opened."""
 
     run: Path
     documents: dict[str, dict[str, Any]]
+    opened: dict[str, set[str]]
 
 
 @pytest.fixture(scope="session")
@@ -107,7 +109,11 @@ def job(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> FinishedJob:
     folder = new_run(tmp_path_factory.mktemp("job") / "run")
     words = {stage: [stage, "--run", folder, "--json"] for stage in STAGES}
     words["score"].insert(1, photos)
-    return FinishedJob(folder, {stage: document(run(*words[stage])) for stage in STAGES})
+    documents, found = {}, {}
+    for stage in STAGES:
+        with opened(folder) as found[stage]:
+            documents[stage] = document(run(*words[stage]))
+    return FinishedJob(folder, documents, found)
 
 
 @pytest.fixture

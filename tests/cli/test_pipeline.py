@@ -146,7 +146,8 @@ def test_a_new_setting_makes_its_stage_and_what_follows_stale(copy: Path) -> Non
     assert "skipped" not in made.stderr
     captions = set(read_manifest(copy / "samples.parquet").column("caption"))
     assert captions == {"the one", "the test tube", "the"}  # the third is cut
-    assert "skipped" in run("generate", "--run", copy).stderr  # the adapter is what it was
+    generated = run("generate", "--run", copy, code=12).stderr  # prompts are drawn from the captions
+    assert "holds images of another plan" in generated and "the adapter is stale" in generated
     assert "skipped" not in run("finetune", "--run", copy).stderr
 
 

@@ -1,0 +1,428 @@
+"""How the program takes what goes wrong: kills, failing disks, signals, bad images, hostile files, tampering, and size.
+
+Writes benchmarks/results/reliability.json. Every part can be run alone, and gives the same counts again:
+
+    python benchmarks/reliability.py [kills faults signals images hostile tampering soak] [--kills 200] [--every 7]
+
+At its full size it takes at most about ten minutes of one free core; `--small` is for a look whether it works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import trials
+from common import save, write_result
+from PIL import Image
+
+PARTS = ("kills", "faults", "signals", "images", "hostile", "tampering", "soak")
+CLASSES = ("one", "two", "three")
+SETTINGS = """
+preset = "digits"
+threads = 1
+[score]
+method = "crossfit"
+steps = 4
+folds = 2
+repeats = 1
+[finetune]
+steps = 4
+strength = "none"
+batch_size = 4
+rank = 4
+checkpoint_every = 1
+[calibrate]
+enabled = false
+[generate]
+steps = 1
+count = 6
+ratio = "none"
+batch_size = 2
+shard_size = 4
+"""
+# What stops must cost at most, at the sizes that `dcdm demo` works with.
+DEMO_SIZES = {
+    "score": ["--set", "score.steps=400"],
+    "finetune": ["--steps", "200", "--set", "finetune.batch_size=64", "--force"],
+    "generate": ["--count", "400", "--set", "generate.batch_size=64", "--set", "generate.steps=30", "--force"],
+}
+STAGES = ("score", "caption", "finetune", "generate")
+LORA = "adapter/pytorch_lora_weights.safetensors"
+
+
+class Place:
+    """A folder to work in: a small source, and a snapshot of the run before each stage and after the last."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.run, self.said = root, root / "run", root / "said"
+        self.source = _photos(root / "photos")
+        self.seconds: dict[str, float] = {}
+        self.after: dict[str, dict[str, str]] = {}
+
+    def words(self, stage: str, *more: object) -> list[object]:
+        first = [stage, self.source] if stage == "score" else [stage]
+        return [*first, "--run", self.run, *more]
+
+    def prepare(self) -> None:
+        shutil.rmtree(self.run, ignore_errors=True)
+        self.run.mkdir()
+        (self.run / "dcdm.toml").write_text(SETTINGS)
+        for stage in STAGES:
+            self._keep(f"before-{stage}")
+            ended = trials.run(self.words(stage), self.said)
+            assert ended.code == 0, ended.said
+            self.seconds[stage], self.after[stage] = ended.seconds, trials.picture(self.run)
+        self._keep("finished")
+
+    def reset(self, state: str) -> None:
+        shutil.rmtree(self.run, ignore_errors=True)
+        shutil.copytree(self.root / state, self.run)
+
+    def go(self, stage: str, *more: object, **how: Any) -> trials.Ended:
+        return trials.run(self.words(stage, *more), self.said, **how)
+
+    def wrong(self, stage: str) -> list[str]:
+        """After the same command has run again: what is not as after an undisturbed run, or was left over."""
+        left = [path.name for path in self.run.rglob(".*") if ".part" in path.name]
+        return trials.differences(self.after[stage], trials.picture(self.run)) + left
+
+    def _keep(self, state: str) -> None:
+        shutil.copytree(self.run, self.root / state)
+
+
+def kills(place: Place, count: int) -> dict[str, Any]:
+    """kill -9 at a random moment, then the same command again: the same files with the same content, none left over,
+    and nothing that cannot be read under its own name in between."""
+    draw, by_stage, bad = random.Random(1), dict.fromkeys(STAGES, 0), []
+    tries = 0
+    while sum(by_stage.values()) < count and tries < 2 * count:
+        stage = STAGES[tries % len(STAGES)]
+        tries += 1
+        place.reset(f"before-{stage}")
+        ended = place.go(stage, kill_after=draw.uniform(0, place.seconds[stage]))
+        if ended.code != -signal.SIGKILL:
+            continue  # it was faster
+        by_stage[stage] += 1
+        broken = trials.unreadable(place.run)
+        again = place.go(stage)
+        if broken or again.code or place.wrong(stage):
+            bad.append([stage, broken, again.code, place.wrong(stage)])
+    return {"count": sum(by_stage.values()), "by_stage": by_stage, "bad": len(bad), "first_bad": bad[:3]}
+
+
+def faults(place: Place, every: int) -> dict[str, Any]:
+    """Every n-th open for writing, rename, fsync, mkdir and unlink in the run folder fails once, with each of four
+    errors in turn: an error that is meant, whole files, and the same command then ends as if nothing had been. Calls of
+    Python are made to fail, not those of native libraries."""
+    count, bad, codes = 0, [], {}
+    calls = place.said.with_name("calls")
+    for stage in STAGES:
+        place.reset(f"before-{stage}")
+        total = place.go(stage, before=trials.failing(place.run, -1, 0, calls)).calls
+        for turn, at in enumerate(range(1, total + 1, every)):
+            place.reset(f"before-{stage}")
+            number = trials.ERRORS[turn % len(trials.ERRORS)]
+            ended = place.go(stage, before=trials.failing(place.run, at, number, calls))
+            count += 1
+            codes[str(ended.code)] = codes.get(str(ended.code), 0) + 1
+            broken, again = trials.unreadable(place.run), place.go(stage)
+            if not ended.is_clean or broken or again.code or place.wrong(stage):
+                bad.append([stage, at, os.strerror(number), ended.code, ended.said[-200:], broken, place.wrong(stage)])
+    return {"count": count, "codes": codes, "bad": len(bad), "first_bad": bad[:3]}
+
+
+def signals(place: Place, count: int) -> dict[str, Any]:
+    """A signal at a random moment of a stage at the demo's sizes: 130 or 143, within 5 seconds, nothing unreadable."""
+    wanted = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 143}
+    draw, bad, slowest, sent = random.Random(2), [], dict.fromkeys(DEMO_SIZES, 0.0), 0
+    for turn in range(count):
+        stage, number = [*DEMO_SIZES][turn % len(DEMO_SIZES)], [*wanted][turn // len(DEMO_SIZES) % len(wanted)]
+        place.reset("before-score" if stage == "score" else "finished")
+        ended = place.go(stage, *DEMO_SIZES[stage], signalled=(number, draw.uniform(0.3, 8)))
+        if not ended.stopped_s:
+            continue  # it was faster
+        sent += 1
+        slowest[stage] = max(slowest[stage], round(ended.stopped_s, 2))
+        broken = trials.unreadable(place.run)
+        if ended.code != wanted[number] or ended.stopped_s > 5 or broken:
+            bad.append([stage, number.name, ended.code, round(ended.stopped_s, 2), broken, ended.said[-200:]])
+    return {"count": sent, "slowest_s": slowest, "most_s": max(slowest.values()), "bad": len(bad), "first_bad": bad[:3]}
+
+
+def images(place: Place, _: int) -> dict[str, Any]:
+    """One bad image of each kind among good ones: scoring goes on, exits 3 and lists the kind; or takes it as it is."""
+    folder = place.root / "zoo"
+    kinds = [*_bad_images()]
+    outcome = {}
+    for name, make in kinds:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(place.source, folder)
+        make(folder / "one" / f"bad-{name}")
+        place.reset("before-score")
+        ended = trials.run(["score", folder, "--run", place.run, "--set", "data.max_bad=0.5"], place.said)
+        rejected = place.run / "rejected.jsonl"
+        rows = [json.loads(line) for line in rejected.read_text("utf-8").splitlines()] if rejected.exists() else []
+        reason = rows[0].get("reason") if rows else "taken"
+        outcome[name] = f"{reason}, exit {ended.code}" if ended.is_clean else "CRASH"
+    return {"count": len(kinds), "outcome": outcome, "bad": sum(said == "CRASH" for said in outcome.values())}
+
+
+def hostile(place: Place, count: int) -> dict[str, Any]:
+    """Files of a finished run changed into others, with records that no longer name them: a meant error or a result,
+    never a crash."""
+    draw, bad, codes = random.Random(3), [], {}
+    place.reset("finished")
+    kinds = (".json", ".jsonl", ".parquet", ".safetensors", ".toml")
+    names = [file.relative_to(place.run) for file in sorted(place.run.rglob("*")) if file.suffix in kinds]
+    for turn in range(count):
+        place.reset("finished")
+        file = place.run / names[turn % len(names)]
+        change = draw.choice([*_CHANGES])
+        _CHANGES[change](file, draw)
+        for record in (place.run / "records").glob("*.json"):
+            _unseal(record)
+        stage = draw.choice(["generate", "check", "status", "caption"])
+        more = ["--force"] if stage in ("generate", "caption") else []
+        ended = trials.run([stage, "--run", place.run, *more], place.said)
+        codes[str(ended.code)] = codes.get(str(ended.code), 0) + 1
+        if not ended.is_clean:
+            bad.append([str(file.relative_to(place.run)), change, stage, ended.code, ended.said[-300:]])
+    return {"count": count, "codes": codes, "bad": len(bad), "first_bad": bad[:3]}
+
+
+def tampering(place: Place, _: int) -> dict[str, Any]:
+    """Damage after the fact: `dcdm check` names it with exit 12, and no stage works with it."""
+    outcome, bad = {}, 0
+    for name, (damage, stage, mends) in _tampered().items():
+        place.reset("finished")
+        damage(place.run)
+        checked = trials.run(["check", "--verify", "--run", place.run], place.said)
+        used = place.go(stage)
+        noticed = checked.code == 12 and (used.code == 12 or mends)
+        bad += not noticed
+        outcome[name] = f"check {checked.code}, {stage} {used.code}"
+    return {"count": len(outcome), "outcome": outcome, "bad": bad}
+
+
+def soak(place: Place, scale: int) -> dict[str, Any]:
+    """Growth of memory and of open files at size: 10,000 images, 20,000 classes, a manifest of 200,000 rows."""
+    from dcdm_cli.data.manifest import Manifest, read_manifest, write_manifest
+
+    found: dict[str, Any] = {}
+    rows = [
+        {"sample_id": f"{i:032x}", "path": f"{i}.png", "label": i % 20_000, "class_name": f"class {i % 20_000}",
+         "split": "train", "synthetic": False, "difficulty": 0.5, "caption": "a photo"}
+        for i in range(scale)
+    ]  # fmt: skip
+    names = tuple(f"class {i}" for i in range(min(scale, 20_000)))
+    rows = [row for row in rows if row["label"] < len(names)]
+    manifest = Manifest.from_rows(rows, names)
+    del rows
+    for _ in range(2):  # what libraries keep is there afterwards
+        write_manifest(manifest, place.root / "large.parquet")
+        read_manifest(place.root / "large.parquet").class_counts()
+    with trials.watched() as found["manifest_written_and_read_20_times"]:
+        for _ in range(20):
+            write_manifest(manifest, place.root / "large.parquet")
+            read_manifest(place.root / "large.parquet").class_counts()
+    found["manifest_rows"], found["classes"] = len(manifest), len(names)
+    found["scan"] = _scanned(place, scale // 20)
+    grown = [one["mib_after"] - one["mib_before"] for one in found.values() if isinstance(one, dict)]
+    files = [one["files_after"] - one["files_before"] for one in found.values() if isinstance(one, dict)]
+    return {**found, "grown_mib": round(max(grown), 1), "grown_files": int(max(files)), "count": len(grown), "bad": 0}
+
+
+def _scanned(place: Place, count: int) -> dict[str, float]:
+    """Memory after the first and after the last of ten scans of `count` images of 8 x 8 pixels."""
+    from dcdm_cli.data.candidates import ScanOptions
+    from dcdm_cli.data.sources import scan_on_disk
+    from dcdm_cli.run.progress import Job
+
+    folder = place.root / "many"
+    for i in range(count):
+        file = folder / CLASSES[i % 3] / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), i % 256).save(file)
+    for turn in range(4):
+        if turn == 1:
+            context = trials.watched()
+            found = context.__enter__()
+        spool = place.root / f"spool-{turn}"
+        scan_on_disk(str(folder), ScanOptions(), place.root / "images", spool, str(turn), Job())
+        shutil.rmtree(spool, ignore_errors=True)
+    context.__exit__(None, None, None)
+    shutil.rmtree(folder)
+    return {**found, "images": float(count)}
+
+
+# What is done to images and files
+
+
+def _photos(folder: Path) -> Path:
+    from dcdm_cli.data.digits import digit_images
+
+    pictures, labels = digit_images()
+    for digit, name in enumerate(CLASSES):
+        (folder / name).mkdir(parents=True)
+        for number, picture in enumerate(pictures[labels == digit][:8]):
+            Image.fromarray(picture).convert("RGB").save(folder / name / f"{number}.png")
+    return folder
+
+
+def _bad_images() -> Iterator[tuple[str, Callable[[Path], Any]]]:
+    good = Image.effect_noise((64, 48), 60)
+
+    def saved(suffix: str, image: Image.Image = good, **how: Any) -> Callable[[Path], Path]:
+        def save_as(path: Path) -> Path:
+            image.save(path.with_suffix(suffix), **how)
+            return path.with_suffix(suffix)
+
+        return save_as
+
+    def cut(suffix: str) -> Callable[[Path], Any]:
+        return lambda path: os.truncate(file := saved(suffix)(path), file.stat().st_size // 2)
+
+    def content(text: bytes, suffix: str = ".jpg") -> Callable[[Path], Any]:
+        return lambda path: path.with_suffix(suffix).write_bytes(text)
+
+    yield "empty", content(b"")
+    yield "text", content(b"this is no image")
+    yield "html", content(b"<html><body>404</body></html>")
+    yield "svg as png", content(b"<svg xmlns='http://www.w3.org/2000/svg'/>", ".png")
+    yield "half a jpeg", cut(".jpg")
+    yield "half a png", cut(".png")
+    yield "one pixel", saved(".png", Image.new("RGB", (1, 1)))
+    yield "very wide", saved(".png", Image.new("RGB", (4000, 2)))
+    yield "bomb", saved(".png", Image.new("1", (20000, 20000)))
+    yield "16 bit", saved(".png", Image.new("I;16", (32, 32), 40000))
+    yield "palette with alpha", saved(".png", Image.new("RGBA", (32, 32), (9, 9, 9, 0)).quantize(8))
+    yield "cmyk", saved(".jpg", Image.new("CMYK", (32, 32), (9, 9, 9, 0)))
+    yield "animation", saved(".gif", save_all=True, append_images=[good])
+    yield "float tiff", saved(".tiff", Image.new("F", (32, 32), 7.0))
+    yield "fifo", lambda path: os.mkfifo(path.with_suffix(".png"))
+    yield "loop of links", lambda path: path.with_suffix(".png").symlink_to(path.with_suffix(".png").name)
+
+
+def _cut_in_half(file: Path, draw: random.Random) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def _flipped(file: Path, draw: random.Random) -> None:
+    content = bytearray(file.read_bytes())
+    if content:
+        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+    file.write_bytes(content)
+
+
+def _number_changed(file: Path, draw: random.Random) -> None:
+    """For JSON: NaN, a huge number or a deep nest instead of the first number; other files lose a piece."""
+    text = file.read_bytes()
+    place = next((i for i, byte in enumerate(text) if chr(byte).isdigit()), 0)
+    text = text[:place] + draw.choice([b"NaN", b"1e999", b"9" * 400, b"[" * 9000, b'"x"', b"-1"]) + text[place + 1 :]
+    file.write_bytes(text)
+
+
+_CHANGES = {
+    "half of it": _cut_in_half,
+    "one bit": _flipped,
+    "another number": _number_changed,
+    "nothing in it": lambda file, draw: file.write_bytes(b""),
+    "other bytes": lambda file, draw: file.write_bytes(draw.randbytes(300)),
+}
+
+
+def _unseal(record: Path) -> None:
+    """A received run folder may say anything of its files."""
+    try:
+        document = json.loads(record.read_text("utf-8"))
+        record.write_text(json.dumps(document | {"read": {}, "wrote": {}}))
+    except (ValueError, TypeError, RecursionError):
+        return
+
+
+def _last_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-9] ^= 16
+    file.write_bytes(content)
+
+
+def _without_a_tensor(file: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file(file)
+    tensors.pop(sorted(tensors)[0])
+    save_file(tensors, file)
+
+
+def _without_a_line(file: Path) -> None:
+    lines = file.read_text("utf-8").splitlines(keepends=True)
+    file.write_text("".join(lines[:1] + lines[2:]))
+
+
+def _tampered() -> dict[str, tuple[Callable[[Path], Any], str, bool]]:
+    """Name -> (damage to a run folder, the stage that would use it, whether that stage mends it by itself)."""
+    scorer, metadata = "scorer/fold-0/model.safetensors", "generated/train/metadata.jsonl"
+    picture = lambda run: next((run / "generated" / "train").rglob("*.png"))  # noqa: E731
+    return {
+        "bit in the adapter": (lambda run: _last_bit(run / LORA), "generate", False),
+        "tensor gone from the adapter": (lambda run: _without_a_tensor(run / LORA), "generate", False),
+        "bit in the scorer": (lambda run: _last_bit(run / scorer), "generate", False),
+        "tensor gone from the scorer": (lambda run: _without_a_tensor(run / scorer), "generate", False),
+        "bit in the table of samples": (lambda run: _last_bit(run / "samples.parquet"), "generate", False),
+        "bit in the cached latents": (lambda run: _last_bit(next((run / "cache").glob("*.npy"))), "finetune", True),
+        "line gone from metadata.jsonl": (lambda run: _without_a_line(run / metadata), "generate", True),
+        "bit in a generated image": (lambda run: _last_bit(picture(run)), "generate", True),
+        "image gone": (lambda run: picture(run).unlink(), "generate", True),
+        "table of generated images cut": (
+            lambda run: os.truncate(run / "generated/samples.parquet", 500),
+            "generate",
+            True,
+        ),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", help=", ".join(PARTS))
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--every", type=int, default=7, help="the n in every n-th call that fails")
+    parser.add_argument("--signals", type=int, default=45)
+    parser.add_argument("--hostile", type=int, default=60)
+    parser.add_argument("--rows", type=int, default=200_000)
+    parser.add_argument("--small", action="store_true")
+    asked = parser.parse_args()
+    if asked.small:
+        asked.kills, asked.every, asked.signals, asked.hostile, asked.rows = 4, 60, 3, 4, 2000
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+    trials.warm_up()
+    sizes = {"kills": asked.kills, "faults": asked.every, "signals": asked.signals, "hostile": asked.hostile}
+    sizes |= {"soak": asked.rows}
+    done: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        place = Place(Path(folder))
+        place.prepare()
+        for part in asked.parts or PARTS:
+            clock = time.monotonic()
+            done[part] = globals()[part](place, sizes.get(part, 0))
+            done[part]["seconds"] = round(time.monotonic() - clock, 1)
+            print(part, json.dumps(done[part]), flush=True)
+    bad = {part: found["bad"] for part, found in done.items()}
+    if tuple(done) == PARTS and not asked.small:
+        write_result("reliability", done, {"bad": bad})
+    else:
+        save(done, "reliability-part", Path(tempfile.gettempdir()))
+    raise SystemExit(1 if any(bad.values()) else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""A run keeps what it is about: what took long is not replaced, nor what it was made from, unless that is said."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dcdm_cli.errors import MismatchError
+from dcdm_cli.pace import duration
+from dcdm_cli.run.store import RunFolder, Stage, StageRecord
+
+LONG = 60.0  # seconds; what took less is made again without asking
+
+
+def refuse_replacing(run: RunFolder, stage: Stage, what: str, *, own: bool = True) -> None:
+    """Raises MismatchError when the stage is about to be made otherwise and something that took long hangs on it as it
+    is. what: is about to be done, in words. own: whether what the stage itself made counts too.
+
+    A stage that is stale or damaged already may be made again: whoever made it so was asked then.
+    """
+    record = run.record(stage.name)
+    if record is None or run.is_fresh(stage):
+        return
+    if any(run.outdated(record)) or next(run.changes(record), None):
+        return
+    later = [*followers(run, stage.name)]
+    counted = [record, *later] if own else later
+    if not any(one.seconds > LONG for one in counted):
+        return
+    said = "; ".join(f"{one.stage} took {duration(one.seconds)}" for one in counted)
+    stale = f", and {', '.join(dict.fromkeys(one.stage for one in later))} would be stale" if later else ""
+    raise MismatchError(
+        f"{run.path}: {what} replaces what {stage.name} made{stale} ({said})",
+        "keep it and use a run folder of its own with --run DIR, or replace it with --force",
+        file=run.path,
+    )
+
+
+def followers(run: RunFolder, stage: str) -> Iterator[StageRecord]:
+    """Of the finished stages, those that were made from this one, directly or not, in the order of time."""
+    made_from = {stage}
+    for record in run.records().values():
+        if made_from & record.inputs.keys():
+            made_from.add(record.stage)
+            yield record

@@ -1,0 +1,101 @@
+"""Seals: what a file was when a stage read or wrote it. From them comes whether a stage is fresh and a file damaged.
+
+A seal is size, time of change and hash. Where size and time are as they were the hash is believed, except of weights
+and JSON, whose content is compared every time. So a run folder that was copied, with new times, is still the same.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from dcdm_cli.errors import MismatchError
+from dcdm_cli.files import hash_file, write_json
+from dcdm_cli.gate import Count, Digest, read_document
+
+SEAL_SUFFIX = ".seal"
+BY_CONTENT = (".safetensors", ".json")
+# Nothing is made from these: figures, tables and logs are drawn anew, and a card is the user's to edit.
+FOR_PEOPLE = ("figures", "tables", "logs", "README.md")
+
+
+@dataclass(frozen=True)
+class Seal:
+    """size: bytes. mtime_ns: time of the last change. sha256: the first 32 hex digits."""
+
+    size: Count
+    mtime_ns: Annotated[int, Field(ge=-(2**63), lt=2**63)]
+    sha256: Digest
+
+    def same(self, other: Seal) -> bool:
+        """Whether both stand for the same content."""
+        return (self.size, self.sha256) == (other.size, other.sha256)
+
+
+def seal(path: Path, known: Iterable[Seal] = ()) -> Seal:
+    """known: earlier seals of this file, to be believed where size and time agree. Raises OSError."""
+    stat = path.stat()
+    if path.suffix not in BY_CONTENT:
+        for one in known:
+            if (one.size, one.mtime_ns) == (stat.st_size, stat.st_mtime_ns):
+                return one
+    return Seal(stat.st_size, stat.st_mtime_ns, hash_file(path))
+
+
+def seal_all(root: Path, places: Iterable[Path], known: Mapping[str, list[Seal]] | None = None) -> dict[str, Seal]:
+    """Name below `root` -> seal, of files and of all files below folders. What lies elsewhere, what is not there and
+    what is for people only is left out. known: earlier seals by name."""
+    found = {}
+    for file in _files(places):
+        name = os.path.relpath(file, root)
+        if not name.startswith("..") and not set(Path(name).parts) & set(FOR_PEOPLE):
+            found[Path(name).as_posix()] = seal(file, (known or {}).get(Path(name).as_posix(), ()))
+    return found
+
+
+def change(path: Path, was: Seal) -> str:
+    """How a file differs from what it was; empty where it does not."""
+    try:
+        now = seal(path, (was,))
+    except OSError:
+        return "is gone"
+    if now.size != was.size:
+        return f"has {now.size:,} bytes and had {was.size:,}"
+    return "" if now.same(was) else "has other content than it had"
+
+
+def seal_beside(file: Path) -> None:
+    """For a file of a cache, which no stage's record names: its seal in a file of its own."""
+    write_json(file.with_suffix(SEAL_SUFFIX), asdict(seal(file)))
+
+
+def change_beside(file: Path) -> str:
+    """How a cached file differs from its seal; empty where it does not. One without a seal, from before there were any
+    or from a process that was killed in between, is sealed now: to make it again could take hours."""
+    note = file.with_suffix(SEAL_SUFFIX)
+    if not file.is_file():
+        return "is gone"
+    if not note.is_file():
+        seal_beside(file)
+    try:
+        return change(file, read_document(note, Seal, ""))
+    except MismatchError:
+        return "has a damaged seal"
+
+
+def _files(places: Iterable[Path]) -> Iterator[Path]:
+    """Temporary files, whose names begin with a dot, are nobody's."""
+    for place in places:
+        if place.is_file():
+            yield place
+        elif place.is_dir():
+            yield from sorted(p for p in place.rglob("[!.]*") if p.is_file() and not _is_hidden(p, place))
+
+
+def _is_hidden(path: Path, root: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(root).parts)

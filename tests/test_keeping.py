@@ -1,0 +1,69 @@
+"""What took long is not replaced without a word, and what did not is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dcdm_cli.errors import MismatchError
+from dcdm_cli.run.keeping import followers, refuse_replacing
+from dcdm_cli.run.store import Outcome, RunFolder, Stage
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    folder = RunFolder(tmp_path / "run")
+    folder.create()
+    made = {}
+    for name, inputs in {"score": (), "caption": ("score",), "finetune": ("score", "caption"), "judge": ()}.items():
+        stage = Stage(name, {"steps": 1}, {one: made[one] for one in inputs})
+        made[name] = folder.run(stage, lambda: Outcome([], ""))[0].id
+    return folder
+
+
+def took(run: RunFolder, stage: str, seconds: float) -> None:
+    file = run.path / "records" / f"{stage}.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"seconds": seconds}))
+
+
+def other(run: RunFolder, stage: str) -> Stage:
+    return Stage(stage, {"steps": 2}, run.require(stage).inputs)
+
+
+def test_what_was_made_from_a_stage_follows_it(run: RunFolder) -> None:
+    assert [record.stage for record in followers(run, "score")] == ["caption", "finetune"]
+    assert [record.stage for record in followers(run, "finetune")] == []
+
+
+def test_what_took_long_is_named_with_what_it_cost(run: RunFolder) -> None:
+    took(run, "finetune", 7500)
+    with pytest.raises(MismatchError, match="finetune would be stale") as caught:
+        refuse_replacing(run, other(run, "score"), "scoring birds", own=False)
+    assert (
+        "scoring birds replaces what score made" in caught.value.message and "finetune took 2 h" in caught.value.message
+    )
+    assert "--force" in caught.value.hint and "--run" in caught.value.hint
+
+
+@pytest.mark.parametrize("stage", ["score", "caption", "finetune"])
+def test_what_took_less_than_a_minute_is_made_again(run: RunFolder, stage: str) -> None:
+    for name in ("score", "caption", "finetune"):
+        took(run, name, 59)
+    refuse_replacing(run, other(run, stage), "this")
+
+
+def test_a_stage_that_nothing_hangs_on_counts_itself_or_not(run: RunFolder) -> None:
+    took(run, "finetune", 61)
+    refuse_replacing(run, other(run, "finetune"), "this", own=False)
+    with pytest.raises(MismatchError, match="finetune took"):
+        refuse_replacing(run, other(run, "finetune"), "this")
+
+
+def test_nothing_is_asked_where_nothing_would_change_or_all_is_stale_already(run: RunFolder) -> None:
+    took(run, "finetune", 7500)
+    record = run.require("finetune")
+    refuse_replacing(run, Stage("finetune", record.config, record.inputs), "this")
+    run.run(other(run, "score"), lambda: Outcome([], ""))
+    refuse_replacing(run, Stage("finetune", {"steps": 2}, record.inputs), "this")
