@@ -1,4 +1,4 @@
-"""What images are worth to a classifier: arms trained from scratch, paired by seed, tested on untouched images.
+"""What images are worth to a classifier: arms trained alike, paired by seed, tested on untouched images.
 
 Every arm gets the same optimiser steps, so that more images do not mean more training. Beside accuracy, stated before
 anything is measured, two numbers that are more sensitive: log-loss (mean of -ln p(true class), in nats; less is better)
@@ -24,15 +24,14 @@ from pydantic import BaseModel
 
 from dcdm_cli.crew.devices import use_device
 from dcdm_cli.data.manifest import Manifest
-from dcdm_cli.difficulty.classifier import predict_logits, train_classifier
 from dcdm_cli.difficulty.fitting import Keep
 from dcdm_cli.difficulty.scores import log_loss
-from dcdm_cli.errors import InterruptedRunError, NumericalError
+from dcdm_cli.errors import InterruptedRunError, NumericalError, UsageError
+from dcdm_cli.evaluation.learners import Learner, learner_name, learner_settings, on_features
 from dcdm_cli.evaluation.statistics import interval, paired
 from dcdm_cli.files import append_json_lines, hash_json
 from dcdm_cli.gate import Amount, Count, Share, Word, read_lines
 from dcdm_cli.run.progress import Job
-from dcdm_cli.run.roles import fingerprint
 from dcdm_cli.run.settings import ClassifierConfig, changed
 
 REAL, OURS = "real", "dcdm"
@@ -72,7 +71,8 @@ class Arm:
 class Trial:
     """What all arms share. content: hash of the real and the test images, which the ledger's keys depend on. baseline:
     the arm that all are compared with; focus: the one that is also compared with every other; pairs: (arm, against)
-    that are compared besides. harder: bool [test images], the half that is measured apart; None = not known."""
+    that are compared besides. harder: bool [test images], the half that is measured apart; None = not known. cache:
+    folder of features that are known already, for classifiers that rest on them."""
 
     real: Samples
     test: Samples
@@ -82,6 +82,7 @@ class Trial:
     focus: str = OURS
     pairs: Sequence[tuple[str, str]] = ()
     harder: np.ndarray | None = None
+    cache: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,7 @@ def trial_of(
     *,
     pairs: Sequence[tuple[str, str]] = (),
     difficulty: np.ndarray | None = None,
+    cache: Path | None = None,
 ) -> Trial:
     """difficulty: float [test images], the scorer's; None = there is none, and no half is measured apart."""
     train, held_out = (Samples(part.paths(), part.column("label").astype(np.int64)) for part in (real, test))
@@ -148,7 +150,7 @@ def trial_of(
     content = [[part.column("sample_id").tolist(), part.column("label").tolist()] for part in (real, test)]
     if harder is not None:
         content.append([harder.tolist()])
-    return Trial(train, held_out, len(real.class_names), hash_json(content), baseline, focus, pairs, harder)
+    return Trial(train, held_out, len(real.class_names), hash_json(content), baseline, focus, pairs, harder, cache)
 
 
 def harder_half(difficulty: np.ndarray) -> np.ndarray:
@@ -165,7 +167,7 @@ def seeds_of(first: int, count: int) -> list[int]:
 
 def arm_key(arm: Arm, trial: Trial, config: ClassifierConfig, seed: int) -> str:
     """Equal for arms that are the same in all but name: those are computed once, by whichever experiment is first."""
-    return hash_json([arm.key, seed, fingerprint(_settings(arm, config)), trial.content])
+    return hash_json([arm.key, seed, learner_settings(_settings(arm, config)), trial.content])
 
 
 def run_arms(
@@ -183,8 +185,8 @@ def run_arms(
     _train_missing(_Lesson.all(arms, trial, config, seeds, ledger), trial, len(arms) * len(seeds), ledger, job, workers)
     rows = {arm.name: [ledger.get(arm_key(arm, trial, config, seed)) or {} for seed in seeds] for arm in arms}
     return {
-        "classifier": config.model,
-        "steps": config.steps,
+        "classifier": learner_name(config),
+        "steps": None if on_features(config) else config.steps,
         "test_images": len(trial.test),
         "hard_images": 0 if trial.harder is None else int(trial.harder.sum()),
         "real_images": len(trial.real),
@@ -199,15 +201,15 @@ def run_arms(
 def arm_result(
     train: Samples, trial: Trial, config: ClassifierConfig, seed: int, device: str, keep: Keep | None = None
 ) -> Result:
-    """Of a classifier trained from scratch on `train`. keep: as in `train_classifier`."""
-    images, labels = list(train.paths), train.labels
-    model = train_classifier(images, labels, trial.classes, config, seed, device, keep=keep)
+    """Of a classifier that learnt from `train`. keep: as in `train_classifier`."""
     report = keep.job.stoppable("this classifier is not tested yet") if keep else None
-    logits = predict_logits(model, list(trial.test.paths), config, device, progress=report)
+    learner = Learner(config, trial.classes, seed, device, trial.cache, keep)
+    logits = learner.answers(train.paths, train.labels, trial.test.paths, report)
     if not np.isfinite(logits).all():
         lost = int((~np.isfinite(logits).all(axis=1)).sum())
         raise NumericalError(
-            f"a downstream classifier ({config.model}) gives no finite answer for {lost} of {len(logits)} test images",
+            f"a downstream classifier ({learner_name(config)}) gives no finite answer for {lost} of {len(logits)} "
+            "test images",
             f"lower its learning rate (lr = {config.lr:g} now)",
         )
     right = logits.argmax(1) == trial.test.labels
@@ -219,7 +221,7 @@ def arm_result(
 def arm_accuracy(
     train: Samples, test: Samples, config: ClassifierConfig, classes: int, seed: int, device: str
 ) -> float:
-    """Top-1 accuracy on `test` of a classifier trained from scratch on `train`."""
+    """Top-1 accuracy on `test` of a classifier that learnt from `train`."""
     return arm_result(train, Trial(train, test, classes, ""), config, seed, device).accuracy
 
 
@@ -327,6 +329,12 @@ def _settle(device: str, threads: int, stop: Any) -> None:
 
 
 def _settings(arm: Arm, config: ClassifierConfig) -> ClassifierConfig:
+    """Raises UsageError for augmentation of images that a head on frozen features never sees augmented."""
+    if arm.classifier and on_features(config):
+        raise UsageError(
+            f"arm {arm.name}: a head on frozen features learns from images as they are, without augmentation",
+            "leave the arm out, or train a network: --set downstream.method=network",
+        )
     return changed(config, arm.classifier or {}, f"arm {arm.name}")
 
 

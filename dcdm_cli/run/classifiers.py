@@ -43,7 +43,7 @@ class ClassifierConfig(Section):
         return given
 
 
-class FeaturesConfig(ClassifierConfig):
+class SeeingConfig(ClassifierConfig):
     """A classifier that may also rest on frozen features of a network that was trained on other images."""
 
     features: str = result(
@@ -55,6 +55,11 @@ class FeaturesConfig(ClassifierConfig):
         ge=16,
         description="pixels per side images are brought to; none = the network's own, packaged: 160",
     )
+
+
+class FeaturesConfig(SeeingConfig):
+    """One that features are tried for first."""
+
     budget: float = result(
         default=120.0, ge=0, description="seconds that --method auto may spend on a method slower than features"
     )
@@ -78,3 +83,9 @@ class JudgeConfig(FeaturesConfig):
         default="auto", description="the best of those in the budget; a head on frozen features; trained from scratch"
     )
     folds: int = result(default=5, ge=2, description="parts by which methods and the strength of the head are chosen")
+
+
+class DownstreamConfig(SeeingConfig):
+    method: Literal["network", "features"] = result(
+        default="network", description="a network of its own, trained; a linear head on frozen features, in seconds"
+    )

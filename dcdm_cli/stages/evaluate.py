@@ -97,10 +97,13 @@ def the_bill(
 
 def foretold(session: Session, classifiers: int) -> str:
     """What the comparison of arms will do, and for how long where the judge, trained alike, has been timed."""
+    from dcdm_cli.evaluation.learners import learner_name, on_features
     from dcdm_cli.pace import rounded
 
     config, judge = session.config, session.run.record("judge")
     ours = config.downstream
+    if on_features(ours):
+        return f"downstream: {classifiers} classifiers ({learner_name(ours)}), a matter of seconds each"
     text = f"downstream: {classifiers} classifiers ({ours.model}, {ours.image_size} px, {ours.steps:,} steps each)"
     alike = judge is not None and all(
         judge.config.get(name) == getattr(ours, name) for name in ("model", "image_size", "batch_size", "model_args")
@@ -125,7 +128,8 @@ def _downstream(session: Session, data: Evaluated, job: Job) -> dict[str, Any]:
     seeds = seeds_of(config.evaluate.seed + config.seed, config.evaluate.seeds)
     session.console.note(foretold(session, len(arms) * len(seeds)))
     difficulty = held_out_difficulty(session.run.scorer, data.held_out, job)
-    trial = trial_of(data.real, data.held_out, pairs=PAIRS, difficulty=difficulty)
+    cache = session.run.cache / "features"
+    trial = trial_of(data.real, data.held_out, pairs=PAIRS, difficulty=difficulty, cache=cache)
     ledger = open_ledger(session.run.evaluation)
     make_sets([(arm, config.downstream) for arm in arms], trial, seeds, ledger)
     return run_arms(arms, trial, config.downstream, seeds, ledger=ledger, job=job, workers=config.evaluate.workers)
