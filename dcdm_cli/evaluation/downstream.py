@@ -24,6 +24,7 @@ from pydantic import BaseModel
 
 from dcdm_cli.crew.devices import use_device
 from dcdm_cli.data.manifest import Manifest
+from dcdm_cli.difficulty.competence import DOWNSTREAM, chance_of, guard, prior_of, standing_of
 from dcdm_cli.difficulty.fitting import Keep
 from dcdm_cli.difficulty.scores import log_loss
 from dcdm_cli.errors import InterruptedRunError, NumericalError, UsageError
@@ -88,11 +89,13 @@ class Trial:
 @dataclass(frozen=True)
 class Result:
     """Of one classifier on the test images. accuracy, hard_accuracy: shares, top-1; log_loss: nats. hard_accuracy is
-    None where no half is known to be harder."""
+    None where no half is known to be harder. chance: the accuracy of guessing its answers as often; None = not known.
+    """
 
     accuracy: float
     log_loss: float
     hard_accuracy: float | None = None
+    chance: float | None = None
 
 
 class _Row(BaseModel):
@@ -104,6 +107,7 @@ class _Row(BaseModel):
     accuracy: Share
     log_loss: Amount
     hard_accuracy: Share | None = None
+    chance: Share | None = None
     images: Count
     seconds: Amount
 
@@ -182,8 +186,20 @@ def run_arms(
 ) -> dict[str, Any]:
     """Trains one classifier per arm and seed that the ledger lacks, `workers` of them at a time in processes of their
     own; returns the `downstream` part of metrics.json."""
-    _train_missing(_Lesson.all(arms, trial, config, seeds, ledger), trial, len(arms) * len(seeds), ledger, job, workers)
+    watched = [arm_key(arm, trial, config, seed) for arm in arms if arm.name == trial.baseline for seed in seeds]
+
+    def check() -> None:
+        """Nothing is gained by comparing classifiers that guess."""
+        found = _known([row for row in map(ledger.get, watched) if row], trial)
+        if found["verdict"] == "chance":
+            guard(DOWNSTREAM, found, config.at_chance, lambda said: None)
+
+    check()
+    missing = _Lesson.all(arms, trial, config, seeds, ledger)
+    _train_missing(missing, trial, len(arms) * len(seeds), ledger, job, workers, check)
     rows = {arm.name: [ledger.get(arm_key(arm, trial, config, seed)) or {} for seed in seeds] for arm in arms}
+    known = _known(rows.get(trial.baseline, ()), trial)
+    guard(DOWNSTREAM, known, config.at_chance, job.note)
     return {
         "classifier": learner_name(config),
         "steps": None if on_features(config) else config.steps,
@@ -191,6 +207,7 @@ def run_arms(
         "hard_images": 0 if trial.harder is None else int(trial.harder.sum()),
         "real_images": len(trial.real),
         "seeds": len(seeds),
+        "competence": known,
         "arms": [_summary(name, finished) for name, finished in rows.items()],
         "paired": _paired(rows, "accuracy", trial),
         "paired_log_loss": _paired(rows, "log_loss", trial),
@@ -215,7 +232,8 @@ def arm_result(
     right = logits.argmax(1) == trial.test.labels
     known = trial.harder is not None and trial.harder.any()
     hard = round(float(right[trial.harder].mean()), 6) if known else None
-    return Result(round(float(right.mean()), 6), round(log_loss(logits, trial.test.labels), 6), hard)
+    chance = round(chance_of(logits.argmax(1), trial.test.labels), 6)
+    return Result(round(float(right.mean()), 6), round(log_loss(logits, trial.test.labels), 6), hard, chance)
 
 
 def arm_accuracy(
@@ -245,8 +263,15 @@ class _Lesson:
 
 
 def _train_missing(
-    lessons: Sequence[_Lesson], trial: Trial, total: int, ledger: TrialLedger, job: Job, workers: int
+    lessons: Sequence[_Lesson],
+    trial: Trial,
+    total: int,
+    ledger: TrialLedger,
+    job: Job,
+    workers: int,
+    check: Callable[[], None],
 ) -> None:
+    """check: of what is known so far, after each."""
     done = total - len(lessons)
     for lesson, result, seconds, images in _taught(lessons, trial, ledger, job, workers):
         row = {"arm": lesson.arm.name, "seed": lesson.seed, **asdict(result), "images": images, "seconds": seconds}
@@ -254,6 +279,7 @@ def _train_missing(
         Keep(job, ledger.begun(lesson.key)).forget()
         done += 1
         job.progress("downstream classifiers", done, total)
+        check()
         job.stop_if_asked(f"{done} of {total} classifiers are finished")
     job.stop_if_asked(f"{done} of {total} classifiers are finished")
 
@@ -336,6 +362,16 @@ def _settings(arm: Arm, config: ClassifierConfig) -> ClassifierConfig:
             "leave the arm out, or train a network: --set downstream.method=network",
         )
     return changed(config, arm.classifier or {}, f"arm {arm.name}")
+
+
+def _known(rows: Sequence[Mapping[str, Any]], trial: Trial) -> dict[str, Any]:
+    """What classifiers of one arm know, on average; as `standing_of`. Those of before chance was kept count for
+    nothing."""
+    known = [(row["accuracy"], row["chance"]) for row in rows if row.get("chance") is not None]
+    if not known:
+        return standing_of(0, 0.0, 0.0, 0.0)
+    accuracy, chance = (float(np.mean(column)) for column in zip(*known, strict=True))
+    return standing_of(len(trial.test), accuracy, chance, prior_of(trial.test.labels))
 
 
 def _summary(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -91,6 +91,34 @@ def copying_sheet(metrics: Metrics) -> Sheet:
     return Sheet("Near-duplicates among generated images (closer than real: 1.0 % is expected)", columns, cells)
 
 
+def competence_sheet(metrics: Metrics) -> Sheet:
+    """What the classifiers behind the figures know, on images that they did not learn from."""
+    rows = tuple(
+        (
+            name,
+            *(percent(found[share]) for share in ("accuracy", "chance", "prior")),
+            str(found["asked"]),
+            found["verdict"],
+        )
+        for name, found in (metrics.get("competence") or {}).items()
+    )
+    columns = ("classifier", "accuracy", "guessing", "largest class", "images", "verdict")
+    return Sheet("What the classifiers know of images that they did not learn from", columns, rows)
+
+
+def agreement_sheet(metrics: Metrics) -> Sheet:
+    """Whether scorer and judge err on the same real images."""
+    from dcdm_cli.evaluation.agreement import agreement_sentence  # with SciPy, which other tables do without
+
+    found = metrics.get("agreement")
+    if not found or not found["n"]:
+        return Sheet("", (), ())
+    shares = ("scorer_error", "judge_error", "both_wrong", "expected", "same_class")
+    row = ("real images", *(percent(found[share]) for share in shares), number(found["phi"]), str(found["n"]))
+    columns = ("of", "scorer errs", "judge errs", "both", "both by chance", "same class", "phi", "n")
+    return Sheet("Errors of scorer and judge", columns, (row,), agreement_sentence(found))
+
+
 def image_set_sheets(document: Metrics) -> list[Sheet]:
     """Of `dcdm evaluate images`."""
     likeness = tuple(

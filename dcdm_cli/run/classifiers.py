@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator
 
-from dcdm_cli.run.roles import result
+from dcdm_cli.run.roles import execution, result
 from dcdm_cli.section import Section, Seed
 
 # Arguments of timm.create_model by which it would read files and packages that nobody checked.
@@ -33,6 +33,9 @@ class ClassifierConfig(Section):
     rotate: float = result(default=0.0, ge=0, le=180, description="largest random rotation, degrees")
     policy: str | None = result(default=None, description="timm's augmentation policy, such as rand-m7-mstd0.5-inc1")
     mixup: float = result(default=0.0, ge=0, description="strength (alpha) of Mixup; 0 = off")
+    at_chance: Literal["stop", "warn"] = execution(
+        default="stop", description="what happens when it turns out no better than guessing"
+    )
 
     @field_validator("model_args")
     @classmethod

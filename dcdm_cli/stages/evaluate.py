@@ -61,6 +61,7 @@ def evaluation_stage(session: Session, name: str, inputs: Mapping[str, str], **m
 def _measure_all(session: Session, records: Mapping[str, StageRecord]) -> Outcome:
     from dcdm_cli.files import write_json
     from dcdm_cli.stages.adherence import measured_adherence
+    from dcdm_cli.stages.agreement import scorer_and_judge
     from dcdm_cli.stages.evaluation_data import checked_data
     from dcdm_cli.stages.judge import open_judge
     from dcdm_cli.stages.quality import generated_quality
@@ -70,12 +71,15 @@ def _measure_all(session: Session, records: Mapping[str, StageRecord]) -> Outcom
     data = checked_data(session)
     prepare_check(session, job)  # before the judge: what is wrong with it is said at once
     judge = open_judge(session, data.manifest, job)
+    known = scorer_and_judge(session, data, judge, job)
     steered = measured_adherence(session, data, judge, job)
     seconds = {name: record.seconds for name, record in records.items()} | {"adherence": steered.seconds}
     clock = time.monotonic()
     downstream = _downstream(session, data, job)
     seconds["downstream"] = round(time.monotonic() - clock, 2)
     metrics = {"schema": 1, "seconds": seconds, "device": job.device, "adherence": steered.results}
+    metrics |= {"agreement": known["agreement"]}
+    metrics["competence"] = {**known["competence"], "downstream": downstream["competence"]}
     metrics |= {"downstream": downstream, "quality": generated_quality(session, data, judge, job)}
     metrics |= {"cost": the_bill(session, records, downstream), "warnings": list(data.warnings)}
     write_json(run.evaluation / "metrics.json", metrics)

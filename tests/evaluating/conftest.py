@@ -25,7 +25,7 @@ SETTINGS: dict[str, Any] = {
     "data": {"source": "digits"},
     "score": {"steps": 20, "folds": 2, "repeats": 1, **NET},
     "judge": {"steps": 60, **NET},
-    "downstream": {"steps": 4, **NET},
+    "downstream": {"steps": 4, "at_chance": "warn", **NET},
     "finetune": {"steps": 2, "rank": 2, "strength": "none"},
     "calibrate": {"enabled": False, "points": 3, "images": 10},
     "generate": {"steps": 2, "count": 20, "difficulty_guidance": 2.0},
