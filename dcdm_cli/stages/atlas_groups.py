@@ -43,7 +43,8 @@ def groups_of(
     strips: dict[str, list[Strip]] = {}
     for row in rows:
         strips.setdefault(row["class"], []).extend(_strips(row, real, made))
-    return [{"features": space.name, **row} for row in rows], strips
+    named = [{**row, "real": _named(row["real"], real), "generated": _named(row["generated"], made)} for row in rows]
+    return [{"features": space.name, **row} for row in named], strips
 
 
 def group_sentences(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -88,6 +89,14 @@ def _strips(row: Mapping[str, Any], real: Manifest, made: Manifest | None) -> It
         ]
         said = f"group {row['group'] + 1}, {kind}: {about['n']}, difficulty {number(about['difficulty'])}"
         yield Strip(f"{said}{_taken_for(about)}", tiles)
+
+
+def _named(about: Mapping[str, Any] | None, images: Manifest | None) -> dict[str, Any] | None:
+    """Row numbers of a selection mean nothing to a reader: sample ids do."""
+    if about is None or images is None:
+        return None
+    samples = images.column("sample_id")
+    return {**about, "typical": [str(samples[row]) for row in about["typical"]]}
 
 
 def _difficulty(images: Manifest) -> np.ndarray:
