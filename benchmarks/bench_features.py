@@ -167,7 +167,7 @@ def measured(problem: Problem, pixels: int | None, wrong: list[np.ndarray]) -> d
         "accuracy": round(scored.results["accuracy"], 4),
         "mean_difficulty": round(float(np.nanmean(difficulty)), 4),
         "calibration_error": round(calibration_error(scored.columns, labels), 4),
-        "rank_correlation": round(float(spearmanr(difficulty, known, nan_policy="omit").statistic), 4),
+        "rank_correlation": round(float(spearmanr(difficulty, known, nan_policy="omit")[0]), 4),
         "foretells_mistakes": round(float(np.mean([roc_auc_score(w, unseen.difficulty) for w in wrong])), 4),
         "small_network_accuracy": round(float(1 - np.mean(wrong)), 4),
         "cpu_seconds": round(seconds, 1),

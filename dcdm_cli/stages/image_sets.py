@@ -45,7 +45,7 @@ def image_sets_document(session: Session, images: Path, against: Path) -> dict[s
     with _cache(session) as folder:
         space = frozen_space(features, FeatureCache(folder), job)
         session.console.note(f"features: {space.name}")
-        found = compared_sets(*sets, [space])
+        found = compared_sets(sets[0], sets[1], [space])
     described = {name: one.document() for name, one in zip(("images", "against"), sets, strict=True)}
     return {"stage": "images", "features": space.name, **described, **found}
 
