@@ -44,7 +44,7 @@ SETTINGS = {
     "tiny": Setting(
         dict.fromkeys(ORDER, 2),
         {
-            "score": {"steps": 10, "repeats": 1, **_NET},
+            "score": {"steps": 10, "repeats": 1, "at_chance": "warn", **_NET},
             "judge": {"steps": 20, **_NET},
             "downstream": {"steps": 3, **_NET},
             "finetune": {"steps": 2, "rank": 2, "strength": "none"},

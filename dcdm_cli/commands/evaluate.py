@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,9 +11,9 @@ import typer
 from dcdm_cli.api.run import Run
 from dcdm_cli.api.session import SECTIONS
 from dcdm_cli.commands import completion
-from dcdm_cli.commands.jobs import ATLAS, CHECK, EXPERIMENT, FILTER, JOBS, PLAN, chosen_job
+from dcdm_cli.commands.jobs import ATLAS, CHECK, EXPERIMENT, FILTER, IMAGES, JOBS, PLAN, chosen_job
 from dcdm_cli.commands.options import stage_command
-from dcdm_cli.errors import UsageError
+from dcdm_cli.errors import ExitCode, UsageError
 from dcdm_cli.run.session import Session
 from dcdm_cli.run.store import ALL_SETS, StageRecord
 
@@ -23,6 +24,7 @@ EXAMPLES = (
     "dcdm evaluate check --run birds --gpu-hour-price 2.5",
     "dcdm evaluate check --run birds --name all",
     "dcdm evaluate plan --run birds",
+    "dcdm evaluate images --images new/ --against photos/",
     "dcdm evaluate --run birds --devices all",
     "dcdm evaluate --run birds --json | jq .adherence",
 )
@@ -37,7 +39,8 @@ def register(app: typer.Typer, summary: str) -> None:
             typer.Argument(
                 help="run (unless given); experiment NAME|FILE; check: finished images only, nothing is generated or "
                 "compared; atlas: classes by difficulty in pictures; plan: the next images, from what the newest "
-                "classifier finds hard; filter: list broken images, delete nothing.",
+                "classifier finds hard; filter: list broken images, delete nothing; images: any two folders, "
+                "without a run: copies, likeness, coverage.",
                 metavar="JOB",
                 autocompletion=completion.choices(JOBS),
             ),
@@ -58,6 +61,8 @@ def register(app: typer.Typer, summary: str) -> None:
                 autocompletion=completion.set_names,
             ),
         ] = "",
+        images: Annotated[Path | None, typer.Option(help="With images: the folder to look at.")] = None,
+        against: Annotated[Path | None, typer.Option(help="With images: the folder of reference images.")] = None,
         experiment: Annotated[str | None, typer.Option(hidden=True, autocompletion=completion.experiments)] = None,
         artefacts: Annotated[bool, typer.Option("--artefacts", hidden=True)] = False,
         filter: Annotated[bool, typer.Option("--filter", hidden=True)] = False,
@@ -65,16 +70,27 @@ def register(app: typer.Typer, summary: str) -> None:
         next_plan: Annotated[bool, typer.Option("--next-plan", hidden=True)] = False,
     ) -> None:
         old = {"--experiment": experiment, "--artefacts": artefacts, "--filter": filter, "--atlas": atlas}
-        do_job(session, (job, which), {**old, "--next-plan": next_plan}, name)
+        do_job(session, (job, which), {**old, "--next-plan": next_plan}, name, (images, against))
 
 
 def do_job(
-    session: Session, words: tuple[str | None, str | None], old: Mapping[str, str | bool | None], name: str = ""
+    session: Session,
+    words: tuple[str | None, str | None],
+    old: Mapping[str, str | bool | None],
+    name: str = "",
+    folders: tuple[Path | None, Path | None] = (None, None),
 ) -> None:
     job, which = chosen_job(session, *words, old)
     if name and job not in (CHECK, FILTER):
         raise UsageError("--name is for check and filter", "dcdm evaluate check --name all")
-    if job == EXPERIMENT:
+    if any(folders) != (job == IMAGES) or (any(folders) and not all(folders)):
+        raise UsageError("images compares two folders", "dcdm evaluate images --images FOLDER --against FOLDER")
+    if all(folders):
+        from dcdm_cli.stages.image_sets import run_image_sets
+
+        if run_image_sets(session, *filter(None, folders)):
+            raise typer.Exit(ExitCode.PARTIAL)
+    elif job == EXPERIMENT:
         from dcdm_cli.stages.experiments.run import run_experiment, show_experiment
 
         show_experiment(session, *run_experiment(session, which))

@@ -8,7 +8,8 @@ from dcdm_cli.errors import UsageError
 from dcdm_cli.run.origins import nearest
 from dcdm_cli.run.session import Session
 
-RUN, EXPERIMENT, CHECK, ATLAS, PLAN, FILTER = JOBS = ("run", "experiment", "check", "atlas", "plan", "filter")
+JOBS = ("run", "experiment", "check", "atlas", "plan", "filter", "images")
+RUN, EXPERIMENT, CHECK, ATLAS, PLAN, FILTER, IMAGES = JOBS
 OLD_FLAGS = {"--experiment": EXPERIMENT, "--artefacts": CHECK, "--filter": FILTER, "--atlas": ATLAS}
 OLD_FLAGS |= {"--next-plan": PLAN}
 

@@ -128,7 +128,7 @@ class LabelledImages(Dataset[tuple[torch.Tensor, int]]):
         """The RGB image before the transform; another image never takes its place. Raises UsageError for a bad file."""
         source = self._images[index]
         if isinstance(source, Path):
-            image = _decoded(source, self._options)
+            image = decoded(source, self._options)
         else:
             image = source if isinstance(source, Image.Image) else Image.fromarray(source)
         image = as_square(image, self._options)
@@ -435,7 +435,8 @@ def _in_stable_order(images: Images, labels: np.ndarray) -> tuple[Images, np.nda
     return [images[i] for i in order], labels[order]
 
 
-def _decoded(path: Path, options: DecodeOptions) -> Image.Image:
+def decoded(path: Path, options: DecodeOptions | None = None) -> Image.Image:
+    """`decode_image` of a file that could be read before. Raises UsageError where it no longer can."""
     try:
         return decode_image(path, options)
     except RejectedImage as error:

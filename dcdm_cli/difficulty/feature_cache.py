@@ -8,7 +8,7 @@ share their features.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -23,9 +23,9 @@ from torch import nn
 
 from dcdm_cli.crew.coordinator import Crew
 from dcdm_cli.crew.messages import OpenWorker, Piece
-from dcdm_cli.data.images import decode_image, image_hash
-from dcdm_cli.data.manifest import ImagePaths, Manifest
-from dcdm_cli.difficulty.classifier import Images, logits_of
+from dcdm_cli.data.images import image_hash
+from dcdm_cli.data.manifest import Manifest
+from dcdm_cli.difficulty.classifier import Images, decoded, logits_of
 from dcdm_cli.difficulty.features import Extractor, Frozen, open_extractor
 from dcdm_cli.errors import MismatchError, NumericalError
 from dcdm_cli.files import atomic_path, hash_bytes, write_json
@@ -82,14 +82,31 @@ class FeatureCache:
         Raises NumericalError for features that are not finite, UsageError for an image that can no longer be read,
         InterruptedRunError when asked to stop; the same call goes on.
         """
+        return self._table(extractor, image_identities(manifest), manifest.image_paths().take, job)
+
+    def of_files(
+        self, extractor: Extractor, files: Sequence[Path], job: Job, identities: Sequence[str] | None = None
+    ) -> FeatureTable:
+        """`of` for image files that no manifest lists. identities: `image_hash` of each; None = each is read for it."""
+        identities = identities or [image_hash(decoded(file)) for file in files]
+        return self._table(extractor, identities, lambda rows: [files[row] for row in rows], job)
+
+    def _table(
+        self,
+        extractor: Extractor,
+        identities: Iterable[str],
+        take: Callable[[np.ndarray], Sequence[Path]],
+        job: Job,
+    ) -> FeatureTable:
+        """take: the files of these rows."""
         home = self.folder / extractor.key[:16]
-        hashes = np.array([_number(identity) for identity in image_identities(manifest)], np.uint64)
+        hashes = np.array([_number(identity) for identity in identities], np.uint64)
         distinct, first = np.unique(hashes, return_index=True)
         known, _, _ = _index(home, extractor, job)
         missing = np.sort(first[~np.isin(distinct, known)])
         if len(missing):
             self._describe(home, extractor, job)
-            self._compute(extractor, _Wanted(home, manifest.image_paths().take(missing), hashes[missing]), job)
+            self._compute(extractor, _Wanted(home, take(missing), hashes[missing]), job)
         known, places, files = _index(home, extractor, job)
         rows = places[np.searchsorted(known, hashes)] if len(hashes) else places
         return FeatureTable(files, rows[:, :2], rows[:, 2] == 1, extractor.width)
@@ -129,7 +146,7 @@ class FeatureCache:
 class _Wanted:
     """Images whose features are to be computed, in chunks."""
 
-    def __init__(self, home: Path, paths: ImagePaths, hashes: np.ndarray) -> None:
+    def __init__(self, home: Path, paths: Sequence[Path], hashes: np.ndarray) -> None:
         self.home, self.paths, self.hashes, self.done = home, paths, hashes, 0
 
     def __len__(self) -> int:
@@ -192,7 +209,7 @@ def image_identities(manifest: Manifest) -> Iterator[str]:
     rows = zip(manifest.column("sample_id"), manifest.column("synthetic"), manifest.image_paths(), strict=True)
     for sample_id, synthetic, path in rows:
         content = str(sample_id or "").partition("-")[0]
-        yield content if content and not synthetic else image_hash(decode_image(path))
+        yield content if content and not synthetic else image_hash(decoded(path))
 
 
 def _number(identity: str) -> int:

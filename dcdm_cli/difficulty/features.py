@@ -8,7 +8,8 @@ so that what was kept and what is computed again agree.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -115,6 +116,7 @@ def open_extractor(features: str, size: int | None = None, device: torch.device 
             f'write "mean" and "std", three numbers each for pixels in 0 to 1, into {_said_in(source)}',
         )
     known = {key: value for key, value in source.convention.items() if key in KNOWN and value}
+    _check_convention(known, source)
     side = size or (known.get("input_size") or _own(network, source).get("input_size") or (3, 224, 224))[-1]
     sized = {**known, "input_size": (3, side, side), "crop_pct": 1.0}
     preprocessing = Preprocessing.of(network, **{k: tuple(v) if isinstance(v, list) else v for k, v in sized.items()})
@@ -201,6 +203,23 @@ def _built(source: _Source, size: int | None) -> nn.Module:
 def _own(network: nn.Module, source: _Source) -> Mapping[str, Any]:
     """What timm knows of published weights; of a file's, it would be a guess."""
     return getattr(network, "pretrained_cfg", {}) if source.weights is None else {}
+
+
+def _check_convention(known: Mapping[str, Any], source: _Source) -> None:
+    """Raises MismatchError for a mean or std that no pixel can be standardised with."""
+    for key in CONVENTION:
+        given = known.get(key, (0.5, 0.5, 0.5))
+        numbers = isinstance(given, (list, tuple)) and all(isinstance(one, (int, float)) for one in given)
+        if not numbers or len(given) != 3 or not all(math.isfinite(one) for one in given) or _is_zero(key, given):
+            raise MismatchError(
+                f'"{key}" of {source.name} is {given!r}: three finite numbers, one per colour, are wanted'
+                + (", above 0" if key == "std" else ""),
+                f"correct it in {_said_in(source)}",
+            )
+
+
+def _is_zero(key: str, given: Sequence[float]) -> bool:
+    return key == "std" and min(given) <= 0
 
 
 def _said_in(source: _Source) -> str:

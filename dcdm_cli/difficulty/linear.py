@@ -112,15 +112,20 @@ def evenly(count: int, most: int) -> np.ndarray:
     return np.arange(count)[:: -(-count // most) or 1]
 
 
+RANK = 1e-10  # of the largest eigenvalue, below which a direction has none of the rows
+
+
 class _Problem:
-    """Rows to learn from, standardised, on the device. A solution is float32 [D + 1, C], biases last."""
+    """Rows to learn from, standardised, on the device. A solution is float32 [R + 1, C], biases last: weights of the
+    best head are sums of rows, so that of fewer rows than features (R < D) only directions that rows have are looked
+    at."""
 
     def __init__(self, features: np.ndarray, targets: np.ndarray, classes: int, device: torch.device | str) -> None:
         rows = torch.from_numpy(features).to(device)
         self.mean, spread = rows.mean(0), rows.std(0, correction=0)
         # A feature that hardly moves in these rows may move in others: blown up to unit spread, it would decide there.
         self.spread = spread.clamp_min(max(FLOOR * float(spread.square().mean().sqrt()), 1e-6))
-        self.rows = (rows - self.mean) / self.spread
+        self.rows, self.directions = _turned((rows - self.mean) / self.spread)
         self.targets, self.classes = torch.from_numpy(targets).to(device), classes
 
     def start(self) -> torch.Tensor:
@@ -144,11 +149,28 @@ class _Problem:
         optimiser.step(step)  # pyright: ignore[reportArgumentType]
         return solution.detach()
 
+    def weights(self, solution: torch.Tensor) -> torch.Tensor:
+        """float32 [D, C], of standardised features."""
+        return solution[:-1] if self.directions is None else self.directions @ solution[:-1]
+
     def plain(self, solution: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         """weight [C, D] and bias [C] for features as they are."""
-        weight = (solution[:-1] / self.spread[:, None]).T
+        weight = (self.weights(solution) / self.spread[:, None]).T
         bias = solution[-1] - weight @ self.mean
         return weight.cpu().numpy(), bias.cpu().numpy()
+
+
+def _turned(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """float32 [N, D] -> the same rows in R directions at right angles, [N, R], and those, [D, R]; as they are, and
+    None, where there are as many rows as features."""
+    if len(rows) >= rows.shape[1]:
+        return rows, None
+    exact = rows.double().cpu()  # squares of what float32 can tell apart need more; not every device has it
+    values, vectors = torch.linalg.eigh(exact @ exact.T)
+    there = values > RANK * values[-1].clamp_min(torch.finfo(torch.float64).tiny)
+    length = values[there].sqrt()
+    turned, directions = vectors[:, there] * length, exact.T @ (vectors[:, there] / length)
+    return turned.float().to(rows.device), directions.float().to(rows.device)
 
 
 class _Part:
@@ -169,5 +191,5 @@ class _Part:
         """Logits float32 [n, classes]. Penalties come strongest first."""
         self.solution = self.problem.solve(penalty, self.solution, INNER_ITERATIONS)
         logits = np.full((len(self.labels), self.classes), NEVER, np.float32)
-        logits[:, self.present] = (self.rows @ self.solution[:-1] + self.solution[-1]).cpu().numpy()
+        logits[:, self.present] = (self.rows @ self.problem.weights(self.solution) + self.solution[-1]).cpu().numpy()
         return logits

@@ -7,15 +7,16 @@ from are easy for it; and it is asked about real training images only, because t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dcdm_cli.difficulty.classifier import predict_logits, train_classifier
 from dcdm_cli.difficulty.crossfit import fold_of
 from dcdm_cli.difficulty.fitting import Keep
 from dcdm_cli.difficulty.scores import score_all
 from dcdm_cli.evaluation.downstream import Samples
+from dcdm_cli.evaluation.learners import Learner
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.settings import ClassifierConfig
 
@@ -54,18 +55,24 @@ class Demand:
 
 
 def newest_difficulty(
-    real: Samples, extra: Samples, classes: int, config: ClassifierConfig, folds: int, seed: int, job: Job
+    real: Samples,
+    extra: Samples,
+    classes: int,
+    config: ClassifierConfig,
+    folds: int,
+    seed: int,
+    job: Job,
+    cache: Path | None = None,
 ) -> np.ndarray:
-    """float32 [real images]: 1 - p(true class) by classifiers trained on the other folds and all of `extra`."""
+    """float32 [real images]: 1 - p(true class) by classifiers that learnt from the other folds and all of `extra`.
+    cache: folder of features that are known already."""
     fold = fold_of([str(path) for path in real.paths], real.labels, folds, seed)
     logits = np.zeros((len(real), classes), np.float32)
     count = int(fold.max()) + 1
     for number in range(count):
         train, asked = _rows(real, fold != number) + extra, _rows(real, fold == number)
-        model = train_classifier(
-            list(train.paths), train.labels, classes, config, seed + number, job.device, keep=Keep(job)
-        )
-        logits[fold == number] = predict_logits(model, list(asked.paths), config, job.device)
+        learner = Learner(config, classes, seed + number, job.device, cache, Keep(job))
+        logits[fold == number] = learner.answers(train.paths, train.labels, asked.paths)
         job.progress("what is hard now", number + 1, count)
     return score_all(logits, real.labels, calibrate=True).columns["difficulty"]
 

@@ -1,4 +1,4 @@
-"""What images are worth to a classifier: arms trained from scratch, paired by seed, tested on untouched images.
+"""What images are worth to a classifier: arms trained alike, paired by seed, tested on untouched images.
 
 Every arm gets the same optimiser steps, so that more images do not mean more training. Beside accuracy, stated before
 anything is measured, two numbers that are more sensitive: log-loss (mean of -ln p(true class), in nats; less is better)
@@ -24,15 +24,15 @@ from pydantic import BaseModel
 
 from dcdm_cli.crew.devices import use_device
 from dcdm_cli.data.manifest import Manifest
-from dcdm_cli.difficulty.classifier import predict_logits, train_classifier
+from dcdm_cli.difficulty.competence import DOWNSTREAM, chance_of, guard, prior_of, standing_of
 from dcdm_cli.difficulty.fitting import Keep
 from dcdm_cli.difficulty.scores import log_loss
-from dcdm_cli.errors import InterruptedRunError, NumericalError
+from dcdm_cli.errors import InterruptedRunError, NumericalError, UsageError
+from dcdm_cli.evaluation.learners import Learner, learner_name, learner_settings, on_features
 from dcdm_cli.evaluation.statistics import interval, paired
 from dcdm_cli.files import append_json_lines, hash_json
 from dcdm_cli.gate import Amount, Count, Share, Word, read_lines
 from dcdm_cli.run.progress import Job
-from dcdm_cli.run.roles import fingerprint
 from dcdm_cli.run.settings import ClassifierConfig, changed
 
 REAL, OURS = "real", "dcdm"
@@ -72,7 +72,8 @@ class Arm:
 class Trial:
     """What all arms share. content: hash of the real and the test images, which the ledger's keys depend on. baseline:
     the arm that all are compared with; focus: the one that is also compared with every other; pairs: (arm, against)
-    that are compared besides. harder: bool [test images], the half that is measured apart; None = not known."""
+    that are compared besides. harder: bool [test images], the half that is measured apart; None = not known. cache:
+    folder of features that are known already, for classifiers that rest on them."""
 
     real: Samples
     test: Samples
@@ -82,16 +83,19 @@ class Trial:
     focus: str = OURS
     pairs: Sequence[tuple[str, str]] = ()
     harder: np.ndarray | None = None
+    cache: Path | None = None
 
 
 @dataclass(frozen=True)
 class Result:
     """Of one classifier on the test images. accuracy, hard_accuracy: shares, top-1; log_loss: nats. hard_accuracy is
-    None where no half is known to be harder."""
+    None where no half is known to be harder. chance: the accuracy of guessing its answers as often; None = not known.
+    """
 
     accuracy: float
     log_loss: float
     hard_accuracy: float | None = None
+    chance: float | None = None
 
 
 class _Row(BaseModel):
@@ -103,6 +107,7 @@ class _Row(BaseModel):
     accuracy: Share
     log_loss: Amount
     hard_accuracy: Share | None = None
+    chance: Share | None = None
     images: Count
     seconds: Amount
 
@@ -141,6 +146,7 @@ def trial_of(
     *,
     pairs: Sequence[tuple[str, str]] = (),
     difficulty: np.ndarray | None = None,
+    cache: Path | None = None,
 ) -> Trial:
     """difficulty: float [test images], the scorer's; None = there is none, and no half is measured apart."""
     train, held_out = (Samples(part.paths(), part.column("label").astype(np.int64)) for part in (real, test))
@@ -148,7 +154,7 @@ def trial_of(
     content = [[part.column("sample_id").tolist(), part.column("label").tolist()] for part in (real, test)]
     if harder is not None:
         content.append([harder.tolist()])
-    return Trial(train, held_out, len(real.class_names), hash_json(content), baseline, focus, pairs, harder)
+    return Trial(train, held_out, len(real.class_names), hash_json(content), baseline, focus, pairs, harder, cache)
 
 
 def harder_half(difficulty: np.ndarray) -> np.ndarray:
@@ -165,7 +171,7 @@ def seeds_of(first: int, count: int) -> list[int]:
 
 def arm_key(arm: Arm, trial: Trial, config: ClassifierConfig, seed: int) -> str:
     """Equal for arms that are the same in all but name: those are computed once, by whichever experiment is first."""
-    return hash_json([arm.key, seed, fingerprint(_settings(arm, config)), trial.content])
+    return hash_json([arm.key, seed, learner_settings(_settings(arm, config)), trial.content])
 
 
 def run_arms(
@@ -180,15 +186,28 @@ def run_arms(
 ) -> dict[str, Any]:
     """Trains one classifier per arm and seed that the ledger lacks, `workers` of them at a time in processes of their
     own; returns the `downstream` part of metrics.json."""
-    _train_missing(_Lesson.all(arms, trial, config, seeds, ledger), trial, len(arms) * len(seeds), ledger, job, workers)
+    watched = [arm_key(arm, trial, config, seed) for arm in arms if arm.name == trial.baseline for seed in seeds]
+
+    def check() -> None:
+        """Nothing is gained by comparing classifiers that guess."""
+        found = _known([row for row in map(ledger.get, watched) if row], trial)
+        if found["verdict"] == "chance":
+            guard(DOWNSTREAM, found, config.at_chance, lambda said: None)
+
+    check()
+    missing = _Lesson.all(arms, trial, config, seeds, ledger)
+    _train_missing(missing, trial, len(arms) * len(seeds), ledger, job, workers, check)
     rows = {arm.name: [ledger.get(arm_key(arm, trial, config, seed)) or {} for seed in seeds] for arm in arms}
+    known = _known(rows.get(trial.baseline, ()), trial)
+    guard(DOWNSTREAM, known, config.at_chance, job.note)
     return {
-        "classifier": config.model,
-        "steps": config.steps,
+        "classifier": learner_name(config),
+        "steps": None if on_features(config) else config.steps,
         "test_images": len(trial.test),
         "hard_images": 0 if trial.harder is None else int(trial.harder.sum()),
         "real_images": len(trial.real),
         "seeds": len(seeds),
+        "competence": known,
         "arms": [_summary(name, finished) for name, finished in rows.items()],
         "paired": _paired(rows, "accuracy", trial),
         "paired_log_loss": _paired(rows, "log_loss", trial),
@@ -199,27 +218,28 @@ def run_arms(
 def arm_result(
     train: Samples, trial: Trial, config: ClassifierConfig, seed: int, device: str, keep: Keep | None = None
 ) -> Result:
-    """Of a classifier trained from scratch on `train`. keep: as in `train_classifier`."""
-    images, labels = list(train.paths), train.labels
-    model = train_classifier(images, labels, trial.classes, config, seed, device, keep=keep)
+    """Of a classifier that learnt from `train`. keep: as in `train_classifier`."""
     report = keep.job.stoppable("this classifier is not tested yet") if keep else None
-    logits = predict_logits(model, list(trial.test.paths), config, device, progress=report)
+    learner = Learner(config, trial.classes, seed, device, trial.cache, keep)
+    logits = learner.answers(train.paths, train.labels, trial.test.paths, report)
     if not np.isfinite(logits).all():
         lost = int((~np.isfinite(logits).all(axis=1)).sum())
         raise NumericalError(
-            f"a downstream classifier ({config.model}) gives no finite answer for {lost} of {len(logits)} test images",
+            f"a downstream classifier ({learner_name(config)}) gives no finite answer for {lost} of {len(logits)} "
+            "test images",
             f"lower its learning rate (lr = {config.lr:g} now)",
         )
     right = logits.argmax(1) == trial.test.labels
     known = trial.harder is not None and trial.harder.any()
     hard = round(float(right[trial.harder].mean()), 6) if known else None
-    return Result(round(float(right.mean()), 6), round(log_loss(logits, trial.test.labels), 6), hard)
+    chance = round(chance_of(logits.argmax(1), trial.test.labels), 6)
+    return Result(round(float(right.mean()), 6), round(log_loss(logits, trial.test.labels), 6), hard, chance)
 
 
 def arm_accuracy(
     train: Samples, test: Samples, config: ClassifierConfig, classes: int, seed: int, device: str
 ) -> float:
-    """Top-1 accuracy on `test` of a classifier trained from scratch on `train`."""
+    """Top-1 accuracy on `test` of a classifier that learnt from `train`."""
     return arm_result(train, Trial(train, test, classes, ""), config, seed, device).accuracy
 
 
@@ -243,8 +263,15 @@ class _Lesson:
 
 
 def _train_missing(
-    lessons: Sequence[_Lesson], trial: Trial, total: int, ledger: TrialLedger, job: Job, workers: int
+    lessons: Sequence[_Lesson],
+    trial: Trial,
+    total: int,
+    ledger: TrialLedger,
+    job: Job,
+    workers: int,
+    check: Callable[[], None],
 ) -> None:
+    """check: of what is known so far, after each."""
     done = total - len(lessons)
     for lesson, result, seconds, images in _taught(lessons, trial, ledger, job, workers):
         row = {"arm": lesson.arm.name, "seed": lesson.seed, **asdict(result), "images": images, "seconds": seconds}
@@ -252,6 +279,7 @@ def _train_missing(
         Keep(job, ledger.begun(lesson.key)).forget()
         done += 1
         job.progress("downstream classifiers", done, total)
+        check()
         job.stop_if_asked(f"{done} of {total} classifiers are finished")
     job.stop_if_asked(f"{done} of {total} classifiers are finished")
 
@@ -327,7 +355,23 @@ def _settle(device: str, threads: int, stop: Any) -> None:
 
 
 def _settings(arm: Arm, config: ClassifierConfig) -> ClassifierConfig:
+    """Raises UsageError for augmentation of images that a head on frozen features never sees augmented."""
+    if arm.classifier and on_features(config):
+        raise UsageError(
+            f"arm {arm.name}: a head on frozen features learns from images as they are, without augmentation",
+            "leave the arm out, or train a network: --set downstream.method=network",
+        )
     return changed(config, arm.classifier or {}, f"arm {arm.name}")
+
+
+def _known(rows: Sequence[Mapping[str, Any]], trial: Trial) -> dict[str, Any]:
+    """What classifiers of one arm know, on average; as `standing_of`. Those of before chance was kept count for
+    nothing."""
+    known = [(row["accuracy"], row["chance"]) for row in rows if row.get("chance") is not None]
+    if not known:
+        return standing_of(0, 0.0, 0.0, 0.0)
+    accuracy, chance = (float(np.mean(column)) for column in zip(*known, strict=True))
+    return standing_of(len(trial.test), accuracy, chance, prior_of(trial.test.labels))
 
 
 def _summary(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

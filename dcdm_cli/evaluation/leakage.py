@@ -49,12 +49,16 @@ def look(paths: Sequence[Path], progress: Progress = silent) -> Looks:
     thumbnails = np.zeros((len(paths), SIDE * SIDE * 3), np.float32)
     spread = np.zeros(len(paths), np.float32)
     for row, path in enumerate(paths):
-        image = decode_image(path)
-        spread[row] = np.asarray(image, np.float32).std((0, 1)).max()
-        small = image.resize((SIDE, SIDE), Image.Resampling.BOX)
-        thumbnails[row] = np.asarray(small, np.float32).ravel() / 255
+        thumbnails[row], spread[row] = look_at(decode_image(path))
         progress("reading images", row + 1, len(paths))
     return Looks(thumbnails, spread)
+
+
+def look_at(image: Image.Image) -> tuple[np.ndarray, float]:
+    """Thumbnail and spread of an RGB image, as in `Looks`."""
+    small = image.resize((SIDE, SIDE), Image.Resampling.BOX)
+    spread = float(np.asarray(image, np.float32).std((0, 1)).max())
+    return np.asarray(small, np.float32).ravel() / 255, spread
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,29 @@ def nearest(images: Looks, reference: Looks) -> Nearest:
     return Nearest(
         np.take_along_axis(row, better, 1)[:, 0], np.take_along_axis(distance, better, 1)[:, 0].astype(np.float32)
     )
+
+
+def nearest_other(images: Looks) -> Nearest:
+    """From each image to its nearest other one, mirrored or not, by thumbnails; infinitely far where it is alone."""
+    count = len(images.thumbnails)
+    if count < 2:
+        return Nearest(np.full(count, -1), np.full(count, np.inf, np.float32))
+    tree = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(images.thumbnails)
+    distance, row = (found[:, 0] for found in tree.kneighbors())
+    far, other = tree.kneighbors(_mirrored(images.thumbnails), 2)
+    second = (other[:, 0] == np.arange(count)).astype(int)[:, None]  # its own mirror image does not count
+    far, other = (np.take_along_axis(found, second, 1)[:, 0] for found in (far, other))
+    closest = np.minimum(distance, far) / np.sqrt(images.thumbnails.shape[1])
+    return Nearest(np.where(far < distance, other, row), closest.astype(np.float32))
+
+
+def nearest_other_in(features: np.ndarray, limit: float = 0.0) -> Nearest:
+    """`nearest_other` by 1 - cosine of features, float [N, D]."""
+    if len(features) < 2:
+        return Nearest(np.full(len(features), -1), np.full(len(features), np.inf, np.float32), limit)
+    tree = NearestNeighbors(n_neighbors=1, algorithm="brute", metric="cosine").fit(features)
+    distance, row = tree.kneighbors()
+    return Nearest(row[:, 0], distance[:, 0].astype(np.float32), limit)
 
 
 def to_own(images: Looks, reference: Looks, rows: np.ndarray) -> Nearest:

@@ -64,13 +64,15 @@ class Strip:
 
 @dataclass(frozen=True)
 class ClassEntry:
-    """sentences: what moves with difficulty; correlations: factor -> rank correlation with it, None = not known."""
+    """sentences: what moves with difficulty; correlations: factor -> rank correlation with it, None = not known.
+    groups: typical pictures of images that look alike, hardest group first."""
 
     name: str
     difficulty: float | None
     strips: Sequence[Strip]
     sentences: Sequence[str] = ()
     correlations: Mapping[str, float | None] = field(default_factory=dict)
+    groups: Sequence[Strip] = ()
 
 
 def write_atlas(

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from dcdm_cli import pace
+from dcdm_cli.difficulty.competence import MEANS, competence_sentence
 
 NOTHING = "\N{EN DASH}"
 STEERED = 0.5  # rank correlation from which the page says that difficulty can be steered
@@ -78,6 +79,7 @@ def summary_sentences(metrics: Metrics) -> list[str]:
     return [
         *paired_sentences((metrics.get("downstream") or {}).get("paired", ())),
         *_adherence_sentences(metrics.get("adherence") or {}),
+        *_classifier_sentences(metrics),
         *_quality_sentences(metrics.get("quality") or {}),
         *_time_sentences(metrics.get("seconds") or {}, metrics.get("device")),
         *_bill_sentences(metrics.get("cost") or {}),
@@ -120,6 +122,16 @@ def _adherence_sentences(adherence: Metrics) -> Iterator[str]:
 
 def _up_to(difficulty: float | None) -> str:
     return "at no difficulty" if difficulty is None else f"up to difficulty {difficulty:.1f}"
+
+
+def _classifier_sentences(metrics: Metrics) -> Iterator[str]:
+    for who, found in (metrics.get("competence") or {}).items():
+        if found["verdict"] in ("weak", "chance"):
+            yield f"{competence_sentence(who, found)[:-1]}: {MEANS[who]}."
+    if metrics.get("agreement"):
+        from dcdm_cli.evaluation.agreement import agreement_sentence  # with SciPy, which words need nowhere else
+
+        yield agreement_sentence(metrics["agreement"])
 
 
 def _quality_sentences(quality: Metrics) -> Iterator[str]:

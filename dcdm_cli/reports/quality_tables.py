@@ -91,6 +91,76 @@ def copying_sheet(metrics: Metrics) -> Sheet:
     return Sheet("Near-duplicates among generated images (closer than real: 1.0 % is expected)", columns, cells)
 
 
+def competence_sheet(metrics: Metrics) -> Sheet:
+    """What the classifiers behind the figures know, on images that they did not learn from."""
+    rows = tuple(
+        (
+            name,
+            *(percent(found[share]) for share in ("accuracy", "chance", "prior")),
+            str(found["asked"]),
+            found["verdict"],
+        )
+        for name, found in (metrics.get("competence") or {}).items()
+    )
+    columns = ("classifier", "accuracy", "guessing", "largest class", "images", "verdict")
+    return Sheet("What the classifiers know of images that they did not learn from", columns, rows)
+
+
+def agreement_sheet(metrics: Metrics) -> Sheet:
+    """Whether scorer and judge err on the same real images."""
+    from dcdm_cli.evaluation.agreement import agreement_sentence  # with SciPy, which other tables do without
+
+    found = metrics.get("agreement")
+    if not found or not found["n"]:
+        return Sheet("", (), ())
+    shares = ("scorer_error", "judge_error", "both_wrong", "expected", "same_class")
+    row = ("real images", *(percent(found[share]) for share in shares), number(found["phi"]), str(found["n"]))
+    columns = ("of", "scorer errs", "judge errs", "both", "both by chance", "same class", "phi", "n")
+    return Sheet("Errors of scorer and judge", columns, (row,), agreement_sentence(found))
+
+
+def image_set_sheets(document: Metrics) -> list[Sheet]:
+    """Of `dcdm evaluate images`."""
+    likeness = tuple(
+        (
+            row["images"],
+            *(number(row[name]) for name in ("density", "coverage", "precision", "recall", "frechet", "kid")),
+            f"{row['generated']} / {row['reference']}",
+        )
+        for row in document["likeness"]
+    )
+    copies = tuple(
+        (
+            row["features"],
+            *(str(row[name]) for name in ("near", "twins", "reference_twins")),
+            percent(row["closer"]),
+            str(row["images"]),
+        )
+        for row in document["copies"]
+    )
+    images, against = document["images"], document["against"]
+    like = ("images", "density", "coverage", "precision", "recall", "Fréchet", "KID", "n / of")
+    near = ("compared in", "repeat reference", "repeat another", "within reference", "closer", "n")
+    exact = (
+        f"{document['exact']} of {images['images']} images are reference images to the pixel; {images['blank']} are "
+        f"blank. Reference: {against['images']} images, {against['blank']} blank."
+    )
+    title = f"Likeness to the reference, in {document['features']} (KID x 1000)"
+    closer = "Near-duplicates (closer than reference images are to each other: 1.0 % is expected)"
+    return [Sheet(title, like, likeness, _likeness_in_words(document)), Sheet(closer, near, copies, exact)]
+
+
+def _likeness_in_words(document: Metrics) -> str:
+    row, halves = document["likeness"][:2]
+    if row["coverage"] is None:
+        return "Too few images to compare sets: at least 7 on either side."
+    beside = f", {percent(halves['coverage'])} of one half of it by the other" if halves["coverage"] is not None else ""
+    return (
+        f"{percent(row['coverage'])} of the reference images have one of the images nearby{beside}. Figures of other "
+        "features, or of other numbers of images, are not to be compared with these."
+    )
+
+
 def filter_sheet(results: Mapping[str, Any]) -> Sheet:
     """What a filter would take away and what it leaves."""
     rows = [(REASONS[reason], str(count)) for reason, count in results["removed"].items()]

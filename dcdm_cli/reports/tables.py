@@ -21,7 +21,14 @@ from dcdm_cli.reports.formatting import (
     points,
     probability,
 )
-from dcdm_cli.reports.quality_tables import class_sheet, copying_sheet, cost_sheet, fidelity_sheet
+from dcdm_cli.reports.quality_tables import (
+    agreement_sheet,
+    class_sheet,
+    competence_sheet,
+    copying_sheet,
+    cost_sheet,
+    fidelity_sheet,
+)
 from dcdm_cli.reports.table import Sheet, save_sheets
 
 MAX_CLASSES = 20
@@ -57,6 +64,8 @@ def summary_sheets(metrics: Metrics) -> list[Sheet]:
         adherence_sheet(metrics),
         class_sheet((metrics.get("adherence") or {}).get("classes", ())),
         frontier_sheet(metrics),
+        competence_sheet(metrics),
+        agreement_sheet(metrics),
         fidelity_sheet(metrics),
         copying_sheet(metrics),
         cost_sheet(metrics),

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator
 
-from dcdm_cli.run.roles import result
+from dcdm_cli.run.roles import execution, result
 from dcdm_cli.section import Section, Seed
 
 # Arguments of timm.create_model by which it would read files and packages that nobody checked.
@@ -33,6 +33,9 @@ class ClassifierConfig(Section):
     rotate: float = result(default=0.0, ge=0, le=180, description="largest random rotation, degrees")
     policy: str | None = result(default=None, description="timm's augmentation policy, such as rand-m7-mstd0.5-inc1")
     mixup: float = result(default=0.0, ge=0, description="strength (alpha) of Mixup; 0 = off")
+    at_chance: Literal["stop", "warn"] = execution(
+        default="stop", description="what happens when it turns out no better than guessing"
+    )
 
     @field_validator("model_args")
     @classmethod
@@ -43,7 +46,7 @@ class ClassifierConfig(Section):
         return given
 
 
-class FeaturesConfig(ClassifierConfig):
+class SeeingConfig(ClassifierConfig):
     """A classifier that may also rest on frozen features of a network that was trained on other images."""
 
     features: str = result(
@@ -55,6 +58,11 @@ class FeaturesConfig(ClassifierConfig):
         ge=16,
         description="pixels per side images are brought to; none = the network's own, packaged: 160",
     )
+
+
+class FeaturesConfig(SeeingConfig):
+    """One that features are tried for first."""
+
     budget: float = result(
         default=120.0, ge=0, description="seconds that --method auto may spend on a method slower than features"
     )
@@ -78,3 +86,9 @@ class JudgeConfig(FeaturesConfig):
         default="auto", description="the best of those in the budget; a head on frozen features; trained from scratch"
     )
     folds: int = result(default=5, ge=2, description="parts by which methods and the strength of the head are chosen")
+
+
+class DownstreamConfig(SeeingConfig):
+    method: Literal["network", "features"] = result(
+        default="network", description="a network of its own, trained; a linear head on frozen features, in seconds"
+    )

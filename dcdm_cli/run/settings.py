@@ -11,12 +11,13 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, ValidationError, field_validator
 
 from dcdm_cli.errors import UsageError
-from dcdm_cli.run.classifiers import ClassifierConfig, FeaturesConfig, JudgeConfig, ScoreConfig
+from dcdm_cli.run.classifiers import ClassifierConfig, DownstreamConfig, FeaturesConfig, JudgeConfig, ScoreConfig
 from dcdm_cli.run.origins import nearest
 from dcdm_cli.run.roles import execution, plan, result
 from dcdm_cli.section import Fraction, Section, Seed
 
-__all__ = ["ClassifierConfig", "FeaturesConfig", "JudgeConfig", "ScoreConfig"]  # settings too, from a file of their own
+# settings too, from a file of their own
+__all__ = ["ClassifierConfig", "DownstreamConfig", "FeaturesConfig", "JudgeConfig", "ScoreConfig"]
 CHECKS = ("digits", "features", "clip")  # label checks that have a name
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
 AnySection = TypeVar("AnySection", bound=Section)
@@ -430,7 +431,7 @@ class Config(Section):
     export: ExportConfig = Field(default_factory=ExportConfig)
     generate: GenerateConfig = Field(default_factory=GenerateConfig)
     judge: JudgeConfig = Field(default_factory=JudgeConfig)
-    downstream: ClassifierConfig = Field(default_factory=ClassifierConfig)
+    downstream: DownstreamConfig = Field(default_factory=DownstreamConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     scale: ScaleConfig = Field(default_factory=ScaleConfig)
 

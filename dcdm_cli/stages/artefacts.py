@@ -17,6 +17,7 @@ from dcdm_cli.files import write_bytes, write_json
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.session import Session
 from dcdm_cli.run.store import Outcome, RunFolder, StageRecord
+from dcdm_cli.stages.agreement import scorer_and_judge
 from dcdm_cli.stages.devices import settle_generation
 from dcdm_cli.stages.evaluate import evaluation_stage, stage_records, the_bill
 from dcdm_cli.stages.evaluation_data import checked_data
@@ -103,7 +104,9 @@ def _look(session: Session) -> Outcome:
     run, job, clock = session.run, open_job(session), time.monotonic()
     data = checked_data(session)
     judge, images = open_judge(session, data.manifest, job), _required(session, data)
+    known = scorer_and_judge(session, data, judge, job)
     metrics = {"schema": 1, "device": job.device, "adherence": _adherence(session, data, images, judge, job)}
+    metrics |= {"agreement": known["agreement"], "competence": known["competence"]}
     metrics["quality"] = generated_quality(session, data, judge, job)
     metrics["cost"] = the_bill(session, stage_records(session), None)
     metrics["warnings"] = list(data.warnings)
@@ -146,7 +149,9 @@ def _filter(session: Session) -> Outcome:
     run, job = session.run, open_job(session)
     data = checked_data(session)
     images = _required(session, data)
-    checked = checked_images(session, data, images, open_judge(session, data.manifest, job), job)
+    judge = open_judge(session, data.manifest, job)
+    scorer_and_judge(session, data, judge, job)  # images are taken away on the judge's word: it has to know something
+    checked = checked_images(session, data, images, judge, job)
     edge = _edge(checked)
     reasons = filter_reasons(checked.findings, edge)
     kept = np.array([reason is None for reason in reasons])

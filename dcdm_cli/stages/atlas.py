@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from dcdm_cli.run.progress import Job
 from dcdm_cli.run.roles import IMAGES, all_others, fingerprints
 from dcdm_cli.run.session import Session
 from dcdm_cli.run.store import Outcome, Stage, StageRecord
+from dcdm_cli.stages.atlas_groups import group_sentences, groups_of
 from dcdm_cli.stages.devices import settle_generation
 from dcdm_cli.stages.evaluation_data import checked_data
 from dcdm_cli.stages.jobs import open_job
@@ -27,7 +28,7 @@ from dcdm_cli.stages.quality import generated_images
 if TYPE_CHECKING:
     from dcdm_cli.data.manifest import Manifest
     from dcdm_cli.generation.plan import PlanRow
-    from dcdm_cli.reports.atlas import ClassEntry, Tile
+    from dcdm_cli.reports.atlas import ClassEntry, Strip, Tile
 
 SEEDS = 2  # rows of generated pictures per class
 ENDS = 4  # easiest and hardest real images shown
@@ -37,6 +38,7 @@ ABOUT = (
     "Pictures in one row come from the same seed: only the difficulty differs.",
     "Difficulty alone: the prompt is empty; class and difficulty reach the generator through the encoder.",
     "Nearest real: the training image that the judge finds most alike, with its difficulty.",
+    "Groups: real images that look alike, by their most typical pictures; generated ones are put to the nearest group.",
     "Factors are rank correlations with difficulty; only those that stand out are put into words.",
 )
 
@@ -75,7 +77,7 @@ def atlas_stage(session: Session) -> Stage:
     made, judge = {"generate": config.generate}, {"judge": config.judge}
     settings: dict[str, Any] = {**fingerprints(made, *IMAGES), **fingerprints(judge)}
     settings |= {"targets": list(config.evaluate.atlas_targets), "classes": config.evaluate.atlas_classes}
-    settings |= {"seed": config.evaluate.seed + config.seed}
+    settings |= {"seed": config.evaluate.seed + config.seed, "features": config.evaluate.features}
     reads = (*generator_files(session), run.generated / "samples.parquet")
     return Stage("atlas", settings, inputs, {**all_others(made, *IMAGES), **all_others(judge)}, reads)
 
@@ -89,16 +91,26 @@ def _make_atlas(session: Session) -> Outcome:
     real, judge = _Real(data.real), open_judge(session, data.manifest, job)
     pictures = _generated(session, real, chosen, judge, job)
     factors = _factors(session, data, job)
+    groups, alike = groups_of(session, data, chosen, judge, job)
     by_name = {kind: {row["class"]: row for row in rows} for kind, rows in factors.items()}
-    entries = [_entry(real, label, pictures, by_name) for label in chosen]
+    entries = [_grouped(_entry(real, label, pictures, by_name), groups, alike) for label in chosen]
     folder, page = run.evaluation / "atlas", run.evaluation / "atlas.html"
     folder.mkdir(parents=True, exist_ok=True)
     left_out = len(data.real.class_names) - len(chosen)
     about = [*ABOUT, *([f"{left_out} easier classes are left out (--atlas-classes)."] if left_out else [])]
     write_atlas(page, "Difficulty atlas", entries, about, [entry.name for entry in entries])
     made = [*write_grids(folder, entries), factor_chart(folder / "factors.png", entries)]
-    results = {"classes": len(entries), "factors": factors, "files": len(made)}
+    results = {"classes": len(entries), "factors": factors, "groups": groups, "files": len(made)}
     return Outcome([page, *made], "", results, job.device)
+
+
+def _grouped(
+    entry: ClassEntry, groups: Sequence[Mapping[str, Any]], alike: Mapping[str, Sequence[Strip]]
+) -> ClassEntry:
+    """With the groups of alike images that its class falls into."""
+    own = [row for row in groups if row["class"] == entry.name]
+    said = [*entry.sentences, *group_sentences(own)]
+    return replace(entry, sentences=said, groups=alike.get(entry.name, ()))
 
 
 def hardest_classes(real: Manifest, most: int) -> list[int]:

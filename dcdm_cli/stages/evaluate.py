@@ -61,6 +61,7 @@ def evaluation_stage(session: Session, name: str, inputs: Mapping[str, str], **m
 def _measure_all(session: Session, records: Mapping[str, StageRecord]) -> Outcome:
     from dcdm_cli.files import write_json
     from dcdm_cli.stages.adherence import measured_adherence
+    from dcdm_cli.stages.agreement import scorer_and_judge
     from dcdm_cli.stages.evaluation_data import checked_data
     from dcdm_cli.stages.judge import open_judge
     from dcdm_cli.stages.quality import generated_quality
@@ -70,12 +71,15 @@ def _measure_all(session: Session, records: Mapping[str, StageRecord]) -> Outcom
     data = checked_data(session)
     prepare_check(session, job)  # before the judge: what is wrong with it is said at once
     judge = open_judge(session, data.manifest, job)
+    known = scorer_and_judge(session, data, judge, job)
     steered = measured_adherence(session, data, judge, job)
     seconds = {name: record.seconds for name, record in records.items()} | {"adherence": steered.seconds}
     clock = time.monotonic()
     downstream = _downstream(session, data, job)
     seconds["downstream"] = round(time.monotonic() - clock, 2)
     metrics = {"schema": 1, "seconds": seconds, "device": job.device, "adherence": steered.results}
+    metrics |= {"agreement": known["agreement"]}
+    metrics["competence"] = {**known["competence"], "downstream": downstream["competence"]}
     metrics |= {"downstream": downstream, "quality": generated_quality(session, data, judge, job)}
     metrics |= {"cost": the_bill(session, records, downstream), "warnings": list(data.warnings)}
     write_json(run.evaluation / "metrics.json", metrics)
@@ -100,10 +104,13 @@ def the_bill(
 
 def foretold(session: Session, classifiers: int) -> str:
     """What the comparison of arms will do, and for how long where the judge, trained alike, has been timed."""
+    from dcdm_cli.evaluation.learners import learner_name, on_features
     from dcdm_cli.pace import rounded
 
     config, judge = session.config, session.run.record("judge")
     ours = config.downstream
+    if on_features(ours):
+        return f"downstream: {classifiers} classifiers ({learner_name(ours)}), a matter of seconds each"
     text = f"downstream: {classifiers} classifiers ({ours.model}, {ours.image_size} px, {ours.steps:,} steps each)"
     alike = judge is not None and all(
         judge.config.get(name) == getattr(ours, name) for name in ("model", "image_size", "batch_size", "model_args")
@@ -128,7 +135,8 @@ def _downstream(session: Session, data: Evaluated, job: Job) -> dict[str, Any]:
     seeds = seeds_of(config.evaluate.seed + config.seed, config.evaluate.seeds)
     session.console.note(foretold(session, len(arms) * len(seeds)))
     difficulty = held_out_difficulty(session.run.scorer, data.held_out, job)
-    trial = trial_of(data.real, data.held_out, pairs=PAIRS, difficulty=difficulty)
+    cache = session.run.cache / "features"
+    trial = trial_of(data.real, data.held_out, pairs=PAIRS, difficulty=difficulty, cache=cache)
     ledger = open_ledger(session.run.evaluation)
     make_sets([(arm, config.downstream) for arm in arms], trial, seeds, ledger)
     return run_arms(arms, trial, config.downstream, seeds, ledger=ledger, job=job, workers=config.evaluate.workers)

@@ -45,7 +45,14 @@ def plan_demand(
     config, classes = session.config, len(real.class_names)
     labels = real.column("label").astype(np.int64)
     newest = newest_difficulty(
-        Samples(real.paths(), labels), made, classes, config.downstream, config.evaluate.plan_folds, seed, job
+        Samples(real.paths(), labels),
+        made,
+        classes,
+        config.downstream,
+        config.evaluate.plan_folds,
+        seed,
+        job,
+        session.run.cache / "features",
     )
     newest[real.column("suspect_label")] = np.nan  # hard because the label is wrong: not what is wanted
     asked = demand(newest, real.column("difficulty"), labels, classes, config.generate.difficulty_cap)

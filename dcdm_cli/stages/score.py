@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -183,6 +183,7 @@ def _score(session: Session, found: Scan, job: Job, spool: Path, spread: Spread)
     )
     config = config.model_copy(update={"seed": config.seed + session.config.seed})
     scored = score_images(manifest.select(is_train), config, place, job)
+    known = _known(session, manifest.select(is_train), scored.columns)
     manifest = manifest.with_columns({n: _for_all(values, is_train) for n, values in scored.columns.items()})
     s = manifest.column("difficulty")[is_train]
     if not np.isfinite(s).any():
@@ -191,7 +192,19 @@ def _score(session: Session, found: Scan, job: Job, spool: Path, spread: Spread)
             "give classes at least two different images each, or another column: dcdm score --column NAME",
         )
     counts = {"scored": int(np.isfinite(s).sum()), "difficulty_mean": float(np.nanmean(s))}
-    return _Scores(manifest, scored.results | counts, scored.save_scorer)
+    return _Scores(manifest, scored.results | counts | known, scored.save_scorer)
+
+
+def _known(session: Session, train: Manifest, columns: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """What the scorer knows; nothing where scores are a column of the source. Raises NumericalError for guessing."""
+    from dcdm_cli.difficulty.competence import SCORER, competence, competence_sentence, guard
+
+    if "predicted" not in columns:
+        return {}
+    found = competence(columns["predicted"], train.column("label").astype("int64"))
+    guard(SCORER, found, session.config.score.at_chance, session.console.warn)
+    session.console.note(competence_sentence(SCORER, found))
+    return {"competence": found}
 
 
 def _for_all(values: np.ndarray, is_train: np.ndarray) -> pa.Array:

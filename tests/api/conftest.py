@@ -12,7 +12,7 @@ from dcdm_cli.api.run import GeneratedImages
 from dcdm_cli.run.store import StageRecord
 
 TINY: dict[str, dict[str, Any]] = {
-    "score": {"steps": 12, "repeats": 1},
+    "score": {"steps": 12, "repeats": 1, "at_chance": "warn"},
     "judge": {"steps": 3},
     "downstream": {"steps": 3},
     "finetune": {"steps": 3, "batch_size": 4, "checkpoint_every": 3, "strength": "none"},

@@ -28,6 +28,7 @@ preset = "digits"
 steps = 12
 folds = 2
 repeats = 1
+at_chance = "warn"
 [caption]
 template = "a photo of the {class}"
 [judge]

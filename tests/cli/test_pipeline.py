@@ -242,10 +242,9 @@ def test_generated_images_can_be_scored_like_real_ones(job: FinishedJob, tmp_pat
 def test_the_whole_job_in_one_command_on_the_embedded_digits(tmp_path: Path) -> None:
     """`dcdm demo` with the smallest settings; its own are for `make demo`."""
     small = (
-        "score.steps=4 score.repeats=1 judge.steps=2 downstream.steps=2 finetune.steps=4 calibrate.enabled=false "
-        "strength.lora_scales=[0.6] "
-        "generate.steps=2 generate.ratio=0.2 evaluate.per_target=10 evaluate.targets=[0.5] evaluate.seeds=2 "
-        "evaluate.synthetic_ratio=0.2"
+        "score.steps=4 score.repeats=1 score.at_chance=warn judge.steps=2 downstream.steps=2 finetune.steps=4 "
+        "calibrate.enabled=false strength.lora_scales=[0.6] generate.steps=2 generate.ratio=0.2 evaluate.per_target=10 "
+        "evaluate.targets=[0.5] evaluate.seeds=2 evaluate.synthetic_ratio=0.2"
     )
     words = [word for setting in small.split() for word in ("--set", setting)]
     made = run("demo", *words, "--json", "--run", tmp_path / "demo")

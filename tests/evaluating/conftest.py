@@ -23,7 +23,7 @@ SETTINGS: dict[str, Any] = {
     "preset": "digits",
     "device": "cpu",
     "data": {"source": "digits"},
-    "score": {"steps": 20, "folds": 2, "repeats": 1, **NET},
+    "score": {"steps": 20, "folds": 2, "repeats": 1, "at_chance": "warn", **NET},
     "judge": {"steps": 60, **NET},
     "downstream": {"steps": 4, **NET},
     "finetune": {"steps": 2, "rank": 2, "strength": "none"},

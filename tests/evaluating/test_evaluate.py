@@ -38,8 +38,12 @@ def test_the_document_keeps_its_keys_and_has_new_ones(metrics: dict, shared: Pat
     assert metrics == json.loads((shared / "evaluation" / "metrics.json").read_text())
     assert metrics["schema"] == 1
     assert set(metrics) == {
-        "schema", "seconds", "device", "adherence", "downstream", "quality", "cost", "warnings"
+        "schema", "seconds", "device", "adherence", "downstream", "quality", "cost", "warnings", "agreement",
+        "competence",
     }  # fmt: skip
+    assert metrics["agreement"]["n"] == metrics["competence"]["judge"]["asked"] == 200
+    assert list(metrics["competence"]) == ["scorer", "judge", "downstream"]
+    assert metrics["competence"]["downstream"] == metrics["downstream"]["competence"]
     adherence = metrics["adherence"]
     assert adherence["n"] == 20 and [t["n"] for t in adherence["targets"]] == [10, 10]
     assert set(adherence) >= {
@@ -186,10 +190,18 @@ def test_the_atlas_of_two_classes(shared: Path) -> None:
     page = (shared / "evaluation" / "atlas.html").read_text()
     assert record.results["classes"] == 2 and page.count("<section") == 2
     # per class: 4 easiest, 3 strips of 2 targets, their nearest real images, 4 hardest
-    assert page.count("<img") == 2 * (4 + 3 * 2 + 2 + 4) and "8 easier classes are left out" in page
+    groups = record.results["groups"]
+    typical = [row[kind]["typical"] for row in groups for kind in ("real", "generated") if row[kind]]
+    assert {row["features"] for row in groups} == {"judge"} and len(groups) == 2 * 2
+    assert (
+        page.count("<img") == 2 * (4 + 3 * 2 + 2 + 4) + sum(map(len, typical))
+        and "8 easier classes are left out" in page
+    )
     assert (shared / "evaluation" / "atlas" / "atlas-000.png").is_file()
     factors = record.results["factors"]
     assert len(factors["real"]) == 10 and factors["real"][0]["n"] == 20 and "generated" in factors
+    known = set(read_manifest(shared / "samples.parquet").column("sample_id"))
+    assert set(groups[0]["real"]["typical"]) <= known and "group 1, real: " in page
 
 
 def test_the_hardest_classes_are_shown_in_label_order() -> None:

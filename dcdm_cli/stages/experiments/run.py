@@ -98,6 +98,7 @@ def train_arms(session: Session, experiment: Experiment, data: Evaluated, seeds:
         experiment.focus,
         pairs=experiment.pairs,
         difficulty=held_out_difficulty(session.run.scorer, data.held_out, job),
+        cache=session.run.cache / "features",
     )
     cells, ledger = _cells(session, experiment, data, sets), open_ledger(session.run.evaluation)
     by_arm = [(cell.arms[position], cell.config) for position in range(len(experiment.arms)) for cell in cells]

@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from dcdm_cli.data.manifest import share_true
 from dcdm_cli.evaluation.downstream import NOTHING, Samples
+from dcdm_cli.evaluation.learners import learner_settings
 from dcdm_cli.files import hash_json, write_json
 from dcdm_cli.gate import Amount, Count, Share, Word, read_document
 from dcdm_cli.run.progress import Job
@@ -74,7 +75,9 @@ class GeneratedSets:
             self._made_with(session),
             session.config.caption.template,
             hash_json(self.real.column("sample_id").tolist()),
-            [ratio, arm.rounds, fingerprint(session.config.downstream)] if arm.rounds else self._ratios(arm, ratio),
+            [ratio, arm.rounds, learner_settings(session.config.downstream)]
+            if arm.rounds
+            else self._ratios(arm, ratio),
             session.config.seed,
             "every seed" if seed is None and session.config.evaluate.fresh_sets else self._set_seed(seed or 0),
         ]

@@ -1,0 +1,92 @@
+"""Whether a classifier knows more than chance: stated wherever one is used. Not from the paper.
+
+A classifier that guesses gives every image a difficulty too, and that difficulty looks like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from dcdm_cli.errors import NumericalError
+
+WEAK = 0.5  # of the way from chance to always right, below which a classifier's opinion is thin
+FEWEST = 30  # images, below which chance cannot be told from knowledge
+DOUBT = 1.645  # standard errors above chance; less happens to one guesser in twenty
+SCORER, JUDGE, DOWNSTREAM = "scorer", "judge", "downstream"
+MEANS = {
+    SCORER: "difficulties from it say little",
+    JUDGE: "whether images keep their label is not known",
+    DOWNSTREAM: "arms cannot be told apart by it",
+}
+REMEDIES = {
+    SCORER: "dcdm score --method auto or --pretrained, a larger --image-size, more --steps; and look whether labels "
+    "and --class-map belong to these images",
+    JUDGE: "--set judge.method=auto, more judge.steps, or more images in the judge split",
+    DOWNSTREAM: "--set downstream.method=features, downstream.pretrained=true, a larger downstream.image_size or more "
+    "downstream.steps",
+}
+
+
+def competence(predicted: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """predicted, labels: int [N], -1 = no answer, not known; of images that the classifier did not learn from. As
+    `standing_of`."""
+    known = (labels >= 0) & (predicted >= 0)
+    asked, predicted, labels = int(known.sum()), predicted[known], labels[known]
+    if not asked:
+        return standing_of(0, 0.0, 0.0, 0.0)
+    return standing_of(asked, float((predicted == labels).mean()), chance_of(predicted, labels), prior_of(labels))
+
+
+def chance_of(predicted: np.ndarray, labels: np.ndarray) -> float:
+    """The accuracy of somebody who gives the same answers as often, but to any image. int [N] in [0, C)."""
+    classes = int(max(predicted.max(), labels.max())) + 1
+    answers, truth = np.bincount(predicted, minlength=classes), np.bincount(labels, minlength=classes)
+    return float(answers @ truth) / len(labels) ** 2
+
+
+def prior_of(labels: np.ndarray) -> float:
+    """The accuracy of somebody who always names the largest class. labels: int [N] in [0, C)."""
+    return float(np.bincount(labels).max()) / len(labels)
+
+
+def standing_of(asked: int, accuracy: float, chance: float, prior: float) -> dict[str, Any]:
+    """asked: images. accuracy, chance, prior: shares. knows: how far accuracy is on the way from chance to 1. verdict:
+    good, weak (less than `WEAK` of that way), chance (no more than a guesser reaches by luck), or cannot tell (of fewer
+    than `FEWEST` images, or where guessing is always right)."""
+    shares = {"accuracy": accuracy, "chance": chance, "prior": prior}
+    if not asked or chance >= 1:
+        return {"asked": asked, **dict.fromkeys(shares), "knows": None, "verdict": "cannot tell"}
+    knows = (accuracy - chance) / (1 - chance)
+    verdict = "good" if knows >= WEAK else "weak"
+    if accuracy - chance <= DOUBT * np.sqrt(chance * (1 - chance) / asked):
+        verdict = "chance"
+    if asked < FEWEST:
+        verdict = "cannot tell"
+    rounded = {name: round(value, 4) for name, value in shares.items()}
+    return {"asked": asked, **rounded, "knows": round(knows, 4), "verdict": verdict}
+
+
+def competence_sentence(who: str, found: Mapping[str, Any]) -> str:
+    """For people. who: one of `MEANS`."""
+    if found["accuracy"] is None:
+        return f"The {who} was asked about too few images to tell what it knows."
+    accuracy, chance, prior = (f"{100 * found[name]:.1f} %" for name in ("accuracy", "chance", "prior"))
+    return (
+        f"The {who} names {accuracy} of {found['asked']} images right that it did not learn from; guessing gets "
+        f"{chance}, always naming the largest class {prior}."
+    )
+
+
+def guard(who: str, found: Mapping[str, Any], at_chance: str, warn: Callable[[str], None]) -> None:
+    """Warns of a weak classifier. Raises NumericalError for one at chance, unless `at_chance` is warn."""
+    if found["verdict"] not in ("weak", "chance"):
+        return
+    what = "no better than guessing" if found["verdict"] == "chance" else "not half of the way from guessing to all"
+    said = f"{competence_sentence(who, found)[:-1]}: {what}, so {MEANS[who]}"
+    section = "score" if who == SCORER else who
+    if found["verdict"] == "chance" and at_chance == "stop":
+        raise NumericalError(said, f"{REMEDIES[who]}; to go on as it is: --set {section}.at_chance=warn")
+    warn(f"{said}; try {REMEDIES[who]}")

@@ -1,0 +1,50 @@
+"""What scorer and judge know of real images that neither has learnt from, and whether they err on the same ones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dcdm_cli.run.store import Outcome, Stage
+from dcdm_cli.stages.judge import judge_stage
+
+if TYPE_CHECKING:
+    from dcdm_cli.evaluation.data import Evaluated
+    from dcdm_cli.evaluation.judge import Judge
+    from dcdm_cli.run.progress import Job
+    from dcdm_cli.run.session import Session
+
+MOST = 2000  # real images that the judge is asked about: shares change little beyond
+
+
+def scorer_and_judge(session: Session, data: Evaluated, judge: Judge, job: Job) -> dict[str, Any]:
+    """`agreement` and `competence` of metrics.json; measured once per scorer and judge. Warns of a weak judge.
+
+    Raises NumericalError for one that is no better than guessing.
+    """
+    from dcdm_cli.difficulty.competence import JUDGE, guard
+
+    record, _ = session.run.run(_stage(session, data), lambda: _asked(data, judge, job), force=session.force)
+    guard(JUDGE, record.results["competence"][JUDGE], session.config.judge.at_chance, session.console.warn)
+    return record.results
+
+
+def _stage(session: Session, data: Evaluated) -> Stage:
+    judge = judge_stage(session, data.manifest.split("judge").digest("sample_id", "label"))
+    return Stage("agreement", judge.config, {**judge.inputs, "score": session.run.require("score").id})
+
+
+def _asked(data: Evaluated, judge: Judge, job: Job) -> Outcome:
+    """The training images: the scorer's predictions of them are out of fold, and the judge has other images."""
+    from dcdm_cli.difficulty.competence import JUDGE, SCORER, competence
+    from dcdm_cli.evaluation.agreement import error_agreement
+
+    labelled = np.flatnonzero(data.real.column("label") >= 0)
+    rows = np.unique(np.linspace(0, len(labelled) - 1, min(MOST, len(labelled))).round().astype(int))
+    some = data.real.select(labelled[rows])
+    labels, scored = some.column("label").astype(np.int64), some.column("predicted").astype(np.int64)
+    judged = judge.labels(some.paths())
+    whole = data.real.column("predicted").astype(np.int64), data.real.column("label").astype(np.int64)
+    known = {SCORER: competence(*whole), JUDGE: competence(judged, labels)}
+    return Outcome([], "", {"agreement": error_agreement(scored, judged, labels), "competence": known}, job.device)
