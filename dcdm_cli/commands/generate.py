@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,6 +24,7 @@ EXAMPLES = (
     "dcdm generate --run birds --name hard --difficulty uniform:0.6,0.8 --count 500",
     "dcdm generate --run birds --plan --budget-hours 8 --gpu-hour-price 2.50",
     "dcdm generate --run birds --balance --devices all",
+    "dcdm generate --run birds --prompts prompts.csv --prompt-share 0.5",
     "dcdm generate birds/plans/1b2c3d4e5f60.parquet --part 3/16",
     "dcdm generate birds/plans/1b2c3d4e5f60.parquet --part join",
     "dcdm generate --run birds --engine ray --address 10.0.0.1:6379 --format webdataset",
@@ -79,11 +80,21 @@ def register(app: typer.Typer, summary: str) -> None:
             show_part(session, plan_file, part)
             return
         record = Run.of(session).generate(plan_file, verify=verify, join=part == JOIN)
-        session.console.result(
-            {"stage": "generate", "path": str(session.run.generated), **record.results}, session.run.generated
-        )
+        document = {"stage": "generate", "path": str(session.run.generated), **record.results}
+        session.console.result(document, session.run.generated, by_source(session, record.results))
         if record.results["failed"]:
             raise typer.Exit(ExitCode.PARTIAL)
+
+
+def by_source(session: Session, results: dict[str, Any]) -> list[Any]:
+    """A table where prompts are of several sources."""
+    if not results.get("prompt_sources"):
+        return []
+    from dcdm_cli.reports.quality_tables import prompt_sheet
+    from dcdm_cli.reports.table import shown
+    from dcdm_cli.reports.tables import saved_sheets
+
+    return shown(saved_sheets([prompt_sheet(results["prompt_sources"])], session.run.tables))
 
 
 def show_part(session: Session, plan_file: Path | None, part: str) -> None:

@@ -38,6 +38,7 @@ METADATA_COLUMNS = (
     "synthetic",
     "caption",
     "prompt",
+    "prompt_source",
     "seed",
     "target_difficulty",
     "requested_difficulty",

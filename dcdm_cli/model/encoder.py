@@ -31,6 +31,7 @@ from dcdm_cli.model.adapter import (
 from dcdm_cli.model.conditioning import NULL_DIFFICULTY, EncoderConfig, fourier_features, join_tokens
 from dcdm_cli.model.lora import attach_lora
 from dcdm_cli.model.packaged import resolve_base
+from dcdm_cli.run.network import reach_hub
 from dcdm_cli.run.origins import nearest
 
 
@@ -203,6 +204,7 @@ class DifficultyEncoder(nn.Module, ModelHubMixin):
     ) -> DifficultyEncoder:
         folder = Path(model_id)
         if not folder.is_dir():
+            reach_hub(folder)
             got = snapshot_download(
                 model_id,
                 revision=revision,

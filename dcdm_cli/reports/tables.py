@@ -21,7 +21,7 @@ from dcdm_cli.reports.formatting import (
     points,
     probability,
 )
-from dcdm_cli.reports.quality_tables import class_sheet, copying_sheet, cost_sheet, fidelity_sheet
+from dcdm_cli.reports.quality_tables import class_sheet, copying_sheet, cost_sheet, fidelity_sheet, prompt_sheet
 from dcdm_cli.reports.table import Sheet, save_sheets
 
 MAX_CLASSES = 20
@@ -55,6 +55,7 @@ def summary_sheets(metrics: Metrics) -> list[Sheet]:
         paired_sheet(metrics),
         *sensitive_sheets(_section(metrics, "downstream")),
         adherence_sheet(metrics),
+        prompt_sheet((metrics.get("adherence") or {}).get("prompt_sources", ())),
         class_sheet((metrics.get("adherence") or {}).get("classes", ())),
         frontier_sheet(metrics),
         fidelity_sheet(metrics),

@@ -119,6 +119,7 @@ class RunFolder:
     samples = property(lambda self: self.path / "samples.parquet")
     rejected = property(lambda self: self.path / "rejected.jsonl")
     copies = property(lambda self: self.path / "copies.jsonl")
+    prompts = property(lambda self: self.path / "prompts.jsonl")
     own_captions = property(lambda self: self.path / "own_captions.parquet")
     images = property(lambda self: self.path / "images")
     scorer = property(lambda self: self.path / "scorer")

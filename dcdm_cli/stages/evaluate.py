@@ -13,6 +13,7 @@ from dcdm_cli.run.store import Outcome, Stage, StageRecord
 from dcdm_cli.stages.devices import settle_generation
 from dcdm_cli.stages.jobs import open_job
 from dcdm_cli.stages.label_check import check_input, prepare_check
+from dcdm_cli.stages.prompts import prompt_input
 
 if TYPE_CHECKING:
     from dcdm_cli.evaluation.data import Evaluated
@@ -54,7 +55,10 @@ def evaluation_stage(session: Session, name: str, inputs: Mapping[str, str], **m
     made = {"generate": config.generate}
     settings = {**fingerprints(compared), **fingerprints(made, *IMAGES), "run_seed": config.seed, **more}
     return Stage(
-        name, settings, {**inputs, **check_input(session)}, {**all_others(compared), **all_others(made, *IMAGES)}
+        name,
+        settings,
+        {**inputs, **check_input(session), **prompt_input(session)},
+        {**all_others(compared), **all_others(made, *IMAGES)},
     )
 
 
