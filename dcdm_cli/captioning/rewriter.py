@@ -80,7 +80,7 @@ def answers(wanted: Sequence[Request], config: CaptionConfig, folder: Path, job:
 
     Raises what `LanguageModel` raises, and InterruptedRunError between batches when asked to stop.
     """
-    key = hash_json([config.llm, config.llm_revision, config.max_new_tokens, TASK, EXAMPLE])[:16]
+    key = hash_json([config.llm, config.llm_revision, config.llm_tokens, TASK, EXAMPLE])[:16]
     file = folder / f"prompts-{key}.jsonl"
     known = {row.request: row.text for row in read_lines(file, Answer)}
     missing = [request for request in wanted if request.key not in known]
@@ -144,7 +144,7 @@ class LanguageModel:
         inputs = {name: inputs[name].to(self.device) for name in ("input_ids", "attention_mask")}
         ids = self.model.generate(
             **inputs,
-            max_new_tokens=self.config.max_new_tokens,
+            max_new_tokens=self.config.llm_tokens,
             do_sample=False,
             pad_token_id=self.tokenizer.pad_token_id,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -79,22 +79,13 @@ def register(app: typer.Typer, summary: str) -> None:
         if part and part != JOIN:
             show_part(session, plan_file, part)
             return
+        from dcdm_cli.stages.report import prompt_lines
+
         record = Run.of(session).generate(plan_file, verify=verify, join=part == JOIN)
         document = {"stage": "generate", "path": str(session.run.generated), **record.results}
-        session.console.result(document, session.run.generated, by_source(session, record.results))
+        session.console.result(document, session.run.generated, prompt_lines(session.run, record.results))
         if record.results["failed"]:
             raise typer.Exit(ExitCode.PARTIAL)
-
-
-def by_source(session: Session, results: dict[str, Any]) -> list[Any]:
-    """A table where prompts are of several sources."""
-    if not results.get("prompt_sources"):
-        return []
-    from dcdm_cli.reports.quality_tables import prompt_sheet
-    from dcdm_cli.reports.table import shown
-    from dcdm_cli.reports.tables import saved_sheets
-
-    return shown(saved_sheets([prompt_sheet(results["prompt_sources"])], session.run.tables))
 
 
 def show_part(session: Session, plan_file: Path | None, part: str) -> None:

@@ -134,7 +134,7 @@ class PlanFile:
             for name in LATER:
                 if name not in table.schema.names:  # from before plans had it
                     table = table.append_column(name, pa.nulls(len(table), pa.string()))
-            table = table.cast(SCHEMA).replace_schema_metadata(None)
+            table = table.select(SCHEMA.names).cast(SCHEMA).replace_schema_metadata(None)
             if not table.schema.equals(SCHEMA) or shard_digest(table) != self._digests[shard]:
                 raise self._changed()
             check_rows(table, shard, self.shard_size, self.class_names)

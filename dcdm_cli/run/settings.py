@@ -106,6 +106,7 @@ class CaptionConfig(Section):
         description="--method llm: any causal language model, hub id or folder",
     )
     llm_revision: str | None = result(of="prompts", default=None, description="commit of the llm; none = the newest")
+    llm_tokens: int = result(of="prompts", default=40, ge=1, description="longest answer of the llm")
     llm_prompts: int = result(of="prompts", default=20, ge=1, le=10_000, description="prompts asked for of each class")
     sidecars: Path | None = result(of="files", default=None, description="also write .txt files below this folder")
     metadata: Path | None = result(of="files", default=None, description="also write metadata.jsonl into this folder")

@@ -25,11 +25,6 @@ def prompt_input(session: Session) -> dict[str, str]:
     """What a stage that draws from `--prompts` depends on besides the settings; empty without. Reads the file."""
     config = session.config.generate
     if config.prompts is None:
-        if config.prompt_share is not None:
-            raise UsageError(
-                f"--prompt-share {config.prompt_share:g} is a share of --prompts, which is not given",
-                "name the file: --prompts FILE",
-            )
         return {}
     from dcdm_cli.captioning.prompt_files import prompts_key
     from dcdm_cli.data.manifest import manifest_classes
@@ -46,6 +41,11 @@ def own_prompts(session: Session, train: Manifest) -> OwnPrompts | None:
     """The prompts of `--prompts`, cut to what the text encoder reads; None without."""
     config = session.config.generate
     if config.prompts is None:
+        if config.prompt_share is not None:
+            raise UsageError(
+                f"--prompt-share {config.prompt_share:g} is a share of --prompts, which is not given",
+                "name the file: --prompts FILE",
+            )
         return None
     from dcdm_cli.captioning.prompt_files import read_prompts
     from dcdm_cli.generation.plan import OwnPrompts
@@ -104,8 +104,12 @@ def run_prompts(session: Session) -> StageRecord:
 def prompts_stage(session: Session) -> Stage:
     run, config = session.run, session.config
     base = {"base": config.finetune.base, "revision": config.finetune.revision}  # whose tokens are counted
-    asked = {"max_new_tokens": config.caption.max_new_tokens, "prefix": config.caption.prefix}
-    settings = {**fingerprint(config.caption, PROMPTS), **asked, "tokenizer": base, "seed": config.seed}
+    settings = {
+        **fingerprint(config.caption, PROMPTS),
+        "prefix": config.caption.prefix,
+        "tokenizer": base,
+        "seed": config.seed,
+    }
     return Stage(STAGE, settings, {"score": run.require("score").id, "caption": _captions_key(session)})
 
 

@@ -33,7 +33,7 @@ def save_llama(folder: Path, *, chat: bool = False) -> Path:
 
 
 def config(folder: Path, **changes: object) -> CaptionConfig:
-    return CaptionConfig.model_validate({"llm": str(folder), "max_new_tokens": 5, "batch_size": 2} | changes)
+    return CaptionConfig.model_validate({"llm": str(folder), "llm_tokens": 5, "batch_size": 2} | changes)
 
 
 def test_requests_are_drawn_from_the_seed_and_differ() -> None:

@@ -66,7 +66,7 @@ def test_a_language_model_writes_prompts_and_leaves_the_captions(
     run.run(Stage("score", {}, {}), lambda: Outcome([run.samples], "x"))
     asked = {"caption__method": "llm", "caption__llm": str(save_llama(tmp_path / "llama")), "caption__llm_prompts": 4}
     before = run_caption(session(**BASE))
-    record = run_caption(session(**asked, caption__max_new_tokens=4, **BASE))
+    record = run_caption(session(**asked, caption__llm_tokens=4, **BASE))
     results = record.results
     assert run.record("caption") == before, "captions are what they were: nothing later is stale"
     dropped = sum(results[name] for name in ("empty", "duplicate", "too_long"))
@@ -75,7 +75,7 @@ def test_a_language_model_writes_prompts_and_leaves_the_captions(
     assert sum(map(len, found)) == results["prompts"]
     assert all(p.source == "llm" and name in p.prompt for name, of in zip(NAMES, found, strict=True) for p in of)
     assert "kept; dropped" in capsys.readouterr().err
-    again = run_caption(session(**asked, caption__max_new_tokens=4, **BASE))
+    again = run_caption(session(**asked, caption__llm_tokens=4, **BASE))
     assert again == record, "nothing changed, nothing is written again"
 
 
