@@ -63,7 +63,13 @@ def main() -> None:
         "total_gib": round(total / 1024, 2),
         "gpu_libraries_gib": round(gpu / 1024, 2),
         "without_gpu_libraries_gib": round((total - gpu) / 1024, 2),
-        "table": [{"package": name, "MiB": round(mib)} for name, mib in largest],
+        "tables": [
+            {
+                "title": "The largest packages of an installation",
+                "columns": ["package", "MiB"],
+                "rows": [[name, f"{mib:.0f}"] for name, mib in largest],
+            }
+        ],
     }
     write_result("installation", facts, facts)
 

@@ -15,6 +15,7 @@ OURS, REAL = "dcdm", "real"
 HELPS = ("better", "points to better")
 HARMS = ("worse", "points to worse")
 FEW_LABELS = 0.8  # label agreement below which images teach wrong labels more than they teach
+MOST_SEEDS = 64  # that anybody trains to tell a difference
 SPREAD = 0.1  # standard deviation of the difficulty that is proposed, as the default has it
 
 
@@ -64,9 +65,12 @@ def _by_verdict(question: str, pair: Metrics) -> Advice:
     if pair["verdict"] == "better":
         return Advice(question, "Go on: the images help", why, "dcdm evaluate experiment ratio-sweep")
     needed = pair.get("seeds_needed") or 0
-    command = f"dcdm evaluate --seeds {needed}" if needed > pair["seeds"] else ""
+    command = f"dcdm evaluate --seeds {needed}" if pair["seeds"] < needed <= MOST_SEEDS else ""
     if pair["verdict"] in HELPS:
         return Advice(question, "Go on, with more seeds: it points to a gain", why, command)
+    if needed > MOST_SEEDS:
+        why += f" About {needed} seeds would decide: a difference so small is hardly worth them."
+        return Advice(question, "Stop, or change something: no gain in sight", why)
     more = f" About {needed} seeds would decide." if command else " More seeds are not expected to decide it."
     return Advice(question, "Cannot be told yet", why + more, command)
 

@@ -89,13 +89,13 @@ def fidelity_sheet(metrics: Metrics) -> Sheet:
         (
             f"{row['images']}, {row['features']}",
             number(row["frechet"]),
-            number(row["kid"]),
+            number(row["kid"], 1),
             *(number(row[name]) for name in ("precision", "recall", "density", "coverage")),
             str(row["generated"]),
         )
         for row in rows
     )
-    columns = ("images, features", "Fréchet", "KID", "precision", "recall", "density", "coverage", "n")
+    columns = ("images, features", "Fréchet", "KID", "precision", "recall", "density", "covers", "n")
     return Sheet("Likeness to held-out images, and how much of them is covered (KID x 1000)", columns, cells)
 
 

@@ -25,9 +25,8 @@ TERMS = {
     "augmented": "real images, changed at random (crops, flips, colours)",
     "dcdm": "real images and generated ones of chosen difficulty",
     "plain LoRA": "generated images without difficulty",
-    "p value": "how often chance alone would give such a difference",
     "95 % interval": "the true value lies inside in 95 of 100 such intervals",
-    "p =": "p: how often chance alone would give such a difference",
+    "p": "how often chance alone would give such a difference",
     "points of accuracy": "differences of accuracy in percentage points; in brackets their 95 % interval",
     "Fréchet": "distance between generated and real images as a network sees them, 0 = none",
     "KID": "kernel distance between generated and real images, in thousandths, 0 = none",
@@ -47,6 +46,7 @@ TERMS = {
     "sampler": "the method that turns noise into an image, step by step",
 }  # in the order in which they are looked for: longer ones before words they contain
 _PATTERNS = {term: re.compile(rf"(?<![\w-]){re.escape(term)}(?:s|es)?(?![\w-])", re.IGNORECASE) for term in TERMS}
+_PATTERNS["p"] = re.compile(r"(?<![\w-])p(?: [=<]|$)")  # alone it heads a column
 
 
 @dataclass
@@ -56,8 +56,14 @@ class Explained:
     known: set[str] = field(default_factory=set)
 
     def first(self, *texts: str) -> list[tuple[str, str]]:
-        """(term, explanation) of the terms that stand in these texts and in none before, as a page's template asks."""
-        text = " ".join(texts)
-        new = [term for term, pattern in _PATTERNS.items() if term not in self.known and pattern.search(text)]
-        self.known.update(new)
-        return [(term, TERMS[term]) for term in new]
+        """(term, explanation) of the terms that stand in these texts, or in an explanation of those, and in none
+        before: in the order of the page, which its template follows."""
+        found: list[str] = []
+        waiting = list(texts)
+        while waiting:
+            text = waiting.pop(0)
+            new = [term for term, pattern in _PATTERNS.items() if term not in self.known and pattern.search(text)]
+            self.known.update(new)
+            found += new
+            waiting += [TERMS[term] for term in new]
+        return [(term, TERMS[term]) for term in found]

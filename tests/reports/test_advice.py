@@ -48,6 +48,13 @@ def test_go_on_or_stop_follows_the_comparison(metrics: dict, verdict: str, answe
     assert found[0].startswith(answer) and found[1] == command
 
 
+def test_a_difference_that_needs_hundreds_of_seeds_is_not_chased(metrics: dict) -> None:
+    metrics["quality"]["leakage"]["level"] = "ok"
+    metrics["downstream"]["paired"] = [pair("cannot tell", seeds_needed=565)]
+    found = advice(metrics)[0]
+    assert found.answer.startswith("Stop, or change something") and "565 seeds" in found.why and found.command == ""
+
+
 def test_leaks_and_lost_labels_stop_whatever_was_gained(metrics: dict) -> None:
     metrics["downstream"]["paired"] = [pair("better")]
     assert go_on(metrics) == ("Stop: held-out images leaked", "dcdm evaluate filter")

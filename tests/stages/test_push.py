@@ -43,7 +43,11 @@ def said(hub: Hub, place: str, body: bytes) -> tuple[object, int]:
         hub.private.setdefault(name, asked.get("private", asked.get("visibility") == "private"))
         return {"url": f"{hub.place}/{name}", "name": name, "id": name}, 200
     if "/preupload/" in place:
-        return {"files": [{"path": f["path"], "uploadMode": "regular"} for f in json.loads(body)["files"]]}, 200
+        return {
+            "files": [
+                {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]
+            ]
+        }, 200
     if "/commit/" not in place:
         return {"errors": [], "warnings": []}, 200  # of the card's metadata
     name = "/".join(place.split("/")[3:5])
