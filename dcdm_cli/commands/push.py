@@ -6,10 +6,11 @@ from typing import Annotated
 
 import typer
 
+from dcdm_cli.api.run import Run
 from dcdm_cli.commands import completion
 from dcdm_cli.commands.options import stage_command
 from dcdm_cli.run.session import Session
-from dcdm_cli.stages.push import WHATS, run_push
+from dcdm_cli.stages.push import WHATS
 
 EXAMPLES = ("dcdm push adapter me/birds-dcdm --run birds", "dcdm push images me/birds-hard --run birds --name hard")
 What = Annotated[
@@ -27,5 +28,5 @@ def register(app: typer.Typer, summary: str) -> None:
         name: Name = "",
         public: Annotated[bool, typer.Option("--public", help="Everybody may see it.")] = False,
     ) -> None:
-        done = run_push(session, what, repository, public=public)
+        done = Run.of(session).push(what, repository, public=public)
         session.console.result(done, done["url"])

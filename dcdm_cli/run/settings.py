@@ -361,6 +361,12 @@ class GenerateConfig(Section):
             raise ValueError("give a share above 0 and up to 1, such as 0.75; 1 starts from noise alone")
         return strength
 
+    @field_validator("prompts")
+    @classmethod
+    def _from_anywhere(cls, prompts: Path | None) -> Path | None:
+        """Evaluation reads it again, perhaps from another folder."""
+        return prompts.expanduser().absolute() if prompts is not None else None
+
     @field_validator("check")
     @classmethod
     def _check_or_file(cls, check: str | None) -> str | None:

@@ -57,8 +57,9 @@ def _extras(session: Session, manifest: Manifest, metrics: Mapping[str, Any]) ->
 
 def how_made() -> dict[str, str]:
     """When a page was made, with what, and by which command where there was one."""
-    command = [Path(sys.argv[0]).stem, *sys.argv[1:]]
-    typed = {"command": shlex.join(["dcdm", *command[1:]])} if command[0] in ("dcdm", "__main__") else {}
+    program = Path(sys.argv[0])
+    ours = program.stem == "dcdm" or program.parent.name == "dcdm_cli"  # python -m dcdm_cli
+    typed = {"command": shlex.join(["dcdm", *sys.argv[1:]])} if ours else {}
     packages = ", ".join(f"{name} {version}" for name, version in recorded_versions().items())
     return {"made on": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), "with": packages, **typed}
 
