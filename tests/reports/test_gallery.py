@@ -89,6 +89,6 @@ def test_the_page_is_one_file_whose_policy_knows_its_script(metrics: dict, tmp_p
 def test_terms_are_explained_where_they_first_stand() -> None:
     explained = Explained()
     found = explained.first("The rank correlation of seeds")
-    assert [term for term, _ in found] == ["rank correlation", "seed", "target"], "an explanation's terms too"
+    assert [term for term, _ in found] == ["rank correlation", "seed", "target", "difficulty", "scorer"]
     assert all(text == TERMS[term] for term, text in found)
     assert explained.first("rank correlation, Seeds") == [] and explained.first("proseeded") == []

@@ -31,6 +31,7 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
     server.close()
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:huggingface_hub")  # about how other libraries call it
 def test_the_budget_is_spent_once_and_named(silent: socket.socket) -> None:
     from dcdm_cli.captioning.rewriter import LanguageModel
     from dcdm_cli.model.base import load_base

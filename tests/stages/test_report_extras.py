@@ -1,4 +1,4 @@
-"""What an evaluation's page has besides its numbers: when and how it was made, and how fine-tuning chose its strength."""
+"""What the page of an evaluation has besides numbers: when and how it was made, how fine-tuning chose its strength."""
 
 from __future__ import annotations
 
