@@ -28,6 +28,7 @@ COMMANDS = {
     "generate": "Generate images of chosen difficulty.",
     "evaluate": "Measure what the images are, what they are worth and cost.",
     "review": "List images to look at: suspects, hardest, copies, misses.",
+    "push": "Put the adapter or a set of images on the hub, privately.",
     "demo": "Run the whole job on embedded digits, offline, on a CPU.",
     "status": "Show where the run folder stands, and the next command.",
     "check": "Check this run: stale or damaged files, and repair some.",
@@ -64,6 +65,7 @@ def build_app(words: Sequence[str]) -> typer.Typer:
 
 def main() -> None:
     """Console entry point. Exit codes: dcdm_cli.errors.ExitCode."""
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # it would read what every installed package says
     _open_closed_streams()
     warnings.filterwarnings("ignore", module="huggingface_hub")  # about how other libraries call it
     console = Console(as_json="--json" in sys.argv)

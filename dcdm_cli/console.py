@@ -8,26 +8,20 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TextIO
-
-from rich.console import Console as RichConsole
-from rich.console import RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.text import Text
+from typing import TYPE_CHECKING, Any, TextIO
 
 from dcdm_cli.errors import DcdmError
 from dcdm_cli.pace import Pace, rounded
 from dcdm_cli.safe_text import show
 
+if TYPE_CHECKING:
+    from rich.console import Console as RichConsole
+    from rich.console import RenderableType
+    from rich.progress import Progress
+
 LINE_EVERY_S = 15.0
-
-
-class _Human(RichConsole):
-    """Rich ends the process with code 1 when the reader has left; ours is 141."""
-
-    def on_broken_pipe(self) -> None:
-        raise BrokenPipeError
 
 
 @dataclass
@@ -43,9 +37,16 @@ class Console:
     _details: dict[str, str] = field(default_factory=dict)
     _last_line: float = field(default_factory=time.monotonic)
 
-    def __post_init__(self) -> None:
-        self.err = RichConsole(stderr=True, highlight=False, markup=False)
-        self._animated = self.err.is_terminal and not self.err.is_dumb_terminal
+    @cached_property
+    def err(self) -> RichConsole:
+        """Of stderr. Made when something is said: --help says nothing, and does not wait for rich."""
+        from rich.console import Console as RichConsole
+
+        return RichConsole(stderr=True, highlight=False, markup=False)
+
+    @property
+    def _animated(self) -> bool:
+        return self.err.is_terminal and not self.err.is_dumb_terminal
 
     def reserve_stdout(self) -> None:
         """Keeps stdout for the result: points file descriptor 1 at stderr, so that libraries that print cannot soil it.
@@ -59,7 +60,7 @@ class Console:
     def note(self, message: str) -> None:
         """A line for the person watching."""
         if not self.quiet:
-            self._say(Text(show(message)))
+            self._say(show(message))
 
     def show(self, renderable: RenderableType) -> None:
         """A table for the person watching."""
@@ -67,7 +68,7 @@ class Console:
             self.err.print(renderable)
 
     def warn(self, message: str) -> None:
-        self._say(Text(f"warning: {show(message)}", style="yellow"))
+        self._say(f"warning: {show(message)}", "yellow")
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Bars on a terminal; otherwise a line every 15 seconds and at the end: count, speed, detail, time left.
@@ -84,7 +85,7 @@ class Console:
             self._bar(pace, done, total)
         elif 0 < total <= done or time.monotonic() - self._last_line > LINE_EVERY_S:
             self._last_line = time.monotonic()
-            self._say(Text(show(pace.line(done, total, self._details.get(what, "")))))
+            self._say(show(pace.line(done, total, self._details.get(what, ""))))
         if 0 < total <= done:
             self._paces.pop(what)
 
@@ -97,7 +98,7 @@ class Console:
             self._bars.stop()
         self._bars, self._tasks = None, {}
 
-    def result(self, document: dict[str, Any], path: Path, shown: Iterable[RenderableType] = ()) -> None:
+    def result(self, document: dict[str, Any], path: Path | str, shown: Iterable[RenderableType] = ()) -> None:
         """The command's result: the document as JSON, or tables and the path, or the path alone."""
         self.end_progress()
         if self.as_json:
@@ -105,10 +106,7 @@ class Console:
         elif self.quiet:
             self.out.write(f"{path}\n")
         else:
-            human = _Human(file=self.out, highlight=False, markup=False)
-            for renderable in shown:
-                human.print(renderable, soft_wrap=isinstance(renderable, Text))
-            human.print(Text(show(path)), soft_wrap=True)
+            _print(self.out, shown, path)
         self.out.flush()
 
     def text(self, text: str) -> None:
@@ -120,9 +118,9 @@ class Console:
     def error(self, error: DcdmError) -> None:
         """What failed and how to go on; with --json the same as the last line of stderr."""
         self.end_progress()
-        self._say(Text(f"error: {show(error.message)}", style="bold red"))
+        self._say(f"error: {show(error.message)}", "bold red")
         if error.hint:
-            self._say(Text(f"  try: {show(error.hint)}"))
+            self._say(f"  try: {show(error.hint)}")
         self.error_document(error)
 
     def error_document(self, error: DcdmError) -> None:
@@ -130,12 +128,16 @@ class Console:
         if self.as_json:
             sys.stderr.write(json.dumps(_error_document(error)) + "\n")
 
-    def _say(self, line: Text) -> None:
+    def _say(self, line: str, style: str = "") -> None:
         """One line whatever its length: a path or a command that is broken up cannot be copied."""
-        self.err.print(line, soft_wrap=True)
+        from rich.text import Text
+
+        self.err.print(Text(line, style=style), soft_wrap=True)
 
     def _bar(self, pace: Pace, done: int, total: int) -> None:
         if self._bars is None:
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(20),
@@ -153,6 +155,22 @@ class Console:
         self._bars.update(self._tasks[what], completed=done, total=total or None, said=said)
         if 0 < total <= done:
             self._bars.remove_task(self._tasks.pop(what))
+
+
+def _print(out: TextIO, shown: Iterable[RenderableType], path: Path | str) -> None:
+    from rich.console import Console as RichConsole
+    from rich.text import Text
+
+    class Human(RichConsole):
+        """Rich ends the process with code 1 when the reader has left; ours is 141."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    human = Human(file=out, highlight=False, markup=False)
+    for renderable in shown:
+        human.print(renderable, soft_wrap=isinstance(renderable, Text))
+    human.print(Text(show(path)), soft_wrap=True)
 
 
 def _error_document(error: DcdmError) -> dict[str, Any]:

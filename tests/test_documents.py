@@ -75,7 +75,7 @@ def test_blocks_are_made_from_results_and_nothing_else_is_touched(project: Path)
     assert text.startswith("# Project\n\n<!-- figures:digits_controls -->\n\n") and text.endswith(
         "<!-- /figures -->\nend\n"
     )
-    assert "old text" not in text and "| plain | 200 | normal:0.5,0.1 | 0.42 |" in text
+    assert "old text" not in text and "| plain | 200 | N(0.5, 0.1) | 0.42 |" in text
     assert "`dcdm x`, 1 min 1 s, 2 cores, 2026-01-02, torch 2.14" in text
     assert "![Differences](docs/images/digits_controls/differences.png)" in text
     assert (project / "docs" / "images" / "digits_controls" / "differences.png").is_file()

@@ -15,7 +15,19 @@ from dcdm_cli.data.manifest import Manifest, write_manifest
 from dcdm_cli.evaluation.experiments import Experiment
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.resolution import flat_items, known_keys, resolve
-from dcdm_cli.run.roles import BUDGET, EXECUTION, FILES, OUTCOME, PLAN, ROLES, fingerprint, others, result, role_of
+from dcdm_cli.run.roles import (
+    BUDGET,
+    EXECUTION,
+    FILES,
+    OUTCOME,
+    PLAN,
+    PROMPTS,
+    ROLES,
+    fingerprint,
+    others,
+    result,
+    role_of,
+)
 from dcdm_cli.run.session import Session
 from dcdm_cli.run.settings import Config, Section
 from dcdm_cli.run.store import Outcome, RunFolder, Stage
@@ -32,6 +44,7 @@ from dcdm_cli.stages.finetune import finetune_stage
 from dcdm_cli.stages.generate import generate_stage
 from dcdm_cli.stages.judge import judge_stage
 from dcdm_cli.stages.next_plan import next_plan_stage
+from dcdm_cli.stages.prompts import prompts_stage
 from dcdm_cli.stages.score import scan_options, score_stage
 
 ARMS = ("plain", "dcdm", "hard")
@@ -42,6 +55,7 @@ STAGES: dict[str, Callable[[Session], Stage]] = {
     ),
     "caption": caption_stage,
     "caption-files": caption_files_stage,
+    "prompts": prompts_stage,
     "finetune": finetune_stage,
     "calibrate": calibrate_stage,
     "export": export_stage,
@@ -66,8 +80,10 @@ ROLE = {key: role_of(*section_of(key)) for key in known_keys()}
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two sources of one image per class."""
+    """Two sources of one image per class, and a prompt for each class."""
     folder = tmp_path_factory.mktemp("photos")
+    for label in ("cat", "dog"):
+        (folder / f"{label}.txt").write_text(f"one {label}\n")
     for source in ("one", "other"):
         for label in ("cat", "dog"):
             (folder / source / label).mkdir(parents=True)
@@ -155,7 +171,8 @@ def test_what_changes_the_outcome_makes_its_stage_stale(key: str, session: Sessi
     found = stale(with_another(session, key, photos))
     section = key.partition(".")[0]
     own = {"seed": "score", "data": "score", "downstream": "evaluate", "strength": "finetune"}.get(section, section)
-    assert ("caption-files" if key.startswith("caption.") and ROLE[key] == FILES else own) in found
+    own = {FILES: "caption-files", PROMPTS: "prompts"}.get(ROLE[key], own) if section == "caption" else own
+    assert own in found
 
 
 @pytest.mark.parametrize("key", [key for key in ROLE if key.startswith("generate.") and ROLE[key] != EXECUTION])
@@ -183,7 +200,8 @@ def test_a_section_is_its_fingerprint_and_the_others() -> None:
     generate = Config().generate
     assert {**fingerprint(generate), **others(generate)} == generate.model_dump(mode="json")
     assert set(fingerprint(generate, PLAN, BUDGET)) & set(others(generate, PLAN, BUDGET)) == set()
-    assert {role_of(type(generate), name) for name in fingerprint(generate)} == set(OUTCOME) < set(ROLES)
+    counted = {role_of(type(made), name) for made in (generate, Config().caption) for name in fingerprint(made)}
+    assert counted == set(OUTCOME) < set(ROLES)
 
 
 def test_a_record_of_before_with_all_settings_is_still_fresh(session: Session, tmp_path: Path) -> None:

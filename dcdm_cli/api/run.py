@@ -190,6 +190,13 @@ class Run:
         with self._opened("evaluate", force, settings) as session:
             return run_evaluate(session)
 
+    def push(self, what: str, repository: str, *, public: bool = False) -> dict[str, Any]:
+        """Puts the `adapter`, or the generated `images`, on the hub; says where they are."""
+        from dcdm_cli.stages.push import run_push
+
+        with self._opened("push", False, {}) as session:
+            return run_push(session, what, repository, public=public)
+
     def _for_plan(self, session: Session, plan: Path | None, settings: Mapping[str, Any]) -> Session:
         """What was said of every call is not said of a finished plan, and must not count as a wish to change it."""
         said = self._session is None and plan is not None

@@ -10,6 +10,7 @@ from typing import Any
 
 from dcdm_cli.console import Console
 from dcdm_cli.errors import UsageError
+from dcdm_cli.run import network
 from dcdm_cli.run.origins import nearest
 from dcdm_cli.run.resolution import Resolved, known_keys, renamed, resolve
 from dcdm_cli.run.session import Session, overridden_text, recorded_layers
@@ -46,6 +47,7 @@ def open_session(
     for hint in resolved.renamed:
         console.warn(hint)
     _use_threads(resolved.config.threads)
+    os.environ[network.SECONDS] = str(resolved.config.network_seconds)
     return Session(run, resolved, console, force, dry_run, flags, config_file)
 
 

@@ -17,6 +17,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, ProcessorMi
 
 from dcdm_cli.data.images import RejectedImage, decode_image
 from dcdm_cli.errors import DcdmError, NotFoundError, UsageError
+from dcdm_cli.run.network import reach_hub, reason
 from dcdm_cli.run.settings import CaptionConfig
 from dcdm_cli.safe_text import show
 
@@ -93,17 +94,18 @@ def _chat(image: Image, prompt: str) -> list[dict[str, Any]]:
 def _load(config: CaptionConfig, dtype: torch.dtype) -> tuple[Any, Any]:
     """(processor, model). Typed Any: transformers picks the classes by the model's config."""
     source: dict[str, Any] = {"revision": config.revision, "trust_remote_code": False}
+    reach_hub(config.model)
     try:
         processor = AutoProcessor.from_pretrained(config.model, **source)
         model = AutoModelForImageTextToText.from_pretrained(config.model, dtype=dtype, **source)
     except OSError as error:  # what transformers raises for a missing folder, id, file, access right or network
         raise NotFoundError(
-            f"cannot load the captioning model {config.model!r}: {_first_line(error)}",
+            f"cannot load the captioning model {config.model!r}: {reason(error)}",
             "check caption.model and the network, or use --method template, which works offline",
         ) from error
     except ValueError as error:
         raise UsageError(
-            f"{config.model!r} is not an image-to-text model: {_first_line(error)}",
+            f"{config.model!r} is not an image-to-text model: {reason(error)}",
             "choose a model that transformers lists under image-text-to-text, or use --method template",
         ) from error
     if not isinstance(processor, ProcessorMixin):  # only a tokenizer or an image processor was found
@@ -111,7 +113,3 @@ def _load(config: CaptionConfig, dtype: torch.dtype) -> tuple[Any, Any]:
             f"{config.model!r} has no processor for images and text", "choose another model, or use --method template"
         )
     return processor, model
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

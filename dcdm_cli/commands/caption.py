@@ -12,6 +12,7 @@ from dcdm_cli.run.session import Session
 EXAMPLES = (
     "dcdm caption --run birds",
     "dcdm caption --run birds --method model --model Salesforce/blip2-opt-2.7b",
+    "dcdm caption --run birds --method llm --llm HuggingFaceTB/SmolLM2-360M-Instruct",
     'dcdm caption --run birds --template "a photo of a {class}, a kind of bird"',
 )
 
@@ -20,4 +21,5 @@ def register(app: typer.Typer, summary: str) -> None:
     @stage_command(app, "caption", help=summary, sections=SECTIONS["caption"], examples=EXAMPLES)
     def caption(session: Session) -> None:
         record = Run.of(session).caption()
-        session.console.result({"stage": "caption", **record.results}, session.run.samples)
+        path = session.run.prompts if session.config.caption.method == "llm" else session.run.samples
+        session.console.result({"stage": record.stage, "path": str(path), **record.results}, path)

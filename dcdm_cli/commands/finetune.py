@@ -37,5 +37,8 @@ def register(app: typer.Typer, summary: str) -> None:
         if not ranks.is_main:
             join_group(session)
             return
+        from dcdm_cli.stages.report import prompt_lines, strength_lines
+
         document = {"stage": "finetune", "path": str(session.run.adapter), **Run.of(session).finetune().results}
-        session.console.result(document, session.run.adapter)
+        told = [*strength_lines(session.run, document), *prompt_lines(session.run, document.get("calibration") or {})]
+        session.console.result(document, session.run.adapter, told)

@@ -24,6 +24,7 @@ EXAMPLES = (
     "dcdm generate --run birds --name hard --difficulty uniform:0.6,0.8 --count 500",
     "dcdm generate --run birds --plan --budget-hours 8 --gpu-hour-price 2.50",
     "dcdm generate --run birds --balance --devices all",
+    "dcdm generate --run birds --prompts prompts.csv --prompt-share 0.5",
     "dcdm generate birds/plans/1b2c3d4e5f60.parquet --part 3/16",
     "dcdm generate birds/plans/1b2c3d4e5f60.parquet --part join",
     "dcdm generate --run birds --engine ray --address 10.0.0.1:6379 --format webdataset",
@@ -78,10 +79,11 @@ def register(app: typer.Typer, summary: str) -> None:
         if part and part != JOIN:
             show_part(session, plan_file, part)
             return
+        from dcdm_cli.stages.report import prompt_lines
+
         record = Run.of(session).generate(plan_file, verify=verify, join=part == JOIN)
-        session.console.result(
-            {"stage": "generate", "path": str(session.run.generated), **record.results}, session.run.generated
-        )
+        document = {"stage": "generate", "path": str(session.run.generated), **record.results}
+        session.console.result(document, session.run.generated, prompt_lines(session.run, record.results))
         if record.results["failed"]:
             raise typer.Exit(ExitCode.PARTIAL)
 

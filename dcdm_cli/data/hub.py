@@ -17,6 +17,7 @@ from dcdm_cli.data.listings import dataset_table, list_tables
 from dcdm_cli.data.split_names import SPLIT_WORDS, meaning_of, split_of, word_of_file
 from dcdm_cli.data.trees import IMAGE_SUFFIXES
 from dcdm_cli.errors import NotFoundError, UsageError
+from dcdm_cli.run.network import reach_hub, reason
 
 
 def list_hub(name: str, root: Path, options: ScanOptions) -> Listing:
@@ -30,6 +31,7 @@ def list_hub(name: str, root: Path, options: ScanOptions) -> Listing:
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     repository, _, revision = name.partition("@")
+    reach_hub(repository)
     try:
         builder = _open_builder(repository, revision or None)
         builder.download_and_prepare()
@@ -38,7 +40,7 @@ def list_hub(name: str, root: Path, options: ScanOptions) -> Listing:
         raise UsageError(f"cannot read hf:{name}: {error}", "name one of its splits with --split") from error
     except (OSError, RuntimeError, DatasetsError) as error:
         raise NotFoundError(
-            f"cannot load the dataset {name} from the hub: {error}",
+            f"cannot load the dataset {name} from the hub: {reason(error)}",
             "check the name; the machine may be offline, or the dataset gated (hf auth login)",
         ) from error
     if not isinstance(parts, dict):

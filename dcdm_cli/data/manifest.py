@@ -53,10 +53,11 @@ SCHEMA = pa.schema(
         ("label_checked", pa.bool_()),  # whether a second classifier sees the label; null where none was asked
         ("generator", pa.string()),  # hash of base model, adapter and sampler settings
         ("source_id", pa.string()),  # sample id of the real image that it started from; null = noise alone
+        ("prompt_source", pa.string()),  # where the prompt is from, where a plan has prompts of several sources
     ]
 )
 COLUMNS = tuple(SCHEMA.names)
-LATER = ("source_id", "label_checked")  # columns that older manifests lack, which stand for null
+LATER = ("source_id", "label_checked", "prompt_source")  # columns that older manifests lack, which stand for null
 SCORE_COLUMNS = ("difficulty", "p_true", "loss", "margin", "entropy", "predicted", "fold", "suspect_label")
 # What holds for every row that is read from a file.
 _FINITE = Column(low=-3.4e38, high=3.4e38, nullable=True)
@@ -73,7 +74,7 @@ RULES = {
     **dict.fromkeys(("loss", "margin", "entropy"), _FINITE),
     **dict.fromkeys(("predicted", "fold"), Column(low=-1, high=2**20, nullable=True)),
     "seed": Column(low=0, high=2**53 - 1, nullable=True),
-    **dict.fromkeys(("class_name", "split", "caption", "prompt", "generator"), Column(nullable=True)),
+    **dict.fromkeys(("class_name", "split", "caption", "prompt", "generator", "prompt_source"), Column(nullable=True)),
     "source_id": Column(pattern=f"{SCAN_ID}|{PLAN_ID}", nullable=True),
 }
 ROW_GROUP = 65_536  # rows; what a reader of the file holds at once

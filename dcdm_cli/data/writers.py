@@ -38,6 +38,7 @@ METADATA_COLUMNS = (
     "synthetic",
     "caption",
     "prompt",
+    "prompt_source",
     "seed",
     "target_difficulty",
     "requested_difficulty",
@@ -46,6 +47,10 @@ METADATA_COLUMNS = (
     "generator",
 )
 _FLOAT_COLUMNS = frozenset(column.name for column in SCHEMA if pa.types.is_floating(column.type))
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
+_SIZES = (
+    (1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (math.inf, "1M<n<10M"),
+)  # fmt: skip
 _MAX_FOLDER_BYTES = 100
 _RESERVED_FOLDERS = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
 
@@ -56,6 +61,14 @@ configs:
   data_files:
   - split: train
     path: {files}
+license: other
+license_name: of-the-base-model
+{license_link}task_categories:
+- image-classification
+size_categories:
+- {size}
+annotations_creators:
+- machine-generated
 tags:
 - synthetic
 - image-classification
@@ -182,16 +195,22 @@ def metadata_rows(manifest: Manifest, folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def write_card(folder: Path, class_names: Sequence[str], facts: Mapping[str, str], format: str = "folder") -> None:
+def write_card(
+    folder: Path, class_names: Sequence[str], facts: Mapping[str, str], format: str = "folder", images: int = 0
+) -> None:
     """The dataset card, README.md. The fixed front matter keeps `datasets` from guessing splits out of class names.
 
-    format: folder, parquet or webdataset.
+    format: folder, parquet or webdataset. The licence is that of the `base model` in facts, linked if it is a hub id.
 
     What is not ours to trust (class names, facts) appears in one JSON block only, where it cannot act as YAML, Markdown
     or HTML.
     """
     document = json.dumps({"class_names": list(class_names), **facts}, indent=2)
-    write_text(folder / "README.md", _CARD.format(facts=document.replace("`", "\\u0060"), **_CARDS[format]))
+    base = facts.get("base model", "")
+    link = f"license_link: https://huggingface.co/{base}\n" if _HUB_ID.fullmatch(base) else ""
+    size = next(word for most, word in _SIZES if images < most)
+    shown = document.replace("`", "\\u0060")
+    write_text(folder / "README.md", _CARD.format(facts=shown, license_link=link, size=size, **_CARDS[format]))
 
 
 def write_rejected(path: Path, rejections: Iterable[Rejection]) -> None:

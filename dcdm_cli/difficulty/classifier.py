@@ -35,6 +35,7 @@ from dcdm_cli.errors import MismatchError, NotFoundError, UsageError
 from dcdm_cli.files import atomic_folder, hash_json, write_json
 from dcdm_cli.gate import ClassNames, read_document
 from dcdm_cli.run.finite import refuse_not_finite_weights
+from dcdm_cli.run.network import reach_hub, reason
 from dcdm_cli.run.progress import Progress
 from dcdm_cli.run.settings import ClassifierConfig
 
@@ -146,6 +147,8 @@ def build_classifier(config: ClassifierConfig, classes: int, *, resize: bool = T
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.3)
         raise UsageError(f"timm has no model {name!r}", f"nearest: {', '.join(close) or 'none'}")
+    if config.pretrained and not packaged:
+        reach_hub("")
     try:
         model = timm.create_model(
             name, pretrained=config.pretrained and not packaged, num_classes=classes, **_tuples(config.model_args)
@@ -160,7 +163,7 @@ def build_classifier(config: ClassifierConfig, classes: int, *, resize: bool = T
         ) from error
     except (OSError, RuntimeError) as error:
         raise NotFoundError(
-            f"no pretrained weights for {config.model!r}: {error}",
+            f"no pretrained weights for {config.model!r}: {reason(error)}",
             "go online once so that they reach the cache, or set pretrained = false",
         ) from error
     return model

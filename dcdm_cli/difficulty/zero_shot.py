@@ -16,6 +16,7 @@ from torch.nn.functional import normalize
 
 from dcdm_cli.difficulty.classifier import Preprocessing
 from dcdm_cli.errors import NotFoundError, UsageError
+from dcdm_cli.run.network import reach_hub, reason
 
 RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
@@ -60,6 +61,7 @@ def _load(model: str, revision: str | None) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoProcessor, CLIPConfig, CLIPModel, ProcessorMixin
 
     source: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+    reach_hub(model)
     try:
         config = AutoConfig.from_pretrained(model, **source)
         if not isinstance(config, CLIPConfig):
@@ -70,14 +72,14 @@ def _load(model: str, revision: str | None) -> tuple[Any, Any]:
         return processor, CLIPModel.from_pretrained(model, **source)
     except OSError as error:  # what transformers raises for a missing folder, id, file, access right or network
         raise NotFoundError(
-            f"cannot load the CLIP model {model!r}: {str(error).strip().partition(chr(10))[0]}",
+            f"cannot load the CLIP model {model!r}: {reason(error)}",
             "go online once so that it reaches the hub's cache, name a folder that has it: --check-model FOLDER, or "
             "choose another --check",
             file=Path(model) if Path(model).exists() else None,
         ) from error
     except ValueError as error:
         raise UsageError(
-            f"{model!r} is no CLIP model: {str(error).strip().partition(chr(10))[0]}",
+            f"{model!r} is no CLIP model: {reason(error)}",
             "name one, such as openai/clip-vit-base-patch32, as generate.check_model",
         ) from error
 

@@ -109,6 +109,30 @@ def labels_hold_until(rows: Iterable[Mapping[str, Any]], kind: str) -> float | N
     return edge
 
 
+def per_source(
+    target: np.ndarray, realised: np.ndarray, agrees: np.ndarray, sources: Sequence[str | None]
+) -> list[dict[str, Any]]:
+    """The same per source of prompts, labels that break most often first; empty where all prompts are of one source.
+    error: mean of realised minus target. Images whose difficulty is not known are left out."""
+    named = np.array([source or "captions" for source in sources], object)
+    known = np.isfinite(realised) if len(named) else np.zeros(0, bool)
+    rows = []
+    for source in sorted(set(named[known])):
+        mine = known & (named == source)
+        rows.append(
+            {
+                "source": source,
+                "n": int(mine.sum()),
+                "target": _rounded(target[mine].mean()),
+                "realised": _rounded(realised[mine].mean()),
+                "error": _rounded((realised[mine] - target[mine]).mean()),
+                "spearman": _spearman(target[mine], realised[mine]),
+                "agreement": _rounded(agrees[mine].mean()),
+            }
+        )
+    return sorted(rows, key=lambda row: row["agreement"]) if len(rows) > 1 else []
+
+
 def density(difficulty: np.ndarray) -> dict[str, Any]:
     """Kernel density of difficulties in [0, 1] on `GRID`, reflected at both ends so that no mass leaves (the paper's
     Figure 2). curve is None when all values are the same."""

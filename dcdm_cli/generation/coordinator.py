@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from dcdm_cli.data.manifest import Manifest, read_manifest, share_true
+from dcdm_cli.data.manifest import Manifest, as_far_as_there, read_manifest, share_true
 from dcdm_cli.data.shard_files import Layout
 from dcdm_cli.errors import MismatchError, NumericalError
 from dcdm_cli.generation.ledger import REJECTED, Ledger, shard_writer
@@ -50,6 +50,12 @@ class Generated:
         if name not in pq.read_schema(file).names:  # finished before there were checks
             return None
         return share_true(pq.read_table(file, columns=[name])[name])
+
+    def texts(self, name: str) -> list[str | None]:
+        """A column of texts; only None where the images were finished before there was such a column."""
+        file = self.folder / "samples.parquet"
+        there = as_far_as_there(file, [name])
+        return pq.read_table(file, columns=there)[name].to_pylist() if there else [None] * self.images
 
     def columns(self, *names: str) -> list[np.ndarray]:
         """Single columns of the manifest, as `Manifest.column` gives them, without the rest of the table."""

@@ -240,7 +240,7 @@ class Ledger:
         if self.layout.format == "folder":
             stream_metadata(folder / SPLIT, self._metadata())
         facts = {"base model": base, "generator": self.plan.generator, "backend": backend}
-        write_card(folder, names, facts, self.layout.format)
+        write_card(folder, names, facts, self.layout.format, self.images)
         write_manifest_parts(self._manifest(), samples, names, folder, state)
 
     @property

@@ -35,8 +35,10 @@ SCHEMA = pa.schema(
         ("seed", pa.int64()),
         ("shard", pa.int32()),
         ("source_id", pa.string()),  # the real image that it starts from; null = noise alone. Absent in older files
+        ("prompt_source", pa.string()),  # of the caption; null = all captions are of one. Absent in older files
     ]
 )
+LATER = ("source_id", "prompt_source")  # a shard that has none of these has the digest of before there were any
 SHARD_SIZE = 1024  # a multiple of every usual batch size, so that shards end with whole batches
 
 
@@ -54,6 +56,7 @@ class PlanRow:
     seed: int
     shard: int = 0
     source_id: str | None = None
+    prompt_source: str | None = None
 
 
 @dataclass(frozen=True)
@@ -114,9 +117,21 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class OwnPrompts:
+    """texts[label], origins[label]: prompts of a class and where each is from. share in [0, 1]: of the images that get
+    one of them. captions: what the others' source is called."""
+
+    texts: Sequence[Sequence[str]]
+    origins: Sequence[Sequence[str]]
+    share: float = 1.0
+    captions: str = "captions"
+
+
+@dataclass(frozen=True)
 class PlanInputs:
     """What the rows are drawn from. captions[label]: the captions that class may use. real: real difficulties.
     sources[label]: sample ids of the real images that images of that class may start from; None = all start from noise.
+    prompts: captions of another source, which a share of the images gets; None = none does.
     """
 
     class_names: Sequence[str]
@@ -125,6 +140,7 @@ class PlanInputs:
     cap: float
     calibration: Calibration | None
     sources: Sequence[Sequence[str]] | None = None
+    prompts: OwnPrompts | None = None
 
     def source_of(self, label: int, number: int) -> str | None:
         """One of the class's sources, for rows that are made by hand; None without sources."""
@@ -178,11 +194,11 @@ def chosen_plan(inputs: PlanInputs, labels: np.ndarray, targets: np.ndarray, see
 
 
 def shard_digest(table: pa.Table) -> str:
-    """SHA-256 over the values of a shard, whatever their chunks and encodings are. A shard without sources has the
-    digest that it had before there were any."""
+    """SHA-256 over the values of a shard, whatever their chunks and encodings are. A shard without any value of a
+    column that came later has the digest that it had before."""
     digest = hashlib.sha256()
     for column in SCHEMA.names:
-        if column == "source_id" and table[column].null_count == len(table):
+        if column in LATER and table[column].null_count == len(table):
             continue
         array = table[column].combine_chunks()
         if isinstance(array, pa.ChunkedArray):  # of an empty table, or more than fits one array
@@ -208,7 +224,10 @@ def _filled(
     if inputs.calibration is not None:
         requested, outside = inputs.calibration.request_for(targets, labels)
     pool, chosen = _pick_captions(inputs, labels, rng)
-    sources = _pick_sources(inputs, labels, rng)  # last: without them, all else is drawn as it was
+    sources = _pick_sources(inputs, labels, rng)  # late: without them, all else is drawn as it was
+    origins = pa.nulls(len(labels), pa.string())
+    if inputs.prompts is not None:
+        pool, chosen, origins = _pick_prompts(inputs, inputs.prompts, labels, (pool, chosen), rng)
     index = np.arange(len(labels))
     seeds = image_seeds(seed, index)
     begun = [] if sources is None else [_text_hashes(*sources)]
@@ -217,6 +236,7 @@ def _filled(
     columns = [index, ids, labels, names, pool.take(pa.array(chosen)), targets, requested, seeds]
     columns.append(index // header.shard_size)
     columns.append(pa.nulls(len(index), pa.string()) if sources is None else sources[0].take(pa.array(sources[1])))
+    columns.append(origins)
     arrays = [c if isinstance(c, pa.Array) else pa.array(c).cast(t) for c, t in zip(columns, SCHEMA.types, strict=True)]
     table = pa.Table.from_arrays(arrays, schema=SCHEMA)
     return Plan(
@@ -232,12 +252,36 @@ def _interleave(counts: np.ndarray) -> np.ndarray:
 
 
 def _pick_captions(inputs: PlanInputs, labels: np.ndarray, rng: np.random.Generator) -> tuple[pa.Array, np.ndarray]:
-    """All captions, and which of them each image gets: int64 [N]."""
+    """All captions, and which of them each image gets: int64 [N]. None of them where all get prompts."""
+    if inputs.prompts is not None and inputs.prompts.share == 1:
+        return pa.array([], pa.string()), np.zeros(len(labels), np.int64)
     sizes = np.array([len(captions) for captions in inputs.captions])
     silent = np.unique(labels)[sizes[np.unique(labels)] == 0]
     if len(silent):
         raise UsageError(f"class {inputs.class_names[silent[0]]!r} has no caption", "run: dcdm caption")
     return _pick(inputs.captions, labels, rng)
+
+
+def _pick_prompts(
+    inputs: PlanInputs,
+    prompts: OwnPrompts,
+    labels: np.ndarray,
+    captions: tuple[pa.Array, np.ndarray],
+    rng: np.random.Generator,
+) -> tuple[pa.Array, np.ndarray, pa.Array]:
+    """All texts, which of them each image gets: int64 [N], and where that one is from: strings [N]."""
+    own = rng.random(len(labels)) < prompts.share
+    silent = next((label for label in np.unique(labels).tolist() if not prompts.texts[label]), None)
+    if silent is not None:
+        raise UsageError(
+            f"class {inputs.class_names[silent]!r} has none of the prompts",
+            "add a row or a file for it, or leave the class out (--counts)",
+        )
+    pool, chosen = captions
+    listed, picked = _pick(prompts.texts, labels, rng)
+    origins = pa.array([prompts.captions] * len(pool) + [o for of in prompts.origins for o in of], pa.string())
+    places = np.where(own, len(pool) + picked, chosen)
+    return pa.concat_arrays([pool, listed]), places, origins.take(pa.array(places))
 
 
 def _pick_sources(

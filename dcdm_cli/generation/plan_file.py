@@ -32,7 +32,7 @@ from dcdm_cli.gate import (
     refuse_first,
     typed,
 )  # fmt: skip
-from dcdm_cli.generation.plan import SCHEMA, Plan, PlanRow, plan_rows, shard_digest
+from dcdm_cli.generation.plan import LATER, SCHEMA, Plan, PlanRow, plan_rows, shard_digest
 
 _META_KEY = b"dcdm_plan"
 MAX_GROUP = 2**31  # bytes of a shard's rows; 2,000 a row at the largest shard
@@ -51,6 +51,7 @@ _RULES = {
     "seed": Column(low=0, high=2**53 - 1),
     "shard": Column(low=0, high=2**31 - 1),
     "source_id": Column(pattern=f"{SCAN_ID}|{PLAN_ID}", nullable=True),
+    "prompt_source": Column(nullable=True),
 }
 
 
@@ -130,9 +131,10 @@ class PlanFile:
         try:
             self._refuse_size(shard)
             table = self._parquet.read_row_group(shard, columns=SCHEMA.names)
-            if "source_id" not in table.schema.names:  # from before plans had sources
-                table = table.append_column("source_id", pa.nulls(len(table), pa.string()))
-            table = table.cast(SCHEMA).replace_schema_metadata(None)
+            for name in LATER:
+                if name not in table.schema.names:  # from before plans had it
+                    table = table.append_column(name, pa.nulls(len(table), pa.string()))
+            table = table.select(SCHEMA.names).cast(SCHEMA).replace_schema_metadata(None)
             if not table.schema.equals(SCHEMA) or shard_digest(table) != self._digests[shard]:
                 raise self._changed()
             check_rows(table, shard, self.shard_size, self.class_names)

@@ -1,6 +1,7 @@
 """The adapter folder: what fine-tuning leaves behind and generation, export and other tools read.
 
 pytorch_lora_weights.safetensors  loads in plain diffusers with `load_lora_weights`
+comfyui_a1111_lora.safetensors    the same LoRA as ComfyUI and A1111 read it
 difficulty_encoder.safetensors    the encoder's weights; absent for a plain LoRA
 config.json                       base, class names, encoder shape, training settings, hashes
 """
@@ -24,10 +25,11 @@ from dcdm_cli.files import hash_bytes, write_json, write_text
 from dcdm_cli.gate import ClassNames, Text, Word, read_document
 from dcdm_cli.model.card import CARD_FILE, adapter_card
 from dcdm_cli.model.conditioning import ENCODER_FILE, EncoderConfig
+from dcdm_cli.model.kohya import KOHYA_FILE, save_kohya
 from dcdm_cli.model.lora import LORA_FILE, save_lora
 
 CONFIG_FILE, CALIBRATION_FILE = "config.json", "calibration.json"
-ADAPTER_FILES = (LORA_FILE, ENCODER_FILE, CONFIG_FILE, CALIBRATION_FILE, CARD_FILE)
+ADAPTER_FILES = (LORA_FILE, KOHYA_FILE, ENCODER_FILE, CONFIG_FILE, CALIBRATION_FILE, CARD_FILE)
 AGAIN = "make it again: dcdm finetune --force"
 
 
@@ -57,6 +59,7 @@ class AdapterInfo:
 def save_adapter(folder: Path, unet: UNet2DConditionModel, encoder: nn.Module | None, info: AdapterInfo) -> None:
     """Writes into an existing (temporary) folder. encoder: of the shape that `info` says, None for a plain LoRA."""
     save_lora(unet, folder)
+    save_kohya(unet, folder, title=f"DCDM, {len(info.class_names)} classes", resolution=info.resolution, base=info.base)
     if encoder is not None and info.encoder is not None:
         save_encoder(folder, encoder.state_dict(), info.encoder)
     write_json(folder / CONFIG_FILE, asdict(info))

@@ -21,6 +21,7 @@ from dcdm_cli.model.layout import base_warnings, check_index, check_parts, other
 from dcdm_cli.model.packaged import resolve_base
 from dcdm_cli.run import one_off
 from dcdm_cli.run.finite import refuse_not_finite_weights
+from dcdm_cli.run.network import reach_hub, reason
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 HALF_VARIANT = "fp16"
@@ -73,6 +74,8 @@ def load_base(
     transformers_logging.disable_progress_bar()
     diffusers_logging.disable_progress_bar()
     place = _Place(source, resolve_base(source), revision, config)
+    if not (place.is_file and config is not None):  # a file's configs may have to come from the hub
+        reach_hub(place.path if place.configs is not None else "")
     try:
         index = place.index()
         if index is not None:
@@ -149,7 +152,6 @@ class _Place:
 
 
 def _not_loaded(place: _Place, error: Exception) -> NotFoundError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     hint = "give a diffusers pipeline folder or a hub id with --base; without a network download it first"
     if place.is_file and place.config is None:
         hint = (
@@ -157,7 +159,7 @@ def _not_loaded(place: _Place, error: Exception) -> NotFoundError:
             "--base-config DIR"
         )
     return NotFoundError(
-        f"cannot load the base model {place.source!r}: {reason}",
+        f"cannot load the base model {place.source!r}: {reason(error)}",
         hint,
         file=place.source if Path(place.source).exists() else None,
     )
@@ -165,18 +167,6 @@ def _not_loaded(place: _Place, error: Exception) -> NotFoundError:
 
 def _scheduler_class(index: Mapping[str, Any] | None, pipeline: StableDiffusionPipeline) -> str:
     return index["scheduler"][1] if index else type(pipeline.scheduler).__name__
-
-
-def load_tokenizer(source: str, revision: str | None = None) -> CLIPTokenizer | None:
-    """The base model's tokenizer alone, or None when it is not on this machine; nothing is fetched for it."""
-    try:
-        tokenizer = CLIPTokenizer.from_pretrained(
-            resolve_base(source), subfolder="tokenizer", revision=revision or "main", local_files_only=True
-        )
-    except (OSError, ValueError):
-        return None
-    words = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
-    return tokenizer if words else None  # without its files transformers makes one that knows no word
 
 
 @torch.no_grad()

@@ -56,7 +56,9 @@ def adapter_card(
     )
     return (
         f"---\n{_metadata(base, dataset).to_yaml()}\n---\n\n# DCDM adapter\n\n{what}\n\n{_base_line(base)} "
-        f"Classes: {len(class_names)}. Needs `pip install dcdm-cli`; in this folder:\n\n```python\n{snippet}```\n"
+        f"Classes: {len(class_names)}. Needs `pip install dcdm-cli`; in this folder:\n\n```python\n{snippet}```\n\n"
+        "For ComfyUI and A1111 the LoRA is `comfyui_a1111_lora.safetensors`: without the encoder, which they cannot "
+        "read, difficulty is not chosen.\n"
     )
 
 

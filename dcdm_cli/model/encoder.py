@@ -32,6 +32,7 @@ from dcdm_cli.model.conditioning import NULL_DIFFICULTY, EncoderConfig, fourier_
 from dcdm_cli.model.lora import attach_lora
 from dcdm_cli.model.packaged import resolve_base
 from dcdm_cli.run.finite import refuse_not_finite_weights
+from dcdm_cli.run.network import reach_hub
 from dcdm_cli.run.origins import nearest
 
 
@@ -204,6 +205,7 @@ class DifficultyEncoder(nn.Module, ModelHubMixin):
     ) -> DifficultyEncoder:
         folder = Path(model_id)
         if not folder.is_dir():
+            reach_hub(folder)
             got = snapshot_download(
                 model_id,
                 revision=revision,

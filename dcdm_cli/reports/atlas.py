@@ -20,8 +20,8 @@ from dcdm_cli.files import atomic_path
 from dcdm_cli.reports import figure_style
 from dcdm_cli.reports.figure_style import INK
 from dcdm_cli.reports.formatting import NOTHING
-from dcdm_cli.reports.html import template
 from dcdm_cli.reports.plots import GridRow, image_grid
+from dcdm_cli.reports.templates import template
 
 SIDE = 96  # pixels of a stored picture at most
 CLASSES_PER_PNG = 6

@@ -65,21 +65,27 @@ def arms_sheet(cell: Mapping[str, Any], title: str) -> Sheet:
         (
             arm["name"],
             str(arm["synthetic_images"]),
-            arm.get("difficulty") or NOTHING,
+            _target(arm.get("difficulty")),
             number(arm.get("set_realised_mean")),
             percent(arm.get("set_label_agreement")),
             percent(arm["accuracy_mean"], 2),
-            interval(arm["accuracy_ci95"], " %", 2),
+            interval(arm["accuracy_ci95"], "", 2),
             *(show(arm) for show in more.values()),
             duration(arm.get("set_seconds")),
         )
         for arm in cell["arms"]
     )
     columns = (
-        "training set", "extra images", "target", "realised", "scorer agrees", "accuracy", "95 % interval", *more,
-        "to generate",
+        "training set", "extra", "target", "realised", "scorer agrees", "accuracy", "95 % interval", *more, "made in",
     )  # fmt: skip
     return Sheet(title, columns, rows)
+
+
+def _target(difficulty: str | None) -> str:
+    """As people write it: N(0.5, 0.1), U(0.2, 0.6)."""
+    kind, _, bounds = (difficulty or NOTHING).partition(":")
+    letter = {"normal": "N", "uniform": "U"}.get(kind)
+    return f"{letter}({', '.join(bounds.split(','))})" if letter else kind
 
 
 def crossing_sheet(document: Metrics) -> Sheet:
@@ -88,7 +94,7 @@ def crossing_sheet(document: Metrics) -> Sheet:
             name,
             percent(found["control"]["accuracy_mean"], 2),
             str(found["control"]["images"]),
-            percent(found["ours"]["accuracy_mean"], 2) if found["ours"] else "not reached",
+            percent(found["ours"]["accuracy_mean"], 2) if found["ours"] else "never",
             str(found["ours"]["images"]) if found["ours"] else NOTHING,
             percent(found["image_share"], 0),
             percent(found["cost_share"], 0),
@@ -99,7 +105,7 @@ def crossing_sheet(document: Metrics) -> Sheet:
     )
     columns = (
         "control", "its best", "with images", "ours there", "with images", "share of images", "share of time",
-        "of all time", "difference",
+        "of all time", "verdict",
     )  # fmt: skip
     return Sheet("Where ours reaches the control's best", columns, rows)
 

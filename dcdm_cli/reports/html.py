@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup
 
 from dcdm_cli.errors import NotFoundError
 from dcdm_cli.files import write_text
+from dcdm_cli.reports.advice import Advice
 from dcdm_cli.reports.formatting import Metrics, summary_sentences
+from dcdm_cli.reports.gallery import PictureGallery, script, script_hash
 from dcdm_cli.reports.table import Sheet
 from dcdm_cli.reports.tables import summary_sheets
+from dcdm_cli.reports.templates import template
+from dcdm_cli.reports.terms import Explained
 from dcdm_cli.safe_text import show
 
 
@@ -28,6 +32,11 @@ class ReportFigure:
     title: str
     path: Path
     text: str = ""
+
+    @property
+    def alt(self) -> str:
+        """For who does not see it: what it is, and what is to be read in it."""
+        return f"Figure: {self.title}. {self.text}".strip()
 
     @property
     def data(self) -> str:
@@ -46,10 +55,23 @@ def write_report(
     facts: Mapping[str, str] | None = None,
     *,
     title: str = "What the generated images were worth",
+    extras: Extras | None = None,
 ) -> Path:
     """Summary sentences, figures, tables of `metrics`, then `facts` (name -> value: settings, versions, sources)."""
     sentences = [*summary_sentences(metrics), *metrics.get("warnings", ())]
-    return write_page(path, title, sentences, figures, summary_sheets(metrics), facts or {})
+    extras = extras or Extras()
+    sheets = [*summary_sheets(metrics), *extras.sheets]
+    return write_page(path, title, sentences, figures, sheets, facts or {}, extras=extras)
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a page may have besides. made: when, with what and by which command; sheets: further tables."""
+
+    made: Mapping[str, str] = field(default_factory=dict)
+    advice: Sequence[Advice] = ()
+    gallery: PictureGallery | None = None
+    sheets: Sequence[Sheet] = ()
 
 
 def write_page(
@@ -59,17 +81,16 @@ def write_page(
     figures: Sequence[ReportFigure],
     sheets: Sequence[Sheet],
     facts: Mapping[str, str],
+    *,
+    extras: Extras | None = None,
 ) -> Path:
+    """Every term is explained where it first stands. The page's policy lets run the gallery's script, if there is a
+    gallery, and no other."""
+    extras = extras or Extras()
     page = template("report.html.j2").render(
-        title=title, sentences=sentences, figures=figures, sheets=sheets, facts=facts
-    )
+        title=title, sentences=sentences, figures=figures, sheets=sheets, facts=facts, made=extras.made,
+        advice=extras.advice, gallery=extras.gallery, explained=Explained(), script=Markup(script()),
+        script_hash=script_hash(),
+    )  # fmt: skip
     write_text(path, page + "\n")
     return path
-
-
-def template(name: str) -> Template:
-    """`finalize` sees each value before it is escaped: no control or bidi character reaches the page."""
-    environment = Environment(
-        loader=PackageLoader("dcdm_cli.reports", ""), autoescape=True, undefined=StrictUndefined, finalize=show
-    )
-    return environment.get_template(name)

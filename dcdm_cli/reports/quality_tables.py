@@ -30,6 +30,31 @@ def class_sheet(classes: Sequence[Mapping[str, Any]]) -> Sheet:
     return Sheet(f"Adherence by class{more}", columns, rows)
 
 
+def prompt_sheet(sources: Sequence[Mapping[str, Any]]) -> Sheet:
+    """What prompts of each source cost: difficulty that is missed, labels that are lost. sources: of `per_source`."""
+    rows = tuple(
+        (
+            row["source"],
+            str(row["n"]),
+            number(row["target"]),
+            number(row["realised"]),
+            number(row["spearman"]),
+            percent(row["agreement"]),
+        )
+        for row in sources
+    )
+    sentence = ""
+    if len(rows) > 1:
+        worst, best = sources[0], max(sources, key=lambda row: row["agreement"])
+        sentence = (
+            f"Prompts of {worst['source']} keep their label in {percent(worst['agreement'])} of images, those of "
+            f"{best['source']} in {percent(best['agreement'])}."
+        )
+    return Sheet(
+        "By source of prompts", ("prompts of", "images", "target", "realised", "rank", "label"), rows, sentence
+    )
+
+
 def sets_sheet(sets: Mapping[str, Metrics]) -> Sheet:
     """One row per generated set: what artefacts.json says of it."""
     rows = tuple(_set_row(name, metrics) for name, metrics in sets.items())
@@ -64,13 +89,13 @@ def fidelity_sheet(metrics: Metrics) -> Sheet:
         (
             f"{row['images']}, {row['features']}",
             number(row["frechet"]),
-            number(row["kid"]),
+            number(row["kid"], 1),
             *(number(row[name]) for name in ("precision", "recall", "density", "coverage")),
             str(row["generated"]),
         )
         for row in rows
     )
-    columns = ("images, features", "Fréchet", "KID", "precision", "recall", "density", "coverage", "n")
+    columns = ("images, features", "Fréchet", "KID", "precision", "recall", "density", "covers", "n")
     return Sheet("Likeness to held-out images, and how much of them is covered (KID x 1000)", columns, cells)
 
 

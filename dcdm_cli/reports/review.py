@@ -14,8 +14,8 @@ from dcdm_cli.data.images import RejectedImage, decode_image
 from dcdm_cli.evaluation.review import GROUPS, Item
 from dcdm_cli.files import write_text
 from dcdm_cli.reports.atlas import Tile
-from dcdm_cli.reports.html import template
 from dcdm_cli.reports.table import Sheet
+from dcdm_cli.reports.templates import template
 
 COLUMNS = (
     DROP,

@@ -28,6 +28,7 @@ from dcdm_cli.reports.quality_tables import (
     copying_sheet,
     cost_sheet,
     fidelity_sheet,
+    prompt_sheet,
 )
 from dcdm_cli.reports.table import Sheet, save_sheets
 
@@ -62,6 +63,7 @@ def summary_sheets(metrics: Metrics) -> list[Sheet]:
         paired_sheet(metrics),
         *sensitive_sheets(_section(metrics, "downstream")),
         adherence_sheet(metrics),
+        prompt_sheet((metrics.get("adherence") or {}).get("prompt_sources", ())),
         class_sheet((metrics.get("adherence") or {}).get("classes", ())),
         frontier_sheet(metrics),
         competence_sheet(metrics),

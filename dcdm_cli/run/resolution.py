@@ -7,6 +7,7 @@ so over what somebody wrote, `Resolved.overridden` says it. Unknown keys are err
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -102,7 +103,7 @@ def renamed(key: str) -> str:
 
 def known_keys() -> list[str]:
     """Every setting as a dotted key; a free-form table (model_args) counts as one key."""
-    return list(_model_keys(Config))
+    return list(_all_keys())
 
 
 def flat_items(config: Config) -> dict[str, Any]:
@@ -168,6 +169,17 @@ def _with_new_names(layers: Sequence[Layer]) -> tuple[list[Layer], list[str]]:
     return made, hints
 
 
+@functools.cache
+def _all_keys() -> tuple[str, ...]:
+    return tuple(_model_keys(Config))
+
+
+@functools.cache
+def _tables() -> frozenset[str]:
+    """Dotted names of everything that holds settings."""
+    return frozenset(key.rsplit(".", 1)[0] for key in _all_keys() if "." in key)
+
+
 def _model_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in model.model_fields.items():
         kind = field.annotation
@@ -185,9 +197,8 @@ def _lookup(tree: Mapping[str, Any], key: str) -> Any:
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    sections = {key.rsplit(".", 1)[0] for key in known_keys() if "." in key}
     for key, value in values.items():
-        if isinstance(value, Mapping) and prefix + key in sections:
+        if isinstance(value, Mapping) and prefix + key in _tables():
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key

@@ -14,16 +14,17 @@ from pydantic import BaseModel, Field
 RESULT = "result"
 UNCALIBRATED = "result.uncalibrated"  # changes images, but not what the calibration measured: the choice among draws
 FILES = "result.files"  # changes what lies on disk, but no image that is made
+PROMPTS = "result.prompts"  # changes the prompts that a language model writes, but no caption of an image
 PLAN = "plan"  # what is asked of an image
 BUDGET = "plan.budget"  # what the run's own plan alone reads: how many of which class, from which seeds, in what shards
 EXECUTION = "execution"
-ROLES = (RESULT, UNCALIBRATED, FILES, PLAN, BUDGET, EXECUTION)
+ROLES = (RESULT, UNCALIBRATED, FILES, PROMPTS, PLAN, BUDGET, EXECUTION)
 OUTCOME = tuple(role for role in ROLES if role != EXECUTION)
 IMAGES = (RESULT, UNCALIBRATED, PLAN)  # of images that are made beside the run's own: in sets, probes and atlases
 
 
 def result(*, of: str = "", **field: Any) -> Any:
-    """A pydantic field that changes what comes out. of: `uncalibrated` or `files`, see above."""
+    """A pydantic field that changes what comes out. of: `uncalibrated`, `files` or `prompts`, see above."""
     return _field(f"{RESULT}.{of}" if of else RESULT, field)
 
 

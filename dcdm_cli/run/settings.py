@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from dcdm_cli.errors import UsageError
 from dcdm_cli.run.classifiers import ClassifierConfig, DownstreamConfig, FeaturesConfig, JudgeConfig, ScoreConfig
+from dcdm_cli.run.network import DEFAULT_SECONDS
 from dcdm_cli.run.origins import nearest
 from dcdm_cli.run.roles import execution, plan, result
 from dcdm_cli.section import Fraction, Section, Seed
@@ -89,7 +90,10 @@ class DataConfig(Section):
 
 
 class CaptionConfig(Section):
-    method: Literal["template", "model"] = result(default="template", description="one text per class, or a model")
+    method: Literal["template", "model", "llm"] = result(
+        default="template",
+        description="one text per class; a model that sees each image; or llm: prompts for generate --prompts besides",
+    )
     own: Literal["keep", "replace"] = result(
         default="keep", description="captions that came with the images: kept, gaps being filled, or replaced"
     )
@@ -103,6 +107,14 @@ class CaptionConfig(Section):
     max_new_tokens: int = result(default=40, ge=1, description="longest caption of a model")
     batch_size: int = execution(default=8, ge=1, description="images captioned at once")
     prefix: str = result(default="a photo of a {class}, ", description="put before a model's caption")
+    llm: str = result(
+        of="prompts",
+        default="HuggingFaceTB/SmolLM2-360M-Instruct",
+        description="--method llm: any causal language model, hub id or folder",
+    )
+    llm_revision: str | None = result(of="prompts", default=None, description="commit of the llm; none = the newest")
+    llm_tokens: int = result(of="prompts", default=40, ge=1, description="longest answer of the llm")
+    llm_prompts: int = result(of="prompts", default=20, ge=1, le=10_000, description="prompts asked for of each class")
     sidecars: Path | None = result(of="files", default=None, description="also write .txt files below this folder")
     metadata: Path | None = result(of="files", default=None, description="also write metadata.jsonl into this folder")
     overwrite: bool = execution(default=False, description="replace sidecars and metadata that are already there")
@@ -301,6 +313,12 @@ class GenerateConfig(Section):
         of="budget", default=1024, ge=1, description="images per shard, the unit that workers are handed"
     )
     captions: Literal["class", "real"] = plan(default="real", description="captions of real images, or one per class")
+    prompts: Path | None = plan(
+        default=None, description="prompts of your own: CSV or JSON lines class,prompt, or a folder of CLASS.txt"
+    )
+    prompt_share: Fraction | None = plan(
+        default=None, description="share of images with one of --prompts, the rest as --captions says; none = all"
+    )
     negative_prompt: str = result(default="", description="text of the unconditional call")
     scheduler: Literal["ddim", "unipc", "dpmpp", "pndm"] = result(default="ddim", description="sampler, of diffusers")
     steps: int = result(default=30, ge=1, description="sampler steps per image")
@@ -354,6 +372,12 @@ class GenerateConfig(Section):
         if not 0 < strength <= 1:
             raise ValueError("give a share above 0 and up to 1, such as 0.75; 1 starts from noise alone")
         return strength
+
+    @field_validator("prompts")
+    @classmethod
+    def _from_anywhere(cls, prompts: Path | None) -> Path | None:
+        """Evaluation reads it again, perhaps from another folder."""
+        return prompts.expanduser().absolute() if prompts is not None else None
 
     @field_validator("check")
     @classmethod
@@ -422,6 +446,9 @@ class Config(Section):
     seed: Seed = result(default=0, description="run seed; stages add their own")
     device: str = execution(default="auto", description="auto, cpu, cuda, cuda:0, mps")
     threads: int | None = execution(default=None, ge=1, description="CPU threads; none = the library's choice")
+    network_seconds: float = execution(
+        default=DEFAULT_SECONDS, gt=0, description="longest wait for a network that does not answer, once per command"
+    )
     data: DataConfig = Field(default_factory=DataConfig)
     score: ScoreConfig = Field(default_factory=ScoreConfig)
     caption: CaptionConfig = Field(default_factory=CaptionConfig)

@@ -43,7 +43,7 @@ RECORDED_PACKAGES = ("torch", "diffusers", "transformers", "peft", "timm", "acce
 class _Results(BaseModel):
     """Kinds of the results that later commands work with, where a stage has them; the others are for people."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", defer_build=True)  # built when a record is read
 
     images: Count | None = None
     rejected: Count | None = None
@@ -132,6 +132,7 @@ class RunFolder:
     samples = property(lambda self: self.path / "samples.parquet")
     rejected = property(lambda self: self.path / "rejected.jsonl")
     copies = property(lambda self: self.path / "copies.jsonl")
+    prompts = property(lambda self: self.path / "prompts.jsonl")
     own_captions = property(lambda self: self.path / "own_captions.parquet")
     images = property(lambda self: self.path / "images")
     scorer = property(lambda self: self.path / "scorer")
@@ -374,7 +375,7 @@ class RunFolder:
             device=outcome.device,
             peak_memory_mib=_peak_memory_mib(),
             started=started,
-            versions=_versions(),
+            versions=recorded_versions(),
             energy_wh=attempt.energy_wh,
             apart=attempt.apart.seconds(),
             uncounted=stage.uncounted,
@@ -470,6 +471,7 @@ def resident_peak_mib() -> int:
     return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit)
 
 
-def _versions() -> dict[str, str]:
+def recorded_versions() -> dict[str, str]:
+    """Of dcdm, Python and what decides about results, as records and reports name them."""
     packages = {name: metadata.version(name) for name in RECORDED_PACKAGES}
     return {"dcdm": __version__, "python": platform.python_version(), **packages}

@@ -15,6 +15,7 @@ from dcdm_cli.run.store import Outcome, Stage, StageRecord
 from dcdm_cli.stages.devices import settle_spread
 from dcdm_cli.stages.label_check import check_input, generator_files
 from dcdm_cli.stages.probe import Probed, open_run_engine, probe, probe_with_crew, usable_calibration
+from dcdm_cli.stages.prompts import prompt_input
 
 if TYPE_CHECKING:
     from dcdm_cli.data.manifest import Manifest
@@ -61,7 +62,7 @@ def adherence_stage(session: Session) -> Stage:
     settings |= {"seed": evaluate.seed + config.seed}
     calibration = run.record("calibrate")
     inputs = {name: run.require(name).id for name in ("score", "caption", "finetune")}
-    inputs |= {"calibrate": calibration.id if calibration else "", **check_input(session)}
+    inputs |= {"calibrate": calibration.id if calibration else "", **check_input(session)} | prompt_input(session)
     uncounted = {**all_others(made, *IMAGES), **all_others(judge)}
     return Stage("adherence", settings, inputs, uncounted, generator_files(session))
 
@@ -80,11 +81,13 @@ def reachable_targets(session: Session) -> tuple[tuple[float, float], list[float
 
 
 def summary(probed: Probed, agrees: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
-    from dcdm_cli.evaluation.adherence import adherence, per_class
+    from dcdm_cli.evaluation.adherence import adherence, per_class, per_source
 
     results = adherence(probed.target, probed.realised, agrees)
     checked = None if probed.shows is None else round(float(probed.shows.mean()), 4)
     results |= {"label_checked": checked} if checked is not None else {}
+    by_source = per_source(probed.target, probed.realised, agrees, probed.prompt_source)
+    results |= {"prompt_sources": by_source} if by_source else {}
     return results | {"classes": per_class(probed.target, probed.realised, agrees, probed.label, names)}
 
 

@@ -120,14 +120,16 @@ def _look(session: Session) -> Outcome:
 
 def _adherence(session: Session, data: Evaluated, images: Manifest, judge: Judge, job: Job) -> dict[str, Any]:
     """Target against measured difficulty of finished images, read in batches."""
-    from dcdm_cli.evaluation.adherence import adherence, frontier, labels_hold_until, per_class
+    from dcdm_cli.evaluation.adherence import adherence, frontier, labels_hold_until, per_class, per_source
 
     target, realised = images.column("target_difficulty"), measured_difficulty(session.run.scorer, images, job)
     label = images.column("label").astype(np.int64)
     agrees = judge.labels(images.paths()) == label
     rows = frontier(_real(data.real, judge, len(images)), (realised, agrees))
+    by_source = per_source(target, realised, agrees, images.table["prompt_source"].to_pylist())
     return {
         **adherence(target, realised, agrees),
+        **({"prompt_sources": by_source} if by_source else {}),
         "classes": per_class(target, realised, agrees, label, images.class_names),
         "frontier": rows,
         "labels_hold_until": {kind: labels_hold_until(rows, kind) for kind in ("real", "generated")},

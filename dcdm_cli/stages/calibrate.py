@@ -10,6 +10,7 @@ from dcdm_cli.run.roles import fingerprint, others
 from dcdm_cli.run.session import Session
 from dcdm_cli.run.store import Outcome, Stage, StageRecord
 from dcdm_cli.stages.jobs import open_job
+from dcdm_cli.stages.prompts import prompt_input
 
 if TYPE_CHECKING:
     from dcdm_cli.difficulty.calibration import Calibration
@@ -37,13 +38,14 @@ def calibrate_stage(session: Session) -> Stage:
     run, config = session.run, session.config
     settings = {**fingerprint(config.calibrate), "sampler": sampler_settings(config.generate)}
     settings["attempts"] = config.generate.attempts  # decides what is reachable
-    inputs = {"finetune": run.require("finetune").id, "score": run.require("score").id}
+    inputs = {"finetune": run.require("finetune").id, "score": run.require("score").id, **prompt_input(session)}
     reads = (run.samples, run.scorer, *run.weights)
     return Stage("calibrate", settings, inputs, others(config.calibrate), reads)
 
 
 def _calibrate(session: Session, file: Path) -> Outcome:
     from dcdm_cli.difficulty.calibration import save_calibration
+    from dcdm_cli.evaluation.adherence import per_source
     from dcdm_cli.files import hash_file
     from dcdm_cli.stages.probe import open_run_engine, probe
 
@@ -54,7 +56,9 @@ def _calibrate(session: Session, file: Path) -> Outcome:
     calibration = fit(measured, len(engine.info.class_names), engine.config)
     save_calibration(calibration, file)
     calibration = replace(calibration, attempts=config.generate.attempts)
-    results = {"reachable": list(calibration.reachable), "realised": list(calibration.realised)}
+    results: dict[str, Any] = {"reachable": list(calibration.reachable), "realised": list(calibration.realised)}
+    by_source = per_source(measured.requested, measured.realised, measured.agrees, measured.prompt_source)
+    results |= {"prompt_sources": by_source} if by_source else {}
     return Outcome([file], hash_file(file), results | {"requested": list(calibration.requested)}, job.device)
 
 

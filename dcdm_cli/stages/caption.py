@@ -14,6 +14,7 @@ from dcdm_cli.run.roles import FILES, RESULT, fingerprint, others
 from dcdm_cli.run.session import Session
 from dcdm_cli.run.store import Outcome, RunFolder, Stage, StageRecord
 from dcdm_cli.stages.jobs import open_job
+from dcdm_cli.stages.prompts import run_prompts
 
 if TYPE_CHECKING:
     from dcdm_cli.data.manifest import Manifest
@@ -31,6 +32,9 @@ def run_caption(session: Session) -> StageRecord:
         if any(fingerprint(session.config.caption, FILES).values()):
             _, written = run.run(caption_files_stage(session), lambda: _write_extras(session), force=session.force)
             done = done or written
+        if session.config.caption.method == "llm":
+            record = run_prompts(session)
+            done = True
     if not done:
         session.console.note("caption: nothing changed, skipped (--force runs it again)")
     return record
@@ -41,8 +45,18 @@ def caption_stage(session: Session) -> Stage:
     tokenizer = {"base": finetune.base, "revision": finetune.revision}  # whose tokens are counted
     uncounted = others(config, RESULT)
     reads = (session.run.samples, session.run.own_captions)
-    settings = {**fingerprint(config, RESULT), "tokenizer": tokenizer}
+    settings = {**fingerprint(config, RESULT), "method": _method(session), "tokenizer": tokenizer}
     return Stage("caption", settings, _inputs(session), uncounted, reads)
+
+
+def _method(session: Session) -> str:
+    """How images are captioned. Prompts of a language model say nothing of an image: the captions stay, and are made by
+    template where there are none."""
+    method = session.config.caption.method
+    if method != "llm":
+        return method
+    record = session.run.record("caption")
+    return record.config["method"] if record else "template"
 
 
 def caption_files_stage(session: Session) -> Stage:
@@ -80,10 +94,11 @@ def _write_captions(session: Session) -> Outcome:
     run.forget("caption", replaces=run.samples)
     write_manifest(manifest, run.samples)
     own = sum(caption is not None for caption in kept)
-    origins = {"own": own, config.method: len(captions) - own}
+    method = _method(session)
+    origins = {"own": own, method: len(captions) - own}
     session.console.note("captions: " + ", ".join(f"{count} {origin}" for origin, count in origins.items() if count))
     results = {"images": len(captions), "distinct": len(set(captions)), "cut": cut, "origins": origins}
-    return Outcome([run.samples], hash_json(captions), {**results, "method": config.method, "revision": revision})
+    return Outcome([run.samples], hash_json(captions), {**results, "method": method, "revision": revision})
 
 
 def caption_input(run: RunFolder) -> dict[str, str]:
@@ -116,7 +131,7 @@ def _captions(session: Session, manifest: Manifest) -> tuple[list[str], str | No
     from dcdm_cli.captioning.templates import template_captions
 
     config = session.config.caption
-    if config.method == "template":
+    if _method(session) == "template":
         return template_captions(manifest, config), None
     from dcdm_cli.captioning.bulk import model_captions
 
@@ -125,7 +140,7 @@ def _captions(session: Session, manifest: Manifest) -> tuple[list[str], str | No
 
 def _cut(session: Session, captions: list[str]) -> tuple[list[str], int]:
     """Captions that the base's text encoder can read whole, and how many had to be cut. Nothing is fetched for that."""
-    from dcdm_cli.model.base import load_tokenizer
+    from dcdm_cli.model.tokens import load_tokenizer
 
     base = session.config.finetune
     tokenizer = load_tokenizer(base.base, base.revision)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from dcdm_cli import __version__
+from dcdm_cli.run.network import ask_hub, budget, within
 from dcdm_cli.run.store import RunFolder
 
 OK, NOTE, WARNING, FAULT = "ok", "note", "warning", "fault"
@@ -33,7 +33,7 @@ class Finding:
 
 def run_doctor(run: RunFolder) -> list[Finding]:
     """Every finding, in the order in which they are read. Takes seconds: libraries are loaded and sessions opened."""
-    parts = (versions, devices, backends, lambda: hub(HUB_SECONDS), lambda: file_system(run), limits)
+    parts = (versions, devices, backends, lambda: hub(min(HUB_SECONDS, budget())), lambda: file_system(run), limits)
     return [finding for part in parts for finding in part()]
 
 
@@ -104,7 +104,7 @@ def hub(seconds: float) -> Iterator[Finding]:
     if constants.HF_HUB_OFFLINE:
         yield Finding("hub", NOTE, "not asked: HF_HUB_OFFLINE is set; only what is in the cache can be used")
     else:
-        failure = within(seconds, lambda: _ask(constants.ENDPOINT, seconds))
+        failure = within(seconds, lambda: ask_hub(seconds))
         fix = "models must then lie in the cache or be given as folders"
         yield (
             Finding("hub", WARNING, f"{constants.ENDPOINT}: {failure}", fix)
@@ -113,22 +113,6 @@ def hub(seconds: float) -> Iterator[Finding]:
         )
     token = get_token() is not None
     yield Finding("token", OK if token else NOTE, "there is one" if token else "none: gated models cannot be loaded")
-
-
-def within(seconds: float, work: Callable[[], str]) -> str:
-    """What `work` returns, or that it took too long: a name server that does not answer has no limit of its own."""
-    answer: list[str] = []
-
-    def ask() -> None:
-        try:
-            answer.append(work())
-        except Exception as error:
-            answer.append(f"{type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else 'no reason'}")
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return answer[0] if answer else f"no answer within {seconds:g} s"
 
 
 def file_system(run: RunFolder) -> Iterator[Finding]:
@@ -164,13 +148,6 @@ def limits() -> Iterator[Finding]:
         little = free < LITTLE_SHARED
         fix = "docker run --shm-size 2g" if little else ""
         yield Finding("shared memory", WARNING if little else OK, f"{sized(free)} free in {shared}", fix)
-
-
-def _ask(endpoint: str, seconds: float) -> str:
-    from huggingface_hub.utils import get_session
-
-    get_session().head(endpoint, timeout=seconds)
-    return ""
 
 
 def _gpu(index: int) -> Finding:

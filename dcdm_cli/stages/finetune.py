@@ -96,13 +96,17 @@ def _wanted(devices: str | None, session: Session) -> tuple[str, ...]:
 def _train(session: Session, config: FinetuneConfig, folder: Path) -> Outcome:
     from dcdm_cli.model.adapter import adapter_hash
     from dcdm_cli.reports.plots import loss_curve
+    from dcdm_cli.reports.strength import strength_curves
 
     with step_log(session, _job(session)) as job:
         results = fine_tune(session, config, folder, job)
     steps, losses = zip(*results["losses"], strict=True) if results["losses"] else ((), ())
     session.run.figures.mkdir(exist_ok=True)
     figure = loss_curve(session.run.figures / "loss.png", steps, losses)
-    return Outcome([folder, figure], adapter_hash(folder), results, job.device, listed=[session.run.cache])
+    drawn = [figure]
+    if chosen := results.get("strength"):
+        drawn.append(strength_curves(session.run.figures / "strength.png", chosen))
+    return Outcome([folder, *drawn], adapter_hash(folder), results, job.device, listed=[session.run.cache])
 
 
 def _drop_checkpoints(run: RunFolder) -> None:

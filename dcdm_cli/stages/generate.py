@@ -27,6 +27,7 @@ from dcdm_cli.stages.plan import (
     with_precision_of,
 )
 from dcdm_cli.stages.probe import make_measure, open_run_crew, open_run_engine
+from dcdm_cli.stages.prompts import prompt_input
 from dcdm_cli.stages.starts import open_starts
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def generate_stage(session: Session, plan: AnyPlan | None = None) -> Stage:
     calibration = run.record("calibrate")
     inputs = {"finetune": run.require("finetune").id, "calibrate": calibration.id if calibration else ""}
     inputs |= {name: record.id for name in ("score", "caption") if (record := run.record(name))}
-    inputs |= check_input(session)
+    inputs |= check_input(session) | prompt_input(session)
     if plan is not None:
         inputs["plan"] = plan.hash
     settings = {**fingerprint(config), "run_seed": session.config.seed}
@@ -196,20 +197,24 @@ def warn_unreachable(session: Session, plan: AnyPlan) -> None:
         )
 
 
-def _difficulty_summary(generated: Generated) -> dict[str, float | None]:
+def _difficulty_summary(generated: Generated) -> dict[str, Any]:
     import numpy as np
+
+    from dcdm_cli.evaluation.adherence import per_source
 
     target, measured, predicted, label = generated.columns(
         "target_difficulty", "measured_difficulty", "predicted", "label"
     )
     scored = np.isfinite(measured)  # the others say nothing about their labels
     known = bool(scored.any())
+    by_source = per_source(target, measured, predicted == label, generated.texts("prompt_source"))
     return {
         "target_mean": float(target.mean()) if len(target) else None,
         "measured_mean": float(np.nanmean(measured)) if known else None,
         "label_agreement": float((predicted == label)[scored].mean()) if known else None,
         "not_scored": int((~scored).sum()) if known else len(scored),
         "label_checked": generated.label_checked,
+        **({"prompt_sources": by_source} if by_source else {}),
     }
 
 

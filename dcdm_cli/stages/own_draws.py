@@ -17,6 +17,7 @@ from dcdm_cli.run.progress import Job
 from dcdm_cli.run.session import Session
 from dcdm_cli.run.settings import FinetuneConfig
 from dcdm_cli.stages.adapter import TrainingRows, train_adapter
+from dcdm_cli.stages.prompts import without_prompts
 
 if TYPE_CHECKING:
     from dcdm_cli.data.manifest import Manifest
@@ -69,7 +70,7 @@ def own_draws(session: Session, config: FinetuneConfig, folder: Path, job: Job) 
             "score with a classifier: dcdm score --method auto --force, or set --own-draws 0",
         )
     engine = first_draws(open_run_engine(session, folder, job, insist=False))
-    inputs, ends = plan_inputs(session, calibrated=False), probe_points(session, 2)
+    inputs, ends = plan_inputs(without_prompts(session), calibrated=False), probe_points(session, 2)
     seed = session.config.seed + SEED
     targets = np.random.default_rng((seed, 19)).uniform(ends[0], ends[-1], config.own_draws)
     labels = np.arange(config.own_draws) % len(inputs.class_names)

@@ -14,6 +14,7 @@ from dcdm_cli.run.progress import Job
 from dcdm_cli.run.store import RunFolder
 from dcdm_cli.stages.devices import Spread, open_crew
 from dcdm_cli.stages.label_check import open_check, prepare_check
+from dcdm_cli.stages.prompts import own_prompts, readable
 from dcdm_cli.stages.starts import open_starts, source_ids
 
 if TYPE_CHECKING:
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Probed:
     """One entry per image. target, requested, realised float32 [N]; label int64 [N]; agrees bool [N]: the scorer still
-    gives the image its label; shows bool [N]: the label check sees it, None where none was asked. The images themselves
-    are not kept: `Watch` sees each batch once."""
+    gives the image its label; shows bool [N]: the label check sees it, None where none was asked. prompt_source: of the
+    plan's rows. The images themselves are not kept: `Watch` sees each batch once."""
 
     target: np.ndarray
     requested: np.ndarray
@@ -41,6 +42,7 @@ class Probed:
     label: np.ndarray
     agrees: np.ndarray
     shows: np.ndarray | None = None
+    prompt_source: tuple[str | None, ...] = ()
 
 
 def open_run_engine(session: Session, adapter: Path, job: Job, *, insist: bool = True) -> Engine:
@@ -52,6 +54,8 @@ def open_run_engine(session: Session, adapter: Path, job: Job, *, insist: bool =
         config = config.model_copy(update={"backend": "auto"})
     for warning in sampler_warnings(config):
         session.console.warn(warning)
+    if config.negative_prompt:
+        readable(session, [config.negative_prompt], "--negative-prompt: ")
     starts = open_starts(session, adapter, job)  # first: its VAE must go before the networks come
     with one_off.loading():
         engine = open_engine(adapter, config, job.device, export=session.run.export if own else None)
@@ -105,7 +109,9 @@ def plan_inputs(session: Session, *, calibrated: bool = True) -> PlanInputs:
         allowed = [[caption_from_template(template, name)] for name in train.class_names]
     real = np.asarray(train.column("difficulty"), np.float32)
     calibration = usable_calibration(session) if calibrated else None
-    return PlanInputs(train.class_names, allowed, real, config.difficulty_cap, calibration, source_ids(session, train))
+    own = own_prompts(session, train)
+    sources = source_ids(session, train)
+    return PlanInputs(train.class_names, allowed, real, config.difficulty_cap, calibration, sources, own)
 
 
 def usable_calibration(session: Session):
@@ -228,4 +234,5 @@ def _probed(rows: Sequence[PlanRow], verdict: Verdict) -> Probed:
         label=label,
         agrees=verdict.predicted == label,
         shows=verdict.shows,
+        prompt_source=tuple(row.prompt_source for row in rows),
     )

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcdm_cli.reports import experiment_plots, plots
-from dcdm_cli.reports.html import ReportFigure, write_page, write_report
+from dcdm_cli.reports.html import Extras, ReportFigure, write_page, write_report
+from dcdm_cli.reports.strength import strength_curves, strength_sheet
+from dcdm_cli.run.store import recorded_versions
+
+MOST_PICTURES = 160  # of generated images in the page; a page of a few megabytes opens on a phone
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from dcdm_cli.data.manifest import Manifest
+    from dcdm_cli.reports.gallery import PictureGallery
     from dcdm_cli.run.session import Session
     from dcdm_cli.run.store import RunFolder
 
@@ -34,8 +43,63 @@ def write_evaluation_report(session: Session, manifest: Manifest, metrics: Mappi
         + (f", from real images at strength {config.generate.strength:g}" if config.generate.strength < 1 else ""),
         "device": str(metrics["device"]),
     }
-    write_report(report, metrics, figures, facts)
+    write_report(report, metrics, figures, facts, extras=_extras(session, manifest, metrics))
     return [report, *(figure.path for figure in figures)]
+
+
+def _extras(session: Session, manifest: Manifest, metrics: Mapping[str, Any]) -> Extras:
+    from dcdm_cli.reports.advice import advice
+
+    chosen = chosen_strength(session.run)
+    sheets = [strength_sheet(chosen)] if chosen else []
+    return Extras(how_made(), advice(metrics, _experiments(session.run)), _gallery(session.run, manifest), sheets)
+
+
+def how_made() -> dict[str, str]:
+    """When a page was made, with what, and by which command where there was one."""
+    program = Path(sys.argv[0])
+    ours = program.stem == "dcdm" or program.parent.name == "dcdm_cli"  # python -m dcdm_cli
+    typed = {"command": shlex.join(["dcdm", *sys.argv[1:]])} if ours else {}
+    packages = ", ".join(f"{name} {version}" for name, version in recorded_versions().items())
+    return {"made on": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), "with": packages, **typed}
+
+
+def chosen_strength(run: RunFolder) -> dict[str, Any] | None:
+    """How fine-tuning chose its strength; None where it was told."""
+    record = run.record("finetune")
+    return record.results.get("strength") if record else None
+
+
+def strength_lines(run: RunFolder, results: Mapping[str, Any]) -> list[RenderableType]:
+    """The points that fine-tuning probed, for the screen and as a CSV file of the run; nothing where it was told."""
+    from dcdm_cli.reports.table import shown
+    from dcdm_cli.reports.tables import saved_sheets
+
+    chosen = results.get("strength")
+    return shown(saved_sheets([strength_sheet(chosen)], run.tables)) if chosen else []
+
+
+def _experiments(run: RunFolder) -> dict[str, dict[str, Any]]:
+    """Documents of the experiments that advice is taken from, as far as they were run."""
+    found = {}
+    for name in ("mean-sweep", "ratio-sweep"):
+        file = ExperimentFiles(run.evaluation, name).document
+        record = run.record(f"evaluate-{name}")
+        if record and record.inputs.get("finetune") == run.require("finetune").id and file.is_file():
+            found[name] = json.loads(file.read_text("utf-8"))
+    return found
+
+
+def _gallery(run: RunFolder, manifest: Manifest) -> PictureGallery | None:
+    """Generated images and, beside them, half as many real ones; None before there are generated ones."""
+    from dcdm_cli.data.manifest import read_manifest
+    from dcdm_cli.reports.gallery import PictureGallery, pictures
+
+    file = run.generated / "samples.parquet"
+    if not file.is_file():
+        return None
+    made = pictures(read_manifest(file, made_by="dcdm generate"), MOST_PICTURES)
+    return PictureGallery([*made, *pictures(manifest.split("train"), MOST_PICTURES // 2)]) if made else None
 
 
 def evaluation_lines(run: RunFolder, metrics: Mapping[str, Any]) -> list[RenderableType]:
@@ -46,6 +110,17 @@ def evaluation_lines(run: RunFolder, metrics: Mapping[str, Any]) -> list[Rendera
 
     sheets = saved_sheets(summary_sheets(metrics), run.tables / "evaluation")
     return [*shown(sheets), *(sentence(text) for text in summary_sentences(metrics))]
+
+
+def prompt_lines(run: RunFolder, results: Mapping[str, Any]) -> list[RenderableType]:
+    """What prompts of several sources cost, for the screen; nothing where all are of one."""
+    if not results.get("prompt_sources"):
+        return []
+    from dcdm_cli.reports.quality_tables import prompt_sheet
+    from dcdm_cli.reports.table import shown
+    from dcdm_cli.reports.tables import saved_sheets
+
+    return shown(saved_sheets([prompt_sheet(results["prompt_sources"])], run.tables))
 
 
 @dataclass(frozen=True)
@@ -170,6 +245,9 @@ def _figures(session: Session, manifest: Manifest, metrics: Mapping[str, Any]) -
         Drawing("cost.png", "Cost", "", lambda path: experiment_plots.cost_bars(path, metrics["cost"])),
         Drawing("seconds.png", "Time", "Per stage.", lambda path: plots.stage_seconds(path, metrics["seconds"])),
     ]
+    if chosen := chosen_strength(session.run):
+        text = "What changes as training goes on; the ring is the point that was chosen, by what is asked of it."
+        drawings.append(Drawing("strength.png", "How far to fine-tune", text, lambda p: strength_curves(p, chosen)))
     text = "Each row is a class; the number is the difficulty the scorer finds."
     atlas = ReportFigure("Difficulty atlas", folder / "atlas.png", text)
     return [atlas, steering, *others, *draw(drawings, folder)]

@@ -23,6 +23,7 @@ from dcdm_cli.run.session import Session, with_settings
 from dcdm_cli.run.settings import FinetuneConfig, StrengthConfig
 from dcdm_cli.stages.adapter import DifficultyOf, TrainingRows, snapshot_folder, train_adapter
 from dcdm_cli.stages.own_draws import learn_from_own_draws
+from dcdm_cli.stages.prompts import without_prompts
 
 if TYPE_CHECKING:
     from dcdm_cli.data.manifest import Manifest
@@ -212,8 +213,8 @@ def _drawn(session: Session, adapter: Path, each: int, embed: Callable[[Any], np
     features: list[np.ndarray] = []
     clock = time.monotonic()
     probed = probe(
-        session, engine, targets, -(-each // REQUESTS), job, seed=session.config.seed + 700, calibrated=False,
-        watch=lambda rows, images, difficulty: features.append(embed(images)),
+        without_prompts(session), engine, targets, -(-each // REQUESTS), job, seed=session.config.seed + 700,
+        calibrated=False, watch=lambda rows, images, difficulty: features.append(embed(images)),
     )  # fmt: skip
     seconds = time.monotonic() - clock
     try:

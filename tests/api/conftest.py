@@ -29,6 +29,14 @@ TINY: dict[str, dict[str, Any]] = {
 }
 
 
+def set_tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same settings for code that opens runs itself: in the environment."""
+    for section, settings in TINY.items():
+        for name, value in settings.items():
+            text = "none" if value is None else ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            monkeypatch.setenv(f"DCDM_{section}__{name}".upper(), text)
+
+
 @dataclass(frozen=True)
 class Demo:
     run: Run

@@ -11,7 +11,7 @@ import pytest
 import dcdm_cli
 from dcdm_cli import Run
 
-from .conftest import TINY, Demo
+from .conftest import Demo, set_tiny
 
 TEXT = (Path(dcdm_cli.__file__).parent.parent / "docs" / "python.md").read_text("utf-8")
 SNIPPETS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
@@ -24,10 +24,7 @@ def test_the_snippets_run(
     later = shutil.ignore_patterns("generated", "evaluation", "generate.json", "evaluate.json", "dcdm.toml")
     shutil.copytree(demo.run.folder.path, tmp_path / "birds", ignore=later)
     monkeypatch.chdir(tmp_path)
-    for section, settings in TINY.items():
-        for name, value in settings.items():
-            text = "none" if value is None else ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-            monkeypatch.setenv(f"DCDM_{section}__{name}".upper(), text)
+    set_tiny(monkeypatch)
     names: dict[str, object] = {}
     for number, snippet in enumerate(SNIPPETS):
         run_code = compile(snippet, f"docs/python.md snippet {number + 1}", "exec")

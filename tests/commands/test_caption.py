@@ -10,7 +10,7 @@ from dcdm_cli.captioning.own import read_own_captions, write_own_captions
 from dcdm_cli.console import Console
 from dcdm_cli.data.manifest import Manifest, read_manifest, write_manifest
 from dcdm_cli.errors import MismatchError, NotFoundError
-from dcdm_cli.model.base import load_tokenizer
+from dcdm_cli.model.tokens import load_tokenizer
 from dcdm_cli.run.store import Outcome, RunFolder, Stage
 from dcdm_cli.stages.caption import caption_input, cut_captions, run_caption
 

@@ -43,6 +43,7 @@ DESIGN = [
     "label_checked",
     "generator",
     "source_id",
+    "prompt_source",
 ]
 VALUES = {
     pa.string(): text,

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from dcdm_cli.errors import MismatchError, NotFoundError
-from dcdm_cli.model.base import BaseModel, encode_text, load_base, load_tokenizer
+from dcdm_cli.model.base import BaseModel, encode_text, load_base
 from dcdm_cli.model.packaged import TINY_BASE, TINY_NAME
+from dcdm_cli.model.tokens import load_tokenizer
 
 
 @pytest.fixture

@@ -13,9 +13,10 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 from dcdm_cli.errors import MismatchError, NotFoundError
-from dcdm_cli.model.base import BaseModel, load_base, load_tokenizer
+from dcdm_cli.model.base import BaseModel, load_base
 from dcdm_cli.model.layout import base_warnings, other_conditions
 from dcdm_cli.model.packaged import TINY_BASE
+from dcdm_cli.model.tokens import load_tokenizer
 
 from .ldm_names import WEIGHTS, write_single_file
 from .test_base import edit

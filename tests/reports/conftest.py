@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 
 HOSTILE = "<script>alert(1)</script>[/x]\x1b[31m\u202e$x$"
@@ -99,7 +101,7 @@ def metrics() -> dict:
                 },
             ],
         },
-        "quality": QUALITY,
-        "cost": COST,
+        "quality": copy.deepcopy(QUALITY),
+        "cost": copy.deepcopy(COST),
         "warnings": [f"class {HOSTILE} has few images"],
     }

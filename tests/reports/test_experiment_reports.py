@@ -98,7 +98,7 @@ def test_a_crossing_leads_and_one_that_is_not_reached_is_said() -> None:
     assert "ours reaches it with 40 (20 % of the images, 25 % of the generation time)" in sentences[0]
     assert "that is 60 % of the time plain takes" in sentences[1]
     assert "does not reach that at any ratio tried" in sentences[2]
-    assert experiment_sheets(made)[0].rows[1][3] == "not reached"
+    assert experiment_sheets(made)[0].rows[1][3] == "never"
     assert cell_name(made, made["cells"][0]) == "50 % extra images"
 
 

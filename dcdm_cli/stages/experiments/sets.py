@@ -26,6 +26,7 @@ from dcdm_cli.run.roles import IMAGES, fingerprint
 from dcdm_cli.stages.experiments.generators import VariantFolder, arm_session, prepare_variant
 from dcdm_cli.stages.label_check import check_input
 from dcdm_cli.stages.probe import make_measure, open_run_engine, plan_inputs
+from dcdm_cli.stages.prompts import prompt_input
 
 if TYPE_CHECKING:
     from dcdm_cli.data.manifest import Manifest
@@ -84,10 +85,11 @@ class GeneratedSets:
         return hash_json(made_from)[:16]
 
     def _made_with(self, session: Session) -> dict[str, Any]:
-        """Sets from before there were label checks are found again while there is none."""
+        """Sets from before there were label checks and prompts are found again while there is none."""
         settings = fingerprint(session.config.generate, *IMAGES)
-        off = {name for name in ("check", "check_model") if settings[name] is None}
-        return {name: value for name, value in settings.items() if name not in off} | check_input(session)
+        off = {name for name in ("check", "check_model", "prompts", "prompt_share") if settings[name] is None}
+        made_with = {name: value for name, value in settings.items() if name not in off}
+        return made_with | check_input(session) | prompt_input(session)
 
     def make(self, arm: ArmSpec, ratio: float, seed: int) -> Samples:
         """The arm's images for a seed: all of them, or one set for every seed without `evaluate.fresh_sets`."""

@@ -1,0 +1,24 @@
+"""The base model's tokenizer alone: what captions are measured by, without torch and without the network."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dcdm_cli.model.packaged import resolve_base
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
+
+
+def load_tokenizer(source: str, revision: str | None = None) -> CLIPTokenizer | None:
+    """The base model's tokenizer alone, or None when it is not on this machine; nothing is fetched for it."""
+    from transformers import CLIPTokenizer
+
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(
+            resolve_base(source), subfolder="tokenizer", revision=revision or "main", local_files_only=True
+        )
+    except (OSError, ValueError):
+        return None
+    words = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
+    return tokenizer if words else None  # without its files transformers makes one that knows no word

@@ -1,0 +1,144 @@
+"""What to do now, from what was measured: which difficulty, how many images, go on or stop. Not from the paper.
+
+Every answer names the numbers that it rests on, and says so where nothing was measured that could answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dcdm_cli.reports.formatting import Metrics, interval, known_bounds, number, percent, points, seeds_of
+
+OURS, REAL = "dcdm", "real"
+HELPS = ("better", "points to better")
+HARMS = ("worse", "points to worse")
+FEW_LABELS = 0.8  # label agreement below which images teach wrong labels more than they teach
+MOST_SEEDS = 64  # that anybody trains to tell a difference
+SPREAD = 0.1  # standard deviation of the difficulty that is proposed, as the default has it
+
+
+@dataclass(frozen=True)
+class Advice:
+    """question, its answer in a few words, the numbers behind it, and the command that does it ("" = none)."""
+
+    question: str
+    answer: str
+    why: str
+    command: str = ""
+
+
+def advice(metrics: Metrics, experiments: Mapping[str, Metrics] | None = None) -> list[Advice]:
+    """experiments: documents of finished ones by name; `mean-sweep` and `ratio-sweep` are looked at. Empty without
+    numbers to go by."""
+    found = experiments or {}
+    if not metrics.get("adherence"):
+        return []
+    return [
+        _go_on(metrics),
+        _which_difficulty(metrics["adherence"], found.get("mean-sweep")),
+        _how_many(metrics, found.get("ratio-sweep")),
+    ]
+
+
+def _go_on(metrics: Metrics) -> Advice:
+    question, quality = "Go on or stop?", metrics.get("quality") or {}
+    kept = quality.get("label_agreement")
+    if (quality.get("leakage") or {}).get("level") == "error":
+        why = f"{quality['leakage']['near_test']} generated images repeat held-out ones: accuracies cannot be trusted."
+        return Advice(question, "Stop: held-out images leaked", why, "dcdm evaluate filter")
+    if kept is not None and kept < FEW_LABELS:
+        why = f"The judge sees the label in {percent(kept)} of the images only."
+        return Advice(question, "Stop: labels are lost", why, "dcdm finetune --strength auto")
+    pair = _pair(metrics.get("downstream"), OURS, REAL)
+    if pair is None:
+        why = "No classifier was trained with and without the images yet."
+        return Advice(question, "Measure first", why, "dcdm evaluate")
+    return _by_verdict(question, pair)
+
+
+def _by_verdict(question: str, pair: Metrics) -> Advice:
+    why = _difference(pair)
+    if pair["verdict"] in HARMS:
+        return Advice(question, "Stop: the images make it worse", why, "dcdm evaluate experiment mean-sweep")
+    if pair["verdict"] == "better":
+        return Advice(question, "Go on: the images help", why, "dcdm evaluate experiment ratio-sweep")
+    needed = pair.get("seeds_needed") or 0
+    command = f"dcdm evaluate --seeds {needed}" if pair["seeds"] < needed <= MOST_SEEDS else ""
+    if pair["verdict"] in HELPS:
+        return Advice(question, "Go on, with more seeds: it points to a gain", why, command)
+    if needed > MOST_SEEDS:
+        why += f" About {needed} seeds would decide: a difference so small is hardly worth them."
+        return Advice(question, "Stop, or change something: no gain in sight", why)
+    more = f" About {needed} seeds would decide." if command else " More seeds are not expected to decide it."
+    return Advice(question, "Cannot be told yet", why + more, command)
+
+
+def _which_difficulty(adherence: Metrics, sweep: Metrics | None) -> Advice:
+    question = "Which difficulty?"
+    measured = _swept(sweep)
+    if measured:
+        best, pair = max(measured, key=lambda both: both[1]["difference_mean"])
+        if pair["verdict"] in HELPS:
+            command = f"dcdm generate --difficulty {best['difficulty']}"
+            return Advice(question, f"{best['name']}", f"Of {len(measured)} tried: {_difference(pair)}", command)
+        why = f"None of {len(measured)} tried was shown to help; the best was {best['name']}: {_difference(pair)}"
+        return Advice(question, "It is not the difficulty", why)
+    held, reach = (adherence.get("labels_hold_until") or {}).get("generated"), known_bounds(adherence.get("reachable"))
+    if held is None:
+        why = "Generated images keep their label in 90 % of cases at no difficulty."
+        return Advice(question, "None yet: labels break everywhere", why, "dcdm finetune --strength auto")
+    cap = min(held, reach[1]) if reach else held
+    mean = max(cap - 2 * SPREAD, reach[0] if reach else 0.0)
+    where = f"; means from {number(reach[0])} to {number(reach[1])} can be reached" if reach else ""
+    open_question = "Which difficulty helps most was not measured: dcdm evaluate experiment mean-sweep does that."
+    why = f"Labels hold up to {number(held, 1)}{where}. {open_question}"
+    command = f"dcdm generate --difficulty normal:{mean:.2f},{SPREAD:g} --difficulty-cap {cap:.2f}"
+    return Advice(question, f"Up to {number(cap)}", why, command)
+
+
+def _how_many(metrics: Metrics, sweep: Metrics | None) -> Advice:
+    question = "How many images?"
+    cells = [(cell, pair) for cell in (sweep or {}).get("cells", ()) if (pair := _pair(cell, OURS, REAL))]
+    if not cells:
+        made = (metrics.get("quality") or {}).get("images")
+        why = f"{made} were made; whether more help was not measured." if made else "None were made yet."
+        return Advice(question, "Not measured", why, "dcdm evaluate experiment ratio-sweep")
+    helping = [both for both in cells if both[1]["verdict"] in HELPS]
+    if not helping:
+        tried = ", ".join(f"{cell['ratio']:g}" for cell, _ in cells)
+        best, pair = max(cells, key=lambda both: both[1]["difference_mean"])
+        why = f"None of the ratios {tried} was shown to help; the best was {best['ratio']:g}: {_difference(pair)}"
+        return Advice(question, "No number was shown to help", why)
+    best, pair = max(helping, key=lambda both: both[1]["difference_mean"])
+    enough, its_pair = _smallest_as_good(helping, pair)
+    why = f"{enough['ratio']:g} per real image: {_difference(its_pair)}"
+    if enough is not best:
+        why += f" {best['ratio']:g} per real image gain {points(pair['difference_mean'])}, no more than chance allows."
+    return Advice(question, f"{enough['ratio']:g} per real image", why, f"dcdm generate --ratio {enough['ratio']:g}")
+
+
+def _smallest_as_good(helping: Sequence[tuple[Metrics, Metrics]], best: Metrics) -> tuple[Metrics, Metrics]:
+    """The fewest images whose gain lies within the interval of the largest."""
+    bounds = known_bounds(best["difference_ci95"])
+    least = bounds[0] if bounds else best["difference_mean"]
+    good = [both for both in helping if both[1]["difference_mean"] >= least]
+    return min(good, key=lambda both: both[0]["ratio"])
+
+
+def _swept(sweep: Metrics | None) -> list[tuple[Metrics, Metrics]]:
+    """Arms of one difficulty each with their comparison against real images alone; of the first cell."""
+    cell: Metrics = next(iter((sweep or {}).get("cells", ())), {})
+    arms = [arm for arm in cell.get("arms", ()) if arm.get("difficulty")]
+    return [(arm, pair) for arm in arms if (pair := _pair(cell, arm["name"], REAL))]
+
+
+def _pair(section: Metrics | None, arm: str, against: str) -> dict[str, Any] | None:
+    pairs = (section or {}).get("paired", ())
+    return next((pair for pair in pairs if (pair["arm"], pair["against"]) == (arm, against)), None)
+
+
+def _difference(pair: Metrics) -> str:
+    bounds = f" {interval(pair['difference_ci95'])}" if known_bounds(pair["difference_ci95"]) else ""
+    return f"{points(pair['difference_mean'])} points of accuracy against {pair['against']}{bounds}, {seeds_of(pair)}."

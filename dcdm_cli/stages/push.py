@@ -1,0 +1,95 @@
+"""Puts the adapter, or a generated set, into a repository on the hub: private unless told otherwise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dcdm_cli.errors import CapabilityError, DcdmError, NotFoundError, UsageError
+from dcdm_cli.run.network import budget, reach_hub, reason
+from dcdm_cli.run.session import Session
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+ADAPTER, IMAGES = "adapter", "images"
+WHATS = (ADAPTER, IMAGES)
+TYPES = {ADAPTER: "model", IMAGES: "dataset"}
+LEFT_OUT = ("shards/*", "*.part", ".*")  # the ledger serves whoever generates; others read what the card names
+MOST_FILES = 10_000  # the hub's own advice for one folder
+
+
+def run_push(session: Session, what: str, repository: str, *, public: bool = False) -> dict[str, Any]:
+    """What was put where: `url`, `files`, `private`. Raises UsageError for another word than `WHATS` and for a public
+    repository without `public`; NotFoundError before there is anything to push; DcdmError for what the hub refuses."""
+    if what not in WHATS:
+        raise UsageError(f"{what!r} cannot be pushed", f"say {' or '.join(WHATS)}: dcdm push {ADAPTER} {repository}")
+    folder = _checked(session, what)
+    files = sorted(file for file in _files(folder) if file.is_file())
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.errors import HFValidationError
+
+    if get_token() is None:
+        raise CapabilityError("the hub asks who you are, and there is no token", "hf auth login, or set HF_TOKEN")
+    reach_hub("")
+    api = HfApi()
+    try:
+        private = _repository(api, what, repository, public)
+        session.console.note(f"pushing {len(files)} files to {repository} ({'private' if private else 'public'})")
+        commit = api.upload_folder(
+            repo_id=repository,
+            folder_path=folder,
+            repo_type=TYPES[what],
+            commit_message=f"dcdm push {what}",
+            ignore_patterns=list(LEFT_OUT),
+        )
+    except HFValidationError as error:
+        raise UsageError(f"{repository!r} names no repository: {error}", "write owner/name") from error
+    except DcdmError:
+        raise
+    except Exception as error:  # of huggingface_hub, and of whichever client it uses
+        raise DcdmError(
+            f"the hub did not take {what} into {repository}: {reason(error)}",
+            f"check that the token may write there (hf auth whoami), and the network (waited {budget():g} s at most)",
+        ) from error
+    url = str(commit.commit_url)
+    return {"stage": "push", "what": what, "repository": repository, "url": url, "files": len(files),
+            "private": private}  # fmt: skip
+
+
+def _repository(api: HfApi, what: str, repository: str, public: bool) -> bool:
+    """Makes it unless it is there; whether it is private. Nothing reaches a public one by mistake."""
+    api.create_repo(repository, repo_type=TYPES[what], private=not public, exist_ok=True)
+    private = bool(api.repo_info(repository, repo_type=TYPES[what]).private)
+    if not private and not public:
+        raise UsageError(f"{repository} is there already and public", "say that you mean it: --public")
+    return private
+
+
+def _files(folder: Path) -> list[Path]:
+    inside = (file for file in folder.rglob("*") if not any(part.startswith(".") for part in file.parts[-2:]))
+    return [file for file in inside if "shards" not in file.relative_to(folder).parts and file.suffix != ".part"]
+
+
+def _checked(session: Session, what: str) -> Path:
+    """The folder. Raises NotFoundError, or UsageError for what no repository takes; warns of what is private."""
+    run = session.run
+    if what == IMAGES:
+        record = run.require("generate")
+        card = run.generated / "README.md"
+        if not card.is_file():
+            raise NotFoundError(f"no finished images in {run.generated}", "dcdm generate", file=run.generated)
+        if record.results.get("format") == "folder" and (record.results.get("images") or 0) > MOST_FILES:
+            raise UsageError(
+                f"{record.results['images']} image files are more than the hub takes well ({MOST_FILES})",
+                "make them as Parquet: dcdm generate --format parquet --force",
+                file=run.generated,
+            )
+        return run.generated
+    from dcdm_cli.model.adapter import read_adapter
+
+    run.require("finetune")
+    base = read_adapter(run.adapter).base
+    if Path(base).is_absolute():
+        session.console.warn(f"config.json names the base by a folder of this machine, {base}: others cannot load it")
+    return run.adapter

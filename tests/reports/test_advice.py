@@ -1,0 +1,106 @@
+"""What a page tells people to do, from measured numbers alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dcdm_cli.reports.advice import advice
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+
+
+def document(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
+
+
+def pair(verdict: str, gain: float = 0.01, **changes: Any) -> dict[str, Any]:
+    made = {"arm": "dcdm", "against": "real", "difference_mean": gain, "difference_ci95": [gain - 0.005, gain + 0.005]}
+    return {**made, "seeds": 3, "verdict": verdict, "seeds_needed": 12, **changes}
+
+
+def go_on(metrics: dict[str, Any]) -> tuple[str, str]:
+    found = advice(metrics)[0]
+    return found.answer, found.command
+
+
+def test_without_numbers_there_is_no_advice() -> None:
+    assert advice({"schema": 1}) == []
+
+
+@pytest.mark.parametrize(
+    ("verdict", "answer", "command"),
+    [
+        ("better", "Go on: the images help", "dcdm evaluate experiment ratio-sweep"),
+        ("points to better", "Go on, with more seeds", "dcdm evaluate --seeds 12"),
+        ("cannot tell", "Cannot be told yet", "dcdm evaluate --seeds 12"),
+        ("points to worse", "Stop", "dcdm evaluate experiment mean-sweep"),
+        ("worse", "Stop", "dcdm evaluate experiment mean-sweep"),
+    ],
+)
+def test_go_on_or_stop_follows_the_comparison(metrics: dict, verdict: str, answer: str, command: str) -> None:
+    metrics["quality"]["leakage"]["level"] = "ok"
+    metrics["downstream"]["paired"] = [pair(verdict)]
+    found = go_on(metrics)
+    assert found[0].startswith(answer) and found[1] == command
+
+
+def test_a_difference_that_needs_hundreds_of_seeds_is_not_chased(metrics: dict) -> None:
+    metrics["quality"]["leakage"]["level"] = "ok"
+    metrics["downstream"]["paired"] = [pair("cannot tell", seeds_needed=565)]
+    found = advice(metrics)[0]
+    assert found.answer.startswith("Stop, or change something") and "565 seeds" in found.why and found.command == ""
+
+
+def test_leaks_and_lost_labels_stop_whatever_was_gained(metrics: dict) -> None:
+    metrics["downstream"]["paired"] = [pair("better")]
+    assert go_on(metrics) == ("Stop: held-out images leaked", "dcdm evaluate filter")
+    metrics["quality"]["leakage"]["level"] = "ok"
+    metrics["quality"]["label_agreement"] = 0.5
+    assert go_on(metrics)[0] == "Stop: labels are lost"
+
+
+def test_without_a_sweep_labels_and_reach_bound_the_difficulty(metrics: dict) -> None:
+    metrics["adherence"]["labels_hold_until"]["generated"] = 0.7
+    found = advice(metrics)[1]
+    assert found.answer == "Up to 0.70" and "was not measured" in found.why
+    assert found.command == "dcdm generate --difficulty normal:0.50,0.1 --difficulty-cap 0.70"
+    metrics["adherence"]["labels_hold_until"]["generated"] = None
+    assert advice(metrics)[1].answer.startswith("None yet")
+
+
+def test_a_sweep_that_shows_nothing_says_so_and_one_that_does_names_the_best(metrics: dict) -> None:
+    sweep = document("digits_50_mean-sweep")["document"]
+    swept = [arm["name"] for arm in sweep["cells"][0]["arms"] if arm["difficulty"]]
+    for given in sweep["cells"][0]["paired"]:
+        given["verdict"] = "cannot tell"
+    found = advice(metrics, {"mean-sweep": sweep})[1]
+    assert found.answer == "It is not the difficulty" and f"None of {len(swept)} tried" in found.why
+    best = next(p for p in sweep["cells"][0]["paired"] if p["arm"] == swept[1] and p["against"] == "real")
+    best |= {"difference_mean": 0.2, "verdict": "better"}
+    found = advice(metrics, {"mean-sweep": sweep})[1]
+    arm = next(arm for arm in sweep["cells"][0]["arms"] if arm["name"] == swept[1])
+    assert found.answer == swept[1] and found.command == f"dcdm generate --difficulty {arm['difficulty']}"
+
+
+def test_the_fewest_images_whose_gain_is_as_good_as_the_largest(metrics: dict) -> None:
+    cells = [
+        {"ratio": ratio, "paired": [pair("better", gain)]} for ratio, gain in ((0.1, 0.002), (0.5, 0.018), (2, 0.02))
+    ]
+    found = advice(metrics, {"ratio-sweep": {"cells": cells}})[2]
+    assert found.answer == "0.5 per real image" and found.command == "dcdm generate --ratio 0.5"
+    assert "2 per real image gain +2.0" in found.why
+    for cell in cells:
+        cell["paired"][0]["verdict"] = "cannot tell"
+    found = advice(metrics, {"ratio-sweep": {"cells": cells}})[2]
+    assert found.answer == "No number was shown to help" and "0.1, 0.5, 2" in found.why and found.command == ""
+
+
+def test_the_demos_own_numbers_give_an_answer_to_each_question() -> None:
+    metrics = document("demo_full")["metrics"]
+    found = advice(metrics, {"ratio-sweep": document("digits_50_ratio-sweep")["document"]})
+    assert [item.question for item in found] == ["Go on or stop?", "Which difficulty?", "How many images?"]
+    assert all(item.answer and item.why for item in found)

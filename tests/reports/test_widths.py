@@ -1,0 +1,63 @@
+"""Every table fits a terminal of 80 columns with its words whole: on the numbers that were measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dcdm_cli.reports.experiment_tables import experiment_sheets
+from dcdm_cli.reports.quality_tables import prompt_sheet, sets_sheet
+from dcdm_cli.reports.strength import strength_sheet
+from dcdm_cli.reports.table import NAME_WIDTH, Sheet
+from dcdm_cli.reports.tables import methods_sheet, summary_sheets
+
+from .test_strength_report import STRENGTH
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+COLUMNS = 80
+METHODS = {
+    "kept": "features",
+    "methods": [
+        {"method": "features", "accuracy": 0.91, "calibration_error": 0.02, "seconds": 31.0, "estimate": 31.0},
+        {"method": "crossfit", "accuracy": None, "calibration_error": None, "seconds": None, "estimate": 31000.0},
+    ],
+}
+SOURCE = {"source": "template captions", "n": 12000, "target": 0.5, "realised": 0.5, "spearman": -0.5, "agreement": 1}
+
+
+def sheets() -> Iterator[tuple[str, Sheet]]:
+    for file in sorted(RESULTS.glob("*.json")):
+        found = json.loads(file.read_text("utf-8"))
+        if "metrics" in found:
+            metrics = found["metrics"]
+            yield from ((file.stem, sheet) for sheet in summary_sheets(metrics))
+            yield file.stem, sets_sheet({"generated": metrics, "a-name-of-a-set": metrics})
+        elif isinstance(found.get("document"), dict) and "kind" in found["document"]:
+            yield from ((file.stem, sheet) for sheet in experiment_sheets(found["document"]))
+    yield "methods", methods_sheet(METHODS)
+    yield "prompts", prompt_sheet([SOURCE, SOURCE])
+    yield "strength", strength_sheet(STRENGTH)
+
+
+def least_width(sheet: Sheet) -> int:
+    """Of the longest words side by side, with the frame; names in the first column may be folded."""
+    longest = [
+        max(len(word) for cell in (name, *(row[i] for row in sheet.rows)) for word in (cell.split() or [""]))
+        for i, name in enumerate(sheet.columns)
+    ]
+    return sum([min(longest[0], NAME_WIDTH), *longest[1:]]) + 3 * len(longest) + 1
+
+
+def test_words_stay_whole_on_eighty_columns() -> None:
+    found = list(sheets())
+    assert len(found) > 100
+    wide = {f"{name}: {sheet.title}": least_width(sheet) for name, sheet in found if least_width(sheet) > COLUMNS}
+    assert wide == {}
+
+
+@pytest.mark.parametrize("words", [("a", "bb ccc"), ("wwwwwwwwwwwwwwwwwwww", "x")])
+def test_the_width_is_that_of_the_longest_words(words: tuple[str, str]) -> None:
+    assert least_width(Sheet("t", ("n", "m"), (words,))) == (11 if words[0] == "a" else 18)
