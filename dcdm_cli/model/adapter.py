@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from dcdm_cli.errors import MismatchError, NotFoundError
 from dcdm_cli.files import hash_bytes, write_json, write_text
-from dcdm_cli.gate import ClassNames, Text, Word, read_document
+from dcdm_cli.gate import ClassNames, Finite, Share, Text, Word, read_document
 from dcdm_cli.model.card import CARD_FILE, adapter_card
 from dcdm_cli.model.conditioning import ENCODER_FILE, EncoderConfig
 from dcdm_cli.model.lora import LORA_FILE, save_lora
@@ -32,9 +32,23 @@ AGAIN = "make it again: dcdm finetune --force"
 
 
 @dataclass(frozen=True)
+class Distilled:
+    """What one call of a distilled adapter stands for: settings of `dcdm generate` by their names. teacher: hash of the
+    adapter that it was distilled from."""
+
+    text_guidance: Finite
+    difficulty_guidance: Finite
+    guidance_interval: tuple[Share, Share] | None
+    negative_prompt: Text
+    lora_scale: Finite
+    teacher: Word
+
+
+@dataclass(frozen=True)
 class AdapterInfo:
     """config.json. encoder None = plain LoRA, the control without difficulty. base, revision, variant, base_config: as
-    `load_base` takes them. dataset: the images' id on the hub, None = they are not from there."""
+    `load_base` takes them. dataset: the images' id on the hub, None = they are not from there. distilled: None = it is
+    guided by several calls."""
 
     base: Text
     base_fingerprint: Word
@@ -47,6 +61,7 @@ class AdapterInfo:
     variant: Text | None = None
     base_config: Text | None = None
     dataset: Text | None = None
+    distilled: Distilled | None = None
 
     @property
     def place(self) -> dict[str, Any]:

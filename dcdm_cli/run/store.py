@@ -23,7 +23,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from dcdm_cli import __version__
-from dcdm_cli.errors import DcdmError, LockedError, NotFoundError, StorageError
+from dcdm_cli.errors import DcdmError, LockedError, MismatchError, NotFoundError, StorageError
 from dcdm_cli.files import PART_SUFFIX, hash_json, sweep, write_json, write_text
 from dcdm_cli.gate import EXACT, NO_LINKS, Amount, Count, Finite, Share, Table, Text, Word, inside, read_document
 from dcdm_cli.run.origins import toml_document
@@ -31,6 +31,8 @@ from dcdm_cli.run.timing import Attempt
 
 DEFAULT_RUN = "dcdm-run"
 SET_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")  # a folder and a part of a file name, on every system
+DISTILLED = "distilled"  # the folder of the distilled adapter and of its export
+OF_ADAPTER = ("calibrate", "export")  # stages that each adapter has of its own, and that both may have at a time
 ALL_SETS = "all"  # no set's name: where sets are compared it means all of them
 _held: set[Path] = set()  # run folders that this process has locked
 RECORDED_PACKAGES = ("torch", "diffusers", "transformers", "peft", "timm", "accelerate")
@@ -109,11 +111,12 @@ class RunFolder:
     """Names of everything in a run folder; nothing else spells these paths.
 
     images_name: which generated set is meant by `generated` and by the record of `generate`; "" = the one without a
-    name.
+    name. distilled: which of two adapters is meant by `adapter`, `export` and by the records of `calibrate` and
+    `export`: the fine-tuned one, or the one that was distilled from it.
     """
 
-    def __init__(self, path: Path, images_name: str = "") -> None:
-        self.path, self.images_name = path.absolute(), images_name
+    def __init__(self, path: Path, images_name: str = "", *, distilled: bool = False) -> None:
+        self.path, self.images_name, self.distilled = path.absolute(), images_name, distilled
 
     config_file = property(lambda self: self.path / "dcdm.toml")
     samples = property(lambda self: self.path / "samples.parquet")
@@ -123,8 +126,9 @@ class RunFolder:
     images = property(lambda self: self.path / "images")
     scorer = property(lambda self: self.path / "scorer")
     checker = property(lambda self: self.path / "checker")
-    adapter = property(lambda self: self.path / "adapter")
-    export = property(lambda self: self.path / "export")
+    adapter = property(lambda self: self._of_adapter / "adapter")
+    export = property(lambda self: self._of_adapter / "export")
+    _of_adapter = property(lambda self: self.path / DISTILLED if self.distilled else self.path)
     sets = property(lambda self: self.path / "sets")
     generated = property(lambda self: self.sets / self.images_name if self.images_name else self.path / "generated")
     plans = property(lambda self: self.path / "plans")
@@ -138,7 +142,26 @@ class RunFolder:
 
     def with_images(self, name: str) -> RunFolder:
         """The same folder, looked at with another generated set."""
-        return RunFolder(self.path, name)
+        return RunFolder(self.path, name, distilled=self.distilled)
+
+    def with_distilled(self, distilled: bool) -> RunFolder:
+        """The same folder, looked at with the other adapter."""
+        return self if distilled == self.distilled else RunFolder(self.path, self.images_name, distilled=distilled)
+
+    def adapter_ids(self) -> dict[str, str]:
+        """Ids of the stages that the adapter was made by. Raises NotFoundError where one is not finished, MismatchError
+        for a distilled adapter whose teacher was fine-tuned again since."""
+        ids = {"finetune": self.require("finetune").id}
+        if not self.distilled:
+            return ids
+        made = self.require("distill")
+        if made.inputs.get("finetune") != ids["finetune"]:
+            raise MismatchError(
+                f"the distilled adapter in {self.adapter} was made before the last fine-tuning",
+                f"make it again: dcdm distill --run {self.path}",
+                file=self.adapter,
+            )
+        return ids | {"distill": made.id}
 
     def set_names(self) -> list[str]:
         """The named generated sets that were begun or finished, in the order of their names."""
@@ -299,6 +322,7 @@ class RunFolder:
 
     def _record_file(self, stage: str) -> Path:
         name = f"{stage}-{self.images_name}" if stage == "generate" and self.images_name else stage
+        name += f"-{DISTILLED}" if self.distilled and stage in OF_ADAPTER else ""
         return self.path / "records" / f"{name}.json"
 
 

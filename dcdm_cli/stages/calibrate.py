@@ -37,7 +37,7 @@ def calibrate_stage(session: Session) -> Stage:
     run, config = session.run, session.config
     settings = {**fingerprint(config.calibrate), "sampler": sampler_settings(config.generate)}
     settings["attempts"] = config.generate.attempts  # decides what is reachable
-    inputs = {"finetune": run.require("finetune").id, "score": run.require("score").id}
+    inputs = {**run.adapter_ids(), "score": run.require("score").id}
     return Stage("calibrate", settings, inputs, others(config.calibrate))
 
 

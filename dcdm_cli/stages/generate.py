@@ -69,7 +69,7 @@ def generate_stage(session: Session, plan: AnyPlan | None = None) -> Stage:
     """Of a session whose precision is settled."""
     run, config = session.run, session.config.generate
     calibration = run.record("calibrate")
-    inputs = {"finetune": run.require("finetune").id, "calibrate": calibration.id if calibration else ""}
+    inputs = {**run.adapter_ids(), "calibrate": calibration.id if calibration else ""}
     inputs |= check_input(session)
     if plan is not None:
         inputs["plan"] = plan.hash
