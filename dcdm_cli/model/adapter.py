@@ -43,6 +43,10 @@ class Distilled:
     lora_scale: Finite
     teacher: Word
 
+    @property
+    def scales(self) -> str:
+        return f"text {self.text_guidance:g} and difficulty {self.difficulty_guidance:g}"
+
 
 @dataclass(frozen=True)
 class AdapterInfo:
@@ -75,7 +79,8 @@ def save_adapter(folder: Path, unet: UNet2DConditionModel, encoder: nn.Module | 
     if encoder is not None and info.encoder is not None:
         save_encoder(folder, encoder.state_dict(), info.encoder)
     write_json(folder / CONFIG_FILE, asdict(info))
-    card = adapter_card(info.base, info.class_names, info.resolution, info.encoder, info.dataset)
+    guided = info.distilled.scales if info.distilled else ""
+    card = adapter_card(info.base, info.class_names, info.resolution, info.encoder, info.dataset, guided)
     write_text(folder / CARD_FILE, card)
 
 
