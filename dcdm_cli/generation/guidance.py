@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from dcdm_cli.model.adapter import AdapterInfo
 
 
+STANDS_FOR = ("text_guidance", "difficulty_guidance", "guidance_interval", "negative_prompt", "lora_scale")
+
+
 @dataclass(frozen=True)
 class Guidance:
     """interval: the part of the schedule that is guided, as fractions of its steps; 0 = pure noise, 1 = the image.
@@ -64,9 +67,8 @@ def taught_guidance(config: GenerateConfig, *, plain: bool) -> Guidance:
 
 
 def stands_for(config: GenerateConfig) -> dict[str, Any]:
-    """The settings that a distilled adapter has in it, and that it can be used with alone."""
-    named = ("text_guidance", "difficulty_guidance", "guidance_interval", "negative_prompt", "lora_scale")
-    return {name: getattr(config, name) for name in named}
+    """The settings that a distilled adapter has in it, and that it can be used with alone, as plain JSON values."""
+    return config.model_dump(mode="json", include=set(STANDS_FOR))
 
 
 def check_guidance(adapter: Path, info: AdapterInfo, config: GenerateConfig) -> None:
@@ -80,7 +82,7 @@ def check_guidance(adapter: Path, info: AdapterInfo, config: GenerateConfig) -> 
         return
     if info.distilled is None:
         raise MismatchError(f"the adapter in {adapter} is not distilled", "dcdm distill, or use --guidance calls")
-    wanted, made = stands_for(config), asdict(info.distilled)
+    wanted, made = {name: getattr(config, name) for name in STANDS_FOR}, asdict(info.distilled)
     others = [name for name, value in wanted.items() if value != made[name]]
     if others:
         said = ", ".join(f"{name} = {_said(made[name])}, not {_said(wanted[name])}" for name in others)

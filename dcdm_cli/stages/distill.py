@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING, Any
 
+from dcdm_cli.crew.ranks import Ranks
 from dcdm_cli.errors import UsageError
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.roles import fingerprint, others
@@ -28,6 +29,8 @@ FIGURE = "distill-loss.png"
 
 def run_distill(session: Session) -> StageRecord:
     """Distils the run's adapter at the scales that the settings generate with, unless nothing changed."""
+    if Ranks.of_environment().world > 1:
+        raise UsageError("distilling is done by one process", "start dcdm distill by itself, without a launcher")
     session = settle_training(by_calls(session))
     run = session.run
     run.create(after="finetune")
@@ -52,7 +55,7 @@ def distill_stage(session: Session) -> Stage:
 def student_settings(finetune: FinetuneConfig, distill: DistillConfig) -> FinetuneConfig:
     """The trainer's settings. Every step teaches the guided prediction, of images as they are, without weights."""
     off = {"text_dropout": 0.0, "difficulty_dropout": 0.0, "difficulty_balance": 0.0, "snr_gamma": None}
-    off |= {"views": 1, "hflip": False, "sample_every": 0, "max_grad_norm": finetune.max_grad_norm}
+    off |= {"views": 1, "hflip": False, "sample_every": 0}
     return finetune.model_copy(update={**off, **distill.model_dump()})
 
 
@@ -99,12 +102,13 @@ def _guidance(session: Session) -> Any:
 
 def _lesson(session: Session, config: FinetuneConfig, job: Job) -> TrainingRows:
     """The fine-tuned adapter goes on learning, from what it predicts itself when it is guided."""
+    from dcdm_cli.gate import typed
     from dcdm_cli.generation.guidance import stands_for
     from dcdm_cli.model.adapter import Distilled, adapter_hash
     from dcdm_cli.training.loop import EarlierAdapter
 
     adapter, generate = session.run.adapter, session.config.generate
-    made = Distilled(**stands_for(generate), teacher=adapter_hash(adapter))
+    made = typed(Distilled, stands_for(generate) | {"teacher": adapter_hash(adapter)})
     start = EarlierAdapter(adapter, generate.lora_scale, train_lora=True, with_encoder=True)
     teacher = _teacher(session, config.precision, made, job)
     return TrainingRows(start=start, name=DISTILLED, teacher=teacher, distilled=made)
@@ -123,6 +127,6 @@ def _teacher(session: Session, precision: str, made: Any, job: Job) -> Teacher:
     generate, guidance = session.config.generate, _guidance(session)
     fused = load_fused(session.run.adapter, precision=precision, lora_scale=generate.lora_scale, device=job.device)
     null_text = encode_text(fused.base, [generate.negative_prompt]).float()
-    denoiser = TorchDenoiser(fused.network, job.device, TorchOptions(calls_of(guidance)))
+    denoiser = TorchDenoiser(fused.network, job.device, TorchOptions(calls_of(guidance), cuda_graphs=False))
     timesteps = fused.base.scheduler_config["num_train_timesteps"]
     return Teacher(GuidedTeacher(denoiser, guidance, timesteps, null_text), hash_json(asdict(made)))

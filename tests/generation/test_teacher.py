@@ -9,6 +9,7 @@ import torch
 
 from dcdm_cli.backends.torch_backend import TorchDenoiser, TorchOptions
 from dcdm_cli.errors import MismatchError
+from dcdm_cli.gate import typed
 from dcdm_cli.generation.engine import Engine, sampler_settings
 from dcdm_cli.generation.guidance import Guidance, check_guidance, guidance_of, stands_for, taught_guidance
 from dcdm_cli.generation.sampler import Conditioning, _Batch
@@ -68,7 +69,7 @@ def info(distilled: Distilled | None) -> AdapterInfo:
 
 
 def test_every_setting_that_it_stands_for_is_compared(tmp_path: Path) -> None:
-    made = info(Distilled(**stands_for(config()), teacher="t"))
+    made = info(typed(Distilled, stands_for(config()) | {"teacher": "t"}))
     check_guidance(tmp_path, made, config(guidance="distilled", steps=7))
     other = {"text_guidance": 1.0, "difficulty_guidance": 1.0, "lora_scale": 0.5, "negative_prompt": "blurred",
              "guidance_interval": (0.1, 0.5)}  # fmt: skip
