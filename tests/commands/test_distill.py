@@ -10,8 +10,11 @@ import pytest
 import torch
 
 from dcdm_cli import Run
+from dcdm_cli.api.session import open_session
 from dcdm_cli.backends.torch_backend import TorchDenoiser, TorchOptions
+from dcdm_cli.console import Console
 from dcdm_cli.errors import MismatchError, NotFoundError, UsageError
+from dcdm_cli.evaluation.experiments import AdapterSpec
 from dcdm_cli.generation import pricing
 from dcdm_cli.generation.engine import open_engine
 from dcdm_cli.generation.guidance import taught_guidance
@@ -23,6 +26,7 @@ from dcdm_cli.model.fused import FusedModel, load_fused
 from dcdm_cli.run.presets import PRESETS
 from dcdm_cli.run.standing import DONE, STALE, standing_of
 from dcdm_cli.run.store import RunFolder
+from dcdm_cli.stages.experiments.generators import VariantFolder, variant_session
 from dcdm_export.finished import read_parity
 
 from .test_finetune import prepared
@@ -186,3 +190,13 @@ def test_distilling_twice_does_nothing_and_other_scales_do(run: Run) -> None:
     assert first is not None and run.distill().started == first.started
     assert run.distill(steps=2, **{"generate.difficulty_guidance": 3}).results["stands_for"]["difficulty_guidance"] == 3
     assert run.generate(guidance="distilled", difficulty_guidance=3, count=4).results["images"] == 4
+
+
+def test_generators_of_experiments_are_guided_by_calls(run: Run) -> None:
+    session = open_session(run.folder.path, "evaluate", {"generate.guidance": "distilled"}, Console(quiet=True))
+    assert session.run.distilled and variant_session(session, "ours", AdapterSpec()).run.distilled
+    other = variant_session(session, "soft", AdapterSpec(generate={"steps": 3}))
+    assert other.config.generate.guidance == "calls" and not other.run.distilled
+    assert isinstance(other.run, VariantFolder) and other.run.parent.adapter == run.folder.adapter
+    with pytest.raises(UsageError, match="only the run's adapter is distilled"):
+        variant_session(session, "x", AdapterSpec(generate={"guidance": "distilled"}))
