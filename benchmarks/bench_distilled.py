@@ -1,6 +1,6 @@
 """One distilled network call against the three guided ones: images/s, adherence, agreement, coverage, pictures, price.
 
-    python benchmarks/bench_distilled.py --run bench-distilled      makes the run first where there is none
+    python benchmarks/bench_distilled.py        makes its run first, below bench-work; some minutes each on a core
 
 On the digits preset and one thread. Both adapters are calibrated on their own and asked for the same targets with the
 same seeds, and draws are chosen among as the preset does. Agreement is the scorer's, and the packaged digits
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import ROOT, interleaved, median_ratio, write_result
+from common import ROOT, WORK, interleaved, median_ratio, write_result
 from PIL import Image, ImageDraw
 
 from dcdm_cli import Run
@@ -55,8 +55,8 @@ class Side:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run", type=Path, default=ROOT / "bench-distilled")
-    parser.add_argument("--strength", default="100", help="finetune.strength: steps, or auto")
+    parser.add_argument("--run", type=Path, default=WORK / "distilled")
+    parser.add_argument("--strength", default="auto", help="finetune.strength: auto, as in the preset, or steps")
     parser.add_argument("--per-target", type=int, default=80)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()

@@ -34,7 +34,7 @@ class GuidedTeacher:
         inputs = of_calls(Conditioning(text, label, difficulty, self.null_text), calls)
         rows, times = latents.repeat(len(calls), 1, 1, 1), timestep.float().repeat(len(calls))
         parts = self.denoiser(rows, times, *inputs).chunk(len(calls))
-        guided = sum(part * weight for part, weight in zip(parts, weights.values(), strict=True))
+        guided = torch.stack([part * weight for part, weight in zip(parts, weights.values(), strict=True)]).sum(0)
         inside = self._inside(timestep)[:, None, None, None]
         return torch.where(inside, guided, parts[calls.index("full")])  # a new tensor: autograd takes none of inference
 
