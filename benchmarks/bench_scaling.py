@@ -115,7 +115,7 @@ def timed(work: Callable[[], Any]) -> float:
 
 
 def peak_mib() -> int:
-    from dcdm_cli.run.store import resident_peak_mib
+    from dcdm_cli.run.memory import resident_peak_mib
 
     return resident_peak_mib()
 

@@ -24,6 +24,7 @@ COMMANDS = {
     "score": "Score how hard each real image is for a classifier.",
     "caption": "Write a caption for each image, by template or by a model.",
     "finetune": "Fine-tune LoRA and the difficulty encoder, then calibrate.",
+    "distill": "Distil guidance: one network call instead of two or three.",
     "export": "Export the fused network to ONNX and TensorRT.",
     "generate": "Generate images of chosen difficulty.",
     "evaluate": "Measure what the images are, what they are worth and cost.",
@@ -36,8 +37,8 @@ COMMANDS = {
     "config": "Show the settings and where each value comes from.",
 }
 EPILOG = (
-    "Pipeline: dcdm score → caption → finetune → export → generate → evaluate, "
-    "all in one run folder (--run, $DCDM_RUN). Export is optional. "
+    "Pipeline: dcdm score → caption → finetune → distill → export → generate → evaluate, "
+    "all in one run folder (--run, $DCDM_RUN). Distill and export are optional. "
     "dcdm COMMAND -h shows a command's options, with the defaults that this run and --preset give them."
 )
 

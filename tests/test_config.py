@@ -68,7 +68,7 @@ def test_every_preset_is_valid(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "near"), [("score.fold", "score.folds"), ("generate.guidance", "guidance"), ("zzz", "known: ")]
+    ("key", "near"), [("score.fold", "score.folds"), ("generate.text_guidence", "text_guidance"), ("zzz", "known: ")]
 )
 def test_an_unknown_setting_is_refused_with_the_nearest_one(key: str, near: str) -> None:
     with pytest.raises(UsageError, match=f"unknown setting '{key}'") as caught:

@@ -35,6 +35,7 @@ from dcdm_cli.stages.adherence import adherence_stage
 from dcdm_cli.stages.atlas import atlas_stage
 from dcdm_cli.stages.calibrate import calibrate_stage
 from dcdm_cli.stages.caption import caption_files_stage, caption_stage
+from dcdm_cli.stages.distill import distill_stage
 from dcdm_cli.stages.evaluate import evaluate_stage
 from dcdm_cli.stages.experiments.arms import named_arms
 from dcdm_cli.stages.experiments.run import experiment_stage, files_of
@@ -58,6 +59,7 @@ STAGES: dict[str, Callable[[Session], Stage]] = {
     "prompts": prompts_stage,
     "finetune": finetune_stage,
     "calibrate": calibrate_stage,
+    "distill": distill_stage,
     "export": export_stage,
     "generate": generate_stage,
     "judge": lambda session: judge_stage(session, "images"),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from dcdm_cli.errors import MismatchError
 from dcdm_cli.run.standing import RunStanding, sized, standing_of
 from dcdm_cli.run.store import Outcome, RunFolder, Stage
 
@@ -54,6 +55,34 @@ def test_what_was_made_from_something_older_is_stale_and_so_is_what_follows(run:
     assert found["caption"] == ("stale", "score was made again since")
     assert found["finetune"][0] == "stale" and found["generate"] == ("stale", "finetune is stale")
     assert standing.next == f"dcdm caption --run {run.path}"
+
+
+def test_a_distilled_adapter_has_its_own_calibration_and_export(run: RunFolder) -> None:
+    """Each of two adapters: what was made with one is not stale because the other was made again."""
+    make(run, "finetune", "score", "caption")
+    make(run, "calibrate", "finetune")
+    assert not [title for title in states(standing_of(run)) if "distilled" in title]
+    make(run, "distill", "finetune")
+    ours = run.with_distilled(True)
+    make(ours, "calibrate", "finetune", "distill")
+    file = run.path / "images.out"
+    file.write_bytes(b"x")
+    inputs = {**ours.adapter_ids(), "calibrate": ours.require("calibrate").id}
+    run.run(Stage("generate", {"guidance": "distilled"}, inputs), lambda: Outcome([file], "x"))
+    found = states(standing_of(run))
+    assert {found[title] for title in ("calibrate", "distill", "calibrate (distilled)", "generate")} == {"done"}
+    assert found["export (distilled)"] == found["export"] == "not yet"
+    make(run, "calibrate", "finetune", images=1)  # of the fine-tuned adapter
+    assert states(standing_of(run))["generate"] == "done"
+    make(ours, "calibrate", "finetune", "distill", images=2)
+    assert states(standing_of(run))["generate"] == "stale"
+    make(run, "distill", "finetune", images=3)
+    standing = standing_of(run)
+    assert states(standing)["calibrate (distilled)"] == "stale" and standing.next == f"dcdm distill --run {run.path}"
+    make(run, "finetune", "score", "caption", images=4)
+    assert states(standing_of(run))["distill"] == "stale"
+    with pytest.raises(MismatchError, match="before the last fine-tuning"):
+        ours.adapter_ids()
 
 
 def test_an_output_that_is_gone_makes_a_stage_stale(run: RunFolder) -> None:

@@ -48,7 +48,7 @@ def test_an_unchanged_stage_is_skipped(run: RunFolder) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="getrusage is all there is")
 def test_the_memory_of_whoever_started_us_is_not_ours() -> None:
-    child = "from dcdm_cli.run.store import resident_peak_mib; print(resident_peak_mib())"
+    child = "from dcdm_cli.run.memory import resident_peak_mib; print(resident_peak_mib())"
     parent = (
         f"import subprocess, sys; held = b'x' * 2**29; subprocess.run([sys.executable, '-c', {child!r}], check=True)"
     )

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from dcdm_cli.api.session import dotted, open_session
 from dcdm_cli.console import Console
 from dcdm_cli.errors import UsageError
-from dcdm_cli.run.session import DEFAULT_RUN, Session, with_chosen_strength
+from dcdm_cli.run.session import DEFAULT_RUN, Session, by_calls, with_chosen_strength
 from dcdm_cli.run.settings import Config
 from dcdm_cli.run.store import RunFolder, StageRecord
 
@@ -124,9 +124,23 @@ class Run:
             with session.run.lock("dcdm finetune"):  # until calibration has ended: nobody may change the adapter before
                 record = run_finetune(session)
                 chosen = with_chosen_strength(session)
-                calibrated = run_calibrate(chosen)
+                calibrated = run_calibrate(by_calls(chosen))
             if self._session is not None:
                 self._session = chosen
+            results = {"calibration": calibrated.results} if calibrated else {}
+            return replace(record, results=record.results | results)
+
+    def distill(self, *, force: bool = False, **settings: Any) -> StageRecord:
+        """One network call that gives what the guided calls give, at the scales that the run generates with, then its
+        calibration, whose results the record holds as `calibration`; `generate(guidance="distilled")` uses it."""
+        from dcdm_cli.stages.calibrate import run_calibrate
+        from dcdm_cli.stages.distill import run_distill
+
+        with self._opened("distill", force, settings) as session:
+            session.run.create(after="finetune")
+            with session.run.lock("dcdm distill"):
+                record = run_distill(session)
+                calibrated = run_calibrate(session.with_settings(generate={"guidance": "distilled"}))
             results = {"calibration": calibrated.results} if calibrated else {}
             return replace(record, results=record.results | results)
 

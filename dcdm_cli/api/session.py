@@ -21,6 +21,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "score": ("score", "data", "scale"),
     "caption": ("caption",),
     "finetune": ("finetune",),
+    "distill": ("distill",),
     "export": ("export",),
     "generate": ("generate", "scale"),
     "evaluate": ("evaluate", "scale"),

@@ -90,8 +90,13 @@ def usable_export(wanted: Wanted, networks: tuple[str, ...]) -> Signature:
     folder = wanted.export
     if folder is None:
         raise NotFoundError("nothing is exported for this adapter", f"make it first: {AGAIN}")
-    scale = wanted.config.lora_scale
-    signature = open_export(folder, adapter_hash=adapter_hash(wanted.adapter), lora_scale=scale, networks=networks)
+    signature = open_export(
+        folder,
+        adapter_hash=adapter_hash(wanted.adapter),
+        lora_scale=wanted.config.lora_scale,
+        networks=networks,
+        distilled=wanted.info.distilled is not None,
+    )
     _check_facts(folder, signature.model, wanted.info)
     _check_denoiser(folder, signature, wanted)
     return signature

@@ -12,13 +12,19 @@ from dcdm_cli.run.session import Session
 EXAMPLES = (
     "dcdm export --run birds",
     "dcdm export --run birds --target tensorrt --precision fp16 --batch 1,8,32",
+    "dcdm export --run birds --guidance distilled",
     "dcdm export --run birds --opset 23 --json | jq .networks",
 )
 
 
 def register(app: typer.Typer, summary: str) -> None:
     @stage_command(
-        app, "export", help=summary, sections=SECTIONS["export"], keys=("generate.precision",), examples=EXAMPLES
+        app,
+        "export",
+        help=summary,
+        sections=SECTIONS["export"],
+        keys=("generate.precision", "generate.guidance"),
+        examples=EXAMPLES,
     )
     def export(session: Session) -> None:
         from dcdm_cli.reports.table import shown

@@ -11,7 +11,15 @@ from typing import Any
 from dcdm_cli.run.one_off import BUILD, LOAD, WARMUP
 from dcdm_cli.run.store import StageRecord
 
-MAKING = ("score", "caption", "finetune", "calibrate", "export", "generate")  # what an image costs; evaluation is apart
+MAKING = (
+    "score",
+    "caption",
+    "finetune",
+    "distill",
+    "calibrate",
+    "export",
+    "generate",
+)  # what an image costs; evaluation is apart
 APART = (LOAD, WARMUP, BUILD)  # parts of a stage that do not grow with the images
 GPU, CPU = "GPU-hours", "CPU-hours"
 

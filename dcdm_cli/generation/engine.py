@@ -18,7 +18,7 @@ from dcdm_cli.backends.exported import cores_left_to
 from dcdm_cli.backends.torch_backend import TorchDenoiser, TorchOptions
 from dcdm_cli.errors import OutOfMemoryError, UsageError
 from dcdm_cli.files import hash_json
-from dcdm_cli.generation.guidance import Guidance, guidance_of
+from dcdm_cli.generation.guidance import Guidance, check_guidance, guidance_of
 from dcdm_cli.generation.plan import PlanRow
 from dcdm_cli.generation.prompts import PromptCache
 from dcdm_cli.generation.sampler import Conditioning, Start, sample
@@ -81,10 +81,12 @@ class Engine:
 
 def sampler_settings(config: GenerateConfig) -> dict[str, Any]:
     """The settings that change what comes out, and so the calibration. What is off (None) is absent: calibrations from
-    before a setting existed still hold. So is strength 1, which is noise alone."""
+    before a setting existed still hold. So are strength 1, which is noise alone, and guidance by calls."""
     settings = {name: value for name, value in fingerprint(config, RESULT).items() if value is not None}
     if config.strength == 1:
         del settings["strength"]
+    if config.guidance == "calls":
+        del settings["guidance"]
     return settings
 
 
@@ -117,6 +119,7 @@ def open_engine(adapter: Path, config: GenerateConfig, device: str, *, export: P
         )
     config = config.model_copy(update={"precision": settle_precision(config.precision, device)})
     info = read_adapter(adapter)
+    check_guidance(adapter, info, config)
     guidance = guidance_of(config, plain=info.encoder is None)
     choice = choose_backend(Wanted(adapter, info, config, device, export, guidance.call_counts(config.steps)))
     if choice.opened is None:

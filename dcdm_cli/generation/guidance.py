@@ -8,9 +8,18 @@ Outside the guidance interval both scales are 1, which leaves e(text, s) alone: 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from dcdm_cli.errors import MismatchError
 from dcdm_cli.run.settings import GenerateConfig
+
+if TYPE_CHECKING:
+    from dcdm_cli.model.adapter import AdapterInfo
+
+
+STANDS_FOR = ("text_guidance", "difficulty_guidance", "guidance_interval", "negative_prompt", "lora_scale")
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,47 @@ class Guidance:
 
 
 def guidance_of(config: GenerateConfig, *, plain: bool) -> Guidance:
-    """plain: a LoRA without difficulty has no difficulty term; one scale for both makes it two calls."""
+    """plain: a LoRA without difficulty has no difficulty term; one scale for both makes it two calls. What is distilled
+    is guided already: one call."""
+    return Guidance() if config.guidance == "distilled" else taught_guidance(config, plain=plain)
+
+
+def taught_guidance(config: GenerateConfig, *, plain: bool) -> Guidance:
+    """The guidance of the scales, by calls: what is distilled learns this one."""
     text, difficulty = config.text_guidance, config.difficulty_guidance
     return Guidance(text, text if plain else difficulty, config.guidance_interval or (0.0, 1.0))
+
+
+def stands_for(config: GenerateConfig) -> dict[str, Any]:
+    """The settings that a distilled adapter has in it, and that it can be used with alone, as plain JSON values."""
+    return config.model_dump(mode="json", include=set(STANDS_FOR))
+
+
+def check_guidance(adapter: Path, info: AdapterInfo, config: GenerateConfig) -> None:
+    """Raises MismatchError when the adapter is not distilled and one call is asked for, the other way round, or when it
+    was distilled for other settings than these."""
+    if config.guidance == "calls":
+        if info.distilled is not None:
+            raise MismatchError(
+                f"the adapter in {adapter} is distilled: its one call is guided already", "use --guidance distilled"
+            )
+        return
+    if info.distilled is None:
+        raise MismatchError(f"the adapter in {adapter} is not distilled", "dcdm distill, or use --guidance calls")
+    wanted, made = {name: getattr(config, name) for name in STANDS_FOR}, asdict(info.distilled)
+    others = [name for name, value in wanted.items() if value != made[name]]
+    if others:
+        said = ", ".join(f"{name} = {_said(made[name])}, not {_said(wanted[name])}" for name in others)
+        back = " ".join(f"--set generate.{name}={_said(made[name])}" for name in others)
+        again = " ".join(f"--set generate.{name}={_said(wanted[name])}" for name in others)
+        raise MismatchError(
+            f"the adapter in {adapter} was distilled for {said}",
+            f"use it as it was made: {back}, or make it again: dcdm distill {again}",
+        )
+
+
+def _said(value: Any) -> str:
+    """As `--set` takes it."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(f'{part:g}' for part in value)}]"
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else repr(value)

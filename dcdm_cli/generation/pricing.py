@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 import time
@@ -39,8 +40,19 @@ class Rate:
 
 
 @dataclass(frozen=True)
+class Repayment:
+    """Of guidance that was distilled. seconds: what that took, once; by_calls_s: of an image by the guided calls.
+    images: after how many it has paid; None = never, one call is no faster here."""
+
+    seconds: float
+    by_calls_s: float
+    images: int | None
+
+
+@dataclass(frozen=True)
 class Price:
-    """seconds: wall clock. device_hours: over all devices, from start to end. money: None without a price."""
+    """seconds: wall clock. device_hours: over all devices, from start to end. money: None without a price. repayment:
+    None where guidance is not distilled."""
 
     images: int
     shards: int
@@ -53,12 +65,14 @@ class Price:
     images_per_second: float
     money: float | None
     probe: Rate
+    repayment: Repayment | None = None
 
     def document(self) -> dict[str, Any]:
         """For JSON. gpu_hours: None where the device is no GPU."""
         gpu = self.device.startswith("cuda") or self.device == "mps"
-        numbers = {key: value for key, value in vars(self).items() if key != "probe"}
-        return {**numbers, "gpu_hours": self.device_hours if gpu else None, "probe": vars(self.probe)}
+        numbers = {key: value for key, value in vars(self).items() if key not in ("probe", "repayment")}
+        distilled = {"repayment": vars(self.repayment)} if self.repayment else {}
+        return {**numbers, "gpu_hours": self.device_hours if gpu else None, "probe": vars(self.probe), **distilled}
 
 
 @dataclass(frozen=True)
@@ -146,6 +160,12 @@ def price(plan: Plan, rate: Rate, layout: Layout, device: str, devices: int, hou
         money=None if hour_price is None else round(hours * hour_price, 2),
         probe=rate,
     )
+
+
+def repayment(seconds: float, by_calls: Rate, distilled: Rate) -> Repayment:
+    """seconds: what distilling and its calibration took. The rates: measured alike, on the same device."""
+    saved = by_calls.per_image_s - distilled.per_image_s
+    return Repayment(seconds, by_calls.per_image_s, math.ceil(seconds / saved) if saved > 0 else None)
 
 
 def check_disk(plan: AnyPlan, layout: Layout, side: int) -> None:

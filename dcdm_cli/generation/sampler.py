@@ -78,6 +78,15 @@ def sample(
     return latents
 
 
+def of_calls(conditioning: Conditioning, calls: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+    """What a denoiser is told of all calls of a step in one batch: text, label and difficulty [calls * B, ...]."""
+    null_text = conditioning.null_text.expand_as(conditioning.text)
+    null_difficulty = torch.full_like(conditioning.difficulty, NULL_DIFFICULTY)
+    text = torch.cat([null_text if call == "none" else conditioning.text for call in calls])
+    difficulty = torch.cat([conditioning.difficulty if call == "full" else null_difficulty for call in calls])
+    return text, conditioning.label.repeat(len(calls)), difficulty
+
+
 class _Batch:
     """What stays the same over the steps that make the same calls: text, label and difficulty [calls * B, ...]."""
 
@@ -86,13 +95,9 @@ class _Batch:
     ) -> None:
         assert denoiser.shared_calls in (1, len(calls)), "open_engine picks a network that fits the guidance"
         self._denoiser, self._calls = denoiser, len(calls)
-        null_text = conditioning.null_text.expand_as(conditioning.text)
-        null_difficulty = torch.full_like(conditioning.difficulty, NULL_DIFFICULTY)
-        text = torch.cat([null_text if call == "none" else conditioning.text for call in calls])
-        difficulty = torch.cat([conditioning.difficulty if call == "full" else null_difficulty for call in calls])
-        self._inputs = text, conditioning.label.repeat(len(calls)), difficulty
-        times = torch.tensor(timesteps, dtype=torch.float32, device=text.device)
-        self._times = times[:, None].repeat(1, len(text))
+        self._inputs = of_calls(conditioning, calls)
+        times = torch.tensor(timesteps, dtype=torch.float32, device=conditioning.text.device)
+        self._times = times[:, None].repeat(1, len(self._inputs[0]))
 
     def predict(self, latents: Tensor, step: int, weights: Sequence[float]) -> Tensor:
         """The guided prediction [B, 4, h, w]: the weighted sum of the calls."""

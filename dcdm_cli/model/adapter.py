@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from dcdm_cli.errors import MismatchError, NotFoundError
 from dcdm_cli.files import hash_bytes, write_json, write_text
-from dcdm_cli.gate import ClassNames, Text, Word, read_document
+from dcdm_cli.gate import ClassNames, Finite, Share, Text, Word, read_document
 from dcdm_cli.model.card import CARD_FILE, adapter_card
 from dcdm_cli.model.conditioning import ENCODER_FILE, EncoderConfig
 from dcdm_cli.model.kohya import KOHYA_FILE, save_kohya
@@ -34,9 +34,27 @@ AGAIN = "make it again: dcdm finetune --force"
 
 
 @dataclass(frozen=True)
+class Distilled:
+    """What one call of a distilled adapter stands for: settings of `dcdm generate` by their names. teacher: hash of the
+    adapter that it was distilled from."""
+
+    text_guidance: Finite
+    difficulty_guidance: Finite
+    guidance_interval: tuple[Share, Share] | None
+    negative_prompt: Text
+    lora_scale: Finite
+    teacher: Word
+
+    @property
+    def scales(self) -> str:
+        return f"text {self.text_guidance:g} and difficulty {self.difficulty_guidance:g}"
+
+
+@dataclass(frozen=True)
 class AdapterInfo:
     """config.json. encoder None = plain LoRA, the control without difficulty. base, revision, variant, base_config: as
-    `load_base` takes them. dataset: the images' id on the hub, None = they are not from there."""
+    `load_base` takes them. dataset: the images' id on the hub, None = they are not from there. distilled: None = it is
+    guided by several calls."""
 
     base: Text
     base_fingerprint: Word
@@ -49,6 +67,7 @@ class AdapterInfo:
     variant: Text | None = None
     base_config: Text | None = None
     dataset: Text | None = None
+    distilled: Distilled | None = None
 
     @property
     def place(self) -> dict[str, Any]:
@@ -63,7 +82,8 @@ def save_adapter(folder: Path, unet: UNet2DConditionModel, encoder: nn.Module | 
     if encoder is not None and info.encoder is not None:
         save_encoder(folder, encoder.state_dict(), info.encoder)
     write_json(folder / CONFIG_FILE, asdict(info))
-    card = adapter_card(info.base, info.class_names, info.resolution, info.encoder, info.dataset)
+    guided = info.distilled.scales if info.distilled else ""
+    card = adapter_card(info.base, info.class_names, info.resolution, info.encoder, info.dataset, guided)
     write_text(folder / CARD_FILE, card)
 
 

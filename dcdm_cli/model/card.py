@@ -22,7 +22,7 @@ ADAPTER = "."  # this folder, or its id on the hub
 encoder = DifficultyEncoder.from_pretrained(ADAPTER)
 pipe = StableDiffusionPipeline.from_pretrained(encoder.base, dtype=torch.float32)  # on a GPU float16, for all its parts
 wanted = encoder.condition(pipe, {prompt}, label={label}, difficulty=0.6)  # loads the LoRA
-image = pipe(**wanted, guidance_scale=3.0, height={side}, width={side}).images[0]
+image = pipe(**wanted, guidance_scale={scale}, height={side}, width={side}).images[0]
 image.save("image.png")
 """
 _PLAIN = """\
@@ -33,18 +33,25 @@ from diffusers import StableDiffusionPipeline
 ADAPTER = "."  # this folder, or its id on the hub
 pipe = StableDiffusionPipeline.from_pretrained(resolve_base({base}), dtype=torch.float32)  # on a GPU float16
 pipe.load_lora_weights(ADAPTER)
-image = pipe({prompt}, guidance_scale=3.0, height={side}, width={side}).images[0]
+image = pipe({prompt}, guidance_scale={scale}, height={side}, width={side}).images[0]
 image.save("image.png")
 """
 
 
 def adapter_card(
-    base: str, class_names: Sequence[str], resolution: int, encoder: EncoderConfig | None, dataset: str | None
+    base: str,
+    class_names: Sequence[str],
+    resolution: int,
+    encoder: EncoderConfig | None,
+    dataset: str | None,
+    guided: str = "",
 ) -> str:
-    """base: as the adapter's config.json calls it; encoder None = a plain LoRA; dataset: hub id of the images."""
+    """base: as the adapter's config.json calls it; encoder None = a plain LoRA; dataset: hub id of the images; guided:
+    the scales that its single call stands for."""
     plain = [name for name in class_names if name.isprintable() and "`" not in name]  # a fence must stay a fence
     name, label = (plain[0], repr(plain[0])) if plain else ("thing", "0")
     values = {"prompt": repr(f"a photo of a {name}"), "label": label, "side": resolution, "base": repr(base)}
+    values["scale"] = "1.0" if guided else "3.0"
     snippet = (_WITH_DIFFICULTY if encoder else _PLAIN).format(**values)
     what = (
         f"A LoRA (`pytorch_lora_weights.safetensors`) and a difficulty encoder (`{ENCODER_FILE}`), an MLP from class "
@@ -54,6 +61,8 @@ def adapter_card(
         if encoder
         else "A plain LoRA without difficulty: the control."
     )
+    if guided:
+        what += f" Distilled: one network call gives what guidance by {guided} gives, so `guidance_scale` stays 1."
     return (
         f"---\n{_metadata(base, dataset).to_yaml()}\n---\n\n# DCDM adapter\n\n{what}\n\n{_base_line(base)} "
         f"Classes: {len(class_names)}. Needs `pip install dcdm-cli`; in this folder:\n\n```python\n{snippet}```\n\n"

@@ -13,17 +13,25 @@ REMEDY = "export again: dcdm export (finished networks that are intact are kept)
 
 
 def open_export(
-    folder: Path, *, adapter_hash: str, lora_scale: float, networks: Iterable[str] | None = None
+    folder: Path,
+    *,
+    adapter_hash: str,
+    lora_scale: float,
+    networks: Iterable[str] | None = None,
+    distilled: bool = False,
 ) -> Signature:
     """The folder's signature, once it fits the adapter in use and the files of `networks` are what was exported.
 
-    networks: all when None; an engine needs none, since its own check covers the graph. Raises NotFoundError when
+    networks: all when None; an engine needs none, since its own check covers the graph. distilled: whether one call is
+    guided already. Raises NotFoundError when
     nothing was exported, MismatchError when it is another adapter's, damaged, incomplete or changed.
     """
     if not (folder / SIGNATURE_FILE).is_file():
-        raise NotFoundError(f"no finished export in {folder}", "make it first: dcdm export", file=folder)
+        again = "make it first: dcdm export" + (" --guidance distilled" if distilled else "")
+        raise NotFoundError(f"no finished export in {folder}", again, file=folder)
     with signature_problems():
         signature = read_signature(folder)
+        _check_guidance(folder, signature.model, distilled)
         _check_model(folder, signature.model, adapter_hash, lora_scale)
         verify(folder, signature, networks)
     return signature
@@ -36,6 +44,16 @@ def signature_problems() -> Iterator[None]:
         yield
     except SignatureError as error:
         raise MismatchError(str(error), REMEDY, file=error.file) from error
+
+
+def _check_guidance(folder: Path, model: ModelFacts, distilled: bool) -> None:
+    if model.distilled != distilled:
+        words = {True: "distilled guidance, of one call", False: "guidance by calls"}
+        raise MismatchError(
+            f"{folder} was exported for {words[model.distilled]}, and generation asks for {words[distilled]}",
+            f"dcdm export --guidance {'distilled' if distilled else 'calls'}",
+            file=folder,
+        )
 
 
 def _check_model(folder: Path, model: ModelFacts, adapter_hash: str, lora_scale: float) -> None:

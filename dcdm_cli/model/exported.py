@@ -33,7 +33,14 @@ from dcdm_export.signature import DENOISER, TEXT_ENCODER, VAE_DECODER, ModelFact
 
 BATCHES = (1, 2, 5)
 TIMESTEPS = (999.0, 1.0, 500.0, 250.0, 750.0)
-ADAPTER_FACTS = {"class_names", "mode", "tokens", "adapter_hash", "lora_scale"}  # decoder and text encoder know none
+ADAPTER_FACTS = {
+    "class_names",
+    "mode",
+    "tokens",
+    "adapter_hash",
+    "lora_scale",
+    "distilled",
+}  # decoder and text encoder know none
 DIFFICULTIES = (0.5, NULL_DIFFICULTY, 0.0, 1.0, 0.25)
 
 
@@ -95,6 +102,7 @@ def model_facts(model: FusedModel, adapter: Path, lora_scale: float) -> ModelFac
         base_fingerprint=info.base_fingerprint,
         adapter_hash=adapter_hash(adapter),
         lora_scale=lora_scale,
+        distilled=info.distilled is not None,
     )
 
 

@@ -108,6 +108,15 @@ PRESETS: dict[str, dict[str, Any]] = {
             "precision": "fp32",  # of everything measured with these settings
         },
         "strength": {"features": "digits", "checkpoints": [60, 200], "probe_budget": 480},
+        "distill": {
+            "steps": 600,
+            "batch_size": 16,
+            "lr": 2e-3,
+            "encoder_lr": 4e-3,
+            "warmup_steps": 20,
+            "ema_decay": 0.99,
+            "checkpoint_every": 200,
+        },
         "calibrate": {"tails": 0.06},
         "generate": {
             "ratio": 1.0,

@@ -21,12 +21,13 @@ from dcdm_cli.run.settings import Config, changed
 from dcdm_cli.run.store import DEFAULT_RUN as DEFAULT_RUN
 from dcdm_cli.run.store import SET_NAME, RunFolder, StageRecord
 
-PIPELINE = ("score", "caption", "finetune", "export", "generate", "evaluate")
+PIPELINE = ("score", "caption", "finetune", "distill", "export", "generate", "evaluate")
 
 
 @dataclass(frozen=True)
 class Session:
-    """What every command works with, made from the shared options."""
+    """What every command works with, made from the shared options. run: looked at with the adapter that
+    `generate.guidance` asks for."""
 
     run: RunFolder
     resolved: Resolved
@@ -35,6 +36,10 @@ class Session:
     dry_run: bool
     given: Mapping[str, Any]  # settings given as flags, dotted
     config_file: Path | None = None
+
+    def __post_init__(self) -> None:
+        run = self.run.with_distilled(self.config.generate.guidance == "distilled")
+        object.__setattr__(self, "run", run)
 
     @property
     def config(self) -> Config:
@@ -122,6 +127,11 @@ def overridden_text(overridden: tuple[Override, ...], run: RunFolder, config_fil
     where += ["--config", str(config_file)] if config_file else []
     commands = [shlex.join(["dcdm", stage, *where]) for stage in stages]
     return f"{'; '.join(said)}: what was made decides. To make it effective: {', then '.join(commands)}"
+
+
+def by_calls(session: Session) -> Session:
+    """The session for what is done with the fine-tuned adapter, whichever images are generated with."""
+    return session.with_settings(generate={"guidance": "calls"})
 
 
 def chosen_strength(record: StageRecord) -> dict[str, Any]:

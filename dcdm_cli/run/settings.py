@@ -233,6 +233,26 @@ class StrengthConfig(Section):
     )
 
 
+class DistillConfig(Section):
+    """One network call that gives what the guided ones give. Not from the paper; Meng et al. 2022, arXiv 2210.03142."""
+
+    steps: int = result(default=2000, ge=1, description="optimiser steps")
+    batch_size: int = result(default=8, ge=1, description="images per forward pass")
+    gradient_accumulation: int = result(default=1, ge=1, description="forward passes per optimiser step")
+    lr: float = result(default=1e-4, gt=0, description="LoRA learning rate, at first")
+    encoder_lr: float = result(default=1e-3, gt=0, description="difficulty encoder learning rate, at first")
+    warmup_steps: int = result(default=100, ge=0, description="steps in which the learning rates rise")
+    lr_schedule: Literal["constant_with_warmup", "cosine", "linear"] = result(
+        default="cosine", description="what the learning rates do after the warm-up"
+    )
+    ema_decay: float = result(
+        default=0.999, ge=0, lt=1, description="of the running mean of the weights, which is kept"
+    )
+    checkpoint_every: int = execution(default=500, ge=1, description="optimiser steps between checkpoints")
+    keep_checkpoints: int = execution(default=2, ge=1, description="newest ones that stay while training goes on")
+    seed: Seed = result(default=0, description="of order, noise and difficulties")
+
+
 class CalibrateConfig(Section):
     """The closed loop after fine-tuning: probe, score, fit requested -> realised. Not from the paper."""
 
@@ -328,6 +348,9 @@ class GenerateConfig(Section):
     text_guidance: float = result(default=2.0, ge=1, description="w_text; 1 = off")
     difficulty_guidance: float = result(
         default=4.0, ge=0, description="w_difficulty; equal to text_guidance = one scale"
+    )
+    guidance: Literal["calls", "distilled"] = result(
+        default="calls", description="two or three network calls a step, or the one of dcdm distill, at these scales"
     )
     lora_scale: float = result(default=1.0, ge=0, le=2, description="strength of the LoRA; 1 = as trained")
     clip_range: float | None = result(
@@ -454,6 +477,7 @@ class Config(Section):
     caption: CaptionConfig = Field(default_factory=CaptionConfig)
     finetune: FinetuneConfig = Field(default_factory=FinetuneConfig)
     strength: StrengthConfig = Field(default_factory=StrengthConfig)
+    distill: DistillConfig = Field(default_factory=DistillConfig)
     calibrate: CalibrateConfig = Field(default_factory=CalibrateConfig)
     export: ExportConfig = Field(default_factory=ExportConfig)
     generate: GenerateConfig = Field(default_factory=GenerateConfig)

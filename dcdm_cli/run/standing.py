@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dcdm_cli.run.store import COMMAND_OF, PIPELINE, RunFolder, StageRecord
+from dcdm_cli.run.store import COMMAND_OF, OF_ADAPTER, PIPELINE, RunFolder, StageRecord
 
-OPTIONAL = ("calibrate", "export")
+OPTIONAL = ("calibrate", "distill", "export")
+DISTILLED_AFTER = {"distill": "calibrate", "export": "export"}  # what the distilled adapter has of its own, and where
 DONE, STALE, RUNNING, STOPPED, MISSING, DAMAGED = "done", "stale", "running", "stopped", "not yet", "damaged"
 
 
@@ -24,7 +25,7 @@ DONE, STALE, RUNNING, STOPPED, MISSING, DAMAGED = "done", "stale", "running", "s
 class Standing:
     """One stage. why: of a state that is not simply done. seconds: of work, over all attempts. size: bytes on disk.
 
-    name: of a generated set; "" for every other stage.
+    name: of a generated set; "" for every other stage. distilled: of the distilled adapter.
     """
 
     stage: str
@@ -36,10 +37,19 @@ class Standing:
     device: str = ""
     started: str = ""
     images: int | None = None
+    distilled: bool = False
 
     @property
     def title(self) -> str:
-        return f"{self.stage} ({self.name})" if self.name else self.stage
+        which = self.name or ("distilled" if self.distilled else "")
+        return f"{self.stage} ({which})" if which else self.stage
+
+    @property
+    def command(self) -> str:
+        """What makes it, without the program's name."""
+        if self.distilled:
+            return {"calibrate": "distill"}.get(self.stage, f"{self.stage} --guidance distilled")
+        return COMMAND_OF.get(self.stage, self.stage)
 
 
 @dataclass(frozen=True)
@@ -64,6 +74,8 @@ def standing_of(run: RunFolder) -> RunStanding:
         found += [_stage(run, stage, found, busy)]
         if stage == "generate":
             found += [_stage(run.with_images(name), stage, found, busy) for name in run.set_names()]
+        if stage in DISTILLED_AFTER and any(s.stage == "distill" and s.state != MISSING for s in found):
+            found += [_stage(run.with_distilled(True), DISTILLED_AFTER[stage], found, busy)]
     return RunStanding(run.path, run.path.is_dir(), tuple(found), _next(run, found))
 
 
@@ -111,17 +123,19 @@ def _stage(run: RunFolder, stage: str, before: list[Standing], busy: str) -> Sta
     try:
         record = run.record(stage)
     except Exception as error:  # whatever a damaged file leads to, it is that stage's state
-        return Standing(stage, DAMAGED, str(error), run.images_name, size=size)
-    command = f"dcdm {COMMAND_OF.get(stage, stage)}"
+        return Standing(stage, DAMAGED, str(error), run.images_name, size=size, distilled=run.distilled)
+    command = f"dcdm {Standing(stage, '', distilled=run.distilled).command.split()[0]}"
     running = busy.startswith(command) and ("calibration" in busy) == (stage == "calibrate")
     if running and (stage != "generate" or run.images_name == _named(busy)):
-        return Standing(stage, RUNNING, busy, run.images_name, _stopped_seconds(run, stage), size)
+        seconds = _stopped_seconds(run, stage)
+        return Standing(stage, RUNNING, busy, run.images_name, seconds, size, distilled=run.distilled)
     if record is None:
         seconds = _stopped_seconds(run, stage)
         state, why = (STOPPED, "the same command goes on") if seconds else (MISSING, "")
-        return Standing(stage, state, why, run.images_name, seconds, size)
+        return Standing(stage, state, why, run.images_name, seconds, size, distilled=run.distilled)
     why = _why_stale(run, record, before)
     facts = {"seconds": record.seconds, "size": size, "device": record.device, "started": record.started}
+    facts |= {"distilled": run.distilled}
     images = record.results.get("images")
     images = images if isinstance(images, int) else None
     return Standing(stage, STALE if why else DONE, why, run.images_name, **facts, images=images)
@@ -131,13 +145,17 @@ def _why_stale(run: RunFolder, record: StageRecord, before: list[Standing]) -> s
     gone = [output for output in record.outputs if not (run.path / output).exists()]
     if gone:
         return f"{gone[0]} is gone"
-    stale = [one.stage for one in before if one.state == STALE and not one.name and one.stage in record.inputs]
-    return f"{stale[0]} is stale" if stale else next(run.outdated(record), "")
+    made = run.as_made(record)
+    own = {stage: made.distilled and stage in OF_ADAPTER for stage in PIPELINE}
+    earlier = [one for one in before if not one.name and one.distilled == own[one.stage]]
+    stale = [one.stage for one in earlier if one.state == STALE and one.stage in record.inputs]
+    return f"{stale[0]} is stale" if stale else next(made.outdated(record), "")
 
 
 def _places(run: RunFolder, stage: str) -> list[Path]:
     places = {
         "score": [run.samples, run.scorer], "finetune": [run.adapter], "export": [run.export],
+        "distill": [run.with_distilled(True).adapter],
         "generate": [run.generated], "evaluate": [run.evaluation],
     }  # fmt: skip
     return places.get(stage, [])
@@ -156,11 +174,10 @@ def _next(run: RunFolder, stages: list[Standing]) -> str:
             standing.state == MISSING and standing.stage not in OPTIONAL
         )
         if waits:
-            command = COMMAND_OF.get(standing.stage, standing.stage)
             source = " FOLDER" if standing.stage == "score" and standing.state == MISSING else ""
             name = f" --name {standing.name}" if standing.name else ""
             force = " --force" if standing.state == DAMAGED else ""
-            return f"dcdm {command}{source}{name}{force}{where}"
+            return f"dcdm {standing.command}{source}{name}{force}{where}"
     return ""
 
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import re
-import resource
 import socket
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -26,14 +24,17 @@ from dcdm_cli import __version__
 from dcdm_cli.errors import DcdmError, LockedError, MismatchError, NotFoundError, StorageError
 from dcdm_cli.files import PART_SUFFIX, hash_json, sweep, write_json, write_text
 from dcdm_cli.gate import EXACT, NO_LINKS, Amount, Count, Finite, Share, Table, Text, Word, inside, read_document
+from dcdm_cli.run.memory import peak_memory_mib
 from dcdm_cli.run.origins import toml_document
 from dcdm_cli.run.seals import Seal, change, seal_all
 from dcdm_cli.run.timing import Attempt
 
 DEFAULT_RUN = "dcdm-run"
 SET_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")  # a folder and a part of a file name, on every system
-PIPELINE = ("score", "caption", "finetune", "calibrate", "export", "generate", "evaluate")
+PIPELINE = ("score", "caption", "finetune", "calibrate", "distill", "export", "generate", "evaluate")
 COMMAND_OF = {"calibrate": "finetune", "judge": "evaluate", "adherence": "evaluate"}  # stages without their own
+DISTILLED = "distilled"  # the folder of the distilled adapter and of its export
+OF_ADAPTER = ("calibrate", "export")  # stages that each adapter has of its own, and that both may have at a time
 ALL_SETS = "all"  # no set's name: where sets are compared it means all of them
 _held: set[Path] = set()  # run folders that this process has locked
 ADAPTER_WEIGHTS = ("pytorch_lora_weights.safetensors", "difficulty_encoder.safetensors", "config.json")
@@ -122,11 +123,12 @@ class RunFolder:
     """Names of everything in a run folder; nothing else spells these paths.
 
     images_name: which generated set is meant by `generated` and by the record of `generate`; "" = the one without a
-    name.
+    name. distilled: which of two adapters is meant by `adapter`, `export` and by the records of `calibrate` and
+    `export`: the fine-tuned one, or the one that was distilled from it.
     """
 
-    def __init__(self, path: Path, images_name: str = "") -> None:
-        self.path, self.images_name = path.absolute(), images_name
+    def __init__(self, path: Path, images_name: str = "", *, distilled: bool = False) -> None:
+        self.path, self.images_name, self.distilled = path.absolute(), images_name, distilled
 
     config_file = property(lambda self: self.path / "dcdm.toml")
     samples = property(lambda self: self.path / "samples.parquet")
@@ -137,9 +139,10 @@ class RunFolder:
     images = property(lambda self: self.path / "images")
     scorer = property(lambda self: self.path / "scorer")
     checker = property(lambda self: self.path / "checker")
-    adapter = property(lambda self: self.path / "adapter")
+    adapter = property(lambda self: self._of_adapter / "adapter")
     calibration = property(lambda self: self.adapter / "calibration.json")
-    export = property(lambda self: self.path / "export")
+    export = property(lambda self: self._of_adapter / "export")
+    _of_adapter = property(lambda self: self.path / DISTILLED if self.distilled else self.path)
     sets = property(lambda self: self.path / "sets")
     generated = property(lambda self: self.sets / self.images_name if self.images_name else self.path / "generated")
     plans = property(lambda self: self.path / "plans")
@@ -158,7 +161,26 @@ class RunFolder:
 
     def with_images(self, name: str) -> RunFolder:
         """The same folder, looked at with another generated set."""
-        return RunFolder(self.path, name)
+        return RunFolder(self.path, name, distilled=self.distilled)
+
+    def with_distilled(self, distilled: bool) -> RunFolder:
+        """The same folder, looked at with the other adapter."""
+        return self if distilled == self.distilled else RunFolder(self.path, self.images_name, distilled=distilled)
+
+    def adapter_ids(self) -> dict[str, str]:
+        """Ids of the stages that the adapter was made by. Raises NotFoundError where one is not finished, MismatchError
+        for a distilled adapter whose teacher was fine-tuned again since."""
+        ids = {"finetune": self.require("finetune").id}
+        if not self.distilled:
+            return ids
+        made = self.require("distill")
+        if made.inputs.get("finetune") != ids["finetune"]:
+            raise MismatchError(
+                f"the distilled adapter in {self.adapter} was made before the last fine-tuning",
+                f"make it again: dcdm distill --run {self.path}",
+                file=self.adapter,
+            )
+        return ids | {"distill": made.id}
 
     def set_names(self) -> list[str]:
         """The named generated sets that were begun or finished, in the order of their names."""
@@ -306,6 +328,12 @@ class RunFolder:
             if name not in record.wrote and (said := change(self.path / name, was)):
                 yield name, said
 
+    def as_made(self, record: StageRecord) -> RunFolder:
+        """The folder looked at with the adapter that a stage was done with."""
+        made = record.config.get("generate", record.config)
+        distilled = isinstance(made, Mapping) and made.get("guidance") == DISTILLED
+        return self.with_distilled(self.distilled or distilled)
+
     def outdated(self, record: StageRecord) -> Iterator[str]:
         """Of the stages that this one was made from: which were made again, or are gone, in words."""
         for stage, known in record.inputs.items():
@@ -373,7 +401,7 @@ class RunFolder:
             results=outcome.results,
             seconds=round(attempt.seconds, 2),
             device=outcome.device,
-            peak_memory_mib=_peak_memory_mib(),
+            peak_memory_mib=peak_memory_mib(),
             started=started,
             versions=recorded_versions(),
             energy_wh=attempt.energy_wh,
@@ -394,6 +422,7 @@ class RunFolder:
 
     def _record_file(self, stage: str) -> Path:
         name = f"{stage}-{self.images_name}" if stage == "generate" and self.images_name else stage
+        name += f"-{DISTILLED}" if self.distilled and stage in OF_ADAPTER else ""
         return self.path / "records" / f"{name}.json"
 
 
@@ -450,25 +479,6 @@ def _entries(folder: Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _peak_memory_mib() -> int:
-    """Resident memory of this process, or the GPU's peak when one was used."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
-        return int(torch.cuda.max_memory_allocated() // 2**20)
-    return resident_peak_mib()
-
-
-def resident_peak_mib() -> int:
-    """The most memory that this process has held. Linux's own mark where there is one: `getrusage` also counts what the
-    process held that started this one, before it became this program."""
-    status = Path("/proc/self/status")
-    marks = re.findall(r"^VmHWM:\s+(\d+) kB$", status.read_text("ascii") if status.is_file() else "", re.MULTILINE)
-    if marks:
-        return int(marks[0]) // 2**10
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit)
 
 
 def recorded_versions() -> dict[str, str]:

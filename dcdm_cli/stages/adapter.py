@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
     from dcdm_cli.data.manifest import Manifest
     from dcdm_cli.difficulty.scorer import Measured
-    from dcdm_cli.model.adapter import AdapterInfo
+    from dcdm_cli.model.adapter import AdapterInfo, Distilled
     from dcdm_cli.model.base import BaseModel
     from dcdm_cli.model.denoiser import ConditionedUNet
     from dcdm_cli.training.dataset import TrainingSet
-    from dcdm_cli.training.loop import EarlierAdapter
+    from dcdm_cli.training.loop import EarlierAdapter, Teacher
     from dcdm_cli.training.views import Views
 
 # (views, rows, settings, session, job) -> float32, one per view
@@ -42,12 +42,15 @@ def snapshot_folder(run: RunFolder, folder: Path) -> Path:
 @dataclass(frozen=True)
 class TrainingRows:
     """rows: what to learn from; None = all training images that can be used. snapshots: steps whose adapter is kept in
-    `snapshot_folder` as well. start: an adapter to go on from. name: of the checkpoints; None = the adapter's."""
+    `snapshot_folder` as well. start: an adapter to go on from. name: of the checkpoints; None = the adapter's.
+    teacher: who gives the predictions that are learned, and what their one call stands for then."""
 
     rows: Manifest | None = None
     snapshots: tuple[int, ...] = ()
     start: EarlierAdapter | None = None
     name: str | None = None
+    teacher: Teacher | None = None
+    distilled: Distilled | None = None
 
 
 def train_adapter(
@@ -98,6 +101,7 @@ def train_adapter(
         variant=base.variant,
         base_config=base_config,
         dataset=_hub_dataset(session.run),
+        distilled=lesson.distilled,
     )
     sheets = Sheets(session, rows, base, info, config, folder.name) if config.sample_every else None
     shown_at = {*lesson.snapshots, *(sheets.steps() if sheets else ())}
@@ -112,7 +116,8 @@ def train_adapter(
 
     shown = Snapshots(tuple(sorted(shown_at)), keep) if shown_at else None
     classes, checkpoints = len(rows.class_names), session.run.checkpoints / (lesson.name or folder.name)
-    trained = finetune(base, data, classes, config, checkpoints, job, Course(shown, lesson.start, session.force))
+    course = Course(shown, lesson.start, session.force, lesson.teacher)
+    trained = finetune(base, data, classes, config, checkpoints, job, course)
     results = {"images": len(data), "losses": trained.losses, "skipped_steps": trained.skipped}
     results |= {"processes": ranks.world, "global_batch": global_batch(config, ranks.world)}
     if ranks.is_main:

@@ -61,7 +61,7 @@ def adherence_stage(session: Session) -> Stage:
     settings |= {"targets": list(evaluate.targets), "per_target": evaluate.per_target, "holdout": evaluate.holdout}
     settings |= {"seed": evaluate.seed + config.seed}
     calibration = run.record("calibrate")
-    inputs = {name: run.require(name).id for name in ("score", "caption", "finetune")}
+    inputs = {name: run.require(name).id for name in ("score", "caption")} | run.adapter_ids()
     inputs |= {"calibrate": calibration.id if calibration else "", **check_input(session)} | prompt_input(session)
     uncounted = {**all_others(made, *IMAGES), **all_others(judge)}
     return Stage("adherence", settings, inputs, uncounted, generator_files(session))

@@ -73,7 +73,7 @@ def atlas_stage(session: Session) -> Stage:
     run, config = session.run, session.config
     found = {name: run.record(name) for name in ("score", "caption", "finetune", "calibrate", "generate")}
     inputs = {name: record.id for name, record in found.items() if record}
-    inputs["finetune"] = run.require("finetune").id
+    inputs |= run.adapter_ids()
     made, judge = {"generate": config.generate}, {"judge": config.judge}
     settings: dict[str, Any] = {**fingerprints(made, *IMAGES), **fingerprints(judge)}
     settings |= {"targets": list(config.evaluate.atlas_targets), "classes": config.evaluate.atlas_classes}

@@ -38,7 +38,7 @@ def calibrate_stage(session: Session) -> Stage:
     run, config = session.run, session.config
     settings = {**fingerprint(config.calibrate), "sampler": sampler_settings(config.generate)}
     settings["attempts"] = config.generate.attempts  # decides what is reachable
-    inputs = {"finetune": run.require("finetune").id, "score": run.require("score").id, **prompt_input(session)}
+    inputs = {**run.adapter_ids(), "score": run.require("score").id, **prompt_input(session)}
     reads = (run.samples, run.scorer, *run.weights)
     return Stage("calibrate", settings, inputs, others(config.calibrate), reads)
 

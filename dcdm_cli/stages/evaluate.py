@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dcdm_cli.evaluation.data import Evaluated
 
 
-STAGES = ("score", "caption", "finetune", "calibrate", "export", "generate")
+STAGES = ("score", "caption", "finetune", "distill", "calibrate", "export", "generate")
 
 
 def run_evaluate(session: Session) -> StageRecord:
@@ -36,13 +36,13 @@ def run_evaluate(session: Session) -> StageRecord:
 
 def stage_records(session: Session) -> dict[str, StageRecord]:
     """Of the stages that made the images, as far as they were run."""
-    found = {name: session.run.record(name) for name in STAGES}
+    found = {name: session.run.record(name) for name in STAGES if name != "distill" or session.run.distilled}
     return {name: record for name, record in found.items() if record}
 
 
 def evaluate_stage(session: Session) -> Stage:
     inputs = {name: record.id for name, record in stage_records(session).items()}
-    inputs["finetune"] = session.run.require("finetune").id
+    inputs |= session.run.adapter_ids()
     return evaluation_stage(session, "evaluate", inputs)
 
 

@@ -50,7 +50,7 @@ def run_export(session: Session) -> StageRecord:
 def export_stage(session: Session, tensorrt: str = "") -> Stage:
     """Of a session whose precision is settled. tensorrt: version and GPU that engines are for."""
     config = session.config
-    inputs = {"finetune": session.run.require("finetune").id} | ({"tensorrt": tensorrt} if tensorrt else {})
+    inputs = session.run.adapter_ids() | ({"tensorrt": tensorrt} if tensorrt else {})
     settings = {
         **fingerprint(config.export),
         "precision": config.generate.precision,
@@ -87,6 +87,8 @@ def _export_network(session: Session, engines: EngineOrder | None) -> Outcome:
 def _order(session: Session, engines: EngineOrder | None) -> Order:
     """Loads base and adapter in float32: that is the reference, whatever the precision of the graphs."""
     from dcdm_cli.files import check_room
+    from dcdm_cli.generation.guidance import check_guidance
+    from dcdm_cli.model.adapter import read_adapter
     from dcdm_cli.model.exported import export_requests, model_facts
     from dcdm_cli.model.fused import load_fused
     from dcdm_export.folder import Order
@@ -106,6 +108,7 @@ def _order(session: Session, engines: EngineOrder | None) -> Order:
         job.progress(what, done, total)
         job.stop_if_asked(KEPT)
 
+    check_guidance(adapter, read_adapter(adapter), session.config.generate)
     model = load_fused(adapter, lora_scale=scale)
     size = 4 if precision == "fp32" else 2
     weights = sum(parameter.numel() for parameter in model.network.parameters())

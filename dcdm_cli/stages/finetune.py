@@ -11,7 +11,7 @@ from dcdm_cli.crew.ranks import Ranks
 from dcdm_cli.run.keeping import refuse_replacing
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.roles import fingerprint, others
-from dcdm_cli.run.session import Session
+from dcdm_cli.run.session import Session, by_calls
 from dcdm_cli.run.settings import FinetuneConfig
 from dcdm_cli.run.store import Outcome, RunFolder, Stage, StageRecord
 from dcdm_cli.signals import asked_to_stop
@@ -26,7 +26,7 @@ from dcdm_cli.stages.watching import step_log
 def run_finetune(session: Session) -> StageRecord:
     """Fine-tunes unless nothing changed. In a group of processes, the main one: `join_group` is for the others."""
     session.run.create(after="score")
-    session = settle_training(session)
+    session = settle_training(by_calls(session))
     run, config = session.run, session.config.finetune
     with run.lock("dcdm finetune"):
         stage = finetune_stage(session)
@@ -56,7 +56,7 @@ def run_group(session: Session, wanted: tuple[str, ...]) -> None:
 def join_group(session: Session) -> None:
     """What the processes beside the main one do: train, and leave writing and saying to it."""
     session.console.quiet = True
-    session = settle_training(session)
+    session = settle_training(by_calls(session))
     if session.force or session.run.is_fresh(finetune_stage(session)) is None:
         fine_tune(session, session.config.finetune, session.run.adapter, _job(session))
 

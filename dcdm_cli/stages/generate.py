@@ -75,7 +75,7 @@ def generate_stage(session: Session, plan: AnyPlan | None = None) -> Stage:
     """Of a session whose precision is settled."""
     run, config = session.run, session.config.generate
     calibration = run.record("calibrate")
-    inputs = {"finetune": run.require("finetune").id, "calibrate": calibration.id if calibration else ""}
+    inputs = {**run.adapter_ids(), "calibrate": calibration.id if calibration else ""}
     inputs |= {name: record.id for name in ("score", "caption") if (record := run.record(name))}
     inputs |= check_input(session) | prompt_input(session)
     if plan is not None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dcdm_cli.errors import CapabilityError, MismatchError, UsageError
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.roles import BUDGET, PLAN, fingerprint
+from dcdm_cli.run.session import by_calls
 from dcdm_cli.run.settings import GenerateConfig
 from dcdm_cli.signals import asked_to_stop
 from dcdm_cli.stages.devices import Spread, settle_generation, settle_spread
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from dcdm_cli.generation.bulk import EngineMaker
     from dcdm_cli.generation.plan import Plan
     from dcdm_cli.generation.plan_file import AnyPlan
-    from dcdm_cli.generation.pricing import Price, Rate
+    from dcdm_cli.generation.pricing import Price, Rate, Repayment
     from dcdm_cli.reports.table import Sheet
     from dcdm_cli.run.session import Session
 
@@ -98,7 +99,11 @@ def check_plan(session: Session, plan: AnyPlan) -> None:
             f"the plan is for other classes: {_first_differences(theirs, ours)}",
             "make a new plan: dcdm generate --plan, or name the run it was made for with --run",
         )
-    unsaid = {"strength": 1.0, "check": None}  # is not written down: plans from before there was another are the same
+    unsaid = {
+        "strength": 1.0,
+        "check": None,
+        "guidance": "calls",
+    }  # is not written down: plans from before there was another are the same
     here, there = unsaid | describe_model(session), unsaid | dict(plan.made_for) if plan.made_for else {}
     changed = [key for key in here if key in there and there[key] != here[key]]
     if changed:
@@ -132,6 +137,8 @@ def write_priced_plan(session: Session, wishes: Wishes) -> tuple[Plan, Price, Pa
         images = affordable(rate, wishes.hours, workers)
         plan = draw_plan(session, _of_size(config, images), plan, describe_model(session))
     cost = price(plan, rate, layout, device, workers, wishes.hour_price)
+    if config.guidance == "distilled":
+        cost = replace(cost, repayment=_repayment(session, first, spread, rate))
     file = run.plans / f"{plan.hash[:12]}.parquet"
     write_plan(plan, file)
     write_json(price_file(file), cost.document())
@@ -146,7 +153,7 @@ def price_sheet(cost: Price, file: Path) -> Sheet:
     from dcdm_cli.reports.formatting import duration
     from dcdm_cli.reports.table import Sheet
 
-    kind = "CPU" if cost.device == "cpu" else "GPU"
+    kind, distilled = "CPU" if cost.device == "cpu" else "GPU", cost.repayment
     rows = [
         ("images", f"{cost.images:,} in {cost.shards:,} shard{'s' if cost.shards > 1 else ''}"),
         ("time", f"{duration(cost.seconds)} on {cost.devices} x {cost.device}, {cost.images_per_second:g} images/s"),
@@ -154,9 +161,30 @@ def price_sheet(cost: Price, file: Path) -> Sheet:
         *([("money", f"{cost.money:,.2f}")] if cost.money is not None else []),
         ("disk", f"{_size(cost.disk_bytes)}, {_size(cost.disk_free_bytes)} are free"),
         ("measured on", f"{cost.probe.images} images, {cost.probe.per_image_s:.3g} s each"),
+        *([("distilling", _repaid(distilled))] if distilled else []),
         ("execute with", shlex.join(["dcdm", "generate", str(file)])),
     ]
     return Sheet("Price of the plan", ("", "value"), tuple(rows))
+
+
+def _repaid(distilled: Repayment) -> str:
+    from dcdm_cli.reports.formatting import duration
+
+    paid = "not repaid here: one call is no faster"
+    if distilled.images is not None:
+        paid = f"repaid after {distilled.images:,} images ({distilled.by_calls_s:.3g} s each by the guided calls)"
+    return f"took {duration(distilled.seconds)}, {paid}"
+
+
+def _repayment(session: Session, config: GenerateConfig, spread: Spread, rate: Rate) -> Repayment:
+    """The guided calls are measured too: on this backend, with this scorer and these draws."""
+    from dcdm_cli.generation.pricing import repayment
+
+    session.console.note("probing the guided calls, for comparison")
+    other = by_calls(session)
+    _, guided, _, _ = _probe(other, config.model_copy(update={"guidance": "calls"}), spread)
+    records = map(session.run.record, ("distill", "calibrate"))
+    return repayment(round(sum(record.seconds for record in records if record), 2), guided, rate)
 
 
 def refuse_planning_flags(session: Session) -> None:

@@ -120,19 +120,19 @@ def usable_calibration(session: Session):
     from dcdm_cli.generation.engine import sampler_settings
     from dcdm_cli.model.adapter import CALIBRATION_FILE
 
-    config = session.config.generate
+    config, maker = session.config.generate, "distill" if session.run.distilled else "finetune"
     if not config.calibrated:
         return None
     calibration = load_calibration(session.run.adapter / CALIBRATION_FILE)
     if calibration is None:
-        session.console.warn("no calibration: difficulties are requested as they are (dcdm finetune makes one)")
+        session.console.warn(f"no calibration: difficulties are requested as they are (dcdm {maker} makes one)")
         return None
     now, then = sampler_settings(config), {k: v for k, v in calibration.settings.items() if v is not None}
     if now != then:
         changed = [k for k in {**now, **then} if now.get(k) != then.get(k)]
         session.console.warn(
             f"the calibration was measured with other sampler settings ({', '.join(changed)}) and is not used: "
-            f"calibrate again with them: dcdm finetune {_as_flags(config, changed)}"
+            f"calibrate again with them: dcdm {maker} {_as_flags(config, changed)}"
         )
         return None
     return replace(calibration, attempts=config.attempts)

@@ -40,6 +40,7 @@ def write_evaluation_report(session: Session, manifest: Manifest, metrics: Mappi
         "scorer": f"{config.score.model}, {config.score.method}",
         "sampler": f"{config.generate.scheduler}, {config.generate.steps} steps, guidance "
         f"{config.generate.text_guidance} (text) and {config.generate.difficulty_guidance} (difficulty)"
+        + (", distilled into one call" if config.generate.guidance == "distilled" else "")
         + (f", from real images at strength {config.generate.strength:g}" if config.generate.strength < 1 else ""),
         "device": str(metrics["device"]),
     }

@@ -10,7 +10,7 @@ from typing import Any
 from dcdm_cli.run.standing import DONE, MISSING, RunStanding, Standing, standing_of
 from dcdm_cli.run.store import DEFAULT_RUN, RunFolder
 
-ORDER = ("score", "caption", "finetune", "export", "generate", "evaluate", "review")
+ORDER = ("score", "caption", "finetune", "distill", "export", "generate", "evaluate", "review")
 
 
 def run_status(run: RunFolder) -> RunStanding:

@@ -26,13 +26,14 @@ SHEET_CLASSES, SHEET_DIFFICULTIES = 4, (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 @contextmanager
-def step_log(session: Session, job: Job) -> Iterator[Job]:
-    """The job whose steps go to logs/loss.csv, and to the tracker of `finetune.log_with`."""
+def step_log(session: Session, job: Job, name: str = "") -> Iterator[Job]:
+    """The job whose steps go to logs/loss.csv, and to the tracker of `finetune.log_with`. name: of a training whose
+    steps go to logs/NAME-loss.csv."""
     from dcdm_cli.training.step_log import StepLog, Tracker
 
     config, folder = session.config.finetune, session.run.logs
     tracker = Tracker(config.log_with, folder, config.model_dump(mode="json")) if config.log_with else None
-    log = StepLog(folder / "loss.csv")
+    log = StepLog(folder / f"{name}-loss.csv".lstrip("-"))
 
     def both(numbers: Any) -> None:
         log.add(numbers)

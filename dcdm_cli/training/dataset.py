@@ -58,6 +58,7 @@ class Draws:
     noise: Tensor  # float32 [B, 4, h, w]
     drop_text: Tensor  # bool [B]
     drop_difficulty: Tensor  # bool [B]
+    difficulty: Tensor  # float32 [B], the images' own unless any is drawn
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class DrawSettings:
     timesteps: int
     text_dropout: float
     difficulty_dropout: float
+    any_difficulty: bool = False  # one of [0, 1] instead of the image's own
 
 
 def draw(data: TrainingSet, settings: DrawSettings, step: int) -> Draws:
@@ -74,12 +76,14 @@ def draw(data: TrainingSet, settings: DrawSettings, step: int) -> Draws:
     generator = torch.Generator().manual_seed(_step_seed(settings.seed, step))
     size, shape = settings.batch, tuple(data.latents.shape[1:])
     drop_text = torch.rand(size, generator=generator) < settings.text_dropout
+    image = _epoch_rows(data.epoch, settings, step)
     return Draws(
-        image=_epoch_rows(data.epoch, settings, step),
+        image=image,
         timestep=torch.randint(settings.timesteps, (size,), generator=generator),
         noise=torch.randn((size, *shape), generator=generator),
         drop_text=drop_text,
         drop_difficulty=drop_text | (torch.rand(size, generator=generator) < settings.difficulty_dropout),
+        difficulty=torch.rand(size, generator=generator) if settings.any_difficulty else data.difficulty[image],
     )
 
 

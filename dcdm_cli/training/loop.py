@@ -24,11 +24,11 @@ from torch import Tensor, nn
 
 from dcdm_cli.errors import CapabilityError, NumericalError
 from dcdm_cli.files import check_room, hash_json
-from dcdm_cli.model.adapter import adapter_hash
+from dcdm_cli.model.adapter import adapter_hash, read_adapter
 from dcdm_cli.model.base import BaseModel
 from dcdm_cli.model.conditioning import NULL_DIFFICULTY, EncoderConfig
 from dcdm_cli.model.denoiser import ConditionedUNet
-from dcdm_cli.model.encoder import DifficultyEncoder
+from dcdm_cli.model.encoder import DifficultyEncoder, load_encoder
 from dcdm_cli.model.lora import add_lora, inject_lora, lora_parameters
 from dcdm_cli.model.schedule import add_noise, training_scheduler
 from dcdm_cli.run.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
@@ -57,21 +57,34 @@ class Snapshots:
 
 @dataclass(frozen=True)
 class EarlierAdapter:
-    """An adapter to go on from: its LoRA acts at `lora_scale`, and learns on only with `train_lora`."""
+    """An adapter to go on from: its LoRA acts at `lora_scale`, and learns on only with `train_lora`. with_encoder: its
+    encoder learns on too, instead of a fresh one."""
 
     folder: Path
     lora_scale: float
     train_lora: bool
+    with_encoder: bool = False
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Whose predictions are learned instead of the noise, at difficulties of the whole scale. key: hash of all that
+    they depend on. predict: (latents [B, 4, h, w], timestep [B], text [B, T, D], label [B], difficulty [B]) ->
+    prediction [B, 4, h, w], without gradients."""
+
+    predict: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+    key: str
 
 
 @dataclass(frozen=True)
 class Course:
     """start: what to go on from; None = from nothing. replace: checkpoints of other settings or data, or damaged ones,
-    give way instead of being refused."""
+    give way instead of being refused. teacher: None = the images alone teach."""
 
     snapshots: Snapshots | None = None
     start: EarlierAdapter | None = None
     replace: bool = False
+    teacher: Teacher | None = None
 
 
 @dataclass(frozen=True)
@@ -100,7 +113,7 @@ def finetune(
     """
     course = course or Course()
     _check_data(data)
-    trainer = Trainer(base, data, classes, config, checkpoints, job, course.start)
+    trainer = Trainer(base, data, classes, config, checkpoints, job, course)
     check_room(checkpoints, trainer.checkpoint_bytes * (config.keep_checkpoints + 1), "the checkpoints")
     trainer.resume(replace=course.replace)
     while trainer.step < config.steps:
@@ -127,7 +140,9 @@ def build_network(
         else:
             _go_on_from(base.unet, start)
         encoder = None
-        if config.conditioning == "difficulty":
+        if start is not None and start.with_encoder:
+            encoder = _encoder_of(start)
+        elif config.conditioning == "difficulty":
             encoder = DifficultyEncoder(
                 EncoderConfig(
                     classes=classes,
@@ -150,6 +165,12 @@ def _go_on_from(unet: UNet2DConditionModel, start: EarlierAdapter) -> None:
             parameter.data = parameter.data.float()
 
 
+def _encoder_of(start: EarlierAdapter) -> DifficultyEncoder | None:
+    """As it was fine-tuned, ready to learn on."""
+    encoder = load_encoder(start.folder, read_adapter(start.folder))
+    return encoder.train().requires_grad_(True) if encoder is not None else None
+
+
 class Trainer:
     """State of one fine-tuning run; `step` counts finished optimiser steps."""
 
@@ -161,12 +182,14 @@ class Trainer:
         config: FinetuneConfig,
         checkpoints: Path,
         job: Job,
-        start: EarlierAdapter | None = None,
+        course: Course | None = None,
     ) -> None:
+        course = course or Course()
         self.config, self.data, self.checkpoints, self.job = config, data, checkpoints, job
+        self.teacher = course.teacher
         self.accelerator = _accelerator(config, job)
         self.schedule = training_scheduler(base.scheduler_config)
-        network = build_network(base, classes, config, start)
+        network = build_network(base, classes, config, course.start)
         if config.gradient_checkpointing:
             network.unet.enable_gradient_checkpointing()
         self.names, parameters = _trainable(network)
@@ -178,7 +201,7 @@ class Trainer:
         self.parameters = parameters
         self.ema = EMAModel(parameters, decay=config.ema_decay)
         world = self.accelerator.num_processes
-        self.settings = _settings_hash(config, data, base, world, start)
+        self.settings = _settings_hash(config, data, base, world, course)
         self.step, self.skipped, self.bad_in_a_row = 0, 0, 0
         self.losses: list[tuple[int, float]] = []
         self._window: list[float] = []
@@ -188,6 +211,7 @@ class Trainer:
             timesteps=self.schedule.config["num_train_timesteps"],
             text_dropout=config.text_dropout,
             difficulty_dropout=config.difficulty_dropout,
+            any_difficulty=course.teacher is not None,
         )
 
     @property
@@ -328,9 +352,12 @@ class Trainer:
         noise, timestep = draws.noise[rows].to(device), draws.timestep[rows].to(device)
         noisy, target = add_noise(self.schedule, latents, noise, timestep)
         text = torch.from_numpy(self.data.text[caption.numpy()]).to(device)
-        difficulty = torch.where(draws.drop_difficulty[rows], NULL_DIFFICULTY, self.data.difficulty[image])
+        difficulty = torch.where(draws.drop_difficulty[rows], NULL_DIFFICULTY, draws.difficulty[rows]).to(device)
+        asked = noisy, timestep, text, self.data.label[image].to(device), difficulty
+        if self.teacher is not None:
+            target = self.teacher.predict(*asked)
         with self.accelerator.autocast():
-            prediction = self.network(noisy, timestep, text, self.data.label[image].to(device), difficulty.to(device))
+            prediction = self.network(*asked)
         kind = self.schedule.config["prediction_type"]
         weights = min_snr_weights(self.schedule.alphas_cumprod, timestep, self.config.snr_gamma, kind)
         return denoising_loss(prediction, target, weights)
@@ -426,13 +453,13 @@ def global_batch(config: FinetuneConfig, processes: int) -> int:
     return config.batch_size * config.gradient_accumulation * processes
 
 
-def _settings_hash(
-    config: FinetuneConfig, data: TrainingSet, base: BaseModel, processes: int, start: EarlierAdapter | None
-) -> str:
+def _settings_hash(config: FinetuneConfig, data: TrainingSet, base: BaseModel, processes: int, course: Course) -> str:
     """What a checkpoint must agree on to be continued. How the global batch is shared out is not part of it: a run may
     go on with another number of processes."""
     whole = {"batch_size": global_batch(config, processes), "gradient_accumulation": 1}
     ours = fingerprint(config.model_copy(update=whole))
     rows = [data.label.tolist(), data.difficulty.tolist(), data.caption.tolist()]
+    start, teacher = course.start, course.teacher
     begun = [adapter_hash(start.folder), start.lora_scale, start.train_lora] if start else []
-    return hash_json([ours, rows, base.fingerprint, *begun])
+    taught = [teacher.key] if teacher else []
+    return hash_json([ours, rows, base.fingerprint, *begun, *taught])

@@ -107,6 +107,7 @@ class ModelFacts:
 
     latent_shape: [C, h, w] at `resolution` pixels per side. mode, tokens: how the encoder's tokens join the text; None
     and 0 for a plain LoRA. text_shape: [T, D] of the text encoding, without difficulty tokens.
+    distilled: one call gives the guided prediction.
     scaling_factor, shift_factor: latents = (posterior mean - shift) * scaling; the decoder graph undoes it by itself.
     """
 
@@ -122,6 +123,7 @@ class ModelFacts:
     base_fingerprint: str
     adapter_hash: str
     lora_scale: Finite
+    distilled: bool = False
 
 
 @dataclass(frozen=True)

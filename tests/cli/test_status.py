@@ -16,8 +16,8 @@ def test_a_finished_run(job: FinishedJob) -> None:
     found = document(run("status", "--run", job.run, "--json"))
     states = {stage["stage"]: stage["state"] for stage in found["stages"]}
     assert states == {
-        "score": "done", "caption": "done", "finetune": "done", "calibrate": "not yet", "export": "not yet",
-        "generate": "done", "evaluate": "done",
+        "score": "done", "caption": "done", "finetune": "done", "calibrate": "not yet", "distill": "not yet",
+        "export": "not yet", "generate": "done", "evaluate": "done",
     }  # fmt: skip
     assert found["next"] == "" and all(s["seconds"] > 0 for s in found["stages"] if s["state"] == "done")
     shown = run("status", "--run", job.run, env={"COLUMNS": "80"}).stdout

@@ -18,7 +18,7 @@ from dcdm_cli.model.base import BaseModel
 from dcdm_cli.run.progress import Job
 from dcdm_cli.training import loop
 from dcdm_cli.training.dataset import TrainingSet
-from dcdm_cli.training.loop import MAX_BAD_STEPS, Course, Snapshots, build_network, finetune
+from dcdm_cli.training.loop import MAX_BAD_STEPS, Course, Snapshots, Teacher, Trained, build_network, finetune
 
 from .conftest import CLASSES, Train, settings, weights
 
@@ -77,6 +77,28 @@ def test_stopping_and_going_on_equals_going_through(train: Train, tmp_path: Path
     resumed = train(config)
     assert same(weights(resumed), weights(through))
     assert resumed.losses == through.losses
+
+
+def taught(tiny: BaseModel, data: TrainingSet, place: Path, job: Job | None = None, key: str = "halves") -> Trained:
+    """By somebody who says that all noise is half as strong, the louder the harder."""
+    teacher = Teacher(lambda latents, time, text, label, s: latents * (0.5 + s[:, None, None, None]), key)
+    config = settings(steps=12, batch_size=2, text_dropout=0.0, difficulty_dropout=0.0, snr_gamma=None)
+    return finetune(copy.deepcopy(tiny), data, CLASSES, config, place, job or Job(), Course(teacher=teacher))
+
+
+@pytest.mark.parametrize("stop", [1, 11])
+def test_what_a_teacher_says_is_learned_and_gone_on_with_after_a_stop(
+    tiny: BaseModel, data: TrainingSet, tmp_path: Path, stop: int
+) -> None:
+    through = taught(tiny, data, tmp_path / "through")
+    first, last = (sum(loss for _, loss in part) for part in (through.losses[:3], through.losses[-3:]))
+    assert last < first
+    with pytest.raises(InterruptedRunError, match=f"checkpoint at step {stop} of 12"):
+        taught(tiny, data, tmp_path / "stopped", stop_after(stop))
+    with pytest.raises(MismatchError, match="other settings or data"):
+        taught(tiny, data, tmp_path / "stopped", key="another teacher")
+    resumed = taught(tiny, data, tmp_path / "stopped")
+    assert same(weights(resumed), weights(through)) and resumed.losses == through.losses
 
 
 @pytest.mark.slow

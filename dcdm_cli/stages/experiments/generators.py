@@ -10,7 +10,7 @@ import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from dcdm_cli.errors import NumericalError
+from dcdm_cli.errors import NumericalError, UsageError
 from dcdm_cli.evaluation.experiments import AdapterSpec, ArmSpec
 from dcdm_cli.files import atomic_folder, hash_json, safe_name
 from dcdm_cli.run.progress import Job
@@ -44,15 +44,24 @@ class VariantFolder(RunFolder):
     checker = property(lambda self: self.parent.checker)
     cache = property(lambda self: self.parent.cache)
 
+    def with_distilled(self, distilled: bool) -> RunFolder:
+        if distilled:
+            raise UsageError(
+                "an experiment's own generators are guided by calls: only the run's adapter is distilled",
+                'leave generate.guidance = "distilled" out of the experiment',
+            )
+        return self
+
     def record(self, stage: str) -> StageRecord | None:
         return self.parent.record(stage) if stage in ("score", "caption") else super().record(stage)
 
 
 def variant_session(session: Session, name: str, spec: AdapterSpec) -> Session:
     """Where the adapter is, or will be, with its settings. The run's own adapter needs no folder of its own."""
-    changed_session = with_settings(session, finetune=spec.finetune, generate=spec.generate)
     if not spec.retrains and not spec.generate:
-        return changed_session
+        return with_settings(session)
+    by_calls = {"guidance": "calls", **spec.generate}  # the run's adapter alone is distilled
+    changed_session = with_settings(session, finetune=spec.finetune, generate=by_calls)
     config = changed_session.config
     made_from = [
         spec.scores,
@@ -61,7 +70,7 @@ def variant_session(session: Session, name: str, spec: AdapterSpec) -> Session:
         spec.generate,
         config.seed,
     ]
-    folder = VariantFolder(session.run, f"{safe_name(name, 'adapter')}-{hash_json(made_from)[:8]}")
+    folder = VariantFolder(changed_session.run, f"{safe_name(name, 'adapter')}-{hash_json(made_from)[:8]}")
     return replace(changed_session, run=folder)
 
 

@@ -154,7 +154,7 @@ def _run_arms(session: Session, experiment: Experiment, files: ExperimentFiles) 
 
 def experiment_stage(session: Session, experiment: Experiment, files: ExperimentFiles) -> Stage:
     found = {name: session.run.record(name) for name in ("calibrate",)}
-    inputs = {name: session.run.require(name).id for name in ("score", "caption", "finetune")}
+    inputs = {name: session.run.require(name).id for name in ("score", "caption")} | session.run.adapter_ids()
     inputs |= {name: record.id for name, record in found.items() if record}
     return evaluation_stage(session, f"evaluate-{files.name}", inputs, experiment=experiment.model_dump(mode="json"))
 

@@ -70,7 +70,7 @@ class GeneratedSets:
         run, calibration = session.run, session.run.record("calibrate")
         variant = isinstance(run, VariantFolder)
         made_from = [
-            run.path.name if variant else run.require("finetune").id,
+            run.path.name if variant else ".".join(run.adapter_ids().values()),
             calibration.id if calibration and not variant else "",
             fingerprint(session.config.calibrate),
             self._made_with(session),
