@@ -9,6 +9,7 @@ up to 200; above, the judge gives up some): in --state, where runs of several si
 learn for 300 steps and half as many images: about half an hour on 2 cores on top of `dcdm demo`. tiny = to try it out.
 --only adherence,controls: some of them. --seeds N: for all of them, instead of the setting's.
 --tune FILE: instead of all that an experiment of your own (docs/evaluate.md), tested on validation images.
+--confirm FILE: the same on the test images, from the export, which is faster.
 
 Results go to benchmarks/results/digits_<size>_<experiment>.json as soon as they are there. The last line is JSON: which
 steps are done, and which waits. Code 0 = all done, 3 = run it again to go on; finished classifiers are never repeated.
@@ -34,7 +35,7 @@ from pieces import ROOT, Clock, Progress, Step
 from dcdm_cli.data.digits import write_digits
 
 CLASSES = 10
-DEMO_SIZE = 200  # real training images of the embedded digits
+DEMO_SIZE = 50  # real training images of the demo
 EPOCH = 1_600_000_000  # of the list of images, so that the same list is not taken for a new one
 
 
@@ -46,6 +47,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=None)
     parser.add_argument("--only", default=",".join(ORDER))
     parser.add_argument("--tune", type=Path, default=None)
+    parser.add_argument("--confirm", type=Path, default=None)
     parser.add_argument("--piece-seconds", type=float, default=None)
     parser.add_argument("--state", type=Path, default=ROOT / "bench-run" / "digits")
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -61,7 +63,9 @@ def main() -> None:
     options.state.mkdir(parents=True, exist_ok=True)
     clock, progress = Clock(options.piece_seconds), Progress(options.state)
     job = Digits(options.state.absolute(), options.run, options.size, options.setting, options.results, clock)
-    waiting = progress.run(list(job.steps([] if options.tune else names, options.seeds, options.tune)), clock)
+    alone = options.tune or options.confirm
+    steps = job.steps([] if alone else names, options.seeds, options.tune, options.confirm)
+    waiting = progress.run(list(steps), clock)
     progress.leave(waiting)
 
 
@@ -84,7 +88,9 @@ class Digits:
     def run(self) -> Path:
         return self.demo.absolute() if self.demo else self.state / f"digits-{self.size}-{self.name}"
 
-    def steps(self, experiments: list[str], seeds: int | None, tune: Path | None = None) -> Iterator[Step]:
+    def steps(
+        self, experiments: list[str], seeds: int | None, tune: Path | None = None, confirm: Path | None = None
+    ) -> Iterator[Step]:
         about = f"{self.run.name}, {self.name}"
         if self.demo:
             made = FinishedRun.open(self.run).folder.require("finetune").started
@@ -99,6 +105,10 @@ class Digits:
         if tune:
             count = seeds or self.setting.seeds["buckets"]
             yield Step(f"{about}: {tune.stem} x {count}", lambda: self._tune(tune.absolute(), count))
+        if confirm:
+            count = seeds or self.setting.seeds["buckets"]
+            yield Step(f"{about}: export", lambda: self._stage("export"))
+            yield Step(f"{about}: {confirm.stem} x {count}", lambda: self._confirm(confirm.absolute(), count))
 
     def _images(self) -> dict[str, Any]:
         """Settings and the real set as a list of files; the first rows of each class are the training set."""
@@ -142,6 +152,11 @@ class Digits:
     def _tune(self, file: Path, seeds: int) -> dict[str, Any]:
         (self.state / file.name).write_bytes(file.read_bytes())
         words = ("experiment", file.name, "--holdout", "validation", "--seeds", str(seeds))
+        return self._evaluate(file.stem.removeprefix("digits_"), file.stem, *words)
+
+    def _confirm(self, file: Path, seeds: int) -> dict[str, Any]:
+        (self.state / file.name).write_bytes(file.read_bytes())
+        words = ("experiment", file.name, "--seeds", str(seeds))
         return self._evaluate(file.stem.removeprefix("digits_"), file.stem, *words)
 
     def _evaluate(self, name: str, place: str, *words: str) -> dict[str, Any]:

@@ -41,6 +41,7 @@ from dcdm_cli.stages.probe import make_measure, open_run_engine, plan_inputs
 from dcdm_cli.stages.strength import fine_tune, grid
 
 CLASSES, FIRST_SEED, DRAWS = 10, 5000, 2000
+RULE = "hard and right (the rule)"
 MEASURES = (
     "worth",
     "labels",
@@ -95,7 +96,7 @@ def main() -> None:
     document = measured(session, asked)
     title = f"Digits, {options.size} real images: strength of fine-tuning and accuracy on validation images"
     about = {"title": title, **provenance("python benchmarks/strength_rule.py")}
-    save({**about, **document}, f"digits_{options.size}_strength", options.results)
+    save({**about, **document, **shown(document)}, f"digits_{options.size}_strength", options.results)
     print_table(document)
 
 
@@ -202,6 +203,53 @@ def rules(rows: Sequence[dict[str, Any]], seeds: Sequence[int]) -> dict[str, Any
             "below_best": round(float(best - pick), 4),
         }
     return found
+
+
+def shown(document: dict[str, Any]) -> dict[str, Any]:
+    """Tables and sentences of the documents."""
+    base, rows = document["real"]["accuracy_mean"], document["points"]
+    best = max(row["accuracy_mean"] for row in rows)
+    chosen = rows[document["chosen"]]
+    columns = ["strength", "accuracy", "to real alone", "hard and right", "difficulty", "labels", "copies", "covers"]
+    measures = ("worth", "difficulty", "labels", "copies", "coverage")
+    points = [
+        [
+            row["name"],
+            f"{100 * row['accuracy_mean']:.2f} %",
+            f"{100 * (row['accuracy_mean'] - base):+.2f}",
+            *(f"{row[name]:.2f}" for name in measures),
+        ]
+        for row in sorted(rows, key=lambda row: -row["accuracy_mean"])
+    ]
+    ranked = sorted(document["rules"].items(), key=lambda item: -item[1]["rank_correlation"])
+    rules = [
+        [RULE if name == "worth" else name, f"{found['rank_correlation']:.2f}", interval_text(found["ci95"]),
+         f"{100 * found['below_best']:.2f}"]
+        for name, found in ranked
+    ]  # fmt: skip
+    seeds = len(document["seeds"])
+    found = document["rules"]["worth"]
+    return {
+        "sentences": [
+            f"Over {len(rows)} strengths the rule's rank correlation with accuracy on validation images is "
+            f"{found['rank_correlation']:.2f}, 95 % interval {interval_text(found['ci95'])} (seeds drawn again).",
+            f"It picks {chosen['name']}, {100 * (best - chosen['accuracy_mean']):.2f} points below the best.",
+            f"Real images alone: {100 * base:.2f} %. {document['generated_per_seed']} generated images joined them, "
+            f"first draws, one pool per strength, {seeds} seeds.",
+        ],
+        "tables": [
+            {"title": "Strengths, best first", "columns": columns, "rows": points},
+            {
+                "title": "What else could have been the rule",
+                "columns": ["measure", "rank correlation", "95 % interval", "its pick below the best, points"],
+                "rows": rules,
+            },
+        ],
+    }
+
+
+def interval_text(bounds: Sequence[float]) -> str:
+    return f"{bounds[0]:.2f} to {bounds[1]:.2f}"
 
 
 def print_table(document: dict[str, Any]) -> None:
