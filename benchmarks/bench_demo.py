@@ -1,6 +1,8 @@
-"""The README's figures: `dcdm demo --full`, with hardware, versions and date, as benchmarks/results/demo_full.json.
+"""The README's figures: `dcdm demo`, with hardware, versions and date, as benchmarks/results/demo_quick.json.
 
-    python benchmarks/bench_demo.py [--quick] [--run DIR]
+    python benchmarks/bench_demo.py --quick [--run DIR]
+
+Without --quick all arms and more seeds, as demo_full.json.
 
 Pictures that the README shows are copied to docs/images. Ends with one JSON line.
 """
@@ -32,7 +34,7 @@ def main() -> None:
         [sys.executable, "-m", "dcdm_cli", *words, "--run", str(options.run)], stdout=subprocess.PIPE, check=True
     )
     wall = {"wall_seconds": round(time.monotonic() - started, 1)}
-    if not options.quick:
+    if options.quick:
         copy_pictures(options.run / "evaluation" / "figures", ROOT / "docs" / "images")
     write_result(name, {"command": f"dcdm {' '.join(words)}", **wall, "metrics": json.loads(done.stdout)}, wall)
 

@@ -1,6 +1,6 @@
 """Documents that quote results: blocks between markers, re-made from the JSON files that hold the numbers.
 
-    <!-- figures:demo_full,digits_controls -->
+    <!-- figures:demo_quick,digits_controls -->
     (whatever is here is replaced)
     <!-- /figures -->
 
@@ -35,7 +35,7 @@ from dcdm_cli.safe_text import show
 BEGIN = re.compile(r"^<!-- figures(?::(?P<names>[A-Za-z0-9_,* -]+?))? -->", re.MULTILINE)
 END = "<!-- /figures -->"
 VALUE = re.compile(r"(<!-- value:([^:>]+):([^:>]+):([^:>]*) -->)([^<]*)(<!-- /value -->)")
-FIRST = "demo_full"  # leads where all results are shown
+FIRST = "demo_quick"  # leads where all results are shown
 Result = Mapping[str, Any]
 
 

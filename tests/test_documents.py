@@ -38,12 +38,11 @@ def test_the_readme_types_no_measured_number_by_hand() -> None:
     assert typed <= NOT_MEASURED, "write them as <!-- value:RESULT:KEYS:FORMAT --><!-- /value -->"
 
 
-def test_the_readmes_words_on_labels_hold() -> None:
-    """Up to a realised difficulty of 0.7 generated images keep their label within 0.05 of equally hard real ones."""
-    metrics = json.loads((ROOT / "benchmarks" / "results" / "demo_full.json").read_text("utf-8"))["metrics"]
-    bins = [found for found in metrics["adherence"]["frontier"] if found["bin"][1] <= 0.7 + 1e-9]
-    assert len(bins) == 7
-    assert all(found["generated_agreement"] >= found["real_agreement"] - 0.05 for found in bins)
+def test_the_readmes_words_on_the_demo_hold() -> None:
+    """Its images are worth more than none, and that is no chance."""
+    metrics = json.loads((ROOT / "benchmarks" / "results" / "demo_quick.json").read_text("utf-8"))["metrics"]
+    pair = next(p for p in metrics["downstream"]["paired"] if (p["arm"], p["against"]) == ("dcdm", "real"))
+    assert pair["verdict"] == "better" and pair["difference_ci95"][0] > 0 and pair["seeds"] >= 6
 
 
 def test_figures_that_documents_show_are_there() -> None:
