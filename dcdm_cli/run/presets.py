@@ -55,7 +55,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         },
         "strength": {"features": "digits", "probe_budget": 800},
         "distill": {
-            "steps": 600,
+            "steps": 240,
             "batch_size": 16,
             "lr": 2e-3,
             "encoder_lr": 4e-3,
