@@ -109,7 +109,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         },
         "strength": {"features": "digits", "checkpoints": [60, 200], "probe_budget": 480},
         "distill": {
-            "steps": 600,
+            "steps": 240,
             "batch_size": 16,
             "lr": 2e-3,
             "encoder_lr": 4e-3,
