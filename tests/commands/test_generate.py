@@ -16,7 +16,7 @@ from dcdm_cli.commands.generate import show_part, show_price
 from dcdm_cli.errors import CapabilityError, InterruptedRunError, MismatchError, NotFoundError, UsageError
 from dcdm_cli.generation import pricing
 from dcdm_cli.generation.plan_file import PlanFile
-from dcdm_cli.run.store import RunFolder
+from dcdm_cli.run.store import Outcome, RunFolder, Stage
 from dcdm_cli.stages import finetune, generate, plan
 from dcdm_cli.stages.devices import settle_spread
 from dcdm_cli.stages.generate import run_generate
@@ -99,6 +99,11 @@ def test_hours_become_images(session: Open) -> None:
         priced(session, Wishes(hours=1.0), generate__per_class=3)
 
 
+def made_again(run: RunFolder) -> None:
+    """The adapter that lies there counts as what fine-tuning made."""
+    run.run(Stage("finetune", {}, {}), lambda: Outcome([run.adapter], "x"), force=True)
+
+
 def test_a_plan_for_other_settings_classes_or_adapters_is_refused(session: Open, run: RunFolder) -> None:
     file = Path(priced(session)["plan"])
     with pytest.raises(MismatchError, match="sampler settings: steps 2, here 3"):
@@ -110,12 +115,16 @@ def test_a_plan_for_other_settings_classes_or_adapters_is_refused(session: Open,
     weights = run.adapter / "difficulty_encoder.safetensors"
     original = weights.read_bytes()
     weights.write_bytes(original[:-4] + b"\0\0\0\0")
+    with pytest.raises(MismatchError, match="is damaged: it has other content than it had when the stage finetune"):
+        run_generate(session(), file)
+    made_again(run)
     with pytest.raises(MismatchError, match=r"another model .*: adapter '\w+', here '\w+'"):
         run_generate(session(), file)
     weights.write_bytes(original)
     config = json.loads((run.adapter / "config.json").read_text())
     config["class_names"] = ["zero", "one", "two"]
     (run.adapter / "config.json").write_text(json.dumps(config))
+    made_again(run)
     with pytest.raises(MismatchError, match="other classes: label 1 is 'test tube' there and 'one' here"):
         run_generate(session(), file)
     assert not run.generated.exists()
