@@ -14,7 +14,6 @@ ROOT = Path(dcdm_cli.__file__).parents[1]
 DOCUMENT = ROOT / "docs" / "architecture.md"
 HELPERS = {
     "__init__",
-    "completion",
     "flags",
     "help",
     "jobs",

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
+from dcdm_cli.api import completion
 from dcdm_cli.api.run import Run
 from dcdm_cli.api.session import SECTIONS
-from dcdm_cli.commands import completion
 from dcdm_cli.commands.jobs import ATLAS, CHECK, EXPERIMENT, FILTER, IMAGES, JOBS, PLAN, chosen_job
 from dcdm_cli.commands.options import stage_command
 from dcdm_cli.errors import ExitCode, UsageError

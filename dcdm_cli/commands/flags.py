@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 from pydantic import BaseModel
 
-from dcdm_cli.commands import completion
+from dcdm_cli.api import completion
 from dcdm_cli.errors import UsageError
 from dcdm_cli.run.origins import split_list
 from dcdm_cli.run.settings import Config

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
+from dcdm_cli.api import completion
 from dcdm_cli.api.run import Run
 from dcdm_cli.api.session import SECTIONS, run_of_plan
-from dcdm_cli.commands import completion
 from dcdm_cli.commands.options import finite, stage_command
 from dcdm_cli.errors import ExitCode, UsageError
 from dcdm_cli.run.session import Session

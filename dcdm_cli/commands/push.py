@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from dcdm_cli.api import completion
 from dcdm_cli.api.run import Run
-from dcdm_cli.commands import completion
 from dcdm_cli.commands.options import stage_command
 from dcdm_cli.run.session import Session
 from dcdm_cli.stages.push import WHATS

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dcdm_cli.commands import completion
+from dcdm_cli.api import completion
 from dcdm_cli.run.session import DEFAULT_RUN
 
 SHARED: dict[str, tuple[Any, Any]] = {

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dcdm_cli.commands import completion
+from dcdm_cli.api import completion
 from dcdm_cli.run.store import RunFolder
 
 DCDM = Path(sys.executable).with_name("dcdm")
