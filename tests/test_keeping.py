@@ -54,6 +54,13 @@ def test_what_took_less_than_a_minute_is_made_again(run: RunFolder, stage: str) 
     refuse_replacing(run, other(run, stage), "this")
 
 
+def test_a_report_that_took_long_is_only_out_of_date(run: RunFolder) -> None:
+    inputs = {"finetune": run.require("finetune").id}
+    run.run(Stage("evaluate", {}, inputs), lambda: Outcome([], ""))
+    took(run, "evaluate", 7500)
+    refuse_replacing(run, other(run, "score"), "this")
+
+
 def test_a_stage_that_nothing_hangs_on_counts_itself_or_not(run: RunFolder) -> None:
     took(run, "finetune", 61)
     refuse_replacing(run, other(run, "finetune"), "this", own=False)

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 from dcdm_cli.errors import MismatchError
 from dcdm_cli.pace import duration
-from dcdm_cli.run.store import RunFolder, Stage, StageRecord
+from dcdm_cli.run.store import PIPELINE, RunFolder, Stage, StageRecord
 
+USED = PIPELINE[:-1]  # what later work is made from; an evaluation's report only becomes out of date
 LONG = 60.0  # seconds; what took less is made again without asking
 
 
@@ -23,7 +24,7 @@ def refuse_replacing(run: RunFolder, stage: Stage, what: str, *, own: bool = Tru
     if any(run.outdated(record)) or next(run.changes(record), None):
         return
     later = [*followers(run, stage.name)]
-    counted = [record, *later] if own else later
+    counted = [one for one in ([record, *later] if own else later) if one.stage in USED]
     if not any(one.seconds > LONG for one in counted):
         return
     said = "; ".join(f"{one.stage} took {duration(one.seconds)}" for one in counted)
