@@ -137,6 +137,11 @@ def test_what_cannot_be_an_extractor(small: Path, tmp_path: Path) -> None:
     with pytest.raises(MismatchError, match="mean and std") as caught:
         open_extractor(str(small))
     assert "config.json" in caught.value.hint
+    for broken in ({"mean": [0.5, 0.5]}, {"std": [0, 0, 0]}, {"mean": "imagenet"}):
+        described(small, CONVENTION | broken)
+        with pytest.raises(MismatchError, match="three finite numbers") as caught:
+            open_extractor(str(small))
+        assert "config.json" in caught.value.hint
     described(small, CONVENTION, "resnet18")
     with pytest.raises(MismatchError, match="does not fit the model"):
         open_extractor(str(small))
