@@ -10,7 +10,7 @@ from dcdm_cli.commands.options import stage_command
 from dcdm_cli.run.session import Session
 
 EXAMPLES = (
-    "dcdm distill --run birds && dcdm generate --run birds --guidance distilled",
+    "dcdm distill --run birds",
     "dcdm distill --run birds --steps 4000 --set generate.difficulty_guidance=5",
 )
 
