@@ -358,7 +358,7 @@ class RunFolder:
 
     def _damaged(self, name: str, wrote: Sequence[StageRecord]) -> MismatchError:
         first, last, file = wrote[0].stage, wrote[-1], self.path / name
-        again = f"make it again: dcdm {COMMAND_OF.get(first, first)} --run {self.path}"
+        again = f"make it again: dcdm {COMMAND_OF.get(first, first)} --force --run {self.path}"
         if file.is_relative_to(self.checker):
             again = f"remove {file.parent}: the label check is made again"
         said = f"{file} is damaged: it {change(file, last.wrote[name])} when the stage {last.stage} wrote it"

@@ -189,7 +189,7 @@ def test_half_precision_training_needs_a_gpu(scored: Path) -> None:
         ("samples.parquet", "caption", 12, "dcdm score --force"),
         ("records/score.json", "caption", 12, "dcdm score --force"),
         ("adapter/config.json", "generate", 12, "dcdm finetune --force"),
-        ("adapter/pytorch_lora_weights.safetensors", "generate", 12, "fine-tune again"),
+        ("adapter/pytorch_lora_weights.safetensors", "generate", 12, "dcdm finetune --force"),
         ("generated/plan.parquet", "generate", 12, "dcdm generate --force"),
         ("scorer/scorer.json", "evaluate", 12, "dcdm score --force"),
     ],

@@ -148,7 +148,7 @@ def test_the_demo_obeys_every_layer(tmp_path: Path) -> None:
         "judge.steps",
     )
     assert [shown[key] for key in keys] == ["digits", "tiny", 5, 3, 7, 4, 9]
-    assert shown["evaluate.arms"] == ["real", "plain", "dcdm"]
+    assert shown["evaluate.arms"] == ["real", "augmented", "dcdm"]
     full = json.loads(run(*words, "--full", **how).stdout)
     assert full["evaluate.seeds"] >= 8 and len(full["evaluate.arms"]) >= 5
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dcdm_cli.data.manifest import read_manifest
 from dcdm_cli.errors import InterruptedRunError, UsageError
 from dcdm_cli.evaluation.experiments import BUILT_IN_ADAPTERS, ArmSpec, Experiment
 from dcdm_cli.generation.engine import open_engine
@@ -158,6 +159,17 @@ def test_a_set_of_a_smaller_ratio_is_part_of_the_larger(document: dict, experime
     facts = [sets.facts(ARMS["dcdm"], ratio, document["seeds"][0]) for ratio in (0.1, 0.2)]
     assert [row["images"] for row in facts] == [20, 40] and facts[0]["seconds"] < facts[1]["seconds"]
     assert sets.facts(ARMS["dcdm"], 0.3, document["seeds"][0]) == {}  # its last band was never made
+
+
+def test_arms_of_one_generator_have_targets_of_their_own(experimented: Path) -> None:
+    """The engine is opened once; what it is asked for is each arm's own."""
+    easy, hard = (ArmSpec(name=name, difficulty=target) for name, target in (("easy", "0.1"), ("hard", "0.7")))
+    sets = sets_of(experimented, easy, hard)
+    for arm, target in ((easy, 0.1), (hard, 0.7), (easy, 0.1)):
+        sets.make(arm, 0.1, 11)
+        folder = experimented / "evaluation" / "sets" / sets.key(arm, 0.1, 11)
+        asked = read_manifest(folder / "samples.parquet").column("target_difficulty")
+        assert asked == pytest.approx(np.full(len(asked), target))
 
 
 def test_a_single_ratio_is_made_in_one_go(document: dict, experimented: Path) -> None:

@@ -82,6 +82,13 @@ def arm_session(session: Session, arm: ArmSpec, spec: AdapterSpec) -> Session:
     return with_settings(variant_session(session, arm.adapter, spec), generate=own)
 
 
+def as_chosen(session: Session, spec: AdapterSpec) -> Session:
+    """With the scales that fine-tuning a variant chose, if it did, unless the experiment says others."""
+    if not isinstance(session.run, VariantFolder):
+        return session
+    return with_settings(with_chosen_strength(session), generate=spec.generate)
+
+
 def prepare_variant(session: Session, spec: AdapterSpec, job: Job) -> Session:
     """Fine-tunes (or copies), exports where the run is exported, and calibrates what `variant_context` gave; finished
     work is found and kept. Returns the session to generate with: with the scales that fine-tuning chose, if it did."""
@@ -93,7 +100,7 @@ def prepare_variant(session: Session, spec: AdapterSpec, job: Job) -> Session:
         _fine_tune(run, spec, session, job)
     else:
         _copy_adapter(run)
-    session = with_settings(with_chosen_strength(session), generate=spec.generate)
+    session = as_chosen(session, spec)
     if run.parent.record("export"):  # times of arms are compared: the others get what the run's own adapter has
         run_export(session)
     record, _ = run.run(_calibration_stage(session), lambda: _calibrated(session))

@@ -23,7 +23,7 @@ from dcdm_cli.files import hash_json, write_json
 from dcdm_cli.gate import Amount, Count, Share, Word, read_document
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.roles import IMAGES, fingerprint
-from dcdm_cli.stages.experiments.generators import VariantFolder, arm_session, prepare_variant
+from dcdm_cli.stages.experiments.generators import VariantFolder, arm_session, as_chosen, prepare_variant
 from dcdm_cli.stages.label_check import check_input
 from dcdm_cli.stages.probe import make_measure, open_run_engine, plan_inputs
 from dcdm_cli.stages.prompts import prompt_input
@@ -57,7 +57,7 @@ class GeneratedSets:
 
     def __init__(self, session: Session, experiment: Experiment, real: Manifest, job: Job) -> None:
         self.session, self.experiment, self.real, self.job = session, experiment, real, job
-        self._open: tuple[str, Engine, Session] | None = None
+        self._open: tuple[str, Engine] | None = None
 
     @property
     def difficulty(self) -> str:
@@ -80,6 +80,7 @@ class GeneratedSets:
             if arm.rounds
             else self._ratios(arm, ratio),
             session.config.seed,
+            "own targets",  # once all arms of a generator were made at the target of the first of them
             "every seed" if seed is None and session.config.evaluate.fresh_sets else self._set_seed(seed or 0),
         ]
         return hash_json(made_from)[:16]
@@ -180,14 +181,14 @@ class GeneratedSets:
         """The arm's engine, and its session with what fine-tuning chose."""
         from dcdm_cli.generation.engine import sampler_settings
 
-        settings = session.config.generate
+        settings, spec = session.config.generate, self.experiment.adapter(arm.adapter)
         draws = [settings.attempts, settings.tolerance, settings.precision, settings.backend]
         key = hash_json([str(session.run.path), sampler_settings(settings), draws])
         if self._open is None or self._open[0] != key:
             self._open = None  # the old networks must go before the new ones come
-            ready = prepare_variant(session, self.experiment.adapter(arm.adapter), self.job)
-            self._open = key, open_run_engine(ready, ready.run.adapter, self.job), ready
-        return self._open[1:]
+            ready = prepare_variant(session, spec, self.job)
+            self._open = key, open_run_engine(ready, ready.run.adapter, self.job)
+        return self._open[1], as_chosen(session, spec)  # the arm's own target, whoever opened the engine
 
     def _measured(self, folder: Path) -> dict[str, Any]:
         """seconds is None where the process ended between the last image and the writing of the facts."""
