@@ -29,10 +29,10 @@ from typing import Any
 import tomlkit
 from common import RESULTS, provenance, save
 from digits_settings import ORDER, SETTINGS, Setting, shortened
-from finished_run import FinishedRun
 from pieces import ROOT, Clock, Progress, Step
 
 from dcdm_cli.data.digits import write_digits
+from dcdm_cli.run.store import RunFolder
 
 CLASSES = 10
 DEMO_SIZE = 50  # real training images of the demo
@@ -93,7 +93,7 @@ class Digits:
     ) -> Iterator[Step]:
         about = f"{self.run.name}, {self.name}"
         if self.demo:
-            made = FinishedRun.open(self.run).folder.require("finetune").started
+            made = RunFolder(self.run).require("finetune").started
             about += f", fine-tuned {made}"  # another run in the same place has experiments of its own
         if not self.demo:
             yield Step(f"{about}: images", self._images)

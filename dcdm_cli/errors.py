@@ -51,6 +51,10 @@ class NumericalError(DcdmError):
     code = ExitCode.NUMERICAL
 
 
+class FlatResponseError(NumericalError):
+    """What comes out does not depend on what is asked for."""
+
+
 class NotFoundError(DcdmError):
     """An input, a model or an earlier stage's output is missing."""
 

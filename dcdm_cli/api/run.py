@@ -114,7 +114,7 @@ class Run:
 
         Raises UsageError when the settings ask for several devices: such a group of processes is the command's.
         """
-        from dcdm_cli.stages.calibrate import run_calibrate
+        from dcdm_cli.stages.calibrate import calibrate_chosen
         from dcdm_cli.stages.finetune import run_finetune
 
         with self._opened("finetune", force, settings) as session:
@@ -124,7 +124,7 @@ class Run:
             with session.run.lock("dcdm finetune"):  # until calibration has ended: nobody may change the adapter before
                 record = run_finetune(session)
                 chosen = with_chosen_strength(session)
-                calibrated = run_calibrate(by_calls(chosen))
+                calibrated = calibrate_chosen(by_calls(chosen))
             if self._session is not None:
                 self._session = chosen
             results = {"calibration": calibrated.results} if calibrated else {}

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import Field
 from sklearn.isotonic import IsotonicRegression
 
-from dcdm_cli.errors import MismatchError, NumericalError
+from dcdm_cli.errors import FlatResponseError, MismatchError, NumericalError
 from dcdm_cli.files import write_json
 from dcdm_cli.gate import Count, Share, read_document
 from dcdm_cli.section import LARGEST
@@ -101,7 +101,8 @@ def fit_calibration(
     """requested, realised float [N] in [0, 1], agrees bool [N], label int [N]: one entry per probe image.
 
     A class's means are drawn towards those of all classes by `PRIOR_IMAGES`; a class without probes gets those.
-    Raises NumericalError when the scores are not finite, or when realised difficulty does not rise with the request.
+    Raises NumericalError when the scores are not finite, FlatResponseError when realised difficulty does not rise with
+    the request.
     """
     if not np.isfinite(realised).all():
         raise NumericalError("the probe images' scores are not finite", "dcdm score --force, then calibrate again")
@@ -111,7 +112,7 @@ def fit_calibration(
     counts = np.array([rows.sum() for rows in at])
     fitted = _isotonic(grid, means, counts)
     if fitted[-1] - fitted[0] < 1e-3:
-        raise NumericalError(
+        raise FlatResponseError(
             f"realised difficulty does not rise with the request: {means[0]:.2f} at {grid[0]:.2f}, "
             f"{means[-1]:.2f} at {grid[-1]:.2f}",
             "train longer (--steps), or raise --difficulty-guidance",

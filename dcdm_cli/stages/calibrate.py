@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dcdm_cli.errors import FlatResponseError
 from dcdm_cli.run.roles import fingerprint, others
 from dcdm_cli.run.session import Session
 from dcdm_cli.run.store import Outcome, Stage, StageRecord
@@ -60,6 +61,21 @@ def _calibrate(session: Session, file: Path) -> Outcome:
     by_source = per_source(measured.requested, measured.realised, measured.agrees, measured.prompt_source)
     results |= {"prompt_sources": by_source} if by_source else {}
     return Outcome([file], hash_file(file), results | {"requested": list(calibration.requested)}, job.device)
+
+
+def calibrate_chosen(session: Session) -> StageRecord | None:
+    """`run_calibrate`, for which a flat response is an outcome where the strength was chosen by what images are worth:
+    weak fine-tuning may be worth most, and difficulty is then had by choosing among draws."""
+    try:
+        return run_calibrate(session)
+    except FlatResponseError as error:
+        if session.config.finetune.strength != "auto":
+            raise
+        session.console.warn(
+            f"{error.message}: at this strength of fine-tuning the request says little, and images get the difficulty "
+            "asked for by being drawn again (--attempts); --strength STEPS trains as far as you say"
+        )
+        return None
 
 
 def probe_points(session: Session, count: int | None = None) -> list[float]:

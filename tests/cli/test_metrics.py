@@ -187,6 +187,8 @@ def test_calibration_probes_after_training_and_says_what_can_be_reached(copy: Pa
         assert "does not rise with the request" in last_error(done)["message"]
         return
     assert done.returncode == 0, done.stderr
+    if "the request says little" in done.stderr:  # the same, where the strength was chosen
+        return
     found = json.loads(done.stdout)["calibration"]
     real = read_manifest(copy / "samples.parquet").split("train").column("difficulty")
     tails = PRESETS["digits"]["calibrate"]["tails"]
