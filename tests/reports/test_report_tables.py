@@ -65,7 +65,7 @@ def test_hostile_names_are_plain_text(metrics):
         (tables.downstream_sheet, ["997 test images", "96.50 %", "[95.5, 97.5] %"]),
         (tables.paired_sheet, ["+0.90", "[0.30, 1.50]", "0.008", "better", "cannot tell"]),
         (tables.stages_sheet, ["12 min 34 s", "76 %", "all"]),
-        (fidelity_sheet, ["generated, judge", "7.74", "12.50", "200"]),
+        (fidelity_sheet, ["generated, judge", "7.74", "12.5", "200"]),
         (cost_sheet, ["12 min", "3.0 s", "0.2 CPU-h", "unknown", "0.222 CPU-h"]),
     ],
 )
