@@ -69,7 +69,8 @@ def write_digits(folder: Path, training: int = SPLIT_SIZES["train"]) -> Path:
     images, labels = digit_images()
     with atomic_folder(folder) as part:
         splits = split_rows(labels)
-        splits["train"] = _first_of_each(splits["train"], labels, training // CLASSES)
+        if training < len(splits["train"]):  # all of them are not quite as many of each class
+            splits["train"] = _first_of_each(splits["train"], labels, training // CLASSES)
         for split, rows in splits.items():
             for row in rows:
                 file = part / split / str(labels[row]) / f"{row:04d}.png"

@@ -16,6 +16,7 @@ from dcdm_cli.files import leftovers
 from dcdm_cli.gate import read_document
 from dcdm_cli.run.seals import SEAL_SUFFIX, change_beside
 from dcdm_cli.run.session import Session, recorded_layers
+from dcdm_cli.run.standing import OPTIONAL
 from dcdm_cli.run.store import COMMAND_OF, PIPELINE, RunFolder, StageRecord
 from dcdm_cli.stages.doctor import Finding
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from dcdm_cli.generation.ledger import Ledger
 
 FRESH, STALE, DAMAGED, MISSING, LEFT_OVER, REPAIRED = "fresh", "stale", "damaged", "missing", "left over", "repaired"
-OPTIONAL = ("calibrate", "export")
 _CODES = {DAMAGED: ExitCode.MISMATCH, STALE: ExitCode.PARTIAL}
 
 

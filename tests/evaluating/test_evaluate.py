@@ -18,6 +18,7 @@ from dcdm_cli.errors import MismatchError, NotFoundError, UsageError
 from dcdm_cli.evaluation.experiments import AdapterSpec
 from dcdm_cli.run.presets import PRESETS
 from dcdm_cli.run.progress import Job
+from dcdm_cli.run.store import Outcome, RunFolder, Stage
 from dcdm_cli.stages.artefacts import run_artefacts, run_filter
 from dcdm_cli.stages.atlas import hardest_classes, run_atlas
 from dcdm_cli.stages.evaluate import run_evaluate
@@ -96,6 +97,12 @@ def test_finished_images_are_looked_at_without_a_generator(metrics: dict, run: P
     assert sum(row["real_n"] for row in made["adherence"]["frontier"]) == 20, "as many real images as generated ones"
 
 
+def generated_again(folder: RunFolder) -> None:
+    done = folder.require("generate")
+    made = Outcome([folder.generated / "samples.parquet"], done.fingerprint, dict(done.results))
+    folder.run(Stage("generate", done.config, done.inputs), lambda: made, force=True)
+
+
 def test_a_filter_lists_and_deletes_nothing(run: Path) -> None:
     images = read_manifest(run / "generated" / "samples.parquet")
     paths, real = images.paths(), read_manifest(run / "samples.parquet")
@@ -105,6 +112,7 @@ def test_a_filter_lists_and_deletes_nothing(run: Path) -> None:
     scores = np.full(len(images), 0.5)
     scores[3] = 0.99
     write_manifest(images.with_columns({"measured_difficulty": scores}), run / "generated" / "samples.parquet")
+    generated_again(RunFolder(run))  # as if it had made them so
     before = {path: path.read_bytes() for path in paths}
     run_filter(session_of(run))
     lines = [json.loads(line) for line in (run / "evaluation" / "filter.jsonl").read_text().splitlines()]
@@ -251,7 +259,7 @@ def test_missing_splits_classes_and_scorer_are_named(run: Path) -> None:
 def test_a_run_of_other_data_is_refused_and_an_old_adapter_noted(run: Path) -> None:
     record = json.loads((run / "records" / "finetune.json").read_text())
     (run / "records" / "finetune.json").write_text(json.dumps({**record, "inputs": {"score": "older"}}))
-    assert "before the images were last scored" in checked_data(session_of(run)).warnings[0]
+    assert "the adapter is stale (score was made again since)" in checked_data(session_of(run)).warnings[0]
     config = json.loads((run / "adapter" / "config.json").read_text())
     names = [*config["class_names"][:-1], "ten"]
     (run / "adapter" / "config.json").write_text(json.dumps({**config, "class_names": names}))
@@ -263,6 +271,7 @@ def test_images_of_other_classes_are_refused(run: Path) -> None:
     images = read_manifest(run / "generated" / "samples.parquet")
     other = Manifest(images.table, ("a",) * 10, images.root)
     write_manifest(other, run / "generated" / "samples.parquet")
+    generated_again(RunFolder(run))
     with pytest.raises(MismatchError, match="generated images are of other classes"):
         run_artefacts(session_of(run))
 

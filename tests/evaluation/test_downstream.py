@@ -239,6 +239,7 @@ def test_a_stopped_comparison_goes_on_and_a_torn_line_is_redone(tmp_path: Path, 
         "accuracy",
         "log_loss",
         "hard_accuracy",
+        "chance",
         "images",
         "seconds",
         "key",
@@ -285,7 +286,7 @@ def test_anything_that_matters_is_computed_anew(tmp_path: Path, accuracies: dict
 
 def test_several_processes_give_what_one_gives(tmp_path: Path, pair: tuple[Samples, Samples]) -> None:
     real, test = pair
-    quick = SETTINGS.model_copy(update={"steps": 8})
+    quick = SETTINGS.model_copy(update={"steps": 8, "at_chance": "warn"})
     made = []
     for workers in (1, 2):
         how = {"trial": Trial(real, test, 2, "d"), "config": quick, "seeds": [0, 1], "workers": workers}
