@@ -10,7 +10,7 @@ $(BIN)/.installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
 	touch $@
 
-demo: $(BIN)/.installed  ## the whole job on embedded digits, at most 8 minutes on 2 cores
+demo: $(BIN)/.installed  ## the whole job on embedded digits
 	$(BIN)/dcdm demo --run $(RUN)
 
 demo-full: $(BIN)/.installed  ## all arms, 12 seeds: about an hour
