@@ -35,8 +35,8 @@ def dcdm(*words: str, **options: object) -> subprocess.CompletedProcess[str]:
     "words", [["--help"], ["-h"], ["--version"], ["-V"], ["--show-completion", "bash"], ["score", "--help"]]
 )
 def test_answers_at_once(words: list[str]) -> None:
-    """Processor time, which is the wall-clock time of a machine that does nothing else: 0.3 s, or on a slow machine two
-    and a half times what the libraries of every command line take there."""
+    """Processor time, which is the wall-clock time of a machine that does nothing else: 0.3 s, or on a slow machine four
+    times what the libraries of every command line take there."""
     env = {**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}  # a test has no shell to detect
 
     def seconds(*command: str) -> float:
@@ -46,7 +46,7 @@ def test_answers_at_once(words: list[str]) -> None:
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     libraries = min(seconds(sys.executable, "-c", "import typer, pydantic, rich.console") for _ in range(3))
-    assert min(seconds(DCDM, *words) for _ in range(3)) < max(0.3, 2.5 * libraries)
+    assert min(seconds(DCDM, *words) for _ in range(3)) < max(0.3, 4 * libraries)
 
 
 def test_the_version_is_the_packages(tmp_path: Path) -> None:

@@ -158,6 +158,7 @@ def many(run: Path, count: int, **columns: object) -> Manifest:
     images = read_manifest(run / "generated" / "samples.parquet")
     rows = images.select(np.arange(count) % len(images)).with_columns(columns)
     write_manifest(rows, run / "generated" / "samples.parquet")
+    generated_again(RunFolder(run))
     return read_manifest(run / "generated" / "samples.parquet")
 
 
