@@ -10,7 +10,7 @@ import tomlkit
 
 from dcdm_cli.evaluation.experiments import AdapterSpec, ArmSpec, Experiment, find_experiment
 
-ORDER = ("adherence", "buckets", "controls", "ratio-sweep", "mean-sweep", "transfer", "loop", "ablation")
+ORDER = ("adherence", "buckets", "controls", "ratio-sweep", "mean-sweep", "transfer", "loop", "ablation", "target")
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ SETTINGS = {
     "cpu": Setting(
         {
             "adherence": 1, "buckets": 5, "controls": 5, "ratio-sweep": 3, "mean-sweep": 3, "transfer": 3, "loop": 3,
-            "ablation": 3,
+            "ablation": 3, "target": 6,
         },
         {"evaluate": {"per_target": 50}},
         {"ablation": Short(steps=300, ratio=0.5)},

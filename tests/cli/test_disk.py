@@ -67,11 +67,11 @@ def test_no_room_for_a_file(scored: Path, job: FinishedJob, photos: Path, tmp_pa
 
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 1.5 MiB; only where mounting is allowed."""
+    """A real file system of 3 MiB; only where mounting is allowed."""
     place = tmp_path / "disk"
     place.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1536k", "none", place], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=3072k", "none", place], capture_output=True, check=False
     )
     if mounted.returncode:
         pytest.skip("mounting needs rights")

@@ -35,7 +35,7 @@ def dcdm(*words: str, **options: object) -> subprocess.CompletedProcess[str]:
     "words", [["--help"], ["-h"], ["--version"], ["-V"], ["--show-completion", "bash"], ["score", "--help"]]
 )
 def test_answers_at_once(words: list[str]) -> None:
-    """Processor time, which is the wall-clock time of a machine that does nothing else: 0.3 s, or on a slow machine four
+    """Processor time, the wall-clock time of a machine that does nothing else: 0.3 s, or on a slow machine four
     times what the libraries of every command line take there."""
     env = {**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}  # a test has no shell to detect
 

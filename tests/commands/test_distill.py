@@ -177,11 +177,7 @@ def test_an_adapter_that_was_edited_is_refused(run: Run) -> None:
     content = json.loads(file.read_text())
     content["distilled"]["text_guidance"] = "much"
     file.write_text(json.dumps(content))
-    with pytest.raises(MismatchError, match=r"config\.json .*distilled\.text_guidance"):
-        run.generate(guidance="distilled", count=4)
-    del content["distilled"]
-    file.write_text(json.dumps(content))
-    with pytest.raises(MismatchError, match="is not distilled"):
+    with pytest.raises(MismatchError, match=r"config\.json is damaged"):
         run.generate(guidance="distilled", count=4)
 
 
