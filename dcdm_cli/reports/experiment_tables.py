@@ -60,7 +60,6 @@ def cell_name(document: Metrics, cell: Mapping[str, Any]) -> str:
 
 def arms_sheet(cell: Mapping[str, Any], title: str) -> Sheet:
     """With what the scorer finds in each arm's images, without which an arm's name would be a promise."""
-    more = measure_columns(cell["arms"])
     rows = tuple(
         (
             arm["name"],
@@ -70,15 +69,21 @@ def arms_sheet(cell: Mapping[str, Any], title: str) -> Sheet:
             percent(arm.get("set_label_agreement")),
             percent(arm["accuracy_mean"], 2),
             interval(arm["accuracy_ci95"], "", 2),
-            *(show(arm) for show in more.values()),
             duration(arm.get("set_seconds")),
         )
         for arm in cell["arms"]
     )
     columns = (
-        "training set", "extra", "target", "realised", "scorer agrees", "accuracy", "95 % interval", *more, "made in",
+        "training set", "extra", "target", "realised", "scorer agrees", "accuracy", "95 % interval", "made in",
     )  # fmt: skip
     return Sheet(title, columns, rows)
+
+
+def measures_sheet(cell: Mapping[str, Any], title: str) -> Sheet:
+    """What is measured beside accuracy, arm by arm; a table of its own, which the other has no room for."""
+    more = measure_columns(cell["arms"])
+    rows = [(arm["name"], *(show(arm) for show in more.values())) for arm in cell["arms"] if more]
+    return Sheet(title, ("training set", *more), tuple(rows))
 
 
 def _target(difficulty: str | None) -> str:
@@ -117,6 +122,7 @@ def _arm_sheets(document: Metrics) -> Iterator[Sheet]:
         place = "test" if document["tested_on"] == "test" else "validation"
         title = f"Accuracy on {cell['test_images']} {place} images, {cell['real_images']} real training images; {about}"
         yield arms_sheet(cell, title)
+        yield measures_sheet(cell, f"Beside accuracy: {cell_name(document, cell)}")
         yield pairs_sheet(cell["paired"], f"Differences, seed by seed: {cell_name(document, cell)}")
         yield from sensitive_sheets(cell, f": {cell_name(document, cell)}")
 

@@ -73,7 +73,7 @@ def test_without_a_sweep_labels_and_reach_bound_the_difficulty(metrics: dict) ->
 
 
 def test_a_sweep_that_shows_nothing_says_so_and_one_that_does_names_the_best(metrics: dict) -> None:
-    sweep = document("digits_50_mean-sweep")["document"]
+    sweep = document("cifar10_small_mean-sweep")["document"]
     swept = [arm["name"] for arm in sweep["cells"][0]["arms"] if arm["difficulty"]]
     for given in sweep["cells"][0]["paired"]:
         given["verdict"] = "cannot tell"
@@ -99,8 +99,7 @@ def test_the_fewest_images_whose_gain_is_as_good_as_the_largest(metrics: dict) -
     assert found.answer == "No number was shown to help" and "0.1, 0.5, 2" in found.why and found.command == ""
 
 
-def test_the_demos_own_numbers_give_an_answer_to_each_question() -> None:
-    metrics = document("demo_full")["metrics"]
-    found = advice(metrics, {"ratio-sweep": document("digits_50_ratio-sweep")["document"]})
+def test_a_measured_run_gets_an_answer_to_each_question(metrics: dict) -> None:
+    found = advice(metrics, {"ratio-sweep": document("cifar10_small_ratio-sweep")["document"]})
     assert [item.question for item in found] == ["Go on or stop?", "Which difficulty?", "How many images?"]
     assert all(item.answer and item.why for item in found)
