@@ -12,7 +12,7 @@ from dcdm_cli.commands.evaluate import show_evaluation
 from dcdm_cli.commands.options import stage_command
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.resolution import resolve
-from dcdm_cli.run.session import Session, with_chosen_strength
+from dcdm_cli.run.session import Session
 from dcdm_cli.signals import asked_to_stop
 
 EXAMPLES = ("dcdm demo", "dcdm demo --full --run demo-full", "dcdm demo --json | jq .downstream.arms")
@@ -38,19 +38,14 @@ def register(app: typer.Typer, summary: str) -> None:
         session: Session,
         full: Annotated[bool, typer.Option("--full", help="All arms and 12 seeds: about an hour on 2 cores.")] = False,
     ) -> None:
-        for verb in ("score", "caption", "finetune"):
-            _do(session, verb)
-        chosen = with_chosen_strength(session)  # as a command of its own would find it in the record
-        for verb in ("export", "generate"):
-            _do(chosen, verb)
-        show_evaluation(chosen, _do(chosen, "evaluate"))
-
-
-def _do(session: Session, verb: str) -> Any:
-    session.console.note(f"dcdm {verb}")
-    record = getattr(Run.of(session), verb)()
-    Job(stop_signal=asked_to_stop).stop_if_asked(f"{verb} is finished")
-    return record
+        run = Run.of(session)
+        for stage in (run.score, run.caption, run.finetune, run.export, run.generate):
+            name = stage.__name__
+            session.console.note(f"dcdm {name}")
+            stage()
+            Job(stop_signal=asked_to_stop).stop_if_asked(f"{name} is finished")
+        session.console.note("dcdm evaluate")
+        show_evaluation(session, run.evaluate())
 
 
 def demo_settings(session: Session, *, full: bool) -> Session:

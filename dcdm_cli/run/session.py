@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from dcdm_cli.console import Console
 from dcdm_cli.errors import UsageError
 from dcdm_cli.pace import duration
+from dcdm_cli.run import store
 from dcdm_cli.run.origins import FOREIGN, Layer
 from dcdm_cli.run.resolution import Override, Resolved, flat_items
 from dcdm_cli.run.roles import EXECUTION, role_of
@@ -21,7 +22,7 @@ from dcdm_cli.run.settings import Config, changed
 from dcdm_cli.run.store import DEFAULT_RUN as DEFAULT_RUN
 from dcdm_cli.run.store import SET_NAME, RunFolder, StageRecord
 
-PIPELINE = ("score", "caption", "finetune", "distill", "export", "generate", "evaluate")
+PIPELINE = tuple(stage for stage in store.PIPELINE if stage not in store.COMMAND_OF)  # those that are commands
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -132,6 +133,17 @@ def _save(folder: Path, network: ConditionedUNet, info: AdapterInfo) -> None:
     encoder = network.encoder
     with atomic_folder(folder) as part:
         save_adapter(part, network.unet, encoder, replace(info, encoder=encoder.config if encoder else None))
+
+
+def copy_adapter(source: Path, folder: Path) -> None:
+    """The files of an adapter as another, without the calibration, which is for sampler settings of its own."""
+    from dcdm_cli.files import atomic_folder
+    from dcdm_cli.model.adapter import CALIBRATION_FILE
+
+    with atomic_folder(folder) as part:
+        for file in source.iterdir():
+            if file.name != CALIBRATION_FILE:
+                shutil.copy(file, part / file.name)
 
 
 def _training_set(

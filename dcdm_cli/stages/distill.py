@@ -19,7 +19,7 @@ from dcdm_cli.run.store import DISTILLED, Outcome, Stage, StageRecord
 from dcdm_cli.stages.adapter import TrainingRows, train_adapter
 from dcdm_cli.stages.devices import settle_training
 from dcdm_cli.stages.jobs import open_job
-from dcdm_cli.stages.watching import step_log
+from dcdm_cli.stages.watching import draw_losses, step_log
 
 if TYPE_CHECKING:
     from dcdm_cli.training.loop import Teacher
@@ -61,7 +61,6 @@ def student_settings(finetune: FinetuneConfig, distill: DistillConfig) -> Finetu
 
 def _distill(session: Session) -> Outcome:
     from dcdm_cli.model.adapter import adapter_hash
-    from dcdm_cli.reports.plots import loss_curve
     from dcdm_cli.run.one_off import loading
 
     run, job = session.run, open_job(session)
@@ -72,9 +71,7 @@ def _distill(session: Session) -> Outcome:
         lesson = _lesson(session, config, job)
     with step_log(session, job, "distill") as logged:
         results = train_adapter(session, config, folder, logged, lesson=lesson)
-    run.figures.mkdir(exist_ok=True)
-    steps, losses = zip(*results["losses"], strict=True) if results["losses"] else ((), ())
-    figure = loss_curve(run.figures / FIGURE, steps, losses)
+    figure = draw_losses(run.figures / FIGURE, results)
     return Outcome([folder, figure], adapter_hash(folder), results | _facts(session), job.device)
 
 

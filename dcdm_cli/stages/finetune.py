@@ -20,7 +20,7 @@ from dcdm_cli.stages.devices import settle_spread, settle_training
 from dcdm_cli.stages.jobs import open_job
 from dcdm_cli.stages.own_draws import own_name
 from dcdm_cli.stages.strength import fine_tune, strength_settings
-from dcdm_cli.stages.watching import step_log
+from dcdm_cli.stages.watching import draw_losses, step_log
 
 
 def run_finetune(session: Session) -> StageRecord:
@@ -95,15 +95,11 @@ def _wanted(devices: str | None, session: Session) -> tuple[str, ...]:
 
 def _train(session: Session, config: FinetuneConfig, folder: Path) -> Outcome:
     from dcdm_cli.model.adapter import adapter_hash
-    from dcdm_cli.reports.plots import loss_curve
     from dcdm_cli.reports.strength import strength_curves
 
     with step_log(session, _job(session)) as job:
         results = fine_tune(session, config, folder, job)
-    steps, losses = zip(*results["losses"], strict=True) if results["losses"] else ((), ())
-    session.run.figures.mkdir(exist_ok=True)
-    figure = loss_curve(session.run.figures / "loss.png", steps, losses)
-    drawn = [figure]
+    drawn = [draw_losses(session.run.figures / "loss.png", results)]
     if chosen := results.get("strength"):
         drawn.append(strength_curves(session.run.figures / "strength.png", chosen))
     return Outcome([folder, *drawn], adapter_hash(folder), results, job.device, listed=[session.run.cache])

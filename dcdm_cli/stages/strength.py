@@ -5,7 +5,6 @@ Not from the paper. The choice becomes part of the adapter's record: later stage
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,12 +15,12 @@ import numpy as np
 
 from dcdm_cli.crew.ranks import Ranks
 from dcdm_cli.errors import NumericalError, UsageError
-from dcdm_cli.files import append_json_lines, atomic_folder, hash_json
+from dcdm_cli.files import append_json_lines, hash_json
 from dcdm_cli.gate import Digest, Finite, read_lines
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.session import Session, with_settings
 from dcdm_cli.run.settings import FinetuneConfig, StrengthConfig
-from dcdm_cli.stages.adapter import DifficultyOf, TrainingRows, snapshot_folder, train_adapter
+from dcdm_cli.stages.adapter import DifficultyOf, TrainingRows, copy_adapter, snapshot_folder, train_adapter
 from dcdm_cli.stages.own_draws import learn_from_own_draws
 from dcdm_cli.stages.prompts import without_prompts
 
@@ -121,7 +120,7 @@ def _chosen(
     table = [_measured(session, folder, point, each, embed, real, job) for point in points]
     choice = choose(points, table, strength.most_copies, strength.least_labels)
     (session.console.note if choice.usable else session.console.warn)(f"strength: {choice.reason}")
-    _keep(snapshot_folder(session.run, folder) / f"step-{points[choice.index].steps:08d}", folder)
+    copy_adapter(snapshot_folder(session.run, folder) / f"step-{points[choice.index].steps:08d}", folder)
     return results | {
         "strength": {
             "points": [{**asdict(point), **row} for point, row in zip(points, table, strict=True)],
@@ -233,13 +232,6 @@ def _drawn(session: Session, adapter: Path, each: int, embed: Callable[[Any], np
         error,
         seconds,
     )
-
-
-def _keep(snapshot: Path, folder: Path) -> None:
-    """The chosen snapshot becomes the adapter."""
-    with atomic_folder(folder) as part:
-        for file in snapshot.iterdir():
-            shutil.copy(file, part / file.name)
 
 
 def strength_settings(session: Session) -> Mapping[str, Any]:

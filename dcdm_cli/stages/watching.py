@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcdm_cli.run.progress import Job
@@ -144,3 +145,12 @@ def _picture(pixels: Any) -> Any:
     from PIL import Image
 
     return Image.fromarray(pixels)
+
+
+def draw_losses(file: Path, results: Mapping[str, Any]) -> Path:
+    """The losses of `train_adapter`'s results as a figure."""
+    from dcdm_cli.reports.plots import loss_curve
+
+    steps, losses = zip(*results["losses"], strict=True) if results["losses"] else ((), ())
+    file.parent.mkdir(exist_ok=True)
+    return loss_curve(file, steps, losses)

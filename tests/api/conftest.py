@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -55,3 +58,18 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     trained = run.finetune()
     made = run.generate(count=20, difficulty=0.5)
     return Demo(run, scored, trained, made, run.evaluate(generate={"count": 20, "difficulty": 0.5}))
+
+
+def run_in_copy(
+    demo: Demo, folder: Path, pieces: Iterable[str], what: str, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, object]:
+    """Python, piece by piece, beside a copy of the demo, where what it has scored and fine-tuned is found and not done
+    again. Returns the names that are left."""
+    later = shutil.ignore_patterns("generated", "evaluation", "generate.json", "evaluate.json", "dcdm.toml")
+    shutil.copytree(demo.run.folder.path, folder, ignore=later)
+    monkeypatch.chdir(folder.parent)
+    set_tiny(monkeypatch)
+    names: dict[str, object] = {}
+    for number, piece in enumerate(pieces, 1):
+        exec(compile(piece, f"{what} {number}", "exec"), names)
+    return names

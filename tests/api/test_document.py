@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ import pytest
 import dcdm_cli
 from dcdm_cli import Run
 
-from .conftest import Demo, set_tiny
+from .conftest import Demo, run_in_copy
 
 TEXT = (Path(dcdm_cli.__file__).parent.parent / "docs" / "python.md").read_text("utf-8")
 SNIPPETS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
@@ -20,15 +19,7 @@ SNIPPETS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 def test_the_snippets_run(
     demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In a copy of the demo, where what it has scored and fine-tuned is found and not done again."""
-    later = shutil.ignore_patterns("generated", "evaluation", "generate.json", "evaluate.json", "dcdm.toml")
-    shutil.copytree(demo.run.folder.path, tmp_path / "birds", ignore=later)
-    monkeypatch.chdir(tmp_path)
-    set_tiny(monkeypatch)
-    names: dict[str, object] = {}
-    for number, snippet in enumerate(SNIPPETS):
-        run_code = compile(snippet, f"docs/python.md snippet {number + 1}", "exec")
-        exec(run_code, names)
+    names = run_in_copy(demo, tmp_path / "birds", SNIPPETS, "docs/python.md snippet", monkeypatch)
     said = capsys.readouterr().out
     assert "(4, 32, 32, 3)" in said and "did you mean count?" in said
     assert demo.run.record("finetune") == Run("birds").record("finetune")

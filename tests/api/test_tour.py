@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 
 import dcdm_cli
 
-from .conftest import Demo, set_tiny
+from .conftest import Demo, run_in_copy
 
 FILE = Path(dcdm_cli.__file__).parent.parent / "docs" / "tour.ipynb"
 
@@ -29,15 +28,7 @@ def test_the_notebook_is_kept_without_what_it_put_out() -> None:
 def test_every_cell_runs(
     demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In a copy of the demo, where what it has scored and fine-tuned is found and not done again."""
-    later = shutil.ignore_patterns("generated", "evaluation", "generate.json", "evaluate.json", "dcdm.toml")
-    shutil.copytree(demo.run.folder.path, tmp_path / "tour-run", ignore=later)
-    monkeypatch.chdir(tmp_path)
-    set_tiny(monkeypatch)
-    names: dict[str, object] = {}
-    for number, cell in enumerate(cells("code")):
-        run_code = compile(cell, f"docs/tour.ipynb cell {number}", "exec")
-        exec(run_code, names)
+    run_in_copy(demo, tmp_path / "tour-run", cells("code"), "docs/tour.ipynb cell", monkeypatch)
     said = capsys.readouterr().out
     assert "mine " in said and "template captions" in said, "prompts of both sources were measured"
     assert (tmp_path / "tour-run" / "generated" / "train" / "metadata.jsonl").is_file()

@@ -6,18 +6,17 @@ generation work on it as they do on a run.
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dcdm_cli.errors import NumericalError, UsageError
 from dcdm_cli.evaluation.experiments import AdapterSpec, ArmSpec
-from dcdm_cli.files import atomic_folder, hash_json, safe_name
+from dcdm_cli.files import hash_json, safe_name
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.roles import fingerprint, others
 from dcdm_cli.run.session import Session, with_chosen_strength, with_settings
 from dcdm_cli.run.store import Outcome, RunFolder, Stage, StageRecord
-from dcdm_cli.stages.adapter import measured_views, own_difficulty
+from dcdm_cli.stages.adapter import copy_adapter, measured_views, own_difficulty
 from dcdm_cli.stages.calibrate import run_calibrate
 from dcdm_cli.stages.caption import caption_input
 from dcdm_cli.stages.export import run_export
@@ -75,7 +74,7 @@ def variant_session(session: Session, name: str, spec: AdapterSpec) -> Session:
 
 
 def arm_session(session: Session, arm: ArmSpec, spec: AdapterSpec) -> Session:
-    """`variant_context` with the arm's own target distribution, cap, calibration and number of draws."""
+    """`variant_session` with the arm's own target distribution, cap, calibration and number of draws."""
     wanted = {"difficulty": arm.difficulty, "difficulty_cap": arm.cap, "calibrated": arm.calibrated}
     wanted["attempts"] = arm.attempts
     own = {key: value for key, value in wanted.items() if value is not None}
@@ -90,7 +89,7 @@ def as_chosen(session: Session, spec: AdapterSpec) -> Session:
 
 
 def prepare_variant(session: Session, spec: AdapterSpec, job: Job) -> Session:
-    """Fine-tunes (or copies), exports where the run is exported, and calibrates what `variant_context` gave; finished
+    """Fine-tunes (or copies), exports where the run is exported, and calibrates what `variant_session` gave; finished
     work is found and kept. Returns the session to generate with: with the scales that fine-tuning chose, if it did."""
     run = session.run
     if not isinstance(run, VariantFolder):
@@ -166,12 +165,7 @@ def _calibrated(session: Session) -> Outcome:
 
 def _copy_adapter(run: VariantFolder) -> None:
     """The run's weights under other sampler settings, which need a calibration of their own."""
-    from dcdm_cli.model.adapter import CALIBRATION_FILE
-
     if not run.adapter.is_dir():
-        with atomic_folder(run.adapter) as part:
-            for file in run.parent.adapter.iterdir():
-                if file.name != CALIBRATION_FILE:
-                    shutil.copy(file, part / file.name)
+        copy_adapter(run.parent.adapter, run.adapter)
     source = run.parent.require("finetune")
     run.run(Stage("finetune", source.config, source.inputs), lambda: Outcome([run.adapter], source.fingerprint))
