@@ -91,7 +91,7 @@ def test_a_stage_does_not_read_what_no_stage_left(run: RunFolder) -> None:
     for stage in (caption(run), finetune(run)):
         with pytest.raises(MismatchError, match=r"samples\.parquet is damaged: it has other content") as caught:
             run.run(stage, lambda: Outcome([], ""))
-        assert f"dcdm score --run {run.path}" in caught.value.hint
+        assert f"dcdm score --force --run {run.path}" in caught.value.hint
     assert run.is_fresh(SCORE) is None, "or the remedy would be skipped"
 
 
