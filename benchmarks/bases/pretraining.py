@@ -14,7 +14,7 @@ import copy
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from dcdm_cli.run.checkpoint import load_checkpoint, optimizer_tensors, restore_
 from dcdm_cli.run.progress import Job
 
 TIMESTEPS = 1000
-_UNET_ONLY = {"unet_steps", "unet_lr", "text_dropout", "ema_decay", "snr_gamma"}  # of a recipe
+_UNET_ONLY = {"batch", "unet_steps", "unet_lr", "text_dropout", "ema_decay", "snr_gamma"}  # of a recipe
 POINTS = 50  # of a loss curve
 log = logging.getLogger("dcdm.pretrain")
 
@@ -39,12 +39,14 @@ log = logging.getLogger("dcdm.pretrain")
 @dataclass(frozen=True)
 class Recipe:
     """Everything that decides the weights, given the images. `*_steps` are optimiser steps of `batch` images each.
-    snr_gamma: Min-SNR weighting of the UNet's loss (Hang et al. 2023), which learns shapes sooner; None = plain MSE."""
+    vae_batch: of the VAE's steps, None = `batch`: small ones stay in the cache of a CPU. snr_gamma: Min-SNR weights of
+    the UNet's loss (Hang et al. 2023), which learns shapes sooner; None = plain MSE."""
 
     images: int = 30_000
     vae_steps: int = 2_500
     unet_steps: int = 7_000
     batch: int = 64
+    vae_batch: int | None = None
     vae_lr: float = 2e-3
     unet_lr: float = 1e-3
     kl_weight: float = 1e-3
@@ -108,6 +110,25 @@ def build_text_encoder(tokenizer: CLIPTokenizer, width: int = 64) -> CLIPTextMod
     )
 
 
+@torch.no_grad()
+def take_over(network: nn.Module, earlier: nn.Module, latents: tuple[int, int]) -> None:
+    """Warm start: the weights of a network that is alike but for its number of latent channels. Channels that are new
+    keep their random beginning. latents: of the new and of the earlier network."""
+    old = earlier.state_dict()
+    for name, new in network.state_dict().items():
+        sides = [*zip(new.shape, old[name].shape, strict=True)]
+        double = [side == (2 * latents[0], 2 * latents[1]) and side[0] != side[1] for side in sides]
+        ours, theirs = (_by_moment(weights, double) for weights in (new, old[name]))
+        part = tuple(slice(min(pair)) for pair in zip(ours.shape, theirs.shape, strict=True))
+        ours[part] = theirs[part].to(new.dtype)
+
+
+def _by_moment(weights: Tensor, double: Sequence[bool]) -> Tensor:
+    """A view with a dimension of two for those that hold means, then log variances."""
+    sides = zip(weights.shape, double, strict=True)
+    return weights.view([part for side, two in sides for part in ((2, side // 2) if two else (side,))])
+
+
 def build_scheduler() -> DDIMScheduler:
     """SD's betas. Clipping of the clean-latent estimate is a setting of generation: SD pipelines switch it off here."""
     return DDIMScheduler(
@@ -131,6 +152,7 @@ def tokenize_templates(tokenizer: CLIPTokenizer, templates: Sequence[str], names
 def train_vae(vae: AutoencoderKL, images: Tensor, recipe: Recipe, place: Place | None = None) -> list[dict[str, float]]:
     """images: float32 or uint8 [N, 3, H, W], float in [-1, 1]. Returns the loss curve. Goes on from a checkpoint."""
     place = place or Place()
+    recipe = replace(recipe, vae_batch=recipe.vae_batch or recipe.batch)
     run = _Run("vae", vae, _Descent(recipe.vae_lr, recipe.vae_steps), recipe, place)
     images = images.to(run.device)
 
@@ -273,7 +295,9 @@ class _Run:
 
     def integers(self, below: int) -> Tensor:
         """int64 [batch] in [0, below), on the device: a GPU would wait for draws and images from the CPU."""
-        return torch.randint(below, (self.recipe.batch,), generator=self.generator, device=self.device)
+        recipe = self.recipe
+        count = recipe.vae_batch if self.name == "vae" and recipe.vae_batch else recipe.batch
+        return torch.randint(below, (count,), generator=self.generator, device=self.device)
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.place.bf16)
