@@ -9,7 +9,8 @@ up to 200; above, the judge gives up some): in --state, where runs of several si
 learn for 300 steps and half as many images: about half an hour on 2 cores on top of `dcdm demo`. tiny = to try it out.
 --only adherence,controls: some of them. --seeds N: for all of them, instead of the setting's.
 --tune FILE: instead of all that an experiment of your own (docs/evaluate.md), tested on validation images.
---confirm FILE: the same on the test images, from the export, which is faster.
+--confirm FILE: the same on the test images, from the export, which is faster. --first-seed N: of a run that is made, so
+that what is confirmed meets seeds by which nothing was chosen.
 
 Results go to benchmarks/results/digits_<size>_<experiment>.json as soon as they are there. The last line is JSON: which
 steps are done, and which waits. Code 0 = all done, 3 = run it again to go on; finished classifiers are never repeated.
@@ -48,6 +49,7 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(ORDER))
     parser.add_argument("--tune", type=Path, default=None)
     parser.add_argument("--confirm", type=Path, default=None)
+    parser.add_argument("--first-seed", type=int, default=None)
     parser.add_argument("--piece-seconds", type=float, default=None)
     parser.add_argument("--state", type=Path, default=ROOT / "bench-run" / "digits")
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -62,7 +64,9 @@ def main() -> None:
         parser.error("--size must lie between 20 and 400")
     options.state.mkdir(parents=True, exist_ok=True)
     clock, progress = Clock(options.piece_seconds), Progress(options.state)
-    job = Digits(options.state.absolute(), options.run, options.size, options.setting, options.results, clock)
+    job = Digits(
+        options.state.absolute(), options.run, options.size, options.setting, options.results, clock, options.first_seed
+    )
     alone = options.tune or options.confirm
     steps = job.steps([] if alone else names, options.seeds, options.tune, options.confirm)
     waiting = progress.run(list(steps), clock)
@@ -79,6 +83,7 @@ class Digits:
     name: str
     results: Path
     clock: Clock
+    first_seed: int | None = None
 
     @property
     def setting(self) -> Setting:
@@ -129,7 +134,9 @@ class Digits:
             csv.writer(stream).writerows([("path", "label", "split"), *lines])
         os.utime(target, (EPOCH, EPOCH))
         self.run.mkdir(exist_ok=True)
-        settings = {"preset": "digits", "data": {"source": str(target)}, **self.setting.settings}
+        settings: dict[str, Any] = {"preset": "digits", "data": {"source": str(target)}, **self.setting.settings}
+        if self.first_seed is not None:
+            settings["evaluate"] = {**settings.get("evaluate", {}), "seed": self.first_seed}
         (self.run / "dcdm.toml").write_text(tomlkit.dumps(settings), "utf-8")
         return {"images": len(lines)}
 
