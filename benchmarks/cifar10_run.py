@@ -25,6 +25,8 @@ from cifar10_data import assign, read_images, write_target
 from common import RESULTS, provenance, save
 from pieces import Clock, Progress, Step
 
+from dcdm_cli.run.presets import PRESETS
+
 HERE = Path(__file__).resolve().parent
 EXPERIMENTS = ("adherence", "buckets", "mean-sweep", "controls", "ratio-sweep")
 TEXT, DIFFICULTY = (1.5, 3.0, 5.0), (4.0, 8.0)  # guidance; the best pair on validation images is used on all targets
@@ -37,7 +39,7 @@ LEFT_BEHIND = {"checkpoints", "images", "sets", "cache"}  # made again where the
 class Scale:
     """Settings that differ between machines, as dcdm settings. seeds: per target; without `tune` among them guidance is
     not chosen but `GUESS`. own: settings of one target alone. exported: images are made from the export, which is
-    faster on a CPU."""
+    faster on a CPU. experiments: built in, or files of this folder."""
 
     settings: dict[str, dict[str, Any]]
     seeds: dict[str, int]
@@ -46,6 +48,7 @@ class Scale:
     per_class: dict[str, int] | None = None
     test_per_class: int | None = None
     score_needs: float = 20
+    experiments: tuple[str, ...] = EXPERIMENTS
 
 
 NET = {"model": "resnet10t", "image_size": 64, "batch_size": 128, "lr": 3e-3, "scale": [0.5, 1.0], "hflip": 0.5}
@@ -70,33 +73,22 @@ GPU = Scale(
     seeds={"tune": 3, "small": 5, "target": 3},
     score_needs=240,
 )
-CPU_NET = {**NET, "model_args": {"channels": [32, 64, 96, 128], "stem_width": 16}, "batch_size": 64}
+LOOK = PRESETS["small"]  # what users of a CPU get
+CPU_NET = {**LOOK["downstream"], "model_args": {"channels": [32, 64, 96, 128], "stem_width": 16}, "hflip": 0.5}
 CPU = Scale(
     {
-        "score": {**CPU_NET, "method": "crossfit", "steps": 600, "folds": 3},
-        "judge": {**CPU_NET, "method": "scratch", "steps": 3000},
-        "downstream": {**CPU_NET, "image_size": 48, "steps": 400},
-        "finetune": {**FINETUNE, "steps": 600, "batch_size": 32},
-        "calibrate": {"images": 100},
-        "generate": {**GENERATE, "ratio": 0.5, "steps": 10, "batch_size": 64, "decode_batch": 64},
-        "evaluate": {
-            "features": "judge", "fresh_sets": False, "per_target": 100, "density_images": 500, "synthetic_ratio": 0.5,
-            "workers": 2, "atlas_classes": 10,
-        },
+        **{name: LOOK[name] for name in ("score", "judge", "finetune", "strength")},
+        "downstream": {**CPU_NET, "steps": 400},
+        "calibrate": {"images": 60},
+        "generate": {**LOOK["generate"], "attempts": 4},
+        "evaluate": {"fresh_sets": True, "per_target": 100, "density_images": 500, "workers": 1, "atlas_classes": 10},
     },
-    seeds={"tune": 3, "target": 3, "small": 3},
-    own={
-        "tune": {"evaluate": {"fresh_sets": True}},
-        "target": {
-            "score": {"steps": 1200},
-            "downstream": {"steps": 800},
-            "finetune": {"steps": 1000, "batch_size": 64},
-            "calibrate": {"images": 200},
-        },
-    },
+    seeds={"small": 6, "target": 4},
+    own={"target": {"downstream": {"steps": 800}, "finetune": {"steps": 1000, "batch_size": 64}}},
     exported=True,
     score_needs=100,
-)  # fmt: skip
+    experiments=("adherence", "cifar10_worth.toml", "target"),
+)
 TINY_NET = {**NET, "image_size": 32, "model_args": {"channels": [8, 12, 16, 32], "stem_width": 8}, "batch_size": 64}
 TINY_NET |= {"steps": 4}
 TINY = Scale(
@@ -178,7 +170,7 @@ class Experiments:
                 continue
             yield Step(f"{target}: generate", lambda t=target: self._stage(t, "generate"))
             yield Step(f"{target}: artefacts", lambda t=target: self._artefacts(t), needs=60)
-            for name in EXPERIMENTS:
+            for name in self.scale.experiments:
                 yield Step(f"{target}: {name}", lambda t=target, n=name: self._experiment(t, n))
 
     def _base(self) -> dict[str, Any]:
@@ -208,7 +200,9 @@ class Experiments:
         for section, own in self.scale.own.get(target, {}).items():
             settings[section] |= own
         chosen = self.state / "chosen.json"
-        settings["generate"] |= json.loads(chosen.read_text("utf-8"))["guidance"] if chosen.is_file() else pair(*GUESS)
+        if "text_guidance" not in settings["generate"]:
+            known = chosen.is_file()
+            settings["generate"] |= json.loads(chosen.read_text("utf-8"))["guidance"] if known else pair(*GUESS)
         settings["evaluate"] |= {"seeds": self.scale.seeds[target]}
         return settings
 
@@ -247,8 +241,13 @@ class Experiments:
         return {}
 
     def _experiment(self, target: str, name: str) -> dict[str, Any]:
+        """name: built in, or a file of this folder."""
+        if name.endswith(".toml"):
+            (self.state / name).write_bytes((HERE / name).read_bytes())
         self.clock.dcdm("evaluate", "experiment", name, "--run", f"runs/{target}", folder=self.state)
-        self._publish(f"{target}_{name}", self._document(target, name), f"dcdm evaluate experiment {name}")
+        place = name.removesuffix(".toml")
+        published = f"{target}_{place.removeprefix('cifar10_')}"
+        self._publish(published, self._document(target, place), f"dcdm evaluate experiment {name}")
         return {}
 
     def _document(self, target: str, name: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from dcdm_cli.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
+RESULTS = Path(os.environ.get("BENCHMARK_RESULTS") or ROOT / "benchmarks" / "results")
 WORK = ROOT / "bench-work"  # adapters, exports and images that are made on the way
 PACKAGES = (
     "torch",

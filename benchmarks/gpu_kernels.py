@@ -1,0 +1,98 @@
+"""Where a GPU's time goes in one guided step of Stable Diffusion 1.5: kernels by class, from PyTorch's profiler.
+
+    python benchmarks/gpu_kernels.py              512 px, batch 32 x 2 calls, fp16
+    python benchmarks/gpu_kernels.py --sketch     the same code on a toy architecture and a CPU (operators by class)
+
+Writes results/gpu_kernels.json: milliseconds and share of each class, and the twenty longest kernels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from typing import Any
+
+import torch
+from common import hardware, release, save, seconds, versions
+from rivals import CALLS, Ours, config, row_flops, sd15_model, torch_engine
+from torch.profiler import ProfilerActivity, profile
+
+from dcdm_cli.backends.torch_backend import TorchOptions
+
+# The first that matches; names are those of cuDNN, CUTLASS, cuBLAS, FlashAttention, Triton and ATen.
+CLASSES = {
+    "attention": ("flash", "fmha", "attention", "sdpa", "mem_eff"),
+    "convolution": ("conv", "implicit", "wgrad", "fprop", "winograd", "xmma"),
+    "linear": ("gemm", "cutlass", "cublas", "addmm", "mm_", "aten::mm", "aten::bmm", "linear", "nvjet"),
+    "layout and copies": ("nchw", "nhwc", "copy", "transpose", "memcpy", "contiguous", "cat"),
+    "normalisation": ("norm", "moments", "welford"),
+    "element-wise": (
+        "elementwise",
+        "vectorized",
+        "silu",
+        "gelu",
+        "mul",
+        "add",
+        "softmax",
+        "triton",
+        "reduce",
+        "aten::",
+    ),
+}
+STEPS, LONGEST = 3, 20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sketch", action="store_true")
+    options = parser.parse_args()
+    if not options.sketch and not torch.cuda.is_available():
+        print(json.dumps({"name": "gpu_kernels", "measured": False, "reason": "no CUDA GPU: not measured"}))
+        return
+    device, precision, batch = ("cpu", "fp32", 1) if options.sketch else ("cuda", "fp16", 32)
+    name = "gpu_kernels_sketch" if options.sketch else "gpu_kernels"
+    found: dict[str, Any] = {"name": name, "hardware": hardware(), "versions": versions(), "batch": batch}
+    flops = CALLS * batch * row_flops(sd15_model(device, precision, small=options.sketch))
+    release()
+    settings = config(20, precision=precision, batch_size=batch)
+    model = sd15_model(device, precision, small=options.sketch)
+    # A recorded graph is one launch to the profiler: the kernels are those of the network without it.
+    step = Ours(torch_engine(model, settings, device, TorchOptions(CALLS, cuda_graphs=False))).step(batch)
+    step()
+    found["seconds of a guided step"] = round(min(seconds(step, device) for _ in range(STEPS)), 5)
+    found["TFLOP/s"] = round(flops / found["seconds of a guided step"] / 1e12, 2)
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]
+    with profile(activities=activities) as profiler:
+        for _ in range(STEPS):
+            step()
+    save({**found, **by_class(kernels(profiler, device))}, name)
+    print(json.dumps({**found, "measured": True}))
+
+
+def kernels(profiler: Any, device: str) -> dict[str, float]:
+    """Milliseconds per step by name, of kernels on a GPU, of operators on a CPU."""
+    key = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
+    return {event.key: getattr(event, key) / 1000 / STEPS for event in profiler.key_averages() if getattr(event, key)}
+
+
+def by_class(times: dict[str, float]) -> dict[str, Any]:
+    sums: dict[str, float] = defaultdict(float)
+    for name, milliseconds in times.items():
+        sums[class_of(name)] += milliseconds
+    whole = sum(sums.values())
+    table = [
+        {"class": name, "ms": round(value, 3), "share": round(value / whole, 3)}
+        for name, value in sorted(sums.items(), key=lambda pair: -pair[1])
+    ]
+    longest = sorted(times.items(), key=lambda pair: -pair[1])[:LONGEST]
+    return {"classes": table, "longest": [{"kernel": name[:160], "ms": round(value, 3)} for name, value in longest]}
+
+
+def class_of(kernel: str) -> str:
+    low = kernel.lower()
+    return next((name for name, words in CLASSES.items() if any(word in low for word in words)), "other")
+
+
+if __name__ == "__main__":
+    main()
