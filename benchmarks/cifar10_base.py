@@ -67,7 +67,7 @@ SETTINGS = {
     ),
     "cpu": Setting(
         Recipe(
-            45_000, vae_steps=5_000, unet_steps=16_000, vae_batch=16, vae_lr=1e-3, unet_lr=8e-4, kl_weight=3e-4,
+            45_000, vae_steps=5_000, unet_steps=11_500, vae_batch=16, vae_lr=1e-3, unet_lr=8e-4, kl_weight=3e-4,
             ema_decay=0.9995, snr_gamma=5,
         ),
         vae=(16, 32, 64), latents=12, unet=(48, 96), width=64, every=250,

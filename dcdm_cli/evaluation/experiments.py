@@ -84,6 +84,9 @@ class Experiment(Section):
     classifiers: tuple[ClassifierSpec, ...] = (ClassifierSpec(),)
     ratios: tuple[float, ...] = Field(default=(), description="empty = evaluate.synthetic_ratio")
     seeds: int | None = Field(default=None, ge=1, description="null = evaluate.seeds")
+    fresh_adapters: int = Field(
+        default=1, ge=1, description="adapters of each kind, each fine-tuned with a seed of its own; seeds take turns"
+    )
     baseline: str = Field(default="real", description="the arm all others are compared with")
     focus: str = Field(default="dcdm", description="the arm that is also compared with every other")
     pairs: tuple[tuple[str, str], ...] = Field(

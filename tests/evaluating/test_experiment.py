@@ -12,6 +12,7 @@ from dcdm_cli.data.manifest import read_manifest
 from dcdm_cli.errors import InterruptedRunError, UsageError
 from dcdm_cli.evaluation.experiments import BUILT_IN_ADAPTERS, ArmSpec, Experiment
 from dcdm_cli.generation.engine import open_engine
+from dcdm_cli.model.adapter import adapter_hash
 from dcdm_cli.run.progress import Job
 from dcdm_cli.stages.evaluation_data import checked_data
 from dcdm_cli.stages.experiments.arms import ARMS
@@ -170,6 +171,20 @@ def test_arms_of_one_generator_have_targets_of_their_own(experimented: Path) -> 
         folder = experimented / "evaluation" / "sets" / sets.key(arm, 0.1, 11)
         asked = read_manifest(folder / "samples.parquet").column("target_difficulty")
         assert asked == pytest.approx(np.full(len(asked), target))
+
+
+def test_seeds_take_turns_with_adapters_of_their_own(experimented: Path) -> None:
+    dcdm, session = ARMS["dcdm"], session_of(experimented)
+    experiment = Experiment(name="x", arms=(dcdm,), fresh_adapters=2)
+    sets = GeneratedSets(session, experiment, checked_data(session).real, Job())
+    assert sets.by_adapter([11, 12, 13, 14]) == [12, 14, 11, 13]
+    own, other = sets._session(dcdm, 12).run, sets._session(dcdm, 11).run
+    assert own.path == experimented and sets._session(dcdm, 13).run.path == other.path != own.path
+    assert len(sets.make(dcdm, 0.1, 11)) == 20
+    assert other.require("finetune").config["seed"] == own.require("finetune").config["seed"] + 1
+    assert adapter_hash(other.adapter) != adapter_hash(own.adapter)
+    one = sets_of(experimented, dcdm)
+    assert one.key(dcdm, 0.1, 12) == sets.key(dcdm, 0.1, 12) and one.key(dcdm, 0.1) != sets.key(dcdm, 0.1)
 
 
 def test_a_single_ratio_is_made_in_one_go(document: dict, experimented: Path) -> None:

@@ -102,7 +102,7 @@ def train_arms(session: Session, experiment: Experiment, data: Evaluated, seeds:
     )
     cells, ledger = _cells(session, experiment, data, sets), open_ledger(session.run.evaluation)
     by_arm = [(cell.arms[position], cell.config) for position in range(len(experiment.arms)) for cell in cells]
-    make_sets(by_arm, trial, seeds, ledger)
+    make_sets(by_arm, trial, sets.by_adapter(seeds), ledger)
     documents = []
     for number, cell in enumerate(cells):
         session.console.note(

@@ -30,7 +30,7 @@ from dcdm_cli.stages.prompts import prompt_input
 
 if TYPE_CHECKING:
     from dcdm_cli.data.manifest import Manifest
-    from dcdm_cli.evaluation.experiments import ArmSpec, Experiment
+    from dcdm_cli.evaluation.experiments import AdapterSpec, ArmSpec, Experiment
     from dcdm_cli.generation.engine import Engine
     from dcdm_cli.generation.plan import Plan
     from dcdm_cli.run.session import Session
@@ -66,7 +66,7 @@ class GeneratedSets:
 
     def key(self, arm: ArmSpec, ratio: float, seed: int | None = None) -> str:
         """Hash of what the arm's images come from; without a seed, of all its sets."""
-        session = self._session(arm)
+        session = self._session(arm, seed)
         run, calibration = session.run, session.run.record("calibrate")
         variant = isinstance(run, VariantFolder)
         made_from = [
@@ -83,6 +83,8 @@ class GeneratedSets:
             "own targets",  # once all arms of a generator were made at the target of the first of them
             "every seed" if seed is None and session.config.evaluate.fresh_sets else self._set_seed(seed or 0),
         ]
+        if seed is None and self.experiment.fresh_adapters > 1:
+            made_from.append(f"{self.experiment.fresh_adapters} adapters")
         return hash_json(made_from)[:16]
 
     def _made_with(self, session: Session) -> dict[str, Any]:
@@ -96,11 +98,11 @@ class GeneratedSets:
         """The arm's images for a seed: all of them, or one set for every seed without `evaluate.fresh_sets`."""
         if arm.rounds:
             return self._make_rounds(arm, ratio, self._set_seed(seed), self._folder(arm, ratio, seed))
-        made, session = NOTHING, self._session(arm)
+        made, session = NOTHING, self._session(arm, seed)
         for number, (edge, counts) in enumerate(self._bands(arm, ratio)):
             place = self._folder(arm, edge, seed)
             if not _finished(place):
-                engine, ready = self._engine(arm, session)
+                engine, ready = self._engine(arm, session, seed)
                 plan = _plan(ready, counts, self._set_seed(seed) * MOST_BANDS + number, engine.generator)
                 self._run(plan, engine, place)
             made = made + _samples(_read(place))
@@ -146,20 +148,35 @@ class GeneratedSets:
         config = self.session.config
         return seed if config.evaluate.fresh_sets else config.evaluate.seed + config.seed
 
-    def _session(self, arm: ArmSpec) -> Session:
-        return arm_session(self.session, arm, self.experiment.adapter(arm.adapter))
+    def by_adapter(self, seeds: Sequence[int]) -> list[int]:
+        """The seeds in the order that opens each adapter once."""
+        return sorted(seeds, key=self._turn)
+
+    def _turn(self, seed: int | None) -> int:
+        """Which of `fresh_adapters` is a seed's. 0 = the first, trained with the run's own seed."""
+        return 0 if seed is None else self._set_seed(seed) % self.experiment.fresh_adapters
+
+    def _adapter(self, arm: ArmSpec, seed: int | None) -> AdapterSpec:
+        spec, turn = self.experiment.adapter(arm.adapter), self._turn(seed)
+        if not turn:
+            return spec
+        own = spec.finetune.get("seed", self.session.config.finetune.seed) + turn
+        return spec.model_copy(update={"finetune": {**spec.finetune, "seed": own}})
+
+    def _session(self, arm: ArmSpec, seed: int | None = None) -> Session:
+        return arm_session(self.session, arm, self._adapter(arm, seed))
 
     def _make_rounds(self, arm: ArmSpec, ratio: float, seed: int, folder: Path) -> Samples:
         """Each round asks for what classifiers that know the rounds before find hard."""
         from dcdm_cli.stages.next_plan import plan_demand
 
-        session, made = self._session(arm), NOTHING
+        session, made = self._session(arm, seed), NOTHING
         total = round(ratio * len(self.real))
         edges = np.linspace(0, total, arm.rounds + 1).round().astype(int)
         for number, (start, stop) in enumerate(pairwise(edges.tolist())):
             place = folder / f"{number}"
             if not _finished(place):
-                engine, ready = self._engine(arm, session)
+                engine, ready = self._engine(arm, session, seed)
                 asked = plan_demand(
                     ready, self.real, made, stop - start, seed + 1000 * number, engine.generator, self.job
                 )
@@ -177,11 +194,11 @@ class GeneratedSets:
         spent = {"seconds": round(time.monotonic() - clock, 3), "made": made.made, "images": made.images}
         write_json(folder / FACTS, {**spent, "device": self.job.device})
 
-    def _engine(self, arm: ArmSpec, session: Session) -> tuple[Engine, Session]:
+    def _engine(self, arm: ArmSpec, session: Session, seed: int) -> tuple[Engine, Session]:
         """The arm's engine, and its session with what fine-tuning chose."""
         from dcdm_cli.generation.engine import sampler_settings
 
-        settings, spec = session.config.generate, self.experiment.adapter(arm.adapter)
+        settings, spec = session.config.generate, self._adapter(arm, seed)
         draws = [settings.attempts, settings.tolerance, settings.precision, settings.backend]
         key = hash_json([str(session.run.path), sampler_settings(settings), draws])
         if self._open is None or self._open[0] != key:
