@@ -129,7 +129,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "difficulty_guidance": 3.0,
             "attempts": 4,
             "tolerance": 0.1,
-            "check": "digits",  # hard images of which a classifier from elsewhere does not see the label are worth little
+            "check": "digits",  # a hard image whose label only the scorer sees is worth little
             "clip_range": 4.0,
             "batch_size": 64,
             "decode_batch": 64,
