@@ -20,6 +20,7 @@ from dcdm_cli.backends.exported import ExportedDenoiser
 from dcdm_cli.errors import CapabilityError, MismatchError, NotFoundError, UsageError
 from dcdm_cli.model.adapter import AdapterInfo, adapter_hash
 from dcdm_cli.model.export_folder import open_export
+from dcdm_cli.model.few_steps import identity_of
 from dcdm_cli.model.latents import Decode
 from dcdm_cli.run.precision import settle_precision
 from dcdm_cli.run.settings import GenerateConfig
@@ -96,6 +97,7 @@ def usable_export(wanted: Wanted, networks: tuple[str, ...]) -> Signature:
         lora_scale=wanted.config.lora_scale,
         networks=networks,
         distilled=wanted.info.distilled is not None,
+        extra_lora=identity_of(wanted.config),
     )
     _check_facts(folder, signature.model, wanted.info)
     _check_denoiser(folder, signature, wanted)

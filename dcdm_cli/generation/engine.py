@@ -25,9 +25,10 @@ from dcdm_cli.generation.sampler import Conditioning, Start, sample
 from dcdm_cli.generation.starts import Starts
 from dcdm_cli.model.adapter import AdapterInfo, adapter_hash, read_adapter
 from dcdm_cli.model.base import DTYPES, BaseModel, encode_text, load_base
+from dcdm_cli.model.few_steps import STOCHASTIC, check_few_steps, identity_of, parse_extra_lora
 from dcdm_cli.model.fused import load_fused
 from dcdm_cli.model.latents import Decode, decode_latents, torch_decoder
-from dcdm_cli.model.schedule import Sampler, sampling_scheduler, seeded_noise, tail_steps
+from dcdm_cli.model.schedule import Sampler, noise_of, noise_streams, sampling_scheduler, tail_steps
 from dcdm_cli.run import one_off
 from dcdm_cli.run.precision import settle_precision
 from dcdm_cli.run.progress import Job
@@ -87,6 +88,8 @@ def sampler_settings(config: GenerateConfig) -> dict[str, Any]:
         del settings["strength"]
     if config.guidance == "calls":
         del settings["guidance"]
+    if config.extra_lora:
+        settings["extra_lora"] = identity_of(config)
     return settings
 
 
@@ -117,6 +120,7 @@ def open_engine(adapter: Path, config: GenerateConfig, device: str, *, export: P
             f"generate.strength = {config.strength:g} of {config.steps} steps leaves not one of them",
             f"raise it to {1 / config.steps:.3g} or more, or take more --steps",
         )
+    check_few_steps(config)
     config = config.model_copy(update={"precision": settle_precision(config.precision, device)})
     info = read_adapter(adapter)
     check_guidance(adapter, info, config)
@@ -143,7 +147,8 @@ class _Parts:
 
 
 def _torch_parts(adapter: Path, config: GenerateConfig, device: str, options: TorchOptions) -> _Parts:
-    fused = load_fused(adapter, precision=config.precision, lora_scale=config.lora_scale, device=device)
+    extra = parse_extra_lora(config.extra_lora) if config.extra_lora else None
+    fused = load_fused(adapter, precision=config.precision, lora_scale=config.lora_scale, device=device, extra=extra)
     decode = torch_decoder(fused.base.vae, DTYPES[decoder_precision(config, device)])
     return _Parts(TorchDenoiser(fused.network, device, options), decode, fused.base)
 
@@ -226,19 +231,21 @@ def _render_batch(engine: Engine, rows: Sequence[PlanRow], coming: Sequence[Plan
     missing = engine.batch_size - len(rows) if engine.denoiser.fixed_batch else 0
     padded = [*rows, *[rows[-1]] * missing]
     device, side = engine.denoiser.device, engine.info.resolution // engine.base.latent_size
+    streams = noise_streams([row.seed for row in padded])
     conditioning = Conditioning(
         text=engine.prompts.get([row.caption for row in padded], (row.caption for row in coming)),
         label=torch.tensor([row.label for row in padded], device=device),
         difficulty=torch.tensor([row.requested_difficulty for row in padded], dtype=torch.float32, device=device),
         null_text=engine.prompts.get([engine.config.negative_prompt]),
         start=_start(engine, padded),
+        streams=streams if engine.config.scheduler in STOCHASTIC else None,
     )
     shape = (engine.base.vae.config["latent_channels"], side, side)
     with cores_left_to(engine.denoiser):
         latents = sample(
             engine.denoiser,
             engine.scheduler,
-            seeded_noise([row.seed for row in padded], shape),
+            noise_of(streams, shape),
             conditioning,
             engine.guidance,
             steps=engine.config.steps,

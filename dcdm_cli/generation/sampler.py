@@ -27,13 +27,15 @@ class Start:
 @dataclass(frozen=True)
 class Conditioning:
     """text [B, T, D], label int64 [B], difficulty float32 [B]; null_text [1, T, D] is the (negative) empty prompt.
-    start: what the images begin from besides noise; None = nothing."""
+    start: what the images begin from besides noise; None = nothing. streams: one per image, for samplers that add noise
+    at every step; None for the others."""
 
     text: Tensor
     label: Tensor
     difficulty: Tensor
     null_text: Tensor
     start: Start | None = None
+    streams: Sequence[torch.Generator] | None = None
 
 
 @torch.inference_mode()
@@ -62,12 +64,13 @@ def sample(
         latents = noise.to(device) * scheduler.init_noise_sigma
     else:
         latents = noised(scheduler, start.latents, noise, timesteps[0]).to(device)
+    fresh = {} if conditioning.streams is None else {"generator": list(conditioning.streams)}
     for i, timestep in enumerate(timesteps):
         scaled = scheduler.scale_model_input(latents, timestep)
         prediction = batches[tuple(weights[i])].predict(scaled, i, list(weights[i].values()))
         if clip_range is not None:
             prediction = clipped_prediction(prediction, scaled, timestep, scheduler, clip_range)
-        latents = scheduler.step(prediction, timestep, latents, return_dict=False)[0]
+        latents = scheduler.step(prediction, timestep, latents, return_dict=False, **fresh)[0]
         if on_step is not None:
             on_step(i + 1)
     if not torch.isfinite(latents).all():

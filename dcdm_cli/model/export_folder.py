@@ -19,12 +19,13 @@ def open_export(
     lora_scale: float,
     networks: Iterable[str] | None = None,
     distilled: bool = False,
+    extra_lora: str = "",
 ) -> Signature:
     """The folder's signature, once it fits the adapter in use and the files of `networks` are what was exported.
 
     networks: all when None; an engine needs none, since its own check covers the graph. distilled: whether one call is
-    guided already. Raises NotFoundError when
-    nothing was exported, MismatchError when it is another adapter's, damaged, incomplete or changed.
+    guided already. extra_lora: identity of the few-step LoRA that is asked for. Raises NotFoundError when nothing was
+    exported, MismatchError when it is another adapter's, damaged, incomplete or changed.
     """
     if not (folder / SIGNATURE_FILE).is_file():
         again = "make it first: dcdm export" + (" --guidance distilled" if distilled else "")
@@ -33,6 +34,7 @@ def open_export(
         signature = read_signature(folder)
         _check_guidance(folder, signature.model, distilled)
         _check_model(folder, signature.model, adapter_hash, lora_scale)
+        _check_extra(folder, signature.model, extra_lora)
         verify(folder, signature, networks)
     return signature
 
@@ -54,6 +56,12 @@ def _check_guidance(folder: Path, model: ModelFacts, distilled: bool) -> None:
             f"dcdm export --guidance {'distilled' if distilled else 'calls'}",
             file=folder,
         )
+
+
+def _check_extra(folder: Path, model: ModelFacts, extra_lora: str) -> None:
+    if model.extra_lora != extra_lora:
+        said = "another few-step LoRA than" if model.extra_lora and extra_lora else "other settings of"
+        raise MismatchError(f"{folder} was exported with {said} generate.extra_lora now", REMEDY, file=folder)
 
 
 def _check_model(folder: Path, model: ModelFacts, adapter_hash: str, lora_scale: float) -> None:

@@ -40,6 +40,7 @@ ADAPTER_FACTS = {
     "adapter_hash",
     "lora_scale",
     "distilled",
+    "extra_lora",
 }  # decoder and text encoder know none
 DIFFICULTIES = (0.5, NULL_DIFFICULTY, 0.0, 1.0, 0.25)
 
@@ -85,8 +86,9 @@ class ExportedTextEncoder(nn.Module):
         nn.Module.to(self.text_encoder, DTYPES[precision])
 
 
-def model_facts(model: FusedModel, adapter: Path, lora_scale: float) -> ModelFacts:
-    """What the signature says of the model. adapter: the folder it was loaded from."""
+def model_facts(model: FusedModel, adapter: Path, lora_scale: float, extra_lora: str = "") -> ModelFacts:
+    """What the signature says of the model. adapter: the folder it was loaded from. extra_lora: identity of a few-step
+    LoRA that is fused into it."""
     base, info, encoder = model.base, model.info, model.info.encoder
     side = info.resolution // base.latent_size
     return ModelFacts(
@@ -103,6 +105,7 @@ def model_facts(model: FusedModel, adapter: Path, lora_scale: float) -> ModelFac
         adapter_hash=adapter_hash(adapter),
         lora_scale=lora_scale,
         distilled=info.distilled is not None,
+        extra_lora=extra_lora,
     )
 
 

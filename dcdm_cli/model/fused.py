@@ -10,6 +10,7 @@ from dcdm_cli.model.adapter import AdapterInfo, read_adapter
 from dcdm_cli.model.base import BaseModel, load_base
 from dcdm_cli.model.denoiser import ConditionedUNet
 from dcdm_cli.model.encoder import load_encoder
+from dcdm_cli.model.few_steps import ExtraLora, fuse_extra
 from dcdm_cli.model.lora import load_lora
 
 
@@ -22,8 +23,15 @@ class FusedModel:
     info: AdapterInfo
 
 
-def load_fused(adapter: Path, *, precision: str = "fp32", lora_scale: float = 1.0, device: str = "cpu") -> FusedModel:
-    """Loads the base the adapter was trained on, and fuses the LoRA at `lora_scale`.
+def load_fused(
+    adapter: Path,
+    *,
+    precision: str = "fp32",
+    lora_scale: float = 1.0,
+    device: str = "cpu",
+    extra: ExtraLora | None = None,
+) -> FusedModel:
+    """Loads the base the adapter was trained on, and fuses the LoRA at `lora_scale`, and a few-step one if wanted.
 
     Raises MismatchError when the base's weights are not those the adapter was trained on.
     """
@@ -35,4 +43,6 @@ def load_fused(adapter: Path, *, precision: str = "fp32", lora_scale: float = 1.
             "fine-tune again: dcdm finetune",
         )
     load_lora(model.unet, adapter, lora_scale)
+    if extra is not None:
+        fuse_extra(model.unet, extra)
     return FusedModel(ConditionedUNet(model.unet, load_encoder(adapter, info)), model, info)

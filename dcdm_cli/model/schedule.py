@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, PNDMScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    LCMScheduler,
+    PNDMScheduler,
+    TCDScheduler,
+)
 from torch import Tensor
 
 from dcdm_cli.model.unipc import LeanUniPC
@@ -23,8 +31,17 @@ class Sampler(Protocol):
 
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None: ...
     def scale_model_input(self, sample: Tensor, timestep: Any) -> Tensor: ...
-    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True) -> Any: ...
+    def step(
+        self, model_output: Tensor, timestep: Any, sample: Tensor, *, return_dict: bool = True, **random: Any
+    ) -> Any: ...
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Any) -> Tensor: ...
+
+
+class WholeStepEuler(EulerDiscreteScheduler):
+    """Takes timesteps as plain integers, which diffusers takes for indexes and refuses."""
+
+    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return super().step(model_output, torch.tensor(float(timestep)), sample, *args, **kwargs)
 
 
 SAMPLERS: dict[str, Any] = {
@@ -32,7 +49,12 @@ SAMPLERS: dict[str, Any] = {
     "unipc": LeanUniPC,
     "dpmpp": DPMSolverMultistepScheduler,
     "pndm": PNDMScheduler,
+    "lcm": LCMScheduler,
+    "tcd": TCDScheduler,
+    "euler": WholeStepEuler,
 }
+# Few-step LoRAs are distilled at timesteps counted back from the last; other spacings miss it, or are no integers.
+_SPACING = {"euler": {"timestep_spacing": "trailing"}}
 
 
 def sampling_scheduler(name: str, base_config: Mapping[str, Any], *, whole: bool = True) -> Sampler:
@@ -42,7 +64,9 @@ def sampling_scheduler(name: str, base_config: Mapping[str, Any], *, whole: bool
     which diffusers ties to the noisy end.
     """
     tail = {"skip_prk_steps": True} if not whole and SAMPLERS[name] is PNDMScheduler else {}
-    return SAMPLERS[name].from_config({**base_config, "clip_sample": False, "thresholding": False, **tail})
+    return SAMPLERS[name].from_config(
+        {**base_config, "clip_sample": False, "thresholding": False, **tail, **_SPACING.get(name, {})}
+    )
 
 
 def tail_steps(steps: int, strength: float) -> int:
@@ -126,6 +150,11 @@ def clipped_prediction(prediction: Tensor, sample: Tensor, timestep: int, schedu
     return clip(prediction, sample, float(scheduler.alphas_cumprod[timestep]), limit)
 
 
-def seeded_noise(seeds: list[int], shape: tuple[int, ...]) -> Tensor:
-    """One generator per image: float32 [len(seeds), *shape], the same whatever the batch."""
-    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+def noise_streams(seeds: Sequence[int]) -> list[torch.Generator]:
+    """One random stream per image, on the CPU: an image is the same whatever its batch."""
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def noise_of(streams: Sequence[torch.Generator], shape: tuple[int, ...]) -> Tensor:
+    """The streams' next noise, float32 [len(streams), *shape]."""
+    return torch.stack([torch.randn(shape, generator=stream) for stream in streams])

@@ -340,11 +340,12 @@ class GenerateConfig(Section):
         default=None, description="share of images with one of --prompts, the rest as --captions says; none = all"
     )
     negative_prompt: str = result(default="", description="text of the unconditional call")
-    scheduler: Literal["ddim", "unipc", "dpmpp", "pndm"] = result(default="ddim", description="sampler, of diffusers")
-    steps: int = result(default=30, ge=1, description="sampler steps per image")
-    strength: float = result(
-        default=1.0, description="share of the steps, from noise added to a real image; 1 = noise alone"
+    scheduler: Literal["ddim", "unipc", "dpmpp", "pndm", "lcm", "tcd", "euler"] = result(
+        default="ddim", description="sampler, of diffusers; lcm, tcd and euler for few-step LoRAs"
     )
+    extra_lora: str | None = result(default=None, description="few-step LoRA to fuse besides: FILE or FILE:WEIGHT")
+    steps: int = result(default=30, ge=1, description="sampler steps per image")
+    strength: float = result(default=1.0, description="share of the steps, from a noised real image; 1 = noise alone")
     text_guidance: float = result(default=2.0, ge=1, description="w_text; 1 = off")
     difficulty_guidance: float = result(
         default=4.0, ge=0, description="w_difficulty; equal to text_guidance = one scale"
@@ -353,9 +354,7 @@ class GenerateConfig(Section):
         default="calls", description="two or three network calls a step, or the one of dcdm distill, at these scales"
     )
     lora_scale: float = result(default=1.0, ge=0, le=2, description="strength of the LoRA; 1 = as trained")
-    clip_range: float | None = result(
-        default=None, gt=0, description="clip the clean-latent estimate to +-this; for small bases"
-    )
+    clip_range: float | None = result(default=None, gt=0, description="clip clean latents to +-this; for small bases")
     batch_size: int = execution(default=8, ge=1, description="images made at once")
     decode_batch: int = execution(default=8, ge=1, description="images decoded at once")
     guidance_interval: tuple[Fraction, Fraction] | None = result(

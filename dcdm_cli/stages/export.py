@@ -56,8 +56,16 @@ def export_stage(session: Session, tensorrt: str = "") -> Stage:
         "precision": config.generate.precision,
         "lora_scale": config.generate.lora_scale,
         "shared_calls": shared_calls(session),
-    }
+    } | few_steps(session)
     return Stage("export", settings, inputs, others(config.export), session.run.weights)
+
+
+def few_steps(session: Session) -> dict[str, str]:
+    """Identity of the few-step LoRA; nothing without one, so that exports from before there were any are found."""
+    from dcdm_cli.model.few_steps import identity_of
+
+    identity = identity_of(session.config.generate)
+    return {"extra_lora": identity} if identity else {}
 
 
 def shared_calls(session: Session) -> int:
@@ -90,6 +98,7 @@ def _order(session: Session, engines: EngineOrder | None) -> Order:
     from dcdm_cli.generation.guidance import check_guidance
     from dcdm_cli.model.adapter import read_adapter
     from dcdm_cli.model.exported import export_requests, model_facts
+    from dcdm_cli.model.few_steps import check_few_steps, parse_extra_lora
     from dcdm_cli.model.fused import load_fused
     from dcdm_export.folder import Order
     from dcdm_export.onnx_graph import ExportError, check_opset, default_opset
@@ -109,11 +118,13 @@ def _order(session: Session, engines: EngineOrder | None) -> Order:
         job.stop_if_asked(KEPT)
 
     check_guidance(adapter, read_adapter(adapter), session.config.generate)
-    model = load_fused(adapter, lora_scale=scale)
+    check_few_steps(session.config.generate)
+    wanted = session.config.generate.extra_lora
+    model = load_fused(adapter, lora_scale=scale, extra=parse_extra_lora(wanted) if wanted else None)
     size = 4 if precision == "fp32" else 2
     weights = sum(parameter.numel() for parameter in model.network.parameters())
     check_room(session.run.export, size * weights, "the exported networks")
-    facts = model_facts(model, adapter, scale)
+    facts = model_facts(model, adapter, scale, few_steps(session).get("extra_lora", ""))
     versions = {"dcdm": __version__, **{name: metadata.version(name) for name in RECORDED}}
     requests = export_requests(model, facts, precision, opset, versions, shared_calls(session))
     device = job.device if job.device.startswith("cuda") else "cpu"

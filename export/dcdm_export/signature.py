@@ -107,7 +107,7 @@ class ModelFacts:
 
     latent_shape: [C, h, w] at `resolution` pixels per side. mode, tokens: how the encoder's tokens join the text; None
     and 0 for a plain LoRA. text_shape: [T, D] of the text encoding, without difficulty tokens.
-    distilled: one call gives the guided prediction.
+    distilled: one call gives the guided prediction. extra_lora: hash and weight of a few-step LoRA in the weights.
     scaling_factor, shift_factor: latents = (posterior mean - shift) * scaling; the decoder graph undoes it by itself.
     """
 
@@ -124,6 +124,7 @@ class ModelFacts:
     adapter_hash: str
     lora_scale: Finite
     distilled: bool = False
+    extra_lora: str = ""
 
 
 @dataclass(frozen=True)
