@@ -5,10 +5,13 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+import commands_page
+import pytest
 from architecture import circles, import_graph, imported, layers, modules, parsed, public_names, rendered, upward
 
 import dcdm_cli
 from dcdm_cli.cli import COMMANDS
+from dcdm_cli.errors import ExitCode
 
 ROOT = Path(dcdm_cli.__file__).parents[1]
 DOCUMENT = ROOT / "docs" / "architecture.md"
@@ -66,6 +69,15 @@ def test_commands_are_one_thin_file_per_verb() -> None:
 def test_the_document_says_what_is_there() -> None:
     text = DOCUMENT.read_text("utf-8")
     assert rendered(ROOT, text, ("rooms",)) == text, "run python benchmarks/architecture.py"
+
+
+def test_the_page_of_commands_says_what_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"DCDM_RUN": "elsewhere", "DCDM_PRESET": "sd15", "DCDM_GENERATE__STEPS": "7"}.items():
+        monkeypatch.setenv(name, value)  # decides when a command is run, and nothing on the page
+    made = commands_page.page(ROOT)
+    assert (ROOT / commands_page.DOCUMENT).read_text("utf-8") == made, "run python benchmarks/commands_page.py"
+    assert all(f"## `dcdm {command}`\n" in made for command in [*COMMANDS, "config show"])
+    assert all(f"| {code.value} | " in made for code in ExitCode)
 
 
 def test_every_file_and_room_the_document_names_is_there() -> None:
