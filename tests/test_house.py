@@ -58,6 +58,15 @@ def _top(module: str) -> bool:
     return module.partition(".")[0] in ("typer", "click")
 
 
+def test_stages_return_what_commands_print() -> None:
+    """Notes on the way are said where they arise; the result's one printer is the command."""
+    results = {"console.result", "console.text"}
+    stages = {name: path for name, path in modules(ROOT).items() if name.startswith("dcdm_cli.stages")}
+    calls = {name: {ast.unparse(n.func) for n in ast.walk(parsed(path)) if isinstance(n, ast.Call)}
+             for name, path in stages.items()}  # fmt: skip
+    assert {name for name, called in calls.items() if any(word.endswith(tuple(results)) for word in called)} == set()
+
+
 def test_commands_are_one_thin_file_per_verb() -> None:
     files = {path.stem: len(path.read_text("utf-8").splitlines()) for path in (ROOT / "dcdm_cli" / "commands").iterdir()
              if path.suffix == ".py"}  # fmt: skip

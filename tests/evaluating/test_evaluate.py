@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dcdm_cli.commands.evaluate import do_job
 from dcdm_cli.data.manifest import Manifest, read_manifest, write_manifest
 from dcdm_cli.errors import MismatchError, NotFoundError, UsageError
 from dcdm_cli.evaluation.experiments import AdapterSpec
@@ -89,7 +90,7 @@ def test_finished_images_are_looked_at_without_a_generator(metrics: dict, run: P
     with pytest.raises(NotFoundError):
         run_artefacts(session_of(run))
     (run / "hidden").rename(run / "adapter" / "pytorch_lora_weights.safetensors")
-    run_artefacts(session_of(run))
+    do_job(session_of(run), ("check", None), {})
     assert capsys.readouterr().out.strip().endswith("artefacts.json")
     made = json.loads((run / "evaluation" / "artefacts.json").read_text())
     assert made["adherence"]["n"] == 20 and "downstream" not in made and made["quality"]["images"] == 20
