@@ -97,12 +97,13 @@ class Group:
             max_restarts=0,
             logs_specs=DefaultLogsSpecs(str(self.logs), dict.fromkeys(range(1, len(self.devices)), Std.ALL)),
             signals_to_handle=",".join(name for name in SIGNALS if _is_heard(name)),
-            shutdown_timeout=STOP_S,
         )
 
     def _settings(self) -> dict[str, str]:
-        """What all processes find in their environment besides what the launcher says."""
-        found = {"OMP_NUM_THREADS": str(self.threads)} if self.threads else {}
+        """The environment of launcher and processes, besides what the launcher says to each."""
+        # a variable, not a field of LaunchConfig: torch 2.11 has no such field, and stops after its 30 s
+        found = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(STOP_S))}
+        found |= {"OMP_NUM_THREADS": str(self.threads)} if self.threads else {}
         if self.devices[0] == "cpu":
             return found | {"ACCELERATE_USE_CPU": "true"}
         return found | {"CUDA_VISIBLE_DEVICES": ",".join(_visible(device) for device in self.devices)}
