@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from dcdm_cli.generation.targets import kind_and_numbers
+
 FEWEST_ARMS, FEWEST_SEEDS = 4, 4  # below which a curve of three parameters says nothing
 RESAMPLES = 2000
 GRID = 201  # places between the easiest and the hardest arm
@@ -87,5 +89,5 @@ def best_of_cell(cell: Mapping[str, Any], baseline: str) -> BestDifficulty | Non
 
 
 def _mean_asked(arm: Mapping[str, Any]) -> float | None:
-    kind, _, rest = str(arm.get("difficulty") or "").partition(":")
-    return float(rest.split(",")[0]) if kind == "normal" else None
+    kind, numbers = kind_and_numbers(str(arm.get("difficulty") or ""))
+    return float(numbers[0]) if kind == "normal" else None
