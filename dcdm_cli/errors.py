@@ -7,22 +7,36 @@ from pathlib import Path
 
 
 class ExitCode(IntEnum):
-    """What the shell gets. Documented in the README; additive only."""
+    """What the shell gets; docs/cli.md is made from the words below each. Additive only."""
 
     OK = 0
+    """done"""
     FAILED = 1
+    """failed; `DCDM_DEBUG=1` shows the traceback"""
     USAGE = 2
+    """wrong flag, setting or input"""
     PARTIAL = 3
+    """done, but some images were skipped or failed (`rejected.jsonl` says which and why)"""
     NUMERICAL = 4
+    """numerical failure: NaN, or difficulty that does not respond"""
     NOT_FOUND = 10
+    """an input, a model or an earlier stage is missing"""
     LOCKED = 11
+    """another process writes to this run folder"""
     MISMATCH = 12
+    """what is there was made with other settings"""
     STORAGE = 20
+    """disk full or read-only"""
     MEMORY = 21
+    """out of memory"""
     CAPABILITY = 22
+    """the machine or the installation lacks something"""
     INTERRUPTED = 130
+    """stopped by Ctrl-C; the same command goes on"""
     BROKEN_PIPE = 141
+    """the reader of stdout left"""
     TERMINATED = 143
+    """stopped by SIGTERM; the same command goes on"""
 
 
 class DcdmError(Exception):

@@ -5,10 +5,13 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+import commands_page
+import pytest
 from architecture import circles, import_graph, imported, layers, modules, parsed, public_names, rendered, upward
 
 import dcdm_cli
 from dcdm_cli.cli import COMMANDS
+from dcdm_cli.errors import ExitCode
 
 ROOT = Path(dcdm_cli.__file__).parents[1]
 DOCUMENT = ROOT / "docs" / "architecture.md"
@@ -55,6 +58,15 @@ def _top(module: str) -> bool:
     return module.partition(".")[0] in ("typer", "click")
 
 
+def test_stages_return_what_commands_print() -> None:
+    """Notes on the way are said where they arise; the result's one printer is the command."""
+    results = {"console.result", "console.text"}
+    stages = {name: path for name, path in modules(ROOT).items() if name.startswith("dcdm_cli.stages")}
+    calls = {name: {ast.unparse(n.func) for n in ast.walk(parsed(path)) if isinstance(n, ast.Call)}
+             for name, path in stages.items()}  # fmt: skip
+    assert {name for name, called in calls.items() if any(word.endswith(tuple(results)) for word in called)} == set()
+
+
 def test_commands_are_one_thin_file_per_verb() -> None:
     files = {path.stem: len(path.read_text("utf-8").splitlines()) for path in (ROOT / "dcdm_cli" / "commands").iterdir()
              if path.suffix == ".py"}  # fmt: skip
@@ -66,6 +78,15 @@ def test_commands_are_one_thin_file_per_verb() -> None:
 def test_the_document_says_what_is_there() -> None:
     text = DOCUMENT.read_text("utf-8")
     assert rendered(ROOT, text, ("rooms",)) == text, "run python benchmarks/architecture.py"
+
+
+def test_the_page_of_commands_says_what_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"DCDM_RUN": "elsewhere", "DCDM_PRESET": "sd15", "DCDM_GENERATE__STEPS": "7"}.items():
+        monkeypatch.setenv(name, value)  # decides when a command is run, and nothing on the page
+    made = commands_page.page(ROOT)
+    assert (ROOT / commands_page.DOCUMENT).read_text("utf-8") == made, "run python benchmarks/commands_page.py"
+    assert all(f"## `dcdm {command}`\n" in made for command in [*COMMANDS, "config show"])
+    assert all(f"| {code.value} | " in made for code in ExitCode)
 
 
 def test_every_file_and_room_the_document_names_is_there() -> None:

@@ -8,12 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from dcdm_cli.api.run import Run
-from dcdm_cli.commands.evaluate import show_evaluation
 from dcdm_cli.commands.options import stage_command
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.resolution import resolve
 from dcdm_cli.run.session import Session
 from dcdm_cli.signals import asked_to_stop
+from dcdm_cli.stages.told import evaluation_told
 
 EXAMPLES = ("dcdm demo", "dcdm demo --full --run demo-full", "dcdm demo --json | jq .downstream.arms")
 # Few real images: there each one counts, and a gain can be told from noise with six seeds, the fewest that can tell.
@@ -45,7 +45,8 @@ def register(app: typer.Typer, summary: str) -> None:
             stage()
             Job(stop_signal=asked_to_stop).stop_if_asked(f"{name} is finished")
         session.console.note("dcdm evaluate")
-        show_evaluation(session, run.evaluate())
+        told = evaluation_told(session.run, run.evaluate())
+        session.console.result(told.document, told.path, told.lines)
 
 
 def demo_settings(session: Session, *, full: bool) -> Session:

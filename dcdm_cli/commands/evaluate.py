@@ -11,11 +11,22 @@ import typer
 from dcdm_cli.api import completion
 from dcdm_cli.api.run import Run
 from dcdm_cli.api.session import SECTIONS
-from dcdm_cli.commands.jobs import ATLAS, CHECK, EXPERIMENT, FILTER, IMAGES, JOBS, PLAN, chosen_job
+from dcdm_cli.commands.jobs import ATLAS, CHECK, EXPERIMENT, FILTER, IMAGES, JOBS, PLAN, RUN, chosen_job
 from dcdm_cli.commands.options import stage_command
 from dcdm_cli.errors import ExitCode, UsageError
 from dcdm_cli.run.session import Session
-from dcdm_cli.run.store import ALL_SETS, StageRecord
+from dcdm_cli.run.store import ALL_SETS
+from dcdm_cli.stages.told import (
+    Told,
+    all_sets_told,
+    atlas_told,
+    check_told,
+    evaluation_told,
+    experiment_told,
+    filter_told,
+    image_sets_told,
+    next_plan_told,
+)
 
 EXAMPLES = (
     "dcdm evaluate --run birds",
@@ -85,34 +96,19 @@ def do_job(
         raise UsageError("--name is for check and filter", "dcdm evaluate check --name all")
     if any(folders) != (job == IMAGES) or (any(folders) and not all(folders)):
         raise UsageError("images compares two folders", "dcdm evaluate images --images FOLDER --against FOLDER")
-    if all(folders):
-        from dcdm_cli.stages.image_sets import run_image_sets
-
-        if run_image_sets(session, *filter(None, folders)):
-            raise typer.Exit(ExitCode.PARTIAL)
-    elif job == EXPERIMENT:
-        from dcdm_cli.stages.experiments.run import run_experiment, show_experiment
-
-        show_experiment(session, *run_experiment(session, which))
-    elif job == PLAN:
-        from dcdm_cli.stages.next_plan import run_next_plan, show_next_plan
-
-        show_next_plan(session, run_next_plan(session))
-    elif job == ATLAS:
-        from dcdm_cli.stages.atlas import run_atlas
-
-        run_atlas(session)
-    elif job in (CHECK, FILTER):
-        from dcdm_cli.stages.artefacts import run_artefacts, run_compare, run_filter
-
-        look = run_compare if session.run.images_name == ALL_SETS else run_artefacts
-        (run_filter if job == FILTER else look)(session)
-    else:
-        show_evaluation(session, Run.of(session).evaluate())
+    told = _told(session, job, which, folders)
+    session.console.result(told.document, told.path, told.lines)
+    if told.unread:
+        raise typer.Exit(ExitCode.PARTIAL)
 
 
-def show_evaluation(session: Session, record: StageRecord) -> None:
-    from dcdm_cli.stages.report import evaluation_lines
-
-    report = session.run.evaluation / "report.html"
-    session.console.result(record.results, report, evaluation_lines(session.run, record.results))
+def _told(session: Session, job: str, which: str, folders: tuple[Path | None, Path | None]) -> Told:
+    if job == RUN:
+        return evaluation_told(session.run, Run.of(session).evaluate())
+    if job == EXPERIMENT:
+        return experiment_told(session, which)
+    if job == IMAGES:
+        return image_sets_told(session, *filter(None, folders))
+    if job == CHECK and session.run.images_name == ALL_SETS:
+        return all_sets_told(session)
+    return {CHECK: check_told, FILTER: filter_told, ATLAS: atlas_told, PLAN: next_plan_told}[job](session)

@@ -49,7 +49,7 @@ def _field(key: str) -> Any:
     return model.model_fields[name]
 
 
-def _plain_type(annotation: Any) -> Any:
+def plain_type(annotation: Any) -> Any:
     """The type without `| None`."""
     if get_origin(annotation) in (Union, types.UnionType):
         return next(a for a in get_args(annotation) if a is not type(None))
@@ -58,17 +58,18 @@ def _plain_type(annotation: Any) -> Any:
 
 def flag_parameter(param: str, key: str) -> inspect.Parameter:
     info = _field(key)
-    kind, flag = _plain_type(info.annotation), "--" + param.replace("_", "-")
+    kind, flag = plain_type(info.annotation), "--" + param.replace("_", "-")
     help = info.description or key.replace("_", " ").replace(".", ": ")  # the default: as the resolved settings have it
     if kind is bool:
         option = typer.Option(f"{flag}/--no-{param.replace('_', '-')}", help=help)
         return parameter(param, Annotated[bool | None, option], None)
     words = completion.choices(get_args(kind)) if get_origin(kind) is Literal else None
-    option = typer.Option(flag, help=help, metavar=_metavar(kind), autocompletion=words)
+    option = typer.Option(flag, help=help, metavar=metavar(kind), autocompletion=words)
     return parameter(param, Annotated[str | None, option], None)
 
 
-def _metavar(kind: Any) -> str:
+def metavar(kind: Any) -> str:
+    """The word for what is typed after an option of this type."""
     if get_origin(kind) is Literal:
         return "|".join(get_args(kind))
     if get_origin(kind) is tuple:
@@ -80,7 +81,7 @@ def parse_flag(key: str, value: Any) -> Any:
     """Flags arrive as text; settings.py checks the type and knows `none`. Lists are written with commas."""
     if value is None or isinstance(value, bool):
         return value
-    return split_list(value) if get_origin(_plain_type(_field(key).annotation)) is tuple else value
+    return split_list(value) if get_origin(plain_type(_field(key).annotation)) is tuple else value
 
 
 def parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:

@@ -28,21 +28,19 @@ class PanelCommand(TyperCommand):
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         settings = self._resolved(ctx)
-        panels: dict[str, list[tuple[int, tuple[str, str]]]] = {name: [] for name in PANELS}
-        arguments = []
+        records = [p.get_help_record(ctx) for p in self.get_params(ctx) if p.param_type_name == "argument"]
+        _write(formatter, "Arguments", [record for record in records if record])
+        for title, options in self.panels(ctx).items():
+            shown = [(option, option.get_help_record(ctx)) for option in options]
+            _write(formatter, title, [(r[0], r[1] + self._default(str(option.name), settings)) for option, r in shown])
+
+    def panels(self, ctx: Any) -> dict[str, list[Any]]:
+        """Panel -> its options that are not hidden, in the order in which they are shown."""
+        panels: dict[str, list[Any]] = {title: [] for title in PANELS}
         for param in self.get_params(ctx):
-            record = param.get_help_record(ctx)
-            if record is None:
-                continue
-            if param.param_type_name == "argument":
-                arguments.append(record)
-            else:
-                name = str(param.name)
-                row = record[0], record[1] + self._default(name, settings)
-                panels[panel_of(name, self.keys.get(name, ""))].append((rank_of(name), row))
-        _write(formatter, "Arguments", arguments)
-        for title, rows in panels.items():
-            _write(formatter, title, [row for _, row in sorted(rows, key=lambda item: item[0])])
+            if param.param_type_name != "argument" and param.get_help_record(ctx):  # of a hidden one: None
+                panels[panel_of(str(param.name), self.keys.get(str(param.name), ""))].append(param)
+        return {title: sorted(params, key=lambda p: rank_of(str(p.name))) for title, params in panels.items()}
 
     def _default(self, name: str, settings: Any) -> str:
         key = self.keys.get(name)
@@ -52,7 +50,9 @@ class PanelCommand(TyperCommand):
         for part in key.split("."):
             value = getattr(value, part)
         origin = settings.origins.get(key, DEFAULT)
-        return f"  [{Path(origin).name if os.sep in origin else origin}: {_shown(value)}]"
+        text = as_words(value)
+        text = text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
+        return f"  [{Path(origin).name if os.sep in origin else origin}: {text}]"
 
     def _resolved(self, ctx: Any) -> Any:
         """The settings as the words before and after `--help` leave them; the plain ones where those break a rule."""
@@ -84,11 +84,11 @@ def _said(words: Sequence[str]) -> dict[str, str]:
     return said | {first: second for first, second in pairwise(words) if first in ("--run", "--preset", "--config")}
 
 
-def _shown(value: Any) -> str:
+def as_words(value: Any) -> str:
+    """A setting's value as help shows it."""
     if value is None or value in ("", (), [], {}):
         return "none"
-    text = ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
-    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
+    return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
 
 
 def _write(formatter: Any, title: str, rows: list[tuple[str, str]]) -> None:

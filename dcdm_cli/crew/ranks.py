@@ -5,20 +5,25 @@ The environment is torchrun's (RANK, WORLD_SIZE, ...), so `accelerate launch` an
 
 from __future__ import annotations
 
+import logging
 import os
+import shutil
 import signal
-import socket
-import subprocess
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from dcdm_cli.errors import DcdmError, ExitCode
+from dcdm_cli.signals import SIGNALS
 
-GRACE_S = 20.0  # what the others get once one process has failed
-POLL_S = 0.1
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig
+
+LOCAL = "127.0.0.1"
+STOP_S = 300  # what a group that was asked to stop has for the step it is at and a checkpoint, before it is killed
 SHOWN = 15  # last lines of a failed process
 
 
@@ -43,105 +48,133 @@ class Ranks:
 
 
 class Group:
-    """The same command once per device. Processes are in a session of their own: a Ctrl-C reaches this process alone,
-    which passes it on once; the group then agrees to stop after the step it is at."""
+    """The same command once per device, started and watched by torch's elastic launcher. Each process is in a session
+    of its own: a Ctrl-C reaches this one alone, which passes it on; the group agrees to stop after the step it is at.
+    """
 
     def __init__(
-        self, words: Sequence[str], devices: Sequence[str], logs: Path, stdout: IO[Any] | None, threads: int | None
+        self, words: Sequence[str], devices: Sequence[str], logs: Path, stdout: IO[Any], threads: int | None
     ) -> None:
-        """logs: folder for what processes other than the first say. stdout: of the first; the others have none."""
+        """words: program and arguments. logs: folder for what processes other than the first say, emptied first.
+        stdout: of the first."""
         self.words, self.devices, self.logs, self.stdout = list(words), list(devices), logs, stdout
         self.threads = threads
-        self.processes: list[subprocess.Popen[bytes]] = []
 
-    def run(self, asked: Callable[[], str | None]) -> None:
-        """Returns when all are done. asked: the signal that asked this process to stop, or None.
+    def run(self) -> None:
+        """Returns when all are done. In the main thread, for the signals' sake.
 
-        Raises DcdmError with the last words of a process that failed, or SystemExit with the first one's code when
-        that one failed and has said why.
+        Raises DcdmError with the last words of a process that failed, or SystemExit: with the first one's code when
+        that failed and has said why, with a stop's when a signal asked for one.
         """
-        try:
-            self._start()
-            self._watch(asked)
-        finally:
-            for process in self.processes:
-                process.kill()
-                process.wait()
+        from torch.distributed.elastic.multiprocessing import SignalException
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+        from torch.distributed.launcher.api import elastic_launch
 
-    def _start(self) -> None:
-        self.logs.mkdir(parents=True, exist_ok=True)
-        shared = self._shared_environment()
-        for rank in range(len(self.devices)):
-            own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            with self._log(rank).open("wb") as log:
-                self.processes.append(
-                    subprocess.Popen(
-                        self.words,
-                        env=os.environ | shared | own,
-                        stdin=subprocess.DEVNULL,
-                        stdout=self.stdout if rank == 0 else subprocess.DEVNULL,
-                        stderr=None if rank == 0 else log,
-                        start_new_session=True,
-                    )
-                )
+        shutil.rmtree(self.logs, ignore_errors=True)
+        program, *arguments = self.words
+        with _environment(self._settings()), _signals_kept(), _stdout_is(self.stdout), _silent_launcher():
+            try:
+                elastic_launch(self._config(), program)(*arguments)
+            except SignalException as stop:
+                raise SystemExit(
+                    ExitCode.INTERRUPTED if stop.sigval == signal.SIGINT else ExitCode.TERMINATED
+                ) from stop
+            except ChildFailedError as failed:
+                self._raise_for(failed)
 
-    def _shared_environment(self) -> dict[str, str]:
-        count = str(len(self.devices))
-        found = {
-            "WORLD_SIZE": count,
-            "LOCAL_WORLD_SIZE": count,
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": _free_port(),
-        }
+    def _config(self) -> LaunchConfig:
+        from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+        from torch.distributed.launcher.api import LaunchConfig
+
+        return LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=len(self.devices),
+            run_id="group",
+            rdzv_backend="c10d",
+            rdzv_endpoint=f"{LOCAL}:0",
+            local_addr=LOCAL,  # otherwise the machine's own name, which need not be known to a resolver
+            max_restarts=0,
+            logs_specs=DefaultLogsSpecs(str(self.logs), dict.fromkeys(range(1, len(self.devices)), Std.ALL)),
+            signals_to_handle=",".join(name for name in SIGNALS if _is_heard(name)),
+        )
+
+    def _settings(self) -> dict[str, str]:
+        """The environment of launcher and processes, besides what the launcher says to each."""
+        # a variable, not a field of LaunchConfig: torch 2.11 has no such field, and stops after its 30 s
+        found = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(STOP_S))}
+        found |= {"OMP_NUM_THREADS": str(self.threads)} if self.threads else {}
         if self.devices[0] == "cpu":
-            found["ACCELERATE_USE_CPU"] = "true"
-        else:
-            found["CUDA_VISIBLE_DEVICES"] = ",".join(_visible(device) for device in self.devices)
-        if self.threads:
-            found["OMP_NUM_THREADS"] = str(self.threads)
-        return found
+            return found | {"ACCELERATE_USE_CPU": "true"}
+        return found | {"CUDA_VISIBLE_DEVICES": ",".join(_visible(device) for device in self.devices)}
 
-    def _watch(self, asked: Callable[[], str | None]) -> None:
-        told = False
-        while any(process.poll() is None for process in self.processes):
-            name = asked()
-            if name is not None and not told:
-                self.processes[0].send_signal(getattr(signal, name))
-                told = True
-            culprit = next((rank for rank, process in enumerate(self.processes) if process.poll()), None)
-            if culprit is not None:
-                self._end_the_others()
-                self._raise_for(culprit)
-            time.sleep(POLL_S)
-        for rank, process in enumerate(self.processes):
-            if process.returncode:
-                self._raise_for(rank)
-
-    def _end_the_others(self) -> None:
-        """They may be saving, or they may wait for ever for the one that failed."""
-        deadline = time.monotonic() + GRACE_S
-        while time.monotonic() < deadline and any(process.poll() is None for process in self.processes):
-            time.sleep(POLL_S)
-        for process in self.processes:
-            process.kill()
-            process.wait()
-
-    def _raise_for(self, culprit: int) -> None:
-        """culprit: the one that ended first with a code of its own; the others may have failed because of it."""
-        first, code = self.processes[0].returncode, self.processes[culprit].returncode
-        if first > 0 and (culprit == 0 or first in (ExitCode.INTERRUPTED, ExitCode.TERMINATED)):
-            raise SystemExit(first)  # it has said why
-        how = f"exit code {code}" if code > 0 else f"killed by {signal.Signals(-code).name}"
-        log = self._log(culprit)
-        lines = log.read_text("utf-8", "replace").splitlines()[-SHOWN:]
+    def _raise_for(self, failed: ChildFailedError) -> None:
+        culprit, first = failed.get_first_failure()  # the others may have failed because of it
+        code = first.exitcode
+        if code > 0 and (culprit == 0 or code in (ExitCode.INTERRUPTED, ExitCode.TERMINATED)):
+            raise SystemExit(code)  # the first process has said why
+        how = f"exit code {code}" if code > 0 else f"killed by {first.signal_name()}"
+        log = next(self.logs.glob(f"*/attempt_0/{culprit}/stderr.log"), None)  # the first one's is the terminal
+        lines = log.read_text("utf-8", "replace").splitlines()[-SHOWN:] if log else []
         raise DcdmError(
             f"process {culprit} of {len(self.devices)} failed ({how})" + (f": {' / '.join(lines)}" if lines else ""),
             "run the same command again to continue from the last checkpoint",
             file=log,
         )
 
-    def _log(self, rank: int) -> Path:
-        return self.logs / f"process-{rank}.log"
+
+@contextmanager
+def _environment(settings: Mapping[str, str]) -> Iterator[None]:
+    """With these variables; those that the launcher sets are gone afterwards too."""
+    before = dict(os.environ)
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """The launcher takes the signals and does not give them back. Until it does, one ends the start."""
+    before = {getattr(signal, name): signal.getsignal(getattr(signal, name)) for name in SIGNALS if _is_heard(name)}
+    for number in before:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _is_heard(name: str) -> bool:
+    """Of a signal that whoever started us wants ignored, as nohup does: not."""
+    return hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is not signal.SIG_IGN
+
+
+@contextmanager
+def _stdout_is(stdout: IO[Any]) -> Iterator[None]:
+    """The first process inherits descriptor 1, which a command points away from the real stdout."""
+    stdout.flush()
+    before = os.dup(1)
+    os.dup2(stdout.fileno(), 1)
+    try:
+        yield
+    finally:
+        os.dup2(before, 1)
+        os.close(before)
+
+
+@contextmanager
+def _silent_launcher() -> Iterator[None]:
+    """Its log says of every stop and failure what the error says again, in words for other people."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _visible(device: str) -> str:
@@ -149,9 +182,3 @@ def _visible(device: str) -> str:
     number = int(device.partition(":")[2] or 0)
     names = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     return names[number] if number < len(names) else str(number)
-
-
-def _free_port() -> str:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return str(found.getsockname()[1])

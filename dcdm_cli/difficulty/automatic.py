@@ -64,7 +64,7 @@ def best_of(candidates: Sequence[Method[Result]], labels: np.ndarray, budget: fl
         started = time.monotonic()
         columns, scored = candidate.score()
         seconds = time.monotonic() - started
-        left -= seconds if candidate.estimate else 0.0
+        left -= seconds if candidate.estimate else 0.0  # the budget is for what need not be tried
         right = (columns["predicted"] == labels) & np.isfinite(columns["difficulty"])
         table[-1] |= _figures(columns, labels, right, seconds)
         if not kept or clearly_better(right, kept_right):

@@ -53,6 +53,7 @@ class Calibration:
         """Lowest and highest target that comes out within `REACH` as the mean over the classes."""
         means = np.mean([self.expected(TARGETS, label) for label in range(len(self.classes))], axis=0)
         inside = TARGETS[np.abs(means - TARGETS) <= REACH]
+        # no target comes out as asked: the range of what comes out at all
         return (float(inside[0]), float(inside[-1])) if len(inside) else (self.fitted[0], self.fitted[-1])
 
     def request_for(self, target: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -78,6 +79,7 @@ class Calibration:
         if self.attempts == 1:
             return mean
         nearest = np.abs(request[:, None] - grid).argmin(1)
+        # the spread is that of a grid point nearby, and may stick out here
         draws = np.clip(mean[:, None] + np.asarray(self.spread)[nearest], 0, 1)
         by_distance = np.take_along_axis(draws, np.abs(draws - target[:, None]).argsort(1), axis=1)
         left = 1 - np.arange(len(SPREAD) + 1) / len(SPREAD)  # share of draws that are no closer than the k-th closest
@@ -88,7 +90,7 @@ class Calibration:
         low, high = self.reachable
         targets = TARGETS[(low <= TARGETS) & (high >= TARGETS)]
         misses = [np.abs(self.expected(targets, label) - targets) for label in range(len(self.classes))]
-        return float(np.mean(misses)) if len(targets) else 1.0
+        return float(np.mean(misses)) if len(targets) else 1.0  # nothing in reach is the worst there is
 
     def _request(self, target: np.ndarray, label: int) -> np.ndarray:
         return np.interp(target, *_inverse(np.asarray(self.requested), np.asarray(self.classes[label])))
@@ -111,7 +113,7 @@ def fit_calibration(
     means = np.array([realised[rows].mean() for rows in at])
     counts = np.array([rows.sum() for rows in at])
     fitted = _isotonic(grid, means, counts)
-    if fitted[-1] - fitted[0] < 1e-3:
+    if fitted[-1] - fitted[0] < 1e-3:  # means that fall are fitted by a flat line, which is flat but for rounding
         raise FlatResponseError(
             f"realised difficulty does not rise with the request: {means[0]:.2f} at {grid[0]:.2f}, "
             f"{means[-1]:.2f} at {grid[-1]:.2f}",
@@ -146,6 +148,7 @@ def _inverse(requested: np.ndarray, fitted: np.ndarray) -> tuple[np.ndarray, np.
     """Points of the inverse map; flat stretches collapse to their middle, which is the least biased request."""
     levels = np.unique(fitted)
     middle = np.array([requested[fitted == level].mean() for level in levels])
+    # at the ends the mildest request that gets there: more of it gains nothing
     middle[0], middle[-1] = requested[fitted == levels[0]].max(), requested[fitted == levels[-1]].min()
     return levels, middle
 

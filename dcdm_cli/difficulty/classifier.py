@@ -228,6 +228,7 @@ def train_classifier(
     with seeded(seed, device):
         model = _placed(build_classifier(config, classes), device)
         preprocessing = preprocessing_of(model, config)
+        # 2: a random crop is a part of the image, enlarged
         transform, side = preprocessing.train_transform(config), 2 * config.image_size
         dataset = LabelledImages(images, labels, transform, max_side=side, keep=True, watch=_watch(keep))
         rows = batch_rows(len(images), config.batch_size, config.steps, seed)

@@ -98,6 +98,7 @@ def fit_folds(
 ) -> FittedFolds:
     """The classifiers of every fold and round. checkpoints, and what is raised: as in `crossfit`."""
     labels, images, names = manifest.column("label").astype(np.int64), manifest.image_paths(), manifest.class_names
+    # drawn from the settings, not stored: `unseen_models` finds the same again
     folds = rounds_of(manifest, labels, config)
     per_round, unknown, models = int(folds[0].max()) + 1, np.zeros(folds.shape, bool), []
     kept, total = checkpoints / _key(manifest, config) if checkpoints else None, config.repeats * per_round
@@ -170,7 +171,7 @@ def fold_of(identities: Sequence[str], labels: np.ndarray, folds: int, seed: int
             f"out-of-fold scores need 2 classes, one with 2 different images; there are {counts.tolist()[:20]} of each",
             "add images, or score with your own classifier: dcdm score --classifier FILE",
         )
-    folds = min(folds, int(counts.max()))
+    folds = min(folds, int(counts.max()))  # scikit-learn refuses more folds than the largest class has images
     fold = np.empty(len(distinct), np.int64)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)  # wanted: see `crossfit`

@@ -218,6 +218,7 @@ def _number(identity: str) -> int:
 
 
 def _write(home: Path, hashes: np.ndarray, features: np.ndarray, paths: Sequence[Path]) -> None:
+    # as they are kept: float32 holds what half precision cannot
     broken = np.flatnonzero(~np.isfinite(features.astype(np.float16)).all(axis=1))
     if len(broken):
         raise NumericalError(
@@ -226,6 +227,7 @@ def _write(home: Path, hashes: np.ndarray, features: np.ndarray, paths: Sequence
             file=paths[broken[0]],
         )
     kept = {"features": features[:, :-1].astype(np.float16), "flat": (features[:, -1] == 0).astype(np.uint8)}
+    # not durable: what a crash loses is computed again
     with atomic_path(home / f"{hash_bytes(hashes.tobytes())[:24]}.safetensors", durable=False) as part:
         save_file({**kept, "images": hashes}, part, {"hash": _content({**kept, "images": hashes})})
 

@@ -248,5 +248,6 @@ def _unreadable(source: _Source, side: int, error: Exception) -> MismatchError:
 
 def _key(network: nn.Module, preprocessing: Preprocessing) -> str:
     tensors = sorted(network.state_dict().items())
+    # float: NumPy has no bfloat16
     parts = [part for name, value in tensors for part in (name.encode(), value.float().contiguous().numpy().tobytes())]
     return hash_bytes(hash_json([VERSION, dict(preprocessing.data_config)]).encode(), *parts)

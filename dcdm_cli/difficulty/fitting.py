@@ -99,6 +99,7 @@ def fit(
         if lesson.progress:
             lesson.progress("training classifier", training.step, lesson.config.steps)
         training.stop_or_save(loss)
+    # buffers too: running statistics of normalisation can overflow while the loss is finite
     if not all(torch.isfinite(value).all() for value in model.state_dict().values()):
         raise _diverged("its weights are not finite", lesson)
 
@@ -138,7 +139,7 @@ class _Training:
             return
         asked, folder = keep.job.stop_signal(), keep.folder
         if folder is not None and (asked or time.monotonic() - self._saved > SAVE_EVERY_S):
-            self.check(loss)
+            self.check(loss)  # a checkpoint of a diverged training would be gone on from for ever
             self._save(folder)
         if asked:
             goes_on = "is trained anew next time" if folder is None else f"goes on at step {self.step} of {steps}"
@@ -159,7 +160,7 @@ class _Training:
         restore_optimizer(self.optimiser, tensors)
         self.schedule.load_state_dict(state["schedule"])
         for group, rate in zip(self.optimiser.param_groups, self.schedule.get_last_lr(), strict=True):
-            group["lr"] = rate
+            group["lr"] = rate  # the schedule sets it for the step after next only
         self.step = state["step"]
 
     def _save(self, folder: Path) -> None:
@@ -196,7 +197,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     on_cuda = device.type == "cuda"
     with torch.random.fork_rng([device] if on_cuda else []):
         random.seed(seed)
-        np.random.seed(seed % 2**32)
+        np.random.seed(seed % 2**32)  # NumPy takes no larger one
         torch.default_generator.manual_seed(seed)
         if on_cuda:
             with on_device(str(device)):  # else the current GPU's is seeded

@@ -70,6 +70,7 @@ def fit_head(lesson: Lesson, seed: int, device: torch.device | str = "cpu") -> H
         )
     penalty, temperature = chosen_penalty(lesson, seed, device)
     head = fit_with(lesson, penalty, device)
+    # a class that was never seen stays out of the question at any temperature
     bias = np.where(head.bias == NEVER, NEVER, head.bias / temperature)
     return Head(head.weight / np.float32(temperature), bias.astype(np.float32), penalty)
 

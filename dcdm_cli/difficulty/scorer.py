@@ -110,6 +110,7 @@ class Scorer:
     def verdicts(self, images: np.ndarray, labels: np.ndarray) -> Verdict:
         """images uint8 [B, H, W, 3], labels int [B]. What choosing among generated images asks for."""
         measured = self.measure(images, labels)
+        # without the label's own: a rival is another class
         others = np.where(np.arange(len(self.class_names)) == np.asarray(labels)[:, None], 0, measured.probs)
         return Verdict(measured.difficulty, measured.predicted, others.max(axis=1))
 

@@ -109,7 +109,10 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     logits, labels = logits[usable], labels[usable]
     low, high = np.log(TEMPERATURES)
     found: Any = minimize_scalar(
-        lambda log_t: loss(logits / np.exp(log_t), labels).mean(), bounds=(low, high), method="bounded"
+        # by the logarithm: half and double are equally far from 1
+        lambda log_t: loss(logits / np.exp(log_t), labels).mean(),
+        bounds=(low, high),
+        method="bounded",
     )
     return float(np.exp(found.x))
 
@@ -189,7 +192,7 @@ def calibration_error(columns: Mapping[str, np.ndarray], labels: np.ndarray, bin
         return float("nan")
     right = (columns["predicted"] == labels)[usable]
     confidence = np.where(right, own[usable], (own - margin)[usable])
-    place = np.minimum((confidence * bins).astype(int), bins - 1)
+    place = np.minimum((confidence * bins).astype(int), bins - 1)  # a confidence of 1 is of the last bin
     apart = np.bincount(place, confidence, bins) - np.bincount(place, right, bins)
     return float(np.abs(apart).sum() / usable.sum())
 

@@ -87,7 +87,7 @@ def frontier(
     for low, high in pairwise(edges):
         row: dict[str, Any] = {"bin": [low, high]}
         for name, (s, agrees) in (("real", real), ("generated", generated)):
-            inside = (s >= low) & ((s < high) | (high == edges[-1]))
+            inside = (s >= low) & ((s < high) | (high == edges[-1]))  # the last bin has its upper end, too
             row[f"{name}_agreement"] = _rounded(agrees[inside].mean()) if inside.any() else None
             row[f"{name}_n"] = int(inside.sum())
         rows.append(row)
@@ -141,7 +141,8 @@ def density(difficulty: np.ndarray) -> dict[str, Any]:
     if len(known) > 1 and np.ptp(known) > 0:
         width = stats.gaussian_kde(known).factor
         mirrored = np.concatenate([known, -known, 2 - known])
-        scale = known.std(ddof=1) / mirrored.std(ddof=1)
+        scale = known.std(ddof=1) / mirrored.std(ddof=1)  # so that the kernel is as wide as without the mirror images
+        # 3: the mass of all three copies is to lie in [0, 1]
         about["curve"] = [_rounded(v) for v in 3 * stats.gaussian_kde(mirrored, width * scale)(GRID)]
     return about
 
@@ -149,11 +150,13 @@ def density(difficulty: np.ndarray) -> dict[str, Any]:
 def _grouped(target: np.ndarray) -> np.ndarray:
     if len(np.unique(target)) <= MOST_TARGETS:
         return target
+    # in float32, 0.7 is a little less than that; 1 is of the last tenth
     return np.minimum(np.floor(np.asarray(target, float) * 10 + 1e-6), 9)
 
 
 def _spearman(target: np.ndarray, realised: np.ndarray) -> float | None:
     """None for a single target or a single result: there is no order to agree on."""
+    # two images always agree perfectly, or not at all
     if len(target) < 3 or np.ptp(target) == 0 or np.ptp(realised) == 0:
         return None
     return _rounded(stats.spearmanr(target, realised)[0])

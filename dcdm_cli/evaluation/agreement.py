@@ -29,6 +29,7 @@ def error_agreement(scorer: np.ndarray, judge: np.ndarray, labels: np.ndarray) -
         return {"n": 0, **dict.fromkeys(names), "verdict": "cannot tell"}
     both = first & second
     same = (scorer == judge)[known][both]
+    # who is never wrong, or always, errs with nobody in particular
     varied = 0 < first.sum() < n and 0 < second.sum() < n
     counts = [[both.sum(), (first & ~second).sum()], [(~first & second).sum(), (~first & ~second).sum()]]
     p = float(stats.fisher_exact(counts, alternative="greater")[1]) if varied else None  # pyright: ignore[reportArgumentType, reportIndexIssue]

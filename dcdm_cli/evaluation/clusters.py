@@ -65,7 +65,7 @@ def _grouped(directions: np.ndarray, most: int, seed: int) -> tuple[np.ndarray, 
     """(middles [K, D], group of each image)"""
     count = max(1, min(most, len(directions) // FEWEST))
     found: Any = KMeans(count, n_init=3, random_state=seed).fit(directions)  # pyright: ignore[reportArgumentType]
-    used, group = np.unique(found.labels_, return_inverse=True)
+    used, group = np.unique(found.labels_, return_inverse=True)  # equal images leave middles without any
     return found.cluster_centers_[used], group
 
 
@@ -88,6 +88,7 @@ def _described(placed: Placed, rows: np.ndarray, middle: np.ndarray, class_names
 def _directions(features: np.ndarray) -> np.ndarray:
     """Of length 1: that is what distances between features mean."""
     length = np.linalg.norm(features, axis=1, keepdims=True)
+    # an image in which the network sees nothing has no direction
     return np.asarray(features / np.where(length > 0, length, 1), np.float32)
 
 

@@ -33,6 +33,7 @@ def bill(
     stages = [_stage(name, record) for name, record in records.items()]
     making = [stage for stage in stages if stage["stage"] in MAKING]
     hours = {unit: round(sum(s["hours"] for s in making if s["unit"] == unit), 6) for unit in (GPU, CPU)}
+    # CPU-hours have no price, and a sum without them would look like the whole
     money = None if price is None or hours[CPU] or not making else round(price * hours[GPU], 4)
     points = 100 * gain["difference_mean"] if gain and gain["verdict"] == "better" else None
     return {

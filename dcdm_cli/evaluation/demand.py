@@ -51,7 +51,7 @@ class Demand:
         ]
 
     def _bins(self) -> int:
-        return max(3, int(np.ceil(self.cap * BINS)))
+        return max(3, int(np.ceil(self.cap * BINS)))  # three: `rows` tells thirds
 
 
 def newest_difficulty(
@@ -82,7 +82,7 @@ def demand(newest: np.ndarray, difficulty: np.ndarray, labels: np.ndarray, class
     a generator can be asked for. float [N] each, NaN = not scored; labels int [N]. A cell's weight is the sum of
     `newest` over its images. Images harder than the cap count for nothing: beyond it labels break."""
     usable = np.isfinite(newest) & np.isfinite(difficulty) & (difficulty <= cap)
-    bins = np.minimum((difficulty[usable] * BINS).astype(int), BINS - 1)
+    bins = np.minimum((difficulty[usable] * BINS).astype(int), BINS - 1)  # a difficulty of 1 is of the last bin
     weights = np.zeros((classes, BINS))
     weights[:, np.arange(BINS) / BINS < cap] = PRIOR
     np.add.at(weights, (labels[usable], bins), newest[usable])

@@ -307,7 +307,7 @@ def _taught(lessons: Sequence[_Lesson], trial: Trial, ledger: TrialLedger, job: 
         try:
             yield from _finished(waiting, job)
         finally:
-            stop.set()
+            stop.set()  # workers save and end; without it the pool would wait for whole trainings
             pool.shutdown(cancel_futures=True)
 
 
@@ -351,7 +351,7 @@ def _settle(device: str, threads: int, stop: Any) -> None:
     _stop = stop
     use_device(device)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(max(1, threads))
+    torch.set_num_threads(max(1, threads))  # 0 where there are more workers than threads
 
 
 def _settings(arm: Arm, config: ClassifierConfig) -> ClassifierConfig:
@@ -389,6 +389,7 @@ def _summary(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _paired(rows: Mapping[str, Sequence[Mapping[str, Any]]], measure: str, trial: Trial) -> list[dict[str, Any]]:
     values = {name: [row[measure] for row in finished] for name, finished in rows.items()}
+    # not known of some: what is left would be another comparison
     if any(None in row for row in values.values()):
         return []
     less = measure in LESS_IS_BETTER

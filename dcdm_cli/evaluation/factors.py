@@ -40,6 +40,7 @@ def measure(image: Image.Image) -> dict[str, float]:
     return {
         "brightness": float(luma.mean()),
         "contrast": float(2 * luma.std()),
+        # by contrast, or that is what it measures; one grey level at least, for blank images
         "sharpness": float(np.abs(ndimage.laplace(luma)).mean() / max(luma.std(), 1 / 255)),
         "size": size,
         "position": position,
@@ -93,7 +94,7 @@ def _correlations(factors: np.ndarray, difficulty: np.ndarray) -> Mapping[str, M
     if len(factors) < FEWEST or np.ptp(difficulty) == 0:
         return found
     for name, values in zip(FACTORS, factors.T, strict=True):
-        if np.ptp(values) > 1e-9:
+        if np.ptp(values) > 1e-9:  # less is rounding, and ranks of rounding correlate with anything
             result: Any = stats.spearmanr(values, difficulty)
             found[name] = {"correlation": round(float(result.statistic), 3), "p": float(result.pvalue)}
     return found

@@ -48,6 +48,7 @@ def frechet(made: torch.Tensor, real: torch.Tensor) -> float:
     from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 
     fitted = [fid_features_to_statistics(part) for part in (made, real)]
+    # a matrix root's rounding can end below 0
     return max(0.0, fid_statistics_to_metric(*fitted, verbose=False)[KEY_METRIC_FID])
 
 
@@ -57,6 +58,7 @@ def density_coverage(made: torch.Tensor, real: torch.Tensor, k: int = NEIGHBOURS
     density: real balls a generated image lies in, over k, on average (may exceed 1); coverage: share of real balls with
     a generated image inside.
     """
+    # k + 1: each image is its own nearest
     radius = torch.cat([torch.cdist(part, real).kthvalue(k + 1).values for part in real.split(CHUNK)])
     inside, nearest = torch.zeros(len(made), dtype=torch.float64), torch.full_like(radius, torch.inf)
     for start in range(0, len(made), CHUNK):

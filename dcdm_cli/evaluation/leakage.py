@@ -80,6 +80,7 @@ def nearest(images: Looks, reference: Looks) -> Nearest:
     """By thumbnails; mirrored copies count. Without references every distance is infinite."""
     if not len(reference.thumbnails) or not len(images.thumbnails):
         return Nearest(np.full(len(images.thumbnails), -1), np.full(len(images.thumbnails), np.inf, np.float32))
+    # in so many dimensions a tree looks at everything as well, and more slowly
     tree = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(reference.thumbnails)
     found = [tree.kneighbors(view) for view in (images.thumbnails, _mirrored(images.thumbnails))]
     distance = np.concatenate([d for d, _ in found], axis=1) / np.sqrt(images.thumbnails.shape[1])
@@ -193,6 +194,7 @@ def filter_reasons(findings: Findings, frontier: float) -> list[str | None]:
     An image whose label is lost goes only when it is also harder than `frontier`, the difficulty up to which labels
     hold, and than `MEDIUM`: an image that is merely hard for the judge is what generation is for.
     """
+    # what was not measured is not taken away for it
     beyond = np.nan_to_num(findings.difficulty, nan=0.0) > max(frontier, MEDIUM)
     columns = (findings.blank, findings.near_test, findings.near_train, ~findings.agrees & beyond)
     rows = zip(*columns, strict=True)
@@ -212,6 +214,7 @@ def counted(reasons: Sequence[str | None], findings: Findings) -> dict[str, Any]
 
 
 def _thirds(difficulty: np.ndarray, kept: np.ndarray) -> Iterator[dict[str, Any]]:
+    # 1.01: a difficulty of 1 is hard
     for name, low, high in (("easy", 0, 1 / 3), ("medium", 1 / 3, 2 / 3), ("hard", 2 / 3, 1.01)):
         mine = (difficulty >= low) & (difficulty < high)
         yield {"difficulty": name, "images": int(mine.sum()), "kept": int((mine & kept).sum())}

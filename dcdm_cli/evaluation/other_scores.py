@@ -24,13 +24,14 @@ TOP = 0.99  # quantile of the loss that counts as difficulty 1: a loss has no up
 def rescaled(probs: np.ndarray, labels: np.ndarray, kind: str) -> np.ndarray:
     """margin, loss or entropy of predictions, float32 [N] in [0, 1]. probs: float [N, C]; labels: int [N]."""
     with np.errstate(divide="ignore"):
+        # a probability rounded to 0 would have an infinite logarithm, and no score
         values = score_columns(np.log(np.maximum(probs, 1e-30)), labels)[kind].astype(np.float64)
     if kind == "margin":  # 1 easy, -1 hard
         scaled = (1 - values) / 2
     elif kind == "entropy":
         scaled = values / np.log(probs.shape[1])
     else:
-        scaled = values / max(float(np.quantile(values, TOP)), 1e-9)
+        scaled = values / max(float(np.quantile(values, TOP)), 1e-9)  # of a classifier without any loss all are easy
     return np.clip(scaled, 0, 1).astype(np.float32)
 
 

@@ -56,7 +56,7 @@ def missed(images: Manifest, source: str, tolerance: float, most: int) -> list[I
     predicted, label = images.column("predicted"), images.column("label")
     lost = (predicted >= 0) & (predicted != label)
     with np.errstate(invalid="ignore"):
-        distance = np.nan_to_num(np.abs(measured - target), nan=0.0)
+        distance = np.nan_to_num(np.abs(measured - target), nan=0.0)  # not measured is not missed
     order = np.lexsort((-distance, ~lost))
     rows = [row for row in order.tolist() if lost[row] or distance[row] > tolerance][:most]
     return [_generated(images, row, MISS, _miss(images, row, bool(lost[row])), source) for row in rows]

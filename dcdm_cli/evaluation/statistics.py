@@ -48,6 +48,7 @@ def compare(values: Sequence[float], against: Sequence[float], *, less_is_better
     verdict: better or worse where neither the interval nor the permutation test leaves room for chance (which takes
     `FEWEST_SEEDS`), points to better or worse where the interval alone does, else cannot tell. Accuracies are counts of
     images, so that a few differences may be equal by chance: an interval without width points to nothing."""
+    # equal differences are to be equal to the last bit: the sign-flip test counts ties
     difference = np.round(np.subtract(values, against), DIGITS)
     bounds, p_value = interval(difference), _sign_flip(difference)
     return {
@@ -120,7 +121,7 @@ def _verdict(bounds: Sequence[float] | None, p_value: float | None, more: str = 
     if bounds is None or p_value is None or bounds[0] <= 0 <= bounds[1]:
         return "cannot tell"
     word = more if bounds[0] > 0 else next(iter({"better", "worse"} - {more}))
-    if p_value <= 1 - LEVEL + 1e-9:
+    if p_value <= 1 - LEVEL + 1e-9:  # a p of 0.05 counts; in binary, 1 - 0.95 is not 0.05
         return word
     return "cannot tell" if bounds[0] == bounds[1] else f"points to {word}"
 

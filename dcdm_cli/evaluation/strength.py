@@ -167,6 +167,6 @@ def _named(point: Point) -> str:
 
 
 def _rank_correlation(requested: np.ndarray, realised: np.ndarray) -> float:
-    if len(np.unique(requested)) < 2 or len(np.unique(realised)) < 2:
+    if len(np.unique(requested)) < 2 or len(np.unique(realised)) < 2:  # nothing follows the request: not steered at all
         return 0.0
     return float(np.asarray(spearmanr(requested, realised)[0]))

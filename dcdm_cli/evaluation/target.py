@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from dcdm_cli.generation.targets import kind_and_numbers
+
 FEWEST_ARMS, FEWEST_SEEDS = 4, 4  # below which a curve of three parameters says nothing
 RESAMPLES = 2000
 GRID = 201  # places between the easiest and the hardest arm
@@ -41,6 +43,7 @@ def best_difficulty(asked: Sequence[float], realised: Sequence[float], worth: np
     """asked, realised: mean difficulty per arm; worth float [arms, seeds]. None with too few arms or seeds, or where
     all arms came out alike."""
     x, worth = np.asarray(realised, float), np.asarray(worth, float)
+    # 0.05: through arms that came out alike a parabola bends as it likes
     if len(x) < FEWEST_ARMS or worth.shape[1] < FEWEST_SEEDS or np.ptp(x) < 0.05:
         return None
     grid, rng = np.linspace(x.min(), x.max(), GRID), np.random.default_rng(0)
@@ -61,6 +64,7 @@ def _by_chance(grid: np.ndarray, x: np.ndarray, worth: np.ndarray, rng: np.rando
     """Share of dealings of the arms, within each seed, whose curve rises as much as this one from its lowest place."""
     seen = _rise(grid, x, worth.mean(1))
     dealt = [_rise(grid, x, rng.permuted(worth, axis=0).mean(1)) for _ in range(RESAMPLES - 1)]
+    # 1: what was seen is one of the dealings, so that p is never 0
     return (1 + sum(rise >= seen for rise in dealt)) / RESAMPLES
 
 
@@ -85,5 +89,5 @@ def best_of_cell(cell: Mapping[str, Any], baseline: str) -> BestDifficulty | Non
 
 
 def _mean_asked(arm: Mapping[str, Any]) -> float | None:
-    kind, _, rest = str(arm.get("difficulty") or "").partition(":")
-    return float(rest.split(",")[0]) if kind == "normal" else None
+    kind, numbers = kind_and_numbers(str(arm.get("difficulty") or ""))
+    return float(numbers[0]) if kind == "normal" else None

@@ -62,8 +62,9 @@ class Budget:
 
 def spread(weights: np.ndarray, total: int) -> np.ndarray:
     """`total` in proportion to `weights`, exactly (largest remainder). int64 [classes]"""
-    share = weights / max(1, weights.sum()) * total
+    share = weights / max(1, weights.sum()) * total  # 1: without any weight there is nothing to divide by
     counts = np.floor(share).astype(np.int64)
+    # stable: equal remainders go to the first classes, on every machine
     counts[np.argsort(counts - share, kind="stable")[: total - counts.sum()]] += 1
     return counts
 
@@ -75,12 +76,14 @@ def fill_level(real: np.ndarray, total: int | None) -> np.ndarray:
     if total is None:
         return missing
     if total >= missing.sum():
+        # once all are level, what is left goes to all alike
         return missing + spread(np.ones_like(real), total - int(missing.sum()))
     low, high = 0, top  # the highest whole level that `total` reaches lies in [low, high)
     while high - low > 1:
         level = (low + high) // 2
         low, high = (level, high) if np.maximum(level - real, 0).sum() <= total else (low, level)
     counts = np.maximum(low - real, 0)
+    # too few for another level: the first classes get one more
     rest = np.flatnonzero(real <= low)[: total - counts.sum()]
     counts[rest] += 1
     return counts
@@ -119,7 +122,7 @@ def read_counts(path: Path, class_names: Sequence[str]) -> dict[int, int]:
 def _read_pairs(path: Path, column: str) -> list[tuple[str, Any]]:
     example = f'a CSV file with the header class,{column}, or JSON: {{"cat": ...}}'
     try:
-        text = path.read_text("utf-8-sig")
+        text = path.read_text("utf-8-sig")  # spreadsheets write a byte order mark
         if text.lstrip().startswith("{"):
             return list(json.loads(text, object_pairs_hook=list))
         rows = list(csv.DictReader(io.StringIO(text, newline="")))

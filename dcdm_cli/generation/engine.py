@@ -131,6 +131,7 @@ def open_engine(adapter: Path, config: GenerateConfig, device: str, *, export: P
         parts = _torch_parts(adapter, config, device, options)
     else:
         parts = _exported_parts(choice.opened, info, config, device)
+    # of a single draw neither changes an image: it stays the same generator
     draws = [config.attempts, config.tolerance] if config.attempts > 1 else []
     draws += [config.check, config.check_model] if config.check else []
     made_from = [adapter_hash(adapter), info.base_fingerprint, sampler_settings(config), config.precision, *draws]
@@ -192,6 +193,7 @@ def draw(engine: Engine, rows: Sequence[PlanRow], job: Job) -> np.ndarray:
         if images is not None:
             one_off.rendered(time.monotonic() - clock, len(images))
             return images
+        # a fixed batch was full, however few its rows
         _halve(engine, engine.batch_size if engine.denoiser.fixed_batch else min(engine.batch_size, len(rows)), job)
 
 
@@ -202,6 +204,7 @@ def _try_batch(engine: Engine, rows: Sequence[PlanRow]) -> np.ndarray | None:
     except Exception as error:  # torch, ONNX Runtime, OpenVINO and TensorRT each have their own kind
         if not _is_out_of_memory(error):
             raise
+    # out here: inside of the handler the error's traceback would still hold the tensors
     release = getattr(engine.denoiser, "release", None)
     if release is not None:
         release()

@@ -124,7 +124,7 @@ class Ledger:
             yield False
             return
         try:
-            yield not self._sidecar_file(shard).is_file()
+            yield not self._sidecar_file(shard).is_file()  # another process may have finished it since this one looked
         finally:
             lock.release()
 
@@ -222,6 +222,7 @@ class Ledger:
             with storage_errors(final):
                 os.replace(made.part.file, final)
                 fsync(final.parent)
+        # from here on the shard counts; until here its journal is what a restart goes on from
         write_json(self._sidecar_file(made.shard), asdict(sidecar))
         _journal_file(self.layout, made.shard).unlink(missing_ok=True)
         self._count(sidecar)
@@ -241,6 +242,7 @@ class Ledger:
             stream_metadata(folder / SPLIT, self._metadata())
         facts = {"base model": base, "generator": self.plan.generator, "backend": backend}
         write_card(folder, names, facts, self.layout.format, self.images)
+        # last: its note says that all of the above is there
         write_manifest_parts(self._manifest(), samples, names, folder, state)
 
     @property

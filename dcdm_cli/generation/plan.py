@@ -164,6 +164,7 @@ def make_plan(
 
     counts: int64 [classes]. Raises UsageError for a class that is to get images and has no caption.
     """
+    # streams of their own: plan, grid and chosen rows of one seed share no draws
     rng = np.random.default_rng((seed, 7))
     labels = _interleave(counts)
     targets = target if isinstance(target, Targets) else Targets(target)
@@ -307,6 +308,7 @@ def _refuse_sourceless(inputs: PlanInputs, sources: Sequence[Sequence[str]], lab
 def _pick(pools: Sequence[Sequence[str]], labels: np.ndarray, rng: np.random.Generator) -> tuple[pa.Array, np.ndarray]:
     """All texts of pools[label], and for each label one of its own: int64 [N]."""
     sizes = np.array([len(texts) for texts in pools])
+    # one number per row whatever the sizes, which integers() does not promise
     within = (rng.random(len(labels)) * sizes[labels]).astype(np.int64)
     pool = pa.array([text for texts in pools for text in texts], pa.string())
     return pool, (np.cumsum(sizes) - sizes)[labels] + within
@@ -323,7 +325,7 @@ def _sample_ids(generator: str, *columns: np.ndarray) -> pa.Array:
     """16 hex digits per row from the generator and every column; the first column must tell all rows apart."""
     state = np.full(len(columns[0]), int(hash_bytes(generator.encode())[:16], 16), np.uint64)
     for column in columns:
-        bits = column.view(np.uint32) if column.dtype == np.float32 else column
+        bits = column.view(np.uint32) if column.dtype == np.float32 else column  # a difficulty as an integer would be 0
         state = mix64(state ^ bits.astype(np.uint64))
     digits = state.astype(">u8").tobytes().hex().encode()
     offsets = np.arange(len(state) + 1, dtype=np.int32) * 16

@@ -126,6 +126,7 @@ class _Clock:
         images = sum(made for _, made in self.ticks)
         first_s, first = self.ticks[0]
         total = self.ticks[-1][0]
+        # of a single batch, warm-up and work cannot be told apart: it is taken for work
         later = (total - first_s) / (images - first) if images > first else first_s / first
         warmup = max(0.0, first_s - later * first)  # a first batch with few redraws may have been a cheap one
         return Rate(opening_s, warmup, (total - warmup) / images, self.bytes / images, images)
@@ -144,6 +145,7 @@ def affordable(rate: Rate, hours: float, devices: int) -> int:
 
 def price(plan: Plan, rate: Rate, layout: Layout, device: str, devices: int, hour_price: float | None) -> Price:
     """device: name of the first; devices: how many share the shards. hour_price: money for one device-hour."""
+    # a shard is one device's: more of them stand idle, and are paid for below all the same
     devices_used = max(1, min(devices, plan.shards))
     seconds = rate.opening_s + rate.warmup_s + len(plan) * rate.per_image_s / devices_used
     hours = seconds * devices / 3600

@@ -53,7 +53,7 @@ class PromptCache:
         padded = captions + [""] * (CHUNK - len(captions))
         for caption, text in zip(padded, self._encode(padded).float().to(self._device), strict=True):
             if caption not in self._kept:
-                self._kept[caption] = text.clone()
+                self._kept[caption] = text.clone()  # a slice would keep its whole chunk in memory
                 self._bytes += text.nbytes
 
     def _forget(self) -> None:

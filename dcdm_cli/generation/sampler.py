@@ -58,6 +58,7 @@ def sample(
     """
     start, device = conditioning.start, conditioning.text.device
     timesteps, before = set_schedule(scheduler, steps, start.strength if start else 1.0)
+    # the guided interval is one of the whole schedule, of which this may be the tail
     weights = guidance.schedule(before + len(timesteps))[before:]
     batches = {tuple(calls): _Batch(denoiser, conditioning, tuple(calls), timesteps) for calls in weights}
     if start is None:
@@ -73,7 +74,7 @@ def sample(
         latents = scheduler.step(prediction, timestep, latents, return_dict=False, **fresh)[0]
         if on_step is not None:
             on_step(i + 1)
-    if not torch.isfinite(latents).all():
+    if not torch.isfinite(latents).all():  # once, at the end: a look after each step would make a GPU wait
         raise NumericalError(
             "the sampler produced NaN or infinite latents",
             "lower --text-guidance and --difficulty-guidance, set generate.clip_range, or use --precision fp32",

@@ -96,6 +96,7 @@ class _Pool:
                 continue
             kept.draws += 1
             if kept.image is None or distances[i] < kept.distance:
+                # a copy: a view would keep the whole batch in memory
                 kept.distance, kept.image, kept.verdict = float(distances[i]), images[i].copy(), verdict.only(i)
             kept.settled = kept.draws >= self._attempts or not kept.distance > self._tolerance
 

@@ -114,6 +114,7 @@ class Encoders:
     """A few threads that encode and store images."""
 
     def __init__(self, threads: int | None = None) -> None:
+        # half of the cores: on a CPU the network needs the others
         self.pool = ThreadPoolExecutor(threads or max(1, min(8, (os.cpu_count() or 2) // 2)), "encode")
 
     def __enter__(self) -> Encoders:
@@ -133,6 +134,7 @@ def make_batches(task: ShardTask, maker: Maker, encoders: Encoders, job: Job, st
         waiting.append([encoders.pool.submit(_encode, *pair, store) for pair in pairs])
         if job.stop_signal() is not None:
             break
+        # only ever the oldest: batches are handed on in order
         while waiting and (len(waiting) > WAITING or all(future.done() for future in waiting[0])):
             yield _collect(waiting.popleft())
     while waiting:

@@ -75,6 +75,12 @@ class Targets:
         return values
 
 
+def kind_and_numbers(text: str) -> tuple[str, tuple[str, ...]]:
+    """A target's text as it is written: its kind and its numbers, whether or not `parse_target` takes them."""
+    kind, _, numbers = text.partition(":")
+    return kind, tuple(numbers.split(",")) if numbers else ()
+
+
 def parse_target(text: str) -> Target:
     """Raises UsageError for an unknown form or a value outside its range."""
     written = text.replace(" ", "")

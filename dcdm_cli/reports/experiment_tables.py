@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from dcdm_cli.generation.targets import kind_and_numbers
 from dcdm_cli.reports.formatting import NOTHING, Metrics, duration, interval, number, paired_sentences, percent, verdict
 from dcdm_cli.reports.quality_tables import class_sheet
 from dcdm_cli.reports.table import Sheet
@@ -88,9 +89,9 @@ def measures_sheet(cell: Mapping[str, Any], title: str) -> Sheet:
 
 def _target(difficulty: str | None) -> str:
     """As people write it: N(0.5, 0.1), U(0.2, 0.6)."""
-    kind, _, bounds = (difficulty or NOTHING).partition(":")
+    kind, numbers = kind_and_numbers(difficulty or NOTHING)
     letter = {"normal": "N", "uniform": "U"}.get(kind)
-    return f"{letter}({', '.join(bounds.split(','))})" if letter else kind
+    return f"{letter}({', '.join(numbers)})" if letter else kind
 
 
 def crossing_sheet(document: Metrics) -> Sheet:

@@ -17,7 +17,7 @@ from dcdm_cli.run.progress import Job
 from dcdm_cli.run.session import Session
 from dcdm_cli.run.settings import FinetuneConfig
 from dcdm_cli.run.store import RunFolder
-from dcdm_cli.stages.caption import cut_captions
+from dcdm_cli.stages.reading import cut_texts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -161,7 +161,7 @@ def _training_set(
     with main_first(ranks, job.device):  # the others find them encoded
         ids = rows.column("sample_id").tolist()
         latents = cache_latents(base, views, config.resolution, session.run.cache, report, ids)
-    captions, _ = cut_captions(rows.column("caption").tolist(), base.tokenizer, session.console)
+    captions, _ = cut_texts(rows.column("caption").tolist(), base.tokenizer, "captions", session.console)
     text, caption = encode_captions(base, captions, report)
     label = torch.from_numpy(views.repeat(rows.column("label").astype("int64")))
     measured = from_main(ranks, job.device, lambda: difficulty_of(views, rows, config, session, job))

@@ -29,26 +29,18 @@ if TYPE_CHECKING:
     from dcdm_cli.data.manifest import Manifest
 
 REMOVED, KEPT = "filter{}.jsonl", "kept{}.parquet"  # of a named set, with its name
+SETS = "sets.json"
 
 
-def run_artefacts(session: Session) -> None:
+def run_artefacts(session: Session) -> StageRecord:
     """Adherence, quality and cost of the run's generated images; the judge is trained unless it is there already."""
-    from dcdm_cli.reports.table import shown
-    from dcdm_cli.reports.tables import saved_sheets, summary_sheets
-
-    session, run = settle_generation(session), session.run
-    with run.lock("dcdm evaluate check"):
-        record = _recorded(session)
-    sheets = saved_sheets(summary_sheets(record.results), run.tables / f"artefacts{_of(run)}")
-    session.console.result(record.results, run.evaluation / f"artefacts{_of(run)}.json", shown(sheets))
+    session = settle_generation(session)
+    with session.run.lock("dcdm evaluate check"):
+        return _recorded(session)
 
 
-def run_compare(session: Session) -> None:
-    """The same for every generated set of the run, and one table of them all by name."""
-    from dcdm_cli.reports.quality_tables import sets_sheet
-    from dcdm_cli.reports.table import shown
-    from dcdm_cli.reports.tables import saved_sheets
-
+def run_compare(session: Session) -> dict[str, Any]:
+    """The same for every generated set of the run, by its name."""
     run, found = session.run, {}
     with run.lock("dcdm evaluate check --name all"):
         for name in ("", *run.set_names()):
@@ -57,40 +49,33 @@ def run_compare(session: Session) -> None:
                 found[name or "generated"] = _recorded(one).results
         if not found:
             raise NotFoundError(f"no generated set in {run.path}", "make some first: dcdm generate --name NAME")
-        file = run.evaluation / "sets.json"
-        write_json(file, {"schema": 1, "sets": found})
-    sheets = saved_sheets([sets_sheet(found)], run.tables)
-    session.console.result({"stage": "compare", "path": str(file), "sets": found}, file, shown(sheets))
+        write_json(run.evaluation / SETS, {"schema": 1, "sets": found})
+    return found
 
 
 def _recorded(session: Session) -> StageRecord:
     run = session.run
-    stage = evaluation_stage(session, f"evaluate-artefacts{_of(run)}", _inputs(session))
+    stage = evaluation_stage(session, f"evaluate-artefacts{of_set(run)}", _inputs(session))
     record, done = run.run(stage, lambda: _look(session), force=session.force)
     if not done:
         session.console.note(f"artefacts of {run.images_name or 'generated'}: nothing changed (--force measures again)")
     return record
 
 
-def _of(run: RunFolder) -> str:
+def of_set(run: RunFolder) -> str:
     """What the files and records of a named set have at their end."""
     return f"-{run.images_name}" if run.images_name else ""
 
 
-def run_filter(session: Session) -> None:
+def run_filter(session: Session) -> StageRecord:
     """Writes which generated images are broken, and a manifest of the others; no image is touched."""
-    from dcdm_cli.reports.quality_tables import filter_sheet
-    from dcdm_cli.reports.table import shown
-    from dcdm_cli.reports.tables import saved_sheets
-
     session, run = settle_generation(session), session.run
     with run.lock("dcdm evaluate filter"):
-        stage = evaluation_stage(session, f"filter{_of(run)}", _inputs(session))
+        stage = evaluation_stage(session, f"filter{of_set(run)}", _inputs(session))
         record, done = run.run(stage, lambda: _filter(session), force=session.force)
     if not done:
         session.console.note("evaluate filter: nothing changed, skipped (--force runs it again)")
-    sheets = saved_sheets([filter_sheet(record.results)], run.tables / f"filter{_of(run)}")
-    session.console.result(record.results, run.evaluation / REMOVED.format(_of(run)), shown(sheets))
+    return record
 
 
 def _inputs(session: Session) -> dict[str, str]:
@@ -111,9 +96,9 @@ def _look(session: Session) -> Outcome:
     metrics["cost"] = the_bill(session, stage_records(session), None)
     metrics["warnings"] = list(data.warnings)
     metrics["seconds"] = {"artefacts": round(time.monotonic() - clock, 2)}
-    file, report = (run.evaluation / f"artefacts{_of(run)}.{ending}" for ending in ("json", "html"))
+    file, report = (run.evaluation / f"artefacts{of_set(run)}.{ending}" for ending in ("json", "html"))
     write_json(file, metrics)
-    figures = draw(evaluation_drawings(metrics), run.evaluation / f"artefacts{_of(run)}")
+    figures = draw(evaluation_drawings(metrics), run.evaluation / f"artefacts{of_set(run)}")
     write_report(report, metrics, figures, title="The generated images as they are")
     return Outcome([file, report], "", metrics, job.device, listed=[run.evaluation, run.generated])
 
@@ -157,7 +142,7 @@ def _filter(session: Session) -> Outcome:
     edge = _edge(checked)
     reasons = filter_reasons(checked.findings, edge)
     kept = np.array([reason is None for reason in reasons])
-    removed, rest = (run.evaluation / name.format(_of(run)) for name in (REMOVED, KEPT))
+    removed, rest = (run.evaluation / name.format(of_set(run)) for name in (REMOVED, KEPT))
     write_bytes(removed, _lines(checked, reasons).encode())
     write_manifest(images.select(kept), rest)
     results = {"frontier": edge, **counted(reasons, checked.findings), "list": removed.name, "kept_manifest": rest.name}

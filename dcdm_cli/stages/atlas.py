@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from dcdm_cli.generation.plan import PlanRow
     from dcdm_cli.reports.atlas import ClassEntry, Strip, Tile
 
+PAGE = "atlas.html"
 SEEDS = 2  # rows of generated pictures per class
 ENDS = 4  # easiest and hardest real images shown
 MOST_PER_CLASS = 200  # images a class's factors are measured on
@@ -64,8 +65,6 @@ def run_atlas(session: Session) -> StageRecord:
         record, done = run.run(atlas_stage(session), lambda: _make_atlas(session), force=session.force)
     if not done:
         session.console.note("evaluate atlas: nothing changed, skipped (--force runs it again)")
-    page = run.evaluation / "atlas.html"
-    session.console.result({"stage": "atlas", "path": str(page), **record.results}, page)
     return record
 
 
@@ -94,7 +93,7 @@ def _make_atlas(session: Session) -> Outcome:
     groups, alike = groups_of(session, data, chosen, judge, job)
     by_name = {kind: {row["class"]: row for row in rows} for kind, rows in factors.items()}
     entries = [_grouped(_entry(real, label, pictures, by_name), groups, alike) for label in chosen]
-    folder, page = run.evaluation / "atlas", run.evaluation / "atlas.html"
+    folder, page = run.evaluation / "atlas", run.evaluation / PAGE
     folder.mkdir(parents=True, exist_ok=True)
     left_out = len(data.real.class_names) - len(chosen)
     about = [*ABOUT, *([f"{left_out} easier classes are left out (--atlas-classes)."] if left_out else [])]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from dcdm_cli.console import Console
 from dcdm_cli.errors import UsageError
 from dcdm_cli.files import hash_file, hash_json
 from dcdm_cli.run.keeping import refuse_replacing
@@ -15,6 +14,7 @@ from dcdm_cli.run.session import Session
 from dcdm_cli.run.store import Outcome, RunFolder, Stage, StageRecord
 from dcdm_cli.stages.jobs import open_job
 from dcdm_cli.stages.prompts import run_prompts
+from dcdm_cli.stages.reading import readable
 
 if TYPE_CHECKING:
     from dcdm_cli.data.manifest import Manifest
@@ -89,7 +89,7 @@ def _write_captions(session: Session) -> Outcome:
     manifest = read_manifest(run.samples)
     kept = read_own_captions(run.own_captions, manifest) if config.own == "keep" else [None] * len(manifest)
     captions, revision = _filled(session, manifest, kept)
-    captions, cut = _cut(session, captions)
+    captions, cut = readable(session, captions, "captions")
     manifest = manifest.with_columns({"caption": captions})
     run.forget("caption", replaces=run.samples)
     write_manifest(manifest, run.samples)
@@ -136,34 +136,6 @@ def _captions(session: Session, manifest: Manifest) -> tuple[list[str], str | No
     from dcdm_cli.captioning.bulk import model_captions
 
     return model_captions(manifest, config, session.run.cache, open_job(session))
-
-
-def _cut(session: Session, captions: list[str]) -> tuple[list[str], int]:
-    """Captions that the base's text encoder can read whole, and how many had to be cut. Nothing is fetched for that."""
-    from dcdm_cli.model.tokens import load_tokenizer
-
-    base = session.config.finetune
-    tokenizer = load_tokenizer(base.base, base.revision)
-    if tokenizer is None:
-        session.console.warn(
-            f"captions are not checked for length: the tokenizer of {base.base} is not on this machine "
-            "(dcdm finetune cuts at its limit)"
-        )
-        return captions, 0
-    return cut_captions(captions, tokenizer, session.console)
-
-
-def cut_captions(captions: Sequence[str], tokenizer: Any, console: Console) -> tuple[list[str], int]:
-    """Captions that the tokenizer's text encoder can read whole, and how many were cut, which is said."""
-    from dcdm_cli.captioning.templates import cut_to_limit
-
-    whole, cut = cut_to_limit(captions, tokenizer)
-    if cut:
-        first = next(after for before, after in zip(captions, whole, strict=True) if " ".join(before.split()) != after)
-        limit = tokenizer.model_max_length
-        ending = first if len(first) < 60 else f"...{first[-60:]}"
-        console.warn(f"{cut} captions were cut at the text encoder's limit of {limit} tokens; one now ends: {ending!r}")
-    return whole, cut
 
 
 def _write_extras(session: Session) -> Outcome:

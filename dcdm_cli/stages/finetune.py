@@ -14,7 +14,6 @@ from dcdm_cli.run.roles import fingerprint, others
 from dcdm_cli.run.session import Session, by_calls
 from dcdm_cli.run.settings import FinetuneConfig
 from dcdm_cli.run.store import Outcome, RunFolder, Stage, StageRecord
-from dcdm_cli.signals import asked_to_stop
 from dcdm_cli.stages.caption import caption_input
 from dcdm_cli.stages.devices import settle_spread, settle_training
 from dcdm_cli.stages.jobs import open_job
@@ -50,7 +49,7 @@ def run_group(session: Session, wanted: tuple[str, ...]) -> None:
     # -P: without it Python would run a typer.py of the folder one stands in
     words = [sys.executable, "-P", "-m", "dcdm_cli", *sys.argv[1:]]
     logs = session.run.cache / "finetune-processes"
-    Group(words, spread.devices, logs, session.console.out, spread.threads).run(asked_to_stop)
+    Group(words, spread.devices, logs, session.console.out, spread.threads).run()
 
 
 def join_group(session: Session) -> None:

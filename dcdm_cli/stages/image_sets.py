@@ -13,19 +13,11 @@ from dcdm_cli.run.session import Session
 from dcdm_cli.stages.jobs import open_job
 
 
-def run_image_sets(session: Session, images: Path, against: Path) -> int:
-    """Shows the figures; how many images could not be read. Writes nothing but what features are kept in a run's cache,
-    where there is a run."""
-    from dcdm_cli.reports.quality_tables import image_set_sheets
-    from dcdm_cli.reports.table import shown
+def run_image_sets(session: Session, images: Path, against: Path) -> dict[str, Any]:
+    """The figures. Writes nothing but what features are kept in a run's cache, where there is a run.
 
-    document = image_sets_document(session, images, against)
-    session.console.result(document, images, shown(image_set_sheets(document)))
-    return len(document["images"]["rejected"]) + len(document["against"]["rejected"])
-
-
-def image_sets_document(session: Session, images: Path, against: Path) -> dict[str, Any]:
-    """Raises UsageError for the same folder twice, and for features of a judge, which only a run has."""
+    Raises UsageError for the same folder twice, and for features of a judge, which only a run has.
+    """
     from dcdm_cli.difficulty.feature_cache import FeatureCache
     from dcdm_cli.evaluation.features import JUDGE, MOST, frozen_space
     from dcdm_cli.evaluation.image_sets import compared_sets, read_set

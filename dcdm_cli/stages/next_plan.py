@@ -83,16 +83,6 @@ def next_plan_stage(session: Session) -> Stage:
     return Stage("next-plan", settings, inputs, all_others(sections), reads)
 
 
-def show_next_plan(session: Session, record: StageRecord) -> None:
-    from dcdm_cli.reports.quality_tables import demand_sheet
-    from dcdm_cli.reports.table import shown
-    from dcdm_cli.reports.tables import saved_sheets
-
-    file = session.run.evaluation / FILE
-    sheets = saved_sheets([demand_sheet(record.results)], session.run.tables)
-    session.console.result({"stage": "next-plan", "path": str(file), **record.results}, file, shown(sheets))
-
-
 def _plan_what_is_hard(session: Session) -> Outcome:
     from dcdm_cli.data.manifest import read_manifest
     from dcdm_cli.evaluation.downstream import NOTHING, Samples

@@ -14,7 +14,8 @@ from dcdm_cli.run.progress import Job
 from dcdm_cli.run.store import RunFolder
 from dcdm_cli.stages.devices import Spread, open_crew
 from dcdm_cli.stages.label_check import open_check, prepare_check
-from dcdm_cli.stages.prompts import own_prompts, readable
+from dcdm_cli.stages.prompts import own_prompts
+from dcdm_cli.stages.reading import readable
 from dcdm_cli.stages.starts import open_starts, source_ids
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def open_run_engine(session: Session, adapter: Path, job: Job, *, insist: bool =
     for warning in sampler_warnings(config):
         session.console.warn(warning)
     if config.negative_prompt:
-        readable(session, [config.negative_prompt], "--negative-prompt: ")
+        readable(session, [config.negative_prompt], "--negative-prompt")
     starts = open_starts(session, adapter, job)  # first: its VAE must go before the networks come
     with one_off.loading():
         engine = open_engine(adapter, config, job.device, export=session.run.export if own else None)

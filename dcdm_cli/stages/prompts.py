@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from dcdm_cli.errors import UsageError
@@ -12,6 +11,7 @@ from dcdm_cli.run.roles import PROMPTS, fingerprint
 from dcdm_cli.run.session import Session
 from dcdm_cli.run.store import Outcome, Stage, StageRecord
 from dcdm_cli.stages.jobs import open_job
+from dcdm_cli.stages.reading import readable, tokenizer_of
 
 if TYPE_CHECKING:
     from dcdm_cli.captioning.rewriter import Request
@@ -51,7 +51,7 @@ def own_prompts(session: Session, train: Manifest) -> OwnPrompts | None:
     from dcdm_cli.generation.plan import OwnPrompts
 
     found = read_prompts(config.prompts, train.class_names)
-    flat = readable(session, [prompt.prompt for prompts in found for prompt in prompts], f"{config.prompts}: ")
+    flat, _ = readable(session, [prompt.prompt for prompts in found for prompt in prompts], str(config.prompts))
     texts, place = [], 0
     for prompts in found:
         texts.append(flat[place : place + len(prompts)])
@@ -67,27 +67,6 @@ def _captions_source(session: Session) -> str:
     record = session.run.record("caption")
     origins = record.results.get("origins", {}) if record else {}
     return " and ".join(f"{name} captions" for name, count in sorted(origins.items()) if count) or "own captions"
-
-
-def readable(session: Session, texts: Sequence[str], where: str) -> list[str]:
-    """The texts as far as the text encoder of the base reads them; what was cut is said, and what was not checked."""
-    from dcdm_cli.captioning.templates import cut_to_limit
-    from dcdm_cli.model.tokens import load_tokenizer
-
-    config = session.config.finetune
-    tokenizer = load_tokenizer(config.base, config.revision)
-    if tokenizer is None:
-        session.console.warn(
-            f"{where}not checked for length: the tokenizer of {config.base} is not on this machine; what is too long "
-            "for the text encoder is not read"
-        )
-        return list(texts)
-    whole, cut = cut_to_limit(texts, tokenizer)
-    if cut:
-        session.console.warn(
-            f"{where}{cut} of {len(texts)} were cut at the text encoder's limit of {tokenizer.model_max_length} tokens"
-        )
-    return whole
 
 
 def run_prompts(session: Session) -> StageRecord:
@@ -159,11 +138,6 @@ def _write(session: Session) -> Outcome:
 def _fits(session: Session) -> Any:
     """Whether the text encoder reads a prompt whole; everything is taken to, with a warning, where nobody can tell."""
     from dcdm_cli.captioning.templates import cut_to_limit
-    from dcdm_cli.model.tokens import load_tokenizer
 
-    config = session.config.finetune
-    tokenizer = load_tokenizer(config.base, config.revision)
-    if tokenizer is None:
-        session.console.warn(f"prompts are not checked for length: the tokenizer of {config.base} is not here")
-        return lambda text: True
-    return lambda text: cut_to_limit([text], tokenizer)[1] == 0
+    tokenizer = tokenizer_of(session, "prompts")
+    return lambda text: tokenizer is None or cut_to_limit([text], tokenizer)[1] == 0

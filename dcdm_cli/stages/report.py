@@ -103,16 +103,6 @@ def _gallery(run: RunFolder, manifest: Manifest) -> PictureGallery | None:
     return PictureGallery([*made, *pictures(manifest.split("train"), MOST_PICTURES // 2)]) if made else None
 
 
-def evaluation_lines(run: RunFolder, metrics: Mapping[str, Any]) -> list[RenderableType]:
-    """An evaluation for the screen: its tables, which become CSV files of the run too, and what they say in words."""
-    from dcdm_cli.reports.formatting import summary_sentences
-    from dcdm_cli.reports.table import sentence, shown
-    from dcdm_cli.reports.tables import saved_sheets, summary_sheets
-
-    sheets = saved_sheets(summary_sheets(metrics), run.tables / "evaluation")
-    return [*shown(sheets), *(sentence(text) for text in summary_sentences(metrics))]
-
-
 def prompt_lines(run: RunFolder, results: Mapping[str, Any]) -> list[RenderableType]:
     """What prompts of several sources cost, for the screen; nothing where all are of one."""
     if not results.get("prompt_sources"):

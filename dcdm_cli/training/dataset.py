@@ -75,6 +75,7 @@ def draw(data: TrainingSet, settings: DrawSettings, step: int) -> Draws:
     """The draws of one optimiser step. Images come from a permutation of `data.epoch` at a time."""
     generator = torch.Generator().manual_seed(_step_seed(settings.seed, step))
     size, shape = settings.batch, tuple(data.latents.shape[1:])
+    # the order of draws is part of what a seed means: new ones go last
     drop_text = torch.rand(size, generator=generator) < settings.text_dropout
     image = _epoch_rows(data.epoch, settings, step)
     return Draws(
@@ -82,6 +83,7 @@ def draw(data: TrainingSet, settings: DrawSettings, step: int) -> Draws:
         timestep=torch.randint(settings.timesteps, (size,), generator=generator),
         noise=torch.randn((size, *shape), generator=generator),
         drop_text=drop_text,
+        # guidance's unconditional call has neither text nor difficulty; text without difficulty it has
         drop_difficulty=drop_text | (torch.rand(size, generator=generator) < settings.difficulty_dropout),
         difficulty=torch.rand(size, generator=generator) if settings.any_difficulty else data.difficulty[image],
     )
@@ -93,7 +95,7 @@ def balanced_epoch(difficulty: Tensor, power: float) -> Tensor:
     Not from the paper. Most real images are easy, so that uniform draws teach little about the hard end. An image of a
     tenth of the difficulty range that holds n images comes round((largest n / n) ** power) times; power 0 = each once.
     """
-    tenth = (difficulty * BINS).long().clamp(0, BINS - 1)
+    tenth = (difficulty * BINS).long().clamp(0, BINS - 1)  # a difficulty of 1 is of the last tenth
     counts = torch.bincount(tenth, minlength=BINS)
     times = (counts.max() / counts[tenth]).pow(power).round().long()
     return torch.arange(len(difficulty)).repeat_interleave(times)
@@ -130,7 +132,7 @@ def _encode(base: BaseModel, views: Views, resolution: int, file: Path, progress
     # Written from front to back: writing to a memory map ends the process when the disk is full.
     with atomic_path(file) as part, part.open("wb") as stream:
         np.lib.format.write_array_header_1_0(stream, header)
-        chunk = max(1, min(CHUNK, CHUNK_PIXELS // resolution**2))
+        chunk = max(1, min(CHUNK, CHUNK_PIXELS // resolution**2))  # of images beyond a million pixels one at a time
         for start in range(0, len(views), chunk):
             latents = encode_latents(base.vae, to_pixels(views[start : start + chunk], resolution)).cpu().numpy()
             refuse_not_finite(latents, start)
@@ -157,6 +159,7 @@ def cached_originals(ids: Sequence[str], fingerprint: str, resolution: int, fold
         return None
     try:
         latents = np.load(file, mmap_mode="r")
+        # more rows than ids: mirrored and jittered views follow
         if latents.ndim != 4 or latents.dtype != np.float32 or len(latents) < len(ids):
             raise ValueError(f"it holds {latents.dtype} {list(latents.shape)}")
     except (ValueError, OSError, EOFError) as error:

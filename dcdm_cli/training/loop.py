@@ -114,6 +114,7 @@ def finetune(
     course = course or Course()
     _check_data(data)
     trainer = Trainer(base, data, classes, config, checkpoints, job, course)
+    # one more than are kept: a new one is whole before the oldest is deleted
     check_room(checkpoints, trainer.checkpoint_bytes * (config.keep_checkpoints + 1), "the checkpoints")
     trainer.resume(replace=course.replace)
     while trainer.step < config.steps:
@@ -133,7 +134,7 @@ def build_network(
     base: BaseModel, classes: int, config: FinetuneConfig, start: EarlierAdapter | None = None
 ) -> ConditionedUNet:
     """Adds LoRA to the base's UNet and makes a fresh encoder (none for the plain control). start: with that LoRA."""
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):  # weights depend on the seed alone, and nobody else's draws on them
         torch.manual_seed(config.seed)
         if start is None:
             add_lora(base.unet, config.rank, config.alpha, config.lora_targets)
@@ -192,6 +193,7 @@ class Trainer:
         network = build_network(base, classes, config, course.start)
         if config.gradient_checkpointing:
             network.unet.enable_gradient_checkpointing()
+        # before accelerate wraps it: names in checkpoints must not depend on the number of processes
         self.names, parameters = _trainable(network)
         self.optimizer = torch.optim.AdamW(_groups(network, config), weight_decay=1e-2)
         self.lr = get_scheduler(
@@ -227,7 +229,7 @@ class Trainer:
                 loss = self._loss(draws, self._rows(micro))
                 total += self._mean_over_processes(loss) / accumulation
                 self.accelerator.backward(loss)
-        rates = [float(rate) for rate in self.lr.get_last_lr()]
+        rates = [float(rate) for rate in self.lr.get_last_lr()]  # before the schedule moves on: these are this step's
         self._apply(total)
         self.step += 1
         self.job.detail("fine-tuning", f"loss {total:.3g}")
@@ -239,6 +241,7 @@ class Trainer:
         name = self.job.stop_signal()
         if self.accelerator.num_processes == 1:
             return name
+        # a signal without a number of its own, such as SIGHUP, counts as SIGINT
         own = torch.tensor([STOP_SIGNALS.index(name) if name in STOP_SIGNALS else bool(name)])
         asked = self.accelerator.gather(own.to(self.accelerator.device))
         assert isinstance(asked, Tensor)
@@ -246,6 +249,7 @@ class Trainer:
 
     def report(self) -> None:
         self.job.progress("fine-tuning", self.step, self.config.steps)
+        # some 50 points however long the training is; none where all steps of a stretch were skipped
         if self._window and (self.step % max(1, self.config.steps // 50) == 0 or self.step == self.config.steps):
             self.losses.append((self.step, sum(self._window) / len(self._window)))
             self._window.clear()
@@ -322,7 +326,7 @@ class Trainer:
         what = ""
         if self.bad_in_a_row:
             what = f"the last {self.bad_in_a_row} of {self.step} steps had a loss or gradient that was not finite"
-        elif not (loss := self._loss_to_come()) < DIVERGED:
+        elif not (loss := self._loss_to_come()) < DIVERGED:  # not `>=`: NaN is neither
             what = f"the trained weights have a loss of {loss:.3g}, where predicting nothing costs about 1"
         if what:
             raise _diverged(what, self.config, self.checkpoints)
@@ -334,7 +338,7 @@ class Trainer:
         loss = math.nan
         for step in range(self.step, self.step + MAX_BAD_STEPS):
             loss = self._mean_over_processes(self._loss(draw(self.data, self.draws, step), self._rows(0)))
-            if loss < DIVERGED:
+            if loss < DIVERGED:  # one bad batch is no divergence: training would have skipped it too
                 break
         return loss
 
@@ -370,7 +374,7 @@ class Trainer:
     def _apply(self, loss: float) -> None:
         norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
         assert norm is not None
-        finite = math.isfinite(loss) and math.isfinite(norm)
+        finite = math.isfinite(loss) and math.isfinite(norm)  # fp16's gradients overflow while the loss is still finite
         if finite or self.accelerator.scaler is not None:  # fp16's scaler skips such a step itself, and adapts to it
             self.optimizer.step()
         if finite:

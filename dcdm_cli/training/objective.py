@@ -20,5 +20,6 @@ def min_snr_weights(
 
 def denoising_loss(prediction: Tensor, target: Tensor, weights: Tensor) -> Tensor:
     """Weighted mean squared error over the batch. prediction, target [B, 4, h, w]; weights [B] -> scalar."""
+    # in half precision squares overflow or vanish
     per_image = (prediction.float() - target.float()).square().flatten(1).mean(1)
     return (per_image * weights).mean()

@@ -78,8 +78,9 @@ class Tracker:
         self._folder.mkdir(parents=True, exist_ok=True)
         where = {"logging_dir": str(self._folder)} if kind.requires_logging_directory else {}
         tracker = kind("dcdm", **where)
-        if hasattr(tracker, "start"):
+        if hasattr(tracker, "start"):  # older versions of accelerate open it when it is made
             tracker.start()
+        # TensorBoard takes neither tables nor None for a setting
         plain = {key: value for key, value in self._settings.items() if isinstance(value, (int, float, str, bool))}
         tracker.store_init_configuration(plain)
         return tracker

@@ -42,7 +42,7 @@ def test_a_blip2_model_writes_the_captions_and_a_killed_run_goes_on(scored: Path
 def test_captions_longer_than_the_text_encoder_are_cut_and_counted(scored: Path) -> None:
     made = run("caption", "--template", "{class} " + "a very long caption " * 9, "--json", "--run", scored)
     assert document(made)["cut"] == IMAGES
-    assert f"{IMAGES} captions were cut at the text encoder's limit of 16 tokens" in made.stderr
+    assert f"captions: {IMAGES} of {IMAGES} were cut at the text encoder's limit of 16 tokens" in made.stderr
 
 
 def test_another_base_counts_other_tokens(scored: Path, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from dcdm_cli.data.manifest import Manifest, read_manifest, write_manifest
 from dcdm_cli.errors import MismatchError, NotFoundError
 from dcdm_cli.model.tokens import load_tokenizer
 from dcdm_cli.run.store import Outcome, RunFolder, Stage
-from dcdm_cli.stages.caption import caption_input, cut_captions, run_caption
+from dcdm_cli.stages.caption import caption_input, run_caption
+from dcdm_cli.stages.reading import cut_texts
 
 from .conftest import Open
 
@@ -68,8 +69,8 @@ def test_images_that_all_have_captions_need_no_caption_stage(with_own: RunFolder
 def test_cut_captions_are_counted_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
     tokenizer = load_tokenizer("tiny")
     assert tokenizer is not None
-    whole, cut = cut_captions(["short", "very long " * 50], tokenizer, Console())
-    assert (whole[0], cut) == ("short", 1) and "1 captions were cut" in capsys.readouterr().err
+    whole, cut = cut_texts(["short", "very long " * 50], tokenizer, "captions", Console())
+    assert (whole[0], cut) == ("short", 1) and "captions: 1 of 2 were cut" in capsys.readouterr().err
 
 
 def test_a_damaged_file_of_own_captions_is_named(run: RunFolder) -> None:

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dcdm_cli.commands.evaluate import do_job
+from dcdm_cli.console import Console
 from dcdm_cli.data.manifest import Manifest, read_manifest, write_manifest
 from dcdm_cli.errors import MismatchError, NotFoundError, UsageError
 from dcdm_cli.evaluation.experiments import AdapterSpec
@@ -89,12 +91,32 @@ def test_finished_images_are_looked_at_without_a_generator(metrics: dict, run: P
     with pytest.raises(NotFoundError):
         run_artefacts(session_of(run))
     (run / "hidden").rename(run / "adapter" / "pytorch_lora_weights.safetensors")
-    run_artefacts(session_of(run))
+    do_job(session_of(run), ("check", None), {})
     assert capsys.readouterr().out.strip().endswith("artefacts.json")
     made = json.loads((run / "evaluation" / "artefacts.json").read_text())
     assert made["adherence"]["n"] == 20 and "downstream" not in made and made["quality"]["images"] == 20
     assert not (run / "evaluation" / "downstream.jsonl").exists() and not (run / "records" / "evaluate.json").exists()
     assert sum(row["real_n"] for row in made["adherence"]["frontier"]) == 20, "as many real images as generated ones"
+
+
+@pytest.mark.parametrize(
+    ("job", "says", "ends"),
+    [
+        ("run", "accuracy", "report.html"),
+        ("filter", "lost labels", "filter.jsonl"),
+        ("plan", "hard", "next_plan.parquet"),
+        ("atlas", "", "atlas.html"),
+        ("check", "adherence", "artefacts.json"),
+    ],
+)
+def test_the_command_shows_what_a_job_found(
+    job: str, says: str, ends: str, shared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    do_job(replace(session_of(shared), console=Console()), (job, None), {})
+    shown = capsys.readouterr().out
+    assert says in shown.lower() and shown.strip().endswith(ends)
+    do_job(replace(session_of(shared), console=Console(as_json=True)), (job, None), {})
+    assert isinstance(json.loads(capsys.readouterr().out), dict)
 
 
 def generated_again(folder: RunFolder) -> None:

@@ -61,15 +61,6 @@ def _on_its_images(session: Session, experiment: Experiment) -> Session:
     return session.with_settings(evaluate={"holdout": experiment.holdout})
 
 
-def show_experiment(session: Session, record: StageRecord, files: ExperimentFiles) -> None:
-    from dcdm_cli.reports.experiment_tables import experiment_sheets
-    from dcdm_cli.reports.table import shown
-    from dcdm_cli.reports.tables import saved_sheets
-
-    sheets = saved_sheets(experiment_sheets(record.results), session.run.tables / files.page.stem)
-    session.console.result(record.results, files.page, shown(sheets))
-
-
 def files_of(session: Session, experiment: Experiment) -> ExperimentFiles:
     return ExperimentFiles(session.run.evaluation / "experiments", safe_name(experiment.name, "experiment"))
 

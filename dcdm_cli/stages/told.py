@@ -1,0 +1,106 @@
+"""What the jobs of `dcdm evaluate` tell of what they found: a document, where it lies, and tables for the screen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from dcdm_cli.run.session import Session
+    from dcdm_cli.run.store import RunFolder, StageRecord
+
+
+@dataclass(frozen=True)
+class Told:
+    """lines: tables and sentences for people. unread: images that could not be read, and so are not in it."""
+
+    document: dict[str, Any]
+    path: Path
+    lines: Sequence[RenderableType] = ()
+    unread: int = 0
+
+
+def evaluation_told(run: RunFolder, record: StageRecord) -> Told:
+    """Its tables, which become CSV files of the run too, and what they say in words."""
+    from dcdm_cli.reports.formatting import summary_sentences
+    from dcdm_cli.reports.table import sentence, shown
+    from dcdm_cli.reports.tables import saved_sheets, summary_sheets
+
+    sheets = saved_sheets(summary_sheets(record.results), run.tables / "evaluation")
+    lines = [*shown(sheets), *(sentence(text) for text in summary_sentences(record.results))]
+    return Told(record.results, run.evaluation / "report.html", lines)
+
+
+def experiment_told(session: Session, name: str) -> Told:
+    from dcdm_cli.reports.experiment_tables import experiment_sheets
+    from dcdm_cli.reports.table import shown
+    from dcdm_cli.reports.tables import saved_sheets
+    from dcdm_cli.stages.experiments.run import run_experiment
+
+    record, files = run_experiment(session, name)
+    sheets = saved_sheets(experiment_sheets(record.results), session.run.tables / files.page.stem)
+    return Told(record.results, files.page, shown(sheets))
+
+
+def check_told(session: Session) -> Told:
+    from dcdm_cli.reports.table import shown
+    from dcdm_cli.reports.tables import saved_sheets, summary_sheets
+    from dcdm_cli.stages.artefacts import of_set, run_artefacts
+
+    run, results = session.run, run_artefacts(session).results
+    sheets = saved_sheets(summary_sheets(results), run.tables / f"artefacts{of_set(run)}")
+    return Told(results, run.evaluation / f"artefacts{of_set(run)}.json", shown(sheets))
+
+
+def all_sets_told(session: Session) -> Told:
+    from dcdm_cli.reports.quality_tables import sets_sheet
+    from dcdm_cli.reports.table import shown
+    from dcdm_cli.reports.tables import saved_sheets
+    from dcdm_cli.stages.artefacts import SETS, run_compare
+
+    run, found = session.run, run_compare(session)
+    sheets, file = saved_sheets([sets_sheet(found)], run.tables), run.evaluation / SETS
+    return Told({"stage": "compare", "path": str(file), "sets": found}, file, shown(sheets))
+
+
+def filter_told(session: Session) -> Told:
+    from dcdm_cli.reports.quality_tables import filter_sheet
+    from dcdm_cli.reports.table import shown
+    from dcdm_cli.reports.tables import saved_sheets
+    from dcdm_cli.stages.artefacts import REMOVED, of_set, run_filter
+
+    run, results = session.run, run_filter(session).results
+    sheets = saved_sheets([filter_sheet(results)], run.tables / f"filter{of_set(run)}")
+    return Told(results, run.evaluation / REMOVED.format(of_set(run)), shown(sheets))
+
+
+def atlas_told(session: Session) -> Told:
+    from dcdm_cli.stages.atlas import PAGE, run_atlas
+
+    record, page = run_atlas(session), session.run.evaluation / PAGE
+    return Told({"stage": "atlas", "path": str(page), **record.results}, page)
+
+
+def next_plan_told(session: Session) -> Told:
+    from dcdm_cli.reports.quality_tables import demand_sheet
+    from dcdm_cli.reports.table import shown
+    from dcdm_cli.reports.tables import saved_sheets
+    from dcdm_cli.stages.next_plan import FILE, run_next_plan
+
+    record, file = run_next_plan(session), session.run.evaluation / FILE
+    sheets = saved_sheets([demand_sheet(record.results)], session.run.tables)
+    return Told({"stage": "next-plan", "path": str(file), **record.results}, file, shown(sheets))
+
+
+def image_sets_told(session: Session, images: Path, against: Path) -> Told:
+    from dcdm_cli.reports.quality_tables import image_set_sheets
+    from dcdm_cli.reports.table import shown
+    from dcdm_cli.stages.image_sets import run_image_sets
+
+    document = run_image_sets(session, images, against)
+    unread = sum(len(document[name]["rejected"]) for name in ("images", "against"))
+    return Told(document, images, shown(image_set_sheets(document)), unread)
