@@ -35,4 +35,4 @@ def load_fused(adapter: Path, *, precision: str = "fp32", lora_scale: float = 1.
             "fine-tune again: dcdm finetune",
         )
     load_lora(model.unet, adapter, lora_scale)
-    return FusedModel(ConditionedUNet(model.unet, load_encoder(adapter, info)), model, info)
+    return FusedModel(ConditionedUNet(model.unet, load_encoder(adapter, info), info.resolution), model, info)
