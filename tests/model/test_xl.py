@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dcdm_cli import DifficultyEncoder
-from dcdm_cli.errors import MismatchError
+from dcdm_cli.errors import MismatchError, NotFoundError
 from dcdm_cli.model.adapter import AdapterInfo, save_adapter
 from dcdm_cli.model.base import BaseModel, encode_text, load_base, tokenize
 from dcdm_cli.model.conditioning import EncoderConfig, Mode, join_tokens
@@ -26,6 +27,7 @@ from dcdm_cli.model.lora import add_lora, lora_parameters
 
 from ..xl import POOLED, TOKENS, WIDTH, edit_index, save_xl, xl_unet
 from .conftest import ALL_KINDS
+from .ldm_names import write_single_file
 from .test_base import edit
 from .test_encoder import run_snippet
 
@@ -85,6 +87,23 @@ def test_half_precision_and_parts_without_weights(folder: Path, base: BaseModel)
 def test_a_mended_autoencoder_does_not_overflow(tmp_path: Path) -> None:
     edit(save_xl(tmp_path), "vae", force_upcast=False)
     assert not load_base(str(tmp_path)).overflows
+
+
+@pytest.mark.parametrize("refiner", [False, True])
+def test_a_single_file(folder: Path, base: BaseModel, tmp_path: Path, refiner: bool) -> None:
+    config = Path(shutil.copytree(folder, tmp_path / "config", ignore=shutil.ignore_patterns("*.safetensors")))
+    write_single_file(folder, tmp_path / "xl.safetensors")
+    if refiner:
+        edit_index(config, requires_aesthetics_score=True)
+        with pytest.raises(MismatchError, match="is a refiner"):
+            load_base(str(tmp_path / "xl.safetensors"), config=str(config))
+        return
+    loaded = load_base(str(tmp_path / "xl.safetensors"), config=str(config))
+    assert loaded.fingerprint == base.fingerprint and loaded.text_shape == base.text_shape
+    assert torch.allclose(encode_text(loaded, PROMPTS), encode_text(base, PROMPTS), atol=1e-6)
+    with pytest.raises((NotFoundError, MismatchError)) as caught:  # its weights' names tell what it is, offline too
+        load_base(str(tmp_path / "xl.safetensors"))
+    assert "--base-config DIR" in caught.value.hint
 
 
 def rows(images: int, calls: int) -> tuple[Tensor, ...]:
