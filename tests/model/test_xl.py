@@ -23,7 +23,9 @@ from dcdm_cli.model.conditioning import EncoderConfig, Mode, join_tokens
 from dcdm_cli.model.denoiser import ConditionedUNet, share_prefix
 from dcdm_cli.model.fused import load_fused
 from dcdm_cli.model.kohya import KOHYA_FILE, save_kohya, stability_name
+from dcdm_cli.model.layout import POOLED_FIELDS, other_conditions
 from dcdm_cli.model.lora import add_lora, lora_parameters
+from dcdm_cli.model.text import pooled_width
 
 from ..xl import POOLED, TOKENS, WIDTH, edit_index, save_xl, xl_unet
 from .conftest import ALL_KINDS
@@ -270,6 +272,23 @@ def test_every_layer_has_a_name_of_its_own_there() -> None:
     layers = [name for name, part in unet.named_modules() if isinstance(part, torch.nn.Linear | torch.nn.Conv2d)]
     found = {stability_name(unet, layer) for layer in layers}
     assert len(found) == len(layers) and {"label_emb.0.2", "time_embed.0", "out.2", "input_blocks.0.0"} <= found
+
+
+def test_it_is_stable_diffusion_xl() -> None:
+    """The real UNet's shape, without its weights: what it is told, and where kohya's file has its attention."""
+    real = {"sample_size": 128, "block_out_channels": (320, 640, 1280), "transformer_layers_per_block": (1, 2, 10)}
+    real |= {"attention_head_dim": (5, 10, 20), "norm_num_groups": 32, "cross_attention_dim": 2048}
+    real |= {"addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816}
+    with torch.device("meta"):
+        unet = xl_unet(**real)
+    assert sum(p.numel() for p in unet.parameters()) == 2_567_463_684
+    assert pooled_width(unet.config) == 1280 and set(other_conditions(unet.config)) == POOLED_FIELDS
+    ends = ("to_q", "to_k", "to_v", "to_out.0")
+    layers = [stability_name(unet, name) for name, _ in unet.named_modules() if name.endswith(ends)]
+    places = {layer.partition(".1.transformer_blocks")[0] for layer in layers}
+    attended = {"input": (4, 5, 7, 8), "output": range(6)}
+    assert len(set(layers)) == 560
+    assert places == {f"{side}_blocks.{n}" for side, found in attended.items() for n in found} | {"middle_block"}
 
 
 def test_the_file_for_comfyui_says_what_it_is_for(tmp_path: Path) -> None:
