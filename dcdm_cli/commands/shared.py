@@ -18,7 +18,9 @@ SHARED: dict[str, tuple[Any, Any]] = {
     "preset": (
         Annotated[
             str | None,
-            typer.Option(help="Settings to start from: digits, small, sd15, sd21.", autocompletion=completion.presets),
+            typer.Option(
+                help="Settings to start from: digits, small, sd15, sd21, sdxl.", autocompletion=completion.presets
+            ),
         ],
         None,
     ),

@@ -150,22 +150,32 @@ class _Parts:
 def _torch_parts(adapter: Path, config: GenerateConfig, device: str, options: TorchOptions) -> _Parts:
     extra = parse_extra_lora(config.extra_lora) if config.extra_lora else None
     fused = load_fused(adapter, precision=config.precision, lora_scale=config.lora_scale, device=device, extra=extra)
-    decode = torch_decoder(fused.base.vae, DTYPES[decoder_precision(config, device)])
+    decode = _torch_decoder(fused.base, config, device)
     return _Parts(TorchDenoiser(fused.network, device, options), decode, fused.base)
 
 
-def decoder_precision(config: GenerateConfig, device: str) -> str:
-    """Of the VAE's decoder in torch: as set, or as the network's on a GPU and fp32 on a CPU, which halves slow down."""
-    if config.vae_precision != "auto":
-        return config.vae_precision
-    return "fp32" if device == "cpu" else config.precision
+def _torch_decoder(base: BaseModel, config: GenerateConfig, device: str) -> Decode:
+    return torch_decoder(base.vae, DTYPES[decoder_precision(config, device, overflows=base.overflows)])
+
+
+def decoder_precision(config: GenerateConfig, device: str, *, overflows: bool = False) -> str:
+    """Of the VAE's decoder in torch: as set, or as the network's on a GPU and fp32 on a CPU, which halves slow down.
+
+    overflows: it leaves the range of fp16, so bf16 stands for that where the device computes it fast, else fp32.
+    """
+    wanted = config.vae_precision
+    if wanted == "auto":
+        wanted = "fp32" if device == "cpu" else config.precision
+    if wanted != "fp16" or not overflows:
+        return wanted
+    return "bf16" if settle_precision("auto", device, training=True) == "bf16" else "fp32"
 
 
 def _exported_parts(opened: Opened, info: AdapterInfo, config: GenerateConfig, device: str) -> _Parts:
     """Text encoder and schedule of the base, without the weights that the exported files hold."""
     hollow = ("unet",) if opened.decode is None else ("unet", "vae")
     model = load_base(info.base, **info.place, dtype=config.precision, device=device, hollow=hollow)
-    decode = opened.decode or torch_decoder(model.vae, DTYPES[decoder_precision(config, device)])
+    decode = opened.decode or _torch_decoder(model, config, device)
     return _Parts(opened.denoiser, decode, model)
 
 

@@ -1,4 +1,4 @@
-"""Loading the base model: any pipeline folder, hub id or single file in the Stable Diffusion layout."""
+"""Loading the base model: any pipeline folder, hub id or single file in the layout of Stable Diffusion or its XL."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 from diffusers.utils import logging as diffusers_logging
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from dcdm_cli.errors import MismatchError, NotFoundError
 from dcdm_cli.files import hash_json
-from dcdm_cli.model.layout import base_warnings, check_index, check_parts, other_layout
+from dcdm_cli.model.layout import base_warnings, check_index, check_parts, is_xl, other_layout
 from dcdm_cli.model.packaged import resolve_base
+from dcdm_cli.model.text import Pipeline, TwoTextEncoders, text_encoder_of, token_ids, tokenizers_of
 from dcdm_cli.run import one_off
 from dcdm_cli.run.finite import refuse_not_finite_weights
 from dcdm_cli.run.network import reach_hub, reason
@@ -34,22 +35,36 @@ class BaseModel:
 
     fingerprint: hash of the weights as loaded in float32, the same for every dtype and wherever the folder lies; empty
     when a part was left without its weights. variant: of the weight files. warnings: what goes badly with this base.
+    tokenizer_2: of Stable Diffusion XL, whose two text encoders are one here; None = there is one of each.
     """
 
     source: str
     unet: UNet2DConditionModel
     vae: AutoencoderKL
-    text_encoder: CLIPTextModel
+    text_encoder: CLIPTextModel | TwoTextEncoders
     tokenizer: CLIPTokenizer
     scheduler_config: dict[str, Any]
     fingerprint: str
     variant: str | None = None
     warnings: tuple[str, ...] = ()
+    tokenizer_2: CLIPTokenizer | None = None
 
     @property
     def latent_size(self) -> int:
         """Pixels per latent cell, 8 for Stable Diffusion."""
         return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
+
+    @property
+    def text_shape(self) -> tuple[int, int]:
+        """[T, D] of the text condition, the row of a pooled embedding counted."""
+        rows = self.tokenizer.model_max_length + isinstance(self.text_encoder, TwoTextEncoders)
+        return rows, self.unet.config["cross_attention_dim"]
+
+    @property
+    def overflows(self) -> bool:
+        """Whether the VAE leaves the range of fp16. Stable Diffusion XL's does, unless its config says that it was
+        mended; those of 1.5 and 2.1 do not, though their configs say nothing else."""
+        return isinstance(self.text_encoder, TwoTextEncoders) and bool(self.vae.config["force_upcast"])
 
 
 @one_off.loading()
@@ -80,13 +95,13 @@ def load_base(
         index = place.index()
         if index is not None:
             check_index(source, index)
-        pipeline, variant = place.load(variant, hollow)
+        pipeline, variant = place.load(place.kind(index), variant, hollow)
     except (OSError, ValueError, SafetensorError, SingleFileComponentError) as error:
         raise _not_loaded(place, error) from error
     except TypeError as error:
         raise other_layout(source, str(error)) from error
     check_parts(source, pipeline)
-    networks = (pipeline.unet, pipeline.vae, pipeline.text_encoder)
+    networks = (pipeline.unet, pipeline.vae, text_encoder_of(pipeline))
     scheduler_config = dict(pipeline.scheduler.config)
     warnings = base_warnings(source, _scheduler_class(index, pipeline), scheduler_config)
     for part in networks:
@@ -95,7 +110,8 @@ def load_base(
     fingerprint = "" if hollow else _fingerprint(networks, scheduler_config)
     for part in networks:
         _settle(part, device, torch.float32 if part is pipeline.vae else DTYPES[dtype])
-    return BaseModel(str(source), *networks, pipeline.tokenizer, scheduler_config, fingerprint, variant, warnings)
+    first, second = tokenizers_of(pipeline)
+    return BaseModel(str(source), *networks, first, scheduler_config, fingerprint, variant, warnings, second)
 
 
 @dataclass(frozen=True)
@@ -129,24 +145,35 @@ class _Place:
         index: Any = StableDiffusionPipeline.load_config(self.configs, revision=None if self.is_file else self.revision)
         return index
 
-    def load(self, variant: str | None, hollow: Sequence[str]) -> tuple[StableDiffusionPipeline, str | None]:
+    def kind(self, index: Mapping[str, Any] | None) -> type[Pipeline]:
+        """index: as `index` gives it; without one, the names of a file's weights tell."""
+        if index is not None:
+            return StableDiffusionXLPipeline if is_xl(index) else StableDiffusionPipeline
+        with safe_open(self.path, "np") as weights:
+            names = weights.keys()
+        xl = any(name.startswith("conditioner.embedders.") for name in names)
+        return StableDiffusionXLPipeline if xl else StableDiffusionPipeline
+
+    def load(self, kind: type[Pipeline], variant: str | None, hollow: Sequence[str]) -> tuple[Pipeline, str | None]:
         """The pipeline in float32, and the variant that it was read from."""
-        common: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False}
+        common: dict[str, Any] = {"add_watermarker": False}
+        if kind is StableDiffusionPipeline:
+            common = {"safety_checker": None, "requires_safety_checker": False}
         if self.configs is not None:
             common |= {part: _hollow(part, self.configs, self.revision) for part in hollow}
         if self.is_file:
             local = self.config is not None
-            return StableDiffusionPipeline.from_single_file(
+            return kind.from_single_file(
                 self.path, config=self.config, local_files_only=local, torch_dtype=torch.float32, **common
             ), None
         common |= {"revision": self.revision, "dtype": torch.float32, "use_safetensors": True}
         try:
-            return StableDiffusionPipeline.from_pretrained(self.path, variant=variant, **common), variant
+            return kind.from_pretrained(self.path, variant=variant, **common), variant
         except (OSError, ValueError) as error:  # a folder of fp16 weights alone is not found without being told
             if variant is not None:
                 raise
             try:
-                return StableDiffusionPipeline.from_pretrained(self.path, variant=HALF_VARIANT, **common), HALF_VARIANT
+                return kind.from_pretrained(self.path, variant=HALF_VARIANT, **common), HALF_VARIANT
             except (OSError, ValueError):
                 raise error from None
 
@@ -165,25 +192,20 @@ def _not_loaded(place: _Place, error: Exception) -> NotFoundError:
     )
 
 
-def _scheduler_class(index: Mapping[str, Any] | None, pipeline: StableDiffusionPipeline) -> str:
+def _scheduler_class(index: Mapping[str, Any] | None, pipeline: Pipeline) -> str:
     return index["scheduler"][1] if index else type(pipeline.scheduler).__name__
 
 
 @torch.no_grad()
 def encode_text(base: BaseModel, captions: list[str]) -> torch.Tensor:
-    """Captions -> float [N, T, D] on the encoder's device; longer ones are cut at T = the tokenizer's limit."""
+    """Captions -> float [N, T, D] on the encoder's device, as `BaseModel.text_shape` has it; longer ones are cut at the
+    tokenizer's limit."""
     return base.text_encoder(tokenize(base, captions).to(base.text_encoder.device))[0]
 
 
 def tokenize(base: BaseModel, captions: list[str]) -> torch.Tensor:
-    """Captions -> int64 [N, T], padded or cut to the tokenizer's limit."""
-    return base.tokenizer(
-        captions,
-        padding="max_length",
-        truncation=True,
-        max_length=base.tokenizer.model_max_length,
-        return_tensors="pt",
-    ).input_ids
+    """Captions -> int64 [N, T], what the base's text encoder takes; of two tokenizers [N, 2T]."""
+    return token_ids([base.tokenizer, base.tokenizer_2], captions)
 
 
 def _settle(part: torch.nn.Module, device: str, dtype: torch.dtype) -> None:
@@ -201,9 +223,12 @@ def _hollow(part: str, source: str, revision: str | None) -> torch.nn.Module:
 
 
 def _fingerprint(networks: tuple[torch.nn.Module, ...], scheduler_config: Mapping[str, Any]) -> str:
-    """Over a sample of every tensor: cheap, and different for other weights."""
+    """Over a sample of every tensor: cheap, and different for other weights. Buffers count where they change what comes
+    out: the empty prompt that stands for zeros."""
     probes = [
         {name: [*p.shape, *p.detach().flatten()[:4].tolist()] for name, p in network.named_parameters()}
         for network in networks
     ]
-    return hash_json([probes, {name: scheduler_config.get(name) for name in NOISE_SCHEDULE}])
+    schedule = {name: scheduler_config.get(name) for name in NOISE_SCHEDULE}
+    empty = [one for one in (getattr(network, "empty", None) for network in networks) if one is not None]
+    return hash_json([probes, schedule, *(ids.tolist() for ids in empty)])

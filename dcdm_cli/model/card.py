@@ -16,11 +16,11 @@ TAGS = ["dcdm", "difficulty", "diffusers", "lora", "stable-diffusion", "text-to-
 _WITH_DIFFICULTY = """\
 import torch
 from dcdm_cli import DifficultyEncoder
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 
 ADAPTER = "."  # this folder, or its id on the hub
 encoder = DifficultyEncoder.from_pretrained(ADAPTER)
-pipe = StableDiffusionPipeline.from_pretrained(encoder.base, dtype=torch.float32)  # on a GPU float16, for all its parts
+pipe = DiffusionPipeline.from_pretrained(encoder.base, dtype=torch.float32)  # on a GPU float16, for all its parts
 wanted = encoder.condition(pipe, {prompt}, label={label}, difficulty=0.6)  # loads the LoRA
 image = pipe(**wanted, guidance_scale={scale}, height={side}, width={side}).images[0]
 image.save("image.png")
@@ -28,10 +28,10 @@ image.save("image.png")
 _PLAIN = """\
 import torch
 from dcdm_cli.model.packaged import resolve_base
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 
 ADAPTER = "."  # this folder, or its id on the hub
-pipe = StableDiffusionPipeline.from_pretrained(resolve_base({base}), dtype=torch.float32)  # on a GPU float16
+pipe = DiffusionPipeline.from_pretrained(resolve_base({base}), dtype=torch.float32)  # on a GPU float16
 pipe.load_lora_weights(ADAPTER)
 image = pipe({prompt}, guidance_scale={scale}, height={side}, width={side}).images[0]
 image.save("image.png")

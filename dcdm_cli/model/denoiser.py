@@ -17,22 +17,31 @@ from torch import Tensor, nn
 
 from dcdm_cli.model.conditioning import join_tokens
 from dcdm_cli.model.encoder import DifficultyEncoder
+from dcdm_cli.model.text import PooledText, pooled_width
 
 
 class ConditionedUNet(nn.Module):
     """(latents [B,4,h,w], timestep [B], text [B,T,D], label [B], difficulty float32 [B]) -> prediction [B,4,h,w].
 
-    encoder None is the plain control: label and difficulty are ignored.
+    encoder None is the plain control: label and difficulty are ignored. size: pixels per side of the images, which some
+    UNets are told, by whom a pooled embedding is taken as the text's last row too.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, encoder: DifficultyEncoder | None) -> None:
+    def __init__(self, unet: UNet2DConditionModel, encoder: DifficultyEncoder | None, size: int | None = None) -> None:
         super().__init__()
         self.unet, self.encoder = unet, encoder
+        width = pooled_width(unet.config)
+        assert width is None or size is not None, "this UNet must be told a size"
+        self.pooled = PooledText(width, size) if width is not None and size is not None else None
 
     def forward(self, latents: Tensor, timestep: Tensor, text: Tensor, label: Tensor, difficulty: Tensor) -> Tensor:
+        beside = None
+        if self.pooled is not None:  # first: the tokens join those that are attended to
+            text, beside = self.pooled(text)
         if self.encoder is not None:
             text = join_tokens(text, self.encoder(label, difficulty), self.encoder.config.mode)
-        return self.unet(latents, timestep, encoder_hidden_states=text, return_dict=False)[0]
+        told = {"encoder_hidden_states": text, "added_cond_kwargs": beside}
+        return self.unet(latents, timestep, **told, return_dict=False)[0]
 
 
 class SharedRows(nn.Module):
@@ -59,7 +68,7 @@ def share_prefix(unet: UNet2DConditionModel, calls: int) -> None:
 
     Not from the paper. Rows i, i + B, ... of a batch of calls * B must have equal latents and timestep, as in a guided
     step; from then on the network takes no other batches. calls = 1 undoes it. Saves (1 - 1/calls) of 5 % of a Stable
-    Diffusion UNet's arithmetic at 512 px and of 7 % of the tiny base's.
+    Diffusion UNet's arithmetic at 512 px and of 7 % of the tiny base's; next to nothing where a pooled text comes in.
     """
     for owner, name in list(_prefix(unet)):
         part = getattr(owner, name)
@@ -90,6 +99,8 @@ def _prefix(unet: UNet2DConditionModel) -> Iterator[tuple[nn.Module, str]]:
     """(owner, attribute) of each module before the first cross-attention that is worth sharing."""
     block: Any = unet.down_blocks[0]
     yield unet, "conv_in"
+    if pooled_width(unet.config) is not None:
+        return  # already the first block is told of the text, which differs between the calls
     yield block.resnets, "0"
     for attention in getattr(block, "attentions", [])[:1]:
         first = attention.transformer_blocks[0]

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import StableDiffusionPipeline
 from huggingface_hub import ModelHubMixin, snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -31,6 +30,7 @@ from dcdm_cli.model.adapter import (
 from dcdm_cli.model.conditioning import NULL_DIFFICULTY, EncoderConfig, fourier_features, join_tokens
 from dcdm_cli.model.lora import attach_lora
 from dcdm_cli.model.packaged import resolve_base
+from dcdm_cli.model.text import Pipeline
 from dcdm_cli.run.finite import refuse_not_finite_weights
 from dcdm_cli.run.network import reach_hub
 from dcdm_cli.run.origins import nearest
@@ -79,8 +79,8 @@ class DifficultyEncoder(nn.Module, ModelHubMixin):
 
     @property
     def base(self) -> str:
-        """What `StableDiffusionPipeline.from_pretrained` takes for the base model: a hub id or a folder, which for the
-        base that comes with dcdm is where it is installed."""
+        """What `DiffusionPipeline.from_pretrained` takes for the base model: a hub id or a folder, which for the base
+        that comes with dcdm is where it is installed."""
         return resolve_base(self._known().info.base)
 
     @property
@@ -116,7 +116,7 @@ class DifficultyEncoder(nn.Module, ModelHubMixin):
 
     def condition(
         self,
-        pipe: StableDiffusionPipeline,
+        pipe: Pipeline,
         prompt: str | Sequence[str],
         *,
         label: str | int | Sequence[str | int],
@@ -124,7 +124,8 @@ class DifficultyEncoder(nn.Module, ModelHubMixin):
         negative_prompt: str = "",
     ) -> dict[str, Tensor]:
         """Keyword arguments for a call of `pipe`, a Stable Diffusion pipeline of this encoder's base model:
-        `prompt_embeds` and `negative_prompt_embeds` [B, T, D], in the pipe's dtype and on its device.
+        `prompt_embeds` and `negative_prompt_embeds` [B, T, D], in the pipe's dtype and on its device; for Stable
+        Diffusion XL `pooled_prompt_embeds` and `negative_pooled_prompt_embeds` [B, P] too.
 
         prompt, label (class name or index), difficulty in [0, 1] (None = none given): one for all images, or one each.
         The negative half gets the null token, so `guidance_scale` acts as equal text_guidance and difficulty_guidance.
@@ -139,13 +140,11 @@ class DifficultyEncoder(nn.Module, ModelHubMixin):
         classes = torch.tensor([self._class_index(word) for word in labels])
         wanted = torch.tensor([_checked(value) for value in difficulties], dtype=self.null.dtype)
         attach_lora(pipe, origin.folder, f"dcdm_{adapter_hash(origin.folder)[:8]}")
-        negative = [negative_prompt] * len(prompts)
-        encoded: Any = pipe.encode_prompt(prompts, pipe._execution_device, 1, True, negative)
-        text, empty = encoded
+        encoded = _encoded(pipe, prompts, negative_prompt)
         nothing = torch.full_like(wanted, NULL_DIFFICULTY)
-        return {
-            "prompt_embeds": self._joined(text, classes, wanted),
-            "negative_prompt_embeds": self._joined(empty, classes, nothing),
+        return encoded | {
+            "prompt_embeds": self._joined(encoded["prompt_embeds"], classes, wanted),
+            "negative_prompt_embeds": self._joined(encoded["negative_prompt_embeds"], classes, nothing),
         }
 
     @torch.no_grad()
@@ -162,17 +161,17 @@ class DifficultyEncoder(nn.Module, ModelHubMixin):
             )
         return self.origin
 
-    def _check(self, pipe: StableDiffusionPipeline) -> None:
+    def _check(self, pipe: Pipeline) -> None:
         width, unet, text = pipe.unet.config["cross_attention_dim"], pipe.unet.dtype, pipe.text_encoder.dtype
         if width != self.config.dim:
             raise MismatchError(
                 f"the pipe's UNet attends to {width} values per token, this encoder makes {self.config.dim}",
-                f"load the base it was trained on: StableDiffusionPipeline.from_pretrained({self.base!r})",
+                f"load the base it was trained on: DiffusionPipeline.from_pretrained({self.base!r})",
             )
         if unet != text:
             raise MismatchError(
                 f"the pipe's UNet is {unet} and its text encoder {text}",
-                f"load all in one: StableDiffusionPipeline.from_pretrained({self.base!r}, dtype={unet})",
+                f"load all in one: DiffusionPipeline.from_pretrained({self.base!r}, dtype={unet})",
             )
 
     def _class_index(self, word: str | int) -> int:
@@ -241,6 +240,17 @@ def load_encoder(folder: Path, info: AdapterInfo) -> DifficultyEncoder | None:
         file = folder / ENCODER_FILE
         raise MismatchError(f"{file} does not fit config.json: {error}", "dcdm finetune --force", file=file) from error
     return encoder.eval()
+
+
+def _encoded(pipe: Any, prompts: list[str], negative_prompt: str) -> dict[str, Tensor]:
+    """Prompts and as many negative ones, by the names that the pipe's call has for them."""
+    device, negative = pipe._execution_device, [negative_prompt] * len(prompts)
+    if getattr(pipe, "text_encoder_2", None) is None:
+        names, found = ("", "negative_"), pipe.encode_prompt(prompts, device, 1, True, negative)
+    else:  # Stable Diffusion XL, whose empty prompt may stand for zeros: for none at all, as the pipe sees it
+        names = ("", "negative_", "pooled_", "negative_pooled_")
+        found = pipe.encode_prompt(prompts, None, device, 1, True, negative if negative_prompt else None)
+    return {f"{name}prompt_embeds": tensor for name, tensor in zip(names, found, strict=True)}
 
 
 def _columns(*values: Any) -> tuple[list[Any], ...]:

@@ -25,6 +25,7 @@ from dcdm_cli.model.conditioning import NULL_DIFFICULTY
 from dcdm_cli.model.denoiser import ConditionedUNet, share_prefix, split_gates
 from dcdm_cli.model.fused import FusedModel
 from dcdm_cli.model.latents import shift_factor, unscale
+from dcdm_cli.model.text import TwoTextEncoders
 from dcdm_cli.model.unscaled import drop_unit_scales
 from dcdm_export.folder import Request
 from dcdm_export.onnx_graph import TRACE_BATCH, Graph
@@ -73,9 +74,9 @@ class DecoderToExport(nn.Module):
 
 
 class ExportedTextEncoder(nn.Module):
-    """token_ids int64 [B,T] -> text float32 [B,T,D], the last hidden state as in `encode_text`."""
+    """token_ids int64 [B,L] as `tokenize` gives them -> text float32 [B,T,D] as in `encode_text`."""
 
-    def __init__(self, text_encoder: CLIPTextModel) -> None:
+    def __init__(self, text_encoder: CLIPTextModel | TwoTextEncoders) -> None:
         super().__init__()
         self.text_encoder = text_encoder
 
@@ -95,7 +96,7 @@ def model_facts(model: FusedModel, adapter: Path, lora_scale: float, extra_lora:
         class_names=info.class_names,
         resolution=info.resolution,
         latent_shape=(base.vae.config["latent_channels"], side, side),
-        text_shape=(base.tokenizer.model_max_length, base.text_encoder.config.hidden_size),
+        text_shape=base.text_shape,
         scaling_factor=base.vae.config["scaling_factor"],
         shift_factor=shift_factor(base.vae),
         prediction_type=base.scheduler_config["prediction_type"],

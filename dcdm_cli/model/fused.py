@@ -45,4 +45,4 @@ def load_fused(
     load_lora(model.unet, adapter, lora_scale)
     if extra is not None:
         fuse_extra(model.unet, extra)
-    return FusedModel(ConditionedUNet(model.unet, load_encoder(adapter, info)), model, info)
+    return FusedModel(ConditionedUNet(model.unet, load_encoder(adapter, info), info.resolution), model, info)

@@ -1,8 +1,8 @@
 """What a pipeline's configs say of it: whether it can be a base, and what is known to go badly with it.
 
-The fused network is conditioned on text tokens and the timestep, and on nothing else. A UNet field that brings in
-another condition must be as it is by default: such a model loads, and then trains silently wrong or ends in an error
-deep inside.
+The fused network is conditioned on text tokens and the timestep, for Stable Diffusion XL also on a pooled text and
+sizes, and on nothing else. A UNet field that brings in another condition must be as it is by default: such a model
+loads, and then trains silently wrong or ends in an error deep inside.
 """
 
 from __future__ import annotations
@@ -12,12 +12,17 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 
 from dcdm_cli.errors import MismatchError
+from dcdm_cli.model.text import POOLED, SIZES, Pipeline, pooled_width, tokenizers_of
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
+XL_CLASSES = {"text_encoder_2": "CLIPTextModelWithProjection"}
+XL_PARTS = ("text_encoder_2", "tokenizer_2")
+# Fields by which a UNet takes a pooled text and sizes: `check_pooled` looks at them.
+POOLED_FIELDS = {"addition_embed_type", "addition_time_embed_dim", "projection_class_embeddings_input_dim"}
 # Fields of a UNet's config that shape it and bring in no condition: any value is fine.
 SHAPE = {
     "sample_size", "in_channels", "out_channels", "center_input_sample", "flip_sin_to_cos", "freq_shift",
@@ -37,6 +42,7 @@ MEANING = {
     "encoder_hid_dim_type": "it attends to something else than its text encoder's tokens",
     "addition_embed_type": "it also takes a pooled embedding beside the text",
     "addition_time_embed_dim": "it also takes sizes beside the text",
+    "projection_class_embeddings_input_dim": "it also takes an embedding beside the text",
     "attention_type": "it also takes boxes or other grounding",
 }
 FEW_STEPS = {"LCMScheduler", "TCDScheduler", "EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"}
@@ -45,40 +51,77 @@ FEW_STEPS_NAME = re.compile(r"turbo|lightning|(?<![a-z])(lcm|tcd|hyper-?sd|dmd2?
 
 def check_index(source: str, index: Mapping[str, Any]) -> None:
     """index: a pipeline's model_index.json. Raises MismatchError before any weights are read."""
-    if "text_encoder_2" in index:
-        raise other_layout(
-            source,
-            "it is a Stable Diffusion XL model or one like it, with a second text encoder, a pooled text embedding and "
-            "image sizes as conditions, which this version does not give it",
-        )
+    if index.get("requires_aesthetics_score"):
+        raise refiner(source, "requires_aesthetics_score = true")
     if "transformer" in index:
         raise other_layout(source, "its network is a transformer, not a UNet")
-    missing = set(PARTS) - {part for part in PARTS if (index.get(part) or [None])[0]}
+    parts, classes = (PARTS + XL_PARTS, CLASSES | XL_CLASSES) if is_xl(index) else (PARTS, CLASSES)
+    missing = set(parts) - {part for part in parts if _has(index, part)}
     if missing:
         raise other_layout(source, f"it has no {', '.join(sorted(missing))}")
-    for part, wanted in CLASSES.items():
+    for part, wanted in classes.items():
         if index[part][1] != wanted:
             raise other_layout(source, f"its {part} is a {index[part][1]}, not a {wanted}")
 
 
-def check_parts(source: str, pipeline: StableDiffusionPipeline) -> None:
+def is_xl(index: Mapping[str, Any]) -> bool:
+    """Whether a pipeline has two text encoders, as Stable Diffusion XL has."""
+    return _has(index, "text_encoder_2")
+
+
+def _has(index: Mapping[str, Any], part: str) -> bool:
+    return bool((index.get(part) or [None])[0])
+
+
+def check_parts(source: str, pipeline: Pipeline) -> None:
     """Refuses what loads but is conditioned otherwise, is of another width, or predicts the clean image."""
     unet, scheduler = pipeline.unet.config, pipeline.scheduler.config
+    if pipeline.text_encoder is None:  # of a single file, whose index nobody has seen
+        raise refiner(source, "it has no text_encoder")
+    second = pipeline.text_encoder_2 if isinstance(pipeline, StableDiffusionXLPipeline) else None
     for name, value in other_conditions(unet).items():
-        reason = MEANING.get(name, "the conditioning knows nothing of it")
-        raise other_layout(source, f"its UNet has {name} = {value!r}: {reason}")
-    width = pipeline.text_encoder.config.hidden_size
+        if second is None or name not in POOLED_FIELDS:
+            reason = MEANING.get(name, "the conditioning knows nothing of it")
+            raise other_layout(source, f"its UNet has {name} = {value!r}: {reason}")
+    if isinstance(pipeline, StableDiffusionXLPipeline):
+        check_pooled(source, pipeline)
+    width = sum(encoder.config.hidden_size for encoder in (pipeline.text_encoder, second) if encoder is not None)
     channels = pipeline.vae.config["latent_channels"]
     if unet["cross_attention_dim"] != width:
+        encoders = "its text encoder gives" if second is None else "its two text encoders give"
         raise other_layout(
             source,
-            f"its UNet has cross_attention_dim = {unet['cross_attention_dim']}, "
-            f"its text encoder gives {width} values per token",
+            f"its UNet has cross_attention_dim = {unet['cross_attention_dim']}, {encoders} {width} values per token",
         )
+    if pipeline.vae.config.get("latents_mean") is not None:
+        raise other_layout(source, "its autoencoder has latents_mean: each channel of its latents is scaled apart")
     if unet["in_channels"] != channels or unet["out_channels"] != channels:
         raise other_layout(source, f"its UNet does not map {channels} latent channels to as many")
     if scheduler["prediction_type"] not in ("epsilon", "v_prediction"):
         raise other_layout(source, f"it predicts {scheduler['prediction_type']!r}, not noise or velocity")
+
+
+def check_pooled(source: str, pipeline: StableDiffusionXLPipeline) -> None:
+    """Refuses what has two text encoders and is conditioned otherwise than Stable Diffusion XL."""
+    unet, second = pipeline.unet.config, pipeline.text_encoder_2.config
+    if unet["addition_embed_type"] != POOLED:
+        raise other_layout(
+            source,
+            f"it has two text encoders, and its UNet addition_embed_type = {unet['addition_embed_type']!r} instead of "
+            f"{POOLED!r}",
+        )
+    if pooled_width(unet) != second.projection_dim:
+        named = "projection_class_embeddings_input_dim"
+        raise other_layout(
+            source,
+            f"its UNet has {named} = {unet[named]}, not {second.projection_dim} for the pooled text and {SIZES} x "
+            f"{unet['addition_time_embed_dim']} for sizes, as refiners have it",
+        )
+    if second.projection_dim > unet["cross_attention_dim"]:
+        raise other_layout(source, f"its projection_dim = {second.projection_dim} is wider than a text token")
+    lengths = {tokenizer.model_max_length for tokenizer in tokenizers_of(pipeline) if tokenizer is not None}
+    if len(lengths) > 1:
+        raise other_layout(source, f"its tokenizers differ in model_max_length: {sorted(lengths)}")
 
 
 def other_conditions(unet: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,5 +160,12 @@ def base_warnings(source: str, scheduler: str, config: Mapping[str, Any]) -> tup
 def other_layout(source: str, reason: str) -> MismatchError:
     return MismatchError(
         f"{source!r} is not a text-to-image model in the Stable Diffusion layout: {reason}",
-        f"give one with {', '.join(PARTS)}, such as Stable Diffusion 1.5 or 2.1",
+        f"give one with {', '.join(PARTS)}, such as Stable Diffusion 1.5, 2.1 or XL",
+    )
+
+
+def refiner(source: str, field: str) -> MismatchError:
+    return MismatchError(
+        f"{source!r} is a refiner ({field}), which finishes what another model has begun",
+        "give the base model that it belongs to: --base stabilityai/stable-diffusion-xl-base-1.0",
     )

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from dcdm_cli.errors import MismatchError, NotFoundError, UsageError
+from dcdm_cli.model.text import Pipeline
 from dcdm_cli.run.finite import refuse_not_finite_weights
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -69,7 +70,7 @@ def inject_lora(unet: UNet2DConditionModel, folder: Path, scale: float = 1.0) ->
     unet.set_adapters([ADAPTER_NAME], [scale])
 
 
-def attach_lora(pipe: StableDiffusionPipeline, folder: Path, name: str) -> None:
+def attach_lora(pipe: Pipeline, folder: Path, name: str) -> None:
     """Loads the adapter into a pipeline, unfused and at full strength, unless it is there under whatever name.
 
     name: what diffusers shall call it; one that was fused under this name counts as there. Raises UsageError when the

@@ -42,6 +42,17 @@ PRESETS: dict[str, dict[str, Any]] = {
         },
         "generate": {**_FEW_STEPS, "precision": "bf16"},
     },
+    "sdxl": {  # 2.6 billion weights at 1024 px: one image at once, eight of them to a step as elsewhere
+        "finetune": {
+            "base": "stabilityai/stable-diffusion-xl-base-1.0",
+            "resolution": 1024,
+            "batch_size": 1,
+            "gradient_accumulation": 8,
+            "gradient_checkpointing": True,
+        },
+        "distill": {"batch_size": 1, "gradient_accumulation": 8},
+        "generate": {**_FEW_STEPS, "batch_size": 4, "decode_batch": 1},
+    },
     "small": {  # a first look at pictures of any kind, on a CPU, in minutes: 32 px, and a base that knows ten classes
         "data": {"reduce_to": 32},
         "score": {"method": "features"},

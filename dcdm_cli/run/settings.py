@@ -464,7 +464,7 @@ class ScaleConfig(Section):
 
 
 class Config(Section):
-    preset: str | None = execution(default=None, description="settings to start from: digits, small, sd15, sd21")
+    preset: str | None = execution(default=None, description="settings to start from: digits, small, sd15, sd21, sdxl")
     seed: Seed = result(default=0, description="run seed; stages add their own")
     device: str = execution(default="auto", description="auto, cpu, cuda, cuda:0, mps")
     threads: int | None = execution(default=None, ge=1, description="CPU threads; none = the library's choice")

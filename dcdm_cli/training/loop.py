@@ -155,7 +155,7 @@ def build_network(
                     mode=config.mode,
                 )
             )
-    return ConditionedUNet(base.unet, encoder)
+    return ConditionedUNet(base.unet, encoder, config.resolution)
 
 
 def _go_on_from(unet: UNet2DConditionModel, start: EarlierAdapter) -> None:

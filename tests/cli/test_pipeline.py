@@ -14,6 +14,7 @@ from PIL import Image
 
 from dcdm_cli.data.manifest import read_manifest
 
+from ..xl import save_xl
 from .conftest import CLASSES, SETTINGS, SPLITS, STAGES, FinishedJob, document, new_run
 from .runner import run
 
@@ -241,6 +242,17 @@ def test_generated_images_can_be_scored_like_real_ones(job: FinishedJob, tmp_pat
     if source != "train":
         names = read_manifest(tmp_path / "again" / "samples.parquet").class_names
         assert set(names) == set(CLASSES)
+
+
+@pytest.mark.slow
+def test_stable_diffusion_xl_goes_the_same_way(scored: Path, tmp_path: Path) -> None:
+    closed_loop = ["calibrate.enabled=true", "calibrate.points=3", "calibrate.images=4"]
+    words = [word for setting in closed_loop for word in ("--set", setting)]
+    run("finetune", "--base", save_xl(tmp_path / "xl"), "--mode", "replace", *words, "--run", scored)
+    calibration = json.loads((scored / "adapter" / "calibration.json").read_text())
+    assert len(calibration["requested"]) == 3
+    made = document(run("generate", "--set", "generate.calibrated=true", "--json", "--run", scored))
+    assert (made["images"], made["failed"]) == (12, 0)
 
 
 def test_the_whole_job_in_one_command_on_the_embedded_digits(tmp_path: Path) -> None:
