@@ -9,8 +9,9 @@ scales; features are of one network for all images.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -23,6 +24,7 @@ from dcdm_cli.errors import UsageError
 from dcdm_cli.evaluation.fidelity import NEIGHBOURS, density_coverage
 
 CLOSE = 0.01  # quantile of distances from unseen real images to training images: nearer than that is a copy
+NORMAL_95 = 1.96  # standard deviations
 FEWEST = NEIGHBOURS + 2  # unseen real images, below which nothing can be said of coverage
 
 
@@ -157,6 +159,21 @@ def choose(
         f"their label, {row['copies']:.1%} are copies ({len(good)} of {len(table)} points qualify)"
     )
     return StrengthChoice(index, reason, usable=True)
+
+
+def steers(correlation: float, images: int) -> bool:
+    """Whether difficulty follows the request beyond chance: the lower end of the rank correlation's 95 % interval
+    (Fisher's transformation) lies above 0. images: of which it is, at least 4."""
+    low = math.atanh(min(correlation, 1 - 1e-9)) - NORMAL_95 / math.sqrt(images - 3)
+    return low > 0
+
+
+def without_idle_guidance(point: Point, measured: dict[str, float], images: int) -> Point:
+    """With one scale for text and difficulty where guidance by difficulty steers nothing: it costs a network call of
+    three, and what it amplifies is then noise of the encoder's. Difficulty is had by choosing among draws."""
+    if point.difficulty_guidance == point.text_guidance or steers(measured["correlation"], images):
+        return point
+    return replace(point, difficulty_guidance=point.text_guidance)
 
 
 def _named(point: Point) -> str:

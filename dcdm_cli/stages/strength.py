@@ -120,6 +120,7 @@ def _chosen(
     table = [_measured(session, folder, point, each, embed, real, job) for point in points]
     choice = choose(points, table, strength.most_copies, strength.least_labels)
     (session.console.note if choice.usable else session.console.warn)(f"strength: {choice.reason}")
+    point = _guided_as_pays(session, config, points[choice.index], table[choice.index], each)
     copy_adapter(snapshot_folder(session.run, folder) / f"step-{points[choice.index].steps:08d}", folder)
     return results | {
         "strength": {
@@ -127,13 +128,32 @@ def _chosen(
             "chosen": choice.index,
             "usable": choice.usable,
             "reason": choice.reason,
-            "settings": points[choice.index].settings(),
+            "settings": point.settings(),
             "images_per_point": each,
             "unseen": len(images.unseen),
             "features": features,
             "seconds": round(time.monotonic() - clock, 2),
         }
     }
+
+
+def _guided_as_pays(
+    session: Session, config: FinetuneConfig, point: Point, measured: dict[str, float], images: int
+) -> Point:
+    """The chosen point, guided by difficulty only where that steers it. What a flag says stays, and so does guidance
+    that the encoder is still to learn to follow from its own draws."""
+    from dcdm_cli.evaluation.strength import without_idle_guidance
+
+    if config.own_draws or "generate.difficulty_guidance" in session.given:
+        return point
+    pays = without_idle_guidance(point, measured, images)
+    if pays != point:
+        session.console.note(
+            f"difficulty hardly follows the request here (rank correlation {measured['correlation']:.2f}, {images} "
+            f"images): one guidance scale for both, {pays.text_guidance:g}, and a network call less; images get the "
+            "difficulty asked for by being drawn again (--attempts), and --own-draws teaches control"
+        )
+    return pays
 
 
 def images_per_point(budget: int, points: int, classes: int) -> int:

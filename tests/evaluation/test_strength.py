@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from dcdm_cli.errors import UsageError
-from dcdm_cli.evaluation.strength import FEWEST, Drawn, Point, RealFeatures, choose, measure_point
+from dcdm_cli.evaluation.strength import (
+    FEWEST,
+    Drawn,
+    Point,
+    RealFeatures,
+    choose,
+    measure_point,
+    steers,
+    without_idle_guidance,
+)
 
 RNG = np.random.default_rng(0)
 LABELS = np.arange(120) % 2
@@ -81,3 +90,11 @@ def test_too_few_unseen_images_name_the_remedy() -> None:
     with pytest.raises(UsageError, match=f"takes {FEWEST}") as caught:
         RealFeatures(np.zeros((5, 2)), np.zeros((FEWEST - 1, 2)), np.zeros(FEWEST - 1, int), 2)
     assert "--strength" in caught.value.hint
+
+
+@pytest.mark.parametrize(("correlation", "images", "kept"), [(0.1, 80, False), (0.3, 80, True), (0.3, 20, False)])
+def test_guidance_by_difficulty_stays_where_it_steers(correlation: float, images: int, kept: bool) -> None:
+    point = Point(60, 0.6, 1.5, 3.0)
+    found = without_idle_guidance(point, {"correlation": correlation}, images)
+    assert found == (point if kept else Point(60, 0.6, 1.5, 1.5))
+    assert steers(1.0, 10) and not steers(-0.5, 1000)
