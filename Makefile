@@ -28,7 +28,7 @@ audit: $(BIN)/.installed  ## known advisories of all that is installed (asks the
 check: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-test: check  ## lint, types, layer contract and tests, at most 12 minutes
+test: check  ## lint, types, layer contract and tests, under half an hour
 
 tensorrt-check: $(BIN)/.installed  ## our graphs through TensorRT-RTX's parser and builder, on a CPU (148 MB of wheels)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[tensorrt-rtx]"
