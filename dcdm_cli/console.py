@@ -176,6 +176,7 @@ def _print(out: TextIO, shown: Iterable[RenderableType], path: Path | str) -> No
 def _error_document(error: DcdmError) -> dict[str, Any]:
     kind = type(error).__name__
     return {
+        **error.figures,
         "type": "error",
         "code": int(error.code),
         "kind": kind,

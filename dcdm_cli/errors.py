@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import IntEnum
 from pathlib import Path
 
@@ -43,12 +44,21 @@ class DcdmError(Exception):
     """A failure the user can act on.
 
     message: what failed, the value and the rule. hint: the command or edit that fixes it. file: the file at fault.
+    figures: what the message says in numbers, for `--json`, by name.
     """
 
     code = ExitCode.FAILED
 
-    def __init__(self, message: str, hint: str = "", *, file: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        hint: str = "",
+        *,
+        file: str | Path | None = None,
+        figures: Mapping[str, float] | None = None,
+    ) -> None:
         super().__init__(message)
+        self.figures = dict(figures or {})
         self.message, self.hint = message, hint
         self.file = str(file) if file is not None else None
 

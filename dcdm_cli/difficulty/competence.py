@@ -16,14 +16,15 @@ WEAK = 0.5  # of the way from chance to always right, below which a classifier's
 FEWEST = 30  # images, below which chance cannot be told from knowledge
 DOUBT = 1.645  # standard errors above chance; less happens to one guesser in twenty
 SCORER, JUDGE, DOWNSTREAM = "scorer", "judge", "downstream"
+FIGURES = ("accuracy", "chance", "prior", "asked")  # of a standing, as the message says them
 MEANS = {
     SCORER: "difficulties from it say little",
     JUDGE: "whether images keep their label is not known",
     DOWNSTREAM: "arms cannot be told apart by it",
 }
 REMEDIES = {
-    SCORER: "dcdm score --method auto or --pretrained, a larger --image-size, more --steps; and look whether labels "
-    "and --class-map belong to these images",
+    SCORER: "dcdm score --method auto or --pretrained, a larger --image-size, more --steps, --fit pad where images "
+    "are cropped; and look whether labels and --class-map belong to these images",
     JUDGE: "--set judge.method=auto, more judge.steps, or more images in the judge split",
     DOWNSTREAM: "--set downstream.method=features, downstream.pretrained=true, a larger downstream.image_size or more "
     "downstream.steps",
@@ -88,5 +89,6 @@ def guard(who: str, found: Mapping[str, Any], at_chance: str, warn: Callable[[st
     said = f"{competence_sentence(who, found)[:-1]}: {what}, so {MEANS[who]}"
     section = "score" if who == SCORER else who
     if found["verdict"] == "chance" and at_chance == "stop":
-        raise NumericalError(said, f"{REMEDIES[who]}; to go on as it is: --set {section}.at_chance=warn")
+        hint = f"{REMEDIES[who]}; to go on as it is: --set {section}.at_chance=warn"
+        raise NumericalError(said, hint, figures={name: found[name] for name in FIGURES})
     warn(f"{said}; try {REMEDIES[who]}")

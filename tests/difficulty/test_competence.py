@@ -54,5 +54,6 @@ def test_the_guard_warns_of_the_weak_and_stops_at_chance(who: str) -> None:
     with pytest.raises(NumericalError, match="no better than guessing") as caught:
         guard(who, guesser, "stop", said.append)
     assert "at_chance=warn" in caught.value.hint and len(said) == 1
+    assert caught.value.figures == {name: guesser[name] for name in ("accuracy", "chance", "prior", "asked")}
     guard(who, guesser, "warn", said.append)
     assert len(said) == 2 and competence_sentence(who, guesser)[:-1] in said[1]
