@@ -135,6 +135,7 @@ class Digits:
         os.utime(target, (EPOCH, EPOCH))
         self.run.mkdir(exist_ok=True)
         settings: dict[str, Any] = {"preset": "digits", "data": {"source": str(target)}, **self.setting.settings}
+        settings["generate"] = {"check": "digits", **settings.get("generate", {})}  # as in the demo
         if self.first_seed is not None:
             settings["evaluate"] = {**settings.get("evaluate", {}), "seed": self.first_seed}
         (self.run / "dcdm.toml").write_text(tomlkit.dumps(settings), "utf-8")

@@ -18,6 +18,7 @@ from dcdm_cli.stages.told import evaluation_told
 EXAMPLES = ("dcdm demo", "dcdm demo --full --run demo-full", "dcdm demo --json | jq .downstream.arms")
 # Few real images: there each one counts, and a gain can be told from noise with six seeds, the fewest that can tell.
 QUICK: dict[str, Any] = {
+    "generate.check": "digits",  # a hard image whose label only the scorer sees is worth little
     "data.source": "digits:50",
     "generate.ratio": 2.0,
     "evaluate.arms": ["real", "augmented", "dcdm"],

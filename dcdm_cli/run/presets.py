@@ -145,7 +145,6 @@ PRESETS: dict[str, dict[str, Any]] = {
             "difficulty_guidance": 3.0,
             "attempts": 4,
             "tolerance": 0.1,
-            "check": "digits",  # a hard image whose label only the scorer sees is worth little
             "clip_range": 4.0,
             "batch_size": 64,
             "decode_batch": 64,
