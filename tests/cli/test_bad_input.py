@@ -246,7 +246,7 @@ def test_unknown_arms_and_targets_out_of_reach(copy: Path) -> None:
         (["--difficulty", "hard"], "normal:0.5,0.1"),
         (["--difficulty", "fixed:0.95"], "--difficulty-cap"),
         (["--ratio", "0.001", "--set", "generate.count=none"], "--count"),
-        (["--scheduler", "euler"], "ddim"),
+        (["--scheduler", "heun"], "ddim"),
     ],
 )
 def test_what_cannot_be_generated(copy: Path, words: list[str], says: str) -> None:
