@@ -40,7 +40,7 @@ def main() -> None:
     prepare(folder, device)
     sides = {"one process": (), devices: ("--devices", devices)}
     seconds = {name: generate(folder, device, words, count, str(i)) for i, (name, words) in enumerate(sides.items())}
-    worst = largest_difference(*(sorted((folder / "generated" / str(i)).rglob("*.png")) for i in range(2)))
+    worst = largest_difference(*(sorted((folder / "sets" / str(i)).rglob("*.png")) for i in range(2)))
     if worst > ALIKE:
         sys.exit(f"two processes make other images than one: they differ by up to {worst} of 255")
     name = "gpu_two_sketch" if options.sketch else "gpu_two"
