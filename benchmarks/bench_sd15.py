@@ -26,7 +26,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, WORK, hardware, interleaved, matmul_ceiling, release, seconds, versions, write_result
+from common import (
+    RESULTS,
+    WORK,
+    gpu_or_sketch,
+    hardware,
+    interleaved,
+    matmul_ceiling,
+    release,
+    seconds,
+    versions,
+    write_result,
+)
 from rivals import CALLS, Diffusers, Ours, config, plan_of, row_flops, sd15_model, torch_engine
 
 from dcdm_cli.backends.torch_backend import TorchOptions
@@ -78,14 +89,13 @@ class Cells:
 
 def main() -> None:
     options = parse()
-    if not options.sketch and not torch.cuda.is_available():
-        print(json.dumps({"name": "bench_sd15", "measured": False, "reason": "no CUDA GPU: not measured"}))
+    name = gpu_or_sketch("bench_sd15", sketch=options.sketch)
+    if name is None:
         return
     setting = (
         Setting("cpu", "fp32", (1, 2), (2, 3), True, True) if options.sketch
         else Setting("cuda", options.precision, tuple(options.batches), tuple(options.steps), False, options.eager)
     )  # fmt: skip
-    name = "bench_sd15_sketch" if options.sketch else "bench_sd15"
     cells, deadline = Cells(RESULTS / f"{name}.partial.json", setting), time.monotonic() + 60 * options.minutes
     complete = run(cells, setting, deadline)
     if not complete:

@@ -10,14 +10,13 @@ come from the cache. Encoding images is not part of it.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import release, seconds, write_result
+from common import gpu_or_sketch, release, seconds, write_result
 from rivals import NAMES, sd15_model
 
 from dcdm_cli.run.presets import PRESETS
@@ -35,13 +34,12 @@ def main() -> None:
     parser.add_argument("--sketch", action="store_true")
     parser.add_argument("--batches", type=int, nargs="+", default=(1, 4, 8, 16))
     options = parser.parse_args()
-    if not options.sketch and not torch.cuda.is_available():
-        print(json.dumps({"name": "bench_sd15_finetune", "measured": False, "reason": "no CUDA GPU: not measured"}))
+    name = gpu_or_sketch("bench_sd15_finetune", sketch=options.sketch)
+    if name is None:
         return
     batches = (1, 2) if options.sketch else tuple(options.batches)
     rows = [row(batch, checkpointing, options.sketch) for checkpointing in (True, False) for batch in batches]
     headline = {"images/s at most": max((row["images/s"] for row in rows if row["images/s"]), default=None)}
-    name = "bench_sd15_finetune_sketch" if options.sketch else "bench_sd15_finetune"
     write_result(name, {"title": TITLE, "tables": [sheet(rows)], "table": rows}, headline)
 
 

@@ -75,6 +75,18 @@ def write_result(name: str, result: Mapping[str, Any], headline: Mapping[str, An
     return file
 
 
+def gpu_or_sketch(name: str, *, sketch: bool) -> str | None:
+    """The name of the result, a sketch's its own; None where a GPU is needed and there is none, which is printed."""
+    import torch
+
+    if sketch:
+        return f"{name}_sketch"
+    if torch.cuda.is_available():
+        return name
+    print(json.dumps({"name": name, "measured": False, "reason": "no CUDA GPU: not measured"}))
+    return None
+
+
 def provenance(command: str) -> dict[str, Any]:
     """Command, day, machine and versions, as `documents.py` prints them below a result."""
     found = versions()

@@ -9,12 +9,10 @@ Writes results/gpu_kernels.json: milliseconds and share of each class, and the t
 from __future__ import annotations
 
 import argparse
-import json
 from collections import defaultdict
 from typing import Any
 
-import torch
-from common import hardware, release, save, seconds, versions
+from common import gpu_or_sketch, release, seconds, write_result
 from rivals import CALLS, Ours, config, row_flops, sd15_model, torch_engine
 from torch.profiler import ProfilerActivity, profile
 
@@ -47,12 +45,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sketch", action="store_true")
     options = parser.parse_args()
-    if not options.sketch and not torch.cuda.is_available():
-        print(json.dumps({"name": "gpu_kernels", "measured": False, "reason": "no CUDA GPU: not measured"}))
+    name = gpu_or_sketch("gpu_kernels", sketch=options.sketch)
+    if name is None:
         return
     device, precision, batch = ("cpu", "fp32", 1) if options.sketch else ("cuda", "fp16", 32)
-    name = "gpu_kernels_sketch" if options.sketch else "gpu_kernels"
-    found: dict[str, Any] = {"name": name, "hardware": hardware(), "versions": versions(), "batch": batch}
+    found: dict[str, Any] = {"batch": batch}
     flops = CALLS * batch * row_flops(sd15_model(device, precision, small=options.sketch))
     release()
     settings = config(20, precision=precision, batch_size=batch)
@@ -66,8 +63,7 @@ def main() -> None:
     with profile(activities=activities) as profiler:
         for _ in range(STEPS):
             step()
-    save({**found, **by_class(kernels(profiler, device))}, name)
-    print(json.dumps({**found, "measured": True}))
+    write_result(name, {**found, **by_class(kernels(profiler, device))}, found)
 
 
 def kernels(profiler: Any, device: str) -> dict[str, float]:

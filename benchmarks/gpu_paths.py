@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import shutil
 import sys
 import time
@@ -23,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import RESULTS, WORK, hardware, release, save, seconds, versions
+from common import WORK, gpu_or_sketch, release, seconds, write_result
 from rivals import config, plan_of, sd15_model, torch_engine
 
 from dcdm_cli import Run
@@ -69,7 +68,7 @@ def routes(place: Place) -> list[Route]:
     """Each adds one lever to the one before, then one call, then the preset."""
     plain = config(place.steps, precision=place.precision, batch_size=place.batch, decode_batch=min(place.batch, 8))
     one = plain.model_copy(update={"text_guidance": 1.0, "difficulty_guidance": 1.0})
-    shipped = GenerateConfig.model_validate({**PRESETS["sd15"].get("generate", {}), "precision": place.precision})
+    shipped = GenerateConfig.model_validate({**PRESETS["sd15"]["generate"], "precision": place.precision})
     if place.sketch:
         shipped = shipped.model_copy(update={"steps": 3})
     return [
@@ -87,12 +86,11 @@ def main() -> None:
     parser.add_argument("--sketch", action="store_true")
     parser.add_argument("--minutes", type=float, default=4.0, help="no path is begun after that")
     options = parser.parse_args()
-    if not options.sketch and not torch.cuda.is_available():
-        print(json.dumps({"name": "gpu_paths", "measured": False, "reason": "no CUDA GPU: not measured"}))
+    name = gpu_or_sketch("gpu_paths", sketch=options.sketch)
+    if name is None:
         return
     place = Place("cpu", "fp32", 2, 2, True) if options.sketch else Place("cuda", "fp16", 32, 20, False)
-    name, deadline = "gpu_paths_sketch" if options.sketch else "gpu_paths", time.monotonic() + 60 * options.minutes
-    facts = {"name": name, "hardware": hardware(), "versions": versions(), "place": dataclasses.asdict(place)}
+    deadline = time.monotonic() + 60 * options.minutes
     known = routes(place)[: 4 if options.sketch else None]
     scorer, rows, reference = open_scorer(WORK / "gpu-paths", place.device), [], None
     for route in known:
@@ -104,9 +102,9 @@ def main() -> None:
         if route.alike and row["values alike"] < ALIKE:
             sys.exit(f"{route.name} does not make the images of {known[0].name}: no result is written")
         rows.append(row)
-        save({**facts, "complete": len(rows) == len(known), "table": rows}, name, RESULTS)
+        found = {"place": dataclasses.asdict(place), "complete": len(rows) == len(known), "table": rows}
+        write_result(name, found, found)
         release()
-    print(json.dumps({**facts, "table": rows}))
 
 
 def open_scorer(folder: Path, device: str) -> Measure:

@@ -10,17 +10,15 @@ differs by more than rounding. Writes results/gpu_two.json.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from common import WORK, hardware, save, versions
+from common import WORK, gpu_or_sketch, write_result
+from pieces import Clock
 from PIL import Image
 
 COUNT, ALIKE = 400, 2  # images; of 255
@@ -30,8 +28,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sketch", action="store_true")
     options = parser.parse_args()
-    if not options.sketch and not torch.cuda.is_available():
-        print(json.dumps({"name": "gpu_two", "measured": False, "reason": "no CUDA GPU: not measured"}))
+    name = gpu_or_sketch("gpu_two", sketch=options.sketch)
+    if name is None:
         return
     device = "cpu" if options.sketch else "cuda"
     several = torch.cuda.device_count() > 1
@@ -39,22 +37,22 @@ def main() -> None:
     count, folder = (20 if options.sketch else COUNT), WORK / "gpu-two"
     prepare(folder, device)
     sides = {"one process": (), devices: ("--devices", devices)}
-    seconds = {name: generate(folder, device, words, count, str(i)) for i, (name, words) in enumerate(sides.items())}
+    seconds = {side: generate(folder, device, words, count, str(i)) for i, (side, words) in enumerate(sides.items())}
     worst = largest_difference(*(sorted((folder / "sets" / str(i)).rglob("*.png")) for i in range(2)))
     if worst > ALIKE:
         sys.exit(f"two processes make other images than one: they differ by up to {worst} of 255")
-    name = "gpu_two_sketch" if options.sketch else "gpu_two"
-    facts = {"name": name, "hardware": hardware(), "versions": versions(), "images": count}
-    save({**facts, "seconds": seconds, "largest difference of 255": worst}, name)
-    print(json.dumps({**facts, "seconds": seconds, "largest difference of 255": worst}))
+    found = {"images": count, "seconds": seconds, "largest difference of 255": worst}
+    write_result(name, found, found)
 
 
 def prepare(folder: Path, device: str) -> None:
     """Scored, captioned and fine-tuned for a few steps: what is compared is the way to the images, not the images."""
     shutil.rmtree(folder, ignore_errors=True)
+    WORK.mkdir(exist_ok=True)
     dcdm("score", "digits:50", "--preset", "digits", "--method", "features", "--run", str(folder), "--device", device)
     dcdm("caption", "--run", str(folder))
-    dcdm("finetune", "--strength", "none", "--steps", "20", "--run", str(folder), "--device", device)
+    short = ("--strength", "none", "--steps", "20", "--set", "calibrate.enabled=false")
+    dcdm("finetune", *short, "--run", str(folder), "--device", device)
 
 
 def generate(folder: Path, device: str, words: tuple[str, ...], count: int, name: str) -> float:
@@ -78,8 +76,7 @@ def pixels(file: Path) -> np.ndarray:
 
 
 def dcdm(*words: str) -> None:
-    environment = {**os.environ, "DCDM_CALIBRATE__ENABLED": "false"}
-    subprocess.run([sys.executable, "-m", "dcdm_cli", *words], check=True, env=environment)
+    Clock(None).dcdm(*words, folder=WORK)
 
 
 if __name__ == "__main__":

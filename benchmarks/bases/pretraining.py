@@ -152,7 +152,8 @@ def tokenize_templates(tokenizer: CLIPTokenizer, templates: Sequence[str], names
 def train_vae(vae: AutoencoderKL, images: Tensor, recipe: Recipe, place: Place | None = None) -> list[dict[str, float]]:
     """images: float32 or uint8 [N, 3, H, W], float in [-1, 1]. Returns the loss curve. Goes on from a checkpoint."""
     place = place or Place()
-    recipe = replace(recipe, vae_batch=recipe.vae_batch or recipe.batch)
+    batch = recipe.vae_batch or recipe.batch
+    recipe = replace(recipe, batch=batch, vae_batch=batch)
     run = _Run("vae", vae, _Descent(recipe.vae_lr, recipe.vae_steps), recipe, place)
     images = images.to(run.device)
 
@@ -295,9 +296,7 @@ class _Run:
 
     def integers(self, below: int) -> Tensor:
         """int64 [batch] in [0, below), on the device: a GPU would wait for draws and images from the CPU."""
-        recipe = self.recipe
-        count = recipe.vae_batch if self.name == "vae" and recipe.vae_batch else recipe.batch
-        return torch.randint(below, (count,), generator=self.generator, device=self.device)
+        return torch.randint(below, (self.recipe.batch,), generator=self.generator, device=self.device)
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.place.bf16)

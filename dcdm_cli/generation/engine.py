@@ -25,7 +25,7 @@ from dcdm_cli.generation.sampler import Conditioning, Start, sample
 from dcdm_cli.generation.starts import Starts
 from dcdm_cli.model.adapter import AdapterInfo, adapter_hash, read_adapter
 from dcdm_cli.model.base import DTYPES, BaseModel, encode_text, load_base
-from dcdm_cli.model.few_steps import STOCHASTIC, check_few_steps, identity_of, parse_extra_lora
+from dcdm_cli.model.few_steps import STOCHASTIC, check_few_steps, extra_lora_of, identity_of
 from dcdm_cli.model.fused import load_fused
 from dcdm_cli.model.latents import Decode, decode_latents, torch_decoder
 from dcdm_cli.model.schedule import Sampler, noise_of, noise_streams, sampling_scheduler, tail_steps
@@ -148,7 +148,7 @@ class _Parts:
 
 
 def _torch_parts(adapter: Path, config: GenerateConfig, device: str, options: TorchOptions) -> _Parts:
-    extra = parse_extra_lora(config.extra_lora) if config.extra_lora else None
+    extra = extra_lora_of(config)
     fused = load_fused(adapter, precision=config.precision, lora_scale=config.lora_scale, device=device, extra=extra)
     decode = _torch_decoder(fused.base, config, device)
     return _Parts(TorchDenoiser(fused.network, device, options), decode, fused.base)

@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from dcdm_cli.errors import MismatchError, NotFoundError, UsageError
+from dcdm_cli.errors import NotFoundError, UsageError
 from dcdm_cli.files import hash_file
+from dcdm_cli.model.lora import LORA_FILE, fuse, load_into
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 MOST_GUIDANCE = {"lcm": 2.0, "tcd": 1.0, "euler": 1.0}  # as their authors use them; 1 = off
 STOCHASTIC = ("lcm", "tcd")  # they add fresh noise at every step
 MOST_STEPS = {"lcm": 50}  # of the schedule that LCMs were distilled on
-WEIGHTS = "pytorch_lora_weights.safetensors"  # in a folder, as diffusers calls it
 _NAME = "few-step"
 
 
@@ -53,20 +53,24 @@ def parse_extra_lora(text: str) -> ExtraLora:
     if not 0 < weight <= 2:
         raise UsageError(f"generate.extra_lora = {text!r}: the weight must lie above 0 and up to 2", "such as PATH:1")
     path = Path(place).expanduser()
-    file = path / WEIGHTS if path.is_dir() else path
+    file = path / LORA_FILE if path.is_dir() else path
     if not file.is_file():
         raise NotFoundError(f"generate.extra_lora: no file {file}", "give PATH or PATH:WEIGHT", file=file)
     return ExtraLora(file, weight)
 
 
+def extra_lora_of(config: GenerateConfig) -> ExtraLora | None:
+    """The settings' few-step LoRA; raises what `parse_extra_lora` raises."""
+    return parse_extra_lora(config.extra_lora) if config.extra_lora else None
+
+
 def identity_of(config: GenerateConfig) -> str:
     """Of the settings' few-step LoRA, "" without one. One that is gone is its name: `dcdm status` must not fail."""
-    if not config.extra_lora:
-        return ""
     try:
-        return parse_extra_lora(config.extra_lora).identity
+        extra = extra_lora_of(config)
     except NotFoundError:
-        return config.extra_lora
+        return str(config.extra_lora)
+    return extra.identity if extra else ""
 
 
 def check_few_steps(config: GenerateConfig) -> None:
@@ -99,29 +103,14 @@ def check_few_steps(config: GenerateConfig) -> None:
 
 def fuse_extra(unet: UNet2DConditionModel, extra: ExtraLora) -> None:
     """Adds it to the weights, for good. Raises MismatchError when it was made for another UNet, or not for it alone."""
-    from diffusers import StableDiffusionPipeline
-    from safetensors import SafetensorError
-
-    from dcdm_cli.run.finite import refuse_not_finite_weights
-
-    try:
-        loaded: Any = StableDiffusionPipeline.lora_state_dict(
-            str(extra.file.parent), weight_name=extra.file.name, use_safetensors=True, unet_config=unet.config
-        )
-        state, alphas = loaded
-        others = sorted({key.partition(".")[0] for key in state if not key.startswith("unet.")})
-        if others or not state:
-            raise ValueError(f"it has weights for {', '.join(others) or 'nothing'}, and the UNet alone is changed")
-        refuse_not_finite_weights(state, extra.file, "get the file again")
-        StableDiffusionPipeline.load_lora_into_unet(state, network_alphas=alphas, unet=unet, adapter_name=_NAME)
-    except (OSError, SafetensorError, ValueError, RuntimeError, KeyError) as error:
-        raise MismatchError(
-            f"{extra.file} does not fit this base model: {error}",
-            "take the few-step LoRA that was made for it, or leave generate.extra_lora out",
-            file=extra.file,
-        ) from error
-    unet.fuse_lora(lora_scale=extra.weight, adapter_names=[_NAME])
-    unet.unload_lora()
+    load_into(
+        unet,
+        extra.file,
+        _NAME,
+        again="get the file again",
+        remedy="take the few-step LoRA that was made for it, or leave generate.extra_lora out",
+    )
+    fuse(unet, _NAME, extra.weight)
 
 
 @lru_cache(maxsize=16)

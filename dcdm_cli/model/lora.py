@@ -54,7 +54,12 @@ def load_lora(unet: UNet2DConditionModel, folder: Path, scale: float = 1.0) -> N
     Raises what `inject_lora` raises.
     """
     inject_lora(unet, folder)
-    unet.fuse_lora(lora_scale=scale, adapter_names=[ADAPTER_NAME])
+    fuse(unet, ADAPTER_NAME, scale)
+
+
+def fuse(unet: UNet2DConditionModel, name: str, scale: float) -> None:
+    """A loaded LoRA becomes part of the weights, for good."""
+    unet.fuse_lora(lora_scale=scale, adapter_names=[name])
     unet.unload_lora()
 
 
@@ -66,7 +71,7 @@ def inject_lora(unet: UNet2DConditionModel, folder: Path, scale: float = 1.0) ->
     file = folder / LORA_FILE
     if not file.is_file():
         raise NotFoundError(f"no adapter at {file}", "make it first: dcdm finetune", file=file)
-    _load_into(unet, folder, ADAPTER_NAME)
+    _load_adapter(unet, folder, ADAPTER_NAME)
     unet.set_adapters([ADAPTER_NAME], [scale])
 
 
@@ -85,26 +90,43 @@ def attach_lora(pipe: Pipeline, folder: Path, name: str) -> None:
             f"pipe.unload_lora_weights() first, or load this one yourself, pipe.load_lora_weights({str(folder)!r}, "
             f"adapter_name={name!r}), and say how strong each is: pipe.set_adapters",
         )
-    _load_into(pipe.unet, folder, name)
+    _load_adapter(pipe.unet, folder, name)
 
 
-def _load_into(unet: UNet2DConditionModel, folder: Path, name: str) -> None:
-    file = folder / LORA_FILE
+def _load_adapter(unet: UNet2DConditionModel, folder: Path, name: str) -> None:
+    load_into(
+        unet,
+        folder / LORA_FILE,
+        name,
+        again="train it again: dcdm finetune --force",
+        remedy="use the base it was trained on, or fine-tune again",
+    )
+
+
+def load_into(unet: UNet2DConditionModel, file: Path, name: str, *, again: str, remedy: str) -> None:
+    """Adds a LoRA of the UNet alone, in diffusers' or kohya's names, as the adapter `name`.
+
+    Raises MismatchError where it is damaged or made for another UNet, or for more than it. again, remedy: what helps
+    where values are not finite, and where it does not fit.
+    """
     try:
         loaded: Any = StableDiffusionPipeline.lora_state_dict(
-            str(folder), weight_name=LORA_FILE, use_safetensors=True, return_lora_metadata=True
+            str(file.parent),
+            weight_name=file.name,
+            use_safetensors=True,
+            return_lora_metadata=True,
+            unet_config=unet.config,
         )
         state, alphas, metadata = loaded
-        refuse_not_finite_weights(state, file, "train it again: dcdm finetune --force")
+        others = sorted({key.partition(".")[0] for key in state if not key.startswith("unet.")})
+        if others or not state:
+            raise ValueError(f"it has weights for {', '.join(others) or 'nothing'}, and the UNet alone is changed")
+        refuse_not_finite_weights(state, file, again)
         StableDiffusionPipeline.load_lora_into_unet(
             state, network_alphas=alphas, unet=unet, adapter_name=name, metadata=metadata
         )
     except (OSError, SafetensorError, ValueError, RuntimeError, KeyError) as error:
-        raise MismatchError(
-            f"{file} does not fit this base model: {error}",
-            "use the base it was trained on, or fine-tune again",
-            file=file,
-        ) from error
+        raise MismatchError(f"{file} does not fit this base model: {error}", remedy, file=file) from error
 
 
 def _is_the_same(unet: UNet2DConditionModel, folder: Path, name: str) -> bool:

@@ -98,7 +98,7 @@ def _order(session: Session, engines: EngineOrder | None) -> Order:
     from dcdm_cli.generation.guidance import check_guidance
     from dcdm_cli.model.adapter import read_adapter
     from dcdm_cli.model.exported import export_requests, model_facts
-    from dcdm_cli.model.few_steps import check_few_steps, parse_extra_lora
+    from dcdm_cli.model.few_steps import check_few_steps, extra_lora_of
     from dcdm_cli.model.fused import load_fused
     from dcdm_export.folder import Order
     from dcdm_export.onnx_graph import ExportError, check_opset, default_opset
@@ -119,12 +119,12 @@ def _order(session: Session, engines: EngineOrder | None) -> Order:
 
     check_guidance(adapter, read_adapter(adapter), session.config.generate)
     check_few_steps(session.config.generate)
-    wanted = session.config.generate.extra_lora
-    model = load_fused(adapter, lora_scale=scale, extra=parse_extra_lora(wanted) if wanted else None)
+    extra = extra_lora_of(session.config.generate)
+    model = load_fused(adapter, lora_scale=scale, extra=extra)
     size = 4 if precision == "fp32" else 2
     weights = sum(parameter.numel() for parameter in model.network.parameters())
     check_room(session.run.export, size * weights, "the exported networks")
-    facts = model_facts(model, adapter, scale, few_steps(session).get("extra_lora", ""))
+    facts = model_facts(model, adapter, scale, extra.identity if extra else "")
     versions = {"dcdm": __version__, **{name: metadata.version(name) for name in RECORDED}}
     requests = export_requests(model, facts, precision, opset, versions, shared_calls(session))
     device = job.device if job.device.startswith("cuda") else "cpu"

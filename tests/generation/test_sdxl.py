@@ -17,7 +17,7 @@ from dcdm_cli.model.base import BaseModel, encode_text, load_base
 from dcdm_cli.model.exported import export_requests, model_facts
 from dcdm_cli.model.fused import load_fused
 from dcdm_cli.model.lora import add_lora
-from dcdm_cli.model.schedule import SAMPLERS, seeded_noise
+from dcdm_cli.model.schedule import SAMPLERS, noise_of, noise_streams
 from dcdm_cli.run.progress import Job, silent
 from dcdm_cli.run.resolution import resolve
 from dcdm_cli.run.settings import FinetuneConfig
@@ -97,7 +97,7 @@ def test_without_difficulty_images_are_those_of_diffusers_pipeline(
         num_inference_steps=4,
         height=SIZE,
         width=SIZE,
-        latents=seeded_noise([row.seed for row in rows], (4, 8, 8)),
+        latents=noise_of(noise_streams([row.seed for row in rows]), (4, 8, 8)),
     ).images
     assert differ(ours, np.stack([np.asarray(image) for image in theirs])) <= 1
     other = pipe([rows[0].caption], height=SIZE, width=SIZE, num_inference_steps=4, guidance_scale=3.0).images[0]

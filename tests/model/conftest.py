@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
@@ -39,11 +39,16 @@ def unet(tiny: BaseModel) -> UNet2DConditionModel:
 @pytest.fixture
 def trained(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     """A LoRA on attention, convolutions and feed-forward layers, alpha not rank, moved away from zero."""
-    add_lora(unet, 4, 6, ALL_KINDS)
+    return with_lora(unet, ALL_KINDS, alpha=6, size=0.05)
+
+
+def with_lora(unet: UNet2DConditionModel, targets: Sequence[str], *, alpha: int, size: float) -> UNet2DConditionModel:
+    """A LoRA of rank 4 whose values are `size` on average, so that none of it acts like nothing."""
+    add_lora(unet, 4, alpha, targets)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in lora_parameters(unet):
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * size)
     return unet
 
 

@@ -24,11 +24,11 @@ from dcdm_cli.model.denoiser import ConditionedUNet, share_prefix
 from dcdm_cli.model.fused import load_fused
 from dcdm_cli.model.kohya import KOHYA_FILE, save_kohya, stability_name
 from dcdm_cli.model.layout import POOLED_FIELDS, other_conditions
-from dcdm_cli.model.lora import add_lora, lora_parameters
+from dcdm_cli.model.lora import add_lora
 from dcdm_cli.model.text import pooled_width
 
 from ..xl import POOLED, TOKENS, WIDTH, edit_index, save_xl, xl_unet
-from .conftest import ALL_KINDS
+from .conftest import ALL_KINDS, with_lora
 from .ldm_names import write_single_file
 from .test_base import edit
 from .test_encoder import run_snippet
@@ -194,15 +194,6 @@ def test_latents_that_are_scaled_by_channel_are_refused(tmp_path: Path) -> None:
     assert "latents_mean" in refused(tmp_path).message
 
 
-def trained(unet: UNet2DConditionModel, targets: tuple[str, ...]) -> UNet2DConditionModel:
-    add_lora(unet, 4, 8, targets)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in lora_parameters(unet):
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    return unet
-
-
 @pytest.fixture
 def adapter(base: BaseModel, tmp_path: Path) -> Iterator[Path]:
     torch.manual_seed(0)
@@ -210,7 +201,7 @@ def adapter(base: BaseModel, tmp_path: Path) -> Iterator[Path]:
     info = AdapterInfo(base.source, base.fingerprint, None, NAMES, 32, encoder.config, {})
     folder = tmp_path / "adapter"
     folder.mkdir()
-    save_adapter(folder, trained(base.unet, ("to_q", "to_v")), encoder, info)
+    save_adapter(folder, with_lora(base.unet, ("to_q", "to_v"), alpha=8, size=0.1), encoder, info)
     yield folder
 
 
@@ -245,7 +236,8 @@ def predict(unet: UNet2DConditionModel) -> Tensor:
 def test_the_file_for_comfyui_has_the_names_of_stability_ais_network(tmp_path: Path) -> None:
     unet, fresh = xl_unet(), xl_unet()
     fresh.load_state_dict(unet.state_dict())
-    before, wanted = predict(fresh), predict(trained(unet, (*ALL_KINDS, "downsamplers.0.conv", "upsamplers.0.conv")))
+    kinds = (*ALL_KINDS, "downsamplers.0.conv", "upsamplers.0.conv")
+    before, wanted = predict(fresh), predict(with_lora(unet, kinds, alpha=8, size=0.1))
     save_kohya(unet, tmp_path, title="birds", resolution=32, base="/data/xl")
     names = {key.split(".")[0] for key in load_file(tmp_path / KOHYA_FILE)}
     assert {  # of the real file: layers per block and kinds of blocks are those of Stable Diffusion XL
