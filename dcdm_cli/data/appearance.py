@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from dcdm_cli.data.examine import Examined
-from dcdm_cli.data.images import DecodeOptions
+from dcdm_cli.data.images import LONG, DecodeOptions
 
 WIDE = 1.5  # longer to shorter side: of an image beyond it more than a third is cropped away
 DARK = 0.5  # of the range: above it, nobody has stored 12 bits in 16
@@ -35,11 +35,17 @@ def value_warnings(examined: Examined, options: DecodeOptions) -> Iterator[str]:
 
 
 def shape_warnings(widths: np.ndarray, heights: np.ndarray, options: DecodeOptions) -> Iterator[str]:
-    """Images of which the middle square leaves much out. widths, heights: int [N]."""
-    if options.fit != "crop" or not len(widths):
+    """Images that are shown distorted, or of which the middle square leaves much out. widths, heights: int [N]."""
+    if options.fit not in ("auto", "crop") or not len(widths):
         return
     ratio = np.maximum(widths, heights) / np.maximum(1, np.minimum(widths, heights))
-    wide = ratio > WIDE
+    long = (ratio > LONG) if options.fit == "auto" else np.zeros(len(ratio), bool)
+    if long.mean() > _SHARE:
+        yield (
+            f"{int(long.sum())} of {len(long)} images are longer than 2 to 1: classifiers and fine-tuning see the whole "
+            "of them, distorted to a square; --fit crop takes the middle, --fit pad adds bars"
+        )
+    wide = (ratio > WIDE) & ~long
     if wide.mean() > _SHARE:
         lost = float((1 - 1 / ratio[wide]).mean())
         yield (

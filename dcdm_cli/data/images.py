@@ -23,6 +23,7 @@ from dcdm_cli.files import hash_bytes
 # Everything else Pillow opens by default (EPS, PDF, PSD, FITS, ...) has no business in an image set.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 _UINT16_MAX = 65535
+LONG = 2.0  # longer to shorter side: of an image beyond it, the middle square is less than half
 _STRETCHED = 1024  # pixels per side that a stretched image need not go beyond, for the sake of memory
 
 
@@ -44,7 +45,7 @@ class DecodeOptions:
     background: str = "white"
     animated: Literal["first", "reject"] = "first"
     value_range: tuple[float, float] | None = None
-    fit: Literal["crop", "pad", "stretch"] = "crop"
+    fit: Literal["auto", "crop", "pad", "stretch"] = "auto"
     reduce_to: int | None = None
 
 
@@ -128,8 +129,10 @@ def as_square(image: Image.Image, options: DecodeOptions | None = None) -> Image
     """What classifiers and fine-tuning are shown of an image, before they resize it. options None: the run's.
 
     crop: the image as it is, of which they take the middle square. pad: the whole image, with bars of the background's
-    colour. stretch: the whole image, distorted to a square. `reduce_to` then takes detail away that a generator of so
-    many pixels cannot give: without it, what is generated would look blurred beside what is real, and so be harder.
+    colour. stretch: the whole image, distorted to a square. auto: crop, except where that would leave out more than
+    half (`LONG`): stretch, since what an image is of need not stand in its middle, and bars would leave it few pixels.
+    `reduce_to` then takes detail away that a generator of so many pixels cannot give: without it, what is generated
+    would look blurred beside what is real, and so be harder.
     """
     options = options or _run_options
     return _reduced(_squared(image, options), options.reduce_to)
@@ -145,9 +148,11 @@ def _reduced(image: Image.Image, side: int | None) -> Image.Image:
 
 def _squared(image: Image.Image, options: DecodeOptions) -> Image.Image:
     width, height = image.size
-    if options.fit == "crop" or width == height:
+    long = max(width, height) > LONG * min(width, height)
+    fit = options.fit if options.fit != "auto" else "stretch" if long else "crop"
+    if fit == "crop" or width == height:
         return image
-    if options.fit == "pad":
+    if fit == "pad":
         side = max(width, height)
         return ImageOps.pad(image, (side, side), Image.Resampling.BICUBIC, color=options.background)
     side = max(min(width, height), min(max(width, height), _STRETCHED))

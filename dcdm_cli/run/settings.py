@@ -71,8 +71,8 @@ class DataConfig(Section):
     value_range: tuple[float, float] | None = result(
         default=None, description="black and white of deep grey images, 0,4095 for 12 bits; none = the type's range"
     )
-    fit: Literal["crop", "pad", "stretch"] = result(
-        default="crop", description="how images become squares: the middle, or all of them with bars, or distorted"
+    fit: Literal["auto", "crop", "pad", "stretch"] = result(
+        default="auto", description="images as squares: their middle, all with bars, distorted; auto distorts beyond 2:1"
     )
     reduce_to: int | None = result(
         default=None,

@@ -56,7 +56,15 @@ def test_a_crop_that_leaves_much_out_is_announced(
     scanned: Scanned, tmp_path: Path, size: tuple[int, int], warns: bool
 ) -> None:
     source = write(tmp_path / "wide", [picture(seed, size) for seed in range(4)])
-    warnings = scanned(source).warnings
+    warnings = scanned(source, decode=DecodeOptions(fit="crop")).warnings
     assert [("4 of 4 images" in w and "88% of them" in w and "--fit pad" in w) for w in warnings] == [True] * warns
     for fit in ("pad", "stretch"):
         assert scanned(source, decode=DecodeOptions(fit=fit)).warnings == ()
+
+
+def test_very_long_images_are_shown_whole_and_said_to_be(scanned: Scanned, tmp_path: Path) -> None:
+    sizes = [(64, 8), (8, 64), (16, 8), (8, 8)]
+    source = write(tmp_path / "mixed", [picture(seed, size) for seed, size in enumerate(sizes)])
+    whole, middle = scanned(source).warnings
+    assert whole.startswith("2 of 4 images are longer than 2 to 1") and "distorted" in whole and "--fit crop" in whole
+    assert middle.startswith("1 of 4 images are longer than 3 to 2") and "50% of them is cropped away" in middle

@@ -261,6 +261,13 @@ def test_squares_show_the_middle_all_of_it_or_all_of_it_distorted() -> None:
     assert as_square(Image.new("RGB", (5, 5)), DecodeOptions(fit="pad")).size == (5, 5)
 
 
+@pytest.mark.parametrize("size", [(64, 8), (8, 64)])
+def test_by_itself_the_whole_is_shown_where_the_middle_would_be_less_than_half(size: tuple[int, int]) -> None:
+    assert as_square(Image.new("RGB", size)).size == (64, 64)
+    usual = Image.new("RGB", (16, 8))
+    assert as_square(usual) is usual
+
+
 @pytest.mark.parametrize(
     "size, fit, seen", [((64, 64), "crop", (32, 32)), ((128, 64), "crop", (64, 32)), ((128, 64), "pad", (32, 32))]
 )
