@@ -83,7 +83,7 @@ CPU = Scale(
         "generate": {**LOOK["generate"], "attempts": 4},
         "evaluate": {"fresh_sets": True, "per_target": 100, "density_images": 500, "workers": 1, "atlas_classes": 10},
     },
-    seeds={"small": 6, "target": 4},
+    seeds={"small": 8, "target": 6},
     own={"target": {"downstream": {"steps": 800}, "finetune": {"steps": 1000, "batch_size": 64}}},
     exported=True,
     score_needs=100,
@@ -159,9 +159,7 @@ class Experiments:
     def steps(self) -> Iterator[Step]:
         yield Step("base", self._base, needs=60)
         for target in self.scale.seeds:
-            yield Step(f"{target}: images", lambda t=target: self._images(t))
-            yield Step(f"{target}: score", lambda t=target: self._stage(t, "score", f"{t}.csv"), self.scale.score_needs)
-            yield Step(f"{target}: caption", lambda t=target: self._stage(t, "caption"))
+            yield from self.first_steps(target)
             yield Step(f"{target}: finetune", lambda t=target: self._stage(t, "finetune"))
             if self.scale.exported:
                 yield Step(f"{target}: export", lambda t=target: self._stage(t, "export"))
@@ -172,6 +170,12 @@ class Experiments:
             yield Step(f"{target}: artefacts", lambda t=target: self._artefacts(t), needs=60)
             for name in self.scale.experiments:
                 yield Step(f"{target}: {name}", lambda t=target, n=name: self._experiment(t, n))
+
+    def first_steps(self, target: str) -> Iterator[Step]:
+        """Up to what fine-tuning starts from."""
+        yield Step(f"{target}: images", lambda: self._images(target))
+        yield Step(f"{target}: score", lambda: self._stage(target, "score", f"{target}.csv"), self.scale.score_needs)
+        yield Step(f"{target}: caption", lambda: self._stage(target, "caption"))
 
     def _base(self) -> dict[str, Any]:
         if self.finished is None:
@@ -203,7 +207,7 @@ class Experiments:
         if "text_guidance" not in settings["generate"]:
             known = chosen.is_file()
             settings["generate"] |= json.loads(chosen.read_text("utf-8"))["guidance"] if known else pair(*GUESS)
-        settings["evaluate"] |= {"seeds": self.scale.seeds[target]}
+        settings["evaluate"] |= {"seeds": self.scale.seeds.get(target, 3)}
         return settings
 
     def toml(self, target: str) -> str:

@@ -1,6 +1,7 @@
-"""Does the rule of `finetune.strength = auto` pick the strength that is worth most? Digits, on validation images.
+"""Does the rule of `finetune.strength = auto` pick the strength that is worth most? On validation images.
 
     python benchmarks/strength_rule.py --size 50 --state DIR [--seeds 10] [--checkpoints 20,60,...] [--scales 0.3,0.6,1]
+    python benchmarks/strength_rule.py --data CIFAR10_DIR --state DIR ...  1,000 images of CIFAR-10 instead of digits
 
 Every point of the grid, from too little fine-tuning to too much, is probed as fine-tuning does it, and a pool of images
 is made with it; per seed a part of the pool joins the real images, a classifier learns from them and is tested on the
@@ -16,9 +17,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from cifar10_run import Experiments
 from common import RESULTS, provenance, save
 from experiments_digits import Digits
 from pieces import ROOT, Clock
@@ -33,6 +35,7 @@ from dcdm_cli.files import hash_json, write_json
 from dcdm_cli.generation.bulk import run_plan
 from dcdm_cli.generation.plan import make_plan
 from dcdm_cli.generation.targets import parse_target
+from dcdm_cli.model.packaged import SMALL_BASE
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.session import Session, with_settings
 from dcdm_cli.stages.adapter import snapshot_folder
@@ -79,31 +82,50 @@ def main() -> None:
     parser.add_argument("--pool", type=int, default=300, help="images made of each point")
     parser.add_argument("--per-seed", type=int, default=100, help="of them that join the real ones")
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--data", type=Path, help="folder with CIFAR-10's Parquet files")
     options = parser.parse_args()
     steps, scales = ([float(n) for n in text.split(",")] for text in (options.checkpoints, options.scales))
     pairs = [[float(n) for n in pair.split("/")] for pair in options.guidance.split(",")]
     state = options.state.absolute()
-    digits = Digits(state, None, options.size, "full", options.results, Clock(None))
-    _prepared(digits)
+    run, about = _cifar10(state, options) if options.data else _digits(state, options)
     points = len(steps) * len(scales) * len(pairs)
     flags = {
         "finetune.strength": "auto", "finetune.steps": int(max(steps)), "generate.attempts": options.attempts,
         "strength.checkpoints": [int(step) for step in steps], "strength.lora_scales": scales,
         "strength.guidance": pairs, "strength.probe_budget": options.probes * points,
     }  # fmt: skip
-    session = open_session(digits.run, "finetune", flags, Console(), name="")
+    session = open_session(run, "finetune", flags, Console(), name="")
     asked = Asked(options.seeds, options.per_seed, options.pool)
     document = measured(session, asked)
-    title = f"Digits, {options.size} real images: strength of fine-tuning and accuracy on validation images"
-    about = {"title": title, **provenance("python benchmarks/strength_rule.py")}
-    save({**about, **document, **shown(document)}, f"digits_{options.size}_strength", options.results)
+    title = f"{about.title}: strength of fine-tuning and accuracy on validation images"
+    facts = {"title": title, **provenance("python benchmarks/strength_rule.py")}
+    save({**facts, **document, **shown(document)}, about.result, options.results)
     print_table(document)
 
 
-def _prepared(digits: Digits) -> None:
-    digits.state.mkdir(parents=True, exist_ok=True)
+class RealSet(NamedTuple):
+    """title: in the result. result: its name."""
+
+    title: str
+    result: str
+
+
+def _digits(state: Path, options: argparse.Namespace) -> tuple[Path, RealSet]:
+    """A run that is scored and captioned."""
+    digits = Digits(state, None, options.size, "full", options.results, Clock(None))
+    state.mkdir(parents=True, exist_ok=True)
     for step in list(digits.steps([], None))[:3]:
         step.work()
+    return digits.run, RealSet(f"Digits, {options.size} real images", f"digits_{options.size}_strength")
+
+
+def _cifar10(state: Path, options: argparse.Namespace) -> tuple[Path, RealSet]:
+    """The same for 1,000 images, with 4,000 others for validation, from the packaged base."""
+    state.mkdir(parents=True, exist_ok=True)
+    job = Experiments(options.data.absolute(), state, "cpu", options.results, Clock(None), SMALL_BASE)
+    for step in job.first_steps("tune"):
+        step.work()
+    return state / "runs" / "tune", RealSet("CIFAR-10, 1,000 real images", "cifar10_small_strength")
 
 
 def measured(session: Session, asked: Asked) -> dict[str, Any]:
