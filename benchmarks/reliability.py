@@ -1,10 +1,10 @@
-"""How the program takes what goes wrong: kills, failing disks, signals, bad images, hostile files, tampering, and size.
+"""How the program takes what goes wrong: kills, failing disks, signals, bad images, hostile files, tampering, size.
 
 Writes benchmarks/results/reliability.json. Every part can be run alone, and gives the same counts again:
 
-    python benchmarks/reliability.py [kills faults signals images hostile tampering soak] [--kills 200] [--every 7]
+    python benchmarks/reliability.py [kills faults signals images hostile tampering inputs soak] [--every 7]
 
-At its full size it takes at most about ten minutes of one free core; `--small` is for a look whether it works.
+At its full size it takes about half an hour of one free core; `--small` is for a look whether it works.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import trials
 from common import save, write_result
 from PIL import Image
 
-PARTS = ("kills", "faults", "signals", "images", "hostile", "tampering", "soak")
+PARTS = ("kills", "faults", "signals", "images", "hostile", "tampering", "inputs", "soak")
 CLASSES = ("one", "two", "three")
 SETTINGS = """
 preset = "digits"
@@ -49,14 +49,29 @@ count = 6
 ratio = "none"
 batch_size = 2
 shard_size = 4
+[judge]
+steps = 4
+[downstream]
+steps = 4
+[evaluate]
+arms = ["real", "dcdm"]
+seeds = 1
+workers = 1
+per_target = 4
+density_images = 10
+atlas_classes = 2
 """
 # What stops must cost at most, at the sizes that `dcdm demo` works with.
 DEMO_SIZES = {
     "score": ["--set", "score.steps=400"],
     "finetune": ["--steps", "200", "--set", "finetune.batch_size=64", "--force"],
     "generate": ["--count", "400", "--set", "generate.batch_size=64", "--set", "generate.steps=30", "--force"],
+    "export": ["--force"],
+    "evaluate": ["--seeds", "6", "--set", "downstream.steps=300", "--set", "judge.steps=300", "--force"],
 }
-STAGES = ("score", "caption", "finetune", "generate")
+STAGES = ("score", "caption", "finetune", "export", "generate", "evaluate")
+QUICK = tuple(stage for stage in STAGES if stage not in ("export", "evaluate"))
+TURNS = QUICK * 4 + STAGES  # the slow ones in every fifth round
 LORA = "adapter/pytorch_lora_weights.safetensors"
 
 
@@ -106,7 +121,7 @@ def kills(place: Place, count: int) -> dict[str, Any]:
     draw, by_stage, bad = random.Random(1), dict.fromkeys(STAGES, 0), []
     tries = 0
     while sum(by_stage.values()) < count and tries < 2 * count:
-        stage = STAGES[tries % len(STAGES)]
+        stage = TURNS[tries % len(TURNS)]
         tries += 1
         place.reset(f"before-{stage}")
         ended = place.go(stage, kill_after=draw.uniform(0, place.seconds[stage]))
@@ -124,21 +139,23 @@ def faults(place: Place, every: int) -> dict[str, Any]:
     """Every n-th open for writing, rename, fsync, mkdir and unlink in the run folder fails once, with each of four
     errors in turn: an error that is meant, whole files, and the same command then ends as if nothing had been. Calls of
     Python are made to fail, not those of native libraries."""
-    count, bad, codes = 0, [], {}
+    bad: list[Any] = []
+    by_stage, codes = dict.fromkeys(STAGES, 0), {}
     calls = place.said.with_name("calls")
     for stage in STAGES:
         place.reset(f"before-{stage}")
         total = place.go(stage, before=trials.failing(place.run, -1, 0, calls)).calls
-        for turn, at in enumerate(range(1, total + 1, every)):
+        for turn, at in enumerate(range(1, total + 1, every if stage in QUICK else 6 * every)):
             place.reset(f"before-{stage}")
             number = trials.ERRORS[turn % len(trials.ERRORS)]
             ended = place.go(stage, before=trials.failing(place.run, at, number, calls))
-            count += 1
+            by_stage[stage] += 1
             codes[str(ended.code)] = codes.get(str(ended.code), 0) + 1
             broken, again = trials.unreadable(place.run), place.go(stage)
             if not ended.is_clean or broken or again.code or place.wrong(stage):
                 bad.append([stage, at, os.strerror(number), ended.code, ended.said[-200:], broken, place.wrong(stage)])
-    return {"count": count, "codes": codes, "bad": len(bad), "first_bad": bad[:3]}
+    count = sum(by_stage.values())
+    return {"count": count, "by_stage": by_stage, "codes": codes, "bad": len(bad), "first_bad": bad[:3]}
 
 
 def signals(place: Place, count: int) -> dict[str, Any]:
@@ -212,6 +229,34 @@ def tampering(place: Place, _: int) -> dict[str, Any]:
         bad += not noticed
         outcome[name] = f"check {checked.code}, {stage} {used.code}"
     return {"count": len(outcome), "outcome": outcome, "bad": bad}
+
+
+def inputs(place: Place, _: int) -> dict[str, Any]:
+    """Every file that a stage's record says it read, changed by a bit, cut in half, or gone: the stage stops with an
+    error that is meant, or puts the file right; it never says that nothing changed, and never works with it."""
+    bad: list[Any] = []
+    by_stage = {}
+    for stage in STAGES:
+        place.reset("finished")
+        record = json.loads((place.run / "records" / f"{stage}.json").read_text("utf-8"))
+        for name in sorted(record["read"]):
+            for change in (_last_bit, lambda file: os.truncate(file, file.stat().st_size // 2), Path.unlink):
+                place.reset("finished")
+                right = _digest(place.run / name)
+                change(place.run / name)
+                ended = place.go(stage)
+                by_stage[stage] = by_stage.get(stage, 0) + 1
+                if not ended.is_clean or (ended.code == 0 and _digest(place.run / name) != right):
+                    bad.append([stage, name, ended.code, ended.said[-200:]])
+    return {"count": sum(by_stage.values()), "by_stage": by_stage, "bad": len(bad), "first_bad": bad[:3]}
+
+
+def _digest(file: Path) -> str | None:
+    """None where it cannot be read."""
+    try:
+        return trials.digest(file)
+    except (OSError, ValueError):
+        return None
 
 
 def soak(place: Place, scale: int) -> dict[str, Any]:

@@ -23,7 +23,10 @@ from pathlib import Path
 from typing import Any
 
 VOLATILE = re.compile(r"seconds|started|peak_memory_mib|energy_wh|apart|made_now|resumed|versions|mtime_ns|sha256")
-BESIDE = re.compile(r"^(\.lock.*|records/.*\.stopped\.json|tables/.*|figures/.*|logs/.*|cache/.*\.seal)$")
+BESIDE = re.compile(
+    r"^(\.lock.*|records/.*\.stopped\.json|tables/.*|figures/.*|logs/.*|cache/.*\.seal|evaluation/(figures|tables)/.*)$"
+)
+SHOWN = re.compile(r"\.html$")  # times and seconds stand in them
 CALLS = ("open", "replace", "fsync", "mkdir", "unlink")
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EINTR)
 
@@ -173,7 +176,7 @@ def _counted(said: Path) -> int:
 def picture(root: Path) -> dict[str, str]:
     """Name -> digest of content, of everything but what differs between two equal runs."""
     names = ((file.relative_to(root).as_posix(), file) for file in sorted(root.rglob("*")) if file.is_file())
-    return {name: _digest(file) for name, file in names if not BESIDE.match(name)}
+    return {name: digest(file) for name, file in names if not (BESIDE.match(name) or SHOWN.search(name))}
 
 
 def differences(expected: dict[str, str], found: dict[str, str]) -> list[str]:
@@ -211,7 +214,8 @@ def _read(file: Path) -> None:
             list(stored.keys())
 
 
-def _digest(file: Path) -> str:
+def digest(file: Path) -> str:
+    """Of what lasts in it."""
     if file.suffix == ".json":
         return hashlib.sha256(
             json.dumps(_lasting(json.loads(file.read_text("utf-8"))), sort_keys=True).encode()
