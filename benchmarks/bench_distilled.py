@@ -30,7 +30,7 @@ from dcdm_cli.evaluation.adherence import adherence
 from dcdm_cli.evaluation.fidelity import fidelity
 from dcdm_cli.generation.engine import Engine, render
 from dcdm_cli.generation.plan import grid_plan
-from dcdm_cli.generation.selection import render_close
+from dcdm_cli.generation.render import render_close
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.session import Session
 from dcdm_cli.stages.probe import Probed, make_measure, open_run_engine, plan_inputs, probe, usable_calibration

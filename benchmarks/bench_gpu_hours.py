@@ -24,9 +24,9 @@ from finished_run import FinishedRun, exported, recorded_seconds
 
 from dcdm_cli.difficulty.calibration import load_calibration
 from dcdm_cli.evaluation.downstream import Samples, arm_accuracy
-from dcdm_cli.generation.bulk import run_plan
 from dcdm_cli.generation.engine import Engine, open_engine
 from dcdm_cli.generation.plan import make_plan
+from dcdm_cli.generation.run import run_plan
 from dcdm_cli.generation.targets import parse_target
 from dcdm_cli.model.adapter import CALIBRATION_FILE
 from dcdm_cli.run.progress import Job

@@ -220,7 +220,7 @@ class Watch:
 
 
 def fake_run(folder: Path, images: int, format: str, shard: int = SHARD) -> tuple[Any, Any]:
-    from dcdm_cli.data.shard_files import Layout
+    from dcdm_cli.generation.layout import Layout
     from tests.generation.fakes import NAMES, fake_plan
 
     plan = fake_plan(images, shard)
@@ -228,7 +228,7 @@ def fake_run(folder: Path, images: int, format: str, shard: int = SHARD) -> tupl
 
 
 def run(plan: Any, place: Any, maker: Any, job: Any = None) -> Any:
-    from dcdm_cli.generation.coordinator import run_shards
+    from dcdm_cli.generation.run import run_shards
     from dcdm_cli.run.progress import Job
 
     return run_shards(plan, maker, place, job or Job())
@@ -331,8 +331,8 @@ def tiny_maker(folder: Path, **settings: Any) -> Any:
     """The tiny base with an untrained adapter, which costs what a trained one does; the demo's settings, one draw."""
     import torch
 
-    from dcdm_cli.generation.bulk import EngineMaker
     from dcdm_cli.generation.engine import open_engine
+    from dcdm_cli.generation.render import EngineMaker
     from dcdm_cli.run.presets import PRESETS
     from dcdm_cli.run.settings import GenerateConfig
     from tests.generation.conftest import make_adapter
@@ -354,7 +354,7 @@ def tiny_plan(maker: Any, images: int) -> Any:
 
 
 def tiny_layout(folder: Path, maker: Any, shards: int = 1) -> Any:
-    from dcdm_cli.data.shard_files import Layout
+    from dcdm_cli.generation.layout import Layout
 
     return Layout(folder, "folder", "png", maker.facts.class_names, shards)
 

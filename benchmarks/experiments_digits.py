@@ -36,6 +36,7 @@ from dcdm_cli.data.digits import write_digits
 from dcdm_cli.run.store import RunFolder
 
 CLASSES = 10
+VALIDATION = ("--holdout", "validation")
 DEMO_SIZE = 50  # real training images of the demo
 EPOCH = 1_600_000_000  # of the list of images, so that the same list is not taken for a new one
 
@@ -109,11 +110,11 @@ class Digits:
             yield Step(f"{about}: {name} x {count}", lambda n=name, c=count: self._experiment(n, c))
         if tune:
             count = seeds or self.setting.seeds["buckets"]
-            yield Step(f"{about}: {tune.stem} x {count}", lambda: self._tune(tune.absolute(), count))
+            yield Step(f"{about}: {tune.stem} x {count}", lambda: self._own(tune.absolute(), count, *VALIDATION))
         if confirm:
             count = seeds or self.setting.seeds["buckets"]
             yield Step(f"{about}: export", lambda: self._stage("export"))
-            yield Step(f"{about}: {confirm.stem} x {count}", lambda: self._confirm(confirm.absolute(), count))
+            yield Step(f"{about}: {confirm.stem} x {count}", lambda: self._own(confirm.absolute(), count))
 
     def _images(self) -> dict[str, Any]:
         """Settings and the real set as a list of files; the first rows of each class are the training set."""
@@ -157,15 +158,11 @@ class Digits:
             (self.state / which).write_text(shortened(name, short), "utf-8")
         return self._evaluate(name, place, "experiment", which, "--seeds", str(seeds))
 
-    def _tune(self, file: Path, seeds: int) -> dict[str, Any]:
+    def _own(self, file: Path, seeds: int, *words: str) -> dict[str, Any]:
+        """An experiment of one's own."""
         (self.state / file.name).write_bytes(file.read_bytes())
-        words = ("experiment", file.name, "--holdout", "validation", "--seeds", str(seeds))
-        return self._evaluate(file.stem.removeprefix("digits_"), file.stem, *words)
-
-    def _confirm(self, file: Path, seeds: int) -> dict[str, Any]:
-        (self.state / file.name).write_bytes(file.read_bytes())
-        words = ("experiment", file.name, "--seeds", str(seeds))
-        return self._evaluate(file.stem.removeprefix("digits_"), file.stem, *words)
+        asked = ("experiment", file.name, *words, "--seeds", str(seeds))
+        return self._evaluate(file.stem.removeprefix("digits_"), file.stem, *asked)
 
     def _evaluate(self, name: str, place: str, *words: str) -> dict[str, Any]:
         """`dcdm evaluate` with these words. place: the experiment's name in the run folder; name: in the results."""

@@ -29,9 +29,9 @@ from dcdm_cli import Run
 from dcdm_cli.backends.torch_backend import TorchOptions
 from dcdm_cli.difficulty.scorer import Scorer
 from dcdm_cli.difficulty.verdict import Measure
-from dcdm_cli.generation.bulk import run_plan
 from dcdm_cli.generation.engine import Engine, render
 from dcdm_cli.generation.plan import Plan
+from dcdm_cli.generation.run import run_plan
 from dcdm_cli.model.latents import torch_decoder
 from dcdm_cli.run.presets import PRESETS
 from dcdm_cli.run.progress import Job

@@ -25,10 +25,10 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from dcdm_cli.backends.base import Denoiser
 from dcdm_cli.backends.exported import cores_left_to
 from dcdm_cli.backends.torch_backend import TorchDenoiser, TorchOptions
-from dcdm_cli.generation.bulk import run_plan
 from dcdm_cli.generation.engine import Engine, render
 from dcdm_cli.generation.plan import Plan, PlanInputs, make_plan
 from dcdm_cli.generation.prompts import PromptCache
+from dcdm_cli.generation.run import run_plan
 from dcdm_cli.generation.targets import parse_target
 from dcdm_cli.model.adapter import AdapterInfo, save_adapter
 from dcdm_cli.model.base import DTYPES, BaseModel, encode_text, load_base

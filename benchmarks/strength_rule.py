@@ -32,8 +32,8 @@ from dcdm_cli.data.manifest import Manifest, read_manifest
 from dcdm_cli.evaluation.downstream import NOTHING, Arm, Samples, open_ledger, run_arms, seeds_of, trial_of
 from dcdm_cli.evaluation.strength import Point
 from dcdm_cli.files import hash_json, write_json
-from dcdm_cli.generation.bulk import run_plan
 from dcdm_cli.generation.plan import make_plan
+from dcdm_cli.generation.run import run_plan
 from dcdm_cli.generation.targets import parse_target
 from dcdm_cli.model.packaged import SMALL_BASE
 from dcdm_cli.run.progress import Job

@@ -63,7 +63,7 @@ def warm_up() -> None:
     import dcdm_cli.captioning.captioner
     import dcdm_cli.difficulty.scorer
     import dcdm_cli.evaluation.downstream
-    import dcdm_cli.generation.bulk
+    import dcdm_cli.generation.run
     import dcdm_cli.training.loop
 
     torch.set_num_threads(1)

@@ -1,7 +1,7 @@
 """Writers: what output folders are made of. `<folder>/train/<class>/<id>.png`, `train/metadata.jsonl`, `README.md`.
 
-The layout is read by torchvision, timm and `datasets`; `shard_files` has the other formats. Names of classes and
-captions are untrusted text here.
+The layout is read by torchvision, timm and `datasets`; `generation/layout.py` has the other formats. Names of
+classes and captions are untrusted text here.
 """
 
 from __future__ import annotations

@@ -21,7 +21,6 @@ from filelock import FileLock, Timeout
 
 from dcdm_cli.data.candidates import Rejection
 from dcdm_cli.data.manifest import COLUMNS, manifest_note, write_manifest_parts
-from dcdm_cli.data.shard_files import SPLIT, FolderImages, Layout, ShardContent, ShardWriter, open_writer
 from dcdm_cli.data.writers import METADATA_COLUMNS, stream_metadata, write_card, write_rejected
 from dcdm_cli.errors import DcdmError, MismatchError
 from dcdm_cli.files import (
@@ -34,9 +33,9 @@ from dcdm_cli.files import (
     write_json,
 )  # fmt: skip
 from dcdm_cli.gate import EXACT, Count, Digest, Word, read_document, read_lines
-from dcdm_cli.generation.journal import ROWS, Journal, beginning, check_entries, write_journal
+from dcdm_cli.generation.layout import SPLIT, FolderImages, Layout, ShardContent, ShardWriter, open_writer
 from dcdm_cli.generation.plan_file import AnyPlan, PlanFile, write_plan
-from dcdm_cli.generation.shards import MadeShard
+from dcdm_cli.generation.shards import ROWS, Journal, MadeShard, beginning, check_entries, write_journal
 
 OUTPUT, REJECTED = "output.json", "rejected.jsonl"
 SAMPLES, METADATA = "samples.parquet", f"{SPLIT}/metadata.jsonl"

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dcdm_cli.data.shard_files import Layout
 from dcdm_cli.errors import UsageError
 from dcdm_cli.files import PART_SUFFIX, check_room, write_bytes
 from dcdm_cli.gate import Amount
+from dcdm_cli.generation.layout import Layout
 from dcdm_cli.generation.plan import Plan
 from dcdm_cli.generation.plan_file import AnyPlan
 from dcdm_cli.generation.shards import Encoders, Maker, ShardTask, make_batches

@@ -10,8 +10,8 @@ import numpy as np
 from dcdm_cli.crew.coordinator import Crew
 from dcdm_cli.crew.messages import Piece
 from dcdm_cli.difficulty.verdict import Verdict, joined
-from dcdm_cli.generation.coordinator import check_generator
 from dcdm_cli.generation.plan import PlanRow
+from dcdm_cli.generation.run import check_generator
 from dcdm_cli.generation.shards import Facts, Maker
 from dcdm_cli.generation.starts import Starts
 from dcdm_cli.run.progress import Job

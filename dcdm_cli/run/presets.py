@@ -83,7 +83,8 @@ PRESETS: dict[str, dict[str, Any]] = {
             "hflip": True,
             "checkpoint_every": 100,
         },
-        "strength": {"probe_budget": 400},
+        # Worth more on validation images than weaker guidance by text, at every strength that was tried.
+        "strength": {"checkpoints": [75, 300], "guidance": [[3.0, 4.0]], "probe_budget": 400},
         "calibrate": {"images": 30},
         "generate": {
             "ratio": 0.5,

@@ -183,7 +183,7 @@ def _sets(run: RunFolder, verify: bool) -> Iterator[Finding]:
 
 def _ledger(run: RunFolder) -> Ledger | None:
     """Of a finished set; None where there is none."""
-    from dcdm_cli.data.shard_files import Layout
+    from dcdm_cli.generation.layout import Layout
     from dcdm_cli.generation.ledger import Ledger, read_output
     from dcdm_cli.generation.plan_file import PlanFile
 

@@ -31,8 +31,8 @@ from dcdm_cli.stages.prompts import prompt_input
 from dcdm_cli.stages.starts import open_starts
 
 if TYPE_CHECKING:
-    from dcdm_cli.generation.coordinator import Generated
     from dcdm_cli.generation.plan_file import AnyPlan
+    from dcdm_cli.generation.run import Generated
     from dcdm_cli.generation.shards import Facts, Rendered
 
 PROJECTIONS = ("samples.parquet", "train/metadata.jsonl", "rejected.jsonl")  # of the shards' rows, for other tools
@@ -86,7 +86,7 @@ def generate_stage(session: Session, plan: AnyPlan | None = None) -> Stage:
 
 def sample_images(session: Session) -> Iterator[Rendered]:
     """The images that the settings give, measured where there is a scorer. Writes nothing."""
-    from dcdm_cli.generation.selection import render_close
+    from dcdm_cli.generation.render import render_close
 
     session.run.require("finetune")
     session.run.sealed(generator_files(session))
@@ -143,8 +143,8 @@ def _make_images(session: Session, plan: AnyPlan | None, verify: bool, join: boo
 def _in_this_process(
     session: Session, plan: AnyPlan | None, spread: Spread, verify: bool
 ) -> tuple[AnyPlan, Generated, Facts, str]:
-    from dcdm_cli.generation.bulk import EngineMaker
-    from dcdm_cli.generation.coordinator import run_shards
+    from dcdm_cli.generation.render import EngineMaker
+    from dcdm_cli.generation.run import run_shards
 
     job = open_job(session)
     measure = make_measure(session, job, score=session.config.generate.score)
@@ -159,8 +159,7 @@ def _in_this_process(
 def _with_crew(
     session: Session, plan: AnyPlan | None, spread: Spread, verify: bool
 ) -> tuple[AnyPlan, Generated, Facts, str]:
-    from dcdm_cli.generation.worker_start import open_shard_worker
-    from dcdm_cli.generation.workers import run_crew
+    from dcdm_cli.generation.workers import open_shard_worker, run_crew
 
     job = open_job(session, spread.devices[0], here=False)
     starts = open_starts(session, session.run.adapter, replace(job, device="cpu"))  # the devices are the workers'

@@ -58,8 +58,8 @@ def learn_from_own_draws(session: Session, config: FinetuneConfig, folder: Path,
 def own_draws(session: Session, config: FinetuneConfig, folder: Path, job: Job) -> Manifest:
     """First draws over the whole range of requests, scored; made once, and gone on with after a stop."""
     from dcdm_cli.data.manifest import read_manifest
-    from dcdm_cli.generation.bulk import run_plan
     from dcdm_cli.generation.plan import chosen_plan
+    from dcdm_cli.generation.run import run_plan
     from dcdm_cli.stages.calibrate import probe_points
     from dcdm_cli.stages.probe import first_draws, make_measure, open_run_engine, plan_inputs
 

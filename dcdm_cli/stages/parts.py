@@ -19,8 +19,8 @@ from dcdm_cli.stages.plan import check_plan, plan_layout, refuse_planning_flags,
 from dcdm_cli.stages.probe import make_measure, open_run_engine
 
 if TYPE_CHECKING:
-    from dcdm_cli.generation.coordinator import Generated
     from dcdm_cli.generation.plan_file import AnyPlan
+    from dcdm_cli.generation.run import Generated
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,9 @@ class _Note:
 
 def run_part(session: Session, plan_file: Path, part: Part) -> dict[str, Any]:
     """Makes one part of a plan, without the run's lock. Returns what it did, which is also kept for the join."""
-    from dcdm_cli.generation import coordinator
-    from dcdm_cli.generation.bulk import EngineMaker
     from dcdm_cli.generation.plan_file import PlanFile
+    from dcdm_cli.generation.render import EngineMaker
+    from dcdm_cli.generation.run import run_part as make_part
 
     if session.force or session.config.scale.devices:
         raise UsageError(
@@ -80,7 +80,7 @@ def run_part(session: Session, plan_file: Path, part: Part) -> dict[str, Any]:
     shards, job = part.shards(plan.shards), open_job(session)
     measure = make_measure(session, job, score=session.config.generate.score)
     maker = EngineMaker(open_run_engine(session, session.run.adapter, job), measure)
-    made = coordinator.run_part(plan, maker, plan_layout(session, plan), job, shards)
+    made = make_part(plan, maker, plan_layout(session, plan), job, shards)
     done = {"part": str(part), "shards": len(shards), "images": made.images, "failed": made.failed}
     done |= {"made_now": made.made, "backend": maker.facts.backend, "device": job.device}
     done["seconds"] = round(time.monotonic() - clock, 2)
@@ -95,8 +95,8 @@ def join_parts(session: Session, plan: AnyPlan, verify: bool) -> tuple[Generated
 
     Raises NotFoundError while shards are missing.
     """
-    from dcdm_cli.generation.coordinator import Generated
     from dcdm_cli.generation.ledger import Ledger
+    from dcdm_cli.generation.run import Generated
     from dcdm_cli.model.adapter import read_adapter
 
     layout = plan_layout(session, plan)

@@ -21,11 +21,11 @@ from dcdm_cli.stages.label_check import check_input, generator_files
 from dcdm_cli.stages.probe import make_measure, open_run_engine, plan_inputs
 
 if TYPE_CHECKING:
-    from dcdm_cli.data.shard_files import Layout
-    from dcdm_cli.generation.bulk import EngineMaker
+    from dcdm_cli.generation.layout import Layout
     from dcdm_cli.generation.plan import Plan
     from dcdm_cli.generation.plan_file import AnyPlan
     from dcdm_cli.generation.pricing import Price, Rate, Repayment
+    from dcdm_cli.generation.render import EngineMaker
     from dcdm_cli.reports.table import Sheet
     from dcdm_cli.run.session import Session
 
@@ -217,7 +217,7 @@ def _open_maker(session: Session, spread: Spread) -> tuple[EngineMaker, str]:
     """The run's engine on the first device, with the threads that a worker would have."""
     import torch
 
-    from dcdm_cli.generation.bulk import EngineMaker
+    from dcdm_cli.generation.render import EngineMaker
 
     job = open_job(session, spread.devices[0] if spread and spread.engine == "local" else None)
     if spread and job.device.split(":")[0] != spread.devices[0].split(":")[0]:
@@ -232,7 +232,7 @@ def _open_maker(session: Session, spread: Spread) -> tuple[EngineMaker, str]:
 
 
 def plan_layout(session: Session, plan: AnyPlan) -> Layout:
-    from dcdm_cli.data.shard_files import Layout
+    from dcdm_cli.generation.layout import Layout
 
     config = session.config.generate
     return Layout(session.run.generated, config.format, config.image_format, plan.class_names, plan.shards)

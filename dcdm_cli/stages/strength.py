@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 REQUESTS = 5  # difficulties asked for at each point, evenly over the real images' own
 PROBES = "probes.jsonl"
 MEASURED = "hard and right"  # what rows of it hold; older ones lack what the rule asks for
+MOST_UNSEEN = 2000  # real images looked at to judge a strength: more would take longer than they tell
 LEAST = 20  # images per point, below which shares say nothing
 
 
@@ -84,19 +85,26 @@ class _Images:
 
 
 def split_unseen(manifest: Manifest, config: FinetuneConfig, fraction: float, seed: int) -> _Images:
-    """The judge split is unseen; without one, `fraction` of the training images of each class is kept back. Never the
-    test split: what is chosen on it would be flattered by it."""
+    """The judge split is unseen, `MOST_UNSEEN` of it at most; without one, `fraction` of the training images of each
+    class is kept back. Never the test split: what is chosen on it would be flattered by it."""
     from dcdm_cli.training.dataset import training_rows
 
     rows, judged = training_rows(manifest, config.keep_suspects), manifest.split("judge")
     if len(judged):
-        return _Images(rows, judged)
+        share = min(1.0, MOST_UNSEEN / len(judged))
+        return _Images(rows, judged.select(_some_of_each(judged, share, seed)))
+    kept = _some_of_each(rows, fraction, seed)
+    return _Images(rows.select(~kept), rows.select(kept))
+
+
+def _some_of_each(rows: Manifest, share: float, seed: int) -> np.ndarray:
+    """bool [N]: this share of each class."""
     rng, labels = np.random.default_rng((seed, 17)), rows.column("label")
-    kept = np.zeros(len(rows), bool)
+    chosen = np.zeros(len(rows), bool)
     for label in np.unique(labels):
         mine = np.flatnonzero(labels == label)
-        kept[rng.permutation(mine)[: int(fraction * len(mine))]] = True
-    return _Images(rows.select(~kept), rows.select(kept))
+        chosen[rng.permutation(mine)[: int(share * len(mine))]] = True
+    return chosen
 
 
 def _chosen(

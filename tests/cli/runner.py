@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 HEAVY = ("torch", "timm", "diffusers", "transformers", "peft", "accelerate", "datasets", "matplotlib.figure")
-STAGES = ("captioning.captioner", "difficulty.scorer", "evaluation.downstream", "generation.bulk", "training.loop")
+STAGES = ("captioning.captioner", "difficulty.scorer", "evaluation.downstream", "generation.run", "training.loop")
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload([*HEAVY, *(f"dcdm_cli.{stage}" for stage in STAGES), "sklearn.datasets"])
 

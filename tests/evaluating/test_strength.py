@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 
+from dcdm_cli.data.manifest import Manifest
 from dcdm_cli.errors import InterruptedRunError, UsageError
 from dcdm_cli.evaluation import strength as measures
 from dcdm_cli.model.adapter import adapter_hash, read_adapter
 from dcdm_cli.run.session import recorded_layers, with_chosen_strength
+from dcdm_cli.run.settings import FinetuneConfig
 from dcdm_cli.run.store import RunFolder
+from dcdm_cli.stages import strength as stage
 from dcdm_cli.stages.finetune import run_finetune
 
 from .conftest import session_of
@@ -98,3 +101,19 @@ def test_plain_lora_chooses_its_own_strength(run: Path) -> None:
     strength = run_finetune(session_of(run, **plain)).results["strength"]
     assert [(p["text_guidance"], p["difficulty_guidance"]) for p in strength["points"]] == [(1.5, 1.5)] * 2
     assert read_adapter(run / "adapter").encoder is None
+
+
+def test_of_many_unseen_images_some_of_each_class_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        {"sample_id": f"{i:032x}", "path": f"{i}.png", "label": i % 3, "class_name": "abc"[i % 3],
+         "split": "judge" if i >= 30 else "train", "synthetic": False, "difficulty": 0.5, "caption": "a photo"}
+        for i in range(90)
+    ]  # fmt: skip
+    manifest = Manifest.from_rows(rows, ("a", "b", "c"))
+    whole = stage.split_unseen(manifest, FinetuneConfig(), 0.2, seed=0)
+    assert (len(whole.rows), len(whole.unseen)) == (30, 60)
+    monkeypatch.setattr(stage, "MOST_UNSEEN", 12)
+    some = stage.split_unseen(manifest, FinetuneConfig(), 0.2, seed=0)
+    assert (len(some.rows), some.unseen.class_counts().tolist()) == (30, [4, 4, 4])
+    alone = stage.split_unseen(manifest.split("train"), FinetuneConfig(), 0.2, seed=0)
+    assert (alone.rows.class_counts().tolist(), alone.unseen.class_counts().tolist()) == ([8, 8, 8], [2, 2, 2])

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from dcdm_cli.data.shard_files import Layout
 from dcdm_cli.errors import UsageError
-from dcdm_cli.generation.coordinator import run_part, run_shards
+from dcdm_cli.generation.layout import Layout
 from dcdm_cli.generation.ledger import Ledger
+from dcdm_cli.generation.run import run_part, run_shards
 from dcdm_cli.run.progress import Job
 from dcdm_cli.stages.parts import Part
 

@@ -20,14 +20,14 @@ from PIL import Image
 from dcdm_cli.crew import ray_crew
 from dcdm_cli.crew.coordinator import Crew
 from dcdm_cli.crew.messages import Message
-from dcdm_cli.data.shard_files import Layout
 from dcdm_cli.difficulty import stream
 from dcdm_cli.difficulty.classifier import build_classifier
 from dcdm_cli.difficulty.crossfit import CrossFit
 from dcdm_cli.difficulty.scorer import save_scorer
 from dcdm_cli.errors import CapabilityError, NotFoundError
-from dcdm_cli.generation.coordinator import Generated, run_shards
+from dcdm_cli.generation.layout import Layout
 from dcdm_cli.generation.plan import Plan
+from dcdm_cli.generation.run import Generated, run_shards
 from dcdm_cli.generation.samples import sample_rows
 from dcdm_cli.generation.workers import run_crew
 from dcdm_cli.run.progress import Job

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from dcdm_cli.data.candidates import ScanOptions
-from dcdm_cli.data.shard_files import FORMATS, Layout
 from dcdm_cli.data.sources import scan
-from dcdm_cli.generation.coordinator import run_shards
+from dcdm_cli.generation.layout import FORMATS, Layout
 from dcdm_cli.generation.plan import make_plan
+from dcdm_cli.generation.run import run_shards
 from dcdm_cli.generation.targets import parse_target
 from dcdm_cli.run.progress import Job
 

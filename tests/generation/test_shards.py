@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import hashlib
 import io
 import json
 import tarfile
@@ -19,18 +20,17 @@ import pytest
 import webdataset
 from PIL import Image
 
-from dcdm_cli.data import shard_files
 from dcdm_cli.data.images import decode_image
-from dcdm_cli.data.shard_files import Layout
 from dcdm_cli.errors import InterruptedRunError, MismatchError, NumericalError, StorageError
 from dcdm_cli.files import write_bytes
+from dcdm_cli.generation import layout as layout_module
 from dcdm_cli.generation import ledger as ledger_module
 from dcdm_cli.generation import shards
-from dcdm_cli.generation.coordinator import Generated, make_shard, run_shards
-from dcdm_cli.generation.journal import Journal
+from dcdm_cli.generation.layout import Layout
 from dcdm_cli.generation.ledger import Ledger
 from dcdm_cli.generation.plan import Plan
-from dcdm_cli.generation.shards import Encoders, MadeShard, ShardTask
+from dcdm_cli.generation.run import Generated, make_shard, run_shards
+from dcdm_cli.generation.shards import Encoders, Journal, MadeShard, ShardTask
 from dcdm_cli.run.progress import Job
 
 from .fakes import NAMES, FakeMaker, contents, fake_measure, fake_plan
@@ -66,7 +66,7 @@ def test_every_shard_has_a_record_that_fits(tmp_path: Path, format: str) -> None
     for record, ids in zip(records, np.split(np.array(PLAN.table["sample_id"]), [8, 16]), strict=True):
         assert (record["first_id"], record["last_id"]) == (ids[0], ids[-1])
         if record["path"]:
-            assert shard_files.hashlib.sha256((tmp_path / record["path"]).read_bytes()).hexdigest() == record["sha256"]
+            assert hashlib.sha256((tmp_path / record["path"]).read_bytes()).hexdigest() == record["sha256"]
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -224,13 +224,13 @@ def test_a_full_disk_is_named_and_finished_shards_stay(
     tmp_path: Path, format: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     second_shard = PLAN.table["sample_id"].to_pylist()[10]
-    whole, write = Path.write_bytes, shard_files._HashedFile.write
+    whole, write = Path.write_bytes, layout_module._HashedFile.write
 
     def into_a_file(path: Path, content: bytes) -> int:
         fill_disk(second_shard in path.name)
         return whole(path, content)
 
-    def into_an_archive(self: shard_files._HashedFile, content: bytes) -> int:
+    def into_an_archive(self: layout_module._HashedFile, content: bytes) -> int:
         fill_disk("train-00001" in str(self.stream.name) and self.bytes > 500 and not self.given_up)
         return write(self, content)
 
@@ -239,7 +239,7 @@ def test_a_full_disk_is_named_and_finished_shards_stay(
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", into_a_file)
-    monkeypatch.setattr(shard_files._HashedFile, "write", into_an_archive)
+    monkeypatch.setattr(layout_module._HashedFile, "write", into_an_archive)
     with pytest.raises(StorageError, match="No space left"):
         run(tmp_path / "full", format)
     monkeypatch.undo()
@@ -353,7 +353,7 @@ def test_datasets_reads_parquet_with_images_and_class_names(tmp_path: Path, cach
 
 
 def test_parquet_row_groups_are_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shard_files, "ROW_GROUP", 3)
+    monkeypatch.setattr(layout_module, "ROW_GROUP", 3)
     run(tmp_path, "parquet")
     file = pq.ParquetFile(next((tmp_path / "data").glob("train-00000*")))
     assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [3, 3, 2]

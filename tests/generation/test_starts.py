@@ -17,7 +17,7 @@ from dcdm_cli.errors import MismatchError, NumericalError, UsageError
 from dcdm_cli.generation.engine import Engine, open_engine, render, sampler_settings
 from dcdm_cli.generation.plan import SCHEMA, Plan, chosen_plan, grid_plan, make_plan
 from dcdm_cli.generation.plan_file import PlanFile, read_plan, write_plan
-from dcdm_cli.generation.selection import render_close
+from dcdm_cli.generation.render import render_close
 from dcdm_cli.generation.starts import Starts
 from dcdm_cli.generation.targets import parse_target
 from dcdm_cli.model.schedule import SAMPLERS

@@ -14,10 +14,10 @@ import pytest
 
 from dcdm_cli.crew.coordinator import Crew
 from dcdm_cli.crew.local import LocalTransport
-from dcdm_cli.data.shard_files import Layout
 from dcdm_cli.errors import InterruptedRunError, MismatchError, StorageError
-from dcdm_cli.generation.coordinator import Generated, run_shards
+from dcdm_cli.generation.layout import Layout
 from dcdm_cli.generation.plan import Plan
+from dcdm_cli.generation.run import Generated, run_shards
 from dcdm_cli.generation.workers import run_crew
 from dcdm_cli.run.progress import Job
 

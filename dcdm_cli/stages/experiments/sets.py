@@ -185,7 +185,7 @@ class GeneratedSets:
         return made
 
     def _run(self, plan: Plan, engine: Engine, folder: Path) -> None:
-        from dcdm_cli.generation.bulk import run_plan
+        from dcdm_cli.generation.run import run_plan
 
         clock = time.monotonic()
         # The scorer looks while draws are made only where it chooses among them; a label check always does.

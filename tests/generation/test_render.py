@@ -11,7 +11,7 @@ import pytest
 from dcdm_cli.difficulty.verdict import Measure, Verdict, with_check
 from dcdm_cli.generation.engine import Engine, open_engine, render
 from dcdm_cli.generation.plan import Plan
-from dcdm_cli.generation.selection import render_close
+from dcdm_cli.generation.render import render_close
 from dcdm_cli.run.progress import Job
 
 from .conftest import config, plan

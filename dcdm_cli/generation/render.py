@@ -1,4 +1,4 @@
-"""Rejection sampling of difficulty: an image that came out too far from its target is made again from other noise.
+"""Plan rows to images, with rejection sampling of difficulty: what came out too far from its target is made again.
 
 Not from the paper. A diffusion model steers difficulty on average; single images scatter around it. With `attempts`
 above 1 the scorer looks at every image, and one that misses its target by more than `tolerance` gets a new draw; of all
@@ -20,7 +20,8 @@ from dcdm_cli.difficulty.verdict import Measure, Verdict, joined
 from dcdm_cli.generation.engine import LOOK_AHEAD, Engine, draw, render
 from dcdm_cli.generation.plan import PlanRow
 from dcdm_cli.generation.seeds import image_seed
-from dcdm_cli.generation.shards import Rendered
+from dcdm_cli.generation.shards import Facts, Rendered
+from dcdm_cli.generation.starts import Starts
 from dcdm_cli.run.progress import Job
 
 LOST = 4.0  # distance that a label which is not seen adds: more than difficulty and rival can
@@ -130,3 +131,19 @@ def _distance(rows: Sequence[PlanRow], verdict: Verdict) -> np.ndarray:
         misses = np.abs(verdict.difficulty - np.array([row.target_difficulty for row in rows]))
         distance = np.nan_to_num(misses + np.maximum(0, verdict.rival - RIVAL_SHARE * verdict.difficulty), nan=1.0)
     return distance if verdict.shows is None else distance + LOST * ~verdict.shows
+
+
+class EngineMaker:
+    """An engine and a scorer as a `Maker`."""
+
+    def __init__(self, engine: Engine, measure: Measure | None = None) -> None:
+        info = engine.info
+        self.engine, self._measure, self.batch_size = engine, measure, engine.config.batch_size
+        kernels = getattr(engine.denoiser, "kernels", {})
+        self.facts = Facts(engine.generator, tuple(info.class_names), info.base, engine.denoiser.name, kernels)
+
+    def render(self, rows: Sequence[PlanRow], job: Job) -> Iterator[Rendered]:
+        return render_close(self.engine, rows, job, self._measure)
+
+    def begin_from(self, starts: Starts) -> None:
+        self.engine = replace(self.engine, starts=starts)

@@ -11,10 +11,13 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from dcdm_cli.data.manifest import Manifest, as_far_as_there, read_manifest, share_true
-from dcdm_cli.data.shard_files import Layout
+from dcdm_cli.difficulty.verdict import Measure
 from dcdm_cli.errors import MismatchError, NumericalError
+from dcdm_cli.generation.engine import Engine
+from dcdm_cli.generation.layout import Layout
 from dcdm_cli.generation.ledger import REJECTED, Ledger, shard_writer
 from dcdm_cli.generation.plan_file import AnyPlan
+from dcdm_cli.generation.render import EngineMaker
 from dcdm_cli.generation.shards import (
     Encoders,
     Facts,
@@ -70,13 +73,13 @@ def run_shards(plan: AnyPlan, maker: Maker, layout: Layout, job: Job, *, verify:
     format, InterruptedRunError when asked to stop.
     """
     ledger = Ledger.open(plan, layout, maker.batch_size, verify=verify)
-    site = Site(plan, ledger, job)
+    here = ShardCoordinator(plan, ledger, job)
     with Encoders() as encoders:
         for shard in ledger.unfinished():
-            for event in make_shard(site.order(shard), maker, encoders, job):
-                site.said(shard, event)
-            job.stop_if_asked(site.saved())
-    return site.finish(maker.facts)
+            for event in make_shard(here.order(shard), maker, encoders, job):
+                here.said(shard, event)
+            job.stop_if_asked(here.saved())
+    return here.finish(maker.facts)
 
 
 def make_shard(task: ShardTask, maker: Maker, encoders: Encoders, job: Job) -> Iterator[ShardProgress | MadeShard]:
@@ -94,17 +97,17 @@ def run_part(plan: AnyPlan, maker: Maker, layout: Layout, job: Job, shards: Sequ
     """Makes what is missing of some shards, while other processes may make the rest in the same folder. What other
     tools read is not written: that is for whoever sees the whole. A shard that another process is at is left to it."""
     ledger = Ledger.open(plan, layout, maker.batch_size, shards=shards)
-    site = Site(plan, ledger, job)
+    here = ShardCoordinator(plan, ledger, job)
     with Encoders() as encoders:
         for shard in ledger.unfinished():
             with ledger.lock(shard) as free:
-                for event in make_shard(site.order(shard), maker, encoders, job) if free else ():
-                    site.said(shard, event)
-            job.stop_if_asked(site.saved())
-    return Generated(layout.folder, ledger.images, ledger.failed, site.made)
+                for event in make_shard(here.order(shard), maker, encoders, job) if free else ():
+                    here.said(shard, event)
+            job.stop_if_asked(here.saved())
+    return Generated(layout.folder, ledger.images, ledger.failed, here.made)
 
 
-class Site:
+class ShardCoordinator:
     """A run as its coordinator sees it: orders for shards, and what to do with what is said of them."""
 
     def __init__(self, plan: AnyPlan, ledger: Ledger, job: Job, starts: Starts | None = None) -> None:
@@ -153,3 +156,16 @@ def check_generator(wanted: str, facts: Facts) -> None:
             f"the plan was made for the generator {wanted}, the model and settings here are {facts.generator}",
             "make a new plan with dcdm generate --plan, or restore the adapter and the sampler settings",
         )
+
+
+def run_plan(
+    plan: AnyPlan, engine: Engine, folder: Path, job: Job, measure: Measure | None = None, *, format: str = "folder"
+) -> Generated:
+    """Makes what is missing of `plan` in `folder`, as PNG; the same call again continues or changes nothing.
+
+    measure: scores what was made and, with `attempts`, chooses among draws.
+    Raises MismatchError when the folder holds another plan, InterruptedRunError when asked to stop.
+    """
+    maker = EngineMaker(engine, measure)
+    layout = Layout(folder, format, "png", maker.facts.class_names, plan.shards)
+    return run_shards(plan, maker, layout, job)

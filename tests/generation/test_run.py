@@ -13,9 +13,9 @@ from torchvision.datasets import ImageFolder
 
 from dcdm_cli.data.manifest import read_manifest
 from dcdm_cli.errors import InterruptedRunError, MismatchError
-from dcdm_cli.generation.bulk import run_plan
 from dcdm_cli.generation.engine import Engine
 from dcdm_cli.generation.plan import Plan
+from dcdm_cli.generation.run import run_plan
 from dcdm_cli.run.progress import Job
 
 from .conftest import NAMES, plan
