@@ -5,7 +5,8 @@
 Every line that begins with `$ ` in a ```console block is run by the shell in DIR, one after the other, 80 columns wide;
 what follows it in the block is replaced by what came out on both streams, without progress lines and blank ends. A
 command that fails ends the script, and nothing is written. DIR must hold what the document says is there. --from N: the
-blocks before the N-th (from 1) stay as they are. Below each block stands what the commands took.
+blocks before the N-th (from 1) stay as they are. Below each block stands what the commands took, on the clock and of
+processor time: where other work shares the machine, the second tells what a free one would need.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -42,11 +44,18 @@ def main() -> None:
 
 
 def ran(block: str, folder: Path) -> str:
-    clock = time.monotonic()
+    clock, worked = time.monotonic(), processor_seconds()
     lines = [line for words in commands(block) for line in (f"$ {words}", *output(words, folder), "")]
     facts = provenance("")
-    took = f"{time.monotonic() - clock:.0f} s, {facts['hardware']}, {facts['date']}"
+    took = f"{time.monotonic() - clock:.0f} s, {processor_seconds() - worked:.0f} s of processor time"
+    took += f" ({os.environ.get('OMP_NUM_THREADS', 'all')} threads), {facts['hardware']}, {facts['date']}"
     return "```console\n" + "\n".join(lines).rstrip() + f"\n```\n\n<sub>{took}</sub>\n"
+
+
+def processor_seconds() -> float:
+    """Of the commands that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def commands(block: str) -> Iterator[str]:

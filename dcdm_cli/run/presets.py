@@ -54,7 +54,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "generate": {**_FEW_STEPS, "batch_size": 4, "decode_batch": 1},
     },
     "small": {  # a first look at pictures of any kind, on a CPU, in minutes: 32 px, and a base that knows ten classes
-        "data": {"reduce_to": 32},
+        # Few images are expected: a judge that has learned from too few would call right labels lost.
+        "data": {"reduce_to": 32, "test_fraction": 0.3, "judge_fraction": 0.4},
         "score": {"method": "features"},
         "judge": {"method": "features"},
         "downstream": {
@@ -83,7 +84,12 @@ PRESETS: dict[str, dict[str, Any]] = {
             "hflip": True,
             "checkpoint_every": 100,
         },
-        "strength": {"probe_budget": 400},
+        # This base shows a class under more guidance by text than Stable Diffusion needs; at 32 px half of the real
+        # images' labels are all that eyes which learned from a few hundred see.
+        "strength": {
+            "probe_budget": 400, "checkpoints": [60, 300], "lora_scales": [0.6, 1.0],
+            "guidance": [[3.0, 4.0], [5.0, 6.0]], "least_labels": 0.35,
+        },
         "calibrate": {"images": 30},
         "generate": {
             "ratio": 0.5,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from dcdm_cli.data.manifest import Manifest
+    from dcdm_cli.reports.advice import Advice
     from dcdm_cli.reports.gallery import PictureGallery
     from dcdm_cli.run.session import Session
     from dcdm_cli.run.store import RunFolder
@@ -49,11 +50,21 @@ def write_evaluation_report(session: Session, manifest: Manifest, metrics: Mappi
 
 
 def _extras(session: Session, manifest: Manifest, metrics: Mapping[str, Any]) -> Extras:
-    from dcdm_cli.reports.advice import advice
-
     chosen = chosen_strength(session.run)
     sheets = [strength_sheet(chosen)] if chosen else []
-    return Extras(how_made(), advice(metrics, _experiments(session.run)), _gallery(session.run, manifest), sheets)
+    return Extras(how_made(), run_advice(session, metrics), _gallery(session.run, manifest), sheets)
+
+
+def run_advice(session: Session, metrics: Mapping[str, Any]) -> list[Advice]:
+    """What to do now, with commands that name this run."""
+    from dcdm_cli.reports.advice import about_run, advice
+    from dcdm_cli.run.standing import run_words
+    from dcdm_cli.stages.first_look import full_size_advice
+
+    found = advice(metrics, _experiments(session.run), strength_chosen=chosen_strength(session.run) is not None)
+    found = about_run(found, run_words(session.run))
+    images = (metrics.get("quality") or {}).get("images") or 0
+    return [*found, *(full_size_advice(session, images) if found else [])]
 
 
 def how_made() -> dict[str, str]:
@@ -112,6 +123,14 @@ def prompt_lines(run: RunFolder, results: Mapping[str, Any]) -> list[RenderableT
     from dcdm_cli.reports.tables import saved_sheets
 
     return shown(saved_sheets([prompt_sheet(results["prompt_sources"])], run.tables))
+
+
+def generated_lines(run: RunFolder, results: Mapping[str, Any]) -> list[RenderableType]:
+    """What came out, for the screen, and what prompts of several sources cost."""
+    from dcdm_cli.reports.formatting import generated_sentence
+    from dcdm_cli.reports.table import sentence
+
+    return [sentence(generated_sentence(results)), *prompt_lines(run, results)]
 
 
 @dataclass(frozen=True)
