@@ -66,7 +66,7 @@ VIEWS: dict[str, tuple[int, int, Literal["light", "dark"]]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--only", default="", help="names of screens, with commas")
     options = parser.parse_args()

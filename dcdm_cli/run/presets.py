@@ -58,15 +58,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "data": {"reduce_to": 32, "test_fraction": 0.3, "judge_fraction": 0.4},
         "score": {"method": "features"},
         "judge": {"method": "features"},
-        "downstream": {
-            "model": "resnet10t",
-            "model_args": {"channels": [16, 32, 64, 96], "stem_width": 16},
-            "image_size": 32,
-            "batch_size": 64,
-            "steps": 300,
-            "lr": 4e-3,
-            "scale": [0.5, 1.0],
-        },
+        "downstream": {"method": "features"},  # from scratch a few hundred images teach too little to tell arms apart
         "finetune": {
             "base": "small",
             "resolution": 32,
@@ -102,7 +94,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "batch_size": 64,
             "decode_batch": 64,
         },
-        "evaluate": {"arms": ["real", "plain", "dcdm"], "per_target": 40, "synthetic_ratio": 0.5, "workers": 2},
+        "evaluate": {"seeds": 6, "arms": ["real", "plain", "dcdm"], "per_target": 40, "synthetic_ratio": 0.5},
     },
     "digits": {
         "data": {"source": "digits"},

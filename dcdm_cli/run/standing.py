@@ -16,6 +16,7 @@ from typing import Any
 
 from dcdm_cli.run.store import COMMAND_OF, DEFAULT_RUN, OF_ADAPTER, PIPELINE, RunFolder, StageRecord
 
+COUNTED = ("score", "caption", "generate")  # stages whose images are counted
 OPTIONAL = ("calibrate", "distill", "export")
 DISTILLED_AFTER = {"distill": "calibrate", "export": "export"}  # what the distilled adapter has of its own, and where
 DONE, STALE, RUNNING, STOPPED, MISSING, DAMAGED = "done", "stale", "running", "stopped", "not yet", "damaged"
@@ -158,7 +159,7 @@ def _stage(run: RunFolder, stage: str, before: list[Standing], busy: str) -> Sta
     why = _why_stale(run, record, before)
     facts = {"seconds": record.seconds, "device": record.device, "started": record.started}
     facts |= {"distilled": run.distilled}
-    images = record.results.get("images")
+    images = record.results.get("images") if stage in COUNTED else None  # of the others it is what they worked with
     images = images if isinstance(images, int) else None
     return Standing(stage, STALE if why else DONE, why, run.images_name, **facts, images=images)
 

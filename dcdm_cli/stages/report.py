@@ -16,6 +16,7 @@ from dcdm_cli.reports.html import Extras, ReportFigure, write_page, write_report
 from dcdm_cli.reports.strength import strength_curves, strength_sheet
 from dcdm_cli.run.store import recorded_versions
 
+MOST_SHEETS = 4  # of images drawn during training
 MOST_PICTURES = 160  # of generated images in the page; a page of a few megabytes opens on a phone
 
 if TYPE_CHECKING:
@@ -260,4 +261,14 @@ def _figures(session: Session, manifest: Manifest, metrics: Mapping[str, Any]) -
         drawings.append(Drawing("strength.png", "How far to fine-tune", text, lambda p: strength_curves(p, chosen)))
     text = "Each row is a class; the number is the difficulty the scorer finds."
     atlas = ReportFigure("Difficulty atlas", folder / "atlas.png", text)
-    return [atlas, steering, *others, *draw(drawings, folder)]
+    return [atlas, steering, *others, *draw(drawings, folder), *training_figures(session.run)]
+
+
+def training_figures(run: RunFolder) -> list[ReportFigure]:
+    """What fine-tuning drew on its way: its losses; of the sheets of `--sample-every` the first and the last ones."""
+    losses, sheets = run.figures / "loss.png", sorted((run.figures / "samples" / run.adapter.name).glob("step-*.png"))
+    kept = sheets if len(sheets) <= MOST_SHEETS else [sheets[0], *sheets[1 - MOST_SHEETS :]]
+    text = "Each row is a class and starts from the same noise; above each image the difficulty asked for."
+    made = [ReportFigure(f"After {int(file.stem.removeprefix('step-'))} steps", file, text) for file in kept]
+    text = "Loss over the optimiser steps of fine-tuning."
+    return [*([ReportFigure("Training", losses, text)] if losses.is_file() else []), *made]

@@ -124,7 +124,7 @@ def _say_what_was_understood(session: Session, found: Scan) -> None:
     trained on."""
     from dcdm_cli.data.copies import copy_rows
     from dcdm_cli.data.writers import write_json_lines
-    from dcdm_cli.reports.table import sentence
+    from dcdm_cli.reports.table import sentence, shown
     from dcdm_cli.reports.tables import split_sheet
 
     console, run = session.console, session.run
@@ -133,7 +133,8 @@ def _say_what_was_understood(session: Session, found: Scan) -> None:
     console.note(f"understood of {found.origin}:")
     for facts in found.splits:
         console.note(f"  {facts}")
-    console.show(split_sheet(found.manifest).table())
+    for part in shown([split_sheet(found.manifest)]):
+        console.show(part)
     if captioned := _captioned(found.manifest):
         console.note(f"  {captioned} of {len(found.manifest)} images have captions of their own")
     for warning in found.warnings:
