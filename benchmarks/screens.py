@@ -5,7 +5,7 @@
 DIR: a finished run folder, such as the tutorial's; it is copied, and the copy is what is shown. Terminal screens are
 SVG files in docs/images/screens/, 80 columns wide: the command runs on a pseudo-terminal, and rich draws what it wrote.
 The report is opened in Chromium (apt-get install chromium; pip install playwright), 1280 px wide and as a phone shows
-it, in light and dark. Ends with one JSON line: files and their bytes.
+it, in light and dark. Figures of the run go to docs/images/tutorial/. Ends with one JSON line: files and their bytes.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,8 @@ SCREENS = (
     Screen("status", "dcdm status --run first-look"),
     Screen("progress", "dcdm finetune --run first-look --force", until="it/s", after=8),
 )
+FIGURES = ("figures/hardest.png", "evaluation/figures/atlas.png", "evaluation/figures/adherence.png")
+COLOURS = 64  # of a picture: small files
 VIEWS: dict[str, tuple[int, int, Literal["light", "dark"]]] = {
     "report": (1280, 1500, "light"),
     "report-dark": (1280, 1500, "dark"),
@@ -80,6 +83,8 @@ def main() -> None:
                 made.append(drawn(screen, Path(place)))
         if not wanted or wanted & set(VIEWS):
             made += browsed(run / "evaluation" / "report.html", wanted)
+        if not wanted or "figures" in wanted:
+            made += [small(run / name, FOLDER.with_name("tutorial") / Path(name).name) for name in FIGURES]
     print(json.dumps({file.name: file.stat().st_size for file in made}))
 
 
@@ -100,6 +105,7 @@ def drawn(screen: Screen, folder: Path) -> Path:
 def shown(screen: Screen, folder: Path) -> list[str]:
     """The lines that stand on a terminal of 80 columns when the command has ended, or when `until` has come."""
     main_end, command_end = pty.openpty()
+    termios.tcsetwinsize(command_end, (ROWS, COLUMNS))
     env = {**os.environ, "COLUMNS": str(COLUMNS), "LINES": str(ROWS), "TERM": "xterm-256color", "HF_HUB_OFFLINE": "1"}
     env |= {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}", "COLORTERM": "truecolor"}
     env["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "export")])
@@ -121,6 +127,7 @@ def shown(screen: Screen, folder: Path) -> list[str]:
         while _read(main_end, command):
             pass
     os.close(main_end)
+    command.wait()
     return [line.replace(f"{folder}{os.sep}", "") for line in lines]
 
 
@@ -158,7 +165,7 @@ def on_screen(text: str) -> list[str]:
 
 
 def browsed(page: Path, wanted: set[str]) -> list[Path]:
-    """The page as Chromium shows it, in few colours: small files."""
+    """The page as Chromium shows it."""
     from playwright.sync_api import sync_playwright
 
     made = []
@@ -171,12 +178,18 @@ def browsed(page: Path, wanted: set[str]) -> list[Path]:
             view.goto(page.as_uri())
             file = FOLDER / f"{name}.png"
             view.screenshot(path=file)
-            with Image.open(file) as picture:
-                small = picture.convert("RGB").quantize(64, dither=Image.Dither.NONE)
-            small.save(file, optimize=True)
-            made.append(file)
+            made.append(small(file, file))
         browser.close()
     return made
+
+
+def small(file: Path, target: Path) -> Path:
+    """A picture in few colours."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with Image.open(file) as picture:
+        reduced = picture.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+    reduced.save(target, optimize=True)
+    return target
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 from dcdm_cli.generation.guidance import taught_guidance
@@ -10,6 +11,8 @@ from dcdm_cli.pace import rounded
 from dcdm_cli.run.resolution import resolve
 from dcdm_cli.run.session import Session
 from dcdm_cli.run.settings import Config
+from dcdm_cli.run.standing import run_words
+from dcdm_cli.run.store import RunFolder
 
 if TYPE_CHECKING:
     from dcdm_cli.reports.advice import Advice
@@ -55,7 +58,9 @@ def full_size_advice(session: Session, images: int) -> list[Advice]:
         f"{images} images of {config.finetune.resolution} px. Measured with random weights. A slower GPU takes "
         "longer in proportion, and the classifiers of scoring and evaluation come on top."
     )
-    words = f"dcdm score {session.config.data.source or 'FOLDER'} --preset {FULL_SIZE}"
+    source, run = session.config.data.source, session.run.path
+    beside = run_words(RunFolder(run.with_name(f"{run.name}-{FULL_SIZE}")))
+    words = f"dcdm score {shlex.quote(source) if source else 'FOLDER'} --preset {FULL_SIZE}{beside}"
     return [Advice("And at full size?", "The same commands with Stable Diffusion, on a GPU", why, words)]
 
 

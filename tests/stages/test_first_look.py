@@ -48,5 +48,9 @@ def test_small_says_what_to_expect_and_others_say_nothing(tmp_path: Path) -> Non
     said = " ".join(first_look.first_look_sentences(small.config))
     assert "first look" in said and "32 px" in said and "CIFAR-10" in said
     advice = first_look.full_size_advice(small, 400)[0]
-    assert "400 images" in advice.why and "--preset sd15" in advice.command and "GPU" in advice.answer
+    assert (
+        "400 images" in advice.why
+        and advice.command.endswith(f"--preset sd15 --run {tmp_path}-sd15")
+        and "GPU" in advice.answer
+    )
     assert first_look.first_look_sentences(other.config) == [] == first_look.full_size_advice(other, 400)
