@@ -2,8 +2,9 @@
 
     python benchmarks/documents.py [ROOT]
 
-Re-makes blocks and values (document_blocks.py) of ROOT/*.md, ROOT/docs/**.md and ROOT/benchmarks/*.md from
-ROOT/benchmarks/results/*.json, and their figures in ROOT/docs/images/NAME/. ROOT: this repository unless given.
+Re-makes blocks and values (document_blocks.py, printed_blocks.py) of ROOT/*.md, ROOT/docs/**.md and
+ROOT/benchmarks/*.md from ROOT/benchmarks/results/*.json, and their figures in ROOT/docs/images/NAME/. ROOT: this
+repository unless given.
 Ends with one JSON line: which results there are, and which documents changed.
 """
 
@@ -16,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from document_blocks import BEGIN, VALUE, Figure, Result, render_document
+from printed_blocks import PRINTED, render_printed
 
 from dcdm_cli.errors import DcdmError, MismatchError, NotFoundError
 from dcdm_cli.files import write_text
@@ -56,6 +58,7 @@ def remake(root: Path, *, drawn: bool = True, write: bool = True) -> tuple[list[
         made = render_document(
             text, document, results, lambda name, result: make_figures(root, name, result, drawn=drawn)
         )
+        made = render_printed(made, document, root, results)
         if made != text:
             if write:
                 write_text(document, made)
@@ -68,7 +71,7 @@ def documents(root: Path) -> Iterator[Path]:
     for pattern in DOCUMENTS:
         for path in sorted(root.glob(pattern)):
             text = path.read_text("utf-8")
-            if BEGIN.search(text) or VALUE.search(text):
+            if any(marker.search(text) for marker in (BEGIN, VALUE, PRINTED)):
                 yield path
 
 

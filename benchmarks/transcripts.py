@@ -5,7 +5,9 @@
 Every line that begins with `$ ` in a ```console block is run by the shell in DIR, one after the other, 80 columns wide;
 what follows it in the block is replaced by what came out on both streams, without progress lines and blank ends. A
 command that fails ends the script, and nothing is written. DIR must hold what the document says is there. --from N: the
-blocks before the N-th (from 1) stay as they are. Below each block stands what the commands took.
+blocks before the N-th (from 1) stay as they are. Below each block stands what the commands took, on the clock and of
+processor time: where other work shares the machine, the second tells what a free one would need. A line
+`<sub>All of it: ...</sub>` becomes the sum of these.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -22,12 +25,14 @@ from pathlib import Path
 from common import ROOT, provenance
 
 BLOCK = re.compile(r"```console\n(.*?)```\n(?:\n<sub>.*?</sub>\n)?", re.DOTALL)
+TOOK = re.compile(r"^<sub>(\d+) s, (\d+) s of processor time (\(.*)</sub>$", re.MULTILINE)
+TOTAL = re.compile(r"^<sub>All of it: .*</sub>$", re.MULTILINE)
 # Where stderr is no terminal, progress is a line every 15 seconds.
 PROGRESS = re.compile(r"^[a-z][\w ,:%.-]*?: [\d,]+/[\d,]+.*$|^.* to go take about .*$")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("document", type=Path)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--from", dest="first", type=int, default=1)
@@ -38,15 +43,34 @@ def main() -> None:
         made += [text[place : block.start()], ran(block[1], options.folder) if again else block[0]]
         place = block.end()
         if again:  # what is finished is kept, should a later command fail
-            options.document.write_text("".join(made) + text[place:], "utf-8")
+            options.document.write_text(totalled("".join(made) + text[place:]), "utf-8")
 
 
 def ran(block: str, folder: Path) -> str:
-    clock = time.monotonic()
+    clock, worked = time.monotonic(), processor_seconds()
     lines = [line for words in commands(block) for line in (f"$ {words}", *output(words, folder), "")]
     facts = provenance("")
-    took = f"{time.monotonic() - clock:.0f} s, {facts['hardware']}, {facts['date']}"
+    took = f"{time.monotonic() - clock:.0f} s, {processor_seconds() - worked:.0f} s of processor time"
+    took += f" ({threads()}), {facts['hardware']}, {facts['date']}"
     return "```console\n" + "\n".join(lines).rstrip() + f"\n```\n\n<sub>{took}</sub>\n"
+
+
+def processor_seconds() -> float:
+    """Of the commands that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def threads() -> str:
+    count = os.environ.get("OMP_NUM_THREADS", "")
+    return {"": "as many threads as cores", "1": "1 thread"}.get(count, f"{count} threads")
+
+
+def totalled(text: str) -> str:
+    found = TOOK.findall(text)
+    wall, processor = (sum(int(took[i]) for took in found) / 60 for i in (0, 1))
+    total = f"<sub>All of it: {wall:.1f} min, {processor:.1f} min of processor time {found[-1][2]}</sub>"
+    return TOTAL.sub(lambda _: total, text)
 
 
 def commands(block: str) -> Iterator[str]:

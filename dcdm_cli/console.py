@@ -35,6 +35,7 @@ class Console:
     _tasks: dict[str, Any] = field(default_factory=dict)
     _paces: dict[str, Pace] = field(default_factory=dict)
     _details: dict[str, str] = field(default_factory=dict)
+    _noted: set[str] = field(default_factory=set)
     _last_line: float = field(default_factory=time.monotonic)
 
     @cached_property
@@ -57,10 +58,12 @@ class Console:
         self.out = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="backslashreplace")
         os.dup2(2, 1)
 
-    def note(self, message: str) -> None:
-        """A line for the person watching."""
-        if not self.quiet:
-            self._say(show(message))
+    def note(self, message: str, *, once: bool = False) -> None:
+        """A line for the person watching. once: not again in this command."""
+        if self.quiet or (once and message in self._noted):
+            return
+        self._noted.add(message)
+        self._say(show(message))
 
     def show(self, renderable: RenderableType) -> None:
         """A table for the person watching."""

@@ -119,6 +119,22 @@ def test_a_value_in_running_text_follows_its_result(project: Path) -> None:
             remake(project)
 
 
+def test_what_commands_print_is_quoted_from_where_it_was_printed(project: Path) -> None:
+    tutorial = "# T\n\n```console\n$ dcdm a\nfirst: 1\nmany words,\nand more.\n$ dcdm b\nnothing\n```\n"
+    (project / "docs").mkdir()
+    (project / "docs" / "t.md").write_text(tutorial)
+    readme = project / "README.md"
+    readme.write_text("<!-- printed:docs/t.md:^many(?:.|\\n)*?[.]$;;^first: .* -->\nold\n<!-- /printed -->\nend\n")
+    assert remake(project, drawn=False)[0][0] == readme
+    shown = "```console\n$ dcdm a\nfirst: 1\nmany words,\nand more.\n```\n<!-- /printed -->\nend\n"
+    assert readme.read_text().partition(" -->\n")[2] == shown
+    assert readme not in remake(project, drawn=False)[0]
+    for wrong in ("docs/gone.md:x", "docs/t.md:gone"):
+        readme.write_text(f"<!-- printed:{wrong} -->\n<!-- /printed -->\n")
+        with pytest.raises(NotFoundError, match=r"gone|nothing like that"):
+            remake(project, drawn=False)
+
+
 def test_a_result_that_is_named_must_exist(project: Path) -> None:
     (project / "README.md").write_text("<!-- figures:gone -->")
     with pytest.raises(NotFoundError, match="'gone'"):

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from dcdm_cli.console import Console
 from dcdm_cli.errors import MismatchError
-from dcdm_cli.run.standing import RunStanding, sized, standing_of
+from dcdm_cli.run.resolution import resolve
+from dcdm_cli.run.session import Session, peaks_told
+from dcdm_cli.run.standing import RunStanding, next_command, run_words, sized, standing_of
 from dcdm_cli.run.store import Outcome, RunFolder, Stage
 
 
@@ -43,6 +46,27 @@ def test_done_and_not_yet_and_what_comes_next(run: RunFolder) -> None:
     assert standing.next == f"dcdm finetune --run {run.path}"
     assert standing.stages[0].images == 12 and standing.stages[0].seconds is not None
     assert json.loads(json.dumps(standing.document()))["stages"][0]["state"] == "done"
+
+
+def test_the_next_command_is_told_when_a_stage_was_done(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    session = Session(run, resolve(), Console(), False, False, {})
+    with peaks_told(session):
+        pass
+    assert "next" not in capsys.readouterr().err  # nothing was done
+    with peaks_told(session):
+        make(run, "finetune", "score", "caption")
+    assert next_command(run) == standing_of(run).next == f"dcdm generate --run {run.path}"
+    assert capsys.readouterr().err.endswith(f"\nnext: dcdm generate --run {run.path}\n")
+
+
+def test_a_folder_of_the_usual_name_needs_no_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DCDM_RUN", raising=False)
+    assert (
+        run_words(RunFolder(Path("dcdm-run"))) == "" and run_words(RunFolder(Path("my birds"))) == " --run 'my birds'"
+    )
+    monkeypatch.setenv("DCDM_RUN", "my birds")
+    assert run_words(RunFolder(Path("my birds"))) == ""
 
 
 def test_what_was_made_from_something_older_is_stale_and_so_is_what_follows(run: RunFolder) -> None:

@@ -46,7 +46,7 @@ def register(app: typer.Typer, summary: str) -> None:
             stage()
             Job(stop_signal=asked_to_stop).stop_if_asked(f"{name} is finished")
         session.console.note("dcdm evaluate")
-        told = evaluation_told(session.run, run.evaluate())
+        told = evaluation_told(session, run.evaluate())
         session.console.result(told.document, told.path, told.lines)
 
 

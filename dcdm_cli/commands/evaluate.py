@@ -104,7 +104,7 @@ def do_job(
 
 def _told(session: Session, job: str, which: str, folders: tuple[Path | None, Path | None]) -> Told:
     if job == RUN:
-        return evaluation_told(session.run, Run.of(session).evaluate())
+        return evaluation_told(session, Run.of(session).evaluate())
     if job == EXPERIMENT:
         return experiment_told(session, which)
     if job == IMAGES:

@@ -79,11 +79,11 @@ def register(app: typer.Typer, summary: str) -> None:
         if part and part != JOIN:
             show_part(session, plan_file, part)
             return
-        from dcdm_cli.stages.report import prompt_lines
+        from dcdm_cli.stages.report import generated_lines
 
         record = Run.of(session).generate(plan_file, verify=verify, join=part == JOIN)
         document = {"stage": "generate", "path": str(session.run.generated), **record.results}
-        session.console.result(document, session.run.generated, prompt_lines(session.run, record.results))
+        session.console.result(document, session.run.generated, generated_lines(session.run, record.results))
         if record.results["failed"]:
             raise typer.Exit(ExitCode.PARTIAL)
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, overload
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field
 
@@ -27,7 +28,7 @@ SCHEMA = pa.schema(
     [
         # identity
         ("sample_id", pa.string()),  # hash of the decoded image, `-`, hash of its name (copies); or of the plan row
-        ("path", pa.string()),  # POSIX; relative to `root` unless absolute
+        ("path", pa.string()),  # POSIX; relative to `root` unless absolute, and absolute in files where root is
         ("label", pa.int32()),
         ("class_name", pa.string()),
         ("split", pa.string()),  # train | judge | test
@@ -215,7 +216,7 @@ def write_manifest_parts(
     schema = SCHEMA.with_metadata({_META_KEY: json.dumps(meta).encode()})
     with atomic_path(path) as part, pq.ParquetWriter(part, schema) as writer:
         for table in parts:
-            writer.write_table(table.cast(schema), row_group_size=ROW_GROUP)
+            writer.write_table(_openable(table, home).cast(schema), row_group_size=ROW_GROUP)
 
 
 def manifest_note(path: Path) -> str | None:
@@ -242,6 +243,33 @@ def _portable(root: Path, home: Path) -> str:
     return root.relative_to(home).as_posix() if root.is_relative_to(home) else str(root)
 
 
+def _openable(table: pa.Table, home: str | None) -> pa.Table:
+    """Paths as other tools open them: absolute ones for images that do not lie below the manifest's folder."""
+    if home is None or not Path(home).is_absolute():
+        return table
+    names = table["path"]
+    whole = pc.call_function("binary_join_element_wise", [pa.scalar(home.rstrip("/")), names, pa.scalar("/")])
+    return _with_paths(table, pc.call_function("if_else", [_begins(names, "/"), names, whole]))
+
+
+def _as_known(table: pa.Table, home: str | None) -> pa.Table:
+    """The other way round: relative to the root, as everything here knows them."""
+    if home is None or not Path(home).is_absolute():
+        return table
+    names, start = table["path"], home.rstrip("/") + "/"
+    rest = pc.call_function("utf8_slice_codeunits", [names], pc.SliceOptions(len(start)))
+    return _with_paths(table, pc.call_function("if_else", [_begins(names, start), rest, names]))
+
+
+def _begins(names: Any, start: str) -> Any:
+    return pc.call_function("starts_with", [names], pc.MatchSubstringOptions(start))
+
+
+def _with_paths(table: pa.Table, paths: Any) -> pa.Table:
+    index = table.schema.get_field_index("path")
+    return table.set_column(index, table.schema.field(index), paths)
+
+
 def read_manifest(path: Path, *, made_by: str = "dcdm score") -> Manifest:
     """Raises NotFoundError when there is no such file, MismatchError when it is not a dcdm manifest."""
     if not path.is_file():
@@ -250,6 +278,7 @@ def read_manifest(path: Path, *, made_by: str = "dcdm score") -> Manifest:
         table = pq.read_table(path, columns=as_far_as_there(path, COLUMNS))
         meta = _read_meta(table.schema)
         table = _with_later(table).select(COLUMNS).cast(SCHEMA).replace_schema_metadata(None)
+        table = _as_known(table, meta.root)
         check_columns(table, RULES)
         known = table["label"].fill_null(-1).to_numpy() < len(meta.class_names)
         refuse_first(table, "label", known, f"there are {len(meta.class_names)} classes")

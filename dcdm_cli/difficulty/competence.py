@@ -72,11 +72,12 @@ def standing_of(asked: int, accuracy: float, chance: float, prior: float) -> dic
 
 def competence_sentence(who: str, found: Mapping[str, Any]) -> str:
     """For people. who: one of `MEANS`."""
+    names = "downstream classifier" if who == DOWNSTREAM else who
     if found["accuracy"] is None:
-        return f"The {who} was asked about too few images to tell what it knows."
+        return f"The {names} was asked about too few images to tell what it knows."
     accuracy, chance, prior = (f"{100 * found[name]:.1f} %" for name in ("accuracy", "chance", "prior"))
     return (
-        f"The {who} names {accuracy} of {found['asked']} images right that it did not learn from; guessing gets "
+        f"The {names} names {accuracy} of {found['asked']} images right that it did not learn from; guessing gets "
         f"{chance}, always naming the largest class {prior}."
     )
 

@@ -184,7 +184,7 @@ def features_of(
 ) -> tuple[FeatureTable, Extractor]:
     """Says what sees, and of which images it can hardly see anything."""
     extractor = open_extractor(config.features, config.feature_size, job.device)
-    job.note(f"features: {extractor}")
+    job.note(f"images are seen through features: {extractor}")
     table = cache.of(extractor, images, job)
     sides = np.minimum(images.column("width"), images.column("height"))
     small = int(((sides > 0) & (sides < FEWEST_PIXELS)).sum())

@@ -6,15 +6,22 @@ Every answer names the numbers that it rests on, and says so where nothing was m
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from rich.console import RenderableType
+from rich.text import Text
+
 from dcdm_cli.reports.formatting import Metrics, interval, known_bounds, number, percent, points, seeds_of
+from dcdm_cli.reports.table import sentence
+from dcdm_cli.safe_text import show
 
 OURS, REAL = "dcdm", "real"
 HELPS = ("better", "points to better")
 HARMS = ("worse", "points to worse")
-FEW_LABELS = 0.8  # label agreement below which images teach wrong labels more than they teach
+FEW_LABELS = (
+    0.8  # of the labels that the judge sees in real images: with fewer, images teach wrong labels more than right
+)
 MOST_SEEDS = 64  # that anybody trains to tell a difference
 SPREAD = 0.1  # standard deviation of the difficulty that is proposed, as the default has it
 
@@ -29,28 +36,46 @@ class Advice:
     command: str = ""
 
 
-def advice(metrics: Metrics, experiments: Mapping[str, Metrics] | None = None) -> list[Advice]:
-    """experiments: documents of finished ones by name; `mean-sweep` and `ratio-sweep` are looked at. Empty without
-    numbers to go by."""
+def advice(
+    metrics: Metrics, experiments: Mapping[str, Metrics] | None = None, *, strength_chosen: bool = False
+) -> list[Advice]:
+    """experiments: documents of finished ones by name; `mean-sweep` and `ratio-sweep` are looked at. strength_chosen:
+    whether fine-tuning measured how far to go, so that it need not be told to. Empty without numbers to go by."""
     found = experiments or {}
     if not metrics.get("adherence"):
         return []
     return [
-        _go_on(metrics),
-        _which_difficulty(metrics["adherence"], found.get("mean-sweep")),
+        _go_on(metrics, strength_chosen),
+        _which_difficulty(metrics["adherence"], found.get("mean-sweep"), strength_chosen),
         _how_many(metrics, found.get("ratio-sweep")),
     ]
 
 
-def _go_on(metrics: Metrics) -> Advice:
+def about_run(found: Sequence[Advice], words: str) -> list[Advice]:
+    """The same with commands that can be copied as they stand. words: what names the run folder: ` --run DIR`."""
+    return [replace(one, command=one.command + words) if one.command else one for one in found]
+
+
+def advice_lines(found: Sequence[Advice]) -> list[RenderableType]:
+    """For a terminal: question and answer, the numbers behind them, and the command on a line of its own."""
+    lines: list[RenderableType] = []
+    for one in found:
+        lines.append(sentence(f"{one.question} {one.answer}. {one.why}"))
+        lines += [Text(f"  {show(one.command)}")] if one.command else []
+    return lines
+
+
+def _go_on(metrics: Metrics, strength_chosen: bool) -> Advice:
     question, quality = "Go on or stop?", metrics.get("quality") or {}
     kept = quality.get("label_agreement")
     if (quality.get("leakage") or {}).get("level") == "error":
         why = f"{quality['leakage']['near_test']} generated images repeat held-out ones: accuracies cannot be trusted."
         return Advice(question, "Stop: held-out images leaked", why, "dcdm evaluate filter")
-    if kept is not None and kept < FEW_LABELS:
-        why = f"The judge sees the label in {percent(kept)} of the images only."
-        return Advice(question, "Stop: labels are lost", why, "dcdm finetune --strength auto")
+    known = ((metrics.get("competence") or {}).get("judge") or {}).get("accuracy")
+    if kept is not None and kept < FEW_LABELS * (1 if known is None else known):
+        real = "" if known is None else f", and in {percent(known)} of real ones that it did not learn from"
+        why = f"The judge sees the label in {percent(kept)} of the images{real}."
+        return _broken(Advice(question, "Stop: labels are lost", why), strength_chosen)
     pair = _pair(metrics.get("downstream"), OURS, REAL)
     if pair is None:
         why = "No classifier was trained with and without the images yet."
@@ -75,7 +100,17 @@ def _by_verdict(question: str, pair: Metrics) -> Advice:
     return Advice(question, "Cannot be told yet", why + more, command)
 
 
-def _which_difficulty(adherence: Metrics, sweep: Metrics | None) -> Advice:
+def _broken(said: Advice, strength_chosen: bool) -> Advice:
+    """With what may mend labels that do not show."""
+    if not strength_chosen:
+        return replace(said, command="dcdm finetune --strength auto")
+    more = (
+        "How far to fine-tune was measured already: more real images, or a base model that knows these classes, help."
+    )
+    return replace(said, why=f"{said.why} {more}")
+
+
+def _which_difficulty(adherence: Metrics, sweep: Metrics | None, strength_chosen: bool) -> Advice:
     question = "Which difficulty?"
     measured = _swept(sweep)
     if measured:
@@ -85,10 +120,17 @@ def _which_difficulty(adherence: Metrics, sweep: Metrics | None) -> Advice:
             return Advice(question, f"{best['name']}", f"Of {len(measured)} tried: {_difference(pair)}", command)
         why = f"None of {len(measured)} tried was shown to help; the best was {best['name']}: {_difference(pair)}"
         return Advice(question, "It is not the difficulty", why)
-    held, reach = (adherence.get("labels_hold_until") or {}).get("generated"), known_bounds(adherence.get("reachable"))
+    holds, reach = adherence.get("labels_hold_until") or {}, known_bounds(adherence.get("reachable"))
+    held = holds.get("generated")
+    if held is None and "real" in holds and holds["real"] is None:
+        why = (
+            "The judge sees the label in 90 % of cases at no difficulty, of real images neither. More held-out images "
+            "teach it more (--test-fraction and --judge-fraction of dcdm score)."
+        )
+        return Advice(question, "Cannot be told: the judge sees too little", why)
     if held is None:
         why = "Generated images keep their label in 90 % of cases at no difficulty."
-        return Advice(question, "None yet: labels break everywhere", why, "dcdm finetune --strength auto")
+        return _broken(Advice(question, "None yet: labels break everywhere", why), strength_chosen)
     cap = min(held, reach[1]) if reach else held
     mean = max(cap - 2 * SPREAD, reach[0] if reach else 0.0)
     where = f"; means from {number(reach[0])} to {number(reach[1])} can be reached" if reach else ""

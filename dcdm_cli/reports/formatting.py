@@ -77,6 +77,7 @@ def probability(value: float | None) -> str:
 def summary_sentences(metrics: Metrics) -> list[str]:
     """What the numbers say, most important first. Sections that are missing are left out."""
     return [
+        *metrics.get("first_look", ()),  # how the rest is to be read
         *paired_sentences((metrics.get("downstream") or {}).get("paired", ())),
         *_adherence_sentences(metrics.get("adherence") or {}),
         *_classifier_sentences(metrics),
@@ -97,6 +98,16 @@ def paired_sentences(pairs: Iterable[Mapping[str, Any]]) -> Iterator[str]:
         yield f"{pair['arm']} vs {pair['against']}: {difference}: {verdict(pair)}."
     if len(pairs) >= MANY:
         yield f"{len(pairs)} comparisons: about one 95 % interval in 20 misses the truth by chance."
+
+
+def generated_sentence(results: Metrics) -> str:
+    """Of finished images: how many, how hard they came out beside their targets, and whether their label shows."""
+    text = f"{results['images']:,} images"
+    if (mean := results.get("measured_mean")) is not None:
+        text += f", {number(mean)} hard in the mean by the scorer, where {number(results['target_mean'])} was the "
+        text += f"target; it sees the label in {percent(results['label_agreement'], 0)} of them"
+    failed = f"; {results['failed']:,} failed" if results.get("failed") else ""
+    return f"{text}{failed}."
 
 
 def _equals(p: float) -> str:

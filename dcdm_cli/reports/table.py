@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.padding import Padding
@@ -33,6 +34,8 @@ class Sheet:
         table = _WholeWords(title=Text(self.title), title_justify="left")
         for index, name in enumerate(self.columns):
             cells = [name, *(row[index] for row in self.rows)]
+            table.wished.append(max([len(show(cell)) for cell in cells[1:]], default=0) if index else 0)
+            table.longest.append(max(len(show(cell)) for cell in cells))
             longest = max(len(word) for cell in cells for word in (show(cell).split() or [""]))
             least = min(longest, NAME_WIDTH) if index == 0 else longest
             table.add_column(
@@ -77,11 +80,35 @@ def save_sheets(sheets: Sequence[Sheet], folder: Path) -> list[Path]:
 
 
 class _WholeWords(Table):
-    """Words are broken only where the terminal is too narrow for the longest ones side by side."""
+    """Words are broken only where the terminal is too narrow for the longest ones side by side, and cells as few as can
+    be: an interval on two lines is hard to read. wished: width of each column's longest cell below its head, 0 = may be
+    broken; longest: with its head."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.wished: list[int] = []
+        self.longest: list[int] = []
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        frame = 3 * len(self.columns) + 1
-        if sum(column.min_width or 0 for column in self.columns) + frame > options.max_width:
+        room = options.max_width - 3 * len(self.columns) - 1
+        least = [column.min_width or 0 for column in self.columns]
+        if sum(least) > room:
             for column in self.columns:
                 column.min_width = None
+        elif sum(self.longest) > room:
+            widths = _widened(_widened(least, self.wished, room), self.longest, room)
+            for column, width in zip(self.columns, widths, strict=True):
+                column.width = width
         yield from super().__rich_console__(console, options)
+
+
+def _widened(widths: Sequence[int], wished: Sequence[int], room: int) -> list[int]:
+    """Each as wide as wished, from the left, where there is room for all of it; the first takes what there is."""
+    made, left = list(widths), room - sum(widths)
+    for index, wish in enumerate(wished):
+        more = max(0, wish - made[index])
+        more = min(more, left) if index == 0 else more
+        if more <= left:
+            made[index] += more
+            left -= more
+    return made

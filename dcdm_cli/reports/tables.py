@@ -105,7 +105,11 @@ def split_sheet(manifest: Manifest) -> Sheet:
     if rest := len(counts) - shown:
         rows.append((f"other ({rest} classes)", *map(str, counts[shown:].sum(0))))
     rows.append(("all", *map(str, counts.sum(0))))
-    return Sheet("Images by class and split", ("class", *SPLITS), tuple(rows))
+    meaning = (
+        "train is scored and fine-tuned on; judge teaches the classifier that says whether labels are kept; test is "
+        "what results are tested on."
+    )
+    return Sheet("Images by class and split", ("class", *SPLITS), tuple(rows), meaning)
 
 
 def adherence_sheet(metrics: Metrics) -> Sheet:

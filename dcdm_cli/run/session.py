@@ -19,6 +19,7 @@ from dcdm_cli.run.origins import FOREIGN, Layer
 from dcdm_cli.run.resolution import Override, Resolved, flat_items
 from dcdm_cli.run.roles import EXECUTION, role_of
 from dcdm_cli.run.settings import Config, changed
+from dcdm_cli.run.standing import next_command
 from dcdm_cli.run.store import DEFAULT_RUN as DEFAULT_RUN
 from dcdm_cli.run.store import SET_NAME, RunFolder, StageRecord
 
@@ -80,15 +81,19 @@ def checked_name(name: str | None) -> str:
 
 @contextmanager
 def peaks_told(session: Session) -> Iterator[None]:
-    """When it ends well: of every stage that was recorded inside, what it took and the most memory it held."""
+    """When it ends well: of every stage that was recorded inside, what it took and the most memory it held, and which
+    command comes next."""
     before = session.run.record_times()
     yield
-    for stage, when in session.run.record_times().items():
+    after = session.run.record_times()
+    for stage, when in after.items():
         record = session.run.record(stage) if before.get(stage) != when else None
         if record is not None:
             memory = "GPU memory" if record.device.startswith("cuda") else "memory"
             took = f"{stage}: {duration(record.seconds)} on {record.device or 'cpu'}"
             session.console.note(f"{took}, at most {record.peak_memory_mib / 1024:.2f} GiB of {memory}")
+    if after != before and (command := next_command(RunFolder(session.run.path))):
+        session.console.note(f"next: {command}")
 
 
 def recorded_layers(run: RunFolder, command: str) -> list[Layer]:

@@ -72,8 +72,7 @@ class DataConfig(Section):
         default=None, description="black and white of deep grey images, 0,4095 for 12 bits; none = the type's range"
     )
     fit: Literal["auto", "crop", "pad", "stretch"] = result(
-        default="auto",
-        description="images as squares: the middle, all with bars, distorted; auto distorts beyond 2:1",
+        default="auto", description="images as squares: the middle, all with bars, distorted; auto distorts beyond 2:1"
     )
     reduce_to: int | None = result(
         default=None,

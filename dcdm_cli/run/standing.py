@@ -10,12 +10,13 @@ import os
 import shlex
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dcdm_cli.run.store import COMMAND_OF, OF_ADAPTER, PIPELINE, RunFolder, StageRecord
+from dcdm_cli.run.store import COMMAND_OF, DEFAULT_RUN, OF_ADAPTER, PIPELINE, RunFolder, StageRecord
 
+COUNTED = ("score", "caption", "generate")  # stages whose images are counted
 OPTIONAL = ("calibrate", "distill", "export")
 DISTILLED_AFTER = {"distill": "calibrate", "export": "export"}  # what the distilled adapter has of its own, and where
 DONE, STALE, RUNNING, STOPPED, MISSING, DAMAGED = "done", "stale", "running", "stopped", "not yet", "damaged"
@@ -68,6 +69,24 @@ class RunStanding:
 
 def standing_of(run: RunFolder) -> RunStanding:
     """Never raises for what is in the folder: a record that cannot be read is a stage that is damaged."""
+    found = [replace(one, size=sum(map(size_of, _places(_seen(run, one), one.stage)))) for one in _stages(run)]
+    return RunStanding(run.path, run.path.is_dir(), tuple(found), _next(run, found))
+
+
+def next_command(run: RunFolder) -> str:
+    """As `standing_of` has it, without a look at every file: "" when everything is done."""
+    return _next(run, _stages(run))
+
+
+def run_words(run: RunFolder) -> str:
+    """What a command needs to be about this folder, from where one stands: " --run DIR", or nothing."""
+    if run.path == Path(DEFAULT_RUN).absolute() or _is_environments(run):
+        return ""
+    return f" --run {shlex.quote(_shown(run.path))}"
+
+
+def _stages(run: RunFolder) -> list[Standing]:
+    """Without their sizes."""
     busy = _holder(run)
     found: list[Standing] = []
     for stage in PIPELINE:
@@ -76,7 +95,12 @@ def standing_of(run: RunFolder) -> RunStanding:
             found += [_stage(run.with_images(name), stage, found, busy) for name in run.set_names()]
         if stage in DISTILLED_AFTER and any(s.stage == "distill" and s.state != MISSING for s in found):
             found += [_stage(run.with_distilled(True), DISTILLED_AFTER[stage], found, busy)]
-    return RunStanding(run.path, run.path.is_dir(), tuple(found), _next(run, found))
+    return found
+
+
+def _seen(run: RunFolder, standing: Standing) -> RunFolder:
+    """The folder looked at as it was for this stage."""
+    return run.with_images(standing.name).with_distilled(standing.distilled)
 
 
 def holder_is_alive(holder: Mapping[str, Any]) -> bool:
@@ -119,24 +143,23 @@ def sized(count: int) -> str:
 
 
 def _stage(run: RunFolder, stage: str, before: list[Standing], busy: str) -> Standing:
-    size = sum(size_of(path) for path in _places(run, stage))
     try:
         record = run.record(stage)
     except Exception as error:  # whatever a damaged file leads to, it is that stage's state
-        return Standing(stage, DAMAGED, str(error), run.images_name, size=size, distilled=run.distilled)
+        return Standing(stage, DAMAGED, str(error), run.images_name, distilled=run.distilled)
     command = f"dcdm {Standing(stage, '', distilled=run.distilled).command.split()[0]}"
     running = busy.startswith(command) and ("calibration" in busy) == (stage == "calibrate")
     if running and (stage != "generate" or run.images_name == _named(busy)):
         seconds = _stopped_seconds(run, stage)
-        return Standing(stage, RUNNING, busy, run.images_name, seconds, size, distilled=run.distilled)
+        return Standing(stage, RUNNING, busy, run.images_name, seconds, distilled=run.distilled)
     if record is None:
         seconds = _stopped_seconds(run, stage)
         state, why = (STOPPED, "the same command goes on") if seconds else (MISSING, "")
-        return Standing(stage, state, why, run.images_name, seconds, size, distilled=run.distilled)
+        return Standing(stage, state, why, run.images_name, seconds, distilled=run.distilled)
     why = _why_stale(run, record, before)
-    facts = {"seconds": record.seconds, "size": size, "device": record.device, "started": record.started}
+    facts = {"seconds": record.seconds, "device": record.device, "started": record.started}
     facts |= {"distilled": run.distilled}
-    images = record.results.get("images")
+    images = record.results.get("images") if stage in COUNTED else None  # of the others it is what they worked with
     images = images if isinstance(images, int) else None
     return Standing(stage, STALE if why else DONE, why, run.images_name, **facts, images=images)
 
@@ -164,11 +187,6 @@ def _places(run: RunFolder, stage: str) -> list[Path]:
 def _next(run: RunFolder, stages: list[Standing]) -> str:
     if any(standing.state == RUNNING for standing in stages):
         return ""
-    where = (
-        ""
-        if run.path == Path("dcdm-run").absolute() or _is_environments(run)
-        else f" --run {shlex.quote(_shown(run.path))}"
-    )
     for standing in stages:
         waits = standing.state in (STALE, STOPPED, DAMAGED) or (
             standing.state == MISSING and standing.stage not in OPTIONAL
@@ -177,7 +195,7 @@ def _next(run: RunFolder, stages: list[Standing]) -> str:
             source = " FOLDER" if standing.stage == "score" and standing.state == MISSING else ""
             name = f" --name {standing.name}" if standing.name else ""
             force = " --force" if standing.state == DAMAGED else ""
-            return f"dcdm {standing.command}{source}{name}{force}{where}"
+            return f"dcdm {standing.command}{source}{name}{force}{run_words(run)}"
     return ""
 
 

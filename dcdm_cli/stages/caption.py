@@ -96,7 +96,8 @@ def _write_captions(session: Session) -> Outcome:
     own = sum(caption is not None for caption in kept)
     method = _method(session)
     origins = {"own": own, method: len(captions) - own}
-    session.console.note("captions: " + ", ".join(f"{count} {origin}" for origin, count in origins.items() if count))
+    counts = [f"{n:,} {'' if origin == 'own' else 'by '}{origin}" for origin, n in origins.items() if n]
+    session.console.note(f"captions: {', '.join(counts)}, such as: {captions[0]}")
     results = {"images": len(captions), "distinct": len(set(captions)), "cut": cut, "origins": origins}
     return Outcome([run.samples], hash_json(captions), {**results, "method": method, "revision": revision})
 

@@ -11,6 +11,7 @@ from dcdm_cli.run.roles import IMAGES, all_others, fingerprints
 from dcdm_cli.run.session import Session
 from dcdm_cli.run.store import Outcome, Stage, StageRecord
 from dcdm_cli.stages.devices import settle_generation
+from dcdm_cli.stages.first_look import first_look_sentences
 from dcdm_cli.stages.jobs import open_job
 from dcdm_cli.stages.label_check import check_files, check_input, generator_files, prepare_check
 from dcdm_cli.stages.prompts import prompt_input
@@ -83,6 +84,7 @@ def _measure_all(session: Session, records: Mapping[str, StageRecord]) -> Outcom
     metrics["competence"] = {**known["competence"], "downstream": downstream["competence"]}
     metrics |= {"downstream": downstream, "quality": generated_quality(session, data, judge, job)}
     metrics |= {"cost": the_bill(session, records, downstream), "warnings": list(data.warnings)}
+    metrics |= {"first_look": about} if (about := first_look_sentences(session.config)) else {}
     write_json(run.evaluation / "metrics.json", metrics)
     made = write_evaluation_report(session, data.manifest, metrics)
     outputs = [run.evaluation / "metrics.json", *made]

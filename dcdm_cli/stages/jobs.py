@@ -17,7 +17,7 @@ def open_job(session: Session, device: str | None = None, *, here: bool = True) 
 
     if device is None:
         device, reason = settle_device(session.config.device)
-        session.console.note(f"device: {device} ({reason})")
+        session.console.note(f"device: {device} ({reason})", once=True)
     if here:
         use_device(device)
     _use_decode_options(session)

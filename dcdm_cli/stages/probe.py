@@ -63,7 +63,7 @@ def open_run_engine(session: Session, adapter: Path, job: Job, *, insist: bool =
     one_off.opened()
     for warning in engine.base.warnings:
         session.console.warn(warning)
-    session.console.note(f"backend: {engine.denoiser.name} ({engine.reason})")
+    session.console.note(f"backend: {engine.denoiser.name} ({engine.reason})", once=True)
     return replace(engine, starts=starts)
 
 

@@ -16,12 +16,14 @@ from dcdm_cli.reports.html import Extras, ReportFigure, write_page, write_report
 from dcdm_cli.reports.strength import strength_curves, strength_sheet
 from dcdm_cli.run.store import recorded_versions
 
+MOST_SHEETS = 4  # of images drawn during training
 MOST_PICTURES = 160  # of generated images in the page; a page of a few megabytes opens on a phone
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from dcdm_cli.data.manifest import Manifest
+    from dcdm_cli.reports.advice import Advice
     from dcdm_cli.reports.gallery import PictureGallery
     from dcdm_cli.run.session import Session
     from dcdm_cli.run.store import RunFolder
@@ -49,11 +51,21 @@ def write_evaluation_report(session: Session, manifest: Manifest, metrics: Mappi
 
 
 def _extras(session: Session, manifest: Manifest, metrics: Mapping[str, Any]) -> Extras:
-    from dcdm_cli.reports.advice import advice
-
     chosen = chosen_strength(session.run)
     sheets = [strength_sheet(chosen)] if chosen else []
-    return Extras(how_made(), advice(metrics, _experiments(session.run)), _gallery(session.run, manifest), sheets)
+    return Extras(how_made(), run_advice(session, metrics), _gallery(session.run, manifest), sheets)
+
+
+def run_advice(session: Session, metrics: Mapping[str, Any]) -> list[Advice]:
+    """What to do now, with commands that name this run."""
+    from dcdm_cli.reports.advice import about_run, advice
+    from dcdm_cli.run.standing import run_words
+    from dcdm_cli.stages.first_look import full_size_advice
+
+    found = advice(metrics, _experiments(session.run), strength_chosen=chosen_strength(session.run) is not None)
+    found = about_run(found, run_words(session.run))
+    images = (metrics.get("quality") or {}).get("images") or 0
+    return [*found, *(full_size_advice(session, images) if found else [])]
 
 
 def how_made() -> dict[str, str]:
@@ -112,6 +124,14 @@ def prompt_lines(run: RunFolder, results: Mapping[str, Any]) -> list[RenderableT
     from dcdm_cli.reports.tables import saved_sheets
 
     return shown(saved_sheets([prompt_sheet(results["prompt_sources"])], run.tables))
+
+
+def generated_lines(run: RunFolder, results: Mapping[str, Any]) -> list[RenderableType]:
+    """What came out, for the screen, and what prompts of several sources cost."""
+    from dcdm_cli.reports.formatting import generated_sentence
+    from dcdm_cli.reports.table import sentence
+
+    return [sentence(generated_sentence(results)), *prompt_lines(run, results)]
 
 
 @dataclass(frozen=True)
@@ -241,4 +261,14 @@ def _figures(session: Session, manifest: Manifest, metrics: Mapping[str, Any]) -
         drawings.append(Drawing("strength.png", "How far to fine-tune", text, lambda p: strength_curves(p, chosen)))
     text = "Each row is a class; the number is the difficulty the scorer finds."
     atlas = ReportFigure("Difficulty atlas", folder / "atlas.png", text)
-    return [atlas, steering, *others, *draw(drawings, folder)]
+    return [atlas, steering, *others, *draw(drawings, folder), *training_figures(session.run)]
+
+
+def training_figures(run: RunFolder) -> list[ReportFigure]:
+    """What fine-tuning drew on its way: its losses; of the sheets of `--sample-every` the first and the last ones."""
+    losses, sheets = run.figures / "loss.png", sorted((run.figures / "samples" / run.adapter.name).glob("step-*.png"))
+    kept = sheets if len(sheets) <= MOST_SHEETS else [sheets[0], *sheets[1 - MOST_SHEETS :]]
+    text = "Each row is a class and starts from the same noise; above each image the difficulty asked for."
+    made = [ReportFigure(f"After {int(file.stem.removeprefix('step-'))} steps", file, text) for file in kept]
+    text = "Loss over the optimiser steps of fine-tuning."
+    return [*([ReportFigure("Training", losses, text)] if losses.is_file() else []), *made]

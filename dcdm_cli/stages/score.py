@@ -18,6 +18,7 @@ from dcdm_cli.run.session import Session
 from dcdm_cli.run.settings import Config
 from dcdm_cli.run.store import Outcome, RunFolder, Stage, StageRecord, write_starter_config
 from dcdm_cli.stages.devices import Spread, open_crew, settle_spread
+from dcdm_cli.stages.first_look import first_look_sentences
 from dcdm_cli.stages.jobs import open_job
 
 if TYPE_CHECKING:
@@ -123,13 +124,17 @@ def _say_what_was_understood(session: Session, found: Scan) -> None:
     trained on."""
     from dcdm_cli.data.copies import copy_rows
     from dcdm_cli.data.writers import write_json_lines
+    from dcdm_cli.reports.table import sentence, shown
     from dcdm_cli.reports.tables import split_sheet
 
     console, run = session.console, session.run
+    for text in first_look_sentences(session.config):
+        console.show(sentence(text))
     console.note(f"understood of {found.origin}:")
     for facts in found.splits:
         console.note(f"  {facts}")
-    console.show(split_sheet(found.manifest).table())
+    for part in shown([split_sheet(found.manifest)]):
+        console.show(part)
     if captioned := _captioned(found.manifest):
         console.note(f"  {captioned} of {len(found.manifest)} images have captions of their own")
     for warning in found.warnings:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dcdm_cli.run.standing import DONE, MISSING, RunStanding, Standing, standing_of
+from dcdm_cli.run.standing import DONE, MISSING, RunStanding, Standing, run_words, standing_of
 from dcdm_cli.run.store import DEFAULT_RUN, RunFolder
 
 ORDER = ("score", "caption", "finetune", "distill", "export", "generate", "evaluate", "review")
@@ -44,7 +44,11 @@ def sentences(standing: RunStanding) -> list[str]:
     finished = f"done: {', '.join(done)}" if done else "nothing is done yet"
     following = f"Next: {standing.next}" if standing.next else ""
     if not following and not other:
-        following = f"Everything is done. Open {standing.path / 'evaluation' / 'report.html'}, or: dcdm review"
+        report, review = (
+            standing.path / "evaluation" / "report.html",
+            f"dcdm review{run_words(RunFolder(standing.path))}",
+        )
+        following = f"Everything is done. Open {report}, or: {review}"
     return [f"Run {standing.path.name}, {finished}.", *other, *([following] if following else [])]
 
 

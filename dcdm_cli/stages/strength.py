@@ -33,6 +33,7 @@ REQUESTS = 5  # difficulties asked for at each point, evenly over the real image
 PROBES = "probes.jsonl"
 MEASURED = "hard and right"  # what rows of it hold; older ones lack what the rule asks for
 MOST_UNSEEN = 2000  # real images looked at to judge a strength: more would take longer than they tell
+HELPS = "more real images of each class, or a base model that knows these classes, would help"
 LEAST = 20  # images per point, below which shares say nothing
 
 
@@ -125,9 +126,16 @@ def _chosen(
     embed, features = open_features(session, job)
     labels, classes = images.unseen.column("label").astype(np.int64), len(images.rows.class_names)
     real = RealFeatures(embed(images.rows.paths()), embed(images.unseen.paths()), labels, classes)
-    table = [_measured(session, folder, point, each, embed, real, job) for point in points]
+    table = []
+    for number, point in enumerate(points, 1):
+        what = (
+            f"strength {number} of {len(points)}: {point.steps} steps, LoRA scale {point.lora_scale:g}, {each} images"
+        )
+        table.append(_measured(session, folder, point, each, embed, real, job, what))
     choice = choose(points, table, strength.most_copies, strength.least_labels)
-    (session.console.note if choice.usable else session.console.warn)(f"strength: {choice.reason}")
+    (session.console.note if choice.usable else session.console.warn)(
+        f"strength: {choice.reason}" + ("" if choice.usable else f"; {HELPS}")
+    )
     point = _guided_as_pays(session, config, points[choice.index], table[choice.index], each)
     copy_adapter(snapshot_folder(session.run, folder) / f"step-{points[choice.index].steps:08d}", folder)
     return results | {
@@ -208,8 +216,9 @@ def _measured(
     embed: Callable[[Any], np.ndarray],
     real: RealFeatures,
     job: Job,
+    what: str,
 ) -> dict[str, float]:
-    """One row of the table, kept beside the checkpoints so that a stopped choice goes on where it was."""
+    """One row of the table, kept beside the checkpoints so that a stopped choice goes on where it was; what: said."""
     from dcdm_cli.evaluation.strength import measure_point
     from dcdm_cli.generation.engine import sampler_settings
     from dcdm_cli.model.adapter import adapter_hash
@@ -224,7 +233,7 @@ def _measured(
     for row in read_lines(snapshots / PROBES, _Probe):
         if row.key == key:
             return row.measured
-    session.console.note(f"probing {point.steps} steps, scale {point.lora_scale:g}, {each} images")
+    session.console.note(f"probing {what}")
     measured = measure_point(_drawn(own, adapter, each, embed, job), real)
     append_json_lines(snapshots / PROBES, [{"key": key, "measured": measured}])
     return measured

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from dcdm_cli.run.session import Session
-    from dcdm_cli.run.store import RunFolder, StageRecord
+    from dcdm_cli.run.store import StageRecord
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,18 @@ class Told:
     unread: int = 0
 
 
-def evaluation_told(run: RunFolder, record: StageRecord) -> Told:
-    """Its tables, which become CSV files of the run too, and what they say in words."""
+def evaluation_told(session: Session, record: StageRecord) -> Told:
+    """Its tables, which become CSV files of the run too, what they say in words, and what to do now."""
+    from dcdm_cli.reports.advice import advice_lines
     from dcdm_cli.reports.formatting import summary_sentences
     from dcdm_cli.reports.table import sentence, shown
     from dcdm_cli.reports.tables import saved_sheets, summary_sheets
+    from dcdm_cli.stages.report import run_advice
 
+    run = session.run
     sheets = saved_sheets(summary_sheets(record.results), run.tables / "evaluation")
     lines = [*shown(sheets), *(sentence(text) for text in summary_sentences(record.results))]
+    lines += advice_lines(run_advice(session, record.results))
     return Told(record.results, run.evaluation / "report.html", lines)
 
 

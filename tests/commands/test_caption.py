@@ -48,7 +48,7 @@ def test_own_captions_are_kept_and_gaps_filled(
         assert record.results["origins"] == {"own": 20, "template": 20}
         assert record.results["cut"] == 1 and (found[1] or "").startswith("word word") and len(found[1] or "") < 200
     said = capsys.readouterr().err
-    assert "captions: 20 own, 20 template" in said and "one now ends: 'word" in said
+    assert "captions: 20 own, 20 by template, such as: " in said and "one now ends: 'word" in said
 
 
 def test_own_captions_are_replaced_only_when_told(session: Open, with_own: RunFolder) -> None:

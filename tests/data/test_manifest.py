@@ -217,3 +217,18 @@ def test_a_manifest_from_before_a_column_was_added_reads_as_nulls(tmp_path: Path
         pq.write_table(whole.drop_columns([name]), file)
         with pytest.raises(MismatchError, match="is no manifest"):
             read_manifest(file)
+
+
+def test_other_tools_open_the_paths_of_images_that_lie_elsewhere(tmp_path: Path) -> None:
+    photos, run = tmp_path / "photos", tmp_path / "run"
+    (photos / "cat").mkdir(parents=True)
+    run.mkdir()
+    (photos / "cat" / "é 1.png").write_bytes(b"x")
+    names = ["cat/é 1.png", "cat.tar#1.png", "/elsewhere/2.png"]
+    rows = [{"sample_id": f"{i:032x}", "path": name, "label": 0, "class_name": "cat"} for i, name in enumerate(names)]
+    write_manifest(Manifest.from_rows(rows, ("cat",), photos), run / "samples.parquet")
+    written = pq.read_table(run / "samples.parquet")["path"].to_pylist()
+    assert written == [f"{photos}/{names[0]}", f"{photos}/{names[1]}", names[2]] and Path(written[0]).is_file()
+    assert read_manifest(run / "samples.parquet").table["path"].to_pylist() == names
+    write_manifest(Manifest.from_rows(rows[:2], ("cat",), run / "images"), run / "samples.parquet")
+    assert pq.read_table(run / "samples.parquet")["path"].to_pylist() == names[:2]  # so that the folder can be moved

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from dcdm_cli.reports.advice import advice
+from dcdm_cli.reports.advice import Advice, about_run, advice, advice_lines
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
@@ -60,7 +62,26 @@ def test_leaks_and_lost_labels_stop_whatever_was_gained(metrics: dict) -> None:
     assert go_on(metrics) == ("Stop: held-out images leaked", "dcdm evaluate filter")
     metrics["quality"]["leakage"]["level"] = "ok"
     metrics["quality"]["label_agreement"] = 0.5
-    assert go_on(metrics)[0] == "Stop: labels are lost"
+    assert go_on(metrics) == ("Stop: labels are lost", "dcdm finetune --strength auto")
+    found = advice(metrics, strength_chosen=True)[0]
+    assert "measured already" in found.why and found.command == ""
+
+
+def test_labels_are_lost_only_where_the_judge_sees_them_in_real_images(metrics: dict) -> None:
+    metrics["quality"] |= {"label_agreement": 0.5, "leakage": {**metrics["quality"]["leakage"], "level": "ok"}}
+    metrics["downstream"]["paired"] = [pair("better")]
+    metrics["competence"] = {"judge": {"accuracy": 0.9, "verdict": "good"}}
+    assert advice(metrics)[0].why == (
+        "The judge sees the label in 50.0 % of the images, and in 90.0 % of real ones that it did not learn from."
+    )
+    metrics["competence"]["judge"]["accuracy"] = 0.6
+    assert go_on(metrics)[0] == "Go on: the images help"
+
+
+def test_a_judge_that_sees_too_little_tells_no_difficulty(metrics: dict) -> None:
+    metrics["adherence"]["labels_hold_until"] = {"generated": None, "real": None}
+    found = advice(metrics)[1]
+    assert found.answer.startswith("Cannot be told") and "--judge-fraction" in found.why
 
 
 def test_without_a_sweep_labels_and_reach_bound_the_difficulty(metrics: dict) -> None:
@@ -103,3 +124,19 @@ def test_a_measured_run_gets_an_answer_to_each_question(metrics: dict) -> None:
     found = advice(metrics, {"ratio-sweep": document("cifar10_small_ratio-sweep")["document"]})
     assert [item.question for item in found] == ["Go on or stop?", "Which difficulty?", "How many images?"]
     assert all(item.answer and item.why for item in found)
+
+
+def test_commands_name_the_run_and_stand_on_lines_of_their_own() -> None:
+    found = about_run(
+        [Advice("Go on?", "Yes", "It helps.", "dcdm generate"), Advice("More?", "No", "Why.")], " --run x y"
+    )
+    assert [one.command for one in found] == ["dcdm generate --run x y", ""]
+    console = Console(width=80, file=io.StringIO())
+    with console.capture() as said:
+        for line in advice_lines(found):
+            console.print(line)
+    assert [line.rstrip() for line in said.get().splitlines()] == [
+        "Go on? Yes. It helps.",
+        "  dcdm generate --run x y",
+        "More? No. Why.",
+    ]

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from screens import BROWSER, FLAGS
 
 from .test_gallery import write
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 WIDTHS = {"phone": 360, "desk": 1280}
 
 
@@ -21,8 +20,7 @@ def browser() -> Iterator[Any]:
         pytest.skip("no chromium here (apt-get install chromium)")
     playwright = pytest.importorskip("playwright.sync_api", reason="no playwright here (pip install playwright)")
     with playwright.sync_playwright() as player:
-        flags = ["--headless", "--no-sandbox", "--disable-gpu"]
-        opened = player.chromium.launch(executable_path=BROWSER, args=flags)
+        opened = player.chromium.launch(executable_path=BROWSER, args=list(FLAGS))
         yield opened
         opened.close()
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from dcdm_cli.reports.experiment_tables import experiment_sheets
 from dcdm_cli.reports.quality_tables import prompt_sheet, sets_sheet
@@ -61,3 +63,14 @@ def test_words_stay_whole_on_eighty_columns() -> None:
 @pytest.mark.parametrize("words", [("a", "bb ccc"), ("wwwwwwwwwwwwwwwwwwww", "x")])
 def test_the_width_is_that_of_the_longest_words(words: tuple[str, str]) -> None:
     assert least_width(Sheet("t", ("n", "m"), (words,))) == (11 if words[0] == "a" else 18)
+
+
+def test_a_cell_stays_on_one_line_where_there_is_room_for_it() -> None:
+    columns = ("training set", "extra images", "accuracy", "95 % interval", "log-loss", "harder half", "seeds")
+    row = ("a training set of long words", "400", "40.24 %", "[37.5, 42.9] %", "1.7595", "30.00 %", "3")
+    console = Console(width=COLUMNS, file=io.StringIO())
+    with console.capture() as said:
+        console.print(Sheet("Accuracy", columns, (row,)).table())
+    lines = said.get().splitlines()
+    assert max(map(len, lines)) <= COLUMNS
+    assert any("[37.5, 42.9] %" in line for line in lines) and any("a training" in line for line in lines)

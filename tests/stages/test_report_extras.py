@@ -8,7 +8,7 @@ import pytest
 
 from dcdm_cli import __version__
 from dcdm_cli.run.store import Outcome, RunFolder, Stage
-from dcdm_cli.stages.report import chosen_strength, how_made, prompt_lines, strength_lines
+from dcdm_cli.stages.report import chosen_strength, how_made, prompt_lines, strength_lines, training_figures
 
 from ..commands.conftest import adapter, run
 from ..reports.test_strength_report import STRENGTH
@@ -34,9 +34,20 @@ def test_a_choice_of_strength_is_found_and_kept_as_a_table(run: RunFolder) -> No
     run.run(Stage("finetune", {}, {}), lambda: Outcome([run.adapter], "x", {"strength": STRENGTH}), force=True)
     found = chosen_strength(run)
     assert found is not None and found["chosen"] == 3
-    assert len(strength_lines(run, {"strength": found})) == 1
+    assert len(strength_lines(run, {"strength": found})) == 2  # the table, and how to read it
     [table] = run.tables.glob("*.csv")
     assert "80 *" in table.read_text("utf-8")
+
+
+def test_the_page_shows_what_fine_tuning_drew_on_its_way(run: RunFolder) -> None:
+    assert training_figures(run) == []
+    sheets = run.figures / "samples" / "adapter"
+    sheets.mkdir(parents=True)
+    for step in (100, 200, 300, 400, 1000):
+        (sheets / f"step-{step:08d}.png").write_bytes(b"x")
+    (run.figures / "loss.png").write_bytes(b"x")
+    titles = [figure.title for figure in training_figures(run)]
+    assert titles == ["Training", *(f"After {step} steps" for step in (100, 300, 400, 1000))]
 
 
 def test_prompts_of_one_source_make_no_table(run: RunFolder) -> None:

@@ -118,6 +118,7 @@ def _fine_tune(run: VariantFolder, spec: AdapterSpec, session: Session, job: Job
         settings |= strength_settings(session)
 
     def work() -> Outcome:
+        session.console.note(f"{run.path.name}: a generator to compare with is fine-tuned, as long as the run's own")
         results = fine_tune(session, config, run.adapter, job, _difficulty_of(spec.scores))
         return Outcome([run.adapter], adapter_hash(run.adapter), results, job.device)
 
