@@ -42,8 +42,8 @@ def shape_warnings(widths: np.ndarray, heights: np.ndarray, options: DecodeOptio
     long = (ratio > LONG) if options.fit == "auto" else np.zeros(len(ratio), bool)
     if long.mean() > _SHARE:
         yield (
-            f"{int(long.sum())} of {len(long)} images are longer than 2 to 1: classifiers and fine-tuning see the whole "
-            "of them, distorted to a square; --fit crop takes the middle, --fit pad adds bars"
+            f"{int(long.sum())} of {len(long)} images are longer than 2 to 1: classifiers and fine-tuning see the "
+            "whole of them, distorted to a square; --fit crop takes the middle, --fit pad adds bars"
         )
     wide = (ratio > WIDE) & ~long
     if wide.mean() > _SHARE:

@@ -72,7 +72,7 @@ class DataConfig(Section):
         default=None, description="black and white of deep grey images, 0,4095 for 12 bits; none = the type's range"
     )
     fit: Literal["auto", "crop", "pad", "stretch"] = result(
-        default="auto", description="images as squares: their middle, all with bars, distorted; auto distorts beyond 2:1"
+        default="auto", description="images as squares: the middle, all with bars, distorted; auto distorts beyond 2:1"
     )
     reduce_to: int | None = result(
         default=None,
@@ -286,6 +286,7 @@ class ExportConfig(Section):
     )
     optimization_level: int = result(default=3, ge=0, le=5, description="how long TensorRT searches for fast kernels")
     tf32: bool = result(default=False, description="let TensorRT round the inputs of fp32 products to 10 bits")
+    refit: bool = result(default=False, description="engines that take a new LoRA's weights without a new build")
 
 
 class GenerateConfig(Section):
@@ -375,7 +376,7 @@ class GenerateConfig(Section):
         description="of UNet and text encoder, exported ones too; auto = fp16 on a GPU that has it, fp32 on a CPU",
     )
     vae_precision: Literal["auto", "fp32", "fp16", "bf16"] = execution(
-        default="auto", description="of torch's VAE decoder; auto = as the network on a GPU; overflows are done in fp32"
+        default="auto", description="of the VAE decoder; auto = as the network on a GPU; overflows are done in fp32"
     )
     format: Literal["folder", "parquet", "webdataset"] = result(
         of="files",
