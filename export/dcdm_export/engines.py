@@ -146,10 +146,10 @@ class EngineMaker:
         requests = self.order.requests if self.engines.open is not None else ()
         return next((request for request in requests if request.graph.name == network), None)
 
-    def _count_fused(self, engine: EngineFile, made: Finished) -> int:
+    def _count_fused(self, engine: EngineFile, made: Finished) -> int | None:
         """Attention that runs in one kernel; none, where there should be some, costs most of an engine's worth."""
         fused = fused_attention(self.engines.trt, load_engine(self.engines.trt, made.folder / engine.file))
-        if not fused and engine.network in self.engines.attended:
+        if fused == 0 and engine.network in self.engines.attended:
             precision = made.signature.networks[engine.network].precision
             half = "; TensorRT fuses half precision only: --precision fp16" if precision == "fp32" else ""
             self.order.note(f"{engine.file} has no fused attention layer, so it is slower than it could be{half}")

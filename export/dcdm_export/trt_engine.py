@@ -113,13 +113,17 @@ def load_engine(trt: Trt, path: Path, log: Any = None) -> Any:
     return engine
 
 
-def fused_attention(trt: Trt, engine: Any) -> int:
+def fused_attention(trt: Trt, engine: Any) -> int | None:
     """How many of a loaded engine's layers are attention in one kernel, by what its inspector says of them.
 
-    Engines that were built without details name their layers alone, which is enough.
+    Engines that were built without details name their layers alone, which is enough. None when what it says cannot be
+    read: that is no reason to give up an engine that computes what it should.
     """
     inspector = engine.create_engine_inspector()
-    layers = json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON)).get("Layers", [])
+    try:
+        layers = json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))["Layers"]
+    except (ValueError, KeyError, TypeError):
+        return None
     return sum(FUSED_ATTENTION in _layer_words(layer) for layer in layers)
 
 

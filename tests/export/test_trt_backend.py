@@ -315,6 +315,17 @@ def test_an_engine_without_fused_attention_is_warned_of(tmp_path: Path, monkeypa
     ]
 
 
+@pytest.mark.parametrize("answer", ["", "no JSON", "{}", "[]"])
+def test_an_inspector_that_cannot_be_read_stops_nothing(
+    answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake_tensorrt.EngineInspector, "get_engine_information", lambda self, format: answer)
+    notes: list[str] = []
+    signature = make_export(an_order(true_engine, monkeypatch, notes), tmp_path / "export", tmp_path / "work")
+    counted = [read_parity(tmp_path / "export")[engine.file]["fused_attention"] for engine in signature.engines]
+    assert counted == [None, None] and notes == []
+
+
 def test_a_build_that_runs_out_of_memory_is_halved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     notes: list[str] = []
 
