@@ -43,7 +43,8 @@ from dcdm_cli.model.packaged import TINY_BASE, TINY_NAME
 from dcdm_cli.model.schedule import sampling_scheduler
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.settings import GenerateConfig
-from dcdm_export.folder import Order, make_export
+from dcdm_export.folder import make_export
+from dcdm_export.orders import Order
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SCALE = 2.0

@@ -19,12 +19,12 @@ from dcdm_cli.backends.cpu_streams import Streams, plan_streams
 from dcdm_cli.backends.exported import ExportedDenoiser
 from dcdm_cli.errors import CapabilityError, MismatchError, NotFoundError, UsageError
 from dcdm_cli.model.adapter import AdapterInfo, adapter_hash
-from dcdm_cli.model.export_folder import open_export
+from dcdm_cli.model.export_folder import decodes_as, open_export, signature_problems
 from dcdm_cli.model.few_steps import identity_of
 from dcdm_cli.model.latents import Decode
 from dcdm_cli.run.precision import settle_precision
 from dcdm_cli.run.settings import GenerateConfig
-from dcdm_export.signature import DENOISER, VAE_DECODER, ModelFacts, NetworkFile, Signature
+from dcdm_export.signature import DENOISER, VAE_DECODER, ModelFacts, NetworkFile, Signature, verify
 
 AGAIN = "dcdm export"
 
@@ -46,10 +46,15 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Opened:
-    """An exported denoiser, ready to run. decode: the exported decoder; None = use torch's."""
+    """An exported denoiser, ready to run. decode: the exported decoder; None = use torch's, and remark says why.
+
+    half_decoder: it computes in half precision, so that its images may be no numbers.
+    """
 
     denoiser: Denoiser
     decode: Decode | None = None
+    half_decoder: bool = False
+    remark: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ def choose_backend(wanted: Wanted) -> BackendChoice:
     asked, kind = wanted.config.backend, wanted.device.partition(":")[0]
     if asked not in ("auto", "torch"):
         _check_request(asked, kind, wanted)
-        return BackendChoice(_KINDS[asked].open(wanted), "asked for")
+        return _chosen(_KINDS[asked].open(wanted), "asked for")
     if asked == "torch" or wanted.config.compile:
         return BackendChoice(None, "asked for" if asked == "torch" else "--compile is for torch")
     refused: dict[str, list[str]] = {}  # reason -> names
@@ -77,7 +82,7 @@ def choose_backend(wanted: Wanted) -> BackendChoice:
         if kind not in entry.auto_on:
             continue
         try:
-            return BackendChoice(entry.open(wanted), "; ".join([*_told(refused), entry.advantage]))
+            return _chosen(entry.open(wanted), *_told(refused), entry.advantage)
         except (CapabilityError, NotFoundError, MismatchError) as error:
             refused.setdefault(error.message, []).append(name)
     return BackendChoice(None, "; ".join(_told(refused)) or f"the only one that runs on {kind}")
@@ -102,6 +107,10 @@ def usable_export(wanted: Wanted, networks: tuple[str, ...]) -> Signature:
     _check_facts(folder, signature.model, wanted.info)
     _check_denoiser(folder, signature, wanted)
     return signature
+
+
+def _chosen(opened: Opened, *reasons: str) -> BackendChoice:
+    return BackendChoice(opened, "; ".join(reason for reason in (*reasons, opened.remark) if reason))
 
 
 def _told(refused: dict[str, list[str]]) -> list[str]:
@@ -170,27 +179,48 @@ def _open_onnxruntime(wanted: Wanted) -> Opened:
 
 
 def _open_tensorrt(wanted: Wanted) -> Opened:
-    """The decoder stays with torch. Engines have their own check, which covers the graph they were built from."""
+    """Engines have their own check, which covers the graph they were built from."""
     from dcdm_cli.backends.trt_backend import open_tensorrt
 
     signature = usable_export(wanted, ())
     assert wanted.export is not None
-    return Opened(open_tensorrt(wanted.export, signature, wanted.device, trust=wanted.config.trust_engine))
+    trust = wanted.config.trust_engine
+    denoiser, decode = open_tensorrt(wanted.export, signature, wanted.device, trust=trust)
+    decoder, remark = _usable_decoder(signature, wanted.config)
+    if decoder is None or decode is None:
+        return Opened(denoiser, remark=remark or "torch decodes, as no engine for that is there")
+    return Opened(denoiser, decode, decoder.precision != "fp32")
 
 
 def _open_graphs(
     name: str, wanted: Wanted, build: Callable[[Path, NetworkFile, Streams], Callable[..., Any]]
 ) -> Opened:
     """Denoiser and decoder of the export, each built by `build`."""
-    signature = usable_export(wanted, (DENOISER, VAE_DECODER))
+    signature = usable_export(wanted, (DENOISER,))
     folder, threads = wanted.export, torch.get_num_threads()
     assert folder is not None
-    denoiser, decoder = signature.networks[DENOISER], signature.networks[VAE_DECODER]
+    decoder, remark = _usable_decoder(signature, wanted.config)
+    if decoder is not None:
+        with signature_problems():
+            verify(folder, signature, (VAE_DECODER,))
+    network = signature.networks[DENOISER]
     _, height, width = signature.model.latent_shape
-    streams = plan_streams(height * width, denoiser.shared_calls, threads)
-    network = build(folder, denoiser, streams)
+    streams = plan_streams(height * width, network.shared_calls, threads)
+    denoiser = ExportedDenoiser(build(folder, network, streams), name, wanted.device, network.shared_calls)
+    if decoder is None:
+        return Opened(denoiser, remark=remark)
     decode = build(folder, decoder, plan_streams(DECODER_CELLS * height * width, 1, threads))
-    return Opened(ExportedDenoiser(network, name, wanted.device, denoiser.shared_calls), decode)
+    return Opened(denoiser, decode, decoder.precision != "fp32")
+
+
+def _usable_decoder(signature: Signature, config: GenerateConfig) -> tuple[NetworkFile | None, str]:
+    """The exported decoder; or None, and why torch decodes: an export without one, or in another precision than set."""
+    decoder, wanted = signature.networks.get(VAE_DECODER), config.vae_precision
+    if decoder is None:
+        return None, "torch decodes, as the export holds no decoder"
+    if not decodes_as(wanted, decoder.precision):
+        return None, f"torch decodes in {wanted}, as the export's decoder is in {decoder.precision}"
+    return decoder, ""
 
 
 DECODER_CELLS = 4  # a decoder's tensors grow to so many times the latents' cells, at about the UNet's width

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend
 from dcdm_cli.backends.cuda_graphs import CudaGraphs
 from dcdm_cli.errors import CapabilityError
 from dcdm_cli.model.denoiser import ConditionedUNet, share_prefix, split_gates
-from dcdm_cli.model.unscaled import drop_unit_scales
+from dcdm_cli.model.unscaled import drop_unit_scales, join_projections
 
 # What pays for a Stable Diffusion UNet by the documentation of diffusers; no CUDA graphs, as `CudaGraphs` records them.
 INDUCTOR: dict[str, Any] = {
@@ -48,6 +48,7 @@ class TorchDenoiser:
         self.name, self.device = "torch compiled" if options.compile else "torch", device
         self.shared_calls, self.fixed_batch = options.shared_calls, options.compile
         drop_unit_scales(network.unet)
+        join_projections(network.unet)
         split_gates(network.unet)
         share_prefix(network.unet, options.shared_calls)
         if device.startswith("cuda"):

@@ -1,7 +1,7 @@
-"""TensorRT engines behind the denoiser contract: torch's CUDA memory, one CUDA graph per engine.
+"""TensorRT engines of the denoiser and the VAE decoder: torch's CUDA memory, one CUDA graph per engine.
 
 Comes in: an export folder with engines for this GPU. Each engine has a fixed set of buffers, so that a call copies its
-rows in, replays one graph and copies the prediction out; the engines for several batch sizes share the work of a call.
+rows in, replays one graph and copies what it gives out; engines for several batch sizes share the work of a call.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dcdm_cli.crew.devices import on_device
 from dcdm_cli.errors import CapabilityError, MismatchError
 from dcdm_cli.model.export_folder import signature_problems
 from dcdm_export.engine_key import EngineError, Gpu, check_engine
-from dcdm_export.signature import DENOISER, NetworkFile, Signature
+from dcdm_export.signature import DENOISER, VAE_DECODER, NetworkFile, Signature
 from dcdm_export.trt_engine import MissingTensorRT, import_tensorrt, load_engine
 
 REMEDY = "build engines here: dcdm export --target tensorrt"
@@ -40,24 +40,31 @@ def cuda_gpu(device: str = "cuda") -> Gpu:
     return Gpu(torch.cuda.get_device_name(device), f"{major}.{minor}")
 
 
-def open_tensorrt(folder: Path, signature: Signature, device: str, *, trust: bool = False) -> TrtDenoiser:
-    """The denoiser of an export folder whose signature `open_export` gave.
+def open_tensorrt(
+    folder: Path, signature: Signature, device: str, *, trust: bool = False
+) -> tuple[TrtDenoiser, TrtDecoder | None]:
+    """Denoiser and decoder of an export folder whose signature `open_export` gave; None = the decoder has no engine.
 
     trust: load engines although their origin is not known. Raises CapabilityError without TensorRT or GPU,
-    MismatchError when no engine fits.
+    MismatchError when no engine of the denoiser fits.
     """
     with tensorrt_problems():
-        return TrtDenoiser(import_tensorrt(), cuda_gpu(device), folder, signature, device, trust=trust)
+        trt, gpu = import_tensorrt(), cuda_gpu(device)
+        denoiser = TrtDenoiser(trt, gpu, folder, signature, device, trust=trust)
+        try:
+            return denoiser, TrtDecoder(trt, gpu, folder, signature, device, trust=trust)
+        except EngineError:
+            return denoiser, None
 
 
-def engine_opener(trt: Any, gpu: Gpu, device: str) -> Callable[[Path, Signature], Callable[..., np.ndarray]]:
-    """Opens the engines of a folder for the gate: (folder, signature) -> the contract's inputs -> prediction."""
+def engine_opener(trt: Any, gpu: Gpu, device: str) -> Callable[[Path, Signature, str], Callable[..., np.ndarray]]:
+    """Opens the engines of a folder for the gate: (folder, signature, network) -> its inputs -> its output."""
 
-    def open_engines(folder: Path, signature: Signature) -> Callable[..., np.ndarray]:
-        denoiser = TrtDenoiser(trt, gpu, folder, signature, device)
+    def open_engines(folder: Path, signature: Signature, name: str) -> Callable[..., np.ndarray]:
+        network = TrtNetwork(trt, gpu, folder, signature, device, name)
 
         def run(*inputs: Tensor) -> np.ndarray:
-            return denoiser(*(tensor.to(device) for tensor in inputs)).cpu().numpy()
+            return network.run(*(tensor.to(device) for tensor in inputs)).cpu().numpy()
 
         return run
 
@@ -76,29 +83,34 @@ def tensorrt_problems() -> Iterator[None]:
         raise MismatchError(str(error), f"{REMEDY}, or pass --trust-engine if you know where it comes from") from error
 
 
-class TrtDenoiser:
-    """Runs a batch of any size on the engines at hand; inputs and output are float32. Engines load when first needed.
+class TrtNetwork:
+    """Runs a batch of any size on a network's engines; inputs and output are float32. Engines load when first needed.
 
-    trt: the tensorrt module.
+    trt: the tensorrt module. name: of the network in the signature. Raises EngineError when no engine fits.
     """
 
-    name = "tensorrt"
-    fixed_batch = False  # any batch is split over the engines
-
     def __init__(
-        self, trt: Any, gpu: Gpu, folder: Path, signature: Signature, device: str, *, trust: bool = False
+        self,
+        trt: Any,
+        gpu: Gpu,
+        folder: Path,
+        signature: Signature,
+        device: str,
+        name: str,
+        *,
+        trust: bool = False,
     ) -> None:
         self.device = device
-        self._trt, self._network = trt, signature.networks[DENOISER]
+        self._trt, self._network = trt, _network_of(folder, signature, name)
         self.shared_calls = self._network.shared_calls
-        self._files = _fitting_engines(trt, gpu, folder, signature, trust)
+        self._files = _fitting_engines(trt, gpu, folder, signature, name, trust)
         self._open: dict[int, _Engine] = {}
         self._stream = torch.cuda.Stream(device) if device.startswith("cuda") else None
 
     @torch.inference_mode()
-    def __call__(self, latents: Tensor, timestep: Tensor, text: Tensor, label: Tensor, difficulty: Tensor) -> Tensor:
-        values = (latents, timestep.float(), text, label, difficulty)
-        given = {spec.name: value for spec, value in zip(self._network.inputs, values, strict=True)}
+    def run(self, *inputs: Tensor) -> Tensor:
+        """Inputs in the graph's order, the rows of an image `shared_calls` apart."""
+        given = {spec.name: value for spec, value in zip(self._network.inputs, inputs, strict=True)}
         calls, images = self.shared_calls, _count_images(self._network, given)
         apart = {name: value.unflatten(0, (calls, images)) for name, value in given.items()}
         parts, start = [], 0
@@ -126,6 +138,33 @@ class TrtDenoiser:
         return self._open[size]
 
 
+class TrtDenoiser(TrtNetwork):
+    """The denoiser's engines behind the contract. Any batch is split over them, so none costs a new compilation."""
+
+    name = "tensorrt"
+    fixed_batch = False
+
+    def __init__(
+        self, trt: Any, gpu: Gpu, folder: Path, signature: Signature, device: str, *, trust: bool = False
+    ) -> None:
+        super().__init__(trt, gpu, folder, signature, device, DENOISER, trust=trust)
+
+    def __call__(self, latents: Tensor, timestep: Tensor, text: Tensor, label: Tensor, difficulty: Tensor) -> Tensor:
+        return self.run(latents, timestep.float(), text, label, difficulty)
+
+
+class TrtDecoder(TrtNetwork):
+    """The decoder's engines: scaled latents float32 [B, C, h, w] -> images float32 [B, 3, H, W] in about [-1, 1]."""
+
+    def __init__(
+        self, trt: Any, gpu: Gpu, folder: Path, signature: Signature, device: str, *, trust: bool = False
+    ) -> None:
+        super().__init__(trt, gpu, folder, signature, device, VAE_DECODER, trust=trust)
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        return self.run(latents)
+
+
 class _Engine:
     """One loaded engine with buffers for its largest batch and, when its batch is fixed, its CUDA graph."""
 
@@ -148,7 +187,7 @@ class _Engine:
         self._graph = self._capture() if self._fixed and stream is not None else None
 
     def run(self, rows: Mapping[str, Tensor], count: int) -> Tensor:
-        """rows: [shared_calls, count, ...] by input name -> prediction [shared_calls, count, ...].
+        """rows: [shared_calls, count, ...] by input name -> the output [shared_calls, count, ...].
 
         A fixed batch that is not full computes the rows that were there before once more, and drops them.
         """
@@ -209,11 +248,17 @@ def split_batch(images: int, sizes: tuple[int, ...]) -> tuple[tuple[int, int], .
     return plans[images]
 
 
-def _fitting_engines(trt: Any, gpu: Gpu, folder: Path, signature: Signature, trust: bool) -> dict[int, Path]:
-    """The denoiser's engines by batch size that were built for this machine. Raises EngineError when there is none."""
-    graph, refused, found = signature.networks[DENOISER].hash, [], {}
+def _network_of(folder: Path, signature: Signature, name: str) -> NetworkFile:
+    if name not in signature.networks:
+        raise EngineError(f"{folder} holds no {name}")
+    return signature.networks[name]
+
+
+def _fitting_engines(trt: Any, gpu: Gpu, folder: Path, signature: Signature, name: str, trust: bool) -> dict[int, Path]:
+    """A network's engines by batch size that were built for this machine. Raises EngineError when there is none."""
+    graph, refused, found = signature.networks[name].hash, [], {}
     for engine in signature.engines:
-        if engine.network != DENOISER:
+        if engine.network != name:
             continue
         try:
             found[engine.batch] = check_engine(
@@ -222,7 +267,7 @@ def _fitting_engines(trt: Any, gpu: Gpu, folder: Path, signature: Signature, tru
         except EngineError as error:
             refused.append(str(error))
     if not found:
-        raise EngineError("; ".join(refused) or f"{folder} holds no engine")
+        raise EngineError("; ".join(refused) or f"{folder} holds no engine of the {name}")
     return found
 
 

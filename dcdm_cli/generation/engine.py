@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ import torch
 from dcdm_cli.backends.base import Denoiser
 from dcdm_cli.backends.choice import Opened, Wanted, choose_backend
 from dcdm_cli.backends.exported import cores_left_to
-from dcdm_cli.backends.torch_backend import TorchDenoiser, TorchOptions
+from dcdm_cli.backends.torch_backend import TorchDenoiser, TorchOptions, compiled
 from dcdm_cli.errors import OutOfMemoryError, UsageError
 from dcdm_cli.files import hash_json
 from dcdm_cli.generation.guidance import Guidance, check_guidance, guidance_of
@@ -27,7 +27,7 @@ from dcdm_cli.model.adapter import AdapterInfo, adapter_hash, read_adapter
 from dcdm_cli.model.base import DTYPES, BaseModel, encode_text, load_base
 from dcdm_cli.model.few_steps import STOCHASTIC, check_few_steps, extra_lora_of, identity_of
 from dcdm_cli.model.fused import load_fused
-from dcdm_cli.model.latents import Decode, decode_latents, torch_decoder
+from dcdm_cli.model.latents import Decode, RetriedDecode, decode_latents, released, torch_decoder
 from dcdm_cli.model.schedule import Sampler, noise_of, noise_streams, sampling_scheduler, tail_steps
 from dcdm_cli.run import one_off
 from dcdm_cli.run.precision import settle_precision
@@ -150,22 +150,25 @@ class _Parts:
 def _torch_parts(adapter: Path, config: GenerateConfig, device: str, options: TorchOptions) -> _Parts:
     extra = extra_lora_of(config)
     fused = load_fused(adapter, precision=config.precision, lora_scale=config.lora_scale, device=device, extra=extra)
-    decode = _torch_decoder(fused.base, config, device)
+    decode = _torch_decoder(fused.base, config, device, compile=options.compile)
     return _Parts(TorchDenoiser(fused.network, device, options), decode, fused.base)
 
 
-def _torch_decoder(base: BaseModel, config: GenerateConfig, device: str) -> Decode:
-    return torch_decoder(base.vae, DTYPES[decoder_precision(config, device, overflows=base.overflows)])
+def _torch_decoder(base: BaseModel, config: GenerateConfig, device: str, *, compile: bool = False) -> Decode:
+    dtype = DTYPES[decoder_precision(config, device, overflows=base.overflows)]
+    return torch_decoder(base.vae, dtype, partial(compiled, device=device) if compile else None)
 
 
-def decoder_precision(config: GenerateConfig, device: str, *, overflows: bool = False) -> str:
-    """Of the VAE's decoder in torch: as set, or as the network's on a GPU and fp32 on a CPU, which halves slow down.
+def decoder_precision(
+    config: GenerateConfig, device: str, *, overflows: bool = False
+) -> Literal["fp32", "fp16", "bf16"]:
+    """Of the VAE's decoder: as set, or as the network's on a GPU and fp32 on a CPU, which halves slow down.
 
     overflows: it leaves the range of fp16, so bf16 stands for that where the device computes it fast, else fp32.
     """
     wanted = config.vae_precision
     if wanted == "auto":
-        wanted = "fp32" if device == "cpu" else config.precision
+        wanted = "fp32" if device == "cpu" else settle_precision(config.precision, device)
     if wanted != "fp16" or not overflows:
         return wanted
     return "bf16" if settle_precision("auto", device, training=True) == "bf16" else "fp32"
@@ -174,9 +177,14 @@ def decoder_precision(config: GenerateConfig, device: str, *, overflows: bool = 
 def _exported_parts(opened: Opened, info: AdapterInfo, config: GenerateConfig, device: str) -> _Parts:
     """Text encoder and schedule of the base, without the weights that the exported files hold."""
     hollow = ("unet",) if opened.decode is None else ("unet", "vae")
-    model = load_base(info.base, **info.place, dtype=config.precision, device=device, hollow=hollow)
-    decode = opened.decode or _torch_decoder(model, config, device)
-    return _Parts(opened.denoiser, decode, model)
+    load = partial(load_base, info.base, **info.place, device=device)
+    model = load(dtype=config.precision, hollow=hollow)
+    if opened.decode is None:
+        return _Parts(opened.denoiser, _torch_decoder(model, config, device), model)
+    if not opened.half_decoder:
+        return _Parts(opened.denoiser, opened.decode, model)
+    exact = cache(lambda: torch_decoder(load(hollow=("unet",)).vae))  # loaded when an image overflows, which few do
+    return _Parts(opened.denoiser, RetriedDecode(opened.decode, exact), model)
 
 
 def render(engine: Engine, rows: Sequence[PlanRow], job: Job) -> Iterator[tuple[Sequence[PlanRow], np.ndarray]]:
@@ -215,9 +223,8 @@ def _try_batch(engine: Engine, rows: Sequence[PlanRow]) -> np.ndarray | None:
         if not _is_out_of_memory(error):
             raise
     # out here: inside of the handler the error's traceback would still hold the tensors
-    release = getattr(engine.denoiser, "release", None)
-    if release is not None:
-        release()
+    released(engine.denoiser)
+    released(engine.decode)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return None

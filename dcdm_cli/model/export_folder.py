@@ -39,6 +39,11 @@ def open_export(
     return signature
 
 
+def decodes_as(wanted: str, exported: str) -> bool:
+    """Whether an exported decoder serves `generate.vae_precision`; bf16 stands for an fp16 that overflows."""
+    return wanted in ("auto", exported) or (wanted, exported) == ("fp16", "bf16")
+
+
 @contextmanager
 def signature_problems() -> Iterator[None]:
     """Turns SignatureError into the error users see, with the remedy."""

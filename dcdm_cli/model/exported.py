@@ -24,11 +24,11 @@ from dcdm_cli.model.base import DTYPES, BaseModel, encode_text, tokenize
 from dcdm_cli.model.conditioning import NULL_DIFFICULTY
 from dcdm_cli.model.denoiser import ConditionedUNet, share_prefix, split_gates
 from dcdm_cli.model.fused import FusedModel
-from dcdm_cli.model.latents import shift_factor, unscale
+from dcdm_cli.model.latents import VaeDecoder, shift_factor
 from dcdm_cli.model.text import TwoTextEncoders
 from dcdm_cli.model.unscaled import drop_unit_scales
-from dcdm_export.folder import Request
-from dcdm_export.onnx_graph import TRACE_BATCH, Graph
+from dcdm_export.onnx_graph import LOWEST_OPSETS, TRACE_BATCH, Graph
+from dcdm_export.orders import Request
 from dcdm_export.parity import Case
 from dcdm_export.signature import DENOISER, TEXT_ENCODER, VAE_DECODER, ModelFacts, Precision
 
@@ -61,16 +61,23 @@ class DenoiserToExport(nn.Module):
         nn.Module.to(self.network.unet, DTYPES[precision])  # diffusers' own `to` warns of modules there are none of
 
 
-class DecoderToExport(nn.Module):
-    """Scaled latents float32 [B,C,h,w] -> images float32 [B,3,H,W] in [-1,1]. Always float32: SD's overflows."""
+class DecoderToExport(VaeDecoder):
+    """Scaled latents float32 [B,C,h,w] -> images float32 [B,3,H,W] in [-1,1], unclipped in about that.
 
-    def __init__(self, vae: AutoencoderKL) -> None:
-        super().__init__()
-        self.vae = vae
+    clip: not for half precision, where it would hide an infinity, and in some runtimes a NaN, by which generation knows
+    that it must decode an image once more.
+    """
+
+    def __init__(self, vae: AutoencoderKL, *, clip: bool) -> None:
+        super().__init__(vae)
+        self.clip = clip
 
     def forward(self, latents: Tensor) -> Tensor:
-        unscaled: Any = unscale(self.vae, latents)
-        return self.vae.decode(unscaled, return_dict=False)[0].float().clamp(-1, 1)
+        images = super().forward(latents).float()
+        return images.clamp(-1, 1) if self.clip else images
+
+    def cast(self, precision: Precision) -> None:
+        nn.Module.to(self.vae, DTYPES[precision])
 
 
 class ExportedTextEncoder(nn.Module):
@@ -117,8 +124,9 @@ def export_requests(
     opset: int,
     versions: Mapping[str, str],
     shared_calls: int = 1,
+    decoder_precision: Precision = "fp32",
 ) -> tuple[Request, ...]:
-    """Denoiser, VAE decoder and text encoder. The decoder is float32 in every precision, as in the torch backend.
+    """Denoiser, VAE decoder and text encoder, the decoder in a precision of its own, as in the torch backend.
 
     shared_calls: network calls of a guided step that share their prefix, 1 = the graph takes any rows.
     """
@@ -126,7 +134,8 @@ def export_requests(
         drop_unit_scales(network)
     split_gates(model.network.unet)
     share_prefix(model.network.unet, shared_calls)
-    denoiser, decoder = DenoiserToExport(model.network), DecoderToExport(model.base.vae)
+    denoiser = DenoiserToExport(model.network)
+    decoder = DecoderToExport(model.base.vae, clip=decoder_precision == "fp32")
     text_encoder = ExportedTextEncoder(model.base.text_encoder)
 
     def request(name: str, module: Any, output: str, inputs: Any, kind: Precision, calls: int = 1) -> Request:
@@ -138,9 +147,9 @@ def export_requests(
             "dcdm.model": json.dumps(known),
             "dcdm.versions": json.dumps(dict(versions)),
         }
-        example = inputs(TRACE_BATCH)
-        key = hash_json([opset, metadata])
-        graph = Graph(name, module.eval(), example, output, kind, opset, calls, key, metadata)
+        example, spoken = inputs(TRACE_BATCH), max(opset, LOWEST_OPSETS[kind])
+        key = hash_json([spoken, metadata])
+        graph = Graph(name, module.eval(), example, output, kind, spoken, calls, key, metadata)
         cases = tuple(Case(f"batch {batch}", inputs(batch)) for batch in BATCHES)
         return Request(graph, cases, partial(module.cast, kind) if kind != "fp32" else None)
 
@@ -153,7 +162,7 @@ def export_requests(
             precision,
             shared_calls,
         ),
-        request(VAE_DECODER, decoder, "images", partial(_decoder_inputs, facts), "fp32"),
+        request(VAE_DECODER, decoder, "images", partial(_decoder_inputs, facts), decoder_precision),
         request(TEXT_ENCODER, text_encoder, "text", partial(_text_inputs, model.base, facts), precision),
     )
 

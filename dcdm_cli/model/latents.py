@@ -34,35 +34,86 @@ def encode_latents(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
     return ((posterior.mean - shift_factor(vae)) * vae.config["scaling_factor"]).float()
 
 
-def torch_decoder(vae: AutoencoderKL, dtype: torch.dtype = torch.float32) -> Decode:
+def torch_decoder(
+    vae: AutoencoderKL,
+    dtype: torch.dtype = torch.float32,
+    compiled: Callable[[torch.nn.Module], Decode] | None = None,
+) -> Decode:
     """The VAE's decoder, changed for inference.
 
-    dtype: what it computes in. In half precision an image that comes out with NaN or infinity is decoded once more in
-    float32, it alone: so an image does not depend on the others of its batch. SDXL's decoder overflows in float16,
-    Stable Diffusion 1.5's and 2.1's do not, and none does in bfloat16.
+    dtype: what it computes in; half precision as `RetriedDecode` says. SDXL's decoder overflows in float16, Stable
+    Diffusion 1.5's and 2.1's do not, and none does in bfloat16. compiled: what makes a module's fast twin; all but the
+    retries run in that, on batches that are filled up to the largest so far, which is compiled for.
     """
     drop_unit_scales(vae)
     vae.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    half = None if dtype == torch.float32 else copy.deepcopy(vae)
-    if half is not None:
-        torch.nn.Module.to(half, dtype)
+    half = vae if dtype == torch.float32 else copy.deepcopy(vae)
+    torch.nn.Module.to(half, dtype)
+    run = _eager(half) if compiled is None else FilledDecode(compiled(VaeDecoder(half)))
+    return run if half is vae else RetriedDecode(run, lambda: _eager(vae))
+
+
+class VaeDecoder(torch.nn.Module):
+    """Scaled latents [B, 4, h, w] -> images [B, 3, H, W], in the VAE's dtype: all that decoding is, as one module."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, latents: Tensor) -> Tensor:
+        unscaled: Any = unscale(self.vae, latents)
+        return self.vae.decode(unscaled, return_dict=False)[0]
+
+
+class RetriedDecode:
+    """A decoder in half precision. An image that comes out with NaN or infinity is decoded once more, it alone.
+
+    So an image does not depend on the others of its batch. exact: gives the float32 decoder; called when it is needed.
+    """
+
+    def __init__(self, decode: Decode, exact: Callable[[], Decode]) -> None:
+        self._decode, self._exact = decode, exact
 
     @torch.inference_mode()
-    def decode(latents: Tensor) -> Tensor:
-        if half is None:
-            return _decoded(vae, latents)
-        images = _decoded(half, latents).float()
+    def __call__(self, latents: Tensor) -> Tensor:
+        images = self._decode(latents).float()
         broken = ~torch.isfinite(images).flatten(1).all(dim=1)
         if broken.any():
-            images[broken] = _decoded(vae, latents[broken])
+            images[broken] = self._exact()(latents[broken])
         return images
 
-    return decode
+    def release(self) -> None:
+        """Gives memory back after it ran out."""
+        released(self._decode)
 
 
-def _decoded(vae: AutoencoderKL, latents: Tensor) -> Tensor:
-    unscaled: Any = unscale(vae, latents)
-    return vae.decode(unscaled, return_dict=False)[0]
+class FilledDecode:
+    """A decoder that is compiled for one batch: smaller ones are filled up with their last row, which is dropped."""
+
+    def __init__(self, decode: Decode) -> None:
+        self._decode, self._rows = decode, 0
+
+    @torch.inference_mode()
+    def __call__(self, latents: Tensor) -> Tensor:
+        count = len(latents)
+        self._rows = max(self._rows, count)
+        rows = torch.cat([latents, latents[-1:].expand(self._rows - count, -1, -1, -1)])
+        return self._decode(rows)[:count]
+
+    def release(self) -> None:
+        """After memory ran out the batches are smaller."""
+        self._rows = 0
+
+
+def released(part: object) -> None:
+    """Tells a denoiser or decoder to give memory back, if it holds any of its own."""
+    release = getattr(part, "release", None)
+    if release is not None:
+        release()
+
+
+def _eager(vae: AutoencoderKL) -> Decode:
+    return torch.inference_mode()(VaeDecoder(vae).forward)
 
 
 @torch.inference_mode()

@@ -1,13 +1,16 @@
 """diffusers' residual and attention blocks without the division that ends them where it is by 1.
 
 Stable Diffusion's UNet has 54 of them. Each reads and writes a whole activation, which compilers see and PyTorch as it
-stands does not. Exact: x / 1 is x. For inference, changed in place; never on a network that is trained or saved.
+stands does not. Exact: x / 1 is x. `join_projections` then lets each attention project in one product what it projects
+from the same tokens. For inference, changed in place; never on a network that is trained or saved.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.resnet import ResnetBlock2D
@@ -25,6 +28,25 @@ def drop_unit_scales(network: nn.Module) -> int:
         else:
             continue
         changed += 1
+    return changed
+
+
+def join_projections(network: nn.Module) -> int:
+    """Query, key and value of a self-attention in one matrix product, key and value of a cross-attention in another.
+
+    Exact, as every value keeps its own row of weights. For blocks that `drop_unit_scales` has changed, whose separate
+    projections are given up. Returns how many.
+    """
+    changed = 0
+    for module in network.modules():
+        if isinstance(module, Attention) and type(module.processor) is UnscaledAttention:
+            names = ("to_k", "to_v") if module.is_cross_attention else ("to_q", "to_k", "to_v")
+            with torch.no_grad():
+                module.fuse_projections()
+            for name in names:
+                delattr(module, name)
+            module.set_processor(JoinedAttention())  # pyright: ignore[reportArgumentType]
+            changed += 1
     return changed
 
 
@@ -54,13 +76,32 @@ class UnscaledAttention(AttnProcessor2_0):
     ) -> Tensor:
         if attention_mask is not None or hidden_states.ndim != 3:
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb, *args, **kwargs)
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        query, key, value = (
-            projection(tokens).unflatten(2, (attn.heads, -1)).transpose(1, 2)  # pyright: ignore[reportOptionalCall]
-            for projection, tokens in ((attn.to_q, hidden_states), (attn.to_k, context), (attn.to_v, context))
-        )
+        query, key, value = self.project(attn, hidden_states, encoder_hidden_states)
         mixed = F.scaled_dot_product_attention(query, key, value)
         return attn.to_out[0](mixed.transpose(1, 2).flatten(2))  # pyright: ignore[reportOptionalSubscript]
+
+    def project(self, attn: Attention, tokens: Tensor, context: Tensor | None) -> Sequence[Tensor]:
+        """Query, key and value, each [B, heads, N, D / heads]. context None = the tokens attend to each other."""
+        other = tokens if context is None else context
+        return [
+            projection(given).unflatten(2, (attn.heads, -1)).transpose(1, 2)  # pyright: ignore[reportOptionalCall]
+            for projection, given in ((attn.to_q, tokens), (attn.to_k, other), (attn.to_v, other))
+        ]
+
+
+class JoinedAttention(UnscaledAttention):
+    """As `UnscaledAttention`, for an attention of `join_projections`."""
+
+    def project(self, attn: Attention, tokens: Tensor, context: Tensor | None) -> Sequence[Tensor]:
+        if not attn.is_cross_attention:
+            return _apart(attn, attn.to_qkv(tokens), 3)
+        query = _apart(attn, attn.to_q(tokens), 1)
+        return [*query, *_apart(attn, attn.to_kv(tokens if context is None else context), 2)]
+
+
+def _apart(attn: Attention, projected: Tensor, parts: int) -> Sequence[Tensor]:
+    """[B, N, parts * D] -> its parts as views, each [B, heads, N, D / heads]."""
+    return projected.unflatten(2, (parts, attn.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
 
 
 def _is_plain_resnet(block: ResnetBlock2D) -> bool:

@@ -240,10 +240,17 @@ def export_sheet(results: Mapping[str, Any]) -> Sheet:
 
 def engines_sheet(results: Mapping[str, Any]) -> Sheet:
     rows = (
-        (engine["file"], f"{engine['mib']:,.1f}", str(engine["batch"]), engine.get("parity", "not checked"))
+        (
+            engine["file"],
+            f"{engine['mib']:,.1f}",
+            str(engine["batch"]),
+            engine.get("parity", "not checked"),
+            "-" if engine.get("fused_attention") is None else str(engine["fused_attention"]),
+        )
         for engine in results["engines"]
     )
-    return Sheet("TensorRT engines", ("engine", "MiB", "images per call", "against PyTorch"), tuple(rows))
+    columns = ("engine", "MiB", "images per call", "check", "fused attention")
+    return Sheet("TensorRT engines, compared with PyTorch in fp32", columns, tuple(rows))
 
 
 def stages_sheet(metrics: Metrics) -> Sheet:

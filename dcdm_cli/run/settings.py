@@ -286,6 +286,7 @@ class ExportConfig(Section):
     )
     optimization_level: int = result(default=3, ge=0, le=5, description="how long TensorRT searches for fast kernels")
     tf32: bool = result(default=False, description="let TensorRT round the inputs of fp32 products to 10 bits")
+    refit: bool = result(default=False, description="engines that take a new LoRA's weights without a new build")
 
 
 class GenerateConfig(Section):
@@ -375,7 +376,7 @@ class GenerateConfig(Section):
         description="of UNet and text encoder, exported ones too; auto = fp16 on a GPU that has it, fp32 on a CPU",
     )
     vae_precision: Literal["auto", "fp32", "fp16", "bf16"] = execution(
-        default="auto", description="of torch's VAE decoder; auto = as the network on a GPU; overflows are done in fp32"
+        default="auto", description="of the VAE decoder; auto = as the network on a GPU; overflows are done in fp32"
     )
     format: Literal["folder", "parquet", "webdataset"] = result(
         of="files",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -20,7 +20,7 @@ from dcdm_cli.stages.devices import settle_generation
 from dcdm_cli.stages.jobs import open_job
 
 if TYPE_CHECKING:
-    from dcdm_export.folder import EngineOrder, Order
+    from dcdm_export.orders import EngineOrder, Order
     from dcdm_export.signature import Signature
 
 
@@ -95,13 +95,14 @@ def _export_network(session: Session, engines: EngineOrder | None) -> Outcome:
 def _order(session: Session, engines: EngineOrder | None) -> Order:
     """Loads base and adapter in float32: that is the reference, whatever the precision of the graphs."""
     from dcdm_cli.files import check_room
+    from dcdm_cli.generation.engine import decoder_precision
     from dcdm_cli.generation.guidance import check_guidance
     from dcdm_cli.model.adapter import read_adapter
     from dcdm_cli.model.exported import export_requests, model_facts
     from dcdm_cli.model.few_steps import check_few_steps, extra_lora_of
     from dcdm_cli.model.fused import load_fused
-    from dcdm_export.folder import Order
     from dcdm_export.onnx_graph import ExportError, check_opset, default_opset
+    from dcdm_export.orders import Order
 
     config, scale, adapter = session.config.export, session.config.generate.lora_scale, session.run.adapter
     job = open_job(session)
@@ -126,8 +127,9 @@ def _order(session: Session, engines: EngineOrder | None) -> Order:
     check_room(session.run.export, size * weights, "the exported networks")
     facts = model_facts(model, adapter, scale, extra.identity if extra else "")
     versions = {"dcdm": __version__, **{name: metadata.version(name) for name in RECORDED}}
-    requests = export_requests(model, facts, precision, opset, versions, shared_calls(session))
     device = job.device if job.device.startswith("cuda") else "cpu"
+    decoder = decoder_precision(session.config.generate, "cuda" if gpu else "cpu", overflows=model.base.overflows)
+    requests = export_requests(model, facts, precision, opset, versions, shared_calls(session), decoder)
     return Order(facts, requests, versions, __version__, engines, device, progress, session.console.note)
 
 
@@ -142,7 +144,8 @@ def _engine_order(settings: Config, cache: Path) -> EngineOrder | None:
     from dcdm_cli.backends.trt_backend import cuda_gpu, engine_opener, tensorrt_problems
     from dcdm_cli.crew.devices import use_device
     from dcdm_export.engine_key import EngineSettings
-    from dcdm_export.folder import EngineOrder
+    from dcdm_export.orders import EngineOrder
+    from dcdm_export.signature import DENOISER, VAE_DECODER
     from dcdm_export.trt_engine import import_tensorrt
 
     with tensorrt_problems():
@@ -150,14 +153,29 @@ def _engine_order(settings: Config, cache: Path) -> EngineOrder | None:
         trt, gpu = import_tensorrt(), cuda_gpu()
     if settings.generate.precision == "bf16" and float(gpu.compute_capability) < 8:
         raise CapabilityError(f"{gpu.name} has no bfloat16 arithmetic", "use --precision fp16")
-    how = EngineSettings(config.fixed_batch, config.optimization_level, config.tf32)
-    opener = engine_opener(trt, gpu, device if device.startswith("cuda") else "cuda")
-    return EngineOrder(trt, gpu, config.batch, how, cache / "tensorrt.timing", timed=one_off.built, open=opener)
+    how = EngineSettings(config.fixed_batch, config.optimization_level, config.tf32, config.refit)
+    batches = {DENOISER: config.batch, VAE_DECODER: decoder_batches(config.batch, settings.generate.decode_batch)}
+    return EngineOrder(
+        trt,
+        gpu,
+        batches,
+        how,
+        cache / "tensorrt.timing",
+        timed=one_off.built,
+        open=engine_opener(trt, gpu, device if device.startswith("cuda") else "cuda"),
+        attended=frozenset({DENOISER}),
+    )
+
+
+def decoder_batches(batches: Sequence[int], at_once: int) -> tuple[int, ...]:
+    """The batches that decoding in chunks of `at_once` images can fill; the smallest where it can fill none."""
+    return tuple(batch for batch in batches if batch <= at_once) or (min(batches),)
 
 
 def _is_intact(session: Session) -> bool:
-    """False when a finished export no longer holds what it did; says what is wrong."""
-    from dcdm_export.signature import SignatureError, read_signature, verify, verify_files
+    """False when a finished export has changed, or a decoder of another precision; says what is wrong."""
+    from dcdm_cli.model.export_folder import decodes_as
+    from dcdm_export.signature import VAE_DECODER, SignatureError, read_signature, verify, verify_files
 
     run = session.run
     try:
@@ -166,6 +184,10 @@ def _is_intact(session: Session) -> bool:
         verify_files(run.export, {engine.file: engine.sha256 for engine in signature.engines})
     except SignatureError as error:
         session.console.note(f"{error}; what is wrong is made again")
+        return False
+    wanted, decoder = session.config.generate.vae_precision, signature.networks.get(VAE_DECODER)
+    if decoder is not None and not decodes_as(wanted, decoder.precision):
+        session.console.note(f"the decoder is in {decoder.precision}, and {wanted} is set; it is exported again")
         return False
     return True
 
@@ -176,13 +198,15 @@ def _export_problems(work: Path) -> Iterator[None]:
     from dcdm_export.engine_key import EngineError
     from dcdm_export.onnx_graph import ExportError
     from dcdm_export.parity import ParityError
-    from dcdm_export.signature import SignatureError
+    from dcdm_export.signature import VAE_DECODER, SignatureError
 
     try:
         yield
     except ParityError as error:
         file = work / "parity.json"
-        raise NumericalError(str(error), f"use --precision fp32; the figures are in {file}", file=file) from error
+        of_decoder = error.parity.network.startswith(VAE_DECODER)
+        remedy = "--set generate.vae_precision=fp32" if of_decoder else "--precision fp32"
+        raise NumericalError(str(error), f"use {remedy}; the figures are in {file}", file=file) from error
     except EngineError as error:
         raise DcdmError(str(error), "use --target onnx, or another --opset or --precision") from error
     except ExportError as error:
@@ -218,6 +242,8 @@ def _results(signature: Signature, parity: dict[str, Any], folder: Path) -> dict
             "mib": mib(engine.file),
             "batch": engine.batch,
             "parity": parity.get(engine.file, {}).get("status", "not checked"),
+            "fused_attention": parity.get(engine.file, {}).get("fused_attention"),
+            "refitted": parity.get(engine.file, {}).get("refitted", False),
         }
         for engine in signature.engines
     ]

@@ -43,11 +43,13 @@ class EngineSettings:
     """fixed: one batch size per engine (min = opt = max), which CUDA graphs and the best tactics need; else 1 to it.
 
     optimization_level: 0 to 5, how long TensorRT searches. tf32: let float32 graphs multiply in 10 bits of mantissa.
+    refit: the engine can take other weights later, which keeps TensorRT from folding them.
     """
 
     fixed: bool = True
     optimization_level: int = 3
     tf32: bool = False
+    refit: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,11 @@ class EngineKey:
 
     @property
     def hash(self) -> str:
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        """Settings that came later count where they are used: engines from before have the key that they had."""
+        facts = asdict(self)
+        if not self.settings.refit:
+            del facts["settings"]["refit"]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 _ADAPTER = TypeAdapter(EngineKey)

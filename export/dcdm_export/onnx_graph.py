@@ -28,7 +28,8 @@ from dcdm_export.whole_files import whole_files
 
 OPSETS: dict[Precision, int] = {"fp32": 21, "fp16": 21, "bf16": 22}
 GPU_OPSET, GPU_ONNXRUNTIME = 23, (1, 24)  # and the first ONNX Runtime that runs its Attention on CUDA
-LOWEST_OPSET, HIGHEST_OPSET = 18, 25  # what the exporter translates by itself
+LOWEST_OPSETS: dict[Precision, int] = {"fp32": 18, "fp16": 18, "bf16": 22}
+HIGHEST_OPSET = 25  # what the exporter translates by itself
 ONE_FILE_BYTES = 1_900_000_000  # protobuf refuses messages of 2 GiB
 TRACE_BATCH = 2  # a batch of one may be taken for a constant
 
@@ -67,7 +68,7 @@ def default_opset(precision: Precision, *, gpu: bool) -> int:
 
 def check_opset(precision: Precision, opset: int) -> None:
     """Raises ExportError before anything slow starts."""
-    lowest = 22 if precision == "bf16" else LOWEST_OPSET
+    lowest = LOWEST_OPSETS[precision]
     if not lowest <= opset <= HIGHEST_OPSET:
         raise ExportError(f"opset {opset} does not serve {precision}: use {lowest} to {HIGHEST_OPSET}")
 

@@ -7,7 +7,8 @@ What the networks take and give (rows of one image stay together; the batch axis
 
 denoiser      latents float32 [B,C,h,w], timestep float32 [B], text float32 [B,T,D], label int64 [B], difficulty
               float32 [B] (negative = none given) -> prediction float32 [B,C,h,w]
-vae_decoder   latents float32 [B,C,h,w], scaled as the denoiser works with them -> images float32 [B,3,H,W] in [-1,1]
+vae_decoder   latents float32 [B,C,h,w], scaled as the denoiser works with them -> images float32 [B,3,H,W] in [-1,1],
+              in half precision in about that: it does not clip, so that what is not finite shows
 text_encoder  token_ids int64 [B,L] -> text float32 [B,T,D]; L = T, or the tokens of two tokenizers side by side, whose
               text ends with the pooled embedding as a row of its own
 

@@ -7,6 +7,7 @@ flags. The functions take the `tensorrt` module, so that the same code runs on T
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,18 @@ from dcdm_export.engine_key import EngineError, EngineSettings, Range
 from dcdm_export.whole_files import whole_files
 
 LOWEST_VERSION = (10, 12)
+FUSED_ATTENTION = "mha"  # in the names of TensorRT's kernels for it: _gemm_mha_v2, fmha_v2
+MEMORY_WORDS = ("outofmemory", "insufficientmemory", "badalloc")  # in TensorRT's messages, letters only
 Trt = Any  # the tensorrt module, or tensorrt_rtx
 Progress = Callable[[str, int, int], None]
 
 
 class MissingTensorRT(EngineError):
     """TensorRT is not installed, or too old."""
+
+
+class BuildMemoryError(EngineError):
+    """The GPU's memory does not suffice to build the engine or to run it."""
 
 
 def import_tensorrt() -> Trt:
@@ -53,7 +60,8 @@ def build_engine(
     """Parses and builds; returns the serialised engine.
 
     timing_cache: file with measured tactics, read when it fits and rewritten. progress may raise to stop the build.
-    tune: called with the IBuilderConfig before the build. Raises EngineError with TensorRT's own words.
+    tune: called with the IBuilderConfig before the build. Raises EngineError with TensorRT's own words,
+    BuildMemoryError where memory ran out.
     """
     log = _make_log(trt)
     builder = trt.Builder(log)
@@ -73,7 +81,8 @@ def build_engine(
     if monitor.stopped is not None:
         raise monitor.stopped
     if plan is None:
-        raise EngineError(f"TensorRT {trt.__version__} cannot build {graph}: {log.last}")
+        kind = BuildMemoryError if log.out_of_memory else EngineError
+        raise kind(f"TensorRT {trt.__version__} cannot build {graph}: {log.last}")
     if timing_cache is not None:
         _save_timing_cache(config, timing_cache)
     return bytes(plan)
@@ -95,13 +104,58 @@ def make_attention_decomposable(trt: Trt, network: Any) -> int:
     return mended
 
 
-def load_engine(trt: Trt, path: Path) -> Any:
+def load_engine(trt: Trt, path: Path, log: Any = None) -> Any:
     """The ICudaEngine of a file that passed `check_engine`. Raises EngineError when TensorRT refuses it."""
-    log = _make_log(trt)
+    log = log or _make_log(trt)
     engine = trt.Runtime(log).deserialize_cuda_engine(path.read_bytes())
     if engine is None:
         raise EngineError(f"TensorRT {trt.__version__} cannot load {path}: {log.last}")
     return engine
+
+
+def fused_attention(trt: Trt, engine: Any) -> int | None:
+    """How many of a loaded engine's layers are attention in one kernel, by what its inspector says of them.
+
+    Engines that were built without details name their layers alone, which is enough. None when what it says cannot be
+    read: that is no reason to give up an engine that computes what it should.
+    """
+    inspector = engine.create_engine_inspector()
+    try:
+        layers = json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))["Layers"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return sum(FUSED_ATTENTION in _layer_words(layer) for layer in layers)
+
+
+def _layer_words(entry: str | dict[str, Any]) -> str:
+    """What TensorRT calls the layer and its kernel; the rest of an entry names our own nodes and tensors."""
+    if isinstance(entry, str):
+        return entry.lower()
+    return " ".join(str(entry.get(key, "")) for key in ("Name", "LayerType", "TacticName")).lower()
+
+
+def refit_engine(trt: Trt, path: Path, graph: Path) -> bytes:
+    """The engine in `path`, which passed `check_engine`, with the weights of another graph of the same shape.
+
+    Returns the serialised engine, which can be refitted again. Raises EngineError where TensorRT does not do it.
+    """
+    log = _make_log(trt)
+    engine = load_engine(trt, path, log)
+    try:
+        refitter = trt.Refitter(engine, log)
+    except TypeError as error:  # what the bindings make of none
+        raise EngineError(f"{path} was not built to take other weights: {log.last}") from error
+    parser_refitter = trt.OnnxParserRefitter(refitter, log)
+    if not parser_refitter.refit_from_file(str(graph)):
+        reasons = [parser_refitter.get_error(i).desc() for i in range(parser_refitter.num_errors)]
+        raise EngineError(f"TensorRT cannot refit {path.name}: {'; '.join(reasons) or log.last}")
+    if missing := refitter.get_missing_weights():
+        raise EngineError(f"TensorRT cannot refit {path.name}: {graph.name} has no {', '.join(missing[:3])}")
+    if not refitter.refit_cuda_engine():
+        raise EngineError(f"TensorRT cannot refit {path.name}: {log.last}")
+    serialization = engine.create_serialization_config()
+    serialization.set_flag(trt.SerializationFlag.INCLUDE_REFIT)
+    return bytes(engine.serialize_with_config(serialization))
 
 
 def _creation_flags(trt: Trt) -> int:
@@ -113,6 +167,9 @@ def _creation_flags(trt: Trt) -> int:
 def _configure(trt: Trt, builder: Any, shapes: Mapping[str, Range], settings: EngineSettings) -> Any:
     config, profile = builder.create_builder_config(), builder.create_optimization_profile()
     config.builder_optimization_level = settings.optimization_level
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # kernels' names for the inspector; costs no time
+    if settings.refit:
+        config.set_flag(trt.BuilderFlag.REFIT)
     if not settings.tf32:
         config.clear_flag(trt.BuilderFlag.TF32)
     for name, (lowest, usual, highest) in shapes.items():
@@ -135,16 +192,18 @@ def _save_timing_cache(config: Any, file: Path) -> None:
 
 
 def _make_log(trt: Trt) -> Any:
-    """A logger that keeps the last error instead of writing to stderr."""
+    """A logger that keeps the last error, and whether memory ran out, instead of writing to stderr."""
 
     class Log(trt.ILogger):
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
-            self.last = "no reason given"
+            self.last, self.out_of_memory = "no reason given", False
 
         def log(self, severity: Any, message: str) -> None:
-            if severity == trt.ILogger.ERROR:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
                 self.last = message
+                letters = "".join(filter(str.isalpha, message.lower()))
+                self.out_of_memory |= any(words in letters for words in MEMORY_WORDS)
 
     return Log()
 

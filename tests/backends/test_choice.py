@@ -107,6 +107,37 @@ def test_what_was_asked_for_runs_denoiser_and_decoder(name: str, adapter: Path, 
     assert torch.allclose(opened.decode(latents), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["onnxruntime", pytest.param("openvino", marks=needs_openvino)])
+def test_torch_decodes_where_an_older_export_has_no_decoder(name: str, adapter: Path, export: Path) -> None:
+    signature = read_signature(export)
+    write_signature(export, dataclasses.replace(signature, networks={DENOISER: signature.networks[DENOISER]}))
+    (export / "decoder.onnx").unlink()
+    choice = choose(adapter, export, backend=name)
+    assert choice.opened is not None and choice.opened.denoiser.name == name and choice.opened.decode is None
+    assert choice.reason == "asked for; torch decodes, as the export holds no decoder"
+
+
+@pytest.mark.parametrize(("wanted", "exported"), [("auto", True), ("fp16", True), ("fp32", False), ("bf16", False)])
+def test_a_decoder_of_another_precision_than_set_is_left_alone(
+    wanted: str, exported: bool, adapter: Path, export: Path
+) -> None:
+    signature = read_signature(export)
+    decoder = dataclasses.replace(signature.networks[VAE_DECODER], precision="fp16")
+    write_signature(export, dataclasses.replace(signature, networks={**signature.networks, VAE_DECODER: decoder}))
+    choice = choose(adapter, export, backend="onnxruntime", vae_precision=wanted)
+    assert choice.opened is not None and (choice.opened.decode is not None) == exported
+    assert choice.opened.half_decoder == exported
+    said = "" if exported else f"; torch decodes in {wanted}, as the export's decoder is in fp16"
+    assert choice.reason == f"asked for{said}"
+
+
+def test_a_tampered_decoder_is_never_loaded(adapter: Path, export: Path) -> None:
+    file = export / "decoder.onnx"
+    file.write_bytes(file.read_bytes() + b" ")
+    with pytest.raises(MismatchError, match=r"decoder\.onnx is not the file that was exported"):
+        choose(adapter, export, backend="onnxruntime")
+
+
 @pytest.mark.parametrize("folder", ["none", "empty"])
 def test_without_an_export_auto_takes_torch_and_says_why(folder: str, adapter: Path, tmp_path: Path) -> None:
     export = None if folder == "none" else tmp_path

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch._inductor import config as inductor
 
 from dcdm_cli.backends.cuda_graphs import MOST_GRAPHS, CudaGraphs
@@ -15,6 +16,7 @@ from dcdm_cli.errors import CapabilityError
 from dcdm_cli.model.conditioning import EncoderConfig
 from dcdm_cli.model.denoiser import ConditionedUNet
 from dcdm_cli.model.encoder import DifficultyEncoder
+from dcdm_cli.model.latents import torch_decoder
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 WIDTH = 8
@@ -72,6 +74,16 @@ def test_compilation_changes_no_prediction() -> None:
     rows = torch.randn(3, 4, 6, 6)
     with torch.inference_mode():
         assert torch.allclose(compiled(block, "cpu")(rows), block(rows), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_decoder_is_compiled_too() -> None:
+    torch.manual_seed(0)
+    vae = AutoencoderKL(block_out_channels=(4,), norm_num_groups=2, sample_size=8).eval().requires_grad_(False)
+    latents = torch.randn(3, 4, 4, 4)
+    decode, exact = torch_decoder(vae, compiled=partial(compiled, device="cpu")), torch_decoder(vae)
+    for rows in (latents, latents[:1]):
+        assert torch.allclose(decode(rows), exact(rows), atol=1e-5)
 
 
 def test_without_a_compiler_compilation_is_refused_at_once(network: ConditionedUNet) -> None:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,19 @@ import pytest
 import torch
 
 from dcdm_cli.backends.torch_backend import TorchDenoiser
-from dcdm_cli.backends.trt_backend import TrtDenoiser
-from dcdm_cli.errors import MismatchError, NotFoundError
+from dcdm_cli.backends.trt_backend import TrtDecoder, TrtDenoiser
+from dcdm_cli.errors import MismatchError, NotFoundError, NumericalError
 from dcdm_cli.model.adapter import adapter_hash
 from dcdm_cli.model.base import encode_text
 from dcdm_cli.model.export_folder import open_export
 from dcdm_cli.model.fused import FusedModel, load_fused
 from dcdm_cli.model.latents import decode_latents, torch_decoder
 from dcdm_cli.run.store import RunFolder
-from dcdm_export.engine_key import EngineSettings, engine_key, write_engine
+from dcdm_cli.stages.export import _export_problems, decoder_batches
+from dcdm_export.engine_key import EngineError, EngineSettings, engine_key, write_engine
 from dcdm_export.finished import read_parity
 from dcdm_export.onnx_graph import read_metadata
+from dcdm_export.parity import Parity, ParityError
 from dcdm_export.signature import read_signature
 
 from . import fake_tensorrt
@@ -124,6 +127,43 @@ def test_the_tensorrt_backend_runs_the_graph(exported: Exported, model: FusedMod
     given = batch(model, 6)
     assert made.shared_calls == CALLS
     torch.testing.assert_close(made(*given), TorchDenoiser(model.network, "cpu")(*given), atol=1e-4, rtol=0)
+
+
+def test_tensorrt_decodes_with_its_own_engine(exported: Exported, model: FusedModel, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(exported[0].export, tmp_path / "export"))
+    signature = read_signature(folder)
+    with pytest.raises(EngineError, match="holds no engine of the vae_decoder"):
+        TrtDecoder(fake_tensorrt, GPU, folder, signature, "cpu")
+    network = signature.networks["vae_decoder"]
+    key = engine_key(fake_tensorrt.__version__, GPU, network, 4, EngineSettings())
+    engine = write_engine(folder, "vae_decoder", 4, key, fake_tensorrt.plan(folder / network.file, 4, 4))
+    decode = TrtDecoder(fake_tensorrt, GPU, folder, replace(signature, engines=(engine,)), "cpu")
+    latents = torch.randn(6, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    exact = decode_latents(torch_decoder(model.base.vae), latents, 6)
+    assert np.abs(decode_latents(decode, latents, 6).astype(int) - exact).max() <= 1
+
+
+def test_a_decoder_in_half_precision_passes_the_gate_and_is_asked_for_by_its_setting(run: RunFolder) -> None:
+    made = dcdm("export", "--run", str(run.path), "--threads", "1", "--set", "generate.vae_precision=fp16")
+    assert "the decoder is in fp32, and fp16 is set; it is exported again" in made.stderr
+    assert "exporting vae_decoder" in made.stderr and "exporting denoiser" not in made.stderr
+    signature, parity = read_signature(run.export), read_parity(run.export)["vae_decoder"]
+    assert signature.networks["vae_decoder"].precision == "fp16" and parity["tolerance"] == 1e-2
+    assert 1e-6 < max(case["relative"] for case in parity["cases"]) < 1e-2
+    assert not any(node.op_type == "Clip" for node in onnx.load(run.export / "vae_decoder.onnx").graph.node)
+
+
+def test_the_decoders_engines_are_those_that_its_chunks_can_fill() -> None:
+    assert decoder_batches((1, 8, 32), 8) == (1, 8) and decoder_batches((1, 8, 32), 40) == (1, 8, 32)
+    assert decoder_batches((16, 32), 8) == (16,)
+
+
+def test_a_decoder_that_is_wrong_names_its_own_remedy(tmp_path: Path) -> None:
+    parity = Parity("vae_decoder.b8.engine", "fp16", "failed", "TensorRT", 1e-2)
+    for name, remedy in (("vae_decoder.b8.engine", "--set generate.vae_precision=fp32"), ("denoiser", "--precision")):
+        with pytest.raises(NumericalError, match="differs") as caught, _export_problems(tmp_path):
+            raise ParityError("differs", replace(parity, network=name))
+        assert remedy in caught.value.hint and str(tmp_path / "parity.json") in caught.value.hint
 
 
 def test_the_signature_and_the_file_explain_the_model(exported: Exported) -> None:

@@ -18,8 +18,9 @@ import pytest
 import torch
 
 from dcdm_export.finished import UNFINISHED_FILE, read_parity
-from dcdm_export.folder import Order, Request, make_export
+from dcdm_export.folder import make_export
 from dcdm_export.onnx_graph import Graph
+from dcdm_export.orders import Order, Request
 from dcdm_export.parity import Case, ParityError
 from dcdm_export.signature import SIGNATURE_FILE, Signature, read_signature, verify
 

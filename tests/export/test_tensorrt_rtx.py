@@ -21,8 +21,9 @@ from dcdm_cli.model.conditioning import EncoderConfig, join_tokens
 from dcdm_cli.model.encoder import DifficultyEncoder
 from dcdm_cli.run.store import RunFolder
 from dcdm_export.engine_key import EngineError, EngineSettings, Gpu, check_engine, profile_shapes, read_key
-from dcdm_export.folder import EngineOrder, make_export
+from dcdm_export.folder import make_export
 from dcdm_export.onnx_graph import OPSETS, Graph, export_graph
+from dcdm_export.orders import EngineOrder
 from dcdm_export.signature import NETWORKS, NetworkFile, Precision, read_signature
 from dcdm_export.trt_engine import build_engine, make_attention_decomposable
 
@@ -142,7 +143,8 @@ def test_graphs_without_attention_are_left_alone(rtx: ModuleType, exported: tupl
 
 def engines(rtx: ModuleType, *batches: int, **changes: Any) -> EngineOrder:
     gpu = Gpu("none, built for", "8.0")
-    return dataclasses.replace(EngineOrder(rtx, gpu, batches, QUICK, tune=for_ampere(rtx)), **changes)
+    order = EngineOrder(rtx, gpu, {"denoiser": batches}, QUICK, tune=for_ampere(rtx))
+    return dataclasses.replace(order, **changes)
 
 
 def test_the_folder_gets_engines_and_keeps_them(rtx: ModuleType, tmp_path: Path) -> None:
@@ -150,7 +152,7 @@ def test_the_folder_gets_engines_and_keeps_them(rtx: ModuleType, tmp_path: Path)
     told: list[tuple[str, int, int]] = []
     signature = make_export(order(told, requests=requests, engines=engines(rtx, 1, 4)), target, work)
     assert [(e.file, e.batch) for e in signature.engines] == [("denoiser.b1.engine", 1), ("denoiser.b4.engine", 4)]
-    steps = [(done, total) for what, done, total in told if what == "building engine for batch 4"]
+    steps = [(done, total) for what, done, total in told if what == "building engine of denoiser for batch 4"]
     assert steps and all(0 <= done <= total for done, total in steps)
     for engine in signature.engines:
         key = read_key(target, engine)
@@ -165,7 +167,7 @@ def test_the_folder_gets_engines_and_keeps_them(rtx: ModuleType, tmp_path: Path)
     other = engines(rtx, 4, gpu=Gpu("another", "8.0"))
     rebuilt = make_export(order(again, requests=requests, engines=other), target, work)
     assert [engine.file for engine in rebuilt.engines] == ["denoiser.b4.engine"]
-    assert {what for what, _, _ in again} == {"building engine for batch 4"}
+    assert {what for what, _, _ in again} == {"building engine of denoiser for batch 4"}
 
 
 def test_an_engine_that_was_changed_is_built_again(rtx: ModuleType, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -28,13 +29,15 @@ from dcdm_cli.backends.trt_backend import (
 )
 from dcdm_cli.errors import CapabilityError, MismatchError
 from dcdm_cli.generation.engine import _is_out_of_memory
-from dcdm_export.engine_key import EngineError, EngineSettings, Gpu, engine_key, write_engine
+from dcdm_export.engine_key import EngineError, EngineKey, EngineSettings, Gpu, engine_key, read_key, write_engine
 from dcdm_export.finished import read_parity
-from dcdm_export.folder import EngineOrder, Order, Request, make_export
+from dcdm_export.folder import make_export
 from dcdm_export.onnx_graph import Graph, export_graph
+from dcdm_export.orders import EngineOrder, Order, Request
 from dcdm_export.parity import TOLERANCE, Case, ParityError
 from dcdm_export.seal import is_sealed, seal
-from dcdm_export.signature import DENOISER, NetworkFile, Signature
+from dcdm_export.signature import DENOISER, VAE_DECODER, NetworkFile, Signature
+from dcdm_export.trt_engine import BuildMemoryError, _make_log
 
 from ..fake_cuda import pretend_gpus
 from . import fake_tensorrt
@@ -46,9 +49,9 @@ GPU = Gpu("imitated", "9.0")
 class ToyDenoiser(nn.Module):
     """The denoiser's signature with one layer; rows of shared calls use the first call's latents."""
 
-    def __init__(self, calls: int = 1) -> None:
+    def __init__(self, calls: int = 1, seed: int = 0) -> None:
         super().__init__()
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         self.layer, self.calls = nn.Conv2d(4, 4, 1), calls
         self.eval().requires_grad_(False)
 
@@ -235,21 +238,25 @@ def test_the_smallest_engine_fails_again_and_again(
             made(*inputs(1))
 
 
-def an_order(build: Any, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Order:
-    """The toy with engines of 1 and 4 images. build: (graph's path, rows) -> an engine's content."""
+def an_order(
+    build: Any, monkeypatch: pytest.MonkeyPatch, notes: list[str] | None = None, seed: int = 0, **changes: Any
+) -> Order:
+    """The toy with engines of 1 and 4 images. build: (graph's path, rows) -> an engine's content. seed: of weights."""
     monkeypatch.setattr(
-        "dcdm_export.folder.build_engine", lambda trt, graph, shapes, *_, **__: build(graph, shapes["latents"][2][0])
+        "dcdm_export.engines.build_engine", lambda trt, graph, shapes, *_, **__: build(graph, shapes["latents"][2][0])
     )
 
     def example(images: int) -> dict[str, Tensor]:
         named = zip(("latents", "timestep", "text", "label", "difficulty"), inputs(images), strict=True)
         return {name: value.float() if name == "timestep" else value for name, value in named}
 
-    graph = Graph(DENOISER, ToyDenoiser(), example(2), "prediction", key="toy")
+    graph = Graph(DENOISER, ToyDenoiser(seed=seed), example(2), "prediction", key=f"toy {seed}")
     cases = [Case(f"batch {images}", example(images)) for images in (1, 5)]
     opener = engine_opener(fake_tensorrt, GPU, "cpu")
-    engines = EngineOrder(fake_tensorrt, GPU, (1, 4), EngineSettings(**changes), open=opener)
-    return Order(FACTS, [Request(graph, cases)], {}, "0", engines)
+    batches, attended = {DENOISER: (1, 4), VAE_DECODER: (2,)}, frozenset({DENOISER})
+    settings = EngineSettings(**changes)
+    engines = EngineOrder(fake_tensorrt, GPU, batches, settings, open=opener, attended=attended)
+    return Order(FACTS, [Request(graph, cases)], {}, "0", engines, note=(notes if notes is not None else []).append)
 
 
 def true_engine(graph: Path, rows: int) -> bytes:
@@ -264,6 +271,7 @@ def test_engines_pass_the_graphs_gate(tmp_path: Path, monkeypatch: pytest.Monkey
     entry = parity[signature.engines[1].file]
     assert entry["status"] == "passed" and entry["provider"] == f"TensorRT {fake_tensorrt.__version__} on {GPU}"
     assert [case["name"] for case in entry["cases"]] == ["batch 1", "batch 5"]
+    assert entry["fused_attention"] == 1
     make_export(order, target, work)  # taken over with their figures
     assert read_parity(target) == parity
 
@@ -291,6 +299,121 @@ def test_an_engine_that_computes_something_else_is_stopped(tmp_path: Path, monke
 def test_a_tf32_engine_is_held_to_tf32s_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     signature = make_export(an_order(true_engine, monkeypatch, tf32=True), tmp_path / "export", tmp_path / "work")
     assert read_parity(tmp_path / "export")[signature.engines[0].file]["tolerance"] == TOLERANCE["fp16"]
+
+
+def test_an_engine_without_fused_attention_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes: list[str] = []
+    split = ("matmul", {"Name": "node_mha_to_out", "Metadata": "mha"}, {"Name": "softmax", "LayerType": "kgen"})
+    built = {1: fake_tensorrt.FUSED, 4: split[:1] + split[2:]}
+    order = an_order(lambda g, rows: fake_tensorrt.plan(g, rows, rows, layers=built[rows]), monkeypatch, notes)
+    signature = make_export(order, tmp_path / "export", tmp_path / "work")
+    counted = [read_parity(tmp_path / "export")[engine.file]["fused_attention"] for engine in signature.engines]
+    assert counted == [1, 0]
+    assert notes == [
+        "denoiser.b4.engine has no fused attention layer, so it is slower than it could be; TensorRT fuses half "
+        "precision only: --precision fp16"
+    ]
+
+
+@pytest.mark.parametrize("answer", ["", "no JSON", "{}", "[]"])
+def test_an_inspector_that_cannot_be_read_stops_nothing(
+    answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake_tensorrt.EngineInspector, "get_engine_information", lambda self, format: answer)
+    notes: list[str] = []
+    signature = make_export(an_order(true_engine, monkeypatch, notes), tmp_path / "export", tmp_path / "work")
+    counted = [read_parity(tmp_path / "export")[engine.file]["fused_attention"] for engine in signature.engines]
+    assert counted == [None, None] and notes == []
+
+
+def test_a_build_that_runs_out_of_memory_is_halved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes: list[str] = []
+
+    def little(graph: Path, rows: int) -> bytes:
+        if rows > 2:
+            raise BuildMemoryError("no room")
+        return fake_tensorrt.plan(graph, rows, rows)
+
+    target, work = tmp_path / "export", tmp_path / "work"
+    signature = make_export(an_order(little, monkeypatch, notes), target, work)
+    assert [engine.batch for engine in signature.engines] == [1, 2]
+    assert notes == ["denoiser.b4.engine: out of memory; built for 2 images instead"]
+    little_memory(monkeypatch, 1)  # built, but not to be run
+    signature = make_export(an_order(true_engine, monkeypatch, notes), target, work, afresh=True)
+    assert [engine.batch for engine in signature.engines] == [1] and not list(target.glob("denoiser.b4*"))
+    little_memory(monkeypatch, 0)
+    with pytest.raises(EngineError, match="a batch of one image is the smallest"):
+        make_export(an_order(true_engine, monkeypatch), target, work, afresh=True)
+
+
+@pytest.mark.parametrize(
+    ("message", "memory"),
+    [
+        ("[defaultAllocator.cpp::allocate::31] Error Code 1: Cuda Runtime (out of memory)", True),
+        ("Error Code 2: OutOfMemory (Requested size was 1073741824 bytes.)", True),
+        ("Error Code 10: Could not find any implementation for node conv", False),
+    ],
+)
+def test_a_lack_of_memory_is_told_from_other_failures(message: str, memory: bool) -> None:
+    log = _make_log(fake_tensorrt)
+    log.log(fake_tensorrt.ILogger.ERROR, message)
+    log.log(fake_tensorrt.ILogger.ERROR, "Engine could not be created because build failed")
+    assert log.out_of_memory is memory and log.last.startswith("Engine could not")
+
+
+def test_an_engine_takes_the_weights_of_a_new_lora(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, work, built, notes = tmp_path / "export", tmp_path / "work", list[int](), list[str]()
+
+    def build(graph: Path, rows: int) -> bytes:
+        built.append(rows)
+        return fake_tensorrt.plan(graph, rows, rows, refit=True)
+
+    make_export(an_order(build, monkeypatch, refit=True), target, work)
+    assert built == [1, 4]
+    for seed in (1, 2):  # what was refitted can be refitted again
+        signature = make_export(an_order(build, monkeypatch, notes, seed=seed, refit=True), target, work)
+        assert built == [1, 4] and len(signature.engines) == 2
+        for engine in signature.engines:
+            entry = read_parity(target)[engine.file]
+            assert entry["status"] == "passed" and entry["refitted"] is True
+            key = read_key(target, engine)
+            assert key is not None and key.graph == signature.networks[DENOISER].hash and key.settings.refit
+        made = denoiser(target, signature)(*inputs(5))
+        torch.testing.assert_close(made, ToyDenoiser(seed=seed)(*inputs(5)), atol=1e-5, rtol=0)
+    assert len(notes) == 4 and "took the new weights without a new build, and was compared" in notes[0]
+    make_export(an_order(build, monkeypatch, seed=3), target, work)  # without the setting: built
+    assert built == [1, 4, 1, 4]
+
+
+@pytest.mark.parametrize("fault", ["refused", "wrong", "never meant to"])
+def test_an_engine_that_cannot_take_new_weights_is_built(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, work, built, notes = tmp_path / "export", tmp_path / "work", list[int](), list[str]()
+
+    def build(graph: Path, rows: int) -> bytes:
+        built.append(rows)
+        return fake_tensorrt.plan(graph, rows, rows, refit=fault != "never meant to")
+
+    make_export(an_order(build, monkeypatch, refit=True), target, work)
+    if fault == "refused":
+        monkeypatch.setattr(fake_tensorrt, "_weights", lambda content: {str(hash(content)): (1,)})
+    if fault == "wrong":  # says that it did, and did not
+        monkeypatch.setattr(fake_tensorrt.Refitter, "refit_cuda_engine", lambda self: True)
+    signature = make_export(an_order(build, monkeypatch, notes, seed=1, refit=True), target, work)
+    words = {"refused": "has another shape", "wrong": "differs from PyTorch", "never meant to": "was not built to take"}
+    assert built == [1, 4, 1, 4] and len(notes) == 2 and all(words[fault] in note for note in notes)
+    assert not any(read_parity(target)[engine.file].get("refitted") for engine in signature.engines)
+    made = denoiser(target, signature)(*inputs(5))
+    torch.testing.assert_close(made, ToyDenoiser(seed=1)(*inputs(5)), atol=1e-5, rtol=0)
+
+
+def test_engines_from_before_refitting_keep_their_key() -> None:
+    old = {"fixed": True, "optimization_level": 3, "tf32": False}
+    key = EngineKey("11.0", GPU, "graph", {}, EngineSettings())
+    facts = {"tensorrt": "11.0", "gpu": dataclasses.asdict(GPU), "graph": "graph", "shapes": {}, "settings": old}
+    assert key.hash == hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    assert dataclasses.replace(key, settings=EngineSettings(refit=True)).hash != key.hash
 
 
 def refused(folder: Path, signature: Signature, **changes: Any) -> str:

@@ -21,7 +21,8 @@ from dcdm_cli.model.fused import load_fused
 from dcdm_cli.model.lora import add_lora, lora_parameters
 from dcdm_cli.model.packaged import TINY_NAME
 from dcdm_cli.run.settings import GenerateConfig
-from dcdm_export.folder import Order, make_export
+from dcdm_export.folder import make_export
+from dcdm_export.orders import Order
 
 from .fakes import CAPTIONS, NAMES, inputs
 

@@ -27,7 +27,11 @@ from dcdm_cli.generation.engine import (
 )
 from dcdm_cli.generation.prompts import PromptCache
 from dcdm_cli.model.adapter import CONFIG_FILE
+from dcdm_cli.model.exported import export_requests, model_facts
+from dcdm_cli.model.fused import load_fused
 from dcdm_cli.run.progress import Job
+from dcdm_export.folder import make_export
+from dcdm_export.orders import Order
 
 from .conftest import config, plan
 
@@ -241,6 +245,23 @@ def test_the_decoder_is_as_precise_as_the_network_on_a_gpu_and_exact_on_a_cpu(en
     for device in ("cpu", "cuda"):
         assert decoder_precision(config(precision="fp16", vae_precision="fp32"), device) == "fp32"
         assert decoder_precision(config(vae_precision="bf16"), device) == "bf16"
+
+
+def test_an_exported_half_decoders_overflow_is_decoded_once_more(adapter: Path, engine: Engine, tmp_path: Path) -> None:
+    model = load_fused(adapter)
+    facts = model_facts(model, adapter, 1.0)
+    requests = export_requests(model, facts, "fp32", 21, {}, shared_calls=3, decoder_precision="fp16")
+    signature = make_export(Order(facts, requests[:2], {}, "0"), tmp_path / "export", tmp_path / "work")
+    assert [network.precision for network in signature.networks.values()] == ["fp32", "fp16"]
+    half = open_engine(adapter, config(backend="onnxruntime"), "cpu", export=tmp_path / "export")
+    difference = np.abs(images(half, 4).astype(int) - images(engine, 4))
+    assert 0 < difference.mean() < 0.5 and difference.max() <= 4
+    latents = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    usual = half.decode(latents)
+    latents[1] *= 1e6  # beyond float16's 65,504
+    made = half.decode(latents)
+    assert torch.isfinite(made).all() and torch.allclose(made[1], engine.decode(latents[1:2])[0], atol=1e-4)
+    assert torch.equal(made[[0, 2]], usual[[0, 2]])
 
 
 def test_half_a_decoder_changes_pixels_by_rounding_alone(adapter: Path, engine: Engine) -> None:

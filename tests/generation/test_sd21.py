@@ -27,7 +27,8 @@ from dcdm_cli.run.resolution import resolve
 from dcdm_cli.run.settings import FinetuneConfig
 from dcdm_cli.training.dataset import TrainingSet
 from dcdm_cli.training.loop import Trained, finetune
-from dcdm_export.folder import Order, make_export
+from dcdm_export.folder import make_export
+from dcdm_export.orders import Order
 
 from .conftest import config, plan
 from .fakes import NAMES

@@ -23,7 +23,8 @@ from dcdm_cli.run.resolution import resolve
 from dcdm_cli.run.settings import FinetuneConfig
 from dcdm_cli.training.dataset import TrainingSet, encode_captions
 from dcdm_cli.training.loop import Trained, finetune
-from dcdm_export.folder import Order, make_export
+from dcdm_export.folder import make_export
+from dcdm_export.orders import Order
 
 from ..xl import TOKENS, WIDTH, save_xl
 from .conftest import config, plan

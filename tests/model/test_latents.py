@@ -8,7 +8,7 @@ from PIL import Image
 from dcdm_cli.data.digits import digit_images
 from dcdm_cli.data.images import DecodeOptions, decode_options, set_decode_options
 from dcdm_cli.model.base import BaseModel
-from dcdm_cli.model.latents import decode_latents, encode_latents, to_pixels, torch_decoder
+from dcdm_cli.model.latents import Decode, decode_latents, encode_latents, released, to_pixels, torch_decoder
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +85,27 @@ def test_an_image_that_overflows_is_decoded_in_float32_and_it_alone(tiny: BaseMo
     assert torch.equal(made[2], exact(large[2:3])[0])
     others = [0, 1, 3, 4]
     assert torch.equal(made[others], usual[others]) and not torch.equal(made[others], exact(large)[others])
+
+
+def test_a_compiled_decoder_sees_one_batch_and_gives_every_one(tiny: BaseModel, latents: torch.Tensor) -> None:
+    seen: list[int] = []
+
+    def watched(module: torch.nn.Module) -> Decode:
+        def run(rows: torch.Tensor) -> torch.Tensor:
+            seen.append(len(rows))
+            return module(rows)
+
+        return run
+
+    decode, exact = torch_decoder(tiny.vae, compiled=watched), torch_decoder(tiny.vae)
+    for rows in (latents, latents[:2], latents[3:4]):
+        assert torch.allclose(decode(rows), exact(rows), atol=1e-5)
+    assert seen == [len(latents)] * 3
+    released(decode)  # memory ran out: the batch is smaller from now on
+    assert torch.allclose(decode(latents[:2]), exact(latents[:2]), atol=1e-5) and seen[-1] == 2
+    half = torch_decoder(tiny.vae, torch.float16, watched)
+    large = latents * torch.tensor([1.0, 1e6, 1.0, 1.0, 1.0]).reshape(-1, 1, 1, 1)
+    assert torch.isfinite(half(large)).all()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dcdm_cli.model.base import load_base
 from dcdm_cli.model.packaged import TINY_NAME
-from dcdm_cli.model.unscaled import UnscaledAttention, UnscaledResnet, drop_unit_scales
+from dcdm_cli.model.unscaled import UnscaledAttention, UnscaledResnet, drop_unit_scales, join_projections
 
 from .conftest import Predict
 
@@ -45,6 +45,33 @@ def test_so_does_the_decoder() -> None:
         expected = vae.decode(latents).sample
         assert drop_unit_scales(vae) > 5
         assert torch.equal(vae.decode(latents).sample, expected)
+
+
+class Products(TorchDispatchMode):
+    """Counts matrix products with weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm)
+        return func(*args, **(kwargs or {}))
+
+
+def test_joined_projections_predict_the_same_with_fewer_products(unet: UNet2DConditionModel, predict: Predict) -> None:
+    drop_unit_scales(unet)
+    with Products() as before:
+        expected = predict(unet)
+    parameters = sum(parameter.numel() for parameter in unet.parameters())
+    joined = join_projections(unet)
+    with Products() as after:
+        found = predict(unet)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert joined > 5 and joined % 2 == 0  # of each block one attends to itself, one to the text
+    assert before.count - after.count == joined // 2 * 2 + joined // 2 * 1
+    assert sum(parameter.numel() for parameter in unet.parameters()) == parameters  # and hold no weight twice
+    assert join_projections(unet) == 0
 
 
 def test_stable_diffusions_unet_had_54() -> None:
