@@ -91,7 +91,7 @@ CPU = Scale(
     own={"target": {"downstream": {"steps": 800}, "finetune": {"steps": 1000, "batch_size": 64}}},
     exported=True,
     score_needs=100,
-    experiments=("adherence", "cifar10_worth.toml", "target"),
+    experiments=("adherence", "cifar10_worth.toml", "cifar10_features.toml", "target"),
 )
 TINY_NET = {**NET, "image_size": 32, "model_args": {"channels": [8, 12, 16, 32], "stem_width": 8}, "batch_size": 64}
 TINY_NET |= {"steps": 4}
