@@ -12,11 +12,11 @@ from rich.console import Console
 
 from dcdm_cli.reports.advice import Advice, about_run, advice, advice_lines
 
-RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+DATA = Path(__file__).parent / "data"  # documents of experiments that were run (CIFAR-10, 1,000 images)
 
 
 def document(name: str) -> dict[str, Any]:
-    return json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
+    return json.loads((DATA / f"{name}.json").read_text("utf-8"))
 
 
 def pair(verdict: str, gain: float = 0.01, **changes: Any) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def test_without_a_sweep_labels_and_reach_bound_the_difficulty(metrics: dict) ->
 
 
 def test_a_sweep_that_shows_nothing_says_so_and_one_that_does_names_the_best(metrics: dict) -> None:
-    sweep = document("cifar10_small_mean-sweep")["document"]
+    sweep = document("mean-sweep")["document"]
     swept = [arm["name"] for arm in sweep["cells"][0]["arms"] if arm["difficulty"]]
     for given in sweep["cells"][0]["paired"]:
         given["verdict"] = "cannot tell"
@@ -121,7 +121,7 @@ def test_the_fewest_images_whose_gain_is_as_good_as_the_largest(metrics: dict) -
 
 
 def test_a_measured_run_gets_an_answer_to_each_question(metrics: dict) -> None:
-    found = advice(metrics, {"ratio-sweep": document("cifar10_small_ratio-sweep")["document"]})
+    found = advice(metrics, {"ratio-sweep": document("ratio-sweep")["document"]})
     assert [item.question for item in found] == ["Go on or stop?", "Which difficulty?", "How many images?"]
     assert all(item.answer and item.why for item in found)
 
