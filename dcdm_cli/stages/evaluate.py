@@ -117,7 +117,7 @@ def head_warnings(config: Config) -> list[str]:
         return []
     return [
         "a head on features comes out the same for every seed: intervals and p hold at most the spread between "
-        "generated sets (--fresh-sets), and none of the chance that lies in which images were tested; --seeds 1 says as much"
+        "generated sets (--fresh-sets), and none of the chance in which images were tested; --seeds 1 says as much"
     ]
 
 
