@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.roles import IMAGES, all_others, fingerprints
 from dcdm_cli.run.session import Session
+from dcdm_cli.run.settings import Config
 from dcdm_cli.run.store import Outcome, Stage, StageRecord
 from dcdm_cli.stages.devices import settle_generation
 from dcdm_cli.stages.first_look import first_look_sentences
@@ -76,6 +77,9 @@ def _measure_all(session: Session, records: Mapping[str, StageRecord]) -> Outcom
     known = scorer_and_judge(session, data, judge, job)
     steered = measured_adherence(session, data, judge, job)
     seconds = {name: record.seconds for name, record in records.items()} | {"adherence": steered.seconds}
+    warnings = [*data.warnings, *head_warnings(session.config)]
+    for warning in warnings[len(data.warnings) :]:
+        session.console.warn(warning)
     clock = time.monotonic()
     downstream = _downstream(session, data, job)
     seconds["downstream"] = round(time.monotonic() - clock, 2)
@@ -83,7 +87,7 @@ def _measure_all(session: Session, records: Mapping[str, StageRecord]) -> Outcom
     metrics |= {"agreement": known["agreement"]}
     metrics["competence"] = {**known["competence"], "downstream": downstream["competence"]}
     metrics |= {"downstream": downstream, "quality": generated_quality(session, data, judge, job)}
-    metrics |= {"cost": the_bill(session, records, downstream), "warnings": list(data.warnings)}
+    metrics |= {"cost": the_bill(session, records, downstream), "warnings": warnings}
     metrics |= {"first_look": about} if (about := first_look_sentences(session.config)) else {}
     write_json(run.evaluation / "metrics.json", metrics)
     made = write_evaluation_report(session, data.manifest, metrics)
@@ -103,6 +107,18 @@ def the_bill(
     gain = next((pair for pair in pairs if (pair["arm"], pair["against"]) == (OURS, REAL)), None)
     images = records["generate"].results.get("images", 0) if "generate" in records else 0
     return bill(records, images, gain, session.config.evaluate.gpu_hour_price)
+
+
+def head_warnings(config: Config) -> list[str]:
+    """What several seeds do not tell of arms that are compared by heads on features."""
+    from dcdm_cli.evaluation.learners import on_features
+
+    if config.evaluate.seeds == 1 or on_features(config.downstream) is None:
+        return []
+    return [
+        "a head on features comes out the same for every seed: intervals and p hold at most the spread between "
+        "generated sets (--fresh-sets), and none of the chance in which images were tested; --seeds 1 says as much"
+    ]
 
 
 def foretold(session: Session, classifiers: int) -> str:

@@ -33,7 +33,8 @@ def test_dcdm_alone_says_where_the_run_folder_stands(job: FinishedJob, tmp_path:
 
 def test_a_stage_says_what_it_took_at_the_end(scored: Path, photos: Path) -> None:
     said = run("caption", "--run", scored, "--template", "a {class}").stderr
-    assert "GiB of memory" in said.splitlines()[-1] and said.splitlines()[-1].startswith("caption: ")
+    took, following = said.splitlines()[-2:]
+    assert took.startswith("caption: ") and "GiB of memory" in took and following.startswith("next: dcdm ")
 
 
 def test_review_and_its_corrections_come_back(copy: Path, photos: Path) -> None:

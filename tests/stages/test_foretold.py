@@ -10,7 +10,7 @@ from dcdm_cli.console import Console
 from dcdm_cli.run.resolution import resolve
 from dcdm_cli.run.session import Session
 from dcdm_cli.run.store import Outcome, RunFolder, Stage
-from dcdm_cli.stages.evaluate import foretold
+from dcdm_cli.stages.evaluate import foretold, head_warnings
 
 
 @pytest.fixture
@@ -46,3 +46,10 @@ def test_no_guess_from_a_judge_of_another_kind(run: RunFolder) -> None:
     assert foretold(session(run, downstream__image_size=64), 3) == (
         "downstream: 3 classifiers (resnet18, 64 px, 2,000 steps each)"
     )
+
+
+def test_seeds_of_heads_are_said_to_prove_little(run: RunFolder) -> None:
+    assert head_warnings(session(run, evaluate__seeds=6).config) == []
+    assert head_warnings(session(run, evaluate__seeds=1, downstream__method="features").config) == []
+    [said] = head_warnings(session(run, evaluate__seeds=6, downstream__method="features").config)
+    assert "the same for every seed" in said
