@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import tomllib
 from pathlib import Path
 from types import ModuleType
 
@@ -48,10 +49,38 @@ def test_a_short_ablation_changes_steps_and_ratio_of_all_arms_alike(script) -> N
 
 
 def test_an_experiment_of_its_own_can_be_run() -> None:
-    for file in FOLDER.glob("*.toml"):
+    for file in set(FOLDER.glob("*.toml")) - {FOLDER / "claims.toml"}:
         experiment = parse_experiment(file.read_text("utf-8"), str(file), file.stem)
         used = {arm.adapter for arm in experiment.arms if arm.source == "generated"}
         assert used and all(experiment.adapter(key) for key in used)
+
+
+def test_the_claims_say_what_the_results_say(script, tmp_path: Path) -> None:
+    claims = script("claims")
+    asked = tomllib.loads((FOLDER / "claims.toml").read_text("utf-8"))["claims"]
+    rows = [*claims.claim_rows(asked, FOLDER / "results")]
+    written = json.loads((FOLDER / "results" / "claims.json").read_text("utf-8"))["tables"][0]
+    assert written["rows"] == rows and len(rows) == sum(len(claim["rows"]) for claim in asked)
+    assert {row[5] for row in claims.claim_rows(asked, tmp_path)} == {"not measured"}
+
+
+@pytest.mark.parametrize(
+    ("verdict", "said"),
+    [
+        ("better", "holds at 8 seeds"), ("worse", "does not hold"), ("cannot tell", "cannot tell at 8 seeds"),
+        ("points to better", "points to it at 8 seeds"),
+    ],
+)  # fmt: skip
+def test_a_claim_holds_where_its_arm_is_better(script, tmp_path: Path, verdict: str, said: str) -> None:
+    pair = {"arm": "a", "against": "b", "difference_mean": 0.0123, "difference_ci95": [0.002, 0.02], "p_value": 0.0005}
+    cells = [{"ratio": 1.0, "classifier_name": "x", "paired": [{**pair, "seeds": 8, "verdict": verdict}]}]
+    (tmp_path / "one.json").write_text(json.dumps({"document": {"cells": cells}}))
+    row = {"data": "digits", "result": "one", "arm": "a", "against": "b"}
+    asked = [{"claim": "A helps", "paper": "yes", "rows": [row]}]
+    (made,) = script("claims").claim_rows(asked, tmp_path)
+    assert made == ["A helps", "yes", "digits", "+1.2 [0.2, 2.0]", "< 0.001", said, "`one.json`"]
+    with pytest.raises(SystemExit, match="does not compare 'b' with 'a'"):
+        list(script("claims").claim_rows([{**asked[0], "rows": [{**row, "arm": "b", "against": "a"}]}], tmp_path))
 
 
 def test_a_result_says_where_it_comes_from(script, tmp_path: Path) -> None:
