@@ -259,16 +259,25 @@ def _figures(session: Session, manifest: Manifest, metrics: Mapping[str, Any]) -
     if chosen := chosen_strength(session.run):
         text = "What changes as training goes on; the ring is the point that was chosen, by what is asked of it."
         drawings.append(Drawing("strength.png", "How far to fine-tune", text, lambda p: strength_curves(p, chosen)))
+    drawings += _losses(session.run)
     text = "Each row is a class; the number is the difficulty the scorer finds."
     atlas = ReportFigure("Difficulty atlas", folder / "atlas.png", text)
-    return [atlas, steering, *others, *draw(drawings, folder), *training_figures(session.run)]
+    return [atlas, steering, *others, *draw(drawings, folder), *sample_sheets(session.run)]
 
 
-def training_figures(run: RunFolder) -> list[ReportFigure]:
-    """What fine-tuning drew on its way: its losses; of the sheets of `--sample-every` the first and the last ones."""
-    losses, sheets = run.figures / "loss.png", sorted((run.figures / "samples" / run.adapter.name).glob("step-*.png"))
+def _losses(run: RunFolder) -> list[Drawing]:
+    from dcdm_cli.stages.watching import draw_losses
+
+    record = run.record("finetune")
+    if record is None or not record.results.get("losses"):
+        return []
+    text = "Loss over the optimiser steps of fine-tuning."
+    return [Drawing("losses.png", "Training", text, lambda path: draw_losses(path, record.results))]
+
+
+def sample_sheets(run: RunFolder) -> list[ReportFigure]:
+    """What fine-tuning drew on its way for `--sample-every`: the first sheet and the last ones."""
+    sheets = sorted((run.figures / "samples" / run.adapter.name).glob("step-*.png"))
     kept = sheets if len(sheets) <= MOST_SHEETS else [sheets[0], *sheets[1 - MOST_SHEETS :]]
     text = "Each row is a class and starts from the same noise; above each image the difficulty asked for."
-    made = [ReportFigure(f"After {int(file.stem.removeprefix('step-'))} steps", file, text) for file in kept]
-    text = "Loss over the optimiser steps of fine-tuning."
-    return [*([ReportFigure("Training", losses, text)] if losses.is_file() else []), *made]
+    return [ReportFigure(f"After {int(file.stem.removeprefix('step-'))} steps", file, text) for file in kept]

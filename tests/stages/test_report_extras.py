@@ -8,7 +8,7 @@ import pytest
 
 from dcdm_cli import __version__
 from dcdm_cli.run.store import Outcome, RunFolder, Stage
-from dcdm_cli.stages.report import chosen_strength, how_made, prompt_lines, strength_lines, training_figures
+from dcdm_cli.stages.report import chosen_strength, how_made, prompt_lines, sample_sheets, strength_lines
 
 from ..commands.conftest import adapter, run
 from ..reports.test_strength_report import STRENGTH
@@ -40,14 +40,13 @@ def test_a_choice_of_strength_is_found_and_kept_as_a_table(run: RunFolder) -> No
 
 
 def test_the_page_shows_what_fine_tuning_drew_on_its_way(run: RunFolder) -> None:
-    assert training_figures(run) == []
+    assert sample_sheets(run) == []
     sheets = run.figures / "samples" / "adapter"
     sheets.mkdir(parents=True)
     for step in (100, 200, 300, 400, 1000):
         (sheets / f"step-{step:08d}.png").write_bytes(b"x")
-    (run.figures / "loss.png").write_bytes(b"x")
-    titles = [figure.title for figure in training_figures(run)]
-    assert titles == ["Training", *(f"After {step} steps" for step in (100, 300, 400, 1000))]
+    titles = [figure.title for figure in sample_sheets(run)]
+    assert titles == [f"After {step} steps" for step in (100, 300, 400, 1000)]
 
 
 def test_prompts_of_one_source_make_no_table(run: RunFolder) -> None:
