@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,11 +14,9 @@ import pyarrow.parquet as pq
 from dcdm_cli.data.manifest import Manifest, as_far_as_there, read_manifest, share_true
 from dcdm_cli.difficulty.verdict import Measure
 from dcdm_cli.errors import MismatchError, NumericalError
-from dcdm_cli.generation.engine import Engine
 from dcdm_cli.generation.layout import Layout
 from dcdm_cli.generation.ledger import REJECTED, Ledger, shard_writer
 from dcdm_cli.generation.plan_file import AnyPlan
-from dcdm_cli.generation.render import EngineMaker
 from dcdm_cli.generation.shards import (
     Encoders,
     Facts,
@@ -30,6 +29,9 @@ from dcdm_cli.generation.shards import (
 )
 from dcdm_cli.generation.starts import Starts
 from dcdm_cli.run.progress import Job
+
+if TYPE_CHECKING:
+    from dcdm_cli.generation.engine import Engine
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,8 @@ def run_plan(
     measure: scores what was made and, with `attempts`, chooses among draws.
     Raises MismatchError when the folder holds another plan, InterruptedRunError when asked to stop.
     """
+    from dcdm_cli.generation.render import EngineMaker  # not above: who only coordinates needs no torch
+
     maker = EngineMaker(engine, measure)
     layout = Layout(folder, format, "png", maker.facts.class_names, plan.shards)
     return run_shards(plan, maker, layout, job)

@@ -1,5 +1,4 @@
-"""Generation by a crew: what a worker needs to hold the model and does with a shard, and a run whose shards are made
-elsewhere.
+"""Generation by a crew: what a worker does with a shard, and a run whose shards are made elsewhere.
 
 Workers write where the coordinator can see it and report the finished shard, or, without a shared disk, deliver encoded
 images and the coordinator writes. The coordinator alone publishes, so that a shard that was made twice appears once.
@@ -7,31 +6,18 @@ images and the coordinator writes. The coordinator alone publishes, so that a sh
 
 from __future__ import annotations
 
-import atexit
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
-
-import torch
 
 from dcdm_cli.crew.coordinator import Crew
 from dcdm_cli.crew.messages import unshared
-from dcdm_cli.data.images import DecodeOptions, set_decode_options
-from dcdm_cli.difficulty.label_check import open_label_check
-from dcdm_cli.difficulty.scorer import Scorer
-from dcdm_cli.difficulty.verdict import Measure, with_check
 from dcdm_cli.errors import DcdmError
-from dcdm_cli.generation.engine import open_engine
 from dcdm_cli.generation.layout import Layout, ShardWriter, keep_nothing
 from dcdm_cli.generation.ledger import Ledger, shard_writer
 from dcdm_cli.generation.plan_file import AnyPlan, PlanFile
-from dcdm_cli.generation.render import EngineMaker
 from dcdm_cli.generation.run import Generated, ShardCoordinator, check_generator, make_shard
-from dcdm_cli.generation.samples import SampleWorker
 from dcdm_cli.generation.shards import (
     Batch,
     Encoders,
@@ -44,7 +30,6 @@ from dcdm_cli.generation.shards import (
 )  # fmt: skip
 from dcdm_cli.generation.starts import Starts
 from dcdm_cli.run.progress import Job
-from dcdm_cli.run.settings import GenerateConfig
 
 SHARE = "put the run folder on a disk that all machines share, or send the images: --results driver"
 
@@ -165,76 +150,3 @@ def check_folder(task: ShardTask, patience_s: float = 10.0) -> None:
         if time.monotonic() > deadline:
             raise unshared(folder, SHARE)
         time.sleep(0.5)
-
-
-@dataclass(frozen=True)
-class Parcel:
-    """A folder's files by name, for machines that do not share a disk."""
-
-    files: dict[str, bytes]
-
-    @classmethod
-    def of(cls, folder: Path) -> Parcel:
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        return cls({path.relative_to(folder).as_posix(): path.read_bytes() for path in files})
-
-    def unpack(self) -> Path:
-        """A temporary folder that lives as long as the process."""
-        folder = Path(tempfile.mkdtemp(prefix="dcdm-"))
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        for name, content in self.files.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(content)
-        return folder
-
-
-@dataclass(frozen=True)
-class Setup:
-    """adapter, scorer, export, checker: folders; scorer None = images are not measured, export None = there is none to
-    be used, checker None = labels are not checked. threads: CPU threads of one worker.
-
-    deliver: images are sent to the coordinator; then the folders may be parcels.
-    """
-
-    adapter: Path | Parcel
-    config: GenerateConfig
-    scorer: Path | Parcel | None
-    decode: DecodeOptions
-    threads: int | None = None
-    deliver: bool = False
-    export: Path | Parcel | None = None
-    checker: Path | Parcel | None = None
-
-
-def open_shard_worker(setup: Setup, device: str, should_stop: Callable[[], bool]) -> ShardWorker:
-    """A partial of this with `setup` is what a crew's transport takes."""
-    return ShardWorker(_open_maker(setup, device), should_stop, deliver=setup.deliver)
-
-
-def open_sample_worker(setup: Setup, device: str, should_stop: Callable[[], bool]) -> SampleWorker:
-    """The same for images that are only looked at. A batch is short enough to finish."""
-    return SampleWorker(_open_maker(setup, device))
-
-
-def measure_with(scorer: Path | None, checker: Path | None, device: str) -> Measure | None:
-    """Finished images measured by a stored scorer and looked at by a stored label check, where there are any."""
-    measure = Scorer.load(scorer, device).verdicts if scorer else None
-    return with_check(measure, open_label_check(checker, device) if checker else None)
-
-
-def _open_maker(setup: Setup, device: str) -> EngineMaker:
-    if setup.threads:
-        torch.set_num_threads(setup.threads)
-    set_decode_options(setup.decode)
-    adapter, export = _here(setup.adapter), _here(setup.export) if setup.export else None
-    engine = open_engine(adapter, setup.config, device, export=export)
-    scorer, checker = (_here(folder) if folder else None for folder in (setup.scorer, setup.checker))
-    return EngineMaker(engine, measure_with(scorer, checker, device))
-
-
-def _here(folder: Path | Parcel) -> Path:
-    if isinstance(folder, Parcel):
-        return folder.unpack()
-    if not folder.is_dir():
-        raise unshared(folder, SHARE)
-    return folder

@@ -159,7 +159,8 @@ def _in_this_process(
 def _with_crew(
     session: Session, plan: AnyPlan | None, spread: Spread, verify: bool
 ) -> tuple[AnyPlan, Generated, Facts, str]:
-    from dcdm_cli.generation.workers import open_shard_worker, run_crew
+    from dcdm_cli.generation.worker_start import open_shard_worker
+    from dcdm_cli.generation.workers import run_crew
 
     job = open_job(session, spread.devices[0], here=False)
     starts = open_starts(session, session.run.adapter, replace(job, device="cpu"))  # the devices are the workers'

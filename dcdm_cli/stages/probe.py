@@ -71,7 +71,7 @@ def open_run_crew(session: Session, spread: Spread, job: Job, opener: Callable[.
     """The run's engine, label check, and with `score` its scorer, once per worker. opener: of `generation.opening`."""
     from dcdm_cli.data.images import decode_options
     from dcdm_cli.generation.engine import sampler_warnings
-    from dcdm_cli.generation.workers import Parcel, Setup
+    from dcdm_cli.generation.worker_start import Parcel, Setup
 
     run, config = session.run, session.config.generate
     here = job if spread.engine == "local" else replace(job, device="cpu")  # Ray's devices are elsewhere
@@ -190,7 +190,7 @@ def probe_with_crew(
     """`probe` with the run's calibration, by a crew."""
     from dcdm_cli.generation.plan import grid_plan
     from dcdm_cli.generation.samples import sample_rows
-    from dcdm_cli.generation.workers import open_sample_worker
+    from dcdm_cli.generation.worker_start import open_sample_worker
 
     with open_run_crew(session, spread, job, open_sample_worker, score=True) as crew:
         facts, batch = crew.first_hello()

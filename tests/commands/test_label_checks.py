@@ -21,7 +21,7 @@ from dcdm_cli.errors import MismatchError, NotFoundError, UsageError
 from dcdm_cli.evaluation.experiments import Experiment
 from dcdm_cli.generation.finished import finished_batches
 from dcdm_cli.generation.samples import SampleTask
-from dcdm_cli.generation.workers import open_sample_worker
+from dcdm_cli.generation.worker_start import open_sample_worker
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.settings import ClassifierConfig
 from dcdm_cli.run.store import Outcome, RunFolder, Stage
