@@ -44,9 +44,8 @@ def main() -> None:
     options = parser.parse_args()
     state = options.state.absolute()
     state.mkdir(parents=True, exist_ok=True)
-    for step in Experiments(options.data.absolute(), state, "cpu", RESULTS, Clock(None), SMALL_BASE).first_steps(
-        "tune"
-    ):
+    experiments = Experiments(options.data.absolute(), state, "cpu", RESULTS, Clock(None), SMALL_BASE)
+    for step in experiments.first_steps("tune"):
         step.work()
     images = read_images(options.data, "train")
     scales = [float(text) for text in options.guidance.split(",")]

@@ -44,11 +44,8 @@ def sentences(standing: RunStanding) -> list[str]:
     finished = f"done: {', '.join(done)}" if done else "nothing is done yet"
     following = f"Next: {standing.next}" if standing.next else ""
     if not following and not other:
-        report, review = (
-            standing.path / "evaluation" / "report.html",
-            f"dcdm review{run_words(RunFolder(standing.path))}",
-        )
-        following = f"Everything is done. Open {report}, or: {review}"
+        report, words = standing.path / "evaluation" / "report.html", run_words(RunFolder(standing.path))
+        following = f"Everything is done. Open {report}, or: dcdm review{words}"
     return [f"Run {standing.path.name}, {finished}.", *other, *([following] if following else [])]
 
 

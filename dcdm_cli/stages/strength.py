@@ -133,9 +133,10 @@ def _chosen(
         )
         table.append(_measured(session, folder, point, each, embed, real, job, what))
     choice = choose(points, table, strength.most_copies, strength.least_labels)
-    (session.console.note if choice.usable else session.console.warn)(
-        f"strength: {choice.reason}" + ("" if choice.usable else f"; {HELPS}")
-    )
+    if choice.usable:
+        session.console.note(f"strength: {choice.reason}")
+    else:
+        session.console.warn(f"strength: {choice.reason}; {HELPS}")
     point = _guided_as_pays(session, config, points[choice.index], table[choice.index], each)
     copy_adapter(snapshot_folder(session.run, folder) / f"step-{points[choice.index].steps:08d}", folder)
     return results | {
