@@ -1,6 +1,7 @@
 """How the program takes what goes wrong: kills, failing disks, signals, bad images, hostile files, tampering, size.
 
-Writes benchmarks/results/reliability.json. Every part can be run alone, and gives the same counts again:
+Writes benchmarks/results/reliability.json. Every part can be run alone, gives the same counts again and replaces its
+own entry:
 
     python benchmarks/reliability.py [kills faults signals images hostile tampering inputs soak] [--every 7]
 
@@ -18,11 +19,12 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import trials
-from common import save, write_result
+from common import RESULTS, save, write_result
 from PIL import Image
 
 PARTS = ("kills", "faults", "signals", "images", "hostile", "tampering", "inputs", "soak")
@@ -462,11 +464,21 @@ def main() -> None:
             done[part]["seconds"] = round(time.monotonic() - clock, 1)
             print(part, json.dumps(done[part]), flush=True)
     bad = {part: found["bad"] for part, found in done.items()}
-    if tuple(done) == PARTS and not asked.small:
-        write_result("reliability", done, {"bad": bad})
+    if asked.small:
+        save(done, "reliability-small", Path(tempfile.gettempdir()))
     else:
-        save(done, "reliability-part", Path(tempfile.gettempdir()))
+        write_result("reliability", _joined(done), {"bad": bad})
     raise SystemExit(1 if any(bad.values()) else 0)
+
+
+def _joined(done: dict[str, Any]) -> dict[str, Any]:
+    """These parts, each with the day it was done, beside those that the result has already."""
+    file = RESULTS / "reliability.json"
+    there = json.loads(file.read_text("utf-8")) if file.exists() else {}
+    today = datetime.now(UTC).date().isoformat()
+    dated = {part: {"date": today, **found} for part, found in done.items()}
+    known = there | dated
+    return {part: known[part] for part in PARTS if part in known}
 
 
 if __name__ == "__main__":

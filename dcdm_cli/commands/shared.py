@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from dcdm_cli.api import completion
+from dcdm_cli.run.presets import PRESET_NAMES
 from dcdm_cli.run.session import DEFAULT_RUN
 
 SHARED: dict[str, tuple[Any, Any]] = {
@@ -18,9 +19,7 @@ SHARED: dict[str, tuple[Any, Any]] = {
     "preset": (
         Annotated[
             str | None,
-            typer.Option(
-                help="Settings to start from: digits, small, sd15, sd21, sdxl.", autocompletion=completion.presets
-            ),
+            typer.Option(help=f"Settings to start from: {PRESET_NAMES}.", autocompletion=completion.presets),
         ],
         None,
     ),

@@ -41,6 +41,10 @@ class Point:
         """Those that generation needs."""
         return {name: value for name, value in asdict(self).items() if name != "steps"}
 
+    def told(self) -> str:
+        guidance = f"guidance {self.text_guidance:g} by text and {self.difficulty_guidance:g} by difficulty"
+        return f"{self.steps} steps, LoRA scale {self.lora_scale:g}, {guidance}"
+
 
 @dataclass(frozen=True)
 class RealFeatures:
@@ -149,13 +153,13 @@ def choose(
         index = min(range(len(table)), key=lambda i: (table[i]["copies"], -table[i]["labels"]))
         reason = (
             f"every point copies more than {most_copies:.0%} of its images from the training set or keeps less than "
-            f"{least:.0%} of its labels; {_named(points[index])} copies least ({table[index]['copies']:.1%})"
+            f"{least:.0%} of its labels; {points[index].told()} copies least ({table[index]['copies']:.1%})"
         )
         return StrengthChoice(index, reason, usable=False)
     index = max(good, key=lambda i: (worth(table[i]), -table[i]["seconds_per_image"]))
     row = table[index]
     reason = (
-        f"{_named(points[index])}: its images are {row['difficulty']:.2f} hard on average, {row['labels']:.0%} show "
+        f"{points[index].told()}: its images are {row['difficulty']:.2f} hard on average, {row['labels']:.0%} show "
         f"their label, {row['copies']:.1%} are copies ({len(good)} of {len(table)} points qualify)"
     )
     return StrengthChoice(index, reason, usable=True)
@@ -174,13 +178,6 @@ def without_idle_guidance(point: Point, measured: dict[str, float], images: int)
     if point.difficulty_guidance == point.text_guidance or steers(measured["correlation"], images):
         return point
     return replace(point, difficulty_guidance=point.text_guidance)
-
-
-def _named(point: Point) -> str:
-    return (
-        f"{point.steps} steps, LoRA scale {point.lora_scale:g}, guidance {point.text_guidance:g} by text and "
-        f"{point.difficulty_guidance:g} by difficulty"
-    )
 
 
 def _rank_correlation(requested: np.ndarray, realised: np.ndarray) -> float:

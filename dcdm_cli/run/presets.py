@@ -152,3 +152,4 @@ PRESETS: dict[str, dict[str, Any]] = {
         "evaluate": {"features": "judge", "fresh_sets": True, "workers": 2},  # to ImageNet's eyes digits look alike
     },
 }  # fmt: skip
+PRESET_NAMES = ", ".join(sorted(PRESETS))

@@ -14,6 +14,7 @@ from dcdm_cli.errors import UsageError
 from dcdm_cli.run.classifiers import ClassifierConfig, DownstreamConfig, FeaturesConfig, JudgeConfig, ScoreConfig
 from dcdm_cli.run.network import DEFAULT_SECONDS
 from dcdm_cli.run.origins import nearest
+from dcdm_cli.run.presets import PRESET_NAMES
 from dcdm_cli.run.roles import execution, plan, result
 from dcdm_cli.section import Fraction, Section, Seed
 
@@ -456,16 +457,14 @@ class ScaleConfig(Section):
     engine: Literal["local", "ray"] = execution(
         default="local", description="processes of this machine, or a Ray cluster"
     )
-    address: str | None = execution(
-        default=None, description="Ray cluster: host:port or auto; none = one on this machine"
-    )
+    address: str | None = execution(default=None, description="Ray cluster: host:port or auto; none = started here")
     results: Literal["shared", "driver"] = execution(
         default="shared", description="Ray workers write to a folder that all see, or send images to this process"
     )
 
 
 class Config(Section):
-    preset: str | None = execution(default=None, description="settings to start from: digits, small, sd15, sd21, sdxl")
+    preset: str | None = execution(default=None, description=f"settings to start from: {PRESET_NAMES}")
     seed: Seed = result(default=0, description="run seed; stages add their own")
     device: str = execution(default="auto", description="auto, cpu, cuda, cuda:0, mps")
     threads: int | None = execution(default=None, ge=1, description="CPU threads; none = the library's choice")

@@ -128,9 +128,7 @@ def _chosen(
     real = RealFeatures(embed(images.rows.paths()), embed(images.unseen.paths()), labels, classes)
     table = []
     for number, point in enumerate(points, 1):
-        what = (
-            f"strength {number} of {len(points)}: {point.steps} steps, LoRA scale {point.lora_scale:g}, {each} images"
-        )
+        what = f"strength {number} of {len(points)}: {point.told()}, {each} images"
         table.append(_measured(session, folder, point, each, embed, real, job, what))
     choice = choose(points, table, strength.most_copies, strength.least_labels)
     if choice.usable:
