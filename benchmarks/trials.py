@@ -83,6 +83,8 @@ def start(words: Sequence[object], said: Path, before: Callable[[], None] = lamb
         os.dup2(out, 1)
         os.dup2(out, 2)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in (signal.SIGTERM, signal.SIGHUP):  # whoever started this may have told it to ignore them
+            signal.signal(number, signal.SIG_DFL)
         before()
         from dcdm_cli.cli import main
 
