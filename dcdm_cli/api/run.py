@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from dcdm_cli.generation.plan import Plan
     from dcdm_cli.generation.pricing import Price
     from dcdm_cli.generation.shards import Rendered
+    from dcdm_cli.run.standing import RunStanding
+    from dcdm_cli.stages.doctor import Finding
 
 
 @dataclass(frozen=True)
@@ -197,12 +199,37 @@ class Run:
         with self._opened("generate", False, settings) as session:
             yield from sample_images(session)
 
-    def evaluate(self, *, force: bool = False, **settings: Any) -> StageRecord:
-        """Adherence, label agreement, quality, what the images are worth, and the bill."""
-        from dcdm_cli.stages.evaluate import run_evaluate
+    def evaluate(self, job: str = "run", which: str = "", *, force: bool = False, **settings: Any) -> StageRecord:
+        """Adherence, label agreement, quality, what the images are worth, and the bill.
+
+        job: as the word after `dcdm evaluate`: `run`, `experiment` (which: a built-in name or a TOML file), `check`,
+        `filter`, `atlas`, `plan`. Raises UsageError for another one.
+        """
+        from dcdm_cli.stages.evaluation_jobs import run_job
 
         with self._opened("evaluate", force, settings) as session:
-            return run_evaluate(session)
+            return run_job(session, job, which)
+
+    def review(self, most: int = 60) -> dict[str, Any]:
+        """Images to look at, at most `most` of each group, as a table that comes back corrected and as a page."""
+        from dcdm_cli.stages.review import run_review
+
+        with self._opened("review", False, {}) as session:
+            return run_review(session, most)
+
+    def check(self, *, repair: bool = False, verify: bool = False) -> list[Finding]:
+        """Whether what lies in the folder is what the stages left there. repair: writes again what is cheap to make.
+        verify: reads every generated image too."""
+        from dcdm_cli.stages.check import run_check
+
+        with self._opened("check", False, {}) as session:
+            return run_check(session, repair=repair, verify=verify)
+
+    def status(self) -> RunStanding:
+        """Which stages are done, stale or running, what they took, and the next command."""
+        from dcdm_cli.stages.status import run_status
+
+        return run_status(self.folder)
 
     def push(self, what: str, repository: str, *, public: bool = False) -> dict[str, Any]:
         """Puts the `adapter`, or the generated `images`, on the hub; says where they are."""

@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
+from dcdm_cli.api.run import Run
 from dcdm_cli.commands.options import stage_command
 from dcdm_cli.run.session import Session
-from dcdm_cli.stages.check import check_code, document, run_check, sentence
+from dcdm_cli.stages.check import check_code, document, sentence
 
 EXAMPLES = ("dcdm check --run birds", "dcdm check --repair", "dcdm check --verify --json | jq -r '.findings[].text'")
 HELP = (
@@ -30,7 +31,7 @@ def register(app: typer.Typer, summary: str) -> None:
 
         from dcdm_cli.safe_text import show
 
-        findings = run_check(session, repair=repair, verify=verify)
+        findings = Run.of(session).check(repair=repair, verify=verify)
         lines = [Text(show(sentence(finding))) for finding in findings]
         session.console.result(document(findings), session.run.path, lines)
         if code := check_code(findings):

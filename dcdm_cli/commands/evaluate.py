@@ -11,22 +11,13 @@ import typer
 from dcdm_cli.api import completion
 from dcdm_cli.api.run import Run
 from dcdm_cli.api.session import SECTIONS
-from dcdm_cli.commands.jobs import ATLAS, CHECK, EXPERIMENT, FILTER, IMAGES, JOBS, PLAN, RUN, chosen_job
+from dcdm_cli.commands.jobs import chosen_job
 from dcdm_cli.commands.options import stage_command
 from dcdm_cli.errors import ExitCode, UsageError
 from dcdm_cli.run.session import Session
 from dcdm_cli.run.store import ALL_SETS
-from dcdm_cli.stages.told import (
-    Told,
-    all_sets_told,
-    atlas_told,
-    check_told,
-    evaluation_told,
-    experiment_told,
-    filter_told,
-    image_sets_told,
-    next_plan_told,
-)
+from dcdm_cli.stages.evaluation_jobs import CHECK, FILTER, IMAGES, JOBS
+from dcdm_cli.stages.told import Told, all_sets_told, image_sets_told, job_told
 
 EXAMPLES = (
     "dcdm evaluate --run birds",
@@ -91,6 +82,8 @@ def do_job(
     name: str = "",
     folders: tuple[Path | None, Path | None] = (None, None),
 ) -> None:
+    if all(folders) and words == (None, None):
+        words = (IMAGES, None)  # two folders say which job is meant
     job, which = chosen_job(session, *words, old)
     if name and job not in (CHECK, FILTER):
         raise UsageError("--name is for check and filter", "dcdm evaluate check --name all")
@@ -103,12 +96,8 @@ def do_job(
 
 
 def _told(session: Session, job: str, which: str, folders: tuple[Path | None, Path | None]) -> Told:
-    if job == RUN:
-        return evaluation_told(session, Run.of(session).evaluate())
-    if job == EXPERIMENT:
-        return experiment_told(session, which)
     if job == IMAGES:
         return image_sets_told(session, *filter(None, folders))
     if job == CHECK and session.run.images_name == ALL_SETS:
         return all_sets_told(session)
-    return {CHECK: check_told, FILTER: filter_told, ATLAS: atlas_told, PLAN: next_plan_told}[job](session)
+    return job_told(session, job, which, Run.of(session).evaluate(job, which))

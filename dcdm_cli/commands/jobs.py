@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from dcdm_cli.errors import UsageError
 from dcdm_cli.run.origins import nearest
 from dcdm_cli.run.session import Session
+from dcdm_cli.stages.evaluation_jobs import ATLAS, CHECK, EXPERIMENT, FILTER, JOBS, PLAN, RUN
 
-JOBS = ("run", "experiment", "check", "atlas", "plan", "filter", "images")
-RUN, EXPERIMENT, CHECK, ATLAS, PLAN, FILTER, IMAGES = JOBS
 OLD_FLAGS = {"--experiment": EXPERIMENT, "--artefacts": CHECK, "--filter": FILTER, "--atlas": ATLAS}
 OLD_FLAGS |= {"--next-plan": PLAN}
 

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
+from dcdm_cli.api.run import Run
 from dcdm_cli.commands.options import stage_command
 from dcdm_cli.run.session import Session
-from dcdm_cli.stages.review import run_review
 
 EXAMPLES = (
     "dcdm review --run birds",
@@ -28,6 +28,6 @@ def register(app: typer.Typer, summary: str) -> None:
         from dcdm_cli.reports.review import review_sheet
         from dcdm_cli.reports.table import shown
 
-        document = run_review(session, most)
+        document = Run.of(session).review(most)
         sheet = review_sheet({group: document[group] for group in GROUPS})
         session.console.result(document, Path(document["page"]), shown([sheet]))

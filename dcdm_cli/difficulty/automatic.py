@@ -14,6 +14,8 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 
+from dcdm_cli import pace
+from dcdm_cli.arrays import evenly
 from dcdm_cli.difficulty.classifier import Images, train_classifier
 from dcdm_cli.difficulty.scores import calibration_error
 from dcdm_cli.run.progress import Job
@@ -59,7 +61,9 @@ def best_of(candidates: Sequence[Method[Result]], labels: np.ndarray, budget: fl
         row = {"method": candidate.name, "accuracy": None, "calibration_error": None, "seconds": None}
         table.append(row | {"estimate": round(expected, 1) if candidate.estimate else None})
         if expected > left:
-            job.note(f"{candidate.name}: not tried, about {_about(expected)}; {left:.0f} s of the budget are left")
+            job.note(
+                f"{candidate.name}: not tried, about {pace.rounded(expected)}; {left:.0f} s of the budget are left"
+            )
             continue
         started = time.monotonic()
         columns, scored = candidate.score()
@@ -88,7 +92,7 @@ def training_seconds(
 
     def step_seconds(count: int, steps: int) -> float:
         """Of steps on `count` images, after a first one, which also decodes and warms up."""
-        rows, times = np.linspace(0, len(images) - 1, count).round().astype(int), []
+        rows, times = evenly(len(images), count), []
         short = config.model_copy(update={"steps": 1 + steps})
         clock = lambda what, done, of: times.append(time.monotonic())  # noqa: E731
         chosen = [images[int(row)] for row in rows]
@@ -113,20 +117,14 @@ def _figures(
     }
 
 
-def _about(seconds: float) -> str:
-    """In the unit that suits."""
-    for unit, size in (("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
-
-
 def _why(kept: str, table: Sequence[Mapping[str, Any]]) -> str:
     tried = {row["method"]: row for row in table if row["seconds"] is not None}
     others = [
         f"{name} {row['accuracy']:.3f}" for name, row in tried.items() if name != kept and row["accuracy"] is not None
     ]
-    skipped = [f"{row['method']} would take about {_about(row['estimate'])}" for row in table if row["seconds"] is None]
+    skipped = [
+        f"{row['method']} would take about {pace.rounded(row['estimate'])}" for row in table if row["seconds"] is None
+    ]
     accuracy = tried[kept]["accuracy"]
     said = f"{kept}: {'no' if accuracy is None else f'{accuracy:.3f}'} of the images named right out of fold"
     if others:

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from dcdm_cli.arrays import evenly
 from dcdm_cli.data.manifest import Manifest
 from dcdm_cli.difficulty.classifier import OnTrunk
 from dcdm_cli.difficulty.crossfit import CrossFit, FittedFolds, identities_of, rounds_of
 from dcdm_cli.difficulty.feature_cache import FeatureTable
 from dcdm_cli.difficulty.features import Extractor
-from dcdm_cli.difficulty.linear import FIT_ROWS, Head, Lesson, evenly, fit_head
+from dcdm_cli.difficulty.linear import FIT_ROWS, Head, Lesson, fit_head
 from dcdm_cli.difficulty.scores import (
     SCORES,
     TEMPERATURE_ROWS,

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from dcdm_cli.arrays import evenly
 from dcdm_cli.difficulty.crossfit import fold_of
 from dcdm_cli.difficulty.scores import fit_temperature, loss
 from dcdm_cli.errors import UsageError
@@ -106,11 +107,6 @@ def fit_with(lesson: Lesson, penalty: float, device: torch.device | str = "cpu")
     bias = np.full(lesson.classes, NEVER, np.float32)
     weight[present], bias[present] = problem.plain(solution)
     return Head(weight, bias, penalty)
-
-
-def evenly(count: int, most: int) -> np.ndarray:
-    """int64: at most `most` positions below `count`, spread evenly."""
-    return np.arange(count)[:: -(-count // most) or 1]
 
 
 RANK = 1e-10  # of the largest eigenvalue, below which a direction has none of the rows

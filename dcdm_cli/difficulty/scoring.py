@@ -153,13 +153,13 @@ def _by_the_best(train: Manifest, config: ScoreConfig, place: Scoring, job: Job)
 
 
 def trained_settings(config: ScoreConfig, size: int) -> dict[str, ScoreConfig]:
-    """The trained classifiers that `auto` considers. size: pixels per side of fine-tuning. A network of a file is not
-    fine-tuned: only its features are known to be wanted."""
+    """The trained classifiers that `auto` considers, in this order. size: pixels per side of fine-tuning. A network of
+    a file is not fine-tuned: only its features are known to be wanted."""
     training = config.model_copy(update={"method": "crossfit"})
-    found = {SCRATCH: training}
+    found = {}
     if "/" not in config.features and not config.features.endswith(".safetensors"):
         found[FINE_TUNED] = training.model_copy(update={**FINE_TUNING, "model": config.features, "image_size": size})
-    return found
+    return {**found, SCRATCH: training}
 
 
 def _scored(scored: Scored, settings: ScoreConfig) -> tuple[dict[str, np.ndarray], Scored]:

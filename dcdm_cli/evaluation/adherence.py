@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from dcdm_cli.arrays import rounded
+
 FRONTIER_EDGES = tuple(round(0.1 * i, 1) for i in range(11))
 MOST_TARGETS = 24  # more distinct targets than these are grouped into tenths
 GRID = np.linspace(0, 1, 101)
@@ -49,7 +51,7 @@ def adherence(target: np.ndarray, realised: np.ndarray, agrees: np.ndarray) -> d
     return {
         "n": len(target),
         "spearman": _spearman(target, realised),
-        "mean_absolute_error": _rounded(np.mean(errors)),
+        "mean_absolute_error": rounded(np.mean(errors)),
         "targets": bins,
     }
 
@@ -67,8 +69,8 @@ def per_class(
                 "class": names[known],
                 "n": int(mine.sum()),
                 "spearman": _spearman(target[mine], realised[mine]),
-                "error": _rounded((realised[mine] - target[mine]).mean()),
-                "label_agreement": _rounded(agrees[mine].mean()),
+                "error": rounded((realised[mine] - target[mine]).mean()),
+                "label_agreement": rounded(agrees[mine].mean()),
             }
         )
     return sorted(rows, key=lambda row: (row["spearman"] is not None, row["spearman"] or 0))
@@ -88,7 +90,7 @@ def frontier(
         row: dict[str, Any] = {"bin": [low, high]}
         for name, (s, agrees) in (("real", real), ("generated", generated)):
             inside = (s >= low) & ((s < high) | (high == edges[-1]))  # the last bin has its upper end, too
-            row[f"{name}_agreement"] = _rounded(agrees[inside].mean()) if inside.any() else None
+            row[f"{name}_agreement"] = rounded(agrees[inside].mean()) if inside.any() else None
             row[f"{name}_n"] = int(inside.sum())
         rows.append(row)
     return rows
@@ -123,11 +125,11 @@ def per_source(
             {
                 "source": source,
                 "n": int(mine.sum()),
-                "target": _rounded(target[mine].mean()),
-                "realised": _rounded(realised[mine].mean()),
-                "error": _rounded((realised[mine] - target[mine]).mean()),
+                "target": rounded(target[mine].mean()),
+                "realised": rounded(realised[mine].mean()),
+                "error": rounded((realised[mine] - target[mine]).mean()),
                 "spearman": _spearman(target[mine], realised[mine]),
-                "agreement": _rounded(agrees[mine].mean()),
+                "agreement": rounded(agrees[mine].mean()),
             }
         )
     return sorted(rows, key=lambda row: row["agreement"]) if len(rows) > 1 else []
@@ -137,13 +139,13 @@ def density(difficulty: np.ndarray) -> dict[str, Any]:
     """Kernel density of difficulties in [0, 1] on `GRID`, reflected at both ends so that no mass leaves (the paper's
     Figure 2). curve is None when all values are the same."""
     known = np.asarray(difficulty, float)[np.isfinite(difficulty)]
-    about = {"n": len(known), "mean": _rounded(known.mean()) if len(known) else None, "curve": None}
+    about = {"n": len(known), "mean": rounded(known.mean()) if len(known) else None, "curve": None}
     if len(known) > 1 and np.ptp(known) > 0:
         width = stats.gaussian_kde(known).factor
         mirrored = np.concatenate([known, -known, 2 - known])
         scale = known.std(ddof=1) / mirrored.std(ddof=1)  # so that the kernel is as wide as without the mirror images
         # 3: the mass of all three copies is to lie in [0, 1]
-        about["curve"] = [_rounded(v) for v in 3 * stats.gaussian_kde(mirrored, width * scale)(GRID)]
+        about["curve"] = [rounded(v) for v in 3 * stats.gaussian_kde(mirrored, width * scale)(GRID)]
     return about
 
 
@@ -159,18 +161,14 @@ def _spearman(target: np.ndarray, realised: np.ndarray) -> float | None:
     # two images always agree perfectly, or not at all
     if len(target) < 3 or np.ptp(target) == 0 or np.ptp(realised) == 0:
         return None
-    return _rounded(stats.spearmanr(target, realised)[0])
+    return rounded(stats.spearmanr(target, realised)[0])
 
 
 def _target_bin(target: float, realised: np.ndarray, agrees: np.ndarray) -> dict[str, Any]:
     return {
-        "target": _rounded(target, 3),
-        "realised_mean": _rounded(realised.mean()),
-        "realised_std": _rounded(realised.std()),
-        "label_agreement": _rounded(agrees.mean()),
+        "target": rounded(target, 3),
+        "realised_mean": rounded(realised.mean()),
+        "realised_std": rounded(realised.std()),
+        "label_agreement": rounded(agrees.mean()),
         "n": len(realised),
     }
-
-
-def _rounded(value: Any, digits: int = 4) -> float:
-    return round(float(value), digits)

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from dcdm_cli.arrays import rounded
+
 CHANCE = 0.05  # of seeing so many common errors if the two erred independently, below which they are called related
 
 
@@ -35,12 +37,12 @@ def error_agreement(scorer: np.ndarray, judge: np.ndarray, labels: np.ndarray) -
     p = float(stats.fisher_exact(counts, alternative="greater")[1]) if varied else None  # pyright: ignore[reportArgumentType, reportIndexIssue]
     return {
         "n": n,
-        "scorer_error": _rounded(first.mean()),
-        "judge_error": _rounded(second.mean()),
-        "both_wrong": _rounded(both.mean()),
-        "expected": _rounded(first.mean() * second.mean()),
-        "same_class": _rounded(same.mean()) if len(same) else None,
-        "phi": _rounded(np.corrcoef(first, second)[0, 1]) if varied else None,
+        "scorer_error": rounded(first.mean()),
+        "judge_error": rounded(second.mean()),
+        "both_wrong": rounded(both.mean()),
+        "expected": rounded(first.mean() * second.mean()),
+        "same_class": rounded(same.mean()) if len(same) else None,
+        "phi": rounded(np.corrcoef(first, second)[0, 1]) if varied else None,
         "p": None if p is None else float(f"{p:.3g}"),
         "verdict": "cannot tell" if p is None else "related" if p < CHANCE else "apart",
     }
@@ -54,7 +56,3 @@ def agreement_sentence(found: dict[str, Any]) -> str:
     if found["verdict"] == "apart":
         return f"Scorer and judge err on the same {shares}: they may be taken for independent."
     return f"Scorer and judge err on the same {shares}: the judge shares the scorer's blind spots, and proves less."
-
-
-def _rounded(value: float) -> float:
-    return round(float(value), 4)

@@ -4,9 +4,8 @@ vector per image out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -58,8 +57,3 @@ def features_of(
     """float32 [N, D] for a timm classifier in eval mode, or for one that rests on features: those."""
     seen = model.trunk if isinstance(model, OnTrunk) else Penultimate(model).eval()
     return logits_of([seen], images, preprocessing, device, progress=progress)[0]
-
-
-def some(images: Sequence[Any], most: int = MOST) -> list[int]:
-    """At most `most` row numbers, spread evenly."""
-    return np.unique(np.linspace(0, len(images) - 1, min(len(images), most)).round().astype(int)).tolist()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dcdm_cli.arrays import evenly
 from dcdm_cli.data.candidates import Rejection, clean_name, is_text
 from dcdm_cli.data.images import RejectedImage, decode_image, image_hash
 from dcdm_cli.data.manifest import Manifest
@@ -72,7 +73,7 @@ def read_set(folder: Path, most: int, job: Job) -> ImageSet:
     listed = sum(1 for _ in Tree(folder).images(folder))
     if not listed:
         raise NotFoundError(f"no image files in {folder}", "give the folder that holds them, at any depth", file=folder)
-    chosen = set(np.unique(np.linspace(0, listed - 1, min(listed, most)).round().astype(int)).tolist())
+    chosen = set(evenly(listed, most).tolist())
     paths = [path for number, path in enumerate(Tree(folder).images(folder)) if number in chosen]
     seen, rejected = _Seen(), []
     for done, path in enumerate(paths):

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dcdm_cli.arrays import evenly
+
 if TYPE_CHECKING:
     from dcdm_cli.data.manifest import Manifest
     from dcdm_cli.evaluation.data import Evaluated
@@ -116,12 +118,12 @@ def compared(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """(fidelity, copying) in every space, against held-out real images, which the generator has not seen; real training
     images beside them, for scale."""
-    from dcdm_cli.evaluation.features import some
+    from dcdm_cli.evaluation.features import MOST
     from dcdm_cli.evaluation.fidelity import fidelity
     from dcdm_cli.evaluation.leakage import copying
 
     parts = {"generated": images, "real": data.real, "held out": data.held_out}
-    chosen = {name: part.select(np.array(some(part.image_paths()), np.int64)) for name, part in parts.items()}
+    chosen = {name: part.select(evenly(len(part), MOST)) for name, part in parts.items()}
     likeness, copies = [], []
     for space in among:
         seen = {name: space.of(part) for name, part in chosen.items()}

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from dcdm_cli.arrays import evenly
 from dcdm_cli.data.images import RejectedImage, decode_image
 from dcdm_cli.data.manifest import Manifest
 from dcdm_cli.reports.atlas import Tile
@@ -89,7 +90,7 @@ def spread_over(labels: np.ndarray, difficulty: np.ndarray, most: int) -> np.nda
     for label in classes[:most]:
         mine = np.flatnonzero(labels == label)
         mine = mine[np.argsort(difficulty[mine], kind="stable")]
-        picked.append(mine[np.unique(np.linspace(0, len(mine) - 1, min(each, len(mine))).round().astype(np.int64))])
+        picked.append(mine[evenly(len(mine), each)])
     return np.concatenate(picked) if picked else np.zeros(0, np.int64)
 
 

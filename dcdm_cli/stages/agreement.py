@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dcdm_cli.arrays import evenly
 from dcdm_cli.run.store import Outcome, Stage
 from dcdm_cli.stages.judge import judge_stage
 
@@ -41,8 +42,7 @@ def _asked(data: Evaluated, judge: Judge, job: Job) -> Outcome:
     from dcdm_cli.evaluation.agreement import error_agreement
 
     labelled = np.flatnonzero(data.real.column("label") >= 0)
-    rows = np.unique(np.linspace(0, len(labelled) - 1, min(MOST, len(labelled))).round().astype(int))
-    some = data.real.select(labelled[rows])
+    some = data.real.select(labelled[evenly(len(labelled), MOST)])
     labels, scored = some.column("label").astype(np.int64), some.column("predicted").astype(np.int64)
     judged = judge.labels(some.paths())
     whole = data.real.column("predicted").astype(np.int64), data.real.column("label").astype(np.int64)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dcdm_cli.arrays import evenly
 from dcdm_cli.errors import NotFoundError
 from dcdm_cli.evaluation.data import Evaluated
 from dcdm_cli.evaluation.judge import Judge
@@ -125,7 +126,7 @@ def _real(train: Manifest, judge: Judge, most: int) -> tuple[np.ndarray, np.ndar
     """Difficulty and label agreement of real images, no more than generated ones: training images, which have their
     scores from networks that were not trained on them, and which the judge has not seen either."""
     scored = np.flatnonzero(np.isfinite(train.column("difficulty")))
-    some = train.select(scored[np.linspace(0, len(scored), min(most, len(scored)), endpoint=False, dtype=np.int64)])
+    some = train.select(scored[evenly(len(scored), most)])
     return some.column("difficulty"), judge.labels(some.paths()) == some.column("label")
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dcdm_cli.arrays import evenly
 from dcdm_cli.evaluation.quality import measured_difficulty
 from dcdm_cli.reports.formatting import number, percent
 from dcdm_cli.stages.quality import generated_images
@@ -63,7 +64,7 @@ def _of_classes(images: Manifest, chosen: Sequence[int]) -> Manifest:
     labels, rows = images.column("label"), []
     for label in chosen:
         mine = np.flatnonzero(labels == label)
-        rows.append(mine[np.unique(np.linspace(0, len(mine) - 1, min(len(mine), MOST_PER_CLASS)).round().astype(int))])
+        rows.append(mine[evenly(len(mine), MOST_PER_CLASS)])
     return images.select(np.sort(np.concatenate(rows)) if rows else np.zeros(0, np.int64))
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dcdm_cli.stages.evaluation_jobs import ATLAS, CHECK, EXPERIMENT, FILTER, PLAN
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -24,6 +26,14 @@ class Told:
     unread: int = 0
 
 
+def job_told(session: Session, job: str, which: str, record: StageRecord) -> Told:
+    """Of one of the jobs in a run (`evaluation_jobs.IN_A_RUN`). which: the name of an experiment."""
+    if job == EXPERIMENT:
+        return experiment_told(session, which, record)
+    tell = {CHECK: check_told, FILTER: filter_told, ATLAS: atlas_told, PLAN: next_plan_told}
+    return tell.get(job, evaluation_told)(session, record)
+
+
 def evaluation_told(session: Session, record: StageRecord) -> Told:
     """Its tables, which become CSV files of the run too, what they say in words, and what to do now."""
     from dcdm_cli.reports.advice import advice_lines
@@ -39,23 +49,24 @@ def evaluation_told(session: Session, record: StageRecord) -> Told:
     return Told(record.results, run.evaluation / "report.html", lines)
 
 
-def experiment_told(session: Session, name: str) -> Told:
+def experiment_told(session: Session, name: str, record: StageRecord) -> Told:
+    from dcdm_cli.evaluation.experiments import find_experiment
     from dcdm_cli.reports.experiment_tables import experiment_sheets
     from dcdm_cli.reports.table import shown
     from dcdm_cli.reports.tables import saved_sheets
-    from dcdm_cli.stages.experiments.run import run_experiment
+    from dcdm_cli.stages.experiments.run import files_of
 
-    record, files = run_experiment(session, name)
+    files = files_of(session, find_experiment(name))
     sheets = saved_sheets(experiment_sheets(record.results), session.run.tables / files.page.stem)
     return Told(record.results, files.page, shown(sheets))
 
 
-def check_told(session: Session) -> Told:
+def check_told(session: Session, record: StageRecord) -> Told:
     from dcdm_cli.reports.table import shown
     from dcdm_cli.reports.tables import saved_sheets, summary_sheets
-    from dcdm_cli.stages.artefacts import of_set, run_artefacts
+    from dcdm_cli.stages.artefacts import of_set
 
-    run, results = session.run, run_artefacts(session).results
+    run, results = session.run, record.results
     sheets = saved_sheets(summary_sheets(results), run.tables / f"artefacts{of_set(run)}")
     return Told(results, run.evaluation / f"artefacts{of_set(run)}.json", shown(sheets))
 
@@ -71,31 +82,31 @@ def all_sets_told(session: Session) -> Told:
     return Told({"stage": "compare", "path": str(file), "sets": found}, file, shown(sheets))
 
 
-def filter_told(session: Session) -> Told:
+def filter_told(session: Session, record: StageRecord) -> Told:
     from dcdm_cli.reports.quality_tables import filter_sheet
     from dcdm_cli.reports.table import shown
     from dcdm_cli.reports.tables import saved_sheets
-    from dcdm_cli.stages.artefacts import REMOVED, of_set, run_filter
+    from dcdm_cli.stages.artefacts import REMOVED, of_set
 
-    run, results = session.run, run_filter(session).results
+    run, results = session.run, record.results
     sheets = saved_sheets([filter_sheet(results)], run.tables / f"filter{of_set(run)}")
     return Told(results, run.evaluation / REMOVED.format(of_set(run)), shown(sheets))
 
 
-def atlas_told(session: Session) -> Told:
-    from dcdm_cli.stages.atlas import PAGE, run_atlas
+def atlas_told(session: Session, record: StageRecord) -> Told:
+    from dcdm_cli.stages.atlas import PAGE
 
-    record, page = run_atlas(session), session.run.evaluation / PAGE
+    page = session.run.evaluation / PAGE
     return Told({"stage": "atlas", "path": str(page), **record.results}, page)
 
 
-def next_plan_told(session: Session) -> Told:
+def next_plan_told(session: Session, record: StageRecord) -> Told:
     from dcdm_cli.reports.quality_tables import demand_sheet
     from dcdm_cli.reports.table import shown
     from dcdm_cli.reports.tables import saved_sheets
-    from dcdm_cli.stages.next_plan import FILE, run_next_plan
+    from dcdm_cli.stages.next_plan import FILE
 
-    record, file = run_next_plan(session), session.run.evaluation / FILE
+    file = session.run.evaluation / FILE
     sheets = saved_sheets([demand_sheet(record.results)], session.run.tables)
     return Told({"stage": "next-plan", "path": str(file), **record.results}, file, shown(sheets))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tomllib
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -46,6 +47,16 @@ def test_the_command_line_and_later_programs_go_on_with_the_same_settings(demo: 
     again = Run(demo.run.folder.path, quiet=True)
     assert again.score().started == demo.scored.started and again.finetune().started == demo.trained.started
     assert again.generate(count=20, difficulty=0.5).started == demo.made.started  # nothing changed
+
+
+def test_what_the_other_commands_say_is_to_be_had_as_values(demo: Demo, tmp_path: Path) -> None:
+    run = Run(shutil.copytree(demo.run.folder.path, tmp_path / "copy"), quiet=True)
+    done = {one.stage for one in run.status().stages if one.state == "done"}
+    assert {"score", "caption", "finetune", "generate", "evaluate"} <= done
+    assert {finding.state for finding in run.check()} == {"fresh"}
+    assert run.evaluate("atlas", evaluate={"atlas_classes": 2}).stage == "atlas"
+    with pytest.raises(UsageError, match="no job 'atlus'"):
+        run.evaluate("atlus")
 
 
 def test_the_record_of_fine_tuning_holds_its_calibration(demo: Demo, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +10,9 @@ from typer.main import get_command
 
 from dcdm_cli.cli import build_app
 from dcdm_cli.commands.evaluate import do_job
-from dcdm_cli.commands.jobs import JOBS, OLD_FLAGS, chosen_job
+from dcdm_cli.commands.jobs import OLD_FLAGS, chosen_job
 from dcdm_cli.errors import DcdmError, NotFoundError, UsageError
+from dcdm_cli.stages.evaluation_jobs import JOBS
 
 from .conftest import Open
 
@@ -76,3 +78,11 @@ def test_all_jobs_are_flags_of_the_app() -> None:
     app: Any = get_command(build_app(["evaluate"]))
     parameters = {name for parameter in app.commands["evaluate"].params for name in parameter.opts}
     assert {*OLD_FLAGS, "job", "which"} <= parameters
+
+
+def test_two_folders_say_which_job_is_meant(session: Open, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    with pytest.raises(NotFoundError, match="gone"):
+        do_job(session(), (None, None), NONE, folders=(gone, tmp_path))
+    with pytest.raises(UsageError, match="compares two folders"):
+        do_job(session(), (None, None), NONE, folders=(gone, None))

@@ -168,7 +168,7 @@ def test_the_best_of_what_the_budget_allows_is_kept() -> None:
     assert (choice.kept, choice.result) == ("better", "by better")
     assert [row["accuracy"] for row in choice.table] == [0.5556, 0.5889, 0.7778, None]
     assert "0.778" in choice.why and "against cheap 0.556 and same 0.589" in choice.why
-    assert "slow would take about 2 hours" in choice.why and "slow: not tried" in notes[0]
+    assert "slow would take about 2 h" in choice.why and "slow: not tried" in notes[0]
     assert best_of([candidate("cheap"), candidate("better")], labels, 0.0, job).kept == "cheap"
 
 
@@ -209,7 +209,7 @@ def test_auto_tries_training_where_it_fits(train: Manifest, config: ScoreConfig,
 
 def test_fine_tuning_starts_from_the_network_that_sees() -> None:
     settings = trained_settings(ScoreConfig(), 96)
-    assert list(settings) == [SCRATCH, FINE_TUNED]
+    assert list(settings) == [FINE_TUNED, SCRATCH]
     tuned = settings[FINE_TUNED]
     assert (tuned.model, tuned.pretrained, tuned.image_size, tuned.method) == ("packaged", True, 96, "crossfit")
 

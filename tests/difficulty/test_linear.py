@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from dcdm_cli.difficulty.linear import NEVER, PENALTIES, USUAL, Lesson, chosen_penalty, evenly, fit_head, fit_with
+from dcdm_cli.difficulty.linear import NEVER, PENALTIES, USUAL, Lesson, chosen_penalty, fit_head, fit_with
 from dcdm_cli.errors import UsageError
 
 RNG = np.random.default_rng(0)
@@ -74,11 +74,6 @@ def test_a_layer_says_what_its_head_says() -> None:
     head = fit_with(task, 10.0)
     layer = head.layer()(torch.from_numpy(task.features)).numpy()
     np.testing.assert_allclose(layer, head.logits(task.features), rtol=1e-4, atol=1e-3)
-
-
-def test_rows_are_taken_evenly() -> None:
-    assert evenly(5, 10).tolist() == [0, 1, 2, 3, 4] and evenly(10, 4).tolist() == [0, 3, 6, 9]
-    assert len(evenly(100_001, 50_000)) <= 50_000 and evenly(0, 5).tolist() == []
 
 
 def test_a_feature_that_hardly_moves_does_not_decide_where_it_does() -> None:
