@@ -50,18 +50,18 @@ FEATURES, SCRATCH, FINE_TUNED = "features", "trained from scratch", "fine-tuned"
 @dataclass(frozen=True)
 class Scoring:
     """spool: folder that a stopped run goes on from. class_map: names in output order, for a classifier that does not
-    say. crew: opens workers for large sets, None = this process. threads: CPU threads of a worker. cache: folder of
-    features, None = in the spool."""
+    say. crew: opens workers for large sets, None = this process. threads: CPU threads of a worker. cache: features that
+    are kept longer than the spool, None = in it."""
 
     spool: Path
     class_map: Sequence[str] | None = None
     crew: Callable[[OpenWorker], AbstractContextManager[Crew]] | None = None
     threads: int | None = None
-    cache: Path | None = None
+    cache: FeatureCache | None = None
 
     @property
     def features(self) -> FeatureCache:
-        return FeatureCache(self.cache or self.spool / "features", self.crew, self.threads)
+        return self.cache or FeatureCache(self.spool / "features", self.crew, self.threads)
 
     @property
     def scorer(self) -> Path:

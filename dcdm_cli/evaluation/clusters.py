@@ -14,8 +14,11 @@ from typing import Any
 import numpy as np
 from sklearn.cluster import KMeans
 
+from dcdm_cli.arrays import rounded
+
 FEWEST = 8  # images of a group on average; smaller classes have fewer groups
 TYPICAL = 4  # pictures that stand for a group
+RIVALS = 3  # classes named that a group is taken for
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,9 @@ def hard_groups(
 ) -> list[dict[str, Any]]:
     """A row per class with images and group, hardest group of each class first.
 
-    class, group (0 = hardest), and for real and generated images each: n, difficulty (mean), mistaken_for (class most
-    often predicted instead, and its share of the group), typical (row numbers nearest to the group's middle). Generated
-    ones are None where there are none. most: groups of a class.
+    class, group (0 = hardest), and for real and generated images each: n, difficulty (mean), mistaken_for (the classes
+    most often predicted instead, each with its share of the group), typical (row numbers nearest to the group's
+    middle). Generated ones are None where there are none. most: groups of a class.
     """
     rows = []
     for label, name in enumerate(class_names):
@@ -71,18 +74,19 @@ def _grouped(directions: np.ndarray, most: int, seed: int) -> tuple[np.ndarray, 
 
 def _described(placed: Placed, rows: np.ndarray, middle: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
     distance = np.linalg.norm(_directions(placed.features[rows]) - middle, axis=1)
-    predicted, label = placed.predicted[rows], placed.labels[rows]
-    wrong = predicted[(predicted >= 0) & (predicted != label)]
-    rival = int(np.bincount(wrong).argmax()) if len(wrong) else None
-    mistaken = None
-    if rival is not None:
-        mistaken = {"class": class_names[rival], "share": round(float((predicted == rival).mean()), 4)}
     return {
         "n": len(rows),
-        "difficulty": round(float(placed.difficulty[rows].mean()), 4),
-        "mistaken_for": mistaken,
+        "difficulty": rounded(placed.difficulty[rows].mean()),
+        "mistaken_for": _rivals(placed.predicted[rows], placed.labels[rows], class_names),
         "typical": rows[np.argsort(distance, kind="stable")[:TYPICAL]].tolist(),
     }
+
+
+def _rivals(predicted: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """The classes that images are taken for most often, their own left out."""
+    counts = np.bincount(predicted[(predicted >= 0) & (predicted != labels)], minlength=len(class_names))
+    first = np.argsort(-counts, kind="stable")[:RIVALS]
+    return [{"class": class_names[r], "share": rounded(counts[r] / len(predicted))} for r in first if counts[r]]
 
 
 def _directions(features: np.ndarray) -> np.ndarray:

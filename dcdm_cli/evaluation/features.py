@@ -23,10 +23,12 @@ JUDGE = "judge"
 
 @dataclass(frozen=True)
 class Space:
-    """name: for tables: figures of different spaces are not to be compared. of: float32 [N, D] of a manifest's rows."""
+    """name: for tables: figures of different spaces are not to be compared. of: float32 [N, D] of a manifest's rows.
+    seen: the same of images that no manifest lists, uint8 [N, H, W, 3] or paths; nothing is kept of them."""
 
     name: str
     of: Callable[[Manifest], np.ndarray]
+    seen: Callable[[Images], np.ndarray]
 
 
 def frozen_space(features: str, cache: FeatureCache, job: Job) -> Space:
@@ -39,12 +41,19 @@ def frozen_space(features: str, cache: FeatureCache, job: Job) -> Space:
     def of(images: Manifest) -> np.ndarray:
         return cache.of(extractor, images, job).take(np.arange(len(images)))
 
-    return Space(str(extractor), of)
+    def seen(images: Images) -> np.ndarray:
+        return logits_of([extractor.network], images, extractor.preprocessing, job.device)[0]
+
+    return Space(str(extractor), of, seen)
 
 
 def model_space(name: str, model: nn.Module, preprocessing: Preprocessing, device: torch.device | str) -> Space:
     """The space of a classifier of these very classes, such as the judge's."""
-    return Space(name, lambda images: features_of(model, images.paths(), preprocessing, device))
+
+    def seen(images: Images) -> np.ndarray:
+        return features_of(model, images, preprocessing, device)
+
+    return Space(name, lambda images: seen(images.paths()), seen)
 
 
 def features_of(

@@ -13,6 +13,7 @@ from dcdm_cli.arrays import evenly
 
 if TYPE_CHECKING:
     from dcdm_cli.data.manifest import Manifest
+    from dcdm_cli.difficulty.feature_cache import FeatureCache
     from dcdm_cli.evaluation.data import Evaluated
     from dcdm_cli.evaluation.features import Space
     from dcdm_cli.evaluation.judge import Judge
@@ -96,10 +97,9 @@ def _look(manifest: Manifest, job: Job) -> Looks:
         ) from error
 
 
-def spaces(wanted: str, cache: Path, judge: Judge, job: Job) -> list[Space]:
-    """What images are compared in: the space that was asked for (`evaluate.features`) first. cache: folder of features
+def spaces(wanted: str, cache: FeatureCache, judge: Judge, job: Job) -> list[Space]:
+    """What images are compared in: the space that was asked for (`evaluate.features`) first. cache: of features
     that are known already."""
-    from dcdm_cli.difficulty.feature_cache import FeatureCache
     from dcdm_cli.evaluation.features import JUDGE, frozen_space, model_space
     from dcdm_cli.evaluation.fidelity import INCEPTION, inception
 
@@ -107,7 +107,7 @@ def spaces(wanted: str, cache: Path, judge: Judge, job: Job) -> list[Space]:
     if wanted == JUDGE:
         found = [model_space(JUDGE, scorer.models[0], scorer.preprocessing, scorer.device)]
     else:
-        found = [frozen_space(wanted, FeatureCache(cache), job)]
+        found = [frozen_space(wanted, cache, job)]
     if (network := inception(job.device)) is not None:
         found.append(model_space(f"timm/{INCEPTION}", *network, job.device))
     return found

@@ -10,14 +10,13 @@ import numpy as np
 from PIL import Image
 
 from dcdm_cli.evaluation.data import Evaluated
-from dcdm_cli.evaluation.judge import Judge
-from dcdm_cli.evaluation.quality import measured_difficulty
+from dcdm_cli.evaluation.quality import measured_difficulty, spaces
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.roles import IMAGES, all_others, fingerprints
 from dcdm_cli.run.session import Session
 from dcdm_cli.run.store import Outcome, Stage, StageRecord
-from dcdm_cli.stages.atlas_groups import group_sentences, groups_of
-from dcdm_cli.stages.devices import settle_generation
+from dcdm_cli.stages.atlas_groups import groups_of
+from dcdm_cli.stages.devices import run_features, settle_generation
 from dcdm_cli.stages.evaluation_data import checked_data
 from dcdm_cli.stages.jobs import open_job
 from dcdm_cli.stages.judge import open_judge
@@ -27,6 +26,7 @@ from dcdm_cli.stages.quality import generated_images
 
 if TYPE_CHECKING:
     from dcdm_cli.data.manifest import Manifest
+    from dcdm_cli.evaluation.features import Space
     from dcdm_cli.generation.plan import PlanRow
     from dcdm_cli.reports.atlas import ClassEntry, Strip, Tile
 
@@ -38,7 +38,7 @@ ABOUT = (
     "Under a generated picture: the difficulty asked for, and the one the scorer finds in it.",
     "Pictures in one row come from the same seed: only the difficulty differs.",
     "Difficulty alone: the prompt is empty; class and difficulty reach the generator through the encoder.",
-    "Nearest real: the training image that the judge finds most alike, with its difficulty.",
+    "Nearest real: the training image that looks most alike, with its difficulty.",
     "Groups: real images that look alike, by their most typical pictures; generated ones are put to the nearest group.",
     "Factors are rank correlations with difficulty; only those that stand out are put into words.",
 )
@@ -88,9 +88,10 @@ def _make_atlas(session: Session) -> Outcome:
     data = checked_data(session)
     chosen = hardest_classes(data.real, session.config.evaluate.atlas_classes)
     real, judge = _Real(data.real), open_judge(session, data.manifest, job)
-    pictures = _generated(session, real, chosen, judge, job)
+    space = spaces(session.config.evaluate.features, run_features(session, job), judge, job)[0]
+    pictures = _generated(session, real, chosen, space, job)
     factors = _factors(session, data, job)
-    groups, alike = groups_of(session, data, chosen, judge, job)
+    groups, alike = groups_of(session, data, chosen, space, job)
     by_name = {kind: {row["class"]: row for row in rows} for kind, rows in factors.items()}
     entries = [_grouped(_entry(real, label, pictures, by_name), groups, alike) for label in chosen]
     folder, page = run.evaluation / "atlas", run.evaluation / PAGE
@@ -107,6 +108,8 @@ def _grouped(
     entry: ClassEntry, groups: Sequence[Mapping[str, Any]], alike: Mapping[str, Sequence[Strip]]
 ) -> ClassEntry:
     """With the groups of alike images that its class falls into."""
+    from dcdm_cli.reports.atlas_tables import group_sentences
+
     own = [row for row in groups if row["class"] == entry.name]
     said = [*entry.sentences, *group_sentences(own)]
     return replace(entry, sentences=said, groups=alike.get(entry.name, ()))
@@ -122,14 +125,14 @@ def hardest_classes(real: Manifest, most: int) -> list[int]:
 
 
 def _generated(
-    session: Session, real: _Real, chosen: Sequence[int], judge: Judge, job: Job
+    session: Session, real: _Real, chosen: Sequence[int], space: Space, job: Job
 ) -> dict[tuple[int, str], list[Tile]]:
     """(label, strip title) -> tiles in the order of the targets."""
     from dcdm_cli.reports.atlas import Tile
 
     engine = open_run_engine(session, session.run.adapter, job)
     rows, kinds = _rows(session, chosen)
-    neighbours = _Neighbours(real, judge)
+    neighbours = _Neighbours(real, space)
     tiles: dict[tuple[int, str], list[Tile]] = {}
 
     def watch(batch: Sequence[PlanRow], images: np.ndarray, realised: np.ndarray) -> None:
@@ -171,7 +174,7 @@ class _Real:
     """The real training images, read off the manifest once."""
 
     def __init__(self, manifest: Manifest) -> None:
-        self.names, self.paths = manifest.class_names, manifest.paths()
+        self.manifest, self.names, self.paths = manifest, manifest.class_names, manifest.paths()
         self.label, self.difficulty = manifest.column("label"), manifest.column("difficulty")
         known = np.flatnonzero(np.isfinite(self.difficulty))
         order = known[np.argsort(self.difficulty[known], kind="stable")]
@@ -193,16 +196,16 @@ class _Real:
 
 
 class _Neighbours:
-    """The real training image most alike in the judge's feature space."""
+    """The real training image that looks most alike."""
 
-    def __init__(self, real: _Real, judge: Judge) -> None:
+    def __init__(self, real: _Real, space: Space) -> None:
         from sklearn.neighbors import NearestNeighbors
 
-        self.real, self.judge = real, judge
-        self.tree = NearestNeighbors(n_neighbors=1).fit(judge.features(real.paths))
+        self.real, self.space = real, space
+        self.tree = NearestNeighbors(n_neighbors=1).fit(space.of(real.manifest))
 
     def of(self, images: np.ndarray) -> list[Tile]:
-        found = self.tree.kneighbors(self.judge.features(images), return_distance=False)[:, 0]
+        found = self.tree.kneighbors(self.space.seen(images), return_distance=False)[:, 0]
         return [self.real.tile(row, named=True) for row in found.tolist()]
 
 

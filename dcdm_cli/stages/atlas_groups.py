@@ -9,7 +9,8 @@ import numpy as np
 
 from dcdm_cli.arrays import evenly
 from dcdm_cli.evaluation.quality import measured_difficulty
-from dcdm_cli.reports.formatting import number, percent
+from dcdm_cli.reports.atlas_tables import taken_for
+from dcdm_cli.reports.formatting import number
 from dcdm_cli.stages.quality import generated_images
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from dcdm_cli.evaluation.clusters import Placed
     from dcdm_cli.evaluation.data import Evaluated
     from dcdm_cli.evaluation.features import Space
-    from dcdm_cli.evaluation.judge import Judge
     from dcdm_cli.reports.atlas import Strip
     from dcdm_cli.run.progress import Job
     from dcdm_cli.run.session import Session
@@ -26,14 +26,12 @@ MOST_PER_CLASS = 200  # images of a class that are grouped
 
 
 def groups_of(
-    session: Session, data: Evaluated, chosen: Sequence[int], judge: Judge, job: Job
+    session: Session, data: Evaluated, chosen: Sequence[int], space: Space, job: Job
 ) -> tuple[list[dict[str, Any]], dict[str, list[Strip]]]:
-    """(rows of `hard_groups` with the space they were found in, class -> strips of its groups' typical pictures). Of
+    """(rows of `hard_groups` with the name of the space, class -> strips of its groups' typical pictures). Of
     the chosen classes; real training images, and the run's generated ones where there are any."""
     from dcdm_cli.evaluation.clusters import hard_groups
-    from dcdm_cli.evaluation.quality import spaces
 
-    space = spaces(session.config.evaluate.features, session.run.cache / "features", judge, job)[0]
     real, images = _of_classes(data.real, chosen), generated_images(session, data)
     made = None if images is None else _of_classes(images, chosen)
     placed = _placed(real, real.column("difficulty"), space)
@@ -46,17 +44,6 @@ def groups_of(
         strips.setdefault(row["class"], []).extend(_strips(row, real, made))
     named = [{**row, "real": _named(row["real"], real), "generated": _named(row["generated"], made)} for row in rows]
     return [{"features": space.name, **row} for row in named], strips
-
-
-def group_sentences(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Of one class's groups, hardest first."""
-    if len(rows) > 1:
-        first, last = rows[0]["real"], rows[-1]["real"]
-        yield (
-            f"Images of the hardest group ({first['n']}, mean difficulty {number(first['difficulty'])}"
-            f"{_taken_for(first)}) beside the easiest ({last['n']}, {number(last['difficulty'])}{_taken_for(last)}), "
-            f"by how they look in {rows[0]['features']}."
-        )
 
 
 def _of_classes(images: Manifest, chosen: Sequence[int]) -> Manifest:
@@ -89,7 +76,7 @@ def _strips(row: Mapping[str, Any], real: Manifest, made: Manifest | None) -> It
             for i in about["typical"]
         ]
         said = f"group {row['group'] + 1}, {kind}: {about['n']}, difficulty {number(about['difficulty'])}"
-        yield Strip(f"{said}{_taken_for(about)}", tiles)
+        yield Strip(", ".join(filter(None, (said, taken_for(about)))), tiles)
 
 
 def _named(about: Mapping[str, Any] | None, images: Manifest | None) -> dict[str, Any] | None:
@@ -103,8 +90,3 @@ def _named(about: Mapping[str, Any] | None, images: Manifest | None) -> dict[str
 def _difficulty(images: Manifest) -> np.ndarray:
     scored = images.column("difficulty")
     return np.where(np.isfinite(scored), scored, images.column("measured_difficulty"))
-
-
-def _taken_for(about: Mapping[str, Any]) -> str:
-    rival = about["mistaken_for"]
-    return f", taken for {rival['class']} {percent(rival['share'], 0)}" if rival else ""

@@ -14,6 +14,7 @@ from dcdm_cli.stages.best_target import with_best_target
 if TYPE_CHECKING:
     from dcdm_cli.crew.coordinator import Crew
     from dcdm_cli.crew.messages import OpenWorker
+    from dcdm_cli.difficulty.feature_cache import FeatureCache, OpenCrew
     from dcdm_cli.run.session import Session
 
 
@@ -91,6 +92,20 @@ def open_crew(session: Session, open_worker: OpenWorker, spread: Spread, job: Jo
         return Crew(RayTransport(open_worker, spread.devices[0], len(spread.devices), spread.resources), job)
     session.console.note(f"devices: {', '.join(spread.devices)} (one process each)")
     return Crew(LocalTransport(open_worker, spread.devices, spread.threads), job)
+
+
+def crew_of(session: Session, spread: Spread, job: Job) -> OpenCrew | None:
+    """Opens the crew when there is work for it; None = the command does the work itself."""
+    return (lambda open_worker: open_crew(session, open_worker, spread, job)) if spread else None
+
+
+def run_features(session: Session, job: Job, spread: Spread | None = None) -> FeatureCache:
+    """What is kept of the run's images as networks see them; what is not there yet is computed by the command's
+    devices. spread: those, None = they are not settled yet."""
+    from dcdm_cli.difficulty.feature_cache import FeatureCache
+
+    spread = settle_spread(session) if spread is None else spread
+    return FeatureCache(session.run.cache / "features", crew_of(session, spread, job), spread.threads)
 
 
 def _on_ray(session: Session) -> Spread:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from dcdm_cli.evaluation.judge import Judge
 from dcdm_cli.run.roles import fingerprint, others
 from dcdm_cli.run.store import Outcome, Stage
+from dcdm_cli.stages.devices import run_features
 
 if TYPE_CHECKING:
     from dcdm_cli.data.manifest import Manifest
@@ -34,7 +35,7 @@ def open_judge(session: Session, manifest: Manifest, job: Job) -> Judge:
     seed = stage.config["seed"]
 
     def work() -> Outcome:
-        place = Scoring(run.checkpoints / "judge", cache=run.cache / "features")
+        place = Scoring(run.checkpoints / "judge", cache=run_features(session, job))
         fitted = fit_judge(judged, config.judge, seed, place, job)
         fitted.save(folder)
         return Outcome([folder], "", {**fitted.results, "images": len(judged)}, job.device)

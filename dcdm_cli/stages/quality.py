@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dcdm_cli.errors import MismatchError
+from dcdm_cli.stages.devices import run_features
 
 if TYPE_CHECKING:
     from dcdm_cli.data.manifest import Manifest
@@ -42,7 +43,7 @@ def generated_quality(session: Session, data: Evaluated, judge: Judge, job: Job)
         return None
     checked = checked_images(session, data, images, judge, job)
     quality = checked.summary()
-    among = spaces(session.config.evaluate.features, session.run.cache / "features", judge, job)
+    among = spaces(session.config.evaluate.features, run_features(session, job), judge, job)
     quality["fidelity"], quality["copying"] = compared(data, images, among)
     if quality["leakage"]["level"] == "error":
         session.console.warn(f"leak: {quality['leakage']['near_test']} generated images repeat test images")

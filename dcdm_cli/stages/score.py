@@ -17,7 +17,7 @@ from dcdm_cli.run.roles import all_others, fingerprints
 from dcdm_cli.run.session import Session
 from dcdm_cli.run.settings import Config
 from dcdm_cli.run.store import Outcome, RunFolder, Stage, StageRecord, write_starter_config
-from dcdm_cli.stages.devices import Spread, open_crew, settle_spread
+from dcdm_cli.stages.devices import Spread, crew_of, run_features, settle_spread
 from dcdm_cli.stages.first_look import first_look_sentences
 from dcdm_cli.stages.jobs import open_job
 
@@ -182,9 +182,9 @@ def _score(session: Session, found: Scan, job: Job, spool: Path, spread: Spread)
     place = Scoring(
         spool,
         class_map=found.class_map,
-        crew=(lambda open_worker: open_crew(session, open_worker, spread, job)) if spread else None,
+        crew=crew_of(session, spread, job),
         threads=spread.threads,
-        cache=session.run.cache / "features",
+        cache=run_features(session, job, spread),
     )
     config = config.model_copy(update={"seed": config.seed + session.config.seed})
     scored = score_images(manifest.select(is_train), config, place, job)

@@ -94,10 +94,14 @@ def filter_told(session: Session, record: StageRecord) -> Told:
 
 
 def atlas_told(session: Session, record: StageRecord) -> Told:
+    from dcdm_cli.reports.atlas_tables import groups_sheet
+    from dcdm_cli.reports.table import shown
+    from dcdm_cli.reports.tables import saved_sheets
     from dcdm_cli.stages.atlas import PAGE
 
     page = session.run.evaluation / PAGE
-    return Told({"stage": "atlas", "path": str(page), **record.results}, page)
+    sheets = saved_sheets([groups_sheet(record.results["groups"])], session.run.tables / "atlas")
+    return Told({"stage": "atlas", "path": str(page), **record.results}, page, shown(sheets))
 
 
 def next_plan_told(session: Session, record: StageRecord) -> Told:

@@ -23,8 +23,8 @@ def test_what_is_hard_in_a_class_is_found() -> None:
     rows = hard_groups(real, NAMES, made, most=2)
     cats = [row for row in rows if row["class"] == "cat"]
     assert [row["group"] for row in cats] == [0, 1] and [row["real"]["n"] for row in cats] == [12, 20]
-    assert cats[0]["real"]["difficulty"] == 0.8 and cats[0]["real"]["mistaken_for"] == {"class": "dog", "share": 1.0}
-    assert set(cats[0]["real"]["typical"]) <= set(range(20, 32)) and cats[1]["real"]["mistaken_for"] is None
+    assert cats[0]["real"]["difficulty"] == 0.8 and cats[0]["real"]["mistaken_for"] == [{"class": "dog", "share": 1.0}]
+    assert set(cats[0]["real"]["typical"]) <= set(range(20, 32)) and cats[1]["real"]["mistaken_for"] == []
     assert cats[0]["generated"]["n"] == 5 and cats[0]["generated"]["difficulty"] == 0.9
     assert cats[1]["generated"] is None and {row["class"] for row in rows} == {"cat", "dog"}
 
@@ -33,4 +33,4 @@ def test_small_classes_and_unknown_difficulties() -> None:
     real = placed([(0, 0, 0.1, 0, 3), (1, 1, 0.5, -1, 4)])
     rows = hard_groups(replace(real, difficulty=np.where(np.arange(7) == 0, np.nan, real.difficulty)), NAMES)
     assert [(row["class"], row["real"]["n"]) for row in rows] == [("cat", 2), ("dog", 4)]
-    assert all(row["generated"] is None and row["real"]["mistaken_for"] is None for row in rows)
+    assert all(row["generated"] is None and row["real"]["mistaken_for"] == [] for row in rows)

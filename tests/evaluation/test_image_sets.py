@@ -35,7 +35,7 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_copies_mirror_images_and_twins_are_found(folders: tuple[Path, Path]) -> None:
     made, real = (read_set(folder, 100, Job()) for folder in folders)
-    pixels = Space("pixels", lambda rows: look(rows.paths()).thumbnails)
+    pixels = Space("pixels", lambda rows: look(rows.paths()).thumbnails, lambda images: look(images).thumbnails)
     found = compared_sets(made, real, [pixels])
     assert found["exact"] == 3
     thumbnails, in_space = found["copies"]
