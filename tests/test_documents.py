@@ -47,6 +47,23 @@ def test_the_readmes_words_on_the_comparison_hold() -> None:
     assert verdicts["dcdm", "plain LoRA"] == "cannot tell" and document["tested_on"] == "test"
 
 
+ORDER = ("flags", "record", "environment", "--config", "dcdm.toml", "preset", "defaults")  # of settings, first wins
+
+
+@pytest.mark.parametrize(
+    ("document", "begin"),
+    [
+        ("README.md", "Settings come from"),
+        ("docs/settings.md", "decides:"),
+        ("dcdm_cli/run/resolution.py", "first wins:"),
+    ],
+)
+def test_the_order_of_settings_is_told_alike(document: str, begin: str) -> None:
+    told = (ROOT / document).read_text("utf-8").partition(begin)[2]
+    places = [told.index(word) for word in ORDER]
+    assert places == sorted(places) and places[-1] < 700
+
+
 def test_figures_that_documents_show_are_there() -> None:
     for path in documents(ROOT):
         for link in re.findall(r"!\[[^\]]*\]\(([^)]+\.png)\)", path.read_text("utf-8")):

@@ -12,8 +12,10 @@ from dcdm_cli import Run
 
 from .conftest import Demo, run_in_copy
 
-TEXT = (Path(dcdm_cli.__file__).parent.parent / "docs" / "python.md").read_text("utf-8")
-SNIPPETS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+ROOT = Path(dcdm_cli.__file__).parent.parent
+PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
+TEXT = (ROOT / "docs" / "python.md").read_text("utf-8")
+SNIPPETS = PYTHON.findall(TEXT)
 
 
 def test_the_snippets_run(
@@ -24,6 +26,16 @@ def test_the_snippets_run(
     assert "(4, 32, 32, 3)" in said and "did you mean count?" in said
     assert demo.run.record("finetune") == Run("birds").record("finetune")
     assert getattr(names["image"], "size") == (32, 32)  # noqa: B009
+
+
+def test_the_readmes_snippet_runs(demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the demo's images and preset instead of a reader's photos and a GPU's."""
+    (snippet,) = PYTHON.findall((ROOT / "README.md").read_text("utf-8"))
+    for ours, theirs in (('"sd15"', '"digits"'), ('"photos/"', '"digits"')):
+        assert ours in snippet
+        snippet = snippet.replace(ours, theirs)
+    names = run_in_copy(demo, tmp_path / "birds", [snippet], "README.md", monkeypatch)
+    assert getattr(names["batch"], "images").shape[1:] == (32, 32, 3)  # noqa: B009
 
 
 def test_the_document_names_every_verb() -> None:
