@@ -89,7 +89,7 @@ def with_earlier(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def presented(document: dict[str, Any]) -> dict[str, Any]:
-    """With what follows from the results: the estimate, the sentences and the tables of docs/scale.md."""
+    """With what follows from the results: the estimate, the sentences and the tables of docs/results/scale.md."""
     from scaling_tables import estimate, sentences, tables
 
     measured = document["results"]

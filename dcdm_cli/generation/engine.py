@@ -94,7 +94,7 @@ def sampler_settings(config: GenerateConfig) -> dict[str, Any]:
 
 
 def sampler_warnings(config: GenerateConfig) -> list[str]:
-    """What in the settings is known to flatten difficulty or to fake it (docs/speed.md has the measurements)."""
+    """What in the settings is known to flatten difficulty or to fake it (measured in docs/results/speed.md)."""
     warnings = []
     if config.scheduler == "unipc" and config.clip_range is None:
         warnings.append(

@@ -26,7 +26,7 @@ _SMALL_UNET = [  # every layer that LoRA can be put on: there are few
     "ff.net.0.proj",
     "ff.net.2",
 ]
-# Loses no control against 30 steps of DDIM (docs/speed.md, "Faster, and what it does to the images").
+# Loses no control against 30 steps of DDIM (docs/results/speed.md, "Faster, and what it does to the images").
 _FEW_STEPS = {"scheduler": "dpmpp", "steps": 20}
 PRESETS: dict[str, dict[str, Any]] = {
     "sd15": {  # precision is chosen by the device
