@@ -38,9 +38,10 @@ def budget() -> float:
 
 
 def reason(error: Exception) -> str:
-    """Why something could not be loaded, in one line: the network's failure where there was one."""
+    """Why something could not be loaded, in one sentence: the network's failure where there was one."""
     failure = _failures[0] if _failures else None
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    first = line.partition(". ")[0].removesuffix(".")
     return f"it is not on this machine, and {failure}" if failure else first
 
 

@@ -83,10 +83,12 @@ def _scan_and_score(session: Session, source: str, options: ScanOptions, stage: 
     from dcdm_cli.data.manifest import write_manifest
     from dcdm_cli.data.sources import TooManyRejectedError, scan_on_disk
     from dcdm_cli.data.writers import write_rejected
+    from dcdm_cli.difficulty.scoring import check_settings
 
     run, job, spread = session.run, open_job(session), settle_spread(session)
     key = hash_json([stage.config, stage.inputs])
     spool = run.checkpoints / "scorer" / key[:16]  # what a stopped run goes on from
+    check_settings(session.config.score)
     try:
         options = replace(options, decode=decode_options())
         found = scan_on_disk(_place(source, run), options, run.images, spool / "scan", key, job)
