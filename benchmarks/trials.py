@@ -34,13 +34,14 @@ ERRORS = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EINTR)
 @dataclass(frozen=True)
 class Ended:
     """code: negative for a signal that killed it. said: what was on stderr. calls: of `CALLS`, where they were counted.
-    stopped_s: from the signal to the end."""
+    stopped_s: from the signal to the end. peak_mib: of resident memory; what the parent had imported counts."""
 
     code: int
     seconds: float
     said: str
     calls: int = 0
     stopped_s: float = 0.0
+    peak_mib: float = 0.0
 
     @property
     def is_clean(self) -> bool:
@@ -107,12 +108,23 @@ def run(
     before: Callable[[], None] = lambda: None,
 ) -> Ended:
     """kill_after, signalled: seconds after which it is killed, or gets a signal, unless it has ended."""
-    clock, process, sent = time.monotonic(), start(words, said, before), 0.0
+    return watch(start(words, said, before), said, kill_after=kill_after, signalled=signalled)
+
+
+def watch(
+    process: int,
+    said: Path,
+    *,
+    kill_after: float | None = None,
+    signalled: tuple[signal.Signals, float] | None = None,
+) -> Ended:
+    """Waits for a child process that writes to `said`."""
+    clock, sent = time.monotonic(), 0.0
     moment, number = (kill_after, signal.SIGKILL) if kill_after is not None else (None, signal.SIGKILL)
     if signalled:
         number, moment = signalled
     while True:
-        ended, status = os.waitpid(process, os.WNOHANG)
+        ended, status, used = os.wait4(process, os.WNOHANG)
         if ended:
             break
         if moment is not None and time.monotonic() - clock >= moment:
@@ -122,7 +134,8 @@ def run(
     now = time.monotonic()
     text = said.read_text("utf-8", "replace") if said.exists() else ""
     stopped = now - sent if sent else 0.0
-    return Ended(os.waitstatus_to_exitcode(status), now - clock, text, _counted(said), stopped)
+    code, peak = os.waitstatus_to_exitcode(status), round(used.ru_maxrss / 1024, 1)
+    return Ended(code, now - clock, text, _counted(said), stopped, peak)
 
 
 def failing(root: Path, at: int, number: int, count: Path) -> Callable[[], None]:
@@ -184,6 +197,13 @@ def picture(root: Path) -> dict[str, str]:
 def differences(expected: dict[str, str], found: dict[str, str]) -> list[str]:
     """Names that are missing, too many or other."""
     return sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+
+
+def names_in(samples: Path) -> set[str]:
+    """Of the images of a manifest."""
+    import pyarrow.parquet as pq
+
+    return {Path(path).name for path in pq.read_table(samples, columns=["path"])["path"].to_pylist()}
 
 
 def unreadable(root: Path) -> list[str]:

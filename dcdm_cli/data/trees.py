@@ -95,6 +95,8 @@ class Tree:
         """Why; "" where nobody wants to know; None: it is kept."""
         if entry.name in _LITTER:
             return ""
+        if entry.is_symlink() and not os.path.exists(entry):  # whose target is gone, or that goes round in a circle
+            return "links that lead nowhere passed over"
         if entry.name.startswith("."):
             could_hold = entry.is_dir() or Path(entry.name).suffix.lower() in IMAGE_SUFFIXES
             return "hidden files and folders passed over" if could_hold else ""

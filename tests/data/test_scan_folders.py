@@ -106,6 +106,8 @@ def test_litter_devices_and_links_are_passed_over(put: Put, scanned: Scanned, tm
         (tmp_path / "images" / name).write_text("x")
     (tmp_path / "images/dog/link.png").symlink_to(target)
     (tmp_path / "images/dog/loop").symlink_to(tmp_path / "images")
+    (tmp_path / "images/dog/gone.png").symlink_to(tmp_path / "gone.png")
+    (tmp_path / "images/dog/circle.png").symlink_to("circle.png")
     scan = scanned()
     assert set(listed(scan.manifest)) == {"cat/a.png", "dog/b.png"}
     assert scan.rejected == ()
@@ -113,6 +115,7 @@ def test_litter_devices_and_links_are_passed_over(put: Put, scanned: Scanned, tm
         "1 files without an image suffix ignored",
         "2 hidden files and folders passed over",
         "2 links not followed (--follow-links does)",
+        "2 links that lead nowhere passed over",
     ]
 
 
