@@ -4,11 +4,12 @@ pixels.
     python benchmarks/bench_features.py --data FOLDER   # CIFAR-10 as Parquet: train*.parquet, test*.parquet
 
 One thread. Of each way of scoring: out-of-fold accuracy, mean difficulty, expected calibration error; the rank
-correlation of its difficulties with those of a much better informed classifier; how well its difficulty of unseen
-images foretells which of them a small network, trained from scratch on the same images, gets wrong (area under the ROC
-curve, 0.5 = not at all); and CPU seconds, nothing cached. The better informed classifier of CIFAR-10 is a head on
-packaged features at 64 pixels, out of fold over `--reference` training images (a trained network of that many images
-takes hours on one core, and would judge features less kindly); of digits the preset's networks on all 1,797.
+correlation of its difficulties with those of a much better informed classifier, and with those of classifiers that were
+trained from scratch on the same images; how well its difficulty of unseen images foretells which of them a small
+network, trained from scratch on the same images, gets wrong (area under the ROC curve, 0.5 = not at all); and CPU
+seconds, nothing cached. The better informed classifier of CIFAR-10 is a network trained from scratch on `--reference`
+other training images (all that are left are 45,000), which shares nothing with the packaged features; of digits the
+preset's networks, out of fold on all 1,797.
 
 `cifar10-first-...` are the first images of the file instead of the stratified selection that the others are parts of.
 """
@@ -37,7 +38,7 @@ from dcdm_cli.data.manifest import Manifest
 from dcdm_cli.difficulty.classifier import predict_logits, train_classifier
 from dcdm_cli.difficulty.scorer import Scorer
 from dcdm_cli.difficulty.scores import calibration_error
-from dcdm_cli.difficulty.scoring import Scoring, score_images
+from dcdm_cli.difficulty.scoring import FINE_TUNED, Scoring, score_images, trained_settings
 from dcdm_cli.files import hash_bytes
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.resolution import resolve
@@ -45,14 +46,16 @@ from dcdm_cli.run.settings import ScoreConfig
 
 PIXELS = (64, 128, 160)
 CIFAR10, DIGITS = (500, 1000, 5000), (50, 200)
-TRAINED = "trained"
+TRAINED, FINE_TUNED_PIXELS = "trained", 64
 UNSEEN = 500  # images that difficulty and the small network are asked about
 SEEDS = 2  # of the small network
 SMALL_NET = {
     "model": "resnet10t", "model_args": {"channels": [16, 24, 32, 64], "stem_width": 8}, "image_size": 32,
     "batch_size": 32, "steps": 400, "lr": 6e-3, "scale": [0.7, 1.0],
 }  # fmt: skip
-REFERENCE = {"features": "packaged", "feature_size": 64, "method": "features"}
+REFERENCE_NET = {**SMALL_NET, "model_args": {"channels": [16, 32, 64, 128], "stem_width": 16}, "batch_size": 128}
+EPOCHS = 6  # of the better informed classifier
+FINE_TUNED_ON = 1000  # of CIFAR-10; folds are fewer there, since each takes minutes
 
 
 @dataclass(frozen=True)
@@ -82,18 +85,31 @@ def identity(content: bytes) -> dict[str, Any]:
 
 
 class Cifar10:
-    """folder: for files; reference: how many training images the better informed classifier learns from."""
+    """folder: for files; reference: how many other training images the better informed classifier learns from, at
+    most."""
 
     def __init__(self, data: Path, folder: Path, reference: int) -> None:
         self.images, self.folder = read_images(data, "train"), folder
         self.parts = assign(self.images.labels)
         test = read_images(data, "test")
         self.unseen = in_folder(test, np.arange(UNSEEN), folder, "test")
-        others = np.setdiff1d(np.arange(len(self.images.labels)), self.parts["target"])
-        wanted = np.concatenate([self.parts["target"], np.arange(max(CIFAR10)), others])
-        rows = np.sort(wanted[np.sort(np.unique(wanted, return_index=True)[1])][:reference])
-        known = in_folder(self.images, rows, folder, "train")
-        self.reference = difficulties(known, ScoreConfig.model_validate(REFERENCE))
+        asked = np.union1d(self.parts["target"], np.arange(1000))  # `first` begins with these
+        others = np.setdiff1d(np.arange(len(self.images.labels)), asked)[:reference]
+        self.reference, self.informed = self._informed(others, asked)
+
+    def _informed(self, rows: np.ndarray, asked: np.ndarray) -> tuple[dict[str, float], dict[str, Any]]:
+        """(difficulty of the asked images by a network that learned from other ones, what is to be known of it)"""
+        steps = EPOCHS * len(rows) // REFERENCE_NET["batch_size"]
+        config = ScoreConfig.model_validate({**REFERENCE_NET, "steps": steps})
+        train, other = (in_folder(self.images, some, self.folder, "train") for some in (rows, asked))
+        labels = train.column("label").astype(np.int64)
+        net = train_classifier(train.paths(), labels, len(train.class_names), config, 7, "cpu")
+        logits = torch.from_numpy(predict_logits(net, other.paths(), config, "cpu"))
+        label = torch.from_numpy(other.column("label").astype(np.int64))
+        right = logits.softmax(1).gather(1, label[:, None])[:, 0]
+        accuracy = round(float((logits.argmax(1) == label).float().mean()), 4)
+        known = dict(zip(other.column("sample_id"), (1 - right).tolist(), strict=True))
+        return known, {"images": len(rows), "epochs": EPOCHS, "accuracy": accuracy}
 
     def problem(self, count: int, *, first: bool = False) -> Problem:
         small, target = self.parts["small"], self.parts["target"]
@@ -147,9 +163,19 @@ def mistakes(problem: Problem) -> list[np.ndarray]:
     return found
 
 
-def measured(problem: Problem, pixels: int | None, wrong: list[np.ndarray]) -> dict[str, Any]:
-    """pixels: of features; None = trained classifiers."""
-    config = ScoreConfig(method="features", feature_size=pixels) if pixels else problem.trained
+def config_of(problem: Problem, way: int | str) -> ScoreConfig:
+    """way: pixels of features, or which trained classifiers."""
+    if way == FINE_TUNED:
+        found = trained_settings(ScoreConfig(folds=2, repeats=1), FINE_TUNED_PIXELS)[FINE_TUNED]
+        return found.model_copy(update={"batch_size": 32})
+    return problem.trained if way == TRAINED else ScoreConfig(method="features", feature_size=int(way))
+
+
+def measured(
+    problem: Problem, way: int | str, wrong: list[np.ndarray], trained: dict[str, float]
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """(the row, difficulty by sample id). trained: difficulties by classifiers trained on the same images."""
+    config = config_of(problem, way)
     with tempfile.TemporaryDirectory() as spool:
         started = time.process_time()
         scored = score_images(problem.train, config, Scoring(Path(spool)), said())
@@ -158,22 +184,45 @@ def measured(problem: Problem, pixels: int | None, wrong: list[np.ndarray]) -> d
         scorer = Scorer.load(Path(spool) / "kept")
         unseen = scorer.measure(problem.unseen.paths(), problem.unseen.column("label").astype(np.int64))
     labels, difficulty = problem.train.column("label").astype(np.int64), scored.columns["difficulty"]
-    known = [problem.reference[sample] for sample in problem.train.column("sample_id")]
+    samples = problem.train.column("sample_id").tolist()
     found = {
         "data": problem.name,
         "images": len(problem.train),
         "method": scored.results["method"],
-        "pixels": pixels or config.image_size,
+        "pixels": config.feature_size if config.method == "features" else config.image_size,
         "accuracy": round(scored.results["accuracy"], 4),
         "mean_difficulty": round(float(np.nanmean(difficulty)), 4),
         "calibration_error": round(calibration_error(scored.columns, labels), 4),
-        "rank_correlation": round(float(spearmanr(difficulty, known, nan_policy="omit")[0]), 4),
+        "rank_correlation": correlation(difficulty, [problem.reference[sample] for sample in samples]),
+        "correlation_with_trained": correlation(difficulty, [trained[s] for s in samples]) if trained else None,
         "foretells_mistakes": round(float(np.mean([roc_auc_score(w, unseen.difficulty) for w in wrong])), 4),
         "small_network_accuracy": round(float(1 - np.mean(wrong)), 4),
         "cpu_seconds": round(seconds, 1),
     }
     print(found, flush=True)
-    return found
+    return found, dict(zip(samples, difficulty.tolist(), strict=True))
+
+
+def correlation(first: np.ndarray, second: list[float]) -> float:
+    """Of ranks, where both are known."""
+    return round(float(spearmanr(first, second, nan_policy="omit")[0]), 4)
+
+
+COLUMNS = {
+    "accuracy": "right", "mean_difficulty": "hard", "calibration_error": "calibration error",
+    "rank_correlation": "rank, informed", "correlation_with_trained": "rank, trained",
+    "foretells_mistakes": "foretells", "cpu_seconds": "CPU s",
+}  # fmt: skip
+
+
+def table(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """For documents: a row per problem and way."""
+    ordered = sorted(rows.items(), key=lambda item: (item[1]["data"], item[1]["images"], item[0]))
+    cells = [
+        [f"{row['data']}, {row['images']}", f"{name.split('-', 2)[-1].removeprefix('1000-')}", *map(row.get, COLUMNS)]
+        for name, row in ordered
+    ]
+    return {"title": "Ways of scoring", "columns": ["images", "way", *COLUMNS.values()], "rows": cells}
 
 
 def said() -> Job:
@@ -181,12 +230,14 @@ def said() -> Job:
     return Job()
 
 
-def cases() -> dict[str, tuple[str, int, tuple[int | None, ...]]]:
-    """By name: data, images, pixels (None = trained classifiers)."""
-    found: dict[str, tuple[str, int, tuple[int | None, ...]]] = {}
-    found |= {f"cifar10-{count}": ("cifar10", count, (*PIXELS, None)) for count in CIFAR10}
-    found["cifar10-first-1000"] = ("first", 1000, PIXELS)
-    found |= {f"digits-{count}": ("digits", count, (*PIXELS, None)) for count in DIGITS}
+def cases() -> dict[str, tuple[str, int, tuple[int | str, ...]]]:
+    """By name: data, images, ways of scoring; trained classifiers first, with which the others are compared."""
+    found: dict[str, tuple[str, int, tuple[int | str, ...]]] = {}
+    for count in CIFAR10:
+        more = (FINE_TUNED,) if count == FINE_TUNED_ON else ()
+        found[f"cifar10-{count}"] = ("cifar10", count, (TRAINED, *PIXELS, *more))
+    found["cifar10-first-1000"] = ("first", 1000, (TRAINED, *PIXELS))
+    found |= {f"digits-{count}": ("digits", count, (TRAINED, *PIXELS)) for count in DIGITS}
     return found
 
 
@@ -194,14 +245,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--case", choices=cases(), nargs="*", help="measure these only; the others' figures stay")
-    parser.add_argument("--pixels", type=int, nargs="*", choices=PIXELS, help="of features: these only")
-    parser.add_argument("--reference", type=int, default=50_000, help="images of the better informed classifier")
+    parser.add_argument("--reference", type=int, default=45_000, help="images of the better informed classifier")
     given = parser.parse_args()
     torch.set_num_threads(1)
     file = RESULTS / "bench_features.json"
     chosen = list(given.case or cases())
-    old = json.loads(file.read_text("utf-8")).get("rows", {}) if (given.case or given.pixels) and file.is_file() else {}
-    rows = {name: row for name, row in old.items() if "rank_correlation" in row}  # of before they had one: made again
+    old = json.loads(file.read_text("utf-8")).get("rows", {}) if given.case and file.is_file() else {}
+    rows = {name: row for name, row in old.items() if "correlation_with_trained" in row}
     with tempfile.TemporaryDirectory() as place:
         sources: dict[str, Any] = {}
         for name in chosen:
@@ -214,12 +264,14 @@ def main() -> None:
                 )
             problem = sources[kind].problem(count, first=True) if data == "first" else sources[kind].problem(count)
             wrong = mistakes(problem)
-            for pixels in ways:
-                if pixels is None or given.pixels is None or pixels in given.pixels:
-                    about = {} if kind == "digits" else {"reference_images": given.reference}
-                    rows[f"{name}-{pixels or TRAINED}"] = {**measured(problem, pixels, wrong), **about}
-                    body = {"threads": 1, "unseen": UNSEEN, "rows": dict(sorted(rows.items()))}
-                    write_result("bench_features", body, {"measured": chosen})
+            trained: dict[str, float] = {}
+            for way in ways:
+                row, difficulty = measured(problem, way, wrong, trained)
+                trained = trained or difficulty
+                about = {} if kind == "digits" else {"reference": sources[kind].informed}
+                rows[f"{name}-{way}".replace(" ", "-")] = {**row, **about}
+                body = {"threads": 1, "unseen": UNSEEN, "rows": dict(sorted(rows.items())), "tables": [table(rows)]}
+                write_result("bench_features", body, {"measured": chosen})
 
 
 if __name__ == "__main__":
