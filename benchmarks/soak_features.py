@@ -1,89 +1,91 @@
-"""Whether features of many images cost the same each, and how much memory they take: synthetic pictures, tiny.
+"""Whether features of many images cost the same each, and how much memory they take: `dcdm score`, watched.
 
     python benchmarks/soak_features.py --images 100000
 
-One thread. Pictures of random blocks are written once, in folders of 1,000; then features at 32 pixels, heads on them
-and scores, as `dcdm score --method features` makes them. Reports images/s of every tenth and the peak of memory.
+One thread. Pictures of random blocks are written once, in class folders; then `dcdm score FOLDER --method features` at
+32 pixels is watched by what it says of its progress. Reports images/s of every tenth and the peak of memory.
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
+import os
+import re
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-import torch
 from common import write_result
 from PIL import Image
 
-from dcdm_cli.data.manifest import Manifest
-from dcdm_cli.difficulty.scoring import Scoring, score_images
-from dcdm_cli.files import hash_bytes
-from dcdm_cli.run.progress import Job
-from dcdm_cli.run.settings import ScoreConfig
-
-SIDE, CLASSES = 32, 10
+SIDE, CLASSES, TENTHS = 32, 10, 10
+LOOKED = re.compile(r"looking at images: ([\d,]+)/")
 
 
-def pictures(count: int, folder: Path) -> Manifest:
+def write_pictures(count: int, folder: Path) -> None:
     """Of each class another tint, so that there is something to learn."""
-    rng, rows = np.random.default_rng(0), []
+    rng = np.random.default_rng(0)
     for number in range(count):
         label = number % CLASSES
         blocks = rng.integers(0, 200, (4, 4, 3), dtype=np.uint8)
         blocks[..., label % 3] += np.uint8(5 * (label + 1))
-        place = folder / f"{number // 1000:04d}" / f"{number}.png"
-        place.parent.mkdir(exist_ok=True)
+        place = folder / f"class {label}" / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(blocks).resize((SIDE, SIDE), Image.Resampling.NEAREST).save(place, compress_level=1)
-        about = {"sample_id": hash_bytes(blocks.tobytes()), "width": SIDE, "height": SIDE, "label": label}
-        rows.append({**about, "path": place.relative_to(folder).as_posix()})
-    return Manifest.from_rows(rows, [f"class {label}" for label in range(CLASSES)], folder)
 
 
-class Watch:
-    """Progress of looking at images, as CPU seconds by image."""
+def scored(folder: Path, run: Path) -> tuple[list[tuple[int, float]], float, float]:
+    """(images looked at and the moment of it, seconds in all, peak MiB) of the command."""
+    words = ["score", folder, "--run", run, "--method", "features", "--set", f"score.feature_size={SIDE}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "DCDM_THREADS": "1", "DCDM_SCORE__AT_CHANCE": "warn"}
+    clock, points = time.monotonic(), []
+    begun = subprocess.Popen(
+        [sys.executable, "-m", "dcdm_cli", *map(str, words)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    assert begun.stderr is not None
+    for line in begun.stderr:
+        if found := LOOKED.search(line):
+            points.append((int(found[1].replace(",", "")), time.monotonic() - clock))
+    _, status, used = os.wait4(begun.pid, 0)
+    begun.returncode = os.waitstatus_to_exitcode(status)
+    if begun.returncode:
+        sys.exit(f"dcdm score ended with {begun.returncode}")
+    return points, time.monotonic() - clock, round(used.ru_maxrss / 1024, 1)
 
-    def __init__(self) -> None:
-        self.points: list[tuple[int, float]] = []
 
-    def __call__(self, what: str, done: int, total: int) -> None:
-        if what == "looking at images":
-            self.points.append((done, time.process_time()))
-
-    def rates(self, parts: int) -> list[float]:
-        """Images per CPU second in each of `parts` equal parts."""
-        done, clock = (np.array(column) for column in zip(*self.points, strict=True))
-        edges = np.linspace(done[0], done[-1], parts + 1)
-        times = np.interp(edges, done, clock)
-        return [round(float(n / max(s, 1e-9)), 1) for n, s in zip(np.diff(edges), np.diff(times), strict=True)]
-
-
-def peak_mib() -> float:
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+def rates(points: list[tuple[int, float]]) -> list[float]:
+    """Images per second in each tenth."""
+    done, clock = (np.array(column, float) for column in zip(*points, strict=True))
+    edges = np.linspace(done[0], done[-1], TENTHS + 1)
+    times = np.interp(edges, done, clock)
+    return [round(float(n / max(s, 1e-9)), 1) for n, s in zip(np.diff(edges), np.diff(times), strict=True)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=100_000)
     given = parser.parse_args()
-    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
-        made, before, watch = pictures(given.images, Path(place)), peak_mib(), Watch()
-        config, started = ScoreConfig(method="features", feature_size=SIDE), time.process_time()
-        scored = score_images(made, config, Scoring(Path(place) / "spool"), Job(progress=watch))
-        seconds = round(time.process_time() - started, 1)
-    found = {
-        "images": given.images,
-        "images_per_cpu_second_by_tenth": watch.rates(10),
-        "cpu_seconds": seconds,
-        "mib_before": before,
-        "mib_peak": peak_mib(),
-        "accuracy": round(scored.results["accuracy"], 4),
-    }
-    write_result("soak_features", {"threads": 1, **found}, found)
+        folder = Path(place) / "pictures"
+        write_pictures(given.images, folder)
+        points, seconds, peak = scored(folder, Path(place) / "run")
+    tenths = rates(points)
+    sentence = (
+        f"{given.images:,} images of {SIDE} px: {min(tenths):g} to {max(tenths):g} images/s through the network in "
+        f"every tenth, {peak:,.0f} MiB at the peak, {seconds:,.0f} s in all, reading and fitting included."
+    )
+    rows = [[number, rate] for number, rate in enumerate(tenths, 1)]
+    table = {"title": "Images/s by tenth", "columns": ["tenth", "images/s"], "rows": rows}
+    found = {"images": given.images, "images_per_second_by_tenth": tenths, "seconds": round(seconds), "mib_peak": peak}
+    body = {"threads": 1, **found, "sentences": [sentence], "tables": [table]}
+    write_result("soak_features", body, found)
 
 
 if __name__ == "__main__":
