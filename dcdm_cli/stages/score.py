@@ -47,6 +47,8 @@ def run_score(session: Session, source: str | None = None) -> StageRecord:
         write_starter_config(run, {"data.source": source, **session.starter_settings()})
     if not done:
         session.console.note("score: nothing changed, skipped (--force runs it again)")
+        if left_out := record.results["rejected"]:
+            session.console.warn(f"{left_out} of the source's images were left out; all in {run.rejected}")
     return record
 
 
@@ -81,7 +83,7 @@ def _scan_and_score(session: Session, source: str, options: ScanOptions, stage: 
     from dcdm_cli.data.corrections import correct
     from dcdm_cli.data.images import decode_options
     from dcdm_cli.data.manifest import write_manifest
-    from dcdm_cli.data.sources import TooManyRejectedError, scan_on_disk
+    from dcdm_cli.data.sources import TooManyRejectedError, left_out_sentence, scan_on_disk
     from dcdm_cli.data.writers import write_rejected
 
     run, job, spread = session.run, open_job(session), settle_spread(session)
@@ -92,13 +94,18 @@ def _scan_and_score(session: Session, source: str, options: ScanOptions, stage: 
         found = scan_on_disk(_place(source, run), options, run.images, spool / "scan", key, job)
     except TooManyRejectedError as error:
         write_rejected(run.rejected, error.rejected)
-        raise
+        raise TooManyRejectedError(
+            error.message, f"{error.hint}; all of them are listed in {run.rejected}", error.rejected
+        ) from error
     _say_what_was_understood(session, found)
     write_rejected(run.rejected, found.rejected)
+    if found.rejected:
+        session.console.warn(left_out_sentence(found.rejected, run.rejected))
     corrected = correct(found.manifest, session.config.data.drop, session.config.data.relabel)
     for sentence in corrected.sentences:
         session.console.note(sentence)
     found = replace(found, manifest=corrected.manifest)
+    _warn_of_the_judge(session, found.manifest)
     scored = _score(session, found, job, spool, spread)
     manifest = scored.manifest
     for warning in untrainable_warnings(manifest):
@@ -149,6 +156,19 @@ def _say_what_was_understood(session: Session, found: Scan) -> None:
             f"{found.origin} has no train split, only {' and '.join(found.named)}",
             f"say what its parts are: --split-map {found.named[-1]}=train",
         )
+
+
+def _warn_of_the_judge(session: Session, manifest: Manifest) -> None:
+    """What the judge will refuse is said before hours of fine-tuning. No image at all is said by the scan."""
+    from dcdm_cli.difficulty.judge import check_judged
+
+    judged = manifest.split("judge")
+    if not len(judged):
+        return
+    try:
+        check_judged(judged, session.config.judge)
+    except UsageError as error:
+        session.console.warn(f"dcdm evaluate will stop: {error.message}; {error.hint}")
 
 
 def _captioned(manifest: Manifest) -> int:
