@@ -6,20 +6,31 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dcdm_cli.generation.targets import kind_and_numbers
-from dcdm_cli.reports.formatting import NOTHING, Metrics, duration, interval, number, paired_sentences, percent, verdict
-from dcdm_cli.reports.quality_tables import class_sheet
+from dcdm_cli.reports.formatting import (
+    NOTHING,
+    Metrics,
+    duration,
+    interval,
+    number,
+    paired_sentences,
+    percent,
+    verdict,
+    weak_sentences,
+)
+from dcdm_cli.reports.quality_tables import class_sheet, competence_sheet
 from dcdm_cli.reports.table import Sheet
 from dcdm_cli.reports.tables import adherence_sheet, measure_columns, pairs_sheet, sensitive_sheets
 
 
 def experiment_sheets(document: Metrics) -> list[Sheet]:
     sheets = list(_adherence_sheets(document) if document["kind"] == "adherence" else _arm_sheets(document))
+    sheets.append(competence_sheet({"competence": _known(document)}))
     return [sheet for sheet in sheets if sheet.rows]
 
 
 def experiment_sentences(document: Metrics) -> list[str]:
     if document["kind"] == "adherence":
-        return list(_adherence_sentences(document))
+        return [*_adherence_sentences(document), *_weak(document)]
     many = len(document["cells"]) > 1
     sentences = []
     for cell in document["cells"]:
@@ -31,7 +42,24 @@ def experiment_sentences(document: Metrics) -> list[str]:
             *decided,
             f"{len(decided)} of {len(sentences)} comparisons can be told apart; the tables have all.",
         ]
-    return [*_best_sentences(document), *_crossing_sentences(document), *sentences, *_held_out(document)]
+    return [*_best_sentences(document), *_crossing_sentences(document), *sentences, *_weak(document), *_held_out(document)]
+
+
+def _known(document: Metrics) -> dict[str, Metrics]:
+    """What the classifiers of an experiment know, by their names; documents of before it was kept lack some."""
+    cells = [cell for cell in document.get("cells", ()) if cell.get("competence")]
+    named = {
+        "downstream" if len(cells) == 1 else f"downstream: {cell_name(document, cell)}": cell["competence"]
+        for cell in cells
+    }
+    return {**document.get("competence", {}), **named}
+
+
+def _weak(document: Metrics) -> Iterator[str]:
+    """Those that know too little, with what that means; of classifiers alike the first."""
+    known = _known(document)
+    weakest = {name.partition(":")[0]: found for name, found in reversed(known.items())}
+    yield from weak_sentences(weakest)
 
 
 def _best_sentences(document: Metrics) -> Iterator[str]:

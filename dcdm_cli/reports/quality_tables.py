@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from dcdm_cli.reports.formatting import NOTHING, Metrics, duration, number, percent
+from dcdm_cli.reports.formatting import NOTHING, Metrics, duration, known_sentences, number, percent
 from dcdm_cli.reports.table import Sheet
 
 MAX_CLASSES = 20
@@ -214,9 +214,11 @@ def demand_sheet(results: Mapping[str, Any]) -> Sheet:
         if len(shown) < len(results["demand"])
         else ""
     )
-    return Sheet(
-        f"{results['images']} images by what is hard now{more}", ("class", "easy", "medium", "hard", "all"), rows
-    )
+    hard = results.get("newest_difficulty")
+    now = "" if hard is None else f"Real images are {number(hard)} hard in the mean for the newest classifier."
+    said = " ".join(filter(None, (now, *known_sentences(results.get("competence") or {}))))
+    title = f"{results['images']} images by what is hard now{more}"
+    return Sheet(title, ("class", "easy", "medium", "hard", "all"), rows, said)
 
 
 def cost_sheet(metrics: Metrics) -> Sheet:

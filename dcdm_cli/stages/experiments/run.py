@@ -22,6 +22,7 @@ from dcdm_cli.stages.experiments.arms import make_arm, make_sets
 from dcdm_cli.stages.experiments.generators import variant_session
 from dcdm_cli.stages.experiments.sets import GeneratedSets
 from dcdm_cli.stages.jobs import open_job
+from dcdm_cli.stages.known import scorer_known
 from dcdm_cli.stages.label_check import prepare_check
 from dcdm_cli.stages.report import ExperimentFiles
 
@@ -123,6 +124,7 @@ def _run_arms(session: Session, experiment: Experiment, files: ExperimentFiles) 
         "axis": experiment.axis,
         "tested_on": session.config.evaluate.holdout,
         "device": job.device,
+        "competence": scorer_known(session.run),
         "warnings": list(data.warnings),
     }
     if experiment.kind == "adherence":
