@@ -148,15 +148,18 @@ class ExperimentFiles:
     figures = property(lambda self: self.folder / self.name)
 
 
-def write_experiment_report(files: ExperimentFiles, document: Mapping[str, Any]) -> list[Path]:
-    """Page and figures of an experiment's document; from the document alone, so that they can be made again."""
+def write_experiment_report(
+    files: ExperimentFiles, document: Mapping[str, Any], made: Mapping[str, str] | None = None
+) -> list[Path]:
+    """Page and figures of an experiment's document; from the document alone, so that they can be made again. made: as
+    `how_made` says it, where the document was made just now."""
     from dcdm_cli.reports.experiment_tables import experiment_sentences, experiment_sheets
 
     figures = draw(experiment_drawings(document), files.figures)
     title = f"Experiment {document['experiment']}: {document['about']}" if document["about"] else document["experiment"]
     facts = {"device": document["device"], "tested on": document["tested_on"]}
     sentences = [*experiment_sentences(document), *document["warnings"]]
-    write_page(files.page, title, sentences, figures, experiment_sheets(document), facts)
+    write_page(files.page, title, sentences, figures, experiment_sheets(document), facts, extras=Extras(made or {}))
     return [files.page, *(figure.path for figure in figures)]
 
 

@@ -92,3 +92,13 @@ def test_terms_are_explained_where_they_first_stand() -> None:
     assert [term for term, _ in found] == ["rank correlation", "seed", "target", "difficulty", "scorer"]
     assert all(text == TERMS[term] for term, text in found)
     assert explained.first("rank correlation, Seeds") == [] and explained.first("proseeded") == []
+
+
+def test_another_word_for_a_term_explains_it_once() -> None:
+    explained = Explained()
+    assert explained.first("covers") == [("covers", TERMS["coverage"])] and explained.first("coverage") == []
+    assert explained.first("Means from 0.1 to 0.9 can be reached") == [("reached", TERMS["reach"])]
+    assert Explained().first("a label, hard to cover") == [], "words that are terms only where they head a column"
+    for word in ("log-loss", "harder half", "phi", "nats", "both by chance", "verdict", "near-duplicates", "thumbnails",
+                 "packaged", "plain"):  # fmt: skip
+        assert Explained().first(f"of {word} here"), word
