@@ -10,6 +10,7 @@ import numpy as np
 
 from dcdm_cli.data.manifest import Manifest
 from dcdm_cli.data.splits import SPLITS
+from dcdm_cli.data.understood import class_splits
 from dcdm_cli.reports.formatting import (
     NOTHING,
     Metrics,
@@ -104,13 +105,10 @@ def score_sheet(manifest: Manifest) -> Sheet:
     return Sheet("Difficulty by class, hardest first", columns, tuple(rows), _scores_in_words(manifest, sums, hardest))
 
 
-def split_sheet(manifest: Manifest) -> Sheet:
-    """Images by class and split, as the source was understood; beyond MAX_CLASSES classes the rest is one row."""
-    labels, splits = manifest.column("label"), manifest.column("split").astype(str)
-    counts = np.stack(
-        [np.bincount(labels[splits == split], minlength=len(manifest.class_names)) for split in SPLITS], axis=1
-    )
-    shown = len(counts) if len(counts) <= MAX_CLASSES else MAX_CLASSES - 1
+def split_sheet(manifest: Manifest, most: int | None = MAX_CLASSES) -> Sheet:
+    """Images by class and split, as the source was understood; beyond `most` classes the rest is one row."""
+    counts = class_splits(manifest)
+    shown = len(counts) if most is None or len(counts) <= most else most - 1
     rows = [(name, *map(str, row)) for name, row in zip(manifest.class_names[:shown], counts[:shown], strict=True)]
     if rest := len(counts) - shown:
         rows.append((f"other ({rest} classes)", *map(str, counts[shown:].sum(0))))

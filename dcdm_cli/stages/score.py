@@ -120,6 +120,7 @@ def _scan_and_score(session: Session, source: str, options: ScanOptions, stage: 
         "splits": [facts.document() for facts in found.splits],
         "left_out": [asdict(one) for one in found.left_out],
         "captions": _captioned(manifest),
+        "class_counts": _class_counts(manifest),
     }
     outputs = [run.samples, *([run.scorer] if run.scorer.exists() else []), *_figures(run, manifest)]
     also, listed = [run.rejected, run.own_captions, run.copies], [run.images, run.cache]
@@ -131,7 +132,7 @@ def _say_what_was_understood(session: Session, found: Scan) -> None:
     trained on."""
     from dcdm_cli.data.copies import copy_rows
     from dcdm_cli.data.writers import write_json_lines
-    from dcdm_cli.reports.table import sentence, shown
+    from dcdm_cli.reports.table import save_sheets, sentence, shown
     from dcdm_cli.reports.tables import split_sheet
 
     console, run = session.console, session.run
@@ -140,6 +141,7 @@ def _say_what_was_understood(session: Session, found: Scan) -> None:
     console.note(f"understood of {found.origin}:")
     for facts in found.splits:
         console.note(f"  {facts}")
+    save_sheets([split_sheet(found.manifest, None)], run.tables)
     for part in shown([split_sheet(found.manifest)]):
         console.show(part)
     if captioned := _captioned(found.manifest):
@@ -169,6 +171,15 @@ def _warn_of_the_judge(session: Session, manifest: Manifest) -> None:
         check_judged(judged, session.config.judge)
     except UsageError as error:
         session.console.warn(f"dcdm evaluate will stop: {error.message}; {error.hint}")
+
+
+def _class_counts(manifest: Manifest) -> list[dict[str, Any]]:
+    """Images of each class, split by split."""
+    from dcdm_cli.data.splits import SPLITS
+    from dcdm_cli.data.understood import class_splits
+
+    rows = zip(manifest.class_names, class_splits(manifest).tolist(), strict=True)
+    return [{"class": name, **dict(zip(SPLITS, counts, strict=True))} for name, counts in rows]
 
 
 def _captioned(manifest: Manifest) -> int:

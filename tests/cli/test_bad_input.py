@@ -43,6 +43,9 @@ def test_what_cannot_be_trained_on_is_said_by_score(tmp_path: Path) -> None:
     assert said["left_out"] == [{"name": "eel", "train": 1, "images": 1}]
     assert [(one["split"], one["images"]) for one in said["splits"]] == [("train", 20), ("judge", 2), ("test", 2)]
     assert "set aside from train" in said["splits"][2]["origin"]
+    assert said["class_counts"] == [{"class": name, "train": 10, "judge": 1, "test": 1} for name in ("cat", "dog")]
+    table = (folder / "tables" / "images-by-class-and-split.csv").read_text("utf-8").splitlines()
+    assert table == ["class,train,judge,test", "cat,10,1,1", "dog,10,1,1", "all,20,2,2"]
     assert read_manifest(folder / "samples.parquet").class_names == ("cat", "dog")
 
 

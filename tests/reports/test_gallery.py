@@ -59,8 +59,11 @@ def test_a_card_says_what_is_known(tmp_path: Path) -> None:
     found = pictures(manifest(tmp_path), 100)
     first = next(picture for picture in found if picture.row["seed"] == "0")
     assert (first.agreement, first.source, first.shown) == ("no", "generated, llm", "difficulty 0.04")
-    assert first.alt == "generated, llm image of class cat, difficulty 0.04, label not seen"
-    assert first.row["prompt"] == "a cat" and "path" not in first.row
+    assert first.alt == "generated, llm image of class cat, difficulty 0.04, label not seen by the scorer"
+    assert first.row["prompt"] == "a cat" and first.row["path"] == str(tmp_path / "0.png")
+    made = [{**row, "width": 16, "height": 16} for row in manifest(tmp_path).rows()]
+    [sized, *_] = pictures(Manifest.from_rows(made, NAMES, tmp_path), 100)
+    assert (sized.row["width"], sized.row["height"]) == ("16", "16")
     (tmp_path / "3.png").unlink()
     assert len(pictures(manifest(tmp_path), 100)) == 12
 
