@@ -123,7 +123,7 @@ class Console:
         self.end_progress()
         self._say(f"error: {show(error.message)}", "bold red")
         if error.hint:
-            self._say(f"  try: {show(error.hint)}")
+            self._say(f"  try: {show(error.hint)}", whole=True)  # a command, to be copied
         self.error_document(error)
 
     def error_document(self, error: DcdmError) -> None:
@@ -131,11 +131,15 @@ class Console:
         if self.as_json:
             sys.stderr.write(json.dumps(_error_document(error)) + "\n")
 
-    def _say(self, line: str, style: str = "") -> None:
-        """One line whatever its length: a path or a command that is broken up cannot be copied."""
+    def _say(self, line: str, style: str = "", *, whole: bool = False) -> None:
+        """Filled to the width of a terminal, between words: a path that is broken up cannot be copied. Elsewhere, and
+        where it is to be `whole`, one line whatever its length."""
         from rich.text import Text
 
-        self.err.print(Text(line, style=style), soft_wrap=True)
+        if whole or not self.err.is_terminal:
+            self.err.print(Text(line, style=style), soft_wrap=True)
+        else:
+            self.err.print(Text(line, style=style), overflow="ignore", crop=False)
 
     def _bar(self, pace: Pace, done: int, total: int) -> None:
         if self._bars is None:

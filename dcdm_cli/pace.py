@@ -62,6 +62,11 @@ class Pace:
         seconds, units = self.seen[-1][0] - self.seen[0][0], self.seen[-1][1] - self.seen[0][1]
         return units / seconds if seconds > 0 and units else None
 
+    @property
+    def measured(self) -> float | None:
+        """The rate once it rests on enough seconds to be told; None before."""
+        return self.rate if self._is_measured() else None
+
     def left(self, total: int) -> float | None:
         """Seconds to go; None where that is not known."""
         rate = self.rate
@@ -75,8 +80,8 @@ class Pace:
 
     def speed(self) -> str:
         """'2.1 it/s', or below one a minute '4.2 min/classifier'; '' while nothing is known."""
-        rate, unit = self.rate, UNITS.get(self.what, "images")
-        if rate is None or not self._is_measured():
+        rate, unit = self.measured, UNITS.get(self.what, "images")
+        if rate is None:
             return ""
         if rate < 1 / 60:
             return f"{rounded(1 / rate)} per {unit.removesuffix('s')}"

@@ -58,7 +58,7 @@ def register(app: typer.Typer, summary: str) -> None:
         name: Annotated[
             str,
             typer.Option(
-                help="Generated set to check or filter; with check, all = a table of all.",
+                help="Generated set to check or filter; with check, all = a table of all, by quality.",
                 metavar="NAME",
                 autocompletion=completion.set_names,
             ),
@@ -86,7 +86,8 @@ def do_job(
         words = (IMAGES, None)  # two folders say which job is meant
     job, which = chosen_job(session, *words, old)
     if name and job not in (CHECK, FILTER):
-        raise UsageError("--name is for check and filter", "dcdm evaluate check --name all")
+        told = "check --name all compares by quality; by accuracy: an experiment whose arms say set = NAME"
+        raise UsageError("--name is for check and filter", f"dcdm evaluate {told} (docs/evaluate.md)")
     if any(folders) != (job == IMAGES) or (any(folders) and not all(folders)):
         raise UsageError("images compares two folders", "dcdm evaluate images --images FOLDER --against FOLDER")
     told = _told(session, job, which, folders)

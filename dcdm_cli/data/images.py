@@ -175,7 +175,9 @@ def _check_header(image: Image.Image, options: DecodeOptions) -> None:
     """Runs before any pixel is decoded, so that a bomb costs nothing."""
     width, height = image.size
     if width * height > options.max_pixels:
-        raise RejectedImage("too_large", f"{width}x{height} is more than {options.max_pixels} pixels")
+        raise RejectedImage(
+            "too_large", f"{width}x{height} is more than {options.max_pixels} pixels; --max-pixels N allows more"
+        )
     if min(width, height) < options.min_size:
         raise RejectedImage("too_small", f"{width}x{height}, the shorter side must have {options.min_size} pixels")
     if max(width, height) > options.max_aspect * min(width, height):
@@ -187,7 +189,7 @@ def _check_header(image: Image.Image, options: DecodeOptions) -> None:
 
 def _rejection(error: Exception) -> RejectedImage:
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
-        return RejectedImage("too_large", str(error))
+        return RejectedImage("too_large", f"{error} (a limit of Pillow's own, which --max-pixels does not raise)")
     if isinstance(error, UnidentifiedImageError):
         return RejectedImage("not_an_image", f"none of {', '.join(FORMATS)}")
     reason = "truncated" if isinstance(error, EOFError) or "truncated" in str(error).lower() else "unreadable"

@@ -28,7 +28,7 @@ SCHEMA = pa.schema(
     [
         # identity
         ("sample_id", pa.string()),  # hash of the decoded image, `-`, hash of its name (copies); or of the plan row
-        ("path", pa.string()),  # POSIX; relative to `root` unless absolute, and absolute in files where root is
+        ("path", pa.string()),  # POSIX; relative to `root` unless absolute; in files absolute, see `write_manifest`
         ("label", pa.int32()),
         ("class_name", pa.string()),
         ("split", pa.string()),  # train | judge | test
@@ -200,23 +200,35 @@ class Manifest:
 
 
 def write_manifest(manifest: Manifest, path: Path) -> None:
-    """Writes Parquet through a temporary file, so that readers never see a torn table."""
-    write_manifest_parts([manifest.table], path, manifest.class_names, manifest.root)
+    """Writes Parquet through a temporary file, so that readers never see a torn table.
+
+    Where the manifest has a root the file's paths are absolute, which any tool opens. `read_manifest` knows them without
+    it, so that images below the manifest's folder are found when both have been moved.
+    """
+    write_manifest_parts([manifest.table], path, manifest.class_names, manifest.root, portable=False)
 
 
 def write_manifest_parts(
-    parts: Iterable[pa.Table], path: Path, class_names: Sequence[str], root: Path | None, note: str = ""
+    parts: Iterable[pa.Table],
+    path: Path,
+    class_names: Sequence[str],
+    root: Path | None,
+    note: str = "",
+    *,
+    portable: bool = True,
 ) -> None:
     """`write_manifest` for more rows than fit in memory: tables of `SCHEMA`, one row group each.
 
-    note: kept in the file's metadata; `manifest_note` gives it back.
+    note: kept in the file's metadata; `manifest_note` gives it back. portable: images below the manifest's folder are
+    named relative to `root`, as in a data set that is moved or published as a whole.
     """
     home = _portable(root.resolve(), path.parent.resolve()) if root else None
-    meta = {"schema": 1, "class_names": list(class_names), "root": home, "note": note}
+    start = str(root.resolve()) if root and not (portable and home and not Path(home).is_absolute()) else None
+    meta = {"schema": 1, "class_names": list(class_names), "root": home, "start": start, "note": note}
     schema = SCHEMA.with_metadata({_META_KEY: json.dumps(meta).encode()})
     with atomic_path(path) as part, pq.ParquetWriter(part, schema) as writer:
         for table in parts:
-            writer.write_table(_openable(table, home).cast(schema), row_group_size=ROW_GROUP)
+            writer.write_table(_openable(table, start).cast(schema), row_group_size=ROW_GROUP)
 
 
 def manifest_note(path: Path) -> str | None:
@@ -243,20 +255,21 @@ def _portable(root: Path, home: Path) -> str:
     return root.relative_to(home).as_posix() if root.is_relative_to(home) else str(root)
 
 
-def _openable(table: pa.Table, home: str | None) -> pa.Table:
-    """Paths as other tools open them: absolute ones for images that do not lie below the manifest's folder."""
-    if home is None or not Path(home).is_absolute():
+def _openable(table: pa.Table, start: str | None) -> pa.Table:
+    """Paths as other tools open them: absolute ones, where it is known what they start from."""
+    if start is None:
         return table
     names = table["path"]
-    whole = pc.call_function("binary_join_element_wise", [pa.scalar(home.rstrip("/")), names, pa.scalar("/")])
+    whole = pc.call_function("binary_join_element_wise", [pa.scalar(start.rstrip("/")), names, pa.scalar("/")])
     return _with_paths(table, pc.call_function("if_else", [_begins(names, "/"), names, whole]))
 
 
-def _as_known(table: pa.Table, home: str | None) -> pa.Table:
-    """The other way round: relative to the root, as everything here knows them."""
-    if home is None or not Path(home).is_absolute():
+def _as_known(table: pa.Table, start: str | None) -> pa.Table:
+    """The other way round: relative to the root, as everything here knows them. start: absolute, where the root was
+    when the file was written; None or relative: the file's paths are so already."""
+    if start is None or not Path(start).is_absolute():
         return table
-    names, start = table["path"], home.rstrip("/") + "/"
+    names, start = table["path"], start.rstrip("/") + "/"
     rest = pc.call_function("utf8_slice_codeunits", [names], pc.SliceOptions(len(start)))
     return _with_paths(table, pc.call_function("if_else", [_begins(names, start), rest, names]))
 
@@ -278,7 +291,7 @@ def read_manifest(path: Path, *, made_by: str = "dcdm score") -> Manifest:
         table = pq.read_table(path, columns=as_far_as_there(path, COLUMNS))
         meta = _read_meta(table.schema)
         table = _with_later(table).select(COLUMNS).cast(SCHEMA).replace_schema_metadata(None)
-        table = _as_known(table, meta.root)
+        table = _as_known(table, meta.start or meta.root)  # older files say one root for both
         check_columns(table, RULES)
         known = table["label"].fill_null(-1).to_numpy() < len(meta.class_names)
         refuse_first(table, "label", known, f"there are {len(meta.class_names)} classes")
@@ -309,12 +322,17 @@ def _with_later(table: pa.Table) -> pa.Table:
     return table
 
 
+_Place = Annotated[str, Field(max_length=8192, pattern=r"^[^\x00]*$")]
+
+
 @dataclass(frozen=True)
 class _Meta:
-    """What the file says of itself. root: relative to the file's folder, or absolute; None = that folder."""
+    """What the file says of itself. root: relative to the file's folder, or absolute; None = that folder. start: what
+    its paths begin with, the root at the time of writing; None = they are relative."""
 
     class_names: ClassNames
-    root: Annotated[str, Field(max_length=8192, pattern=r"^[^\x00]*$")] | None = None
+    root: _Place | None = None
+    start: _Place | None = None
     note: Word = ""
     schema: Literal[1] = 1
 

@@ -380,7 +380,7 @@ def _check_rejected(examined: Examined, columns: _Columns | None, options: ScanO
     if share <= limit:
         return
     _check_unlabelled(rejected, set(columns.split.tolist()) if columns else set())
-    reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(r.reason for r in rejected).most_common())
+    reasons = ", ".join(f"{count} {reason}" for reason, count in _counted(rejected))
     raise TooManyRejectedError(
         f"{len(rejected)} of {used + len(rejected)} images cannot be used, more than {limit:.3g} of them ({reasons}): "
         + "; ".join(map(_reason, rejected[:_SHOWN]))
@@ -388,6 +388,19 @@ def _check_rejected(examined: Examined, columns: _Columns | None, options: ScanO
         "repair or remove them, or allow more with --max-bad" + (" and without --strict" if options.strict else ""),
         rejected,
     )
+
+
+def left_out_sentence(rejected: Sequence[Rejection], file: Path) -> str:
+    """How many images a scan that went on left out, why, with an example of each reason. file: where all are listed."""
+    examples = {one.reason: one.path for one in reversed(rejected)}
+    said = ", ".join(f"{count} {reason}, such as {examples[reason]}" for reason, count in _counted(rejected))
+    many = "1 image is" if len(rejected) == 1 else f"{len(rejected)} images are"
+    return f"{many} left out: {said}; all in {file}"
+
+
+def _counted(rejected: Sequence[Rejection]) -> list[tuple[str, int]]:
+    """(reason, how many), the most common first."""
+    return Counter(one.reason for one in rejected).most_common()
 
 
 def _reason(rejection: Rejection) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dcdm_cli.data.manifest import Manifest
 from dcdm_cli.data.splits import JUDGE, NONE, SPLITS, TEST, TRAIN
 
 
@@ -63,6 +64,13 @@ def _origins(code: int, before: np.ndarray, origin: str) -> Iterator[str]:
             yield f"{count} that the source puts in no split" if origin else "the source names no splits"
         else:
             yield f"{count} set aside from {SPLITS[TRAIN if source == NONE else source]}"
+
+
+def class_splits(manifest: Manifest) -> np.ndarray:
+    """int64 [classes, splits]: images of each class in each of `SPLITS`."""
+    labels, splits = manifest.column("label"), manifest.column("split").astype(str)
+    classes = len(manifest.class_names)
+    return np.stack([np.bincount(labels[splits == split], minlength=classes) for split in SPLITS], axis=1)
 
 
 def empty_warnings(facts: Sequence[SplitFacts]) -> Iterator[str]:

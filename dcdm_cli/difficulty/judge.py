@@ -63,17 +63,30 @@ def load_judge(folder: Path, device: torch.device | str = "cpu") -> Scorer:
     return Scorer((stored.model,), stored.class_names, preprocessing, stored.temperature, torch.device(device))
 
 
+def check_judged(judged: Manifest, config: JudgeConfig, seed: int = 0) -> None:
+    """Raises UsageError, which names how many images each class has and the choices, where the judge's images cannot
+    teach it by `config.method`. Whether they can does not depend on the seed."""
+    if config.method == "scratch":
+        return
+    labels = judged.column("label").astype(np.int64)
+    try:
+        fold_of(identities_of(judged), labels, config.folds, seed)
+    except UsageError as error:
+        counts = judged.class_counts()
+        raise UsageError(
+            f"the judge's images are too few to learn from by features: {len(judged)} of "
+            f"{np.count_nonzero(counts)} classes, {counts.max(initial=0)} at most of a class, and it takes 2 classes "
+            "and 2 different images of one",
+            "hold out more images of dcdm score (--test-fraction), of which the judge gets a larger share "
+            "(--judge-fraction), add images, or train the judge: --set judge.method=scratch",
+        ) from error
+
+
 def _tried(judged: Manifest, config: JudgeConfig, seed: int, place: Scoring, job: Job) -> Scored:
     """What the judge's images say of each method out of fold."""
+    check_judged(judged, config, seed)
     shared = {name: getattr(config, name) for name in JudgeConfig.model_fields if name in ScoreConfig.model_fields}
     settings = ScoreConfig.model_validate({**shared, "method": config.method, "seed": seed})
-    try:
-        fold_of(identities_of(judged), judged.column("label").astype(np.int64), config.folds, seed)
-    except UsageError as error:
-        raise UsageError(
-            f"the judge's images are too few to learn from by features: {error.message}",
-            "give it more images, or train it: --set judge.method=scratch",
-        ) from error
     return score_images(judged, settings, place, job)
 
 

@@ -29,6 +29,10 @@ class ArmSpec(Section):
     source: Literal["none", "upsampled", "augmented", "generated"] = Field(
         default="generated", description="what is added; augmented = nothing, but the policy and Mixup below"
     )
+    set: str | None = Field(
+        default=None, min_length=1, description="a generated set that is there, all of it: a name of generate --name, or "
+        "generated for the one without a name"
+    )  # fmt: skip
     ratio: float | None = Field(default=None, gt=0, description="extra images per real one; null = the experiment's")
     adapter: str = Field(default=OURS, description="name of an adapter; ours = the run's own")
     difficulty: str | None = Field(default=None, description="target distribution; null = the run's own")
@@ -49,6 +53,10 @@ class ArmSpec(Section):
     @property
     def augmented(self) -> bool:
         return self.augment or self.source == "augmented"
+
+
+# What says how images are made, which those of a finished set have been.
+MAKING = frozenset({"source", "ratio", "adapter", "difficulty", "cap", "calibrated", "attempts", "rounds"})
 
 
 class AdapterSpec(Section):
@@ -187,6 +195,18 @@ def _check(experiment: Experiment, where: str) -> None:
     if any(ratio <= 0 for ratio in experiment.ratios):
         raise UsageError(f"{where}: ratios = {list(experiment.ratios)} must all be above 0", "for example [0.5, 1.0]")
     _check_names(experiment, where)
+    named = next((arm for arm in experiment.arms if arm.set), None)
+    if named and experiment.kind == "adherence":
+        raise UsageError(
+            f"{where}: arm {named.name!r} names a set, and an experiment of adherence makes its own images",
+            'compare accuracies: kind = "arms"; adherence of a set: dcdm evaluate check --name NAME',
+        )
+    for arm in experiment.arms:
+        if told := sorted(MAKING & arm.model_fields_set) if arm.set else []:
+            raise UsageError(
+                f"{where}: arm {arm.name!r} takes the images of the set {arm.set!r} as they are, and says {told[0]} too",
+                "leave out one of the two",
+            )
     known = [*BUILT_IN_ADAPTERS, *experiment.adapters]
     for arm in experiment.arms:
         if arm.adapter not in known:

@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from dcdm_cli.generation.targets import kind_and_numbers
-from dcdm_cli.reports.formatting import NOTHING, Metrics, duration, interval, number, paired_sentences, percent, verdict
-from dcdm_cli.reports.quality_tables import class_sheet
+from dcdm_cli.reports.formatting import (
+    NOTHING,
+    Metrics,
+    duration,
+    interval,
+    number,
+    paired_sentences,
+    percent,
+    verdict,
+    weak_sentences,
+)
+from dcdm_cli.reports.quality_tables import class_sheet, competence_sheet
+from dcdm_cli.reports.summing_up import accuracy_words, measures_words
 from dcdm_cli.reports.table import Sheet
 from dcdm_cli.reports.tables import adherence_sheet, measure_columns, pairs_sheet, sensitive_sheets
 
 
 def experiment_sheets(document: Metrics) -> list[Sheet]:
     sheets = list(_adherence_sheets(document) if document["kind"] == "adherence" else _arm_sheets(document))
+    sheets.append(competence_sheet({"competence": _known(document)}))
     return [sheet for sheet in sheets if sheet.rows]
 
 
 def experiment_sentences(document: Metrics) -> list[str]:
     if document["kind"] == "adherence":
-        return list(_adherence_sentences(document))
+        return [*_adherence_sentences(document), *_weak(document)]
     many = len(document["cells"]) > 1
     sentences = []
     for cell in document["cells"]:
@@ -31,7 +44,24 @@ def experiment_sentences(document: Metrics) -> list[str]:
             *decided,
             f"{len(decided)} of {len(sentences)} comparisons can be told apart; the tables have all.",
         ]
-    return [*_best_sentences(document), *_crossing_sentences(document), *sentences, *_held_out(document)]
+    return [*_best_sentences(document), *_crossing_sentences(document), *sentences, *_weak(document), *_held_out(document)]
+
+
+def _known(document: Metrics) -> dict[str, Metrics]:
+    """What the classifiers of an experiment know, by their names; documents of before it was kept lack some."""
+    cells = [cell for cell in document.get("cells", ()) if cell.get("competence")]
+    named = {
+        "downstream" if len(cells) == 1 else f"downstream: {cell_name(document, cell)}": cell["competence"]
+        for cell in cells
+    }
+    return {**document.get("competence", {}), **named}
+
+
+def _weak(document: Metrics) -> Iterator[str]:
+    """Those that know too little, with what that means; of classifiers alike the first."""
+    known = _known(document)
+    weakest = {name.partition(":")[0]: found for name, found in reversed(known.items())}
+    yield from weak_sentences(weakest)
 
 
 def _best_sentences(document: Metrics) -> Iterator[str]:
@@ -77,14 +107,14 @@ def arms_sheet(cell: Mapping[str, Any], title: str) -> Sheet:
     columns = (
         "training set", "extra", "target", "realised", "scorer agrees", "accuracy", "95 % interval", "made in",
     )  # fmt: skip
-    return Sheet(title, columns, rows)
+    return Sheet(title, columns, rows, accuracy_words(cell["arms"]))
 
 
 def measures_sheet(cell: Mapping[str, Any], title: str) -> Sheet:
     """What is measured beside accuracy, arm by arm; a table of its own, which the other has no room for."""
     more = measure_columns(cell["arms"])
     rows = [(arm["name"], *(show(arm) for show in more.values())) for arm in cell["arms"] if more]
-    return Sheet(title, ("training set", *more), tuple(rows))
+    return Sheet(title, ("training set", *more), tuple(rows), measures_words(cell["arms"]))
 
 
 def _target(difficulty: str | None) -> str:
@@ -113,13 +143,14 @@ def crossing_sheet(document: Metrics) -> Sheet:
         "control", "its best", "with images", "ours there", "with images", "share of images", "share of time",
         "of all time", "verdict",
     )  # fmt: skip
-    return Sheet("Where ours reaches the control's best", columns, rows)
+    return Sheet("Where ours reaches the control's best", columns, rows, next(_crossing_sentences(document), ""))
 
 
 def _arm_sheets(document: Metrics) -> Iterator[Sheet]:
     yield crossing_sheet(document)
     for cell in document["cells"]:
-        about = f"{cell_name(document, cell)}; {cell['classifier']}, {cell['steps']} steps, {cell['seeds']} seeds"
+        steps = f" {cell['steps']} steps," if cell["steps"] else ""
+        about = f"{cell_name(document, cell)}; {cell['classifier']},{steps} {cell['seeds']} seeds"
         place = "test" if document["tested_on"] == "test" else "validation"
         title = f"Accuracy on {cell['test_images']} {place} images, {cell['real_images']} real training images; {about}"
         yield arms_sheet(cell, title)
@@ -141,10 +172,11 @@ def _adherence_sheets(document: Metrics) -> Iterator[Sheet]:
         for name, part in steered.items()
     )
     columns = ("", "rank correlation", "mean error", "label agreement", "images")
-    yield Sheet("Requested against realised difficulty, before and after calibration", columns, rows)
+    said = next(_adherence_sentences(document))
+    yield Sheet("Requested against realised difficulty, before and after calibration", columns, rows, said)
     for name, part in steered.items():
         sheet = adherence_sheet({"adherence": part})
-        yield Sheet(f"{sheet.title}, {name}", sheet.columns, sheet.rows)
+        yield replace(sheet, title=f"{sheet.title}, {name}")
     yield class_sheet(steered["calibrated"]["classes"])
     yield Sheet(
         "Realised difficulty",
@@ -153,6 +185,7 @@ def _adherence_sheets(document: Metrics) -> Iterator[Sheet]:
             (name, number(part["mean"]), percent(part.get("label_agreement")), str(part["n"]))
             for name, part in document["densities"].items()
         ),
+        list(_adherence_sentences(document))[-1],
     )
 
 

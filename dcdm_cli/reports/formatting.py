@@ -100,12 +100,31 @@ def paired_sentences(pairs: Iterable[Mapping[str, Any]]) -> Iterator[str]:
         yield f"{len(pairs)} comparisons: about one 95 % interval in 20 misses the truth by chance."
 
 
-def generated_sentence(results: Metrics) -> str:
-    """Of finished images: how many, how hard they came out beside their targets, and whether their label shows."""
+def known_sentences(known: Mapping[str, Metrics]) -> Iterator[str]:
+    """What the classifiers behind the figures know. known: who (of `competence.MEANS`) -> standing."""
+    for who, found in known.items():
+        yield competence_sentence(who, found)
+
+
+def weak_sentences(known: Mapping[str, Metrics]) -> Iterator[str]:
+    """The same of those alone that know too little, with what that means."""
+    for who, found in known.items():
+        if found["verdict"] in ("weak", "chance"):
+            yield f"{competence_sentence(who, found)[:-1]}: {MEANS[who]}."
+
+
+def generated_sentence(results: Metrics, known: Metrics | None = None) -> str:
+    """Of finished images: how many, how hard they came out beside their targets, and whether their label shows. known:
+    the scorer's standing on real images, without which its word of generated ones says nothing."""
     text = f"{results['images']:,} images"
     if (mean := results.get("measured_mean")) is not None:
         text += f", {number(mean)} hard in the mean by the scorer, where {number(results['target_mean'])} was the "
         text += f"target; it sees the label in {percent(results['label_agreement'], 0)} of them"
+        if known and known.get("accuracy") is not None:
+            text += (
+                f", and in {percent(known['accuracy'], 0)} of {known['asked']:,} real images that it did not learn from "
+                f"(guessing: {percent(known['chance'], 0)})"
+            )
     failed = f"; {results['failed']:,} failed" if results.get("failed") else ""
     return f"{text}{failed}."
 
@@ -136,9 +155,7 @@ def _up_to(difficulty: float | None) -> str:
 
 
 def _classifier_sentences(metrics: Metrics) -> Iterator[str]:
-    for who, found in (metrics.get("competence") or {}).items():
-        if found["verdict"] in ("weak", "chance"):
-            yield f"{competence_sentence(who, found)[:-1]}: {MEANS[who]}."
+    yield from weak_sentences(metrics.get("competence") or {})
     if metrics.get("agreement"):
         from dcdm_cli.evaluation.agreement import agreement_sentence  # with SciPy, which words need nowhere else
 

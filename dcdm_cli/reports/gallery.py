@@ -19,8 +19,8 @@ from dcdm_cli.reports.atlas import Tile
 from dcdm_cli.reports.formatting import number
 
 GENERATED, REAL = "generated", "real"
-HIDDEN = ("path", "width", "height")  # of the row: nothing that a reader of the page could use
 YES, NO, UNKNOWN = "yes", "no", "not known"
+SEEN = {YES: "label seen by the scorer", NO: "label not seen by the scorer", UNKNOWN: "label not checked"}
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,7 @@ class Picture:
 
     @property
     def alt(self) -> str:
-        seen = {YES: "label kept", NO: "label not seen", UNKNOWN: "label not checked"}[self.agreement]
-        return f"{self.source} image of class {self.class_name}, {self.shown}, {seen}"
+        return f"{self.source} image of class {self.class_name}, {self.shown}, {SEEN[self.agreement]}"
 
 
 @dataclass(frozen=True)
@@ -78,6 +77,7 @@ def pictures(manifest: Manifest, most: int) -> list[Picture]:
         except RejectedImage:
             continue
         source = f"{kind}, {row['prompt_source']}" if row["prompt_source"] else kind
+        row["path"] = str(path)  # whole, as other programs open it
         found.append(_picture(Tile.of(picture, row["class_name"]), row, value, source))
     return found
 
@@ -96,7 +96,7 @@ def spread_over(labels: np.ndarray, difficulty: np.ndarray, most: int) -> np.nda
 
 def _picture(tile: Tile, row: Mapping[str, Any], difficulty: float, source: str) -> Picture:
     agreement = UNKNOWN if row["predicted"] is None else YES if row["predicted"] == row["label"] else NO
-    said = {name: _cell(value) for name, value in row.items() if value is not None and name not in HIDDEN}
+    said = {name: _cell(value) for name, value in row.items() if value is not None}
     return Picture(tile, row["class_name"], difficulty, agreement, source, said)
 
 

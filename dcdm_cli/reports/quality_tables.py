@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from dcdm_cli.reports.formatting import NOTHING, Metrics, duration, number, percent
+from dcdm_cli.reports.formatting import NOTHING, Metrics, duration, known_sentences, number, percent
+from dcdm_cli.reports.summing_up import (
+    classes_words,
+    competence_words,
+    copying_words,
+    cost_words,
+    filter_words,
+    likeness_words,
+)
 from dcdm_cli.reports.table import Sheet
 
 MAX_CLASSES = 20
@@ -27,7 +35,7 @@ def class_sheet(classes: Sequence[Mapping[str, Any]]) -> Sheet:
     )
     more = f", the {len(shown)} hardest to steer of {len(classes)}" if len(shown) < len(classes) else ""
     columns = ("class", "rank correlation", "realised minus target", "label agreement", "images")
-    return Sheet(f"Adherence by class{more}", columns, rows)
+    return Sheet(f"Adherence by class{more}", columns, rows, classes_words(classes))
 
 
 def prompt_sheet(sources: Sequence[Mapping[str, Any]]) -> Sheet:
@@ -96,7 +104,8 @@ def fidelity_sheet(metrics: Metrics) -> Sheet:
         for row in rows
     )
     columns = ("images, features", "Fréchet", "KID", "precision", "recall", "density", "covers", "n")
-    return Sheet("Likeness to held-out images, and how much of them is covered (KID x 1000)", columns, cells)
+    title = "Likeness to held-out images, and how much of them is covered (KID x 1000)"
+    return Sheet(title, columns, cells, likeness_words(rows))
 
 
 def short_features(name: str) -> str:
@@ -118,11 +127,13 @@ def copying_sheet(metrics: Metrics) -> Sheet:
         for row in ((quality["leakage"], *compared) if compared else ())
     )
     columns = ("compared in", "repeat training", "repeat held-out", "held-out repeat training", "closer than real", "n")
-    return Sheet("Near-duplicates among generated images (closer than real: 1.0 % is expected)", columns, cells)
+    title = "Near-duplicates among generated images (closer than real: 1.0 % is expected)"
+    return Sheet(title, columns, cells, copying_words(quality["leakage"]) if cells else "")
 
 
 def competence_sheet(metrics: Metrics) -> Sheet:
     """What the classifiers behind the figures know, on images that they did not learn from."""
+    known = metrics.get("competence") or {}
     rows = tuple(
         (
             name,
@@ -130,10 +141,11 @@ def competence_sheet(metrics: Metrics) -> Sheet:
             str(found["asked"]),
             found["verdict"],
         )
-        for name, found in (metrics.get("competence") or {}).items()
+        for name, found in known.items()
     )
     columns = ("classifier", "accuracy", "guessing", "largest class", "images", "verdict")
-    return Sheet("What the classifiers know of images that they did not learn from", columns, rows)
+    title = "What the classifiers know of images that they did not learn from"
+    return Sheet(title, columns, rows, competence_words(known))
 
 
 def agreement_sheet(metrics: Metrics) -> Sheet:
@@ -200,7 +212,8 @@ def filter_sheet(results: Mapping[str, Any]) -> Sheet:
     ]
     rows.append(("kept", f"{results['kept']} of {results['images']}"))
     edge = number(results["frontier"])
-    return Sheet(f"Filter: lost labels count only beyond difficulty {edge}", ("finding", "images"), tuple(rows))
+    title = f"Filter: lost labels count only beyond difficulty {edge}"
+    return Sheet(title, ("finding", "images"), tuple(rows), filter_words(results))
 
 
 def demand_sheet(results: Mapping[str, Any]) -> Sheet:
@@ -214,9 +227,11 @@ def demand_sheet(results: Mapping[str, Any]) -> Sheet:
         if len(shown) < len(results["demand"])
         else ""
     )
-    return Sheet(
-        f"{results['images']} images by what is hard now{more}", ("class", "easy", "medium", "hard", "all"), rows
-    )
+    hard = results.get("newest_difficulty")
+    now = "" if hard is None else f"Real images are {number(hard)} hard in the mean for the newest classifier."
+    said = " ".join(filter(None, (now, *known_sentences(results.get("competence") or {}))))
+    title = f"{results['images']} images by what is hard now{more}"
+    return Sheet(title, ("class", "easy", "medium", "hard", "all"), rows, said)
 
 
 def cost_sheet(metrics: Metrics) -> Sheet:
@@ -226,6 +241,7 @@ def cost_sheet(metrics: Metrics) -> Sheet:
         "What it cost",
         ("stage", "time", "loading", "devices", "device hours", "memory", "energy"),
         (*rows, *_totals(cost)) if rows else (),
+        cost_words(cost),
     )
 
 

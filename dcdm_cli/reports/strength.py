@@ -28,14 +28,15 @@ READ = (
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, GREY)
 
 
-def strength_sheet(strength: Mapping[str, Any]) -> Sheet:
-    """A row per probed point; the chosen one is marked."""
+def strength_sheet(strength: Mapping[str, Any], known: str = "") -> Sheet:
+    """A row per probed point; the chosen one is marked. known: what the scorer that measured them knows, as a sentence.
+    """
     columns = ("steps", "scale", "guide", "worth", "hard", "label", "copy", "cover", "rank", "ms")
     rows = tuple(_row(point, number == strength["chosen"]) for number, point in enumerate(strength["points"]))
     title = (
         f"Strength of fine-tuning, {strength['images_per_point']} images per point, features: {strength['features']}"
     )
-    return Sheet(title, columns, rows, READ)
+    return Sheet(title, columns, rows, f"{READ} {known}".strip())
 
 
 def _row(point: Mapping[str, Any], chosen: bool) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from dcdm_cli.data.manifest import Manifest
 from dcdm_cli.data.splits import SPLITS
+from dcdm_cli.data.understood import class_splits
 from dcdm_cli.reports.formatting import (
     NOTHING,
     Metrics,
@@ -29,6 +30,15 @@ from dcdm_cli.reports.quality_tables import (
     cost_sheet,
     fidelity_sheet,
     prompt_sheet,
+)
+from dcdm_cli.reports.summing_up import (
+    accuracy_words,
+    export_words,
+    frontier_words,
+    methods_words,
+    pairs_words,
+    targets_words,
+    time_words,
 )
 from dcdm_cli.reports.table import Sheet, save_sheets
 
@@ -53,7 +63,8 @@ def methods_sheet(results: Mapping[str, Any]) -> Sheet:
         )
         for row in results.get("methods", ())
     )
-    return Sheet("Ways of scoring, out of fold", ("method", "accuracy", "calibration error", "time"), rows)
+    said = methods_words(results) if rows else ""
+    return Sheet("Ways of scoring, out of fold", ("method", "accuracy", "calibration error", "time"), rows, said)
 
 
 def summary_sheets(metrics: Metrics) -> list[Sheet]:
@@ -94,13 +105,10 @@ def score_sheet(manifest: Manifest) -> Sheet:
     return Sheet("Difficulty by class, hardest first", columns, tuple(rows), _scores_in_words(manifest, sums, hardest))
 
 
-def split_sheet(manifest: Manifest) -> Sheet:
-    """Images by class and split, as the source was understood; beyond MAX_CLASSES classes the rest is one row."""
-    labels, splits = manifest.column("label"), manifest.column("split").astype(str)
-    counts = np.stack(
-        [np.bincount(labels[splits == split], minlength=len(manifest.class_names)) for split in SPLITS], axis=1
-    )
-    shown = len(counts) if len(counts) <= MAX_CLASSES else MAX_CLASSES - 1
+def split_sheet(manifest: Manifest, most: int | None = MAX_CLASSES) -> Sheet:
+    """Images by class and split, as the source was understood; beyond `most` classes the rest is one row."""
+    counts = class_splits(manifest)
+    shown = len(counts) if most is None or len(counts) <= most else most - 1
     rows = [(name, *map(str, row)) for name, row in zip(manifest.class_names[:shown], counts[:shown], strict=True)]
     if rest := len(counts) - shown:
         rows.append((f"other ({rest} classes)", *map(str, counts[shown:].sum(0))))
@@ -113,20 +121,23 @@ def split_sheet(manifest: Manifest) -> Sheet:
 
 
 def adherence_sheet(metrics: Metrics) -> Sheet:
-    rows = (
+    targets = _section(metrics, "adherence").get("targets", ())
+    rows = tuple(
         (
             number(row["target"]),
             number(row["realised_mean"]),
             percent(row["label_agreement"]),
             str(row["n"]),
         )
-        for row in _section(metrics, "adherence").get("targets", ())
+        for row in targets
     )
-    return Sheet("Target and realised difficulty", ("target", "realised", "label agreement", "images"), tuple(rows))
+    columns = ("target", "realised", "label agreement", "images")
+    return Sheet("Target and realised difficulty", columns, rows, targets_words(targets))
 
 
 def frontier_sheet(metrics: Metrics) -> Sheet:
-    rows = (
+    counted = _section(metrics, "adherence").get("frontier", ())
+    rows = tuple(
         (
             "{:.1f} to {:.1f}".format(*row["bin"]),
             percent(row["real_agreement"]),
@@ -134,10 +145,11 @@ def frontier_sheet(metrics: Metrics) -> Sheet:
             percent(row["generated_agreement"]),
             str(row["generated_n"]),
         )
-        for row in _section(metrics, "adherence").get("frontier", ())
+        for row in counted
     )
     columns = ("realised difficulty", "real agree", "real images", "generated agree", "generated images")
-    return Sheet("Label frontier: does the judge still see the label?", columns, tuple(rows))
+    title = "Label frontier: does the judge still see the label?"
+    return Sheet(title, columns, rows, frontier_words(counted))
 
 
 def downstream_sheet(metrics: Metrics) -> Sheet:
@@ -156,7 +168,8 @@ def downstream_sheet(metrics: Metrics) -> Sheet:
         for arm in arms
     )
     columns = ("training set", "extra images", "accuracy", "95 % interval", *more, "seeds")
-    return Sheet(f"Accuracy on {downstream.get('test_images', '?')} test images", columns, tuple(rows))
+    title = f"Accuracy on {downstream.get('test_images', '?')} test images"
+    return Sheet(title, columns, tuple(rows), accuracy_words(arms))
 
 
 def measure_columns(arms: Iterable[Mapping[str, Any]]) -> dict[str, Callable[[Mapping[str, Any]], str]]:
@@ -197,6 +210,7 @@ def pairs_sheet(
     unit: str = "points",
 ) -> Sheet:
     """shown: difference and interval as text, in `unit`."""
+    pairs = list(pairs)
     rows = (
         (
             f"{pair['arm']} vs {pair['against']}",
@@ -209,7 +223,7 @@ def pairs_sheet(
         for pair in pairs
     )
     columns = ("comparison", unit, "95 % interval", "p", "seeds", "verdict", "seeds to tell")
-    return Sheet(title, columns, tuple(rows))
+    return Sheet(title, columns, tuple(rows), pairs_words(pairs))
 
 
 def _in_points(pair: Mapping[str, Any]) -> tuple[str, str]:
@@ -235,7 +249,8 @@ def export_sheet(results: Mapping[str, Any]) -> Sheet:
         for network in results["networks"]
     )
     columns = ("graph", "MiB", "precision", "check", "max error", "relative")
-    return Sheet("Exported graphs, compared with PyTorch in fp32", columns, tuple(rows))
+    said = export_words(results["networks"], "graphs")
+    return Sheet("Exported graphs, compared with PyTorch in fp32", columns, tuple(rows), said)
 
 
 def engines_sheet(results: Mapping[str, Any]) -> Sheet:
@@ -250,12 +265,14 @@ def engines_sheet(results: Mapping[str, Any]) -> Sheet:
         for engine in results["engines"]
     )
     columns = ("engine", "MiB", "images per call", "check", "fused attention")
-    return Sheet("TensorRT engines, compared with PyTorch in fp32", columns, tuple(rows))
+    said = export_words(results["engines"], "engines")
+    return Sheet("TensorRT engines, compared with PyTorch in fp32", columns, tuple(rows), said)
 
 
 def stages_sheet(metrics: Metrics) -> Sheet:
     seconds = _section(metrics, "seconds")
-    return Sheet("Where the time went", ("stage", "time", "share"), tuple(_stage_rows(seconds)))
+    columns = ("stage", "time", "share")
+    return Sheet("Where the time went", columns, tuple(_stage_rows(seconds)), time_words(seconds))
 
 
 def _stage_rows(seconds: Mapping[str, float]) -> Iterator[tuple[str, str, str]]:

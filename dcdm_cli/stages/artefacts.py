@@ -84,8 +84,8 @@ def _inputs(session: Session) -> dict[str, str]:
 
 
 def _look(session: Session) -> Outcome:
-    from dcdm_cli.reports.html import write_report
-    from dcdm_cli.stages.report import draw, evaluation_drawings
+    from dcdm_cli.reports.html import Extras, write_report
+    from dcdm_cli.stages.report import draw, evaluation_drawings, how_made
 
     run, job, clock = session.run, open_job(session), time.monotonic()
     data = checked_data(session)
@@ -100,7 +100,7 @@ def _look(session: Session) -> Outcome:
     file, report = (run.evaluation / f"artefacts{of_set(run)}.{ending}" for ending in ("json", "html"))
     write_json(file, metrics)
     figures = draw(evaluation_drawings(metrics), run.evaluation / f"artefacts{of_set(run)}")
-    write_report(report, metrics, figures, title="The generated images as they are")
+    write_report(report, metrics, figures, title="The generated images as they are", extras=Extras(how_made()))
     return Outcome([file, report], "", metrics, job.device, listed=[run.evaluation, run.generated])
 
 

@@ -11,6 +11,7 @@ from dcdm_cli.run.roles import fingerprint, others
 from dcdm_cli.run.session import Session
 from dcdm_cli.run.store import Outcome, Stage, StageRecord
 from dcdm_cli.stages.jobs import open_job
+from dcdm_cli.stages.known import scorer_words
 from dcdm_cli.stages.prompts import prompt_input
 
 if TYPE_CHECKING:
@@ -30,6 +31,12 @@ def run_calibrate(session: Session) -> StageRecord | None:
         record, _ = run.run(calibrate_stage(session), lambda: _calibrate(session, file), force=session.force)
     low, high = record.results["reachable"]
     session.console.note(f"calibrated: mean difficulty {low:.2f} to {high:.2f} can be reached")
+    if sources := record.results.get("prompt_sources"):
+        from dcdm_cli.reports.quality_tables import prompt_sheet
+
+        session.console.note(prompt_sheet(sources).sentence)
+    if known := scorer_words(run):
+        session.console.note(known, once=True)
     return record
 
 

@@ -14,7 +14,7 @@ from dcdm_cli.run.session import Session
 from dcdm_cli.run.store import Outcome, RunFolder, Stage, StageRecord
 from dcdm_cli.stages.jobs import open_job
 from dcdm_cli.stages.prompts import run_prompts
-from dcdm_cli.stages.reading import readable
+from dcdm_cli.stages.reading import readable, shortened
 
 if TYPE_CHECKING:
     from dcdm_cli.data.manifest import Manifest
@@ -97,7 +97,7 @@ def _write_captions(session: Session) -> Outcome:
     method = _method(session)
     origins = {"own": own, method: len(captions) - own}
     counts = [f"{n:,} {'' if origin == 'own' else 'by '}{origin}" for origin, n in origins.items() if n]
-    session.console.note(f"captions: {', '.join(counts)}, such as: {captions[0]}")
+    session.console.note(f"captions: {', '.join(counts)}, such as: {shortened(captions[0])}")
     results = {"images": len(captions), "distinct": len(set(captions)), "cut": cut, "origins": origins}
     return Outcome([run.samples], hash_json(captions), {**results, "method": method, "revision": revision})
 

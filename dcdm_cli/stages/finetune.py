@@ -16,6 +16,7 @@ from dcdm_cli.run.settings import FinetuneConfig
 from dcdm_cli.run.store import Outcome, RunFolder, Stage, StageRecord
 from dcdm_cli.stages.caption import caption_input
 from dcdm_cli.stages.devices import settle_spread, settle_training
+from dcdm_cli.stages.foretold import foretelling
 from dcdm_cli.stages.jobs import open_job
 from dcdm_cli.stages.own_draws import own_name
 from dcdm_cli.stages.strength import fine_tune, strength_settings
@@ -96,7 +97,7 @@ def _train(session: Session, config: FinetuneConfig, folder: Path) -> Outcome:
     from dcdm_cli.model.adapter import adapter_hash
     from dcdm_cli.reports.strength import strength_curves
 
-    with step_log(session, _job(session)) as job:
+    with step_log(session, foretelling(session, _job(session))) as job:
         results = fine_tune(session, config, folder, job)
     drawn = [draw_losses(session.run.figures / "loss.png", results)]
     if chosen := results.get("strength"):

@@ -15,6 +15,7 @@ from dcdm_cli.run.session import Session
 from dcdm_cli.run.store import Outcome, RunFolder, Stage, StageRecord
 from dcdm_cli.stages.devices import settle_generation
 from dcdm_cli.stages.jobs import open_job
+from dcdm_cli.stages.known import scorer_known
 from dcdm_cli.stages.label_check import check_input, generator_files
 from dcdm_cli.stages.plan import describe_model
 from dcdm_cli.stages.probe import open_run_engine, plan_inputs
@@ -103,7 +104,8 @@ def _plan_what_is_hard(session: Session) -> Outcome:
     target = run.evaluation / FILE
     asked = replace(asked, plan=replace(asked.plan, made_for=describe_model(session)))
     write_plan(asked.plan, target)
-    return Outcome([target], asked.plan.hash, _results(asked, real, len(made)), job.device)
+    results = {**_results(asked, real, len(made)), "competence": scorer_known(run)}
+    return Outcome([target], asked.plan.hash, results, job.device)
 
 
 def _rounds(run: RunFolder) -> list[Path]:

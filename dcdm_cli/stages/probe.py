@@ -14,7 +14,7 @@ from dcdm_cli.run.progress import Job
 from dcdm_cli.run.store import RunFolder
 from dcdm_cli.stages.devices import Spread, open_crew
 from dcdm_cli.stages.label_check import open_check, prepare_check
-from dcdm_cli.stages.prompts import own_prompts
+from dcdm_cli.stages.prompts import own_prompts, prompt_input
 from dcdm_cli.stages.reading import readable
 from dcdm_cli.stages.starts import open_starts, source_ids
 
@@ -136,7 +136,21 @@ def usable_calibration(session: Session):
             f"calibrate again with them: dcdm {maker} {_as_flags(config, changed)}"
         )
         return None
+    _say_prompts_are_new(session, maker)
     return replace(calibration, attempts=config.attempts)
+
+
+def _say_prompts_are_new(session: Session, maker: str) -> None:
+    """A calibration holds for the prompts that it was measured with."""
+    asked, record = prompt_input(session).get("prompts"), session.run.record("calibrate")
+    if asked is None or record is None or record.inputs.get("prompts") == asked:
+        return
+    file = shlex.quote(str(session.config.generate.prompts))
+    session.console.note(
+        "the calibration knows none of these prompts: what they do to difficulty and to labels is measured by "
+        f"dcdm {maker} --set generate.prompts={file} (it calibrates again and fine-tunes nothing)",
+        once=True,
+    )
 
 
 def _as_flags(config: GenerateConfig, names: Sequence[str]) -> str:

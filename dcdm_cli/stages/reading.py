@@ -11,14 +11,27 @@ from dcdm_cli.run.session import Session
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
-SHOWN = 60  # characters of a text's new end
+SHOWN = 60  # characters of a text, where one is shown
+MOST_WORDS = 75  # that CLIP's text encoders can read: 77 tokens, two of them special, and a word is at least one
 
 
 def readable(session: Session, texts: Sequence[str], what: str) -> tuple[list[str], int]:
     """The texts as far as the base's text encoder reads them, and how many had to be cut; as they are, with a warning,
-    where nobody can tell. what: they are, for people. Nothing is fetched for it."""
+    where nobody can tell more than which are certainly too long. what: they are, for people. Nothing is fetched."""
     tokenizer = tokenizer_of(session, what)
-    return (list(texts), 0) if tokenizer is None else cut_texts(texts, tokenizer, what, session.console)
+    if tokenizer is not None:
+        return cut_texts(texts, tokenizer, what, session.console)
+    if too_long := [text for text in texts if len(text.split()) > MOST_WORDS]:
+        session.console.warn(
+            f"{what}: {len(too_long)} of {len(texts)} have more than {MOST_WORDS} words, and so are certainly too long; "
+            f"their ends will not be read, as of: {shortened(too_long[0])}"
+        )
+    return list(texts), 0
+
+
+def shortened(text: str) -> str:
+    """The beginning of a text that is shown as an example: at most `SHOWN` characters."""
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3].rstrip()}..."
 
 
 def tokenizer_of(session: Session, what: str) -> CLIPTokenizer | None:

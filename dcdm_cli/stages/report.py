@@ -15,6 +15,7 @@ from dcdm_cli.reports import experiment_plots, plots
 from dcdm_cli.reports.html import Extras, ReportFigure, write_page, write_report
 from dcdm_cli.reports.strength import strength_curves, strength_sheet
 from dcdm_cli.run.store import recorded_versions
+from dcdm_cli.stages.known import scorer_known, scorer_words
 
 MOST_SHEETS = 4  # of images drawn during training
 MOST_PICTURES = 160  # of generated images in the page; a page of a few megabytes opens on a phone
@@ -52,7 +53,7 @@ def write_evaluation_report(session: Session, manifest: Manifest, metrics: Mappi
 
 def _extras(session: Session, manifest: Manifest, metrics: Mapping[str, Any]) -> Extras:
     chosen = chosen_strength(session.run)
-    sheets = [strength_sheet(chosen)] if chosen else []
+    sheets = [strength_sheet(chosen, scorer_words(session.run))] if chosen else []
     return Extras(how_made(), run_advice(session, metrics), _gallery(session.run, manifest), sheets)
 
 
@@ -89,7 +90,7 @@ def strength_lines(run: RunFolder, results: Mapping[str, Any]) -> list[Renderabl
     from dcdm_cli.reports.tables import saved_sheets
 
     chosen = results.get("strength")
-    return shown(saved_sheets([strength_sheet(chosen)], run.tables)) if chosen else []
+    return shown(saved_sheets([strength_sheet(chosen, scorer_words(run))], run.tables)) if chosen else []
 
 
 def _experiments(run: RunFolder) -> dict[str, dict[str, Any]]:
@@ -131,7 +132,8 @@ def generated_lines(run: RunFolder, results: Mapping[str, Any]) -> list[Renderab
     from dcdm_cli.reports.formatting import generated_sentence
     from dcdm_cli.reports.table import sentence
 
-    return [sentence(generated_sentence(results)), *prompt_lines(run, results)]
+    known = scorer_known(run).get("scorer")
+    return [sentence(generated_sentence(results, known)), *prompt_lines(run, results)]
 
 
 @dataclass(frozen=True)
@@ -146,15 +148,18 @@ class ExperimentFiles:
     figures = property(lambda self: self.folder / self.name)
 
 
-def write_experiment_report(files: ExperimentFiles, document: Mapping[str, Any]) -> list[Path]:
-    """Page and figures of an experiment's document; from the document alone, so that they can be made again."""
+def write_experiment_report(
+    files: ExperimentFiles, document: Mapping[str, Any], made: Mapping[str, str] | None = None
+) -> list[Path]:
+    """Page and figures of an experiment's document; from the document alone, so that they can be made again. made: as
+    `how_made` says it, where the document was made just now."""
     from dcdm_cli.reports.experiment_tables import experiment_sentences, experiment_sheets
 
     figures = draw(experiment_drawings(document), files.figures)
     title = f"Experiment {document['experiment']}: {document['about']}" if document["about"] else document["experiment"]
     facts = {"device": document["device"], "tested on": document["tested_on"]}
     sentences = [*experiment_sentences(document), *document["warnings"]]
-    write_page(files.page, title, sentences, figures, experiment_sheets(document), facts)
+    write_page(files.page, title, sentences, figures, experiment_sheets(document), facts, extras=Extras(made or {}))
     return [files.page, *(figure.path for figure in figures)]
 
 

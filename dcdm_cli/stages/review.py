@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from dcdm_cli.run.session import Session
 from dcdm_cli.run.store import RunFolder
 from dcdm_cli.stages.jobs import open_job
+from dcdm_cli.stages.known import scorer_words
 
 if TYPE_CHECKING:
     from dcdm_cli.data.manifest import Manifest
@@ -27,7 +28,8 @@ def run_review(session: Session, most: int) -> dict[str, Any]:
     person has filled in is kept beside the new one."""
     from dcdm_cli.data.manifest import read_manifest
     from dcdm_cli.evaluation.review import counted, real_items
-    from dcdm_cli.reports.review import write_gallery, write_review_table
+    from dcdm_cli.reports.review import review_sheet, write_gallery, write_review_table
+    from dcdm_cli.reports.tables import saved_sheets
 
     run = session.run
     run.create(after="score")
@@ -38,7 +40,11 @@ def run_review(session: Session, most: int) -> dict[str, Any]:
         if kept := _keep_filled(run):
             session.console.note(f"the table that was filled in is kept: {kept}")
         write_review_table(run.review / TABLE, items)
-        write_gallery(run.review / PAGE, items, ABOUT)
+        known = scorer_words(run)
+        write_gallery(run.review / PAGE, items, [*ABOUT, *([known] if known else [])])
+        saved_sheets([review_sheet(counted(items))], run.tables)
+    if known:
+        session.console.note(known)
     files = {"table": str(run.review / TABLE), "page": str(run.review / PAGE)}
     return {"stage": "review", "images": len(items), **counted(items), **files}
 

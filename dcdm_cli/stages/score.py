@@ -47,6 +47,8 @@ def run_score(session: Session, source: str | None = None) -> StageRecord:
         write_starter_config(run, {"data.source": source, **session.starter_settings()})
     if not done:
         session.console.note("score: nothing changed, skipped (--force runs it again)")
+        if left_out := record.results["rejected"]:
+            session.console.warn(f"{left_out} of the source's images were left out; all in {run.rejected}")
     return record
 
 
@@ -81,7 +83,7 @@ def _scan_and_score(session: Session, source: str, options: ScanOptions, stage: 
     from dcdm_cli.data.corrections import correct
     from dcdm_cli.data.images import decode_options
     from dcdm_cli.data.manifest import write_manifest
-    from dcdm_cli.data.sources import TooManyRejectedError, scan_on_disk
+    from dcdm_cli.data.sources import TooManyRejectedError, left_out_sentence, scan_on_disk
     from dcdm_cli.data.writers import write_rejected
     from dcdm_cli.difficulty.scoring import check_settings
 
@@ -94,13 +96,18 @@ def _scan_and_score(session: Session, source: str, options: ScanOptions, stage: 
         found = scan_on_disk(_place(source, run), options, run.images, spool / "scan", key, job)
     except TooManyRejectedError as error:
         write_rejected(run.rejected, error.rejected)
-        raise
+        raise TooManyRejectedError(
+            error.message, f"{error.hint}; all of them are listed in {run.rejected}", error.rejected
+        ) from error
     _say_what_was_understood(session, found)
     write_rejected(run.rejected, found.rejected)
+    if found.rejected:
+        session.console.warn(left_out_sentence(found.rejected, run.rejected))
     corrected = correct(found.manifest, session.config.data.drop, session.config.data.relabel)
     for sentence in corrected.sentences:
         session.console.note(sentence)
     found = replace(found, manifest=corrected.manifest)
+    _warn_of_the_judge(session, found.manifest)
     scored = _score(session, found, job, spool, spread)
     manifest = scored.manifest
     for warning in untrainable_warnings(manifest):
@@ -115,6 +122,7 @@ def _scan_and_score(session: Session, source: str, options: ScanOptions, stage: 
         "splits": [facts.document() for facts in found.splits],
         "left_out": [asdict(one) for one in found.left_out],
         "captions": _captioned(manifest),
+        "class_counts": _class_counts(manifest),
     }
     outputs = [run.samples, *([run.scorer] if run.scorer.exists() else []), *_figures(run, manifest)]
     also, listed = [run.rejected, run.own_captions, run.copies], [run.images, run.cache]
@@ -126,7 +134,7 @@ def _say_what_was_understood(session: Session, found: Scan) -> None:
     trained on."""
     from dcdm_cli.data.copies import copy_rows
     from dcdm_cli.data.writers import write_json_lines
-    from dcdm_cli.reports.table import sentence, shown
+    from dcdm_cli.reports.table import save_sheets, sentence, shown
     from dcdm_cli.reports.tables import split_sheet
 
     console, run = session.console, session.run
@@ -135,6 +143,7 @@ def _say_what_was_understood(session: Session, found: Scan) -> None:
     console.note(f"understood of {found.origin}:")
     for facts in found.splits:
         console.note(f"  {facts}")
+    save_sheets([split_sheet(found.manifest, None)], run.tables)
     for part in shown([split_sheet(found.manifest)]):
         console.show(part)
     if captioned := _captioned(found.manifest):
@@ -151,6 +160,28 @@ def _say_what_was_understood(session: Session, found: Scan) -> None:
             f"{found.origin} has no train split, only {' and '.join(found.named)}",
             f"say what its parts are: --split-map {found.named[-1]}=train",
         )
+
+
+def _warn_of_the_judge(session: Session, manifest: Manifest) -> None:
+    """What the judge will refuse is said before hours of fine-tuning. No image at all is said by the scan."""
+    from dcdm_cli.difficulty.judge import check_judged
+
+    judged = manifest.split("judge")
+    if not len(judged):
+        return
+    try:
+        check_judged(judged, session.config.judge)
+    except UsageError as error:
+        session.console.warn(f"dcdm evaluate will stop: {error.message}; {error.hint}")
+
+
+def _class_counts(manifest: Manifest) -> list[dict[str, Any]]:
+    """Images of each class, split by split."""
+    from dcdm_cli.data.splits import SPLITS
+    from dcdm_cli.data.understood import class_splits
+
+    rows = zip(manifest.class_names, class_splits(manifest).tolist(), strict=True)
+    return [{"class": name, **dict(zip(SPLITS, counts, strict=True))} for name, counts in rows]
 
 
 def _captioned(manifest: Manifest) -> int:

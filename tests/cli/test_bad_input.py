@@ -43,7 +43,19 @@ def test_what_cannot_be_trained_on_is_said_by_score(tmp_path: Path) -> None:
     assert said["left_out"] == [{"name": "eel", "train": 1, "images": 1}]
     assert [(one["split"], one["images"]) for one in said["splits"]] == [("train", 20), ("judge", 2), ("test", 2)]
     assert "set aside from train" in said["splits"][2]["origin"]
+    assert said["class_counts"] == [{"class": name, "train": 10, "judge": 1, "test": 1} for name in ("cat", "dog")]
+    table = (folder / "tables" / "images-by-class-and-split.csv").read_text("utf-8").splitlines()
+    assert table == ["class,train,judge,test", "cat,10,1,1", "dog,10,1,1", "all,20,2,2"]
     assert read_manifest(folder / "samples.parquet").class_names == ("cat", "dog")
+
+
+def test_a_judge_that_evaluation_would_refuse_is_said_by_score(tmp_path: Path) -> None:
+    """Three classes of a dozen images leave one image of each for the judge."""
+    photos = write_images(tmp_path / "photos", {"cat": 12, "dog": 12, "eel": 12})
+    made = run("score", photos, "--run", new_run(tmp_path / "run"), "--set", "judge.method=auto")
+    assert "dcdm evaluate will stop: the judge's images are too few" in made.stderr
+    for choice in ("3 of 3 classes, 1 at most", "--judge-fraction", "--test-fraction", "judge.method=scratch"):
+        assert choice in made.stderr
 
 
 def test_one_class_cannot_be_ranked(tmp_path: Path) -> None:
@@ -69,15 +81,15 @@ def test_corrupt_images_are_skipped_listed_and_end_with_code_3(tmp_path: Path) -
         row["path"]: row["reason"] for row in map(json.loads, (folder / "rejected.jsonl").read_text().splitlines())
     }
     assert reasons == {"cat/text.png": "not_an_image", "cat/empty.jpg": "not_an_image", "cat/half.png": "truncated"}
-    assert (
-        run("score", photos, "--max-bad", "0.2", "--run", folder, code=3).stderr.count("skipped") == 1
-    )  # still partial
+    listed = f"; all in {folder / 'rejected.jsonl'}"
+    said = "3 images are left out: 2 not_an_image, such as cat/empty.jpg, 1 truncated, such as cat/half.png"
+    assert made.stderr.count(f"warning: {said}{listed}") == 1
+    again = run("score", photos, "--max-bad", "0.2", "--run", folder, code=3).stderr  # still partial
+    assert again.count("skipped") == 1 and again.count(f"3 of the source's images were left out{listed}") == 1
     for words in (["--strict"], []):
-        refused(
-            run("score", photos, *words, "--json", "--run", tmp_path / "new", code=1),
-            "TooManyRejectedError",
-            "--max-bad",
-        )
+        made = run("score", photos, *words, "--json", "--run", tmp_path / "new", code=1)
+        refused(made, "TooManyRejectedError", "--max-bad", f"listed in {tmp_path / 'new' / 'rejected.jsonl'}")
+        assert (tmp_path / "new" / "rejected.jsonl").is_file()
     assert (photos / "cat" / "half.png").read_bytes() == whole[:150]
 
 

@@ -73,6 +73,21 @@ def test_cut_captions_are_counted_and_shown(capsys: pytest.CaptureFixture[str]) 
     assert (whole[0], cut) == ("short", 1) and "captions: 1 of 2 were cut" in capsys.readouterr().err
 
 
+def test_captions_that_are_certainly_too_long_are_counted_without_a_tokenizer(
+    session: Open, with_own: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("dcdm_cli.model.tokens.load_tokenizer", lambda base, revision: None)
+    manifest = read_manifest(with_own.samples)
+    own = ["a " * 76 + "b", *(["word " * 75] * 39)]
+    write_own_captions(with_own.own_captions, manifest.with_columns({"caption": own}))
+    run_caption(session(finetune__base="no/where"))
+    said = capsys.readouterr().err
+    assert "captions: 1 of 40 have more than 75 words, and so are certainly too long" in said
+    assert captions(with_own)[0] == own[0].strip() or captions(with_own)[0] == own[0], "nothing is cut by a guess"
+    [line] = [line for line in said.splitlines() if "such as: " in line]
+    assert line.endswith("...") and len(line.partition("such as: ")[2]) <= 60
+
+
 def test_a_damaged_file_of_own_captions_is_named(run: RunFolder) -> None:
     manifest = read_manifest(run.samples)
     write_own_captions(run.own_captions, manifest)

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from dcdm_cli.captioning.prompt_files import read_prompts
 from dcdm_cli.data.manifest import read_manifest
+from dcdm_cli.difficulty.calibration import save_calibration
+from dcdm_cli.difficulty.competence import standing_of
 from dcdm_cli.errors import UsageError
 from dcdm_cli.evaluation.adherence import per_source
+from dcdm_cli.generation.engine import Engine
+from dcdm_cli.model.adapter import CALIBRATION_FILE
 from dcdm_cli.reports.quality_tables import prompt_sheet
+from dcdm_cli.run.session import Session
 from dcdm_cli.run.store import Outcome, RunFolder, Stage
+from dcdm_cli.stages.calibrate import fit, run_calibrate
 from dcdm_cli.stages.caption import run_caption
 from dcdm_cli.stages.generate import run_generate
+from dcdm_cli.stages.probe import Probed, usable_calibration
+from dcdm_cli.stages.prompts import prompt_input
 
 from ..captioning.test_rewriter import save_llama
 from ..generation.fakes import NAMES
@@ -50,6 +60,45 @@ def test_prompts_reach_the_images_and_their_rows(
     assert again.table["sample_id"].to_pylist() != before
 
 
+def test_a_calibration_that_knows_no_such_prompts_says_so(
+    session: Open, run: RunFolder, prompts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened = session(generate__calibrated=True, generate__prompts=str(prompts), **BASE)
+    asked = np.linspace(0.1, 0.9, 40, dtype=np.float32)
+    measured = Probed(asked, asked, asked, np.zeros(40, int), np.ones(40, bool))
+    save_calibration(fit(measured, len(NAMES), opened.config.generate), run.adapter / CALIBRATION_FILE)
+    run.run(Stage("calibrate", {}, {}), lambda: Outcome([], ""))
+    assert usable_calibration(opened) is not None and usable_calibration(opened) is not None
+    said = capsys.readouterr().err
+    assert said.count("the calibration knows none of these prompts") == 1
+    assert f"dcdm finetune --set generate.prompts={prompts}" in said
+    assert usable_calibration(session(generate__calibrated=True, **BASE)) is not None
+    run.run(Stage("calibrate", {}, prompt_input(opened)), lambda: Outcome([], ""), force=True)
+    usable_calibration(session(generate__calibrated=True, generate__prompts=str(prompts), **BASE))
+    assert "knows none" not in capsys.readouterr().err
+
+
+def test_calibration_says_what_prompts_of_each_source_cost(
+    session: Open, run: RunFolder, prompts: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def probed(session: Session, engine: Engine, targets: list[float], *rest: Any, **more: Any) -> Probed:
+        asked = np.repeat(np.array(targets, np.float32), 4)
+        sources = ("me", "you") * (len(asked) // 2)
+        agrees = np.array([source == "me" for source in sources])
+        return Probed(asked, asked, asked, np.zeros(len(asked), int), agrees, None, sources)
+
+    run.scorer.mkdir()
+    (run.scorer / "scorer.json").write_text("{}")
+    standing = standing_of(400, 0.67, 0.34, 0.5)
+    run.run(Stage("score", {}, {}), lambda: Outcome([], "", {"competence": standing}))
+    monkeypatch.setattr("dcdm_cli.stages.probe.probe", probed)
+    record = run_calibrate(session(generate__prompts=str(prompts), **BASE))
+    assert record is not None and [row["source"] for row in record.results["prompt_sources"]] == ["you", "me"]
+    said = capsys.readouterr().err
+    assert "Prompts of you keep their label in 0.0 % of images, those of me in 100.0 %." in said
+    assert "The scorer names 67.0 % of 400 images right that it did not learn from; guessing gets 34.0 %" in said
+
+
 def test_images_without_such_prompts_have_no_source(session: Open, run: RunFolder) -> None:
     run_generate(session(generate__count=4))
     assert pq.read_table(run.generated / "samples.parquet")["prompt_source"].null_count == 4
@@ -80,8 +129,6 @@ def test_a_language_model_writes_prompts_and_leaves_the_captions(
 
 
 def test_what_prompts_cost_is_seen_per_source() -> None:
-    import numpy as np
-
     target, realised = np.linspace(0.1, 0.8, 8), np.array([0.1, 0.2, 0.3, 0.4, 0.9, 0.9, 0.9, np.nan])
     agrees = np.array([True] * 4 + [False, False, True, True])
     rows = per_source(target, realised, agrees, ["captions"] * 4 + ["llm"] * 4)

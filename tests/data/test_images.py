@@ -92,6 +92,8 @@ def test_size_limits_hold_before_any_pixel_is_decoded() -> None:
     assert reason(png_header(9000, 9000)) == "too_large"
     assert reason(png_header(60_000, 60_000)) == "too_large"  # Pillow's own bomb error
     assert reason(encoded(picture()), max_pixels=95) == "too_large"
+    with pytest.raises(RejectedImage, match="--max-pixels N allows more"):
+        decode_image(encoded(picture()), DecodeOptions(max_pixels=95))
     assert pixels(encoded(picture()), max_pixels=96).size == 96 * 3
     assert Image.MAX_IMAGE_PIXELS == (1024 * 1024 * 1024 // 4 // 3)
 

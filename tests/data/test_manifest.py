@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 
@@ -11,9 +12,24 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from dcdm_cli.data.manifest import COLUMNS, LATER, SCHEMA, Manifest, read_manifest, share_true, write_manifest
+from dcdm_cli.data.candidates import ScanOptions
+from dcdm_cli.data.digits import write_digits
+from dcdm_cli.data.manifest import (
+    COLUMNS,
+    LATER,
+    SCHEMA,
+    Manifest,
+    read_manifest,
+    share_true,
+    write_manifest,
+    write_manifest_parts,
+)
+from dcdm_cli.data.sources import scan
 from dcdm_cli.errors import MismatchError, NotFoundError, UsageError
+
+from .conftest import encoded, picture
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 # What a manifest promises; the order is the file's.
@@ -230,5 +246,49 @@ def test_other_tools_open_the_paths_of_images_that_lie_elsewhere(tmp_path: Path)
     written = pq.read_table(run / "samples.parquet")["path"].to_pylist()
     assert written == [f"{photos}/{names[0]}", f"{photos}/{names[1]}", names[2]] and Path(written[0]).is_file()
     assert read_manifest(run / "samples.parquet").table["path"].to_pylist() == names
-    write_manifest(Manifest.from_rows(rows[:2], ("cat",), run / "images"), run / "samples.parquet")
-    assert pq.read_table(run / "samples.parquet")["path"].to_pylist() == names[:2]  # so that the folder can be moved
+
+
+def test_other_tools_open_the_images_that_lie_below_the_manifest(tmp_path: Path) -> None:
+    """`dcdm score . --run .` among them; the table is read where it was moved to, and written anew it is right again."""
+    for below in ("run/images", "run"):
+        run, root = tmp_path / "run", tmp_path / below
+        (root / "cat").mkdir(parents=True)
+        (root / "cat" / "1.png").write_bytes(b"x")
+        write_manifest(Manifest.from_rows([{"path": "cat/1.png"}], ("cat",), root), run / "samples.parquet")
+        [written] = pq.read_table(run / "samples.parquet")["path"].to_pylist()
+        assert written == str(root / "cat" / "1.png") and Path(written).is_file()
+        run.rename(tmp_path / "moved")
+        moved = read_manifest(tmp_path / "moved" / "samples.parquet")
+        assert moved.table["path"].to_pylist() == ["cat/1.png"] and moved.paths()[0].is_file()
+        write_manifest(moved, tmp_path / "moved" / "samples.parquet")
+        [written] = pq.read_table(tmp_path / "moved" / "samples.parquet")["path"].to_pylist()
+        assert written.startswith(f"{tmp_path}/moved/") and Path(written).is_file()
+        shutil.rmtree(tmp_path / "moved")
+
+
+def test_a_data_set_that_is_published_whole_names_its_images_within_itself(tmp_path: Path) -> None:
+    made = Manifest.from_rows([{"path": "train/1.png"}], ("cat",), tmp_path)
+    write_manifest_parts([made.table], tmp_path / "samples.parquet", ("cat",), tmp_path)
+    assert pq.read_table(tmp_path / "samples.parquet")["path"].to_pylist() == ["train/1.png"]
+    assert read_manifest(tmp_path / "samples.parquet").paths() == [tmp_path / "train/1.png"]
+
+
+@pytest.mark.parametrize("kind", ["digits", "parquet"])
+def test_images_of_sources_that_are_unpacked_open_without_our_help(tmp_path: Path, kind: str) -> None:
+    run = tmp_path / "run"
+    if kind == "digits":
+        source = write_digits(run / "images" / "digits", 20)
+    else:
+        content = [encoded(picture(seed=i)) for i in range(4)]
+        rows = {"image": [{"bytes": one, "path": None} for one in content], "label": ["cat", "dog"] * 2}
+        source = tmp_path / "photos.parquet"
+        pq.write_table(pa.table(rows), source)
+    found = scan(str(source), ScanOptions(), run / "images")
+    write_manifest(found.manifest, run / "samples.parquet")
+    written = [Path(name) for name in pq.read_table(run / "samples.parquet")["path"].to_pylist()]
+    assert len(written) >= 4 and all(path.is_absolute() and path.is_file() for path in written)
+    with Image.open(written[0]) as image:
+        assert image.size == tuple(found.manifest.rows()[0][side] for side in ("width", "height"))
+    run.rename(tmp_path / "moved")
+    moved = read_manifest(tmp_path / "moved" / "samples.parquet")
+    assert moved.rows() == found.manifest.rows() and all(path.is_file() for path in moved.paths())

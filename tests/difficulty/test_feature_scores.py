@@ -19,7 +19,7 @@ from dcdm_cli.difficulty.automatic import Method, best_of, clearly_better, train
 from dcdm_cli.difficulty.crossfit import unseen_models
 from dcdm_cli.difficulty.feature_cache import FeatureCache
 from dcdm_cli.difficulty.features import open_extractor
-from dcdm_cli.difficulty.judge import fit_judge, load_judge
+from dcdm_cli.difficulty.judge import check_judged, fit_judge, load_judge
 from dcdm_cli.difficulty.scorer import Scorer
 from dcdm_cli.difficulty.scores import calibration_error, score_columns
 from dcdm_cli.difficulty.scoring import FINE_TUNED, SCRATCH, Scoring, score_images, trained_settings
@@ -248,4 +248,7 @@ def test_a_judge_of_too_few_images(
     few = make_manifest(digits[0][:3], np.arange(3))
     with pytest.raises(UsageError, match="judge's images are too few") as caught:
         fit_judge(few, JudgeConfig(features=config.features), 0, Scoring(tmp_path / "spool"), Job())
-    assert "judge.method=scratch" in caught.value.hint
+    for choice in ("judge.method=scratch", "--judge-fraction", "--test-fraction"):
+        assert choice in caught.value.hint
+    check_judged(few, JudgeConfig(method="scratch"))
+    check_judged(make_manifest(digits[0][:40], digits[1][:40]), JudgeConfig(method="auto"))

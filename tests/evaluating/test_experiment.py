@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dcdm_cli.data.manifest import read_manifest
-from dcdm_cli.errors import InterruptedRunError, UsageError
-from dcdm_cli.evaluation.experiments import BUILT_IN_ADAPTERS, ArmSpec, Experiment
+from dcdm_cli.errors import InterruptedRunError, NotFoundError, UsageError
+from dcdm_cli.evaluation.experiments import BUILT_IN_ADAPTERS, ArmSpec, Experiment, find_experiment, parse_experiment
 from dcdm_cli.generation.engine import open_engine
 from dcdm_cli.model.adapter import adapter_hash
 from dcdm_cli.run.progress import Job
+from dcdm_cli.stages.artefacts import run_compare
 from dcdm_cli.stages.evaluation_data import checked_data
 from dcdm_cli.stages.experiments.arms import ARMS
 from dcdm_cli.stages.experiments.generators import variant_session
+from dcdm_cli.stages.experiments.named_sets import described
 from dcdm_cli.stages.experiments.run import run_experiment
 from dcdm_cli.stages.experiments.sets import GeneratedSets
 from dcdm_cli.stages.export import run_export
+from dcdm_cli.stages.generate import run_generate
 
 from .conftest import forced, session_of
 
@@ -233,6 +237,68 @@ def test_the_adherence_experiment_has_both_sides_of_calibration(experimented: Pa
     assert {p.name for p in place.figures.iterdir()} == {
         "densities.png", "calibrated.png", "uncalibrated.png", "classes.png"
     }  # fmt: skip
+
+
+SETS = """
+baseline = "real"
+focus = "harder"
+seeds = 2
+[[arms]]
+name = "real"
+source = "none"
+[[arms]]
+name = "first"
+set = "generated"
+[[arms]]
+name = "harder"
+set = "hard"
+"""
+
+
+def test_sets_of_the_run_are_compared_by_accuracy_and_by_quality(run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "sets.toml"
+    file.write_text(SETS)
+    with pytest.raises(NotFoundError, match="no finished generated set 'hard'") as refused:
+        run_experiment(session_of(run), str(file))
+    assert "dcdm generate" in refused.value.hint and "--name hard" in refused.value.hint
+    opened = session_of(run, generate__difficulty="fixed:0.5", generate__count=10)
+    run_generate(replace(opened, run=opened.run.with_images("hard")))
+    record, place = run_experiment(session_of(run), str(file))
+    arms = {row["name"]: row for row in record.results["cells"][0]["arms"]}
+    assert {name: row["synthetic_images"] for name, row in arms.items()} == {"real": 0, "first": 20, "harder": 10}
+    assert arms["harder"]["set"] == "hard" and arms["harder"]["difficulty"] == "of set hard"
+    made = read_manifest(run / "sets" / "hard" / "samples.parquet")
+    assert arms["harder"]["set_realised_mean"] == pytest.approx(np.mean(made.column("measured_difficulty")), abs=1e-3)
+    assert arms["real"]["accuracy"] != arms["first"]["accuracy"]
+    assert {(pair["arm"], pair["against"]) for pair in record.results["cells"][0]["paired"]} == {
+        ("first", "real"), ("harder", "real"), ("harder", "first"),
+    }  # fmt: skip
+    again, _ = run_experiment(session_of(run), str(file))
+    assert again.started == record.started and not (run / "evaluation" / "sets").exists(), "nothing was generated"
+    assert "made on" in place.page.read_text("utf-8")
+    found = run_compare(session_of(run))
+    assert list(found) == ["generated", "hard"] and found["hard"]["quality"]["images"] == 10
+    assert json.loads((run / "evaluation" / "sets.json").read_text("utf-8"))["sets"] == found
+    other = replace(opened, force=True).with_settings(generate={"count": 5})
+    run_generate(replace(other, run=opened.run.with_images("hard")))
+    renewed, _ = run_experiment(session_of(run), str(file))
+    assert arm(renewed.results, 0, "harder")["synthetic_images"] == 5, "another set of that name is another experiment"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('[[arms]]\nname = "a"\nset = "hard"\nratio = 0.5', "takes the images of the set 'hard' as they are"),
+        ('kind = "adherence"\n[[arms]]\nname = "a"\nset = "hard"', "makes its own images"),
+    ],
+)
+def test_what_cannot_be_said_of_a_set_that_is_there(text: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        parse_experiment(text, "x.toml", "x")
+
+
+def test_experiments_of_before_arms_could_name_a_set_are_not_made_again() -> None:
+    assert all("set" not in arm for arm in described(find_experiment("controls"))["arms"])
 
 
 def test_a_validation_run_does_not_touch_the_test_images(experimented: Path, tmp_path: Path) -> None:

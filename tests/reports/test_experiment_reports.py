@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dcdm_cli.difficulty.competence import standing_of
 from dcdm_cli.reports import experiment_plots
 from dcdm_cli.reports.experiment_tables import cell_name, experiment_sentences, experiment_sheets
 
@@ -90,6 +91,22 @@ def test_the_sensitive_measures_have_columns_and_tables_where_they_are_known() -
     assert loss.rows[0][1:3] == ("-0.0200", "[-0.0300, -0.0100]")
     assert "498 harder test images" in hard.title and hard.rows[0][1] == "+3.00" and pairs.columns[1] == "points"
     assert len(experiment_sheets(document())) == 2  # results from before they were measured
+
+
+def test_what_the_classifiers_know_stands_beside_what_they_say() -> None:
+    made = document((0.5, 1.0), competence={"scorer": standing_of(400, 0.67, 0.34, 0.5)})
+    for cell in made["cells"]:
+        cell["competence"] = standing_of(997, 0.36, 0.34, 0.5)
+    known = experiment_sheets(made)[-1]
+    assert known.columns[:3] == ("classifier", "accuracy", "guessing")
+    assert [row[:2] for row in known.rows] == [
+        ("scorer", "67.0 %"), ("downstream: 50 % extra images", "36.0 %"), ("downstream: 100 % extra images", "36.0 %"),
+    ]  # fmt: skip
+    weak = [text for text in experiment_sentences(made) if "arms cannot be told apart by it" in text]
+    assert len(weak) == 1 and "names 36.0 % of 997 images right" in weak[0]
+    steered = {**adherence_document(), "competence": {"judge": standing_of(60, 0.36, 0.34, 0.5)}, "cells": []}
+    assert experiment_sheets(steered)[-1].rows[0][0] == "judge"
+    assert "whether images keep their label is not known" in experiment_sentences(steered)[-1]
 
 
 def test_a_crossing_leads_and_one_that_is_not_reached_is_said() -> None:

@@ -59,8 +59,11 @@ def test_a_card_says_what_is_known(tmp_path: Path) -> None:
     found = pictures(manifest(tmp_path), 100)
     first = next(picture for picture in found if picture.row["seed"] == "0")
     assert (first.agreement, first.source, first.shown) == ("no", "generated, llm", "difficulty 0.04")
-    assert first.alt == "generated, llm image of class cat, difficulty 0.04, label not seen"
-    assert first.row["prompt"] == "a cat" and "path" not in first.row
+    assert first.alt == "generated, llm image of class cat, difficulty 0.04, label not seen by the scorer"
+    assert first.row["prompt"] == "a cat" and first.row["path"] == str(tmp_path / "0.png")
+    made = [{**row, "width": 16, "height": 16} for row in manifest(tmp_path).rows()]
+    [sized, *_] = pictures(Manifest.from_rows(made, NAMES, tmp_path), 100)
+    assert (sized.row["width"], sized.row["height"]) == ("16", "16")
     (tmp_path / "3.png").unlink()
     assert len(pictures(manifest(tmp_path), 100)) == 12
 
@@ -92,3 +95,13 @@ def test_terms_are_explained_where_they_first_stand() -> None:
     assert [term for term, _ in found] == ["rank correlation", "seed", "target", "difficulty", "scorer"]
     assert all(text == TERMS[term] for term, text in found)
     assert explained.first("rank correlation, Seeds") == [] and explained.first("proseeded") == []
+
+
+def test_another_word_for_a_term_explains_it_once() -> None:
+    explained = Explained()
+    assert explained.first("covers") == [("covers", TERMS["coverage"])] and explained.first("coverage") == []
+    assert explained.first("Means from 0.1 to 0.9 can be reached") == [("reached", TERMS["reach"])]
+    assert Explained().first("a label, hard to cover") == [], "words that are terms only where they head a column"
+    for word in ("log-loss", "harder half", "phi", "nats", "both by chance", "verdict", "near-duplicates", "thumbnails",
+                 "packaged", "plain"):  # fmt: skip
+        assert Explained().first(f"of {word} here"), word

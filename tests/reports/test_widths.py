@@ -15,11 +15,17 @@ from dcdm_cli.reports.quality_tables import prompt_sheet, sets_sheet
 from dcdm_cli.reports.strength import strength_sheet
 from dcdm_cli.reports.table import NAME_WIDTH, Sheet
 from dcdm_cli.reports.tables import methods_sheet, summary_sheets
+from dcdm_cli.reports.terms import Explained
 
 from .test_strength_report import STRENGTH
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 COLUMNS = 80
+EVERYDAY = {
+    "images", "class", "time", "share", "stage", "set", "", "of", "devices", "number", "mean", "blank", "classifier",
+    "compared in", "comparison", "generated images", "images, features", "method", "prompts of", "real images",
+    "training set",
+}  # fmt: skip
 METHODS = {
     "kept": "features",
     "methods": [
@@ -42,6 +48,18 @@ def sheets() -> Iterator[tuple[str, Sheet]]:
     yield "methods", methods_sheet(METHODS)
     yield "prompts", prompt_sheet([SOURCE, SOURCE])
     yield "strength", strength_sheet(STRENGTH)
+
+
+def test_every_table_has_a_sentence_that_sums_it_up() -> None:
+    silent = {f"{name}: {sheet.title}" for name, sheet in sheets() if sheet.rows and not sheet.sentence}
+    assert {where for where in silent if "Accuracy" not in where} == set()  # one training set is compared with nothing
+
+
+def test_every_column_that_is_no_everyday_word_is_explained_where_it_stands() -> None:
+    columns = {column for _, sheet in sheets() for column in sheet.columns}
+    assert len(columns) > 60
+    assert {column for column in columns - EVERYDAY if not Explained().first(column)} == set()
+    assert EVERYDAY <= columns and not any(Explained().first(word) for word in EVERYDAY)
 
 
 def least_width(sheet: Sheet) -> int:

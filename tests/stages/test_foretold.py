@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 
 from dcdm_cli.console import Console
+from dcdm_cli.data.manifest import Manifest, write_manifest
+from dcdm_cli.run.progress import Job
 from dcdm_cli.run.resolution import resolve
 from dcdm_cli.run.session import Session
 from dcdm_cli.run.store import Outcome, RunFolder, Stage
 from dcdm_cli.stages.evaluate import foretold, head_warnings
+from dcdm_cli.stages.foretold import Pieces, Teller, finetune_pieces
 
 
 @pytest.fixture
@@ -46,6 +49,39 @@ def test_no_guess_from_a_judge_of_another_kind(run: RunFolder) -> None:
     assert foretold(session(run, downstream__image_size=64), 3) == (
         "downstream: 3 classifiers (resnet18, 64 px, 2,000 steps each)"
     )
+
+
+def samples(run: RunFolder) -> None:
+    rows = [{"path": f"{i}.png", "label": i % 3, "class_name": "abc"[i % 3]} for i in range(6)]
+    write_manifest(Manifest.from_rows(rows, ("a", "b", "c")), run.samples)
+
+
+def test_fine_tuning_lists_its_pieces_before_it_begins(run: RunFolder) -> None:
+    samples(run)
+    run.scorer.mkdir()
+    settings = {"finetune__steps": 300, "finetune__batch_size": 8, "calibrate__points": 9, "calibrate__images": 30}
+    auto = session(run, **settings, finetune__strength="auto", finetune__own_draws=500, finetune__own_steps=200,
+                   strength__probe_budget=400, strength__lora_scales=(0.6,))  # fmt: skip
+    assert finetune_pieces(auto).told == (
+        "300 steps of 8 images", "4 probes of 100 images to choose how far to go",
+        "500 own draws and 200 steps to learn from them", "9 x 30 images of calibration",
+    )  # fmt: skip
+    assert (finetune_pieces(auto).steps, finetune_pieces(auto).images) == (500, 400 + 500 + 270)
+    plain = session(run, **settings, finetune__strength="40", finetune__conditioning="none", finetune__own_draws=500)
+    assert finetune_pieces(plain).told == ("40 steps of 8 images",) and finetune_pieces(plain).images == 0
+
+
+def test_how_long_all_of_it_takes_is_said_once_a_step_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, said = iter(range(100)), list[str]()
+    monkeypatch.setattr("dcdm_cli.pace.time.monotonic", lambda: float(next(clock)))
+    for steps, images, expected in ((300, 1200, ["finetune: about 5 min for 300 steps, then about 50 min for 1,200 images, "
+                                                 "by the first steps"]), (60, 4, [])):  # fmt: skip
+        told = Teller(Pieces(steps, 4, images, 30, ()), Job(note=said.append))
+        for done in range(12):
+            told.progress("encoding captions", done, 12)
+            told.progress("fine-tuning", done, steps)
+        assert said == expected
+        said.clear()
 
 
 def test_seeds_of_heads_are_said_to_prove_little(run: RunFolder) -> None:

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import sys
+from collections.abc import Sequence
 
 import pytest
+from rich.console import Console, RenderableType
 
 from dcdm_cli import __version__
+from dcdm_cli.difficulty.competence import standing_of
+from dcdm_cli.reports.quality_tables import demand_sheet
 from dcdm_cli.run.store import Outcome, RunFolder, Stage
-from dcdm_cli.stages.report import chosen_strength, how_made, prompt_lines, sample_sheets, strength_lines
+from dcdm_cli.stages.known import scorer_known, scorer_words
+from dcdm_cli.stages.report import (
+    chosen_strength,
+    generated_lines,
+    how_made,
+    prompt_lines,
+    sample_sheets,
+    strength_lines,
+)
 
 from ..commands.conftest import adapter, run
 from ..reports.test_strength_report import STRENGTH
@@ -37,6 +50,26 @@ def test_a_choice_of_strength_is_found_and_kept_as_a_table(run: RunFolder) -> No
     assert len(strength_lines(run, {"strength": found})) == 2  # the table, and how to read it
     [table] = run.tables.glob("*.csv")
     assert "80 *" in table.read_text("utf-8")
+
+
+def test_the_scorer_is_never_quoted_without_what_it_knows(run: RunFolder) -> None:
+    made = {"images": 40, "failed": 0, "measured_mean": 0.5, "target_mean": 0.4, "label_agreement": 0.67}
+    assert "real images" not in text_of(generated_lines(run, made)) and scorer_words(run) == ""
+    standing = standing_of(400, 0.71, 0.34, 0.5)
+    run.run(Stage("score", {}, {}), lambda: Outcome([], "x", {"competence": standing}))
+    assert "it sees the label in 67 % of them, and in 71 % of 400 real images" in text_of(generated_lines(run, made))
+    assert "The scorer names 71.0 % of 400 images right" in text_of(strength_lines(run, {"strength": STRENGTH}))
+    demand = {"images": 4, "demand": [], "newest_difficulty": 0.3, "competence": scorer_known(run)}
+    said = demand_sheet(demand).sentence
+    assert said.startswith("Real images are 0.30 hard in the mean") and "The scorer names 71.0 %" in said
+
+
+def text_of(lines: Sequence[RenderableType]) -> str:
+    console = Console(width=1000, file=io.StringIO())
+    with console.capture() as said:
+        for line in lines:
+            console.print(line)
+    return " ".join(said.get().split())
 
 
 def test_the_page_shows_what_fine_tuning_drew_on_its_way(run: RunFolder) -> None:

@@ -12,6 +12,7 @@ from dcdm_cli.evaluation.judge import Judge
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.session import Session
 from dcdm_cli.stages.adherence import reachable_targets, summary
+from dcdm_cli.stages.agreement import scorer_and_judge
 from dcdm_cli.stages.experiments.generators import arm_session, prepare_variant
 from dcdm_cli.stages.judge import open_judge
 from dcdm_cli.stages.probe import open_run_engine, plan_inputs, probe, probe_rows
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 def adherence_document(session: Session, experiment: Experiment, data: Evaluated, job: Job) -> dict[str, Any]:
     judge = open_judge(session, data.manifest, job)
+    known = scorer_and_judge(session, data, judge, job)
     engine = open_run_engine(session, session.run.adapter, job)
     steered = {
         name: _probed(session, engine, judge, data, job, calibrated=calibrated)
@@ -34,7 +36,7 @@ def adherence_document(session: Session, experiment: Experiment, data: Evaluated
     densities = {"real": _real(session, data, job)}
     for arm in experiment.arms:
         densities[arm.name] = _arm(session, experiment, arm, judge, job)
-    return {"adherence": steered, "densities": densities}
+    return {"adherence": steered, "densities": densities, "competence": known["competence"]}
 
 
 def _probed(

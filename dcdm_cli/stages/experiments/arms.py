@@ -12,6 +12,7 @@ from dcdm_cli.evaluation.downstream import NOTHING, Arm, Samples, Trial, TrialLe
 from dcdm_cli.evaluation.experiments import ArmSpec
 from dcdm_cli.run.origins import nearest
 from dcdm_cli.run.settings import ClassifierConfig
+from dcdm_cli.stages.experiments.named_sets import finished_set
 from dcdm_cli.stages.experiments.sets import GeneratedSets
 
 if TYPE_CHECKING:
@@ -50,6 +51,11 @@ def make_arm(spec: ArmSpec, ratio: float, real: Manifest, sets: GeneratedSets) -
     """Images are generated when a classifier first asks for them."""
     ratio = spec.ratio or ratio
     classifier = {"policy": spec.policy, "mixup": spec.mixup} if spec.augmented else None
+    if spec.set:
+        made = finished_set(sets.session.run, spec.set)
+        key = f"set {made.digest('sample_id', 'label', 'generator')}"
+        images = Samples(made.paths(), made.column("label").astype(np.int64))
+        return Arm(spec.name, lambda seed: images, key, classifier)
     if spec.source in ("none", "augmented"):
         return Arm(spec.name, lambda seed: NOTHING, "", classifier)
     if spec.source == "upsampled":

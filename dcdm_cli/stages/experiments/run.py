@@ -20,8 +20,10 @@ from dcdm_cli.stages.evaluate import evaluation_stage
 from dcdm_cli.stages.evaluation_data import checked_data
 from dcdm_cli.stages.experiments.arms import make_arm, make_sets
 from dcdm_cli.stages.experiments.generators import variant_session
+from dcdm_cli.stages.experiments.named_sets import described, set_inputs
 from dcdm_cli.stages.experiments.sets import GeneratedSets
 from dcdm_cli.stages.jobs import open_job
+from dcdm_cli.stages.known import scorer_known
 from dcdm_cli.stages.label_check import prepare_check
 from dcdm_cli.stages.report import ExperimentFiles
 
@@ -110,7 +112,7 @@ def train_arms(session: Session, experiment: Experiment, data: Evaluated, seeds:
 
 def _run_arms(session: Session, experiment: Experiment, files: ExperimentFiles) -> Outcome:
     from dcdm_cli.stages.experiments.adherence import adherence_document
-    from dcdm_cli.stages.report import write_experiment_report
+    from dcdm_cli.stages.report import how_made, write_experiment_report
 
     job = open_job(session)
     data = checked_data(session)
@@ -123,6 +125,7 @@ def _run_arms(session: Session, experiment: Experiment, files: ExperimentFiles) 
         "axis": experiment.axis,
         "tested_on": session.config.evaluate.holdout,
         "device": job.device,
+        "competence": scorer_known(session.run),
         "warnings": list(data.warnings),
     }
     if experiment.kind == "adherence":
@@ -139,7 +142,7 @@ def _run_arms(session: Session, experiment: Experiment, files: ExperimentFiles) 
         }
     document = {**head, **body}
     write_json(files.document, document)
-    made = write_experiment_report(files, document)
+    made = write_experiment_report(files, document, how_made())
     return Outcome([files.document, *made], "", document, job.device)
 
 
@@ -147,7 +150,8 @@ def experiment_stage(session: Session, experiment: Experiment, files: Experiment
     found = {name: session.run.record(name) for name in ("calibrate",)}
     inputs = {name: session.run.require(name).id for name in ("score", "caption")} | session.run.adapter_ids()
     inputs |= {name: record.id for name, record in found.items() if record}
-    return evaluation_stage(session, f"evaluate-{files.name}", inputs, experiment=experiment.model_dump(mode="json"))
+    inputs |= set_inputs(session.run, experiment)
+    return evaluation_stage(session, f"evaluate-{files.name}", inputs, experiment=described(experiment))
 
 
 def _cells(session: Session, experiment: Experiment, data: Evaluated, sets: GeneratedSets) -> list[Cell]:
@@ -184,7 +188,9 @@ def _about(spec: ArmSpec, ratio: float, sets: GeneratedSets, seeds: Sequence[int
     }
     if spec.source != "generated":
         return about
-    about["difficulty"] = f"plan, {spec.rounds} rounds" if spec.rounds else spec.difficulty or sets.difficulty
+    planned = f"plan, {spec.rounds} rounds" if spec.rounds else spec.difficulty or sets.difficulty
+    about["difficulty"] = f"of set {spec.set}" if spec.set else planned
+    about |= {"set": spec.set} if spec.set else {}
     facts = [facts for facts in (sets.facts(spec, ratio, seed) for seed in seeds) if facts]
     for name in ("realised_mean", "realised_std", "label_agreement", "label_checked", "seconds"):
         known = [row[name] for row in facts if row[name] is not None]

@@ -24,6 +24,7 @@ from dcdm_cli.gate import Amount, Count, Share, Word, read_document
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.roles import IMAGES, fingerprint
 from dcdm_cli.stages.experiments.generators import VariantFolder, arm_session, as_chosen, prepare_variant
+from dcdm_cli.stages.experiments.named_sets import finished_set, set_record
 from dcdm_cli.stages.label_check import check_input
 from dcdm_cli.stages.probe import make_measure, open_run_engine, plan_inputs
 from dcdm_cli.stages.prompts import prompt_input
@@ -58,6 +59,7 @@ class GeneratedSets:
     def __init__(self, session: Session, experiment: Experiment, real: Manifest, job: Job) -> None:
         self.session, self.experiment, self.real, self.job = session, experiment, real, job
         self._open: tuple[str, Engine] | None = None
+        self._named: dict[str, dict[str, Any]] = {}
 
     @property
     def difficulty(self) -> str:
@@ -112,6 +114,8 @@ class GeneratedSets:
         """What scorer and label check find in a finished set, and what it cost: realised_mean, realised_std,
         label_agreement, label_checked, images, seconds. Measured once and kept beside the images; None where nobody
         looked. Empty when the set is not there any more."""
+        if arm.set:
+            return self._named_facts(arm.set)
         if arm.rounds:
             folders = [self._folder(arm, ratio, seed) / f"{number}" for number in range(arm.rounds)]
         else:
@@ -119,6 +123,13 @@ class GeneratedSets:
         if not all(_finished(folder) for folder in folders):
             return {}
         return _joined([self._measured(folder) for folder in folders])
+
+    def _named_facts(self, name: str) -> dict[str, Any]:
+        """The same of a set of the run, measured once per experiment."""
+        if name not in self._named:
+            images, record = finished_set(self.session.run, name), set_record(self.session.run, name)
+            self._named[name] = {"images": len(images), "seconds": record.seconds, **self._measure(images)}
+        return self._named[name]
 
     def _ratios(self, arm: ArmSpec, ratio: float) -> list[float]:
         """Ratios up to this one that the experiment asks for in arms like this one, smallest first: its bands."""
