@@ -13,7 +13,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +164,19 @@ def leftovers(root: Path, *, leave: Path | None = None) -> Iterator[Path]:
     for folder, folders, files in os.walk(root):
         yield from (Path(folder, name) for name in (*files, *folders) if _is_leftover(name))
         folders[:] = [name for name in folders if not _is_leftover(name) and Path(folder, name) != leave]
+
+
+def links(root: Path) -> Iterator[Path]:
+    """Links below `root`, at any depth; none is followed. Folders are listed and no file is looked at: a hundred
+    thousand of them take a tenth of a second. What other processes remove meanwhile is passed over."""
+    folders = [os.fspath(root)]
+    while folders:
+        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_symlink():
+                    yield Path(entry.path)
+                elif entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
 
 
 def sweep(root: Path, *, leave: Path | None = None) -> None:

@@ -298,6 +298,7 @@ FOREIGN_VALUES = {
     "caption.sidecars": "/elsewhere",
     "caption.metadata": "/elsewhere",
     "caption.overwrite": True,
+    "finetune.log_with": "wandb",
     "generate.trust_engine": True,
     "scale.engine": "ray",
     "scale.address": "host:1",

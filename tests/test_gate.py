@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from dcdm_cli.captioning.bulk import Said
 from dcdm_cli.data.candidates import ScanOptions
+from dcdm_cli.data.manifest import manifest_classes
 from dcdm_cli.data.sources import scan
 from dcdm_cli.difficulty.calibration import SPREAD, Calibration, load_calibration
 from dcdm_cli.difficulty.classifier import load_classifier
@@ -65,6 +67,17 @@ def read_calibration(file: Path) -> Any:
     assert np.isfinite(requested).all() and 0 <= found.reachable[0] <= found.reachable[1] <= 1
 
 
+FOOTER = {"schema": 1, "class_names": ["a", "b"], "root": None, "note": ""}
+
+
+def read_footer(file: Path) -> Any:
+    """What a manifest says of itself, put into one as it is."""
+    table = pa.table({"label": [0]}).replace_schema_metadata({b"dcdm": file.read_bytes()})
+    pq.write_table(table, file.with_suffix(".parquet"))
+    names = manifest_classes(file.with_suffix(".parquet"))
+    assert names is None or all(isinstance(name, str) for name in names)
+
+
 # file -> (what we write, how it is read)
 DOCUMENTS: dict[str, tuple[Any, Callable[[Path], Any]]] = {
     "records/score.json": (asdict(RECORD), lambda file: RunFolder(file.parent.parent).record("score")),
@@ -80,6 +93,7 @@ DOCUMENTS: dict[str, tuple[Any, Callable[[Path], Any]]] = {
         {"step": 1, "sha256": HASH, "settings": HASH},
         lambda file: load_checkpoint(file.parent.parent, HASH),
     ),
+    "manifest.json": (FOOTER, read_footer),
     "captions.jsonl": ({"sample_id": "a", "caption": "b", "revision": None}, lambda file: read_lines(file, Said)),
     "downstream.jsonl": (
         {"key": HASH, "arm": "real", "seed": 1, "accuracy": 0.5, "images": 0, "seconds": 1.0},

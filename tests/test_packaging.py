@@ -73,7 +73,7 @@ def test_an_installed_copy_works_away_from_the_clone(wheel: Path, tmp_path: Path
 def test_the_project_declares_what_the_readers_of_the_issue_expect() -> None:
     document = tomllib.loads((CLONE / "pyproject.toml").read_text())
     project = document["project"]
-    assert project["scripts"] == {"dcdm": "dcdm_cli.cli:main"} and project["requires-python"] == ">=3.11"
+    assert project["scripts"] == {"dcdm": "dcdm_cli.__main__:main"} and project["requires-python"] == ">=3.11"
     core = " ".join(project["dependencies"])
     for name in [
         "typer",

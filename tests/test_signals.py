@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,6 +46,17 @@ def test_the_first_stops_at_once_while_modules_are_imported(tmp_path: Path, monk
     with pytest.raises(KeyboardInterrupt):
         importlib.import_module("slow_library")
     assert signals.asked_to_stop() == "SIGTERM" and said == []
+
+
+def test_a_signal_before_anybody_listens_ends_without_a_word(tmp_path: Path) -> None:
+    """The program's own imports take a quarter of a second, and a traceback of them tells nobody anything."""
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt\n")
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    for words in (["-m", "dcdm_cli"], ["-c", "from dcdm_cli.__main__ import main; main()"]):
+        done = subprocess.run(
+            [sys.executable, *words, "--help"], env=os.environ | {"PYTHONPATH": path}, capture_output=True, check=False
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
 
 
 def test_what_was_ignored_stays_ignored() -> None:

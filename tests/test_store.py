@@ -12,7 +12,8 @@ import pytest
 
 from dcdm_cli.errors import LockedError, MismatchError, NotFoundError, StorageError
 from dcdm_cli.run.resolution import resolve
-from dcdm_cli.run.store import Outcome, RunFolder, Stage, write_starter_config
+from dcdm_cli.run.session import chosen_strength, write_starter_config
+from dcdm_cli.run.store import Outcome, RunFolder, Stage, command_of
 
 STAGE = Stage("score", {"folds": 5}, {"source": "abc"})
 
@@ -209,12 +210,49 @@ def test_the_starter_file_is_written_once_and_read_back(run: RunFolder) -> None:
     assert resolved.origins["data.source"] == str(run.config_file)
 
 
-@pytest.mark.parametrize("place", ["generated", ".lock", "records/score.json", "export/denoiser.onnx"])
+def test_of_a_choice_of_strength_nothing_but_scales_is_taken(run: RunFolder) -> None:
+    """A received record must not say, of what generation does, more than fine-tuning can have chosen."""
+    settings = {"lora_scale": 0.5, "text_guidance": 1.5, "difficulty_guidance": 2.0}
+    run.run(Stage("finetune", {}, {}), lambda: Outcome([], "", {"strength": {"settings": settings, "chosen": 0}}))
+    assert chosen_strength(run.require("finetune")) == settings
+    file = run.path / "records" / "finetune.json"
+    written = json.loads(file.read_text())
+    for said in ({"trust_engine": True}, {"backend": "tensorrt"}, {"lora_scale": "much"}, {"lora_scale": float("inf")}):
+        written["results"]["strength"]["settings"] = settings | said
+        file.write_text(json.dumps(written))
+        with pytest.raises(MismatchError, match="is damaged"):
+            run.require("finetune")
+
+
+@pytest.mark.parametrize(
+    ("record", "command"),
+    [
+        ("score", "score"), ("calibrate", "finetune"), ("judge", "evaluate"), ("filter", "evaluate filter"),
+        ("generate-hard-2", "generate --name hard-2"), ("evaluate-artefacts-hard", "evaluate check --name hard"),
+        ("evaluate-mean-sweep", "evaluate experiment mean-sweep"), ("prompts", "caption"),
+        ("export-distilled", "export --guidance distilled"),
+    ],
+)  # fmt: skip
+def test_a_damaged_record_names_the_command_that_makes_it_again(run: RunFolder, record: str, command: str) -> None:
+    assert command_of(record) == command
+    (run.path / "records").mkdir(exist_ok=True)
+    (run.path / "records" / f"{record}.json").write_text("{")
+    fault = run.records_or_faults()[record]
+    assert isinstance(fault, MismatchError) and f"dcdm {command} --force" in fault.hint and run.records() == {}
+
+
+OUTWARD = (
+    "generated", ".lock", "records/score.json", "export/denoiser.onnx", "sets/hard/shards",
+    "sets/hard/train/bird/00.png", "evaluation/judge/fold-0/cache", "distilled/adapter/config.json",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("place", OUTWARD)
 def test_links_that_lead_out_of_a_run_folder_are_refused_before_anything_is_written(run: RunFolder, place: str) -> None:
     mine = run.path.parent / "mine"
     mine.write_text("precious")
     link = run.path / place
-    link.parent.mkdir(exist_ok=True)
+    link.parent.mkdir(parents=True, exist_ok=True)
     link.symlink_to(mine)
     for use in (run.create, run.lock("dcdm score").__enter__):
         with pytest.raises(MismatchError, match="leads out of") as caught:

@@ -242,12 +242,17 @@ def manifest_note(path: Path) -> str | None:
 def manifest_classes(path: Path) -> tuple[str, ...] | None:
     """The class names of a manifest, in label order; None without a readable one. Reads no rows."""
     try:
-        meta = pq.read_schema(path).metadata or {}
-        names = json.loads(meta[_META_KEY])["class_names"]
-    except (OSError, KeyError, ValueError, TypeError):  # pa.ArrowInvalid is a ValueError
+        return _read_meta(pq.read_schema(path)).class_names
+    except (OSError, KeyError, ValueError):  # pa.ArrowInvalid is a ValueError
         return None
-    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    return tuple(names) if is_list else None
+
+
+def manifest_rows(path: Path) -> int | None:
+    """How many rows a manifest has; None without a readable one. Reads no rows."""
+    try:
+        return pq.read_metadata(path).num_rows
+    except (OSError, ValueError):  # pa.ArrowInvalid is a ValueError
+        return None
 
 
 def _portable(root: Path, home: Path) -> str:

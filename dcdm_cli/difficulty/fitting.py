@@ -25,13 +25,27 @@ from torch.utils.data import Dataset
 
 from dcdm_cli.crew.devices import on_device
 from dcdm_cli.errors import NumericalError
-from dcdm_cli.run.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
+from dcdm_cli.run.checkpoint import (
+    SavedState,
+    ScheduleState,
+    load_checkpoint,
+    optimizer_tensors,
+    restore_optimizer,
+    save_checkpoint,
+)
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.settings import ClassifierConfig
 
 CHECK_EVERY = 20  # steps between looks at the loss; a look makes a GPU wait
 SAVE_EVERY_S = 60.0  # what a kill may cost; a stop saves whatever the clock says
 IMAGES, NETWORK = 0, 1  # streams of random numbers of one step
+
+
+@dataclass(frozen=True)
+class FittingState(SavedState):
+    """state.json of a classifier's training."""
+
+    schedule: ScheduleState
 
 
 @dataclass(frozen=True)
@@ -150,7 +164,7 @@ class _Training:
         folder = self.lesson.keep.folder if self.lesson.keep else None
         if folder is None:
             return
-        found = load_checkpoint(folder, self.lesson.settings, replace=True)
+        found = load_checkpoint(folder, self.lesson.settings, kind=FittingState, replace=True)
         if found is None:
             shutil.rmtree(folder, ignore_errors=True)
             return

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from dcdm_cli.data.onnx_weights import external_data
 from dcdm_cli.errors import NotFoundError, UsageError
+from dcdm_cli.gate import parse_json, typed
 
 TIMM_WEIGHTS, TIMM_CONFIG = "model.safetensors", "config.json"
 
@@ -41,7 +41,7 @@ def timm_description(file: Path) -> dict[str, Any]:
     if not config.is_file():
         return {}
     try:
-        stated = json.loads(config.read_text("utf-8"))
+        stated = typed(dict[str, Any], parse_json(config.read_text("utf-8")))
         if "architecture" not in stated:
             return {}
         cfg = stated.get("pretrained_cfg") or {}
@@ -54,7 +54,7 @@ def timm_description(file: Path) -> dict[str, Any]:
             "image_size": size[-1] if size else None,
             **{key: cfg.get(key) for key in ("mean", "std", "crop_pct", "interpolation")},
         }
-    except (OSError, ValueError, TypeError, AttributeError, IndexError, KeyError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
         raise UsageError(
             f"{config} is no description of a timm model: {error}",
             "write it again: timm.models.save_for_hf",

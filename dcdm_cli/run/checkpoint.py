@@ -7,24 +7,41 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, Field, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dcdm_cli.errors import DcdmError, MismatchError
 from dcdm_cli.files import atomic_folder, hash_file, write_json
-from dcdm_cli.gate import Count, Digest, Word, read_document, typed
+from dcdm_cli.gate import Count, Digest, Finite, Word, read_document, typed
 
 log = logging.getLogger(__name__)
 STATE, TENSORS = "state.json", "tensors.safetensors"
 
 
+class ScheduleState(BaseModel):
+    """What a schedule of the learning rate, PyTorch's LambdaLR, is restored from."""
+
+    last_epoch: Count
+    step_count: Count = Field(alias="_step_count")
+    base_lrs: Annotated[list[Finite], Field(min_length=1)]
+    last_lr: Annotated[list[Finite], Field(min_length=1, alias="_last_lr")]
+    lr_lambdas: list[dict[str, Any] | None]
+
+    @model_validator(mode="after")
+    def _of_the_same_groups(self) -> ScheduleState:
+        if not len(self.base_lrs) == len(self.last_lr) == len(self.lr_lambdas):
+            raise ValueError("it must have one learning rate per group of parameters")
+        return self
+
+
 @dataclass(frozen=True)
-class _Said:
-    """What every state.json says; the rest is its trainer's."""
+class SavedState:
+    """What every state.json says; its trainer's own kind has the rest."""
 
     step: Count
     sha256: Digest
@@ -43,28 +60,28 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    folder: Path, settings: str, *, replace: bool = False
+    folder: Path, settings: str, *, kind: type[SavedState] = SavedState, replace: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """The newest whole checkpoint, or None when there is none at all.
 
-    settings: hash of what must not change between the runs. A damaged one is skipped with a warning. Raises
-    MismatchError when there are checkpoints but none is usable, rather than starting again unasked; with `replace`,
-    which is that wish, they count as none. Deletes nothing.
+    settings: hash of what must not change between the runs. kind: of the state that its trainer wrote. A damaged one is
+    skipped with a warning. Raises MismatchError when there are checkpoints but none is usable, rather than starting
+    again unasked; with `replace`, which is that wish, they count as none. Deletes nothing.
     """
     try:
-        return _newest(folder, settings)
+        return _newest(folder, settings, kind)
     except MismatchError:
         if not replace:
             raise
         return None
 
 
-def _newest(folder: Path, settings: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+def _newest(folder: Path, settings: str, kind: type[SavedState]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     found = _checkpoints(folder)
     for path in reversed(found):
         try:
             state = read_document(path / STATE, dict[str, Any], "")
-            said = typed(_Said, state)
+            said = typed(kind, state)
             if said.sha256 != hash_file(path / TENSORS):
                 raise ValueError("the tensors differ from their recorded hash")
             tensors = load_file(path / TENSORS)

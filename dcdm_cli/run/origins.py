@@ -12,11 +12,13 @@ from typing import Any
 from dcdm_cli.errors import NotFoundError, UsageError
 from dcdm_cli.run.presets import PRESETS
 
-# Settings that write outside the run folder, or let code from elsewhere run, with the value that does neither.
+# Settings that write outside the run folder, send to others, or let code from elsewhere run, with the value that does
+# none of it.
 FOREIGN: Mapping[str, Any] = {
     "caption.sidecars": None,
     "caption.metadata": None,
     "caption.overwrite": False,
+    "finetune.log_with": None,
     "generate.trust_engine": False,
     "scale.engine": "local",
     "scale.address": None,

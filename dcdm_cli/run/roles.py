@@ -66,6 +66,18 @@ def all_others(sections: Mapping[str, BaseModel], *roles: str) -> dict[str, dict
     return {name: others(section, *roles) for name, section in sections.items()}
 
 
+def counted(config: Mapping[str, Any], uncounted: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the uncounted settings, in sections too, and without those that are off (None)."""
+    kept = {}
+    for key, value in config.items():
+        inner = uncounted.get(key)
+        if isinstance(value, Mapping) and (inner is None or isinstance(inner, Mapping)):
+            kept[key] = counted(value, inner or {})
+        elif key not in uncounted and value is not None:
+            kept[key] = value
+    return kept
+
+
 def _field(role: str, field: dict[str, Any]) -> Any:
     return Field(**field, json_schema_extra={"role": role})
 

@@ -13,9 +13,10 @@ from pydantic import BaseModel
 
 from dcdm_cli.console import Console
 from dcdm_cli.errors import UsageError
+from dcdm_cli.files import write_text
 from dcdm_cli.pace import duration
 from dcdm_cli.run import store
-from dcdm_cli.run.origins import FOREIGN, Layer
+from dcdm_cli.run.origins import FOREIGN, Layer, toml_document
 from dcdm_cli.run.resolution import Override, Resolved, flat_items
 from dcdm_cli.run.roles import EXECUTION, role_of
 from dcdm_cli.run.settings import Config, changed
@@ -63,6 +64,16 @@ class Session:
     def with_flag(self, section: str, key: str, value: Any) -> Session:
         """The same session as if this setting had been a flag. Raises UsageError for a value that breaks a rule."""
         return replace(self.with_settings(**{section: {key: value}}), given={**self.given, f"{section}.{key}": value})
+
+
+def write_starter_config(run: RunFolder, settings: Mapping[str, Any]) -> None:
+    """Writes dcdm.toml once, with what the first command was told, for the user to edit. Never overwrites it.
+
+    settings: dotted key -> plain value, as in `resolution.flat_items`.
+    """
+    if not run.config_file.exists():
+        head = "Settings of this run. All of them, with their origin: dcdm config show --origin"
+        write_text(run.config_file, toml_document(settings, head=head))
 
 
 def with_settings(session: Session, **sections: Mapping[str, Any]) -> Session:
@@ -141,8 +152,10 @@ def by_calls(session: Session) -> Session:
 
 
 def chosen_strength(record: StageRecord) -> dict[str, Any]:
-    """The settings of generation that fine-tuning with `strength = auto` chose; empty where it chose none."""
-    return dict(record.results.get("strength", {}).get("settings", {})) if record.stage == "finetune" else {}
+    """The settings of generation that fine-tuning with `strength = auto` chose; empty where it chose none. Only scales:
+    the record's gate (`store.Scales`) lets nothing else through."""
+    chosen = (record.results.get("strength") or {}) if record.stage == "finetune" else {}
+    return {key: value for key, value in (chosen.get("settings") or {}).items() if value is not None}
 
 
 def with_chosen_strength(session: Session) -> Session:

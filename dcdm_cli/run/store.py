@@ -11,7 +11,7 @@ import platform
 import re
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -22,23 +22,47 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from dcdm_cli import __version__
 from dcdm_cli.errors import DcdmError, LockedError, MismatchError, NotFoundError, StorageError
-from dcdm_cli.files import PART_SUFFIX, hash_json, sweep, write_json, write_text
+from dcdm_cli.files import PART_SUFFIX, hash_json, links, sweep, write_json
 from dcdm_cli.gate import EXACT, NO_LINKS, Amount, Count, Finite, Share, Table, Text, Word, inside, read_document
 from dcdm_cli.run.memory import peak_memory_mib
-from dcdm_cli.run.origins import toml_document
+from dcdm_cli.run.roles import counted
 from dcdm_cli.run.seals import Seal, change, seal_all
 from dcdm_cli.run.timing import Attempt
 
 DEFAULT_RUN = "dcdm-run"
 SET_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")  # a folder and a part of a file name, on every system
 PIPELINE = ("score", "caption", "finetune", "calibrate", "distill", "export", "generate", "evaluate")
-COMMAND_OF = {"calibrate": "finetune", "judge": "evaluate", "adherence": "evaluate"}  # stages without their own
+COMMAND_OF = {
+    "calibrate": "finetune", "calibrate-distilled": "distill", "export-distilled": "export --guidance distilled",
+    "caption-files": "caption", "prompts": "caption", "judge": "evaluate", "agreement": "evaluate",
+    "adherence": "evaluate", "evaluate-artefacts": "evaluate check", "filter": "evaluate filter",
+    "atlas": "evaluate atlas", "next-plan": "evaluate plan",
+}  # fmt: skip  # of records that are not called like their command
+OF_SETS = {"generate": "generate", "evaluate-artefacts": "evaluate check", "filter": "evaluate filter"}  # with --name
 DISTILLED = "distilled"  # the folder of the distilled adapter and of its export
 OF_ADAPTER = ("calibrate", "export")  # stages that each adapter has of its own, and that both may have at a time
 ALL_SETS = "all"  # no set's name: where sets are compared it means all of them
 _held: set[Path] = set()  # run folders that this process has locked
 ADAPTER_WEIGHTS = ("pytorch_lora_weights.safetensors", "difficulty_encoder.safetensors", "config.json")
 RECORDED_PACKAGES = ("torch", "diffusers", "transformers", "peft", "timm", "accelerate")
+
+
+class Scales(BaseModel):
+    """The settings of generation that fine-tuning chooses; no other may come from a record."""
+
+    model_config = ConfigDict(extra="forbid", defer_build=True)
+
+    lora_scale: Finite | None = None
+    text_guidance: Finite | None = None
+    difficulty_guidance: Finite | None = None
+
+
+class ChosenStrength(BaseModel):
+    """What later stages work with of the choice of strength; the rest of it is for people."""
+
+    model_config = ConfigDict(extra="allow", defer_build=True)
+
+    settings: Scales | None = None
 
 
 class _Results(BaseModel):
@@ -52,6 +76,7 @@ class _Results(BaseModel):
     method: Word | None = None
     reason: Text | None = None
     reachable: tuple[Share, Share] | None = None
+    strength: ChosenStrength | None = None
 
 
 def _check_results(results: dict[str, Any]) -> dict[str, Any]:
@@ -216,11 +241,11 @@ class RunFolder:
                 probe.unlink()
 
     def refuse_links(self) -> None:
-        """Raises MismatchError for a link at the places where stages write that leads out of the run folder: a folder
-        that was received would make them write elsewhere. dcdm.toml is only read, and may be a link."""
-        for entry in (*_entries(self.path), *(below for top in _entries(self.path) for below in _entries(top))):
-            if entry.is_symlink() and entry.path != str(self.config_file):
-                inside(self.path, os.path.relpath(entry.path, self.path), said_in=Path(entry.path), again=NO_LINKS)
+        """Raises MismatchError for a link anywhere in the run folder that leads out of it: a folder that was received
+        would make stages write elsewhere. dcdm.toml is only read, and may be a link."""
+        for link in links(self.path):
+            if link != self.config_file:
+                inside(self.path, os.path.relpath(link, self.path), said_in=link, again=NO_LINKS)
 
     @contextmanager
     def lock(self, command: str) -> Iterator[None]:
@@ -262,14 +287,20 @@ class RunFolder:
 
     def records(self) -> dict[str, StageRecord]:
         """All that can be read, by the names of their files, in the order of time."""
-        found = {}
+        return {name: found for name, found in self.records_or_faults().items() if isinstance(found, StageRecord)}
+
+    def records_or_faults(self) -> dict[str, StageRecord | DcdmError]:
+        """As `records`; of a record that cannot be read, what is wrong with it."""
+        found: dict[str, StageRecord | DcdmError | None] = {}
         for name in self.record_times():
-            with suppress(DcdmError):
+            try:
                 found[name] = self._read_record(self.path / "records" / f"{name}.json", name)
-        return {name: record for name, record in found.items() if record is not None}
+            except DcdmError as error:
+                found[name] = error
+        return {name: one for name, one in found.items() if one is not None}
 
     def _read_record(self, file: Path, stage: str) -> StageRecord | None:
-        again = f"make it again: dcdm {stage} --force --run {self.path}"
+        again = f"make it again: dcdm {command_of(stage)} --force --run {self.path}"
         if not file.is_file():
             return None
         record = read_document(file, StageRecord, again)
@@ -358,7 +389,7 @@ class RunFolder:
 
     def _damaged(self, name: str, wrote: Sequence[StageRecord]) -> MismatchError:
         first, last, file = wrote[0].stage, wrote[-1], self.path / name
-        again = f"make it again: dcdm {COMMAND_OF.get(first, first)} --force --run {self.path}"
+        again = f"make it again: dcdm {command_of(first)} --force --run {self.path}"
         if file.is_relative_to(self.checker):
             again = f"remove {file.parent}: the label check is made again"
         said = f"{file} is damaged: it {change(file, last.wrote[name])} when the stage {last.stage} wrote it"
@@ -426,31 +457,18 @@ class RunFolder:
         return self.path / "records" / f"{name}.json"
 
 
-def write_starter_config(run: RunFolder, settings: Mapping[str, Any]) -> None:
-    """Writes dcdm.toml once, with what the first command was told, for the user to edit. Never overwrites it.
-
-    settings: dotted key -> plain value, as in `resolution.flat_items`.
-    """
-    if not run.config_file.exists():
-        head = "Settings of this run. All of them, with their origin: dcdm config show --origin"
-        write_text(run.config_file, toml_document(settings, head=head))
+def command_of(name: str) -> str:
+    """The command, without the program's name, whose work a record is. name: of the record's file."""
+    for stage, command in OF_SETS.items():
+        if name.startswith(f"{stage}-"):
+            return f"{command} --name {name.removeprefix(f'{stage}-')}"
+    experiment = name.removeprefix("evaluate-")
+    return COMMAND_OF.get(name, name if experiment == name else f"evaluate experiment {experiment}")
 
 
 def _same_outcome(recorded: Mapping[str, Any], stage: Stage) -> bool:
     """Older records also hold what does not count, and lack optional settings that came later."""
-    return _counted(recorded, stage.uncounted) == _counted(stage.config, {})
-
-
-def _counted(config: Mapping[str, Any], uncounted: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the uncounted settings, in sections too, and without those that are off (None)."""
-    kept = {}
-    for key, value in config.items():
-        inner = uncounted.get(key)
-        if isinstance(value, Mapping) and (inner is None or isinstance(inner, Mapping)):
-            kept[key] = _counted(value, inner or {})
-        elif key not in uncounted and value is not None:
-            kept[key] = value
-    return kept
+    return counted(recorded, stage.uncounted) == counted(stage.config, {})
 
 
 @dataclass(frozen=True)
@@ -469,12 +487,6 @@ def _describe_holder(file: Path) -> str:
     except (OSError, DcdmError):
         return "its name is not known"
     return f"{holder.command} (process {holder.pid} on {holder.host}, since {holder.since})"
-
-
-def _entries(folder: Path | os.DirEntry[str]) -> list[os.DirEntry[str]]:
-    """What lies in a folder; nothing where there is none, and nothing behind a link in the run folder."""
-    behind = isinstance(folder, os.DirEntry) and folder.is_symlink()
-    return [] if behind or not os.path.isdir(folder) else list(os.scandir(folder))
 
 
 def _now() -> str:

@@ -72,6 +72,7 @@ def run_part(session: Session, plan_file: Path, part: Part) -> dict[str, Any]:
             "leave out --force and --devices; one part per device, CUDA_VISIBLE_DEVICES says which",
         )
     refuse_planning_flags(session)
+    session.run.refuse_links()  # elsewhere the lock does
     session.run.require("finetune")
     session.run.sealed(generator_files(session))
     plan, clock = PlanFile(plan_file), time.monotonic()

@@ -14,9 +14,9 @@ from dcdm_cli.files import hash_file, hash_json
 from dcdm_cli.run.keeping import refuse_replacing
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.roles import all_others, fingerprints
-from dcdm_cli.run.session import Session
+from dcdm_cli.run.session import Session, write_starter_config
 from dcdm_cli.run.settings import Config
-from dcdm_cli.run.store import Outcome, RunFolder, Stage, StageRecord, write_starter_config
+from dcdm_cli.run.store import Outcome, RunFolder, Stage, StageRecord
 from dcdm_cli.stages.devices import Spread, crew_of, run_features, settle_spread
 from dcdm_cli.stages.first_look import first_look_sentences
 from dcdm_cli.stages.jobs import open_job

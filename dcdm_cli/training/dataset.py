@@ -6,6 +6,7 @@ resumed run, and a run on more devices with the same global batch, see the same 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,21 +14,23 @@ from typing import Annotated
 
 import numpy as np
 import torch
+from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
 from dcdm_cli.data.archives import file_stamp
-from dcdm_cli.data.images import decode_options
+from dcdm_cli.data.images import decode_options, image_hash
 from dcdm_cli.data.manifest import Manifest
 from dcdm_cli.errors import MismatchError, NotFoundError, NumericalError, UsageError
 from dcdm_cli.files import atomic_path, hash_json, write_json
-from dcdm_cli.gate import read_document
+from dcdm_cli.gate import SCAN_ID, read_document
 from dcdm_cli.model.base import BaseModel, encode_text
 from dcdm_cli.model.latents import encode_latents, to_pixels
 from dcdm_cli.run.progress import Progress
 from dcdm_cli.run.seals import change_beside, seal_beside
 from dcdm_cli.training.views import Views
 
+SCANNED = re.compile(SCAN_ID)
 CHUNK, CHUNK_PIXELS = 32, 2**20  # encoded at once, at most: an encoder's activations are gigabytes at 512 px
 BINS = 10  # of difficulty, for balancing
 
@@ -111,21 +114,22 @@ def cache_latents(
 ) -> np.ndarray:
     """Memory-mapped latents [len(views), 4, h, w], encoded once, reused while images, VAE and file are the same.
 
-    ids: sample ids of the images, by which `cached_originals` finds their latents again without the images.
+    ids: sample ids of the images, by which `cached_originals` finds their latents again without the images. Raises
+    MismatchError for an image that shows something else than the one that was scored under its id.
     """
     stamps = [_stamp(path) for path in views.paths]
     made_from = [stamps, views.mirror, views.jittered, views.seed, resolution, base.fingerprint]
     made_from.append(asdict(decode_options()))
     file = folder / f"latents-{hash_json(made_from)}.npy"
     if change_beside(file):
-        _encode(base, views, resolution, file, progress)
+        _encode(base, views, resolution, file, progress, ids or ())
         seal_beside(file)
     if ids is not None:
         write_json(_originals_file(ids, base.fingerprint, resolution, folder), {"latents": file.name})
     return np.load(file, mmap_mode="r")
 
 
-def _encode(base: BaseModel, views: Views, resolution: int, file: Path, progress: Progress) -> None:
+def _encode(base: BaseModel, views: Views, resolution: int, file: Path, progress: Progress, ids: Sequence[str]) -> None:
     side = resolution // base.latent_size
     channels = base.vae.config["latent_channels"]
     header = {"descr": "<f4", "fortran_order": False, "shape": (len(views), channels, side, side)}
@@ -134,7 +138,9 @@ def _encode(base: BaseModel, views: Views, resolution: int, file: Path, progress
         np.lib.format.write_array_header_1_0(stream, header)
         chunk = max(1, min(CHUNK, CHUNK_PIXELS // resolution**2))  # of images beyond a million pixels one at a time
         for start in range(0, len(views), chunk):
-            latents = encode_latents(base.vae, to_pixels(views[start : start + chunk], resolution)).cpu().numpy()
+            pictures = views[start : start + chunk]
+            refuse_others(pictures, ids[start : start + chunk], views.paths[start : start + chunk])
+            latents = encode_latents(base.vae, to_pixels(pictures, resolution)).cpu().numpy()
             refuse_not_finite(latents, start)
             stream.write(latents.tobytes())
             progress("encoding images", min(start + chunk, len(views)), len(views))
@@ -181,6 +187,19 @@ def refuse_not_finite(latents: np.ndarray, first: int) -> None:
             "the VAE overflowed, or what was cached is damaged",
             "use --precision fp32, or remove cache/ in the run folder and run it again",
         )
+
+
+def refuse_others(pictures: Sequence[Image.Image], ids: Sequence[str], paths: Sequence[Path]) -> None:
+    """pictures: RGB, the first of them at `paths`; ids: their sample ids, as far as they are known; views of images
+    follow. Raises MismatchError for the first that is not what its id was made from: its score, label and caption
+    would be another picture's."""
+    for picture, sample, path in zip(pictures, ids, paths, strict=False):
+        if SCANNED.fullmatch(sample) and not sample.startswith(image_hash(picture)):
+            raise MismatchError(
+                f"{path} does not show what it showed when it was scored",
+                "score the images as they are now: dcdm score, or put the image back",
+                file=path,
+            )
 
 
 def encode_captions(base: BaseModel, captions: Sequence[str], progress: Progress) -> tuple[np.ndarray, Tensor]:

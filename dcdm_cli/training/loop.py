@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from dcdm_cli.errors import CapabilityError, NumericalError
 from dcdm_cli.files import check_room, hash_json
+from dcdm_cli.gate import Count, Finite
 from dcdm_cli.model.adapter import adapter_hash, read_adapter
 from dcdm_cli.model.base import BaseModel
 from dcdm_cli.model.conditioning import NULL_DIFFICULTY, EncoderConfig
@@ -31,7 +32,14 @@ from dcdm_cli.model.denoiser import ConditionedUNet
 from dcdm_cli.model.encoder import DifficultyEncoder, load_encoder
 from dcdm_cli.model.lora import add_lora, inject_lora, lora_parameters
 from dcdm_cli.model.schedule import add_noise, training_scheduler
-from dcdm_cli.run.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
+from dcdm_cli.run.checkpoint import (
+    SavedState,
+    ScheduleState,
+    load_checkpoint,
+    optimizer_tensors,
+    restore_optimizer,
+    save_checkpoint,
+)
 from dcdm_cli.run.precision import settle_precision
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.roles import fingerprint
@@ -94,6 +102,18 @@ class Trained:
     network: ConditionedUNet
     losses: list[tuple[int, float]]
     skipped: int
+
+
+@dataclass(frozen=True)
+class TrainerState(SavedState):
+    """state.json of fine-tuning. losses, window, skipped: as in `Trainer`; scaler: of fp16 alone."""
+
+    lr: ScheduleState
+    ema_step: Count
+    losses: list[tuple[Count, Finite]]
+    window: list[Finite]
+    skipped: Count
+    scaler: dict[str, Finite] | None
 
 
 def finetune(
@@ -281,7 +301,7 @@ class Trainer:
         )
 
     def resume(self, *, replace: bool = False) -> None:
-        found = load_checkpoint(self.checkpoints, self.settings, replace=replace)
+        found = load_checkpoint(self.checkpoints, self.settings, kind=TrainerState, replace=replace)
         self.accelerator.wait_for_everyone()  # before the main process deletes or adds one
         if found is None:
             if self.accelerator.is_main_process:
@@ -298,7 +318,7 @@ class Trainer:
             group["lr"] = rate  # the scheduler sets it for the step after next only
         self.ema.optimization_step = state["ema_step"]
         self.step, self.skipped, self._window = state["step"], state["skipped"], state["window"]
-        self.losses = [(int(step), float(loss)) for step, loss in state["losses"]]
+        self.losses = [(step, loss) for step, loss in state["losses"]]
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 

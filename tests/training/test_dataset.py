@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dcdm_cli.errors import NotFoundError
+from dcdm_cli.data.images import decode_image, image_hash
+from dcdm_cli.errors import MismatchError, NotFoundError
 from dcdm_cli.model.base import BaseModel
 from dcdm_cli.run.progress import silent
 from dcdm_cli.training import dataset
@@ -99,7 +101,7 @@ def test_mirrored_views_follow_all_plain_ones(tiny: BaseModel, paths: list[Path]
 def test_the_originals_latents_are_found_by_what_is_in_the_images(
     tiny: BaseModel, paths: list[Path], tmp_path: Path
 ) -> None:
-    ids = [f"{number:032x}" for number in range(IMAGES)]
+    ids = [f"{image_hash(decode_image(path))}-{number:08x}" for number, path in enumerate(paths)]
 
     def found(ids: list[str], fingerprint: str = tiny.fingerprint, resolution: int = 32) -> np.ndarray | None:
         return cached_originals(ids, fingerprint, resolution, tmp_path)
@@ -111,6 +113,18 @@ def test_the_originals_latents_are_found_by_what_is_in_the_images(
     assert found(ids[::-1]) is None and found(ids, "other") is None and found(ids, resolution=64) is None
     next(tmp_path.glob("latents-*.npy")).unlink()
     assert found(ids) is None  # encoded again, then
+
+
+def test_an_image_that_shows_something_else_by_now_is_named_and_nothing_is_cached(
+    tiny: BaseModel, paths: list[Path], tmp_path: Path
+) -> None:
+    """Its score, label and caption are of the picture that was there."""
+    here = [Path(shutil.copy(path, tmp_path / path.name)) for path in paths]
+    ids = [image_hash(decode_image(path)) for path in here]
+    Image.open(here[3]).transpose(Image.Transpose.ROTATE_90).save(here[3])
+    with pytest.raises(MismatchError, match=f"{here[3].name} does not show what it showed") as caught:
+        cache_latents(tiny, Views(here, mirror=True), 32, tmp_path / "cache", silent, ids)
+    assert "dcdm score" in caught.value.hint and not [*tmp_path.glob("cache/*.npy")]
 
 
 def test_large_images_are_encoded_a_few_at_a_time(

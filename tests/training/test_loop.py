@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dcdm_cli.errors import CapabilityError, InterruptedRunError, MismatchError, NumericalError
+from dcdm_cli.errors import CapabilityError, InterruptedRunError, MismatchError, NumericalError, StorageError
 from dcdm_cli.model.base import BaseModel
 from dcdm_cli.run.progress import Job
 from dcdm_cli.training import loop
@@ -239,6 +239,29 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     assert "step-00000005 is damaged" in caplog.text
     shutil.rmtree(tmp_path / "checkpoints")
     assert same(weights(train(settings(checkpoint_every=1))), through)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("losses", 5), ("losses", [[1, "low"]]), ("window", None), ("skipped", -1), ("ema_step", "many"), ("lr", {}),
+     ("lr", {"last_epoch": 1, "_step_count": 1, "base_lrs": [1.0], "_last_lr": [], "lr_lambdas": [None]})],
+)  # fmt: skip
+def test_a_state_that_is_none_is_a_damaged_checkpoint(train: Train, tmp_path: Path, key: str, value: object) -> None:
+    train(settings(checkpoint_every=1, keep_checkpoints=1))
+    file = tmp_path / "checkpoints" / "step-00000006" / "state.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    with pytest.raises(MismatchError, match=r"no checkpoint in .* is readable"):
+        train(settings(checkpoint_every=1))
+
+
+def test_checkpoints_that_do_not_fit_are_refused_before_a_step(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10))
+    with pytest.raises(StorageError, match=r"the checkpoints need about .* are free"):
+        train(settings(checkpoint_every=1))
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_checkpoints_hold_no_pickles(train: Train, tmp_path: Path) -> None:
