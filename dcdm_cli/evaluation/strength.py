@@ -51,7 +51,7 @@ def check_unseen(images: int) -> None:
     if images < FEWEST:
         raise UsageError(
             f"{images} real images are kept from fine-tuning, and judging its strength takes {FEWEST}",
-            "hold out more images of dcdm score (--test-fraction, of which --judge-fraction is the judge's), add images, "
+            "hold out more images of dcdm score (--test-fraction, of which --judge-fraction is the judge's), add some, "
             "or set the number of steps yourself: dcdm finetune --strength 200",
         )
 
