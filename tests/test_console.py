@@ -38,7 +38,9 @@ def test_a_terminal_gets_lines_of_its_width_with_words_and_commands_whole() -> N
 
     for terminal, lines in ((True, [79, 100, 64, 307]), (False, [245, 307])):
         console, said = Console(out=io.StringIO()), io.StringIO()
-        console.err = RichConsole(file=said, force_terminal=terminal, width=80, color_system=None, _environ={"TERM": "xterm"})
+        console.err = RichConsole(
+            file=said, force_terminal=terminal, width=80, color_system=None, _environ={"TERM": "xterm"}
+        )
         console.note("word " * 16 + "x" * 100 + " " + "word " * 13)
         console.error(UsageError("bad", "dcdm " + "z" * 295))
         found = [line.rstrip() for line in said.getvalue().splitlines() if not line.startswith("error")]

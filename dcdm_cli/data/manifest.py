@@ -202,8 +202,8 @@ class Manifest:
 def write_manifest(manifest: Manifest, path: Path) -> None:
     """Writes Parquet through a temporary file, so that readers never see a torn table.
 
-    Where the manifest has a root the file's paths are absolute, which any tool opens. `read_manifest` knows them without
-    it, so that images below the manifest's folder are found when both have been moved.
+    Where the manifest has a root the file's paths are absolute, which any tool opens. `read_manifest` gives them
+    without it again, so that images below the manifest's folder are found when both have been moved.
     """
     write_manifest_parts([manifest.table], path, manifest.class_names, manifest.root, portable=False)
 

@@ -30,9 +30,10 @@ class ArmSpec(Section):
         default="generated", description="what is added; augmented = nothing, but the policy and Mixup below"
     )
     set: str | None = Field(
-        default=None, min_length=1, description="a generated set that is there, all of it: a name of generate --name, or "
-        "generated for the one without a name"
-    )  # fmt: skip
+        default=None,
+        min_length=1,
+        description="a generated set that is there, whole: a name of generate --name, or generated for the unnamed one",
+    )
     ratio: float | None = Field(default=None, gt=0, description="extra images per real one; null = the experiment's")
     adapter: str = Field(default=OURS, description="name of an adapter; ours = the run's own")
     difficulty: str | None = Field(default=None, description="target distribution; null = the run's own")
@@ -204,7 +205,7 @@ def _check(experiment: Experiment, where: str) -> None:
     for arm in experiment.arms:
         if told := sorted(MAKING & arm.model_fields_set) if arm.set else []:
             raise UsageError(
-                f"{where}: arm {arm.name!r} takes the images of the set {arm.set!r} as they are, and says {told[0]} too",
+                f"{where}: arm {arm.name!r} takes the images of the set {arm.set!r} as they are, and has {told[0]}",
                 "leave out one of the two",
             )
     known = [*BUILT_IN_ADAPTERS, *experiment.adapters]

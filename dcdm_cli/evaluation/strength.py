@@ -46,6 +46,16 @@ class Point:
         return f"{self.steps} steps, LoRA scale {self.lora_scale:g}, {guidance}"
 
 
+def check_unseen(images: int) -> None:
+    """Raises UsageError where so many unseen images are too few to judge a strength by."""
+    if images < FEWEST:
+        raise UsageError(
+            f"{images} real images are kept from fine-tuning, and judging its strength takes {FEWEST}",
+            "hold out more images of dcdm score (--test-fraction, of which --judge-fraction is the judge's), add some, "
+            "or set the number of steps yourself: dcdm finetune --strength 200",
+        )
+
+
 @dataclass(frozen=True)
 class RealFeatures:
     """train float32 [N, D]: what the adapter learns from; unseen float32 [M, D]: what it does not see, of labels
@@ -60,11 +70,7 @@ class RealFeatures:
     classes: int
 
     def __post_init__(self) -> None:
-        if len(self.unseen) < FEWEST:
-            raise UsageError(
-                f"{len(self.unseen)} real images were kept from fine-tuning, and judging its strength takes {FEWEST}",
-                "add a judge split, or set the number of steps yourself: dcdm finetune --strength 200",
-            )
+        check_unseen(len(self.unseen))
 
     @cached_property
     def limit(self) -> float:

@@ -44,7 +44,13 @@ def experiment_sentences(document: Metrics) -> list[str]:
             *decided,
             f"{len(decided)} of {len(sentences)} comparisons can be told apart; the tables have all.",
         ]
-    return [*_best_sentences(document), *_crossing_sentences(document), *sentences, *_weak(document), *_held_out(document)]
+    return [
+        *_best_sentences(document),
+        *_crossing_sentences(document),
+        *sentences,
+        *_weak(document),
+        *_held_out(document),
+    ]
 
 
 def _known(document: Metrics) -> dict[str, Metrics]:

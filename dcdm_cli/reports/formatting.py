@@ -9,10 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from dcdm_cli import pace
-from dcdm_cli.difficulty.competence import MEANS, competence_sentence
+from dcdm_cli.difficulty.competence import DOWNSTREAM, MEANS, competence_sentence
 
 NOTHING = "\N{EN DASH}"
 STEERED = 0.5  # rank correlation from which the page says that difficulty can be steered
+# A weak one still tells what many seeds tell; one at chance tells nothing.
+WEAKLY = {DOWNSTREAM: "small differences between training sets may not show in it"}
 MANY = 5  # comparisons from which the page reminds the reader of chance
 
 Metrics = Mapping[str, Any]
@@ -110,7 +112,8 @@ def weak_sentences(known: Mapping[str, Metrics]) -> Iterator[str]:
     """The same of those alone that know too little, with what that means."""
     for who, found in known.items():
         if found["verdict"] in ("weak", "chance"):
-            yield f"{competence_sentence(who, found)[:-1]}: {MEANS[who]}."
+            means = MEANS[who] if found["verdict"] == "chance" else WEAKLY.get(who, MEANS[who])
+            yield f"{competence_sentence(who, found)[:-1]}: {means}."
 
 
 def generated_sentence(results: Metrics, known: Metrics | None = None) -> str:
@@ -121,9 +124,9 @@ def generated_sentence(results: Metrics, known: Metrics | None = None) -> str:
         text += f", {number(mean)} hard in the mean by the scorer, where {number(results['target_mean'])} was the "
         text += f"target; it sees the label in {percent(results['label_agreement'], 0)} of them"
         if known and known.get("accuracy") is not None:
+            right, guessed = (percent(known[share], 0) for share in ("accuracy", "chance"))
             text += (
-                f", and in {percent(known['accuracy'], 0)} of {known['asked']:,} real images that it did not learn from "
-                f"(guessing: {percent(known['chance'], 0)})"
+                f", and in {right} of {known['asked']:,} real images that it did not learn from (guessing: {guessed})"
             )
     failed = f"; {results['failed']:,} failed" if results.get("failed") else ""
     return f"{text}{failed}."

@@ -29,8 +29,7 @@ COLOURS = (BLUE, ORANGE, GREEN, PURPLE, GREY)
 
 
 def strength_sheet(strength: Mapping[str, Any], known: str = "") -> Sheet:
-    """A row per probed point; the chosen one is marked. known: what the scorer that measured them knows, as a sentence.
-    """
+    """A row per probed point; the chosen one is marked. known: a sentence on what the scorer of the images knows."""
     columns = ("steps", "scale", "guide", "worth", "hard", "label", "copy", "cover", "rank", "ms")
     rows = tuple(_row(point, number == strength["chosen"]) for number, point in enumerate(strength["points"]))
     title = (

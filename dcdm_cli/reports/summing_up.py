@@ -1,4 +1,7 @@
-"""The sentence below each table: what its numbers say. All take what the table shows, and give "" for nothing."""
+"""The sentence below each table: what its numbers say.
+
+All take what the table shows, and give "" where there is nothing to say.
+"""
 
 from __future__ import annotations
 
@@ -105,8 +108,8 @@ def likeness_words(rows: Rows) -> str:
     row = known[0]
     covered = "" if row.get("coverage") is None else f", and {percent(row['coverage'], 0)} of these have one nearby"
     return (
-        f"{percent(row['precision'], 0)} of the generated images lie among the held-out ones{covered}. Figures of other "
-        "features, or of other numbers of images, are not to be compared with these."
+        f"{percent(row['precision'], 0)} of the generated images lie among the held-out ones{covered}. Figures of "
+        "other features, or of other numbers of images, are not to be compared with these."
     )
 
 

@@ -30,8 +30,8 @@ TERMS = {
     "p": "how often chance alone would give such a difference",
     "points of accuracy": "differences of accuracy in percentage points; in brackets their 95 % interval",
     "accuracy": "share of images that a classifier names right",
-    "log-loss": "mean of -ln of the probability that a classifier gives the true class: 0 = always sure and right, less "
-    "is better",
+    "log-loss": "mean of -ln of the probability that a classifier gives the true class: 0 = always sure and right, "
+    "less is better",
     "nats": "what log-loss is counted in: natural logarithms",
     "harder half": "accuracy on the half of the test images that the scorer finds harder",
     "verdict": "of a comparison: better or worse where interval and p leave no room for chance, points to it where the "
@@ -42,7 +42,7 @@ TERMS = {
     "same class": "of what both get wrong, the share that both take for the same class",
     "guessing": "the accuracy of the same answers, given as often but to any image",
     "largest class": "the accuracy of always naming the class with the most images",
-    "near-duplicate": "an image so near to another that it shows the same picture: resized, mirrored, slightly brighter",
+    "near-duplicate": "an image so near to another that both show the same picture: resized, mirrored, a bit brighter",
     "thumbnail": "an image shrunk to 16 x 16 pixels",
     "packaged": "the feature network that comes with dcdm, trained on ImageNet",
     "closer than real": "share of generated images nearer to a training image than 99 % of the held-out real ones are",
@@ -135,7 +135,9 @@ class Explained:
         waiting = list(texts)
         while waiting:
             text = waiting.pop(0)
-            new = [word for word, pattern in _PATTERNS.items() if _TEXTS[word] not in self.known and pattern.search(text)]
+            new = [
+                word for word, pattern in _PATTERNS.items() if _TEXTS[word] not in self.known and pattern.search(text)
+            ]
             new = list({_TEXTS[word]: word for word in reversed(new)}.values())[::-1]  # of two words for one, the first
             self.known.update(_TEXTS[word] for word in new)
             found += new

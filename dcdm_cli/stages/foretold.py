@@ -40,7 +40,8 @@ def finetune_pieces(session: Session) -> Pieces:
     told, images = [f"{steps:,} steps of {config.batch_size} images"], 0
     if config.strength == "auto":
         points, each = _probes(session, config, plain)
-        told.append(f"{points} probes of {each} images to choose how far to go")
+        probes = "1 probe" if points == 1 else f"{points} probes"
+        told.append(f"{probes} of {each} images to choose how far to go")
         images += points * each
     if config.own_draws and not plain:
         told.append(f"{config.own_draws:,} own draws and {config.own_steps:,} steps to learn from them")
@@ -84,7 +85,9 @@ class Teller:
         steps, images = self.pieces.seconds(1 / rate)
         if steps + images >= LONG_S:
             after = f", then about {rounded(images)} for {self.pieces.images:,} images" if images else ""
-            self.job.note(f"finetune: about {rounded(steps)} for {self.pieces.steps:,} steps{after}, by the first steps")
+            self.job.note(
+                f"finetune: about {rounded(steps)} for {self.pieces.steps:,} steps{after}, by the first steps"
+            )
 
 
 def foretelling(session: Session, job: Job) -> Job:

@@ -23,8 +23,8 @@ def readable(session: Session, texts: Sequence[str], what: str) -> tuple[list[st
         return cut_texts(texts, tokenizer, what, session.console)
     if too_long := [text for text in texts if len(text.split()) > MOST_WORDS]:
         session.console.warn(
-            f"{what}: {len(too_long)} of {len(texts)} have more than {MOST_WORDS} words, and so are certainly too long; "
-            f"their ends will not be read, as of: {shortened(too_long[0])}"
+            f"{what}: {len(too_long)} of {len(texts)} have more than {MOST_WORDS} words, and so are certainly too "
+            f"long; their ends will not be read, as of: {shortened(too_long[0])}"
         )
     return list(texts), 0
 

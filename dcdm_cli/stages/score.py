@@ -107,7 +107,7 @@ def _scan_and_score(session: Session, source: str, options: ScanOptions, stage: 
     for sentence in corrected.sentences:
         session.console.note(sentence)
     found = replace(found, manifest=corrected.manifest)
-    _warn_of_the_judge(session, found.manifest)
+    _warn_of_refusals(session, found.manifest)
     scored = _score(session, found, job, spool, spread)
     manifest = scored.manifest
     for warning in untrainable_warnings(manifest):
@@ -162,17 +162,26 @@ def _say_what_was_understood(session: Session, found: Scan) -> None:
         )
 
 
-def _warn_of_the_judge(session: Session, manifest: Manifest) -> None:
-    """What the judge will refuse is said before hours of fine-tuning. No image at all is said by the scan."""
+def _warn_of_refusals(session: Session, manifest: Manifest) -> None:
+    """What later stages will refuse is said before hours of work, by their own rules. No image at all for the judge is
+    said by the scan."""
     from dcdm_cli.difficulty.judge import check_judged
+    from dcdm_cli.evaluation.strength import check_unseen
+    from dcdm_cli.stages.strength import unseen_at_most
 
-    judged = manifest.split("judge")
-    if not len(judged):
-        return
+    config, judged = session.config, manifest.split("judge")
+    if len(judged):
+        _warn_of(session, "dcdm evaluate", lambda: check_judged(judged, config.judge))
+    if config.finetune.strength == "auto":
+        unseen = unseen_at_most(manifest, config.strength.keep_back, config.seed)
+        _warn_of(session, "dcdm finetune", lambda: check_unseen(unseen))
+
+
+def _warn_of(session: Session, command: str, check: Callable[[], None]) -> None:
     try:
-        check_judged(judged, session.config.judge)
+        check()
     except UsageError as error:
-        session.console.warn(f"dcdm evaluate will stop: {error.message}; {error.hint}")
+        session.console.warn(f"{command} will stop: {error.message}; {error.hint}")
 
 
 def _class_counts(manifest: Manifest) -> list[dict[str, Any]]:

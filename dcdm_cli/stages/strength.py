@@ -98,6 +98,13 @@ def split_unseen(manifest: Manifest, config: FinetuneConfig, fraction: float, se
     return _Images(rows.select(~kept), rows.select(kept))
 
 
+def unseen_at_most(manifest: Manifest, fraction: float, seed: int) -> int:
+    """How many unseen images `split_unseen` will give; before images are scored, where some may still drop out."""
+    if judged := len(manifest.split("judge")):
+        return min(judged, MOST_UNSEEN)
+    return int(_some_of_each(manifest.split("train"), fraction, seed).sum())
+
+
 def _some_of_each(rows: Manifest, share: float, seed: int) -> np.ndarray:
     """bool [N]: this share of each class."""
     rng, labels = np.random.default_rng((seed, 17)), rows.column("label")

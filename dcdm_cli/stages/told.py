@@ -44,7 +44,9 @@ def evaluation_told(session: Session, record: StageRecord) -> Told:
 
     run = session.run
     sheets = saved_sheets(summary_sheets(record.results), run.tables / "evaluation")
-    lines = [*shown(sheets), *(sentence(text) for text in summary_sentences(record.results))]
+    below = {sheet.sentence for sheet in sheets}  # said already, where their numbers are
+    said = [text for text in summary_sentences(record.results) if text not in below]
+    lines = [*shown(sheets), *(sentence(text) for text in said)]
     lines += advice_lines(run_advice(session, record.results))
     return Told(record.results, run.evaluation / "report.html", lines)
 

@@ -49,11 +49,13 @@ def test_what_cannot_be_trained_on_is_said_by_score(tmp_path: Path) -> None:
     assert read_manifest(folder / "samples.parquet").class_names == ("cat", "dog")
 
 
-def test_a_judge_that_evaluation_would_refuse_is_said_by_score(tmp_path: Path) -> None:
+def test_what_later_stages_would_refuse_is_said_by_score(tmp_path: Path) -> None:
     """Three classes of a dozen images leave one image of each for the judge."""
     photos = write_images(tmp_path / "photos", {"cat": 12, "dog": 12, "eel": 12})
-    made = run("score", photos, "--run", new_run(tmp_path / "run"), "--set", "judge.method=auto")
+    asked = ("--set", "judge.method=auto", "--set", "finetune.strength=auto")
+    made = run("score", photos, "--run", new_run(tmp_path / "run"), *asked)
     assert "dcdm evaluate will stop: the judge's images are too few" in made.stderr
+    assert "dcdm finetune will stop: 3 real images are kept from fine-tuning" in made.stderr
     for choice in ("3 of 3 classes, 1 at most", "--judge-fraction", "--test-fraction", "judge.method=scratch"):
         assert choice in made.stderr
 

@@ -249,7 +249,7 @@ def test_other_tools_open_the_paths_of_images_that_lie_elsewhere(tmp_path: Path)
 
 
 def test_other_tools_open_the_images_that_lie_below_the_manifest(tmp_path: Path) -> None:
-    """`dcdm score . --run .` among them; the table is read where it was moved to, and written anew it is right again."""
+    """`dcdm score . --run .` among them. The table is read where it was moved to, and right once it is written anew."""
     for below in ("run/images", "run"):
         run, root = tmp_path / "run", tmp_path / below
         (root / "cat").mkdir(parents=True)

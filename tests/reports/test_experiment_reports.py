@@ -104,6 +104,10 @@ def test_what_the_classifiers_know_stands_beside_what_they_say() -> None:
     ]  # fmt: skip
     weak = [text for text in experiment_sentences(made) if "arms cannot be told apart by it" in text]
     assert len(weak) == 1 and "names 36.0 % of 997 images right" in weak[0]
+    for cell in made["cells"]:  # knows something: what its seeds decide stands
+        cell["competence"] = standing_of(997, 0.48, 0.1, 0.1)
+    said = "\n".join(experiment_sentences(made))
+    assert "cannot be told apart by it" not in said and "small differences between training sets may not show" in said
     steered = {**adherence_document(), "competence": {"judge": standing_of(60, 0.36, 0.34, 0.5)}, "cells": []}
     assert experiment_sheets(steered)[-1].rows[0][0] == "judge"
     assert "whether images keep their label is not known" in experiment_sentences(steered)[-1]

@@ -59,7 +59,7 @@ def test_every_column_that_is_no_everyday_word_is_explained_where_it_stands() ->
     columns = {column for _, sheet in sheets() for column in sheet.columns}
     assert len(columns) > 60
     assert {column for column in columns - EVERYDAY if not Explained().first(column)} == set()
-    assert EVERYDAY <= columns and not any(Explained().first(word) for word in EVERYDAY)
+    assert columns >= EVERYDAY and not any(Explained().first(word) for word in EVERYDAY)
 
 
 def least_width(sheet: Sheet) -> int:

@@ -74,8 +74,8 @@ def test_fine_tuning_lists_its_pieces_before_it_begins(run: RunFolder) -> None:
 def test_how_long_all_of_it_takes_is_said_once_a_step_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, said = iter(range(100)), list[str]()
     monkeypatch.setattr("dcdm_cli.pace.time.monotonic", lambda: float(next(clock)))
-    for steps, images, expected in ((300, 1200, ["finetune: about 5 min for 300 steps, then about 50 min for 1,200 images, "
-                                                 "by the first steps"]), (60, 4, [])):  # fmt: skip
+    long = "finetune: about 5 min for 300 steps, then about 50 min for 1,200 images, by the first steps"
+    for steps, images, expected in ((300, 1200, [long]), (60, 4, [])):
         told = Teller(Pieces(steps, 4, images, 30, ()), Job(note=said.append))
         for done in range(12):
             told.progress("encoding captions", done, 12)
