@@ -103,7 +103,8 @@ def _plan_what_is_hard(session: Session) -> Outcome:
     target = run.evaluation / FILE
     asked = replace(asked, plan=replace(asked.plan, made_for=describe_model(session)))
     write_plan(asked.plan, target)
-    return Outcome([target], asked.plan.hash, _results(asked, real, len(made)), job.device)
+    results = _results(asked, real, len(made))
+    return Outcome([target], asked.plan.hash, results, job.device, listed=[run.generated, run.cache])
 
 
 def _rounds(run: RunFolder) -> list[Path]:
