@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from dcdm_cli.errors import MismatchError
 from dcdm_cli.run.keeping import followers, refuse_replacing
 from dcdm_cli.run.store import Outcome, RunFolder, Stage
+from dcdm_cli.stages.export import _keep_engines
+from dcdm_cli.stages.judge import _keep_what_took_long
 
 
 @pytest.fixture
@@ -66,6 +69,41 @@ def test_a_stage_that_nothing_hangs_on_counts_itself_or_not(run: RunFolder) -> N
     refuse_replacing(run, other(run, "finetune"), "this", own=False)
     with pytest.raises(MismatchError, match="finetune took"):
         refuse_replacing(run, other(run, "finetune"), "this")
+
+
+def exported(run: RunFolder, seconds: float, engines: list[str]) -> Stage:
+    """An export with engines, as it would be recorded."""
+    config, inputs = {"precision": "fp16", "target": "tensorrt", "batch": [1]}, {"tensorrt": "11 on H200"}
+    stage = Stage("export", config, {"finetune": run.require("finetune").id, **inputs})
+    run.run(stage, lambda: Outcome([], "", {"engines": engines}))
+    took(run, "export", seconds)
+    return stage
+
+
+def test_engines_that_took_long_are_not_dropped_for_other_settings(run: RunFolder) -> None:
+    stage = exported(run, 900, ["denoiser.b1.engine"])
+    graphs = {"finetune": stage.inputs["finetune"]}
+    _keep_engines(run, replace(stage, config=stage.config | {"batch": [1, 8]}))  # one more beside it
+    _keep_engines(run, replace(stage, config=stage.config | {"target": "onnx"}, inputs=graphs))
+    for other in (
+        {"config": stage.config | {"precision": "fp32"}},
+        {"inputs": stage.inputs | {"tensorrt": "12 on H200"}},
+    ):
+        with pytest.raises(MismatchError, match="export took 15 min"):
+            _keep_engines(run, replace(stage, **other))
+
+
+def test_graphs_and_engines_that_took_less_than_a_minute_give_way(run: RunFolder) -> None:
+    for seconds, engines in ((900, []), (59, ["denoiser.b1.engine"])):
+        stage = exported(run, seconds, engines)
+        _keep_engines(run, replace(stage, config=stage.config | {"precision": "fp32"}))
+
+
+def test_a_judge_that_took_long_is_not_replaced_for_other_settings(run: RunFolder) -> None:
+    took(run, "judge", 7500)
+    with pytest.raises(MismatchError, match="judge took 2 h"):
+        _keep_what_took_long(run, other(run, "judge"))
+    _keep_what_took_long(run, Stage("judge", {"steps": 2}, {"images": "others"}))  # those were asked for before
 
 
 def test_nothing_is_asked_where_nothing_would_change_or_all_is_stale_already(run: RunFolder) -> None:

@@ -112,6 +112,19 @@ def _silence_libtiff() -> None:
             getattr(library, name)(None)
 
 
+def image_bytes(path: Path) -> bytes:
+    """An image as it lies on the disk, or in its tar. Raises RejectedImage for one that cannot be read."""
+    found = _member_bytes(path)
+    if isinstance(found, bytes):
+        return found
+    if not os.path.isfile(found):  # opening a FIFO or a device would block
+        raise RejectedImage("unreadable", "missing, or not a regular file")
+    try:
+        return found.read_bytes()
+    except OSError as error:
+        raise RejectedImage("unreadable", str(error)) from error
+
+
 def _member_bytes(path: Path) -> Path | bytes:
     """The bytes of a tar's member; the path as it is for an ordinary file."""
     place = member_place(path)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
-from dcdm_cli.data.images import decode_image
+from dcdm_cli.data.images import decode_image, image_bytes
 from dcdm_cli.data.manifest import as_far_as_there
 from dcdm_cli.difficulty.verdict import Verdict
 from dcdm_cli.errors import MismatchError
@@ -38,6 +41,32 @@ def finished_batches(folder: Path, batch: int, plan: str) -> Iterator[Rendered]:
             part = entries[start : start + batch]
             pixels = np.stack([next(images) for _ in part])
             yield Rendered([rows[entry["sample_id"]] for entry in part], pixels, _verdict(part))
+
+
+def reader_of(folder: Path) -> Callable[[Path], Image.Image]:
+    """Reads images of a generated folder, each held against the hash that its shard has of it. The reader raises
+    MismatchError for one with other content than was generated, RejectedImage for one that cannot be read."""
+    made: dict[str, str] = {}
+    for file in sorted((folder / "shards").glob("*.parquet")):
+        try:
+            table = pq.read_table(file, columns=["path", "sha256"])
+        except (pa.ArrowException, OSError) as error:
+            again = "dcdm check says what is damaged, and by which command it is made again"
+            raise MismatchError(f"{file} holds no rows of a shard: {error}", again, file=file) from error
+        rows = zip(table["path"].to_pylist(), table["sha256"].to_pylist(), strict=True)
+        made |= {path: sha256 for path, sha256 in rows if path is not None}
+
+    def read(path: Path) -> Image.Image:
+        content, name = image_bytes(path), path.relative_to(folder).as_posix()
+        if name in made and hashlib.sha256(content).hexdigest() != made[name]:
+            raise MismatchError(
+                f"{path} has other content than was generated",
+                "remove it, and dcdm generate makes it again; dcdm check --verify names all that have changed",
+                file=path,
+            )
+        return decode_image(content)
+
+    return read
 
 
 def _images(folder: Path, entries: Sequence[Mapping[str, Any]]) -> Iterator[np.ndarray]:

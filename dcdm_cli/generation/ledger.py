@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from dcdm_cli.data.candidates import Rejection
-from dcdm_cli.data.manifest import COLUMNS, manifest_note, write_manifest_parts
+from dcdm_cli.data.manifest import COLUMNS, manifest_note, manifest_rows, write_manifest_parts
 from dcdm_cli.data.writers import METADATA_COLUMNS, stream_metadata, write_card, write_rejected
 from dcdm_cli.errors import DcdmError, MismatchError
 from dcdm_cli.files import (
@@ -173,9 +173,11 @@ class Ledger:
     def _projection_differences(self, known: set[str]) -> Iterator[str]:
         """Rows that other tools read, against those of the shards."""
         samples, metadata = self.layout.folder / SAMPLES, self.layout.folder / METADATA
-        count = pq.read_metadata(samples).num_rows if samples.is_file() else None
-        if count != self.images:
-            yield f"{SAMPLES} is gone" if count is None else f"{SAMPLES} has {count} rows for {self.images} images"
+        count = manifest_rows(samples)
+        if count is None:
+            yield f"{SAMPLES} cannot be read" if samples.is_file() else f"{SAMPLES} is gone"
+        elif count != self.images:
+            yield f"{SAMPLES} has {count} rows for {self.images} images"
         if self.layout.format != "folder":
             return
         named = {f"{SPLIT}/{row.get('file_name')}" for row in read_lines(metadata, dict[str, Any])}

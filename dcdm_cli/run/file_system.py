@@ -12,6 +12,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from dcdm_cli.files import PART_SUFFIX
+
 PROBE_BYTES = 1 << 20
 
 
@@ -30,11 +32,12 @@ class FileSystem:
 
 
 def probe_file_system(path: Path) -> FileSystem:
-    """Writes one megabyte into a hidden folder of its own, and takes it away again. Never raises OSError."""
+    """Writes one megabyte into a hidden folder of its own, and takes it away again; one that a kill left is swept like
+    any other leftover. Never raises OSError."""
     folder = next(place for place in (path.absolute(), *path.absolute().parents) if place.is_dir())
     usage, ms = shutil.disk_usage(folder), dict[str, float]()
     try:
-        place = Path(tempfile.mkdtemp(prefix=".dcdm-doctor-", dir=folder))
+        place = Path(tempfile.mkdtemp(PART_SUFFIX, ".dcdm-doctor-", folder))
     except OSError as error:
         return FileSystem(folder, usage.free, usage.total, ms, f"write: {error.strerror}")
     try:

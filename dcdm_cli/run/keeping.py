@@ -8,7 +8,8 @@ from dcdm_cli.errors import MismatchError
 from dcdm_cli.pace import duration
 from dcdm_cli.run.store import PIPELINE, RunFolder, Stage, StageRecord
 
-USED = PIPELINE[:-1]  # what later work is made from; an evaluation's report only becomes out of date
+# What later work is made from; an evaluation's report only becomes out of date.
+USED = (*PIPELINE[:-1], "judge")
 LONG = 60.0  # seconds; what took less is made again without asking
 
 

@@ -77,7 +77,7 @@ def resolve(
     written = [*of_run, *file_layer(config_file, required=True), _environment_layer()]
     given = Layer("flag", nested({k: v for k, v in (flags or {}).items() if v is not None}))
     (starting, *written, given), hints = _with_new_names([starting, *written, given])
-    facts = [Layer(layer.origin, _known_only(layer.values)) for layer in recorded]
+    facts = [Layer(layer.origin, known_only(layer.values)) for layer in recorded]
     named = (layer.values.get("preset") for layer in (given, *reversed(facts), *reversed(written), starting))
     first = preset_layer(_optional(next((name for name in named if name), None)))
     starting = Layer("command", {key: value for key, value in starting.values.items() if key != "preset"})
@@ -204,7 +204,7 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield prefix + key
 
 
-def _known_only(values: Mapping[str, Any]) -> dict[str, Any]:
+def known_only(values: Mapping[str, Any]) -> dict[str, Any]:
     """Without the settings that an older version had, and without those that a run folder may not decide."""
     known = set(known_keys()) - set(FOREIGN)
     return nested({key: _lookup(values, key) for key in _leaves(values) if key in known})

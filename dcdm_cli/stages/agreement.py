@@ -33,7 +33,8 @@ def scorer_and_judge(session: Session, data: Evaluated, judge: Judge, job: Job) 
 
 def _stage(session: Session, data: Evaluated) -> Stage:
     judge = judge_stage(session, data.manifest.split("judge").digest("sample_id", "label"))
-    return Stage("agreement", judge.config, {**judge.inputs, "score": session.run.require("score").id})
+    inputs = {**judge.inputs, "score": session.run.require("score").id}
+    return Stage("agreement", judge.config, inputs, reads=(session.run.samples, session.run.evaluation / "judge"))
 
 
 def _asked(data: Evaluated, judge: Judge, job: Job) -> Outcome:

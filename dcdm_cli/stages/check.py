@@ -6,19 +6,25 @@ source, generated sets against their shards, leftovers. Nothing is changed unles
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import ConfigDict
 
 from dcdm_cli.errors import DcdmError, ExitCode, NotFoundError
 from dcdm_cli.files import leftovers
-from dcdm_cli.gate import read_document
+from dcdm_cli.gate import ClassNames, read_document
+from dcdm_cli.run.resolution import known_only
 from dcdm_cli.run.seals import SEAL_SUFFIX, change_beside
 from dcdm_cli.run.session import Session, recorded_layers
 from dcdm_cli.run.standing import OPTIONAL
-from dcdm_cli.run.store import COMMAND_OF, PIPELINE, RunFolder, StageRecord
+from dcdm_cli.run.store import DISTILLED, PIPELINE, RunFolder, StageRecord, command_of
 from dcdm_cli.stages.doctor import Finding
+from dcdm_cli.stages.label_check import check_input
+from dcdm_cli.stages.prompts import prompt_input
 
 if TYPE_CHECKING:
     from dcdm_cli.generation.ledger import Ledger
@@ -36,8 +42,9 @@ def run_check(session: Session, *, repair: bool = False, verify: bool = False) -
     left = [*_leftovers(run)]  # taking the lock sweeps them away
     with run.lock("dcdm check --repair") if repair else nullcontext():
         repaired = [*_repaired(run), *(_swept(left) if repair else [])] if repair else left
-        parts = (_stages(run), _source(session), _class_names(run), _weights(run), _sets(run, verify), _caches(run))
-        return [finding for part in parts for finding in part] + repaired
+        parts = (_stages(run), _source(session), _asked(session), _class_names(run), _weights(run), _sets(run, verify),
+                 _caches(run))  # fmt: skip
+        return [finding for part in parts for finding in _to_the_end(part)] + repaired
 
 
 def document(findings: list[Finding]) -> dict[str, Any]:
@@ -57,37 +64,69 @@ def sentence(finding: Finding) -> str:
     return text + (f"; try: {finding.fix}" if finding.fix else "")
 
 
+def _to_the_end(part: Iterator[Finding]) -> Iterator[Finding]:
+    """A file that stops one part of the check is a finding, and stops no other part."""
+    try:
+        yield from part
+    except DcdmError as error:
+        yield Finding("run", DAMAGED, error.message, error.hint)
+
+
 # What the records say
 
 
 def _stages(run: RunFolder) -> Iterator[Finding]:
-    known = run.records()
-    for stage in PIPELINE:
-        if stage not in known and stage not in OPTIONAL:
-            yield from _unrecorded(run, stage)
+    found = run.records_or_faults()
+    unread = {name: error for name, error in found.items() if isinstance(error, DcdmError)}
+    known = {name: record for name, record in found.items() if isinstance(record, StageRecord)}
+    yield from (Finding(name, DAMAGED, error.message, error.hint) for name, error in unread.items())
+    yield from _unrecorded(run, found)
     changed = {name: [*run.changes(record)] for name, record in known.items()}
     damaged = {file for name, record in known.items() for file, _ in changed[name] if _is_output(record, file)}
     for name, record in known.items():
         own = [(file, said) for file, said in changed[name] if file not in damaged or _is_output(record, file)]
-        yield from _stage(name, record, [*run.outdated(record)], own)
+        yield from _stage(name, record, _outdated(run, record, unread), own)
 
 
 def _is_output(record: StageRecord, file: str) -> bool:
     return file in record.wrote or file in record.outputs
 
 
-def _unrecorded(run: RunFolder, stage: str) -> Iterator[Finding]:
-    try:
-        run.record(stage)
-    except DcdmError as error:
-        yield Finding(stage, DAMAGED, error.message, error.hint)
-        return
-    yield Finding(stage, MISSING, "it was not run, or was stopped", f"dcdm {stage}")
+def _outdated(run: RunFolder, record: StageRecord, unread: Collection[str]) -> list[str]:
+    """As `RunFolder.outdated`, of the earlier stages whose records can be read."""
+    which = f"-{DISTILLED}"
+    inputs = {name: id for name, id in record.inputs.items() if not {name, name + which} & {*unread}}
+    return [*run.as_made(record).outdated(replace(record, inputs=inputs))]
+
+
+def _unrecorded(run: RunFolder, recorded: Collection[str]) -> Iterator[Finding]:
+    """Stages of the pipeline that have no record, and what lies there of any without one. A set is its ledger's."""
+    other = run.with_distilled(not run.distilled)
+    made = {name: folder for one in (run, other) for name, folder in _made_by(one).items()}
+    for stage in dict.fromkeys((*PIPELINE, *made)):
+        if stage in recorded:
+            continue
+        file = made.get(stage)
+        if file is not None and file.exists():
+            said = f"{file.relative_to(run.path)} is there, and no record says what it was made from"
+            yield Finding(stage, STALE, said, f"dcdm {command_of(stage)}")
+        elif stage in PIPELINE and stage not in OPTIONAL:
+            yield Finding(stage, MISSING, "it was not run, or was stopped", f"dcdm {stage}")
+
+
+def _made_by(run: RunFolder) -> dict[str, Path]:
+    """Name of a record -> the file that its stage writes last, or the folder that it puts in its place as a whole."""
+    if run.distilled:
+        own = {"distill": run.adapter}
+    else:
+        own = {"finetune": run.adapter, "judge": run.evaluation / "judge", "evaluate": run.evaluation / "metrics.json"}
+    which = f"-{DISTILLED}" if run.distilled else ""
+    return own | {f"calibrate{which}": run.calibration, f"export{which}": run.export / "signature.json"}
 
 
 def _stage(name: str, record: StageRecord, outdated: list[str], changed: list[tuple[str, str]]) -> Iterator[Finding]:
     """changed: of what it wrote, and of what it had read where that is no damage of another stage."""
-    again = _again(record.stage, name)
+    again = f"dcdm {command_of(name)}"
     found = [Finding(name, STALE, why, again) for why in outdated]
     if record.outputs and not (record.wrote or record.read):
         found.append(
@@ -98,12 +137,6 @@ def _stage(name: str, record: StageRecord, outdated: list[str], changed: list[tu
         text = f"{file} {said}" + ("" if ours else ", which it was made from")
         found.append(Finding(name, DAMAGED if ours else STALE, text, again))
     yield from found or [Finding(name, FRESH, "")]
-
-
-def _again(stage: str, name: str) -> str:
-    images = name.removeprefix("generate-")
-    called = f" --name {images}" if stage == "generate" and images != name else ""
-    return f"dcdm {COMMAND_OF.get(stage, stage.partition('-')[0])}{called}"
 
 
 def _source(session: Session) -> Iterator[Finding]:
@@ -128,60 +161,115 @@ def _source(session: Session) -> Iterator[Finding]:
             yield Finding("score", STALE, f"{what} has changed since", "dcdm score")
 
 
+def _asked(session: Session) -> Iterator[Finding]:
+    """Whether prompts and label checks of the user's own are still what images were made with."""
+    for layer in recorded_layers(session.run, "generate"):
+        session = session.with_settings(**known_only(layer.values))
+    for name, record in session.run.records().items():
+        made = record.config if record.stage == "generate" else record.config.get("generate")
+        known = {"prompts": prompt_input, "check": check_input}.items()
+        asked = {key: read for key, read in known if key in record.inputs}
+        if not asked or not isinstance(made, Mapping):
+            continue
+        try:
+            seen = session.with_settings(**known_only({"generate": made}))
+            changed = [key for key, read in asked.items() if read(seen).get(key) != record.inputs[key]]
+        except DcdmError as error:
+            yield Finding(name, STALE, error.message, error.hint)
+            continue
+        for key in changed:
+            what = {"prompts": "the file of prompts", "check": "the label check"}[key]
+            yield Finding(name, STALE, f"{what} {made.get(key)} has changed since", f"dcdm {command_of(name)}")
+
+
 # What no single record knows
 
 
 def _class_names(run: RunFolder) -> Iterator[Finding]:
-    """One list, in one order, wherever it is written."""
+    """One list, in one order, wherever it is written. A file that cannot be read has a finding of its own."""
     from dcdm_cli.data.manifest import manifest_classes
 
-    files = {"score": run.scorer / "scorer.json", "finetune": run.adapter / "config.json"}
-    files["judge"] = run.evaluation / "judge" / "classifier.json"
-    try:
-        ours = manifest_classes(run.samples)
-        found: dict[str, tuple[Path, tuple[str, ...] | None]] = {}
-        found |= {stage: (file, _names_in(file)) for stage, file in files.items() if file.is_file()}
-        for one in (run, *(run.with_images(name) for name in run.set_names())):
-            made = one.generated / "samples.parquet"
-            if made.is_file():
-                found[f"generate {one.images_name}".strip()] = made, manifest_classes(made)
-    except DcdmError as error:
-        yield Finding("classes", DAMAGED, error.message, error.hint)
-        return
-    for stage, (file, names) in found.items():
-        if ours is not None and names != ours:
-            text = f"{file.relative_to(run.path)} has other classes than {run.samples.name}"
-            yield Finding(stage, DAMAGED, text, f"dcdm {COMMAND_OF.get(stage, stage.split()[0])} --force")
+    ours = manifest_classes(run.samples)
+    for stage, (file, read) in _named_classes(run).items():
+        if ours is None or not file.is_file():
+            continue
+        name, again = file.relative_to(run.path), f"dcdm {command_of(stage.replace(' ', '-'))} --force"
+        try:
+            if (names := read(file)) is None:
+                yield Finding(stage, DAMAGED, f"{name} cannot be read", again)
+            elif names != ours:
+                yield Finding(stage, DAMAGED, f"{name} has other classes than {run.samples.name}", again)
+        except DcdmError as error:
+            yield Finding(stage, DAMAGED, error.message, again)
+
+
+def _named_classes(run: RunFolder) -> dict[str, tuple[Path, Callable[[Path], tuple[str, ...] | None]]]:
+    """Topic -> (file, its class names in label order)."""
+    from dcdm_cli.data.manifest import manifest_classes
+
+    calls, distilled = run.with_distilled(False), run.with_distilled(True)
+    files = {"score": run.scorer / "scorer.json", "judge": run.evaluation / "judge" / "classifier.json"}
+    files |= {"finetune": calls.adapter / "config.json", "distill": distilled.adapter / "config.json"}
+    found: dict[str, tuple[Path, Callable[[Path], tuple[str, ...] | None]]] = {}
+    found |= {stage: (file, _names_in) for stage, file in files.items()}
+    found |= {"export": (calls.export / "signature.json", _names_of_model)}
+    found |= {f"export-{DISTILLED}": (distilled.export / "signature.json", _names_of_model)}
+    for one in (run, *(run.with_images(name) for name in run.set_names())):
+        found[f"generate {one.images_name}".strip()] = one.generated / "samples.parquet", manifest_classes
+    return found
+
+
+@dataclass(frozen=True)
+class _Named:
+    """Of a document, the class names; whoever works with it reads the rest through a type of its own."""
+
+    __pydantic_config__: ClassVar = ConfigDict(extra="ignore")
+
+    class_names: ClassNames
+
+
+@dataclass(frozen=True)
+class _OfModel:
+    """Of an export's signature, what it says of the model."""
+
+    __pydantic_config__: ClassVar = ConfigDict(extra="ignore")
+
+    model: _Named
 
 
 def _names_in(file: Path) -> tuple[str, ...]:
-    return tuple(read_document(file, dict[str, Any], "make it again").get("class_names", ()))
+    return read_document(file, _Named, "make it again").class_names
+
+
+def _names_of_model(file: Path) -> tuple[str, ...]:
+    return read_document(file, _OfModel, "make it again").model.class_names
 
 
 def _weights(run: RunFolder) -> Iterator[Finding]:
     from dcdm_cli.run.finite import not_finite_in
 
-    makers = {run.scorer: "score", run.adapter: "finetune", run.checker: "generate", run.evaluation / "judge": "judge"}
-    for folder, stage in makers.items():
+    adapters = {run.with_distilled(True).adapter: "distill", run.with_distilled(False).adapter: "finetune"}
+    others = {run.scorer: "score", run.checker: "generate", run.evaluation / "judge": "judge"}
+    for folder, stage in (adapters | others).items():
         for file in sorted(folder.rglob("*.safetensors")):
             if said := not_finite_in(file):
                 text = f"{file.relative_to(run.path)}: {said}"
-                yield Finding(stage, DAMAGED, text, f"dcdm {COMMAND_OF.get(stage, stage)} --force")
+                yield Finding(stage, DAMAGED, text, f"dcdm {command_of(stage)} --force")
 
 
 def _sets(run: RunFolder, verify: bool) -> Iterator[Finding]:
     for one in (run, *(run.with_images(name) for name in run.set_names())):
         topic = f"generate {one.images_name}".strip()
         try:
-            ledger = _ledger(one)
-            again = _again("generate", f"generate-{one.images_name}".rstrip("-"))
+            ledger = ledger_of(one)
+            again = f"dcdm {command_of(topic.replace(' ', '-'))}"
             for text, fix in ledger.differences(verify=verify) if ledger else ():
                 yield Finding(topic, DAMAGED, text, fix or again)
         except DcdmError as error:
             yield Finding(topic, DAMAGED, error.message, error.hint)
 
 
-def _ledger(run: RunFolder) -> Ledger | None:
+def ledger_of(run: RunFolder) -> Ledger | None:
     """Of a finished set; None where there is none."""
     from dcdm_cli.generation.layout import Layout
     from dcdm_cli.generation.ledger import Ledger, read_output
@@ -231,7 +319,7 @@ def _projected(run: RunFolder) -> Iterator[Finding]:
 
     topic, record = f"generate {run.images_name}".strip(), None
     try:
-        record, ledger = run.record("generate"), _ledger(run)
+        record, ledger = run.record("generate"), ledger_of(run)
         if record is None or ledger is None or ledger.missing():
             return  # images are missing: `dcdm generate` makes them
         dropped = drop_damaged(run)

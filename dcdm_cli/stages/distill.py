@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dcdm_cli.crew.ranks import Ranks
 from dcdm_cli.errors import UsageError
+from dcdm_cli.run.keeping import refuse_replacing
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.roles import fingerprint, others
 from dcdm_cli.run.session import Session, by_calls
@@ -35,7 +36,10 @@ def run_distill(session: Session) -> StageRecord:
     run = session.run
     run.create(after="finetune")
     with run.lock("dcdm distill"):
-        record, done = run.run(distill_stage(session), lambda: _distill(session), force=session.force)
+        stage = distill_stage(session)
+        if not session.force:
+            refuse_replacing(run, stage, "distilling with other settings")
+        record, done = run.run(stage, lambda: _distill(session), force=session.force)
         shutil.rmtree(run.checkpoints / DISTILLED, ignore_errors=True)  # only now: as fine-tuning's
     if not done:
         session.console.note("distill: nothing changed, skipped (--force runs it again)")
@@ -49,7 +53,8 @@ def distill_stage(session: Session) -> Stage:
     run, config = session.run.with_distilled(False), session.config
     settings = {**fingerprint(config.distill), "stands_for": stands_for(config.generate), "run_seed": config.seed}
     settings["precision"] = config.finetune.precision
-    return Stage("distill", settings, {"finetune": run.require("finetune").id}, others(config.distill))
+    reads = (run.samples, *run.weights)  # no scorer: images as they are have their scores in the table
+    return Stage("distill", settings, {"finetune": run.require("finetune").id}, others(config.distill), reads)
 
 
 def student_settings(finetune: FinetuneConfig, distill: DistillConfig) -> FinetuneConfig:
@@ -72,7 +77,8 @@ def _distill(session: Session) -> Outcome:
     with step_log(session, job, "distill") as logged:
         results = train_adapter(session, config, folder, logged, lesson=lesson)
     figure = draw_losses(run.figures / FIGURE, results)
-    return Outcome([folder, figure], adapter_hash(folder), results | _facts(session), job.device)
+    results |= _facts(session)
+    return Outcome([folder, figure], adapter_hash(folder), results, job.device, listed=[run.cache])
 
 
 def _facts(session: Session) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from dcdm_cli import __version__
 from dcdm_cli.errors import CapabilityError, DcdmError, MismatchError, NumericalError, UsageError
 from dcdm_cli.run import one_off
+from dcdm_cli.run.keeping import refuse_replacing
 from dcdm_cli.run.precision import settle_precision
 from dcdm_cli.run.roles import fingerprint, others
 from dcdm_cli.run.session import Session
 from dcdm_cli.run.settings import Config
-from dcdm_cli.run.store import Outcome, Stage, StageRecord
+from dcdm_cli.run.store import Outcome, RunFolder, Stage, StageRecord
 from dcdm_cli.stages.devices import settle_generation
 from dcdm_cli.stages.jobs import open_job
 
@@ -39,12 +41,26 @@ def run_export(session: Session) -> StageRecord:
         engines = _engine_order(session.config, run.cache)
         tensorrt = f"{engines.trt.__version__} on {engines.gpu.name}" if engines is not None else ""
         stage = export_stage(session, tensorrt)
+        if not session.force:
+            _keep_engines(run, stage)
         record, done = run.run(
             stage, lambda: _export_network(session, engines), force=session.force, intact=lambda: _is_intact(session)
         )
     if not done:
         session.console.note("export: nothing changed, skipped (--force runs it again)")
     return record
+
+
+def _keep_engines(run: RunFolder, stage: Stage) -> None:
+    """Raises MismatchError where engines that took long would be dropped, which take minutes each. Those for other
+    batches, and graphs alone, leave the ones that are there."""
+    record = run.record("export")
+    if record is None or not record.results.get("engines"):
+        return
+    same = {name: record.config[name] for name in ("target", "batch") if name in record.config}
+    inputs = {name: id for name, id in record.inputs.items() if name == "tensorrt"} | stage.inputs
+    kept = replace(stage, config=stage.config | same, inputs=inputs)
+    refuse_replacing(run, kept, "exporting with other settings")
 
 
 def export_stage(session: Session, tensorrt: str = "") -> Stage:

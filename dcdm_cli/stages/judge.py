@@ -5,9 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dcdm_cli.evaluation.judge import Judge
+from dcdm_cli.run.keeping import refuse_replacing
 from dcdm_cli.run.roles import fingerprint, others
+<<<<<<< HEAD
 from dcdm_cli.run.store import Outcome, Stage
 from dcdm_cli.stages.devices import run_features
+=======
+from dcdm_cli.run.store import Outcome, RunFolder, Stage
+>>>>>>> trust
 
 if TYPE_CHECKING:
     from dcdm_cli.data.manifest import Manifest
@@ -20,6 +25,14 @@ def judge_stage(session: Session, images: str) -> Stage:
     config = session.config
     settings = {**fingerprint(config.judge), "seed": config.evaluate.seed + config.seed}
     return Stage("judge", settings, {"images": images}, others(config.judge))
+
+
+def _keep_what_took_long(run: RunFolder, stage: Stage) -> None:
+    """Raises MismatchError where settings alone would replace a judge that took long. One of other images is made anew:
+    who scored these was asked."""
+    record = run.record(stage.name)
+    if record is not None and record.inputs == stage.inputs:
+        refuse_replacing(run, stage, "evaluating with other settings of the judge")
 
 
 def open_judge(session: Session, manifest: Manifest, job: Job) -> Judge:
@@ -40,5 +53,7 @@ def open_judge(session: Session, manifest: Manifest, job: Job) -> Judge:
         fitted.save(folder)
         return Outcome([folder], "", {**fitted.results, "images": len(judged)}, job.device)
 
+    if not session.force:
+        _keep_what_took_long(run, stage)
     run.run(stage, work, force=session.force)
     return Judge(load_judge(folder, job.device), len(judged), job.stoppable("the judge is trained"))

@@ -89,7 +89,8 @@ def prompts_stage(session: Session) -> Stage:
         "tokenizer": base,
         "seed": config.seed,
     }
-    return Stage(STAGE, settings, {"score": run.require("score").id, "caption": _captions_key(session)})
+    inputs = {"score": run.require("score").id, "caption": _captions_key(session)}
+    return Stage(STAGE, settings, inputs, reads=(run.samples,))
 
 
 def _captions_key(session: Session) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dcdm_cli.errors import CapabilityError, DcdmError, NotFoundError, UsageError
+from dcdm_cli.errors import CapabilityError, DcdmError, MismatchError, NotFoundError, UsageError
 from dcdm_cli.run.network import budget, reach_hub, reason
 from dcdm_cli.run.session import Session
+from dcdm_cli.run.store import RunFolder
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -72,7 +74,8 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _checked(session: Session, what: str) -> Path:
-    """The folder. Raises NotFoundError, or UsageError for what no repository takes; warns of what is private."""
+    """The folder. Raises NotFoundError, MismatchError for damage, or UsageError for what no repository takes; warns of
+    what is private."""
     run = session.run
     if what == IMAGES:
         record = run.require("generate")
@@ -85,11 +88,37 @@ def _checked(session: Session, what: str) -> Path:
                 "make them as Parquet: dcdm generate --format parquet --force",
                 file=run.generated,
             )
+        _refuse_damage(run.generated, run, "generate")
+        for text, fix in _differences(run):
+            raise MismatchError(f"{run.generated}: {text}", fix or "dcdm generate makes it again", file=run.generated)
         return run.generated
     from dcdm_cli.model.adapter import read_adapter
 
     run.require("finetune")
+    _refuse_damage(run.adapter, run, "finetune", "distill", "calibrate")
     base = read_adapter(run.adapter).base
     if Path(base).is_absolute():
         session.console.warn(f"config.json names the base by a folder of this machine, {base}: others cannot load it")
     return run.adapter
+
+
+def _refuse_damage(folder: Path, run: RunFolder, *stages: str) -> None:
+    """Raises MismatchError for a file of the folder that is not as its stage left it: others would work with it."""
+    for record in filter(None, map(run.record, stages)):
+        for name, said in run.changes(record):
+            file = run.path / name
+            if name in record.wrote and file.is_relative_to(folder):
+                raise MismatchError(
+                    f"{file} {said} when the stage {record.stage} wrote it, and is not pushed",
+                    "dcdm check says what is damaged, and by which command it is made again",
+                    file=file,
+                )
+
+
+def _differences(run: RunFolder) -> Iterator[tuple[str, str]]:
+    """(what, remedy) of shards and images that are not what was generated; every image is read for it, as for pushing
+    it."""
+    from dcdm_cli.stages.check import ledger_of
+
+    ledger = ledger_of(run)
+    yield from ledger.differences(verify=True) if ledger else ()

@@ -15,6 +15,7 @@ from PIL import Image
 
 from dcdm_cli.data.digits import digit_images
 
+from ..captioning.test_rewriter import save_llama
 from ..opened import opened
 from .runner import Finished, run
 
@@ -114,6 +115,28 @@ def job(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> FinishedJob:
     for stage in STAGES:
         with opened(folder) as found[stage]:
             documents[stage] = document(run(*words[stage]))
+    return FinishedJob(folder, documents, found)
+
+
+@pytest.fixture(scope="session")
+def extended(job: FinishedJob, tmp_path_factory: pytest.TempPathFactory) -> FinishedJob:
+    """The job, gone on with by everything that is optional, calibrated and with an export. Read only."""
+    top = tmp_path_factory.mktemp("extended")
+    folder = Path(shutil.copytree(job.run, top / "run"))
+    small = ("calibrate.enabled=true", "calibrate.points=8", "calibrate.images=4", "distill.steps=2", "score.steps=12",
+             "evaluate.plan_folds=2", "evaluate.density_images=10", "evaluate.atlas_targets=[0.5]",
+             "caption.llm_prompts=2", "caption.llm_tokens=4")  # fmt: skip
+    settings = [word for setting in small for word in ("--set", setting)]
+    prompts = ["--method", "llm", "--llm", str(save_llama(top / "llama"))]
+    words = {
+        "calibrate": ["finetune"], "distill": ["distill"], "export": ["export"], "generate": ["generate", "--force"],
+        "check": ["evaluate", "check"], "filter": ["evaluate", "filter"], "atlas": ["evaluate", "atlas"],
+        "plan": ["evaluate", "plan"], "prompts": ["caption", *prompts],
+    }  # fmt: skip
+    documents, found = {}, {}
+    for name, command in words.items():
+        with opened(folder) as found[name]:
+            documents[name] = document(run(*command, *settings, "--run", folder, "--json"))
     return FinishedJob(folder, documents, found)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,18 @@ from .runner import Finished, run
 LORA = "adapter/pytorch_lora_weights.safetensors"
 SCORER = "scorer/fold-0/model.safetensors"
 METADATA = "generated/train/metadata.jsonl"
-RECORDS = {"evaluate": ("evaluate", "judge", "adherence")}  # of a command with more than one stage
+# Of a command with more than one stage.
+RECORDS = {"evaluate": ("evaluate", "judge", "adherence", "agreement")}
+MORE = {
+    "calibrate": ("finetune", "calibrate"), "distill": ("distill", "calibrate-distilled"), "export": ("export",),
+    "generate": ("generate",), "check": ("evaluate-artefacts", "judge", "agreement"),
+    "filter": ("filter", "judge", "agreement"), "atlas": ("atlas", "judge"), "plan": ("next-plan",),
+    "prompts": ("caption", "prompts"),
+}  # fmt: skip
 NEVER = ("records/", ".lock", "dcdm.toml")  # what says how to read, and is compared as settings and as ids
+# Held against the hashes of its own signature whenever it is opened: only how images are made depends on it.
+NEVER += ("export/",)
+OF_SET = {"atlas": ("generated/",)}  # its images are held against the set's table, which is recorded
 
 
 def flip(file: Path) -> None:
@@ -52,13 +63,23 @@ def findings(said: Finished, state: str) -> list[str]:
 
 @pytest.mark.parametrize("command", ["score", "caption", "finetune", "generate", "evaluate"])
 def test_a_stage_records_every_file_that_it_opens(job: FinishedJob, command: str) -> None:
+    assert job.opened[command] and unrecorded(job, command, RECORDS.get(command, (command,))) == []
+
+
+@pytest.mark.parametrize("command", MORE)
+def test_so_does_what_is_optional(extended: FinishedJob, command: str) -> None:
+    assert extended.opened[command] and unrecorded(extended, command, MORE[command]) == []
+
+
+def unrecorded(job: FinishedJob, command: str, records: Sequence[str]) -> list[str]:
+    """Files of the run that a command opened and none of its records names."""
     known, lists = set(), []
-    for stage in RECORDS.get(command, (command,)):
+    for stage in records:
         record = json.loads((job.run / "records" / f"{stage}.json").read_text())
         known |= {*record["read"], *record["wrote"]}
         lists += record["listed"]
-    unknown = [name for name in job.opened[command] - known if not name.startswith((*NEVER, *(f"{n}/" for n in lists)))]
-    assert job.opened[command] and unknown == []
+    elsewhere = (*NEVER, *OF_SET.get(command, ()), *(f"{name}/" for name in lists))
+    return sorted(name for name in job.opened[command] - known if not name.startswith(elsewhere))
 
 
 def test_a_finished_run_is_fresh_wherever_it_lies(copy: Path) -> None:
@@ -109,6 +130,95 @@ def test_images_are_held_against_their_shards(copy: Path) -> None:
     first.with_name("extra.png").rename(first)
     run("check", "--run", copy)
     assert "has other content" in findings(run("check", "--verify", "--json", "--run", copy, code=12), "damaged")[0]
+
+
+@pytest.mark.parametrize("name", ["", "hard"])
+def test_a_table_of_images_that_was_cut_is_a_finding(copy: Path, name: str) -> None:
+    if name:
+        (copy / "sets").mkdir()
+        shutil.move(copy / "generated", copy / "sets" / name)
+        shutil.move(copy / "records" / "generate.json", copy / "records" / f"generate-{name}.json")
+    file = copy / ("sets/hard" if name else "generated") / "samples.parquet"
+    file.write_bytes(file.read_bytes()[:-20])
+    said = findings(run("check", "--json", "--run", copy, code=12), "damaged")
+    assert f"{' '.join(filter(None, ['generate', name]))}: samples.parquet cannot be read" in said
+
+
+RECORDED = ("score", "caption", "finetune", "distill", "calibrate", "export", "generate", "evaluate", "judge",
+            "adherence", "agreement", "evaluate-artefacts", "atlas")  # fmt: skip
+
+
+def test_every_record_that_does_not_read_is_a_finding_and_stops_nothing_else(copy: Path) -> None:
+    whole = (copy / "records" / "score.json").read_bytes()
+    for name in RECORDED:
+        (copy / "records" / f"{name}.json").write_bytes(whole[:40])
+    (copy / "records" / ".score.begun").write_text("[")
+    flip(copy / LORA)
+    not_finite(copy / SCORER)
+    said = findings(run("check", "--json", "--run", copy, code=12), "damaged")
+    assert {text.partition(":")[0] for text in said if "is damaged: " in text} >= {*RECORDED}
+    assert any(text.startswith(f"score: {SCORER}: ") for text in said)
+
+
+@pytest.mark.parametrize("name", ["judge", "evaluate", "finetune"])
+def test_what_lies_there_without_a_record_is_a_finding(copy: Path, name: str) -> None:
+    (copy / "records" / f"{name}.json").unlink()
+    said = findings(run("check", "--json", "--run", copy, code=3), "stale")
+    assert any(text.startswith(f"{name}: ") and "no record says what it was made from" in text for text in said)
+
+
+def test_classes_and_weights_of_everything_that_is_optional_are_looked_at(copy: Path) -> None:
+    shutil.copytree(copy / "adapter", copy / "distilled" / "adapter")
+    adapter = copy / "distilled" / "adapter" / "config.json"
+    names = json.loads(adapter.read_text())["class_names"]
+    adapter.write_text(json.dumps(json.loads(adapter.read_text()) | {"class_names": names[::-1]}))
+    not_finite(copy / "distilled" / LORA)
+    for folder in (copy / "export", copy / "distilled" / "export"):
+        folder.mkdir()
+        (folder / "signature.json").write_text(json.dumps({"model": {"class_names": names[::-1]}}))
+    said = findings(run("check", "--json", "--run", copy, code=12), "damaged")
+    for file in ("distilled/adapter/config.json", "export/signature.json", "distilled/export/signature.json"):
+        assert sum(f": {file} has other classes than" in text for text in said) == 1
+    assert any("lora_weights.safetensors: " in text and "not finite" in text for text in said)
+
+
+def test_prompts_and_label_checks_that_changed_make_images_stale(copy: Path, tmp_path: Path) -> None:
+    prompts, own = tmp_path / "prompts.csv", tmp_path / "own"
+    prompts.write_text("class,prompt\n*,a {class}\n")
+    shutil.copytree(copy / "evaluation" / "judge", own)
+    record = copy / "records" / "generate.json"
+    said = json.loads(record.read_text())
+    said["config"] |= {"prompts": str(prompts), "check": str(own / "model.safetensors")}
+    said["inputs"] |= {"prompts": "0" * 32, "check": "0" * 16}
+    record.write_text(json.dumps(said))
+    stale = findings(run("check", "--json", "--run", copy, code=3), "stale")
+    assert any(f"the file of prompts {prompts} has changed since" in text for text in stale)
+    assert any(f"the label check {own / 'model.safetensors'} has changed since" in text for text in stale)
+    prompts.unlink()
+    assert any("no prompts at" in text for text in findings(run("check", "--json", "--run", copy, code=3), "stale"))
+
+
+def test_images_that_changed_places_are_not_measured(copy: Path) -> None:
+    first, second = sorted((copy / "generated" / "train").rglob("*.png"))[:2]
+    contents = first.read_bytes(), second.read_bytes()
+    first.write_bytes(contents[1])
+    second.write_bytes(contents[0])
+    refused = last_error(run("evaluate", "check", "--json", "--run", copy, code=12))
+    assert "has other content than was generated" in refused["message"] and "dcdm generate" in refused["hint"]
+
+
+def test_source_images_that_changed_places_are_not_learned_from(scored: Path, photos: Path) -> None:
+    first, second = (next((photos / "train" / name).iterdir()) for name in ("one", "test tube"))
+    contents, times = (first.read_bytes(), second.read_bytes()), (first.stat().st_mtime_ns, second.stat().st_mtime_ns)
+    try:
+        first.write_bytes(contents[1])
+        second.write_bytes(contents[0])
+        refused = last_error(run("finetune", "--json", "--run", scored, code=12))
+    finally:
+        for file, content, time in zip((first, second), contents, times, strict=True):
+            file.write_bytes(content)
+            os.utime(file, ns=(time, time))
+    assert "does not show what it showed" in refused["message"] and "dcdm score" in refused["hint"]
 
 
 def test_captions_and_sources_that_changed_make_stale_and_are_said(copy: Path, photos: Path) -> None:

@@ -144,6 +144,14 @@ def test_without_it_or_after_another_fine_tuning_the_remedy_is_named(run: Run) -
         run.distill(**{"generate.text_guidance": 1, "generate.difficulty_guidance": 1})
 
 
+def test_a_student_that_took_long_is_not_replaced_without_a_word(run: Run) -> None:
+    file = run.folder.path / "records" / "distill.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"seconds": 7200.0}))
+    with pytest.raises(MismatchError, match=r"distilling with other settings replaces .*distill took 2 h"):
+        run.distill(steps=3)
+    assert run.distill().results["calls"] == 3  # as it is
+
+
 @pytest.mark.slow
 def test_its_export_is_its_own_and_has_one_call(run: Run) -> None:
     made = run.export(**{"generate.guidance": "distilled"})

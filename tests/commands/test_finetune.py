@@ -11,16 +11,18 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock, Timeout
 from PIL import Image
 
+from dcdm_cli import Run
 from dcdm_cli.console import Console
 from dcdm_cli.data.digits import digit_images
 from dcdm_cli.data.manifest import Manifest, write_manifest
 from dcdm_cli.model.adapter import read_adapter
 from dcdm_cli.run.resolution import resolve
 from dcdm_cli.run.session import Session
-from dcdm_cli.run.store import Outcome, RunFolder, Stage
-from dcdm_cli.stages.finetune import run_finetune
+from dcdm_cli.run.store import Outcome, RunFolder, Stage, StageRecord
+from dcdm_cli.stages.finetune import run_finetune, run_group
 
 SETTINGS = """
 device = "cpu"
@@ -72,6 +74,45 @@ LAUNCH = (
     "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no "
     "--dynamo_backend no --main_process_port 0 -m dcdm_cli finetune"
 )
+
+
+def test_a_group_runs_no_module_of_the_folder_one_stands_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, words = prepared(tmp_path / "run"), list[str]()
+
+    class Seen:
+        def __init__(self, asked: list[str], *_: object) -> None:
+            words.extend(asked)
+
+        def run(self) -> None: ...
+
+    monkeypatch.setattr("dcdm_cli.crew.ranks.Group", Seen)
+    monkeypatch.setattr(sys, "argv", ["dcdm", "--version"])
+    run_group(Session(run, resolve(run_file=run.config_file), Console(quiet=True), False, False, {}), ("2",))
+    (tmp_path / "typer.py").write_text("raise SystemExit('code of somebody else')\n")
+    env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'export'}"}
+    said = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert (said.returncode, said.stderr) == (0, "")
+
+
+def test_nobody_else_writes_before_calibration_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, held = prepared(tmp_path / "run"), list[bool]()
+
+    def tuned(session: Session) -> StageRecord:
+        with session.run.lock("dcdm finetune"):
+            return session.run.require("caption")
+
+    def calibrated(session: Session) -> None:
+        try:
+            FileLock(session.run.path / ".lock").acquire(timeout=0)
+        except Timeout:
+            held.append(True)
+
+    monkeypatch.setattr("dcdm_cli.stages.finetune.run_finetune", tuned)
+    monkeypatch.setattr("dcdm_cli.stages.calibrate.calibrate_chosen", calibrated)
+    Run(run.path, quiet=True).finetune()
+    assert held == [True]
+    with FileLock(run.path / ".lock").acquire(timeout=0):
+        pass  # free again
 
 
 @pytest.mark.slow

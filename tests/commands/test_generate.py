@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,7 +17,15 @@ import pytest
 import torch
 
 from dcdm_cli.commands.generate import show_part, show_price
-from dcdm_cli.errors import CapabilityError, InterruptedRunError, MismatchError, NotFoundError, UsageError
+from dcdm_cli.data.manifest import read_manifest, write_manifest
+from dcdm_cli.errors import (
+    CapabilityError,
+    InterruptedRunError,
+    MismatchError,
+    NotFoundError,
+    StorageError,
+    UsageError,
+)
 from dcdm_cli.generation import pricing
 from dcdm_cli.generation.plan_file import PlanFile
 from dcdm_cli.run.store import Outcome, RunFolder, Stage
@@ -21,6 +33,7 @@ from dcdm_cli.stages import finetune, generate, plan
 from dcdm_cli.stages.devices import settle_spread
 from dcdm_cli.stages.generate import run_generate
 from dcdm_cli.stages.jobs import open_job
+from dcdm_cli.stages.parts import Part, run_part
 from dcdm_cli.stages.plan import Wishes
 
 from ..fake_cuda import pretend_gpus
@@ -37,6 +50,56 @@ def priced(session: Open, wishes: Wishes = Wishes(), **flags: object) -> dict:  
     opened = session(**flags)
     show_price(opened, wishes)
     return json.loads(opened.console.out.getvalue())  # type: ignore[attr-defined]
+
+
+def test_a_part_writes_nothing_where_a_link_leads(session: Open, run: RunFolder, tmp_path: Path) -> None:
+    file, outside = Path(priced(session, generate__count=4)["plan"]), tmp_path / "outside"
+    outside.mkdir()
+    run.generated.mkdir()
+    (run.generated / "shards").symlink_to(outside)
+    with pytest.raises(MismatchError, match="leads out of"):
+        run_part(session(), file, Part(1, 1))
+    assert not [*outside.iterdir()]
+
+
+def test_images_that_do_not_fit_are_refused_before_the_first(
+    session: Open, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(run.path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10))
+    with pytest.raises(StorageError, match="4 images of 32 pixels need about"):
+        run_generate(session(generate__count=4))
+    assert not [*run.path.rglob("*.png")] and run.record("generate") is None
+
+
+def test_images_that_could_not_be_scored_say_nothing_of_their_labels() -> None:
+    nan = float("nan")
+    columns = {
+        "target_difficulty": np.array([0.2, 0.4, 0.6, 0.8]), "measured_difficulty": np.array([0.1, nan, 0.5, nan]),
+        "predicted": np.array([0, -1, 2, -1]), "label": np.array([0, 1, 1, 2]),
+    }  # fmt: skip
+    made: Any = SimpleNamespace(
+        columns=lambda *names: [columns[name] for name in names], texts=lambda _: [None] * 4, label_checked=None
+    )
+    found = generate._difficulty_summary(made)
+    assert (found["label_agreement"], found["not_scored"], found["measured_mean"]) == (0.5, 2, pytest.approx(0.3))
+    columns["measured_difficulty"] = np.full(4, nan)
+    found = generate._difficulty_summary(made)
+    assert (found["label_agreement"], found["not_scored"], found["measured_mean"]) == (None, 4, None)
+
+
+def test_another_order_of_the_classes_makes_images_stale(session: Open, run: RunFolder) -> None:
+    def scored(names: Sequence[str]) -> None:
+        write_manifest(replace(read_manifest(run.samples), class_names=tuple(names)), run.samples)
+        run.run(Stage("score", {}, {"classes": ",".join(names)}), lambda: Outcome([run.samples], ",".join(names)))
+
+    scored(NAMES)
+    record, opened = run_generate(session(generate__count=4)), session(generate__count=4)
+    assert run_generate(opened).started == record.started
+    scored(NAMES[::-1])
+    assert [*run.outdated(record)] == ["score was made again since"]
+    with pytest.raises(MismatchError, match="other classes"):
+        run_generate(session(generate__count=4))
 
 
 def test_a_priced_plan_is_what_generate_executes(session: Open, run: RunFolder) -> None:

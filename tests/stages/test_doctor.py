@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dcdm_cli.backends import sessions
+from dcdm_cli.files import leftovers
 from dcdm_cli.run import file_system
 from dcdm_cli.run.store import RunFolder
 from dcdm_cli.stages import doctor
@@ -23,6 +24,15 @@ def test_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "HF_HUB_OFFLINE" in found["hub"].text and "fsync" in found["run folder"].text
     assert {"dcdm", "packages", "cpu", "disk", "open files", "token"} <= found.keys()
     assert os.listdir(tmp_path) == [], "nothing is left, and no run folder is made"
+
+
+def test_what_a_killed_doctor_leaves_is_swept_like_everything_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[Path] = []
+    monkeypatch.setattr(file_system, "_write", lambda place: found.extend(leftovers(tmp_path)))
+    file_system.probe_file_system(tmp_path)
+    assert [path.name.startswith(".dcdm-doctor-") for path in found] == [True] and os.listdir(tmp_path) == []
 
 
 def test_the_token_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
-from dcdm_cli.errors import CapabilityError, DcdmError, NotFoundError, UsageError
-from dcdm_cli.run.store import RunFolder
+from dcdm_cli.errors import CapabilityError, DcdmError, MismatchError, NotFoundError, UsageError
+from dcdm_cli.run.store import Outcome, RunFolder, Stage
 from dcdm_cli.stages.generate import run_generate
 from dcdm_cli.stages.push import run_push
 
@@ -122,6 +122,23 @@ def test_images_go_without_the_ledger_of_their_making(session: Open, run: RunFol
     assert hub.private == {"me/birds": False} and done["files"] == len(sent)
     assert sum(name.endswith(".png") for name in sent) == 4 and "train/metadata.jsonl" in sent
     assert not any(name.startswith(("shards", ".")) for name in sent)
+
+
+def test_what_is_damaged_is_not_pushed(session: Open, run: RunFolder, hub: Hub) -> None:
+    run_generate(session(generate__count=4))
+    first, second = sorted(run.generated.rglob("*.png"))[:2]
+    contents = first.read_bytes(), second.read_bytes()
+    second.write_bytes(contents[0])
+    first.write_bytes(contents[1])
+    with pytest.raises(MismatchError, match="has other content"):
+        run_push(session(), "images", "me/birds")
+    stage = Stage("calibrate", {}, {})
+    run.calibration.write_text("{}")
+    run.run(stage, lambda: Outcome([run.calibration], ""))
+    run.calibration.write_text("[]")
+    with pytest.raises(MismatchError, match="has other content than it had when the stage calibrate wrote it"):
+        run_push(session(), "adapter", "me/birds")
+    assert hub.files == {}
 
 
 def test_a_public_repository_gets_nothing_by_mistake(session: Open, hub: Hub) -> None:
