@@ -7,12 +7,8 @@ from typing import TYPE_CHECKING
 from dcdm_cli.evaluation.judge import Judge
 from dcdm_cli.run.keeping import refuse_replacing
 from dcdm_cli.run.roles import fingerprint, others
-<<<<<<< HEAD
-from dcdm_cli.run.store import Outcome, Stage
-from dcdm_cli.stages.devices import run_features
-=======
 from dcdm_cli.run.store import Outcome, RunFolder, Stage
->>>>>>> trust
+from dcdm_cli.stages.devices import run_features
 
 if TYPE_CHECKING:
     from dcdm_cli.data.manifest import Manifest

@@ -104,13 +104,8 @@ def _plan_what_is_hard(session: Session) -> Outcome:
     target = run.evaluation / FILE
     asked = replace(asked, plan=replace(asked.plan, made_for=describe_model(session)))
     write_plan(asked.plan, target)
-<<<<<<< HEAD
     results = {**_results(asked, real, len(made)), "competence": scorer_known(run)}
-    return Outcome([target], asked.plan.hash, results, job.device)
-=======
-    results = _results(asked, real, len(made))
     return Outcome([target], asked.plan.hash, results, job.device, listed=[run.generated, run.cache])
->>>>>>> trust
 
 
 def _rounds(run: RunFolder) -> list[Path]:
