@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -260,7 +260,7 @@ def hostile(place: Place, count: int) -> dict[str, Any]:
 def outside(place: Place, _: int) -> dict[str, Any]:
     """A run folder that says where to write: whatever it says, nothing outside it is made or changed."""
     secret, bad, outcome = place.root / "outside", [], {}
-    for name, (forge, words) in _forgeries(secret).items():
+    for name, (forge, words) in _forgeries(place, secret).items():
         place.reset("finished")
         shutil.rmtree(secret, ignore_errors=True)
         secret.mkdir()
@@ -275,12 +275,12 @@ def outside(place: Place, _: int) -> dict[str, Any]:
     return {"count": len(outcome), "outcome": outcome, "bad": len(bad), "first_bad": bad[:3]}
 
 
-def _forgeries(secret: Path) -> dict[str, tuple[Callable[[Path], Any], list[str]]]:
+def _forgeries(place: Place, secret: Path) -> dict[str, tuple[Callable[[Path], Any], list[str]]]:
     """Name -> (what is done to a finished run, the command that would follow it)."""
     again = ["generate", "--force"]
 
-    def settings(text: str) -> Callable[[Path], Any]:
-        return lambda run: (run / "dcdm.toml").write_text((run / "dcdm.toml").read_text() + text)
+    def settings(section: str, *lines: str) -> Callable[[Path], Any]:
+        return lambda run: _with_settings(run, section, lines)
 
     def linked(*names: str) -> Callable[[Path], Any]:
         return lambda run: [_replaced_by_link(run / name, secret) for name in names]
@@ -292,17 +292,29 @@ def _forgeries(secret: Path) -> dict[str, tuple[Callable[[Path], Any], list[str]
     found |= {
         "link sets/hard/shards": (linked("sets/hard/shards"), ["generate", "--name", "hard"]),
         "link evaluation/judge": (linked("evaluation/judge"), ["evaluate", "--force"]),
-        "link cache/features": (linked("cache/features"), ["score", "photos", "--method", "features", "--force"]),
-        "plan ids": (lambda run: _forged_ids(run, secret), ["generate", "forged.parquet", "--force"]),
+        "link cache/features": (
+            linked("cache/features"),
+            ["score", str(place.source), "--method", "features", "--force"],
+        ),
+        "plan ids": (
+            lambda run: _forged_ids(run, secret),
+            ["generate", str(secret.parent / "forged.parquet"), "--force"],
+        ),
         "paths of samples": (lambda run: _forged_paths(run, secret), ["finetune", "--force"]),
         "class names": (lambda run: _forged_classes(run, "../../outside/x"), again),
         "captions beside images": (
-            settings("\n[caption]\nsidecars = true\noverwrite = true\n"),
+            settings("caption", "sidecars = true", "overwrite = true"),
             ["caption", "--force"],
         ),
-        "engines": (settings("\n[export]\n"), ["export", "--force"]),
+        "somebody else's engines": (settings("generate", "trust_engine = true"), again),
     }
     return found
+
+
+def _with_settings(run: Path, section: str, lines: Sequence[str]) -> None:
+    text, head = (run / "dcdm.toml").read_text(), f"[{section}]"
+    with_head = text if head in text else f"{text}\n{head}\n"
+    (run / "dcdm.toml").write_text(with_head.replace(head, "\n".join((head, *lines)), 1))
 
 
 def _replaced_by_link(path: Path, target: Path) -> None:
@@ -313,7 +325,12 @@ def _replaced_by_link(path: Path, target: Path) -> None:
 
 
 def _forged_ids(run: Path, secret: Path) -> None:
-    _rewritten(next(run.glob("generated/plan.parquet")), "sample_id", f"../../{secret.name}/x", Path("forged.parquet"))
+    _rewritten(
+        next(run.glob("generated/plan.parquet")),
+        "sample_id",
+        f"../../{secret.name}/x",
+        secret.parent / "forged.parquet",
+    )
 
 
 def _forged_paths(run: Path, secret: Path) -> None:
