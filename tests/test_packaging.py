@@ -108,7 +108,9 @@ def test_the_project_declares_what_the_readers_of_the_issue_expect() -> None:
 
 def test_the_gate_is_the_same_everywhere() -> None:
     workflow = yaml.safe_load((CLONE / ".github" / "workflows" / "ci.yml").read_text())
-    assert [step["run"] for step in workflow["jobs"]["gate"]["steps"] if "run" in step] == ["bash .ci/run"]
+    *before, gate = [step["run"] for step in workflow["jobs"]["gate"]["steps"] if "run" in step]
+    assert gate == "bash .ci/run"
+    assert len(before) == 1 and "apt-get install --yes zsh fish" in before[0]  # shells that completion is asked of
     gate = (CLONE / ".ci" / "run").read_text()
     assert "make test" in gate and "--wheel" in gate and os.access(CLONE / ".ci" / "run", os.X_OK)
     makefile = (CLONE / "Makefile").read_text()
