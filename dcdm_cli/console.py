@@ -71,7 +71,10 @@ class Console:
             self.err.print(renderable)
 
     def warn(self, message: str) -> None:
-        self._say(f"warning: {show(message)}", "yellow")
+        """Once per command: what is wrong with every set of an experiment is wrong once."""
+        if message not in self._noted:
+            self._noted.add(message)
+            self._say(f"warning: {show(message)}", "yellow")
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Bars on a terminal; otherwise a line every 15 seconds and at the end: count, speed, detail, time left.
