@@ -358,14 +358,15 @@ def tampering(place: Place, _: int) -> dict[str, Any]:
     """Damage after the fact: `dcdm check` names it with exit 12, and no stage works with it: it stops, or puts it
     right, and then `dcdm check` finds nothing any more."""
     outcome, bad = {}, 0
-    for name, (damage, stage, mends) in _tampered().items():
+    for name, (damage, user, remedy) in _tampered().items():
         place.reset("finished")
         damage(place.run)
-        checked = trials.run(["check", "--verify", "--run", place.run], place.said)
-        used = place.go(stage)
-        after = trials.run(["check", "--verify", "--run", place.run], place.said).code if mends else 12
-        bad += not (checked.code == 12 and (after == 0 if mends else used.code == 12))
-        outcome[name] = f"check {checked.code}, {stage} {used.code}" + (f", check {after}" if mends else "")
+        checked, used = (trials.run([*words, "--run", place.run], place.said).code for words in (VERIFY, user))
+        said, well = f"check {checked}, {user[0]} {used}", checked == 12 and (used == 12 or remedy is not None)
+        if remedy is not None:
+            mended, after = (trials.run([*words, "--run", place.run], place.said).code for words in (remedy, VERIFY))
+            said, well = f"{said}, {' '.join(remedy)} {mended}, check {after}", well and after == 0
+        outcome[name], bad = said, bad + (not well)
     return {"count": len(outcome), "outcome": outcome, "bad": bad}
 
 
@@ -632,25 +633,34 @@ def _without_a_line(file: Path) -> None:
     file.write_text("".join(lines[:1] + lines[2:]))
 
 
-def _tampered() -> dict[str, tuple[Callable[[Path], Any], str, bool]]:
-    """Name -> (damage to a run folder, the stage that would use it, whether that stage mends it by itself)."""
+VERIFY = ["check", "--verify"]
+
+
+def _tampered() -> dict[str, tuple[Callable[[Path], Any], list[str], list[str] | None]]:
+    """Name -> (damage to a run folder, the command that would use it, the remedy that `dcdm check` names, where it is
+    not to make the stage again)."""
     scorer, metadata = "scorer/fold-0/model.safetensors", "generated/train/metadata.jsonl"
-    picture = lambda run: next((run / "generated" / "train").rglob("*.png"))  # noqa: E731
+    generate, picture = ["generate"], lambda run: next((run / "generated" / "train").rglob("*.png"))  # noqa: E731
+    cut = lambda run: os.truncate(run / "generated/samples.parquet", 500)  # noqa: E731
     return {
-        "bit in the adapter": (lambda run: _last_bit(run / LORA), "generate", False),
-        "tensor gone from the adapter": (lambda run: _without_a_tensor(run / LORA), "generate", False),
-        "bit in the scorer": (lambda run: _last_bit(run / scorer), "generate", False),
-        "tensor gone from the scorer": (lambda run: _without_a_tensor(run / scorer), "generate", False),
-        "bit in the table of samples": (lambda run: _last_bit(run / "samples.parquet"), "generate", False),
-        "bit in the cached latents": (lambda run: _last_bit(next((run / "cache").glob("*.npy"))), "finetune", True),
-        "line gone from metadata.jsonl": (lambda run: _without_a_line(run / metadata), "generate", True),
-        "bit in a generated image": (lambda run: _last_bit(picture(run)), "generate", True),
-        "image gone": (lambda run: picture(run).unlink(), "generate", True),
-        "table of generated images cut": (
-            lambda run: os.truncate(run / "generated/samples.parquet", 500),
-            "generate",
-            True,
+        "bit in the adapter": (lambda run: _last_bit(run / LORA), generate, None),
+        "tensor gone from the adapter": (lambda run: _without_a_tensor(run / LORA), generate, None),
+        "bit in the scorer": (lambda run: _last_bit(run / scorer), generate, None),
+        "tensor gone from the scorer": (lambda run: _without_a_tensor(run / scorer), generate, None),
+        "bit in the table of samples": (lambda run: _last_bit(run / "samples.parquet"), generate, None),
+        "bit in the cached latents": (
+            lambda run: _last_bit(next((run / "cache").glob("*.npy"))),
+            ["finetune"],
+            ["check", "--repair"],
         ),
+        "line gone from metadata.jsonl": (lambda run: _without_a_line(run / metadata), generate, generate),
+        "bit in a generated image": (
+            lambda run: _last_bit(picture(run)),
+            ["evaluate", "--force"],
+            ["generate", "--verify"],
+        ),
+        "image gone": (lambda run: picture(run).unlink(), generate, generate),
+        "table of generated images cut": (cut, generate, generate),
     }
 
 

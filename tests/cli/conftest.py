@@ -55,6 +55,7 @@ per_target = 6
 arms = ["real", "plain", "dcdm"]
 seeds = 2
 synthetic_ratio = 0.2
+workers = 1
 """
 
 
