@@ -640,7 +640,7 @@ def _tampered() -> dict[str, tuple[Callable[[Path], Any], list[str], list[str] |
     """Name -> (damage to a run folder, the command that would use it, the remedy that `dcdm check` names, where it is
     not to make the stage again)."""
     scorer, metadata = "scorer/fold-0/model.safetensors", "generated/train/metadata.jsonl"
-    generate, picture = ["generate"], lambda run: next((run / "generated" / "train").rglob("*.png"))  # noqa: E731
+    generate, picture = ["generate"], lambda run: next((run / "generated" / "train").rglob("*.png"))
     cut = lambda run: os.truncate(run / "generated/samples.parquet", 500)  # noqa: E731
     return {
         "bit in the adapter": (lambda run: _last_bit(run / LORA), generate, None),

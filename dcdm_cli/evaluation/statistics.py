@@ -34,13 +34,13 @@ def interval(values: Sequence[float] | np.ndarray) -> list[float] | None:
     if len(values) < 2:
         return None
     if np.ptp(values) == 0:
-        return [rounded(values[0])] * 2
+        return [rounded(values[0], DIGITS)] * 2
     if len(values) >= BCA_FROM:
         found = stats.bootstrap((values,), np.mean, n_resamples=RESAMPLES, confidence_level=LEVEL, rng=0)
         low, high = found.confidence_interval
     else:
         low, high = stats.t.interval(LEVEL, len(values) - 1, values.mean(), stats.sem(values))
-    return [rounded(low), rounded(high)]
+    return [rounded(low, DIGITS), rounded(high, DIGITS)]
 
 
 def compare(values: Sequence[float], against: Sequence[float], *, less_is_better: bool = False) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def compare(values: Sequence[float], against: Sequence[float], *, less_is_better
     difference = np.round(np.subtract(values, against), DIGITS)
     bounds, p_value = interval(difference), _sign_flip(difference)
     return {
-        "difference_mean": rounded(difference.mean()),
+        "difference_mean": rounded(difference.mean(), DIGITS),
         "difference_ci95": bounds,
         "p_value": p_value,
         "seeds": len(difference),

@@ -25,6 +25,7 @@ from dcdm_cli.run.store import DISTILLED, PIPELINE, RunFolder, StageRecord, comm
 from dcdm_cli.stages.doctor import Finding
 from dcdm_cli.stages.label_check import check_input
 from dcdm_cli.stages.prompts import prompt_input
+from dcdm_cli.stages.source import source_changes
 
 if TYPE_CHECKING:
     from dcdm_cli.generation.ledger import Ledger
@@ -42,7 +43,8 @@ def run_check(session: Session, *, repair: bool = False, verify: bool = False) -
     left = [*_leftovers(run)]  # taking the lock sweeps them away
     with run.lock("dcdm check --repair") if repair else nullcontext():
         repaired = [*_repaired(run), *(_swept(left) if repair else [])] if repair else left
-        parts = (_stages(run), _source(session), _asked(session), _class_names(run), _weights(run), _sets(run, verify),
+        source = map(_changed_source, source_changes(session))
+        parts = (_stages(run), source, _asked(session), _class_names(run), _weights(run), _sets(run, verify),
                  _caches(run))  # fmt: skip
         return [finding for part in parts for finding in _to_the_end(part)] + repaired
 
@@ -139,26 +141,8 @@ def _stage(name: str, record: StageRecord, outdated: list[str], changed: list[tu
     yield from found or [Finding(name, FRESH, "")]
 
 
-def _source(session: Session) -> Iterator[Finding]:
-    """Whether the images are still those that were scored. A source on the hub is not asked for."""
-    from dcdm_cli.stages.score import scan_options, score_stage
-
-    run = session.run
-    record = run.records().get("score")
-    source = str(record.config.get("source", "-")) if record else "-"
-    if record is None or source == "-" or source.startswith("hf:"):
-        return
-    try:
-        (layer,) = recorded_layers(run, "caption")
-        session = session.with_settings(**layer.values)
-        now = score_stage(session, source, scan_options(session, source)).inputs
-    except DcdmError as error:
-        yield Finding("score", STALE, f"its source: {error.message}", error.hint)
-        return
-    for name in sorted(record.inputs.keys() | now.keys()):
-        if record.inputs.get(name) != now.get(name):
-            what = source if name == "source" else name
-            yield Finding("score", STALE, f"{what} has changed since", "dcdm score")
+def _changed_source(found: tuple[str, str]) -> Finding:
+    return Finding("score", STALE, *found)
 
 
 def _asked(session: Session) -> Iterator[Finding]:

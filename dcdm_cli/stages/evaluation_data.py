@@ -14,13 +14,15 @@ def checked_data(session: Session) -> Evaluated:
     from dcdm_cli.data.manifest import read_manifest
     from dcdm_cli.evaluation.data import check_classes, check_scorer, evaluated
     from dcdm_cli.model.adapter import read_adapter
+    from dcdm_cli.stages.source import source_changes
 
     run = session.run
     manifest = read_manifest(run.samples)
     check_scorer(run.scorer)
     data = evaluated(manifest, session.config.evaluate.holdout)
     check_classes(run.adapter, read_adapter(run.adapter).class_names, manifest.class_names)
-    data = replace(data, warnings=(*stale_adapter(run), *data.warnings))
+    changed = [f"{what}, after these images were scored ({remedy})" for what, remedy in source_changes(session)]
+    data = replace(data, warnings=(*changed, *stale_adapter(run), *data.warnings))
     for warning in data.warnings:
         session.console.warn(warning)
     return data
