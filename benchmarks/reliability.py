@@ -403,7 +403,8 @@ def stale(place: Place, _: int) -> dict[str, Any]:
             checked = trials.run(["check", "--run", place.run], place.said).code
             ended = place.go(later)
             count += 1
-            silent = ended.code == 0 and _begun(place.run, later) == before
+            told = "is stale" in ended.said  # an export is of the adapter as it is, and says that one is stale
+            silent = ended.code == 0 and _begun(place.run, later) == before and not told
             if again.code or checked != 3 or not ended.is_clean or silent:
                 bad.append([stage, later, again.code, checked, ended.code, ended.said[-200:]])
     return {"count": count, "bad": len(bad), "first_bad": bad[:3]}

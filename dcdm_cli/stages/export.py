@@ -19,6 +19,7 @@ from dcdm_cli.run.session import Session
 from dcdm_cli.run.settings import Config
 from dcdm_cli.run.store import Outcome, RunFolder, Stage, StageRecord
 from dcdm_cli.stages.devices import settle_generation
+from dcdm_cli.stages.evaluation_data import stale_adapter
 from dcdm_cli.stages.jobs import open_job
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ def run_export(session: Session) -> StageRecord:
     run.create()
     session = settle_generation(session, "export")
     with run.lock("dcdm export"):
-        run.require("finetune")
+        for warning in stale_adapter(run):
+            session.console.warn(warning)
         engines = _engine_order(session.config, run.cache)
         tensorrt = f"{engines.trt.__version__} on {engines.gpu.name}" if engines is not None else ""
         stage = export_stage(session, tensorrt)

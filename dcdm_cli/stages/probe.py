@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dcdm_cli.errors import NotFoundError
 from dcdm_cli.run import one_off
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.store import RunFolder
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from dcdm_cli.crew.coordinator import Crew
     from dcdm_cli.crew.messages import Worker
+    from dcdm_cli.data.manifest import Manifest
     from dcdm_cli.difficulty.verdict import Measure, Verdict
     from dcdm_cli.generation.engine import Engine
     from dcdm_cli.generation.plan import PlanInputs, PlanRow
@@ -91,7 +93,8 @@ def _export_of(run: RunFolder) -> Path | None:
 
 
 def plan_inputs(session: Session, *, calibrated: bool = True) -> PlanInputs:
-    """Classes, captions, real difficulties and, if asked for, the calibration that fits the sampler settings."""
+    """Classes, captions, real difficulties and, if asked for, the calibration that fits the sampler settings. Raises
+    NotFoundError for images that have no captions any more."""
     import numpy as np
 
     from dcdm_cli.data.manifest import read_manifest
@@ -99,20 +102,31 @@ def plan_inputs(session: Session, *, calibrated: bool = True) -> PlanInputs:
 
     config = session.config.generate
     train = read_manifest(session.run.samples).split("train")
-    labels, captions = train.column("label"), train.column("caption")
-    allowed: list[list[str]] = [[] for _ in train.class_names]
-    for label, caption in zip(labels, captions, strict=True):
-        allowed[label].append(caption)
-    if config.captions == "class":
-        from dcdm_cli.captioning.templates import caption_from_template
-
-        template = session.config.caption.template
-        allowed = [[caption_from_template(template, name)] for name in train.class_names]
+    allowed = _class_captions(session, train)
     real = np.asarray(train.column("difficulty"), np.float32)
     calibration = usable_calibration(session) if calibrated else None
     own = own_prompts(session, train)
     sources = source_ids(session, train)
     return PlanInputs(train.class_names, allowed, real, config.difficulty_cap, calibration, sources, own)
+
+
+def _class_captions(session: Session, train: Manifest) -> list[list[str]]:
+    """Those that images of each class may be asked for by."""
+    if session.config.generate.captions == "class":
+        from dcdm_cli.captioning.templates import caption_from_template
+
+        template = session.config.caption.template
+        return [[caption_from_template(template, name)] for name in train.class_names]
+    found: list[list[str]] = [[] for _ in train.class_names]
+    for label, caption in zip(train.column("label"), train.column("caption"), strict=True):
+        if caption is None:
+            raise NotFoundError(
+                "the training images have no captions: they were scored again since",
+                f"dcdm caption --run {session.run.path}",
+                file=session.run.samples,
+            )
+        found[label].append(caption)
+    return found
 
 
 def usable_calibration(session: Session):

@@ -158,7 +158,8 @@ def test_a_new_setting_makes_its_stage_and_what_follows_stale(copy: Path) -> Non
 
 def test_scoring_again_does_not_pass_old_captions_off_as_new(copy: Path, photos: Path) -> None:
     run("score", photos, "--force", "--run", copy)
-    assert "dcdm caption" in run("finetune", "--force", "--run", copy, code=10).stderr
+    for stage in ("finetune", "generate"):
+        assert "dcdm caption" in run(stage, "--force", "--run", copy, code=10).stderr
     assert "skipped" not in run("caption", "--run", copy).stderr
     assert "skipped" in run("finetune", "--run", copy).stderr  # the same scores and captions as before
 
