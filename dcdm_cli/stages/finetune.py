@@ -71,7 +71,8 @@ def finetune_stage(session: Session) -> Stage:
         settings["processes"] = processes  # they make the batch larger
     if config.strength == "auto":
         settings |= strength_settings(session)
-    return Stage("finetune", settings, inputs, others(config), (run.samples, run.scorer))
+    scores = config.strength == "auto" or config.own_draws > 0 or config.views > 1 or config.hflip  # other pictures
+    return Stage("finetune", settings, inputs, others(config), (run.samples, *([run.scorer] if scores else [])))
 
 
 def _job(session: Session) -> Job:
