@@ -216,13 +216,25 @@ COLUMNS = {
 
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """For documents: a row per problem and way."""
-    ordered = sorted(rows.items(), key=lambda item: (item[1]["data"], item[1]["images"], item[0]))
-    cells = [
-        [f"{row['data']}, {row['images']}", f"{name.split('-', 2)[-1].removeprefix('1000-')}", *map(row.get, COLUMNS)]
-        for name, row in ordered
-    ]
-    return {"title": "Ways of scoring", "columns": ["images", "way", *COLUMNS.values()], "rows": cells}
+    """For documents: a row per problem and way, trained classifiers first."""
+
+    def cells(name: str, row: Mapping[str, Any]) -> list[Any]:
+        values = ["-" if row[column] is None else row[column] for column in COLUMNS]
+        return [f"{row['data']}, {row['images']}", _way(name, row), *values]
+
+    def place(item: tuple[str, Mapping[str, Any]]) -> tuple[Any, ...]:
+        row = item[1]
+        return row["data"], row["images"], row["method"] == "features", row["pixels"]
+
+    ordered = sorted(rows.items(), key=place)
+    columns = ["images", "way", *COLUMNS.values()]
+    return {"title": "Ways of scoring", "columns": columns, "rows": [cells(*item) for item in ordered]}
+
+
+def _way(name: str, row: Mapping[str, Any]) -> str:
+    if row["method"] == "features":
+        return f"features, {row['pixels']} px"
+    return FINE_TUNED if name.endswith(FINE_TUNED) else TRAINED
 
 
 def said() -> Job:
