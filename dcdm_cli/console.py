@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -139,10 +140,9 @@ class Console:
         where it is to be `whole`, one line whatever its length."""
         from rich.text import Text
 
-        if whole or not self.err.is_terminal:
-            self.err.print(Text(line, style=style), soft_wrap=True)
-        else:
-            self.err.print(Text(line, style=style), overflow="ignore", crop=False)
+        if self.err.is_terminal and not whole:
+            line = "\n".join(_filled(part, self.err.width) for part in line.splitlines())
+        self.err.print(Text(line, style=style), soft_wrap=True)
 
     def _bar(self, pace: Pace, done: int, total: int) -> None:
         if self._bars is None:
@@ -194,3 +194,8 @@ def _error_document(error: DcdmError) -> dict[str, Any]:
         "hint": error.hint,
         "file": error.file,
     }
+
+
+def _filled(line: str, width: int) -> str:
+    """Broken between words only."""
+    return textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)

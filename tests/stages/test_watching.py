@@ -36,7 +36,7 @@ def run(tmp_path: Path) -> RunFolder:
         name = NAMES[labels[i]]
         rows.append(
             {
-                "sample_id": f"{i:032x}", "path": f"{i}.png", "label": int(labels[i]), "class_name": name,
+                "sample_id": f"{i:016x}", "path": f"{i}.png", "label": int(labels[i]), "class_name": name,
                 "split": "train",
                 "difficulty": 0.1 * len(rows), "caption": f"a photo of the digit {name}",
             }
