@@ -1,4 +1,4 @@
-"""docs/evaluate.md: its example is an experiment, and it names every key and every experiment there is."""
+"""docs/evaluate.md: its examples are experiments, and it names every key and every experiment there is."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ ROOT = Path(dcdm_cli.__file__).parent.parent
 TEXT = (ROOT / "docs" / "evaluate.md").read_text("utf-8")
 
 
-def test_the_example_is_an_experiment_whose_settings_exist() -> None:
-    (example,) = re.findall(r"```toml\n(.*?)```", TEXT, re.DOTALL)
-    experiment = parse_experiment(example, "docs/evaluate.md", "steer")
+def test_the_examples_are_experiments_whose_settings_exist() -> None:
+    settings, sets = re.findall(r"```toml\n(.*?)```", TEXT, re.DOTALL)
+    assert [arm.set for arm in parse_experiment(sets, "docs/evaluate.md", "sets").arms] == [None, "generated", "hard"]
+    experiment = parse_experiment(settings, "docs/evaluate.md", "steer")
     assert [arm.name for arm in experiment.arms] == [experiment.baseline, *experiment.controls, experiment.focus]
     for spec in experiment.classifiers:
         changed(ClassifierConfig(), spec.settings, spec.name)
