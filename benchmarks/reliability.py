@@ -21,13 +21,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import trials
 from common import RESULTS, save, write_result
+from harm import CHANGES, EXPECTED, VERIFY, bad_images, forgeries, last_bit, tampered, unseal
 from PIL import Image
 
 PARTS = (
@@ -81,7 +81,6 @@ DEMO_SIZES = {
 STAGES = ("score", "caption", "finetune", "export", "generate", "evaluate")
 QUICK = tuple(stage for stage in STAGES if stage not in ("export", "evaluate"))
 TURNS = QUICK * 4 + STAGES  # the slow ones in every fifth round
-LORA = "adapter/pytorch_lora_weights.safetensors"
 
 
 class Place:
@@ -204,20 +203,16 @@ def starts(place: Place, count: int) -> dict[str, Any]:
         sent += bool(ended.stopped_s)
         slowest = max(slowest, round(ended.stopped_s, 2))
         wanted = {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
-        if ended.stopped_s and (ended.code not in (wanted, -number) or ended.stopped_s > 5 or not _quiet(ended.said)):
+        if ended.stopped_s and (ended.code not in (wanted, -number) or ended.stopped_s > 5 or not ended.is_quiet):
             bad.append([number.name, ended.code, round(ended.stopped_s, 2), ended.said[-300:]])
     return {"count": sent, "most_s": slowest, "bad": len(bad), "first_bad": bad[:3]}
-
-
-def _quiet(said: str) -> bool:
-    return "Traceback" not in said and "please report" not in said
 
 
 def images(place: Place, _: int) -> dict[str, Any]:
     """One bad image of each kind among good ones: scoring goes on, and lists it with its kind, passes it over or takes
     it as it is, as is expected of the kind."""
     folder = place.root / "zoo"
-    kinds = [*_bad_images()]
+    kinds = [*bad_images()]
     outcome = {}
     for name, make in kinds:
         shutil.rmtree(folder, ignore_errors=True)
@@ -244,10 +239,10 @@ def hostile(place: Place, count: int) -> dict[str, Any]:
     for turn in range(count):
         place.reset("finished")
         file = place.run / names[turn % len(names)]
-        change = draw.choice([*_CHANGES])
-        _CHANGES[change](file, draw)
+        change = draw.choice([*CHANGES])
+        CHANGES[change](file, draw)
         for record in (place.run / "records").glob("*.json"):
-            _unseal(record)
+            unseal(record)
         stage = draw.choice(["generate", "check", "status", "caption"])
         more = ["--force"] if stage in ("generate", "caption") else []
         ended = trials.run([stage, "--run", place.run, *more], place.said)
@@ -260,7 +255,7 @@ def hostile(place: Place, count: int) -> dict[str, Any]:
 def outside(place: Place, _: int) -> dict[str, Any]:
     """A run folder that says where to write: whatever it says, nothing outside it is made or changed."""
     secret, bad, outcome = place.root / "outside", [], {}
-    for name, (forge, words) in _forgeries(place, secret).items():
+    for name, (forge, words) in forgeries(place.source, secret).items():
         place.reset("finished")
         shutil.rmtree(secret, ignore_errors=True)
         secret.mkdir()
@@ -275,90 +270,11 @@ def outside(place: Place, _: int) -> dict[str, Any]:
     return {"count": len(outcome), "outcome": outcome, "bad": len(bad), "first_bad": bad[:3]}
 
 
-def _forgeries(place: Place, secret: Path) -> dict[str, tuple[Callable[[Path], Any], list[str]]]:
-    """Name -> (what is done to a finished run, the command that would follow it)."""
-    again = ["generate", "--force"]
-
-    def settings(section: str, *lines: str) -> Callable[[Path], Any]:
-        return lambda run: _with_settings(run, section, lines)
-
-    def linked(*names: str) -> Callable[[Path], Any]:
-        return lambda run: [_replaced_by_link(run / name, secret) for name in names]
-
-    found: dict[str, tuple[Callable[[Path], Any], list[str]]] = {
-        f"link {name}": (linked(name), again)
-        for name in ("generated", "generated/train", "generated/shards", "records", "logs", "checkpoints", "tables")
-    }
-    found |= {
-        "link sets/hard/shards": (linked("sets/hard/shards"), ["generate", "--name", "hard"]),
-        "link evaluation/judge": (linked("evaluation/judge"), ["evaluate", "--force"]),
-        "link cache/features": (
-            linked("cache/features"),
-            ["score", str(place.source), "--method", "features", "--force"],
-        ),
-        "plan ids": (
-            lambda run: _forged_ids(run, secret),
-            ["generate", str(secret.parent / "forged.parquet"), "--force"],
-        ),
-        "paths of samples": (lambda run: _forged_paths(run, secret), ["finetune", "--force"]),
-        "class names": (lambda run: _forged_classes(run, "../../outside/x"), again),
-        "captions beside images": (
-            settings("caption", "sidecars = true", "overwrite = true"),
-            ["caption", "--force"],
-        ),
-        "somebody else's engines": (settings("generate", "trust_engine = true"), again),
-    }
-    return found
-
-
-def _with_settings(run: Path, section: str, lines: Sequence[str]) -> None:
-    text, head = (run / "dcdm.toml").read_text(), f"[{section}]"
-    with_head = text if head in text else f"{text}\n{head}\n"
-    (run / "dcdm.toml").write_text(with_head.replace(head, "\n".join((head, *lines)), 1))
-
-
-def _replaced_by_link(path: Path, target: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_dir():
-        shutil.rmtree(path)
-    path.symlink_to(target)
-
-
-def _forged_ids(run: Path, secret: Path) -> None:
-    _rewritten(
-        next(run.glob("generated/plan.parquet")),
-        "sample_id",
-        f"../../{secret.name}/x",
-        secret.parent / "forged.parquet",
-    )
-
-
-def _forged_paths(run: Path, secret: Path) -> None:
-    _rewritten(run / "samples.parquet", "path", f"../../{secret.name}/x.png", run / "samples.parquet")
-
-
-def _rewritten(file: Path, column: str, value: str, to: Path) -> None:
-    """A column of a Parquet table filled with one value; its metadata stays."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(file)
-    place = table.schema.get_field_index(column)
-    made = table.set_column(place, table.schema.field(place), pa.array([value] * len(table), table.schema.types[place]))
-    pq.write_table(made.replace_schema_metadata(table.schema.metadata), to)
-
-
-def _forged_classes(run: Path, name: str) -> None:
-    for file in (run / "samples.parquet", run / "adapter/config.json"):
-        content = file.read_bytes()
-        file.write_bytes(content.replace(b"one", name.encode()[:3]))
-
-
 def tampering(place: Place, _: int) -> dict[str, Any]:
     """Damage after the fact: `dcdm check` names it with exit 12, and no stage works with it: it stops, or puts it
     right, and then `dcdm check` finds nothing any more."""
     outcome, bad = {}, 0
-    for name, (damage, user, remedy) in _tampered().items():
+    for name, (damage, user, remedy) in tampered().items():
         place.reset("finished")
         damage(place.run)
         checked, used = (trials.run([*words, "--run", place.run], place.said).code for words in (VERIFY, user))
@@ -379,7 +295,7 @@ def inputs(place: Place, _: int) -> dict[str, Any]:
         place.reset("finished")
         record = json.loads((place.run / "records" / f"{stage}.json").read_text("utf-8"))
         for name in sorted(record["read"]):
-            for change in (_last_bit, lambda file: os.truncate(file, file.stat().st_size // 2), Path.unlink):
+            for change in (last_bit, lambda file: os.truncate(file, file.stat().st_size // 2), Path.unlink):
                 place.reset("finished")
                 right = _digest(place.run / name)
                 change(place.run / name)
@@ -519,18 +435,7 @@ REMADE: dict[str, list[str]] = {
     "export": ["--set", "export.opset=20", "--force"],
     "generate": ["--set", "generate.seed=9", "--force"],
 }
-EXPECTED: dict[str, str] = {
-    **dict.fromkeys(("empty", "text", "html", "svg as png"), "not_an_image, exit 3"),
-    **dict.fromkeys(("half a jpeg", "half a png"), "truncated, exit 3"),
-    **dict.fromkeys(("one pixel", "16 bit", "palette with alpha", "cmyk", "animation"), "taken, exit 0"),
-    "very wide": "extreme_aspect, exit 3",
-    "bomb": "too_large, exit 3",
-    "float tiff": "bad_range, exit 3",
-    **dict.fromkeys(("fifo", "loop of links"), "passed over, exit 0"),
-}
 MOST_GROWN_MIB, MOST_SLOPE = 32.0, 1.5  # of memory: in repeated work; with four times the images
-
-# What is done to images and files
 
 
 def _photos(folder: Path) -> Path:
@@ -542,127 +447,6 @@ def _photos(folder: Path) -> Path:
         for number, picture in enumerate(pictures[labels == digit][:8]):
             Image.fromarray(picture).convert("RGB").save(folder / name / f"{number}.png")
     return folder
-
-
-def _bad_images() -> Iterator[tuple[str, Callable[[Path], Any]]]:
-    good = Image.effect_noise((64, 48), 60)
-
-    def saved(suffix: str, image: Image.Image = good, **how: Any) -> Callable[[Path], Path]:
-        def save_as(path: Path) -> Path:
-            image.save(path.with_suffix(suffix), **how)
-            return path.with_suffix(suffix)
-
-        return save_as
-
-    def cut(suffix: str) -> Callable[[Path], Any]:
-        return lambda path: os.truncate(file := saved(suffix)(path), file.stat().st_size // 2)
-
-    def content(text: bytes, suffix: str = ".jpg") -> Callable[[Path], Any]:
-        return lambda path: path.with_suffix(suffix).write_bytes(text)
-
-    yield "empty", content(b"")
-    yield "text", content(b"this is no image")
-    yield "html", content(b"<html><body>404</body></html>")
-    yield "svg as png", content(b"<svg xmlns='http://www.w3.org/2000/svg'/>", ".png")
-    yield "half a jpeg", cut(".jpg")
-    yield "half a png", cut(".png")
-    yield "one pixel", saved(".png", Image.new("RGB", (1, 1)))
-    yield "very wide", saved(".png", Image.new("RGB", (4000, 2)))
-    yield "bomb", saved(".png", Image.new("1", (20000, 20000)))
-    yield "16 bit", saved(".png", Image.new("I;16", (32, 32), 40000))
-    yield "palette with alpha", saved(".png", Image.new("RGBA", (32, 32), (9, 9, 9, 0)).quantize(8))
-    yield "cmyk", saved(".jpg", Image.new("CMYK", (32, 32), (9, 9, 9, 0)))
-    yield "animation", saved(".gif", save_all=True, append_images=[good])
-    yield "float tiff", saved(".tiff", Image.new("F", (32, 32), 7.0))
-    yield "fifo", lambda path: os.mkfifo(path.with_suffix(".png"))
-    yield "loop of links", lambda path: path.with_suffix(".png").symlink_to(path.with_suffix(".png").name)
-
-
-def _cut_in_half(file: Path, draw: random.Random) -> None:
-    os.truncate(file, file.stat().st_size // 2)
-
-
-def _flipped(file: Path, draw: random.Random) -> None:
-    content = bytearray(file.read_bytes())
-    if content:
-        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
-    file.write_bytes(content)
-
-
-def _number_changed(file: Path, draw: random.Random) -> None:
-    """For JSON: NaN, a huge number or a deep nest instead of the first number; other files lose a piece."""
-    text = file.read_bytes()
-    place = next((i for i, byte in enumerate(text) if chr(byte).isdigit()), 0)
-    text = text[:place] + draw.choice([b"NaN", b"1e999", b"9" * 400, b"[" * 9000, b'"x"', b"-1"]) + text[place + 1 :]
-    file.write_bytes(text)
-
-
-_CHANGES = {
-    "half of it": _cut_in_half,
-    "one bit": _flipped,
-    "another number": _number_changed,
-    "nothing in it": lambda file, draw: file.write_bytes(b""),
-    "other bytes": lambda file, draw: file.write_bytes(draw.randbytes(300)),
-}
-
-
-def _unseal(record: Path) -> None:
-    """A received run folder may say anything of its files."""
-    try:
-        document = json.loads(record.read_text("utf-8"))
-        record.write_text(json.dumps(document | {"read": {}, "wrote": {}}))
-    except (ValueError, TypeError, RecursionError):
-        return
-
-
-def _last_bit(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[-9] ^= 16
-    file.write_bytes(content)
-
-
-def _without_a_tensor(file: Path) -> None:
-    from safetensors.numpy import load_file, save_file
-
-    tensors = load_file(file)
-    tensors.pop(sorted(tensors)[0])
-    save_file(tensors, file)
-
-
-def _without_a_line(file: Path) -> None:
-    lines = file.read_text("utf-8").splitlines(keepends=True)
-    file.write_text("".join(lines[:1] + lines[2:]))
-
-
-VERIFY = ["check", "--verify"]
-
-
-def _tampered() -> dict[str, tuple[Callable[[Path], Any], list[str], list[str] | None]]:
-    """Name -> (damage to a run folder, the command that would use it, the remedy that `dcdm check` names, where it is
-    not to make the stage again)."""
-    scorer, metadata = "scorer/fold-0/model.safetensors", "generated/train/metadata.jsonl"
-    generate, picture = ["generate"], lambda run: next((run / "generated" / "train").rglob("*.png"))
-    cut = lambda run: os.truncate(run / "generated/samples.parquet", 500)  # noqa: E731
-    return {
-        "bit in the adapter": (lambda run: _last_bit(run / LORA), generate, None),
-        "tensor gone from the adapter": (lambda run: _without_a_tensor(run / LORA), generate, None),
-        "bit in the scorer": (lambda run: _last_bit(run / scorer), generate, None),
-        "tensor gone from the scorer": (lambda run: _without_a_tensor(run / scorer), generate, None),
-        "bit in the table of samples": (lambda run: _last_bit(run / "samples.parquet"), generate, None),
-        "bit in the cached latents": (
-            lambda run: _last_bit(next((run / "cache").glob("*.npy"))),
-            ["finetune"],
-            ["check", "--repair"],
-        ),
-        "line gone from metadata.jsonl": (lambda run: _without_a_line(run / metadata), generate, generate),
-        "bit in a generated image": (
-            lambda run: _last_bit(picture(run)),
-            ["evaluate", "--force"],
-            ["generate", "--verify"],
-        ),
-        "image gone": (lambda run: picture(run).unlink(), generate, generate),
-        "table of generated images cut": (cut, generate, generate),
-    }
 
 
 def main() -> None:

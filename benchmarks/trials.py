@@ -46,7 +46,12 @@ class Ended:
     @property
     def is_clean(self) -> bool:
         """Ended by itself, with a code and a sentence that are meant, and no traceback."""
-        return self.code >= 0 and "Traceback" not in self.said and "please report" not in self.said
+        return self.code >= 0 and self.is_quiet
+
+    @property
+    def is_quiet(self) -> bool:
+        """No traceback, and nothing that is called a bug."""
+        return "Traceback" not in self.said and "please report" not in self.said
 
 
 def warm_up() -> None:

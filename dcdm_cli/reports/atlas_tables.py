@@ -24,7 +24,7 @@ def groups_sheet(groups: Sequence[Row]) -> Sheet:
         for row in groups
     )
     columns = ("class, group", "real", "hard", "taken for", "made", "hard")
-    return Sheet("Groups of alike images", columns, rows, " ".join(_hardest(groups)))
+    return Sheet("Groups of alike images", columns, rows, _hardest(groups))
 
 
 def group_sentences(rows: Sequence[Row]) -> Iterator[str]:
@@ -55,11 +55,12 @@ def _said(about: Row) -> str:
     return ", ".join(filter(None, (images, taken_for(about))))
 
 
-def _hardest(groups: Sequence[Row]) -> Iterator[str]:
+def _hardest(groups: Sequence[Row]) -> str:
     """The group of all classes whose real images are hardest."""
-    if groups:
-        row = max(groups, key=lambda row: row["real"]["difficulty"])
-        yield f"Hardest: {row['class']}, group {row['group'] + 1}, {_said(row['real'])}, by {_space(groups)}."
+    if not groups:
+        return ""
+    row = max(groups, key=lambda row: row["real"]["difficulty"])
+    return f"Hardest: {row['class']}, group {row['group'] + 1}, {_said(row['real'])}, by {_space(groups)}."
 
 
 def _space(rows: Sequence[Row]) -> str:
