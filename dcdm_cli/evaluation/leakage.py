@@ -7,7 +7,7 @@ Nothing is deleted: findings are counted, and a filter writes lists.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,15 +44,12 @@ class Looks:
     spread: np.ndarray
 
 
-def look(
-    paths: Sequence[Path], progress: Progress = silent, read: Callable[[Path], Image.Image] = decode_image
-) -> Looks:
-    """Reads each file once; thumbnails are all that is kept. Raises RejectedImage for one that cannot be read, and what
-    `read` raises besides."""
+def look(paths: Sequence[Path], progress: Progress = silent) -> Looks:
+    """Reads each file once; thumbnails are all that is kept. Raises RejectedImage for one that cannot be read."""
     thumbnails = np.zeros((len(paths), SIDE * SIDE * 3), np.float32)
     spread = np.zeros(len(paths), np.float32)
     for row, path in enumerate(paths):
-        thumbnails[row], spread[row] = look_at(read(path))
+        thumbnails[row], spread[row] = look_at(decode_image(path))
         progress("reading images", row + 1, len(paths))
     return Looks(thumbnails, spread)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +12,6 @@ import numpy as np
 from dcdm_cli.arrays import evenly
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from dcdm_cli.data.manifest import Manifest
     from dcdm_cli.difficulty.feature_cache import FeatureCache
     from dcdm_cli.evaluation.data import Evaluated
@@ -46,14 +44,11 @@ class Checked:
 
 
 def check_images(data: Evaluated, images: Manifest, difficulty: np.ndarray, judge: Judge, job: Job) -> Checked:
-    """difficulty: float32 [N], of the images. Raises NotFoundError for an image that can no longer be read,
-    MismatchError for a generated one that is not what was generated."""
+    """difficulty: float32 [N], of the images. Raises NotFoundError for an image that can no longer be read."""
     from dcdm_cli.evaluation.leakage import Findings, nearest
-    from dcdm_cli.generation.finished import reader_of
     from dcdm_cli.generation.shards import FLAT_IMAGE
 
-    read = reader_of(images.root) if images.root is not None else None
-    made, real, held_out = _look(images, job, read), _look(data.real, job), _look(data.held_out, job)
+    made, real, held_out = _look(images, job), _look(data.real, job), _look(data.held_out, job)
     to_train, to_test = nearest(made, real), nearest(made, held_out)
     findings = Findings(
         blank=made.spread < FLAT_IMAGE,
@@ -89,13 +84,13 @@ def measured_difficulty(scorer: Path, images: Manifest, job: Job) -> np.ndarray:
     return difficulty
 
 
-def _look(manifest: Manifest, job: Job, read: Callable[[Path], Image] | None = None) -> Looks:
-    from dcdm_cli.data.images import RejectedImage, decode_image
+def _look(manifest: Manifest, job: Job) -> Looks:
+    from dcdm_cli.data.images import RejectedImage
     from dcdm_cli.errors import NotFoundError
     from dcdm_cli.evaluation.leakage import look
 
     try:
-        return look(manifest.paths(), job.progress, read or decode_image)
+        return look(manifest.paths(), job.progress)
     except RejectedImage as error:
         raise NotFoundError(
             f"an image can no longer be read: {error}", "dcdm score --force, or dcdm generate --force"

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
-from dcdm_cli.data.images import decode_image, image_bytes
-from dcdm_cli.data.manifest import as_far_as_there
+from dcdm_cli.data.images import RejectedImage, decode_image, image_bytes
+from dcdm_cli.data.manifest import Manifest, as_far_as_there, read_manifest
 from dcdm_cli.difficulty.verdict import Verdict
-from dcdm_cli.errors import MismatchError
+from dcdm_cli.errors import MismatchError, NotFoundError
 from dcdm_cli.generation.plan_file import PlanFile
 from dcdm_cli.generation.shards import Rendered
 
@@ -43,9 +42,33 @@ def finished_batches(folder: Path, batch: int, plan: str) -> Iterator[Rendered]:
             yield Rendered([rows[entry["sample_id"]] for entry in part], pixels, _verdict(part))
 
 
-def reader_of(folder: Path) -> Callable[[Path], Image.Image]:
-    """Reads images of a generated folder, each held against the hash that its shard has of it. The reader raises
-    MismatchError for one with other content than was generated, RejectedImage for one that cannot be read."""
+def read_generated(folder: Path, *, made_by: str = "dcdm generate") -> Manifest:
+    """The manifest of a generated folder, its images held against the hashes that their shards have of them.
+
+    Raises NotFoundError when there is none, or an image cannot be read; MismatchError for a manifest that is none, and
+    for an image with other content than was generated.
+    """
+    images, hashes = read_manifest(folder / "samples.parquet", made_by=made_by), _hashes(folder)
+    for name, path in zip(images.table["path"].to_pylist(), images.paths(), strict=True):
+        if name in hashes and hashlib.sha256(_content(path)).hexdigest() != hashes[name]:
+            raise MismatchError(
+                f"{path} has other content than was generated",
+                "remove it, and dcdm generate makes it again; dcdm check --verify names all that have changed",
+                file=path,
+            )
+    return images
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return image_bytes(path)
+    except RejectedImage as error:
+        again = "dcdm generate makes it again; dcdm check --verify names all that are missing"
+        raise NotFoundError(f"{path} can no longer be read: {error}", again, file=path) from error
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """By image, as its shard has it; none for a folder without shards."""
     made: dict[str, str] = {}
     for file in sorted((folder / "shards").glob("*.parquet")):
         try:
@@ -55,18 +78,7 @@ def reader_of(folder: Path) -> Callable[[Path], Image.Image]:
             raise MismatchError(f"{file} holds no rows of a shard: {error}", again, file=file) from error
         rows = zip(table["path"].to_pylist(), table["sha256"].to_pylist(), strict=True)
         made |= {path: sha256 for path, sha256 in rows if path is not None}
-
-    def read(path: Path) -> Image.Image:
-        content, name = image_bytes(path), path.relative_to(folder).as_posix()
-        if name in made and hashlib.sha256(content).hexdigest() != made[name]:
-            raise MismatchError(
-                f"{path} has other content than was generated",
-                "remove it, and dcdm generate makes it again; dcdm check --verify names all that have changed",
-                file=path,
-            )
-        return decode_image(content)
-
-    return read
+    return made
 
 
 def _images(folder: Path, entries: Sequence[Mapping[str, Any]]) -> Iterator[np.ndarray]:

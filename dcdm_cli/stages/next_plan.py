@@ -88,13 +88,14 @@ def _plan_what_is_hard(session: Session) -> Outcome:
     from dcdm_cli.data.manifest import read_manifest
     from dcdm_cli.evaluation.downstream import NOTHING, Samples
     from dcdm_cli.generation.budget import Budget
+    from dcdm_cli.generation.finished import read_generated
     from dcdm_cli.generation.plan_file import write_plan
 
     run, config, job = session.run, session.config, open_job(session)
     real = read_manifest(run.samples).split("train")
     made = NOTHING
     for file in _rounds(run):
-        images = read_manifest(file, made_by="dcdm generate")
+        images = read_generated(file.parent)
         made = made + Samples(images.paths(), images.column("label"))
     budget = Budget(config.generate.per_class, config.generate.count, config.generate.ratio)
     count = int(budget.per_label(real.class_counts()).sum())

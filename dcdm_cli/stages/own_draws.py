@@ -57,7 +57,7 @@ def learn_from_own_draws(session: Session, config: FinetuneConfig, folder: Path,
 
 def own_draws(session: Session, config: FinetuneConfig, folder: Path, job: Job) -> Manifest:
     """First draws over the whole range of requests, scored; made once, and gone on with after a stop."""
-    from dcdm_cli.data.manifest import read_manifest
+    from dcdm_cli.generation.finished import read_generated
     from dcdm_cli.generation.plan import chosen_plan
     from dcdm_cli.generation.run import run_plan
     from dcdm_cli.stages.calibrate import probe_points
@@ -77,5 +77,5 @@ def own_draws(session: Session, config: FinetuneConfig, folder: Path, job: Job) 
     plan = chosen_plan(inputs, labels, targets, seed, engine.generator)
     place = session.run.checkpoints / own_name(folder) / "draws" / plan.hash[:16]
     run_plan(plan, engine, place, job, measure)
-    made = read_manifest(place / "samples.parquet", made_by="dcdm finetune")
+    made = read_generated(place, made_by="dcdm finetune")
     return made.select(np.isfinite(made.column("difficulty")))

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 def generated_images(session: Session, data: Evaluated) -> Manifest | None:
-    """None before `dcdm generate`. Raises MismatchError for images of other classes."""
-    from dcdm_cli.data.manifest import read_manifest
+    """None before `dcdm generate`. Raises MismatchError for images of other classes, and for changed ones."""
+    from dcdm_cli.generation.finished import read_generated
 
     file = session.run.generated / "samples.parquet"
     if not file.is_file():
         return None
-    images = read_manifest(file, made_by="dcdm generate")
+    images = read_generated(file.parent)
     if images.class_names != data.manifest.class_names:
         raise MismatchError(
             "the generated images are of other classes than this run's images",

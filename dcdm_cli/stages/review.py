@@ -50,14 +50,14 @@ def run_review(session: Session, most: int) -> dict[str, Any]:
 
 
 def _generated(session: Session, train: Manifest, most: int, job: Job) -> list[Item]:
-    from dcdm_cli.data.manifest import read_manifest
     from dcdm_cli.evaluation.leakage import look, nearest
     from dcdm_cli.evaluation.review import copied, missed
+    from dcdm_cli.generation.finished import read_generated
 
     found, real = [], None
     for name in ("", *session.run.set_names()):
         file = session.run.with_images(name).generated / "samples.parquet"
-        images = read_manifest(file, made_by="dcdm generate") if file.is_file() else None
+        images = read_generated(file.parent) if file.is_file() else None
         if images is None or not len(images):
             continue
         source, paths = name or "generated", train.paths()

@@ -198,12 +198,13 @@ def test_prompts_and_label_checks_that_changed_make_images_stale(copy: Path, tmp
     assert any("no prompts at" in text for text in findings(run("check", "--json", "--run", copy, code=3), "stale"))
 
 
-def test_images_that_changed_places_are_not_measured(copy: Path) -> None:
+@pytest.mark.parametrize("words", [["evaluate", "check"], ["evaluate", "atlas"], ["evaluate", "plan"], ["review"]])
+def test_images_that_changed_places_are_not_measured(copy: Path, words: list[str]) -> None:
     first, second = sorted((copy / "generated" / "train").rglob("*.png"))[:2]
     contents = first.read_bytes(), second.read_bytes()
     first.write_bytes(contents[1])
     second.write_bytes(contents[0])
-    refused = last_error(run("evaluate", "check", "--json", "--run", copy, code=12))
+    refused = last_error(run(*words, "--json", "--run", copy, code=12))
     assert "has other content than was generated" in refused["message"] and "dcdm generate" in refused["hint"]
 
 

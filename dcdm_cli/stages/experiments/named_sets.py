@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from dcdm_cli.data.manifest import read_manifest
 from dcdm_cli.errors import NotFoundError
 from dcdm_cli.evaluation.experiments import ArmSpec, Experiment
 from dcdm_cli.run.origins import nearest
@@ -30,9 +29,11 @@ def set_record(run: RunFolder, name: str) -> StageRecord:
 
 
 def finished_set(run: RunFolder, name: str) -> Manifest:
-    """Its images. Raises NotFoundError, MismatchError for a damaged table."""
+    """Its images. Raises NotFoundError, MismatchError for a damaged table and for changed images."""
+    from dcdm_cli.generation.finished import read_generated
+
     set_record(run, name)
-    return read_manifest(_folder(run, name).generated / "samples.parquet", made_by="dcdm generate")
+    return read_generated(_folder(run, name).generated)
 
 
 def set_inputs(run: RunFolder, experiment: Experiment) -> dict[str, str]:

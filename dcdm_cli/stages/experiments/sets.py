@@ -268,9 +268,9 @@ def _finished(folder: Path) -> bool:
 
 
 def _read(folder: Path) -> Manifest:
-    from dcdm_cli.data.manifest import read_manifest
+    from dcdm_cli.generation.finished import read_generated
 
-    return read_manifest(folder / "samples.parquet", made_by="dcdm evaluate")
+    return read_generated(folder, made_by="dcdm evaluate")
 
 
 def _samples(images: Manifest) -> Samples:
