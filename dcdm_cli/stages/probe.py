@@ -133,14 +133,15 @@ def usable_calibration(session: Session):
     """The stored calibration, if wanted and measured with these sampler settings; otherwise None, and a warning."""
     from dcdm_cli.difficulty.calibration import load_calibration
     from dcdm_cli.generation.engine import sampler_settings
-    from dcdm_cli.model.adapter import CALIBRATION_FILE
+    from dcdm_cli.model.adapter import CALIBRATION_FILE, ENCODER_FILE
 
     config, maker = session.config.generate, "distill" if session.run.distilled else "finetune"
     if not config.calibrated:
         return None
     calibration = load_calibration(session.run.adapter / CALIBRATION_FILE)
     if calibration is None:
-        session.console.warn(f"no calibration: difficulties are requested as they are (dcdm {maker} makes one)")
+        if (session.run.adapter / ENCODER_FILE).is_file():  # without one there is nobody to ask for a difficulty
+            session.console.warn(f"no calibration: difficulties are requested as they are (dcdm {maker} makes one)")
         return None
     now, then = sampler_settings(config), {k: v for k, v in calibration.settings.items() if v is not None}
     if now != then:
