@@ -280,6 +280,7 @@ def tampering(place: Place, _: int) -> dict[str, Any]:
         checked, used = (trials.run([*words, "--run", place.run], place.said).code for words in (VERIFY, user))
         said, well = f"check {checked}, {user[0]} {used}", checked == 12 and (used == 12 or remedy is not None)
         if remedy is not None:
+            remedy = remedy(place.run) if callable(remedy) else remedy
             mended, after = (trials.run([*words, "--run", place.run], place.said).code for words in (remedy, VERIFY))
             said, well = f"{said}, {' '.join(remedy)} {mended}, check {after}", well and after == 0
         outcome[name], bad = said, bad + (not well)
