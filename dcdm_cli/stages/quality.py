@@ -17,12 +17,15 @@ if TYPE_CHECKING:
 
 
 def generated_images(session: Session, data: Evaluated) -> Manifest | None:
-    """None before `dcdm generate`. Raises MismatchError for images of other classes, and for changed ones."""
+    """None before `dcdm generate`. Raises MismatchError for images of other classes, for changed ones, and where their
+    table is gone."""
     from dcdm_cli.generation.finished import read_generated
 
     file = session.run.generated / "samples.parquet"
     if not file.is_file():
-        return None
+        if session.run.record("generate") is None:
+            return None
+        raise MismatchError(f"{file} is gone", "dcdm generate writes it again from the shards", file=file)
     images = read_generated(file.parent)
     if images.class_names != data.manifest.class_names:
         raise MismatchError(

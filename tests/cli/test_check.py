@@ -208,6 +208,14 @@ def test_images_that_changed_places_are_not_measured(copy: Path, words: list[str
     assert "has other content than was generated" in refused["message"] and "dcdm generate" in refused["hint"]
 
 
+def test_generated_images_whose_table_is_gone_are_missed(copy: Path) -> None:
+    (copy / "generated" / "samples.parquet").unlink()
+    missed = last_error(run("evaluate", "--json", "--run", copy, code=12))
+    assert "samples.parquet is gone" in missed["message"] and "dcdm generate" in missed["hint"]
+    run("generate", "--run", copy)
+    assert (copy / "generated" / "samples.parquet").is_file()
+
+
 def test_source_images_that_changed_places_are_not_learned_from(scored: Path, photos: Path) -> None:
     first, second = (next((photos / "train" / name).iterdir()) for name in ("one", "test tube"))
     contents, times = (first.read_bytes(), second.read_bytes()), (first.stat().st_mtime_ns, second.stat().st_mtime_ns)
