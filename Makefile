@@ -26,9 +26,12 @@ audit: $(BIN)/.installed  ## known advisories of all that is installed (asks the
 	$(BIN)/pip-audit --skip-editable
 
 check: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
-test: check  ## lint, types, layer contract and tests, under half an hour
+test: check  ## lint, types, layer contract and all tests but the slow ones
+
+slow: $(BIN)/.installed  ## the tests that take long: exports, kills, workers, bases at their real size
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 tensorrt-check: $(BIN)/.installed  ## our graphs through TensorRT-RTX's parser and builder, on a CPU (148 MB of wheels)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[tensorrt-rtx]"

@@ -124,3 +124,9 @@ class InterruptedRunError(DcdmError):
         super().__init__(message, hint)
         if signal_name != "SIGINT":  # a closed terminal counts as SIGTERM
             self.code = ExitCode.TERMINATED
+
+    @classmethod
+    def by(cls, signal_name: str, saved: str) -> InterruptedRunError:
+        """saved: says what is kept."""
+        again = "run the same command again to continue"
+        return cls(f"stopped by {signal_name}; {saved}", again, signal_name=signal_name)

@@ -1,15 +1,20 @@
 """First SIGINT, SIGTERM or SIGHUP: finish the current unit of work, save, exit 130 or 143. Second: stop at once.
 
 While modules are being imported there is no unit of work to finish, and nobody who asks: the first one stops at once.
+So it does in `stopped_at_once`.
 """
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
+from dcdm_cli.errors import InterruptedRunError
+
 _asked: list[str] = []
+_at_once: list[str] = []
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 _IMPORTING = "<frozen importlib._bootstrap>"
 
@@ -23,7 +28,7 @@ def install_handlers(say: Callable[[str], None]) -> None:
     def handle(number: int, frame: FrameType | None) -> None:
         again, name = bool(_asked), signal.Signals(number).name
         _asked.append(name)
-        if again or _is_importing(frame):
+        if again or _at_once or _is_importing(frame):
             raise KeyboardInterrupt
         say(f"{name}: finishing the current unit of work; once more to stop now")
 
@@ -35,6 +40,22 @@ def install_handlers(say: Callable[[str], None]) -> None:
 def asked_to_stop() -> str | None:
     """Name of the newest signal that asked, or None."""
     return _asked[-1] if _asked else None
+
+
+@contextmanager
+def stopped_at_once(saved: str) -> Iterator[None]:
+    """For work that asks nobody for many seconds, such as one call of a library, and that may end anywhere: a kill
+    costs no more. The first signal ends it with InterruptedRunError. saved: says what is kept."""
+    _at_once.append(saved)
+    try:
+        yield
+    except KeyboardInterrupt:
+        name = asked_to_stop()
+        if name is None:  # not by a handler of ours
+            raise
+        raise InterruptedRunError.by(name, saved) from None
+    finally:
+        _at_once.pop()
 
 
 def _is_importing(frame: FrameType | None) -> bool:

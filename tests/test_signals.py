@@ -48,6 +48,18 @@ def test_the_first_stops_at_once_while_modules_are_imported(tmp_path: Path, monk
     assert signals.asked_to_stop() == "SIGTERM" and said == []
 
 
+def test_the_first_stops_at_once_where_nobody_asks_for_seconds() -> None:
+    said: list[str] = []
+    signals.install_handlers(said.append)
+    stopping = pytest.raises(InterruptedRunError, match="stopped by SIGHUP; all is kept")
+    with stopping as stopped, signals.stopped_at_once("all is kept"):
+        signal.raise_signal(signal.SIGHUP)
+    assert stopped.value.code == 143 and said == []
+    signals._asked.clear()
+    with pytest.raises(KeyboardInterrupt), signals.stopped_at_once("somebody else's interrupt stays what it is"):
+        raise KeyboardInterrupt
+
+
 def test_a_signal_before_anybody_listens_ends_without_a_word(tmp_path: Path) -> None:
     """The program's own imports take a quarter of a second, and a traceback of them tells nobody anything."""
     (tmp_path / "typer.py").write_text("raise KeyboardInterrupt\n")

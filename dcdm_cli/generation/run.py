@@ -78,9 +78,10 @@ def run_shards(plan: AnyPlan, maker: Maker, layout: Layout, job: Job, *, verify:
     here = ShardCoordinator(plan, ledger, job)
     with Encoders() as encoders:
         for shard in ledger.unfinished():
+            job.stop_if_asked(here.saved())  # networks were opened: that took seconds
             for event in make_shard(here.order(shard), maker, encoders, job):
                 here.said(shard, event)
-            job.stop_if_asked(here.saved())
+        job.stop_if_asked(here.saved())
     return here.finish(maker.facts)
 
 
@@ -102,10 +103,11 @@ def run_part(plan: AnyPlan, maker: Maker, layout: Layout, job: Job, shards: Sequ
     here = ShardCoordinator(plan, ledger, job)
     with Encoders() as encoders:
         for shard in ledger.unfinished():
+            job.stop_if_asked(here.saved())
             with ledger.lock(shard) as free:
                 for event in make_shard(here.order(shard), maker, encoders, job) if free else ():
                     here.said(shard, event)
-            job.stop_if_asked(here.saved())
+        job.stop_if_asked(here.saved())
     return Generated(layout.folder, ledger.images, ledger.failed, here.made)
 
 

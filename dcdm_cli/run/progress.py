@@ -33,9 +33,7 @@ class Job:
         """Raises InterruptedRunError at a point where everything finished is saved. saved: says what."""
         name = self.stop_signal()
         if name:
-            raise InterruptedRunError(
-                f"stopped by {name}; {saved}", "run the same command again to continue", signal_name=name
-            )
+            raise InterruptedRunError.by(name, saved)
 
     def stoppable(self, saved: str) -> Progress:
         """`progress` for work that has no other point to stop at: each report is one. saved: as above."""

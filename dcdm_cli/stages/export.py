@@ -18,6 +18,7 @@ from dcdm_cli.run.roles import fingerprint, others
 from dcdm_cli.run.session import Session
 from dcdm_cli.run.settings import Config
 from dcdm_cli.run.store import Outcome, RunFolder, Stage, StageRecord
+from dcdm_cli.signals import stopped_at_once
 from dcdm_cli.stages.devices import settle_generation
 from dcdm_cli.stages.evaluation_data import stale_adapter
 from dcdm_cli.stages.jobs import open_job
@@ -102,7 +103,7 @@ def _export_network(session: Session, engines: EngineOrder | None) -> Outcome:
 
     run = session.run
     work = run.cache / "export"
-    with _export_problems(work), storage_errors(run.export):
+    with _export_problems(work), storage_errors(run.export), stopped_at_once(KEPT):
         signature = make_export(_order(session, engines), run.export, work, afresh=session.force)
     results = _results(signature, read_parity(run.export), run.export)
     fingerprint = hash_json([network.sha256 for network in signature.networks.values()])

@@ -6,12 +6,15 @@ from dcdm_cli.run.progress import Job
 from dcdm_cli.run.session import Session
 from dcdm_cli.signals import asked_to_stop
 
+KEPT = "finished work is kept"
+
 
 def open_job(session: Session, device: str | None = None, *, here: bool = True) -> Job:
     """Settles the device (imports torch) unless the caller has one, makes it this process's current one, and settles
     how images are decoded.
 
-    here: the work is done in this process; else workers make their devices current themselves.
+    here: the work is done in this process; else workers make their devices current themselves. Raises
+    InterruptedRunError when asked to stop: what is opened next takes seconds, and nothing is begun yet.
     """
     from dcdm_cli.crew.devices import settle_device, use_device
 
@@ -22,7 +25,9 @@ def open_job(session: Session, device: str | None = None, *, here: bool = True) 
         use_device(device)
     _use_decode_options(session)
     console = session.console
-    return Job(device, console.progress, asked_to_stop, console.note, console.detail)
+    job = Job(device, console.progress, asked_to_stop, console.note, console.detail)
+    job.stop_if_asked(KEPT)
+    return job
 
 
 def _use_decode_options(session: Session) -> None:

@@ -14,6 +14,7 @@ from dcdm_cli.run import one_off
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.store import RunFolder
 from dcdm_cli.stages.devices import Spread, open_crew
+from dcdm_cli.stages.jobs import KEPT
 from dcdm_cli.stages.label_check import open_check, prepare_check
 from dcdm_cli.stages.prompts import own_prompts, prompt_input
 from dcdm_cli.stages.reading import readable
@@ -59,6 +60,7 @@ def open_run_engine(session: Session, adapter: Path, job: Job, *, insist: bool =
         session.console.warn(warning)
     if config.negative_prompt:
         readable(session, [config.negative_prompt], "--negative-prompt")
+    job.stop_if_asked(KEPT)
     starts = open_starts(session, adapter, job)  # first: its VAE must go before the networks come
     with one_off.loading():
         engine = open_engine(adapter, config, job.device, export=session.run.export if own else None)

@@ -27,6 +27,7 @@ from .conftest import Demo
 __all__ = ["adapter"]
 
 
+@pytest.mark.slow
 def test_the_whole_demo(demo: Demo) -> None:
     run = demo.run
     assert demo.scored.results["classes"] == 10 and demo.trained.results["images"] == 200

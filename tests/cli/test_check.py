@@ -66,6 +66,7 @@ def test_a_stage_records_every_file_that_it_opens(job: FinishedJob, command: str
     assert job.opened[command] and unrecorded(job, command, RECORDS.get(command, (command,))) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", MORE)
 def test_so_does_what_is_optional(extended: FinishedJob, command: str) -> None:
     assert extended.opened[command] and unrecorded(extended, command, MORE[command]) == []

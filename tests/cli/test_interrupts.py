@@ -61,6 +61,7 @@ def begun(scored: Path, job: FinishedJob, photos: Path, tmp_path: Path, request:
     return scored
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["score", "finetune", "generate"])
 def test_killed_at_random_moments(begun: Path, photos: Path, tmp_path: Path, stage: str) -> None:
     """kill -9, again and again. Batches of one and a checkpoint per step: as many places to be hit as there can be."""

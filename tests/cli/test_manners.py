@@ -109,6 +109,7 @@ def test_closed_streams_are_fine(closed: str, code: int, tmp_path: Path) -> None
     assert (tmp_path / "code").read_text() == f"{code}\n" and "Traceback" not in made.stderr
 
 
+@pytest.mark.slow
 def test_a_manifest_comes_through_a_pipe_and_another_one_is_another_source(photos: Path, tmp_path: Path) -> None:
     files = sorted(photos.rglob("*.png"))
 

@@ -121,6 +121,7 @@ def test_running_it_again_does_nothing_even_when_moved(copy: Path, photos: Path)
     assert files(copy) == before
 
 
+@pytest.mark.slow
 def test_a_finished_run_can_be_exported_and_generated_from_anew(job: FinishedJob, copy: Path) -> None:
     """Its adapter knows the base by name alone."""
     made = document(run("export", "--run", copy, "--json"))
@@ -256,6 +257,7 @@ def test_stable_diffusion_xl_goes_the_same_way(scored: Path, tmp_path: Path) -> 
     assert (made["images"], made["failed"]) == (12, 0)
 
 
+@pytest.mark.slow
 def test_the_whole_job_in_one_command_on_the_embedded_digits(tmp_path: Path) -> None:
     """`dcdm demo` with the smallest settings; its own are for `make demo`."""
     small = (

@@ -16,6 +16,7 @@ Digits = tuple[np.ndarray, np.ndarray]
 FLIPS = np.random.default_rng(5).choice(200, 5, replace=False)
 
 
+@pytest.mark.slow
 def test_planted_wrong_labels_are_suspect_and_few_others(
     digits: Digits, network: ScoreConfig, make_manifest: MakeManifest
 ) -> None:

@@ -96,6 +96,7 @@ def test_comparisons_and_the_crossing_are_there(document: dict) -> None:
     assert set(document["preparation_seconds"]) >= {"score", "caption", "finetune"}
 
 
+@pytest.mark.slow
 def test_where_the_run_is_exported_its_rival_is_too_and_pays_for_it(run: Path, tmp_path: Path) -> None:
     session, file = session_of(run), tmp_path / "sweep.toml"
     run_export(session)
@@ -226,6 +227,7 @@ def test_rounds_are_planned_from_what_is_hard(experimented: Path, tmp_path: Path
     assert row["synthetic_images"] == 20 and row["difficulty"] == "plan, 2 rounds"
 
 
+@pytest.mark.slow
 def test_the_adherence_experiment_has_both_sides_of_calibration(experimented: Path) -> None:
     record, place = run_experiment(session_of(experimented), "adherence")
     document = record.results
@@ -255,6 +257,7 @@ set = "hard"
 """
 
 
+@pytest.mark.slow
 def test_sets_of_the_run_are_compared_by_accuracy_and_by_quality(run: Path, tmp_path: Path) -> None:
     file = tmp_path / "sets.toml"
     file.write_text(SETS)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
@@ -37,6 +38,7 @@ def photographs(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_folder_of_photographs_ends_with_a_report(tmp_path: Path) -> None:
     run = Run(tmp_path / "run", preset="small", device="cpu", **SHRUNK)
     scored = run.score(photographs(tmp_path / "photos"))

@@ -284,6 +284,7 @@ def test_anything_that_matters_is_computed_anew(tmp_path: Path, accuracies: dict
     assert len(calls) == 6
 
 
+@pytest.mark.slow
 def test_several_processes_give_what_one_gives(tmp_path: Path, pair: tuple[Samples, Samples]) -> None:
     real, test = pair
     quick = SETTINGS.model_copy(update={"steps": 8, "at_chance": "warn"})

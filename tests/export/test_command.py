@@ -143,6 +143,7 @@ def test_tensorrt_decodes_with_its_own_engine(exported: Exported, model: FusedMo
     assert np.abs(decode_latents(decode, latents, 6).astype(int) - exact).max() <= 1
 
 
+@pytest.mark.slow
 def test_a_decoder_in_half_precision_passes_the_gate_and_is_asked_for_by_its_setting(run: RunFolder) -> None:
     made = dcdm("export", "--run", str(run.path), "--threads", "1", "--set", "generate.vae_precision=fp16")
     assert "the decoder is in fp32, and fp16 is set; it is exported again" in made.stderr
@@ -189,6 +190,7 @@ def test_the_signature_and_the_file_explain_the_model(exported: Exported) -> Non
         assert str(Path(__file__).parents[2]).encode() not in (run.export / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_half_precision_takes_over_what_stays_the_same(
     exported: Exported, exported_fp16: tuple[RunFolder, subprocess.CompletedProcess[str]]
 ) -> None:
@@ -213,6 +215,7 @@ def operators(folder: Path) -> Counter[str]:
     return Counter(node.op_type for graph in graphs for node in graph.graph.node)
 
 
+@pytest.mark.slow
 def test_tensorrts_parser_knows_every_operator(exported: Exported, exported_fp16: tuple[RunFolder, Any]) -> None:
     known = set(json.loads(LIST.read_text())["operators"])
     used = operators(exported[0].export) + operators(exported_fp16[0].export)
@@ -226,6 +229,7 @@ def test_the_operator_list_is_the_parsers(rtx: Any) -> None:
     assert sorted(known - set(supported_operators(rtx))) == []
 
 
+@pytest.mark.slow
 def test_the_same_command_again_does_nothing(run: RunFolder) -> None:
     before = {file: file.stat().st_mtime_ns for file in run.export.iterdir()}
     made = dcdm("export", "--run", str(run.path), "--quiet")
@@ -234,6 +238,7 @@ def test_the_same_command_again_does_nothing(run: RunFolder) -> None:
     assert "nothing changed, skipped" in dcdm("export", "--run", str(run.path)).stderr
 
 
+@pytest.mark.slow
 def test_a_changed_file_is_noticed_and_made_again_after_a_stop_too(run: RunFolder) -> None:
     before, file = names(run.export), run.export / "text_encoder.onnx"
     file.write_bytes(file.read_bytes()[:-1] + b"!")

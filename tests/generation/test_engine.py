@@ -132,6 +132,7 @@ def test_texts_are_encoded_once_per_engine(engine: Engine) -> None:
     assert len(captions) == len(set(captions)) and set(captions) == {row.caption for row in plan().rows()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_exported_networks_make_torchs_images(backend: str, engine: Engine, adapter: Path, exported: Path) -> None:
     if backend == "openvino":
@@ -144,6 +145,7 @@ def test_exported_networks_make_torchs_images(backend: str, engine: Engine, adap
         assert (difference <= 1).mean() > 0.999 and difference.max() <= 2
 
 
+@pytest.mark.slow
 def test_an_export_for_other_guidance_is_passed_over(adapter: Path, exported: Path) -> None:
     two_calls = open_engine(adapter, config(text_guidance=1), "cpu", export=exported)
     assert two_calls.denoiser.name == "torch" and two_calls.denoiser.shared_calls == 2
@@ -247,6 +249,7 @@ def test_the_decoder_is_as_precise_as_the_network_on_a_gpu_and_exact_on_a_cpu(en
         assert decoder_precision(config(vae_precision="bf16"), device) == "bf16"
 
 
+@pytest.mark.slow
 def test_an_exported_half_decoders_overflow_is_decoded_once_more(adapter: Path, engine: Engine, tmp_path: Path) -> None:
     model = load_fused(adapter)
     facts = model_facts(model, adapter, 1.0)

@@ -139,6 +139,7 @@ def test_files_that_are_none(adapter: Path, tmp_path: Path) -> None:
         load_fused(adapter, extra=parse_extra_lora(str(wrong)))
 
 
+@pytest.mark.slow
 def test_an_export_without_it_is_not_used_with_it(exported: Path, adapter: Path) -> None:
     from dcdm_cli.model.adapter import adapter_hash
 

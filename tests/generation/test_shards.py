@@ -148,7 +148,7 @@ def test_a_run_that_died_goes_on_to_the_same_bytes(tmp_path: Path, format: str, 
 
 
 def test_a_stop_keeps_the_images_of_an_unfinished_folder_shard(tmp_path: Path) -> None:
-    asked = iter([None, None, None])
+    asked = iter([None] * 4)  # before each of two shards, and after two batches of the first
     with pytest.raises(InterruptedRunError, match="12 of 22 images are finished"):
         run(tmp_path, job=Job(stop_signal=lambda: next(asked, "SIGINT")))
     maker = FakeMaker(measure=fake_measure)

@@ -65,16 +65,17 @@ def test_it_is_stable_diffusion_15(sd15: BaseModel) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["append", "replace"])
-def test_one_optimiser_step_with_the_presets_settings(sd15: BaseModel, tmp_path: Path, mode: str) -> None:
-    """512 pixels, batch 1, fp32 on the CPU; everything else as `--preset sd15` has it."""
+@pytest.mark.parametrize(("mode", "side"), [("append", 64), ("replace", 32)])
+def test_one_optimiser_step_with_the_presets_settings(sd15: BaseModel, tmp_path: Path, mode: str, side: int) -> None:
+    """512 pixels (256 the other way of conditioning), batch 1, fp32 on the CPU; everything else as `--preset sd15` has
+    it. side: of latents."""
     preset = resolve(flags={"preset": "sd15"}).config.finetune.model_dump()
     settings = FinetuneConfig.model_validate(
         {**preset, "precision": "fp32", "batch_size": 1, "steps": 1, "warmup_steps": 0, "mode": mode, "ema_decay": 0.0}
     )
     rng = np.random.default_rng(0)
     data = TrainingSet(
-        latents=rng.standard_normal((2, 4, 64, 64)).astype(np.float32),
+        latents=rng.standard_normal((2, 4, side, side)).astype(np.float32),
         text=rng.standard_normal((3, 77, 768)).astype(np.float32),
         caption=torch.tensor([0, 1]),
         label=torch.tensor([3, 999]),

@@ -221,6 +221,7 @@ def test_diffusers_pipeline_is_conditioned_as_our_network_is(adapter: Path, pipe
     assert images.shape == (2, 32, 32, 3)
 
 
+@pytest.mark.slow
 def test_the_cards_python_runs_as_it_stands(adapter: Path) -> None:
     done = run_snippet((adapter / "README.md").read_text("utf-8"), adapter)
     assert done.returncode == 0 and (adapter / "image.png").is_file(), done.stderr
