@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from dcdm_cli.errors import DcdmError
-from dcdm_cli.pace import Pace, rounded
+from dcdm_cli.pace import Pace, estimated
 from dcdm_cli.safe_text import show
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ class Console:
         if what not in self._tasks:
             self._tasks[what] = self._bars.add_task(show(what), total=total or None, said="")
         left = pace.left(total) if total else None
-        parts = (pace.speed(), self._details.get(what, ""), f"{rounded(left)} left" if left is not None else "")
+        parts = (pace.speed(), self._details.get(what, ""), f"{estimated(left)} left" if left is not None else "")
         said = show(", ".join(part for part in parts if part))
         self._bars.update(self._tasks[what], completed=done, total=total or None, said=said)
         if 0 < total <= done:

@@ -28,7 +28,7 @@ def duration(seconds: float) -> str:
     return " ".join(parts[:2])
 
 
-def rounded(seconds: float) -> str:
+def estimated(seconds: float) -> str:
     """For estimates, which know no seconds beyond a minute: '40 s', '12 min', '3 h 10 min'."""
     return duration(60 * round(seconds / 60)) if seconds >= 90 else f"{max(1, round(seconds))} s"
 
@@ -76,7 +76,7 @@ class Pace:
         """'fine-tuning: 300/5000, 2.1 it/s, loss 0.12, 37 min left', with what of it is known."""
         parts = [f"{self.what}: {done}/{total}" if total else f"{self.what}: {done}", self.speed(), detail]
         left = self.left(total) if total else None
-        return ", ".join(part for part in (*parts, f"{rounded(left)} left" if left is not None else "") if part)
+        return ", ".join(part for part in (*parts, f"{estimated(left)} left" if left is not None else "") if part)
 
     def speed(self) -> str:
         """'2.1 it/s', or below one a minute '4.2 min/classifier'; '' while nothing is known."""
@@ -84,7 +84,7 @@ class Pace:
         if rate is None:
             return ""
         if rate < 1 / 60:
-            return f"{rounded(1 / rate)} per {unit.removesuffix('s')}"
+            return f"{estimated(1 / rate)} per {unit.removesuffix('s')}"
         return f"{rate:.3g} {unit}/s" if rate < 1000 else f"{rate:,.0f} {unit}/s"
 
     def announcement(self, total: int) -> str:
@@ -99,7 +99,7 @@ class Pace:
         unit = UNITS.get(self.what, "images")
         unit = "steps" if unit == "it" else unit
         todo = total - self.seen[-1][1]
-        return f"{self.what}: {todo:,} {unit} to go take about {rounded(left)}, until {end} ({self.speed()})"
+        return f"{self.what}: {todo:,} {unit} to go take about {estimated(left)}, until {end} ({self.speed()})"
 
     def _is_measured(self) -> bool:
         return len(self.seen) >= 2 and self.seen[-1][0] - self.seen[0][0] >= FEWEST_S

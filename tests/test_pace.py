@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dcdm_cli.pace import Pace, rounded
+from dcdm_cli.pace import Pace, estimated
 
 
 def paced(what: str, every: float, reports: int) -> Pace:
@@ -59,4 +59,4 @@ def test_a_million_reports_are_not_kept() -> None:
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.2, "1 s"), (47.6, "48 s"), (95, "2 min"), (4000, "1 h 7 min")])
 def test_estimates_know_no_seconds_beyond_a_minute(seconds: float, text: str) -> None:
-    assert rounded(seconds) == text
+    assert estimated(seconds) == text

@@ -24,31 +24,31 @@ from dcdm_cli.run.settings import ClassifierConfig
 TIMED_STEPS = 4
 FEW = 8  # images of a first, rough look
 HOPELESS = 4.0  # times the budget: what a rough look finds so far off needs no closer one
-Result = TypeVar("Result")
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
-class Method(Generic[Result]):
+class Method(Generic[Found]):
     """A way of scoring. estimate: seconds it would take, None = it is always tried. score: does it, and gives score
     columns beside the result."""
 
     name: str
-    score: Callable[[], tuple[Mapping[str, np.ndarray], Result]]
+    score: Callable[[], tuple[Mapping[str, np.ndarray], Found]]
     estimate: Callable[[], float] | None = None
 
 
 @dataclass(frozen=True)
-class MethodChoice(Generic[Result]):
+class MethodChoice(Generic[Found]):
     """kept: the candidate's name. table: a row per candidate (method, accuracy and calibration_error out of fold,
     seconds; None for what was not tried, with `estimate`). why: one sentence."""
 
     kept: str
-    result: Result
+    result: Found
     table: list[dict[str, Any]]
     why: str
 
 
-def best_of(candidates: Sequence[Method[Result]], labels: np.ndarray, budget: float, job: Job) -> MethodChoice[Result]:
+def best_of(candidates: Sequence[Method[Found]], labels: np.ndarray, budget: float, job: Job) -> MethodChoice[Found]:
     """The first candidate is always tried, the others while their estimate fits in what is left of `budget` seconds.
 
     labels: int [N], -1 = unknown. A later one is kept when it gets more images right than the best before it by more
@@ -62,7 +62,7 @@ def best_of(candidates: Sequence[Method[Result]], labels: np.ndarray, budget: fl
         table.append(row | {"estimate": round(expected, 1) if candidate.estimate else None})
         if expected > left:
             job.note(
-                f"{candidate.name}: not tried, about {pace.rounded(expected)}; {left:.0f} s of the budget are left"
+                f"{candidate.name}: not tried, about {pace.estimated(expected)}; {left:.0f} s of the budget are left"
             )
             continue
         started = time.monotonic()
@@ -123,7 +123,7 @@ def _why(kept: str, table: Sequence[Mapping[str, Any]]) -> str:
         f"{name} {row['accuracy']:.3f}" for name, row in tried.items() if name != kept and row["accuracy"] is not None
     ]
     skipped = [
-        f"{row['method']} would take about {pace.rounded(row['estimate'])}" for row in table if row["seconds"] is None
+        f"{row['method']} would take about {pace.estimated(row['estimate'])}" for row in table if row["seconds"] is None
     ]
     accuracy = tried[kept]["accuracy"]
     said = f"{kept}: {'no' if accuracy is None else f'{accuracy:.3f}'} of the images named right out of fold"

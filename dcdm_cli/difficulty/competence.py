@@ -33,12 +33,12 @@ REMEDIES = {
 
 def competence(predicted: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """predicted, labels: int [N], -1 = no answer, not known; of images that the classifier did not learn from. As
-    `standing_of`."""
+    `competence_of`."""
     known = (labels >= 0) & (predicted >= 0)
     asked, predicted, labels = int(known.sum()), predicted[known], labels[known]
     if not asked:
-        return standing_of(0, 0.0, 0.0, 0.0)
-    return standing_of(asked, float((predicted == labels).mean()), chance_of(predicted, labels), prior_of(labels))
+        return competence_of(0, 0.0, 0.0, 0.0)
+    return competence_of(asked, float((predicted == labels).mean()), chance_of(predicted, labels), prior_of(labels))
 
 
 def chance_of(predicted: np.ndarray, labels: np.ndarray) -> float:
@@ -53,7 +53,7 @@ def prior_of(labels: np.ndarray) -> float:
     return float(np.bincount(labels).max()) / len(labels)
 
 
-def standing_of(asked: int, accuracy: float, chance: float, prior: float) -> dict[str, Any]:
+def competence_of(asked: int, accuracy: float, chance: float, prior: float) -> dict[str, Any]:
     """asked: images. accuracy, chance, prior: shares. knows: how far accuracy is on the way from chance to 1. verdict:
     good, weak (less than `WEAK` of that way), chance (no more than a guesser reaches by luck), or cannot tell (of fewer
     than `FEWEST` images, or where guessing is always right)."""

@@ -25,7 +25,7 @@ from dcdm_cli.difficulty.crossfit import fold_of, identities_of
 from dcdm_cli.difficulty.feature_folds import Seen, head_on_all
 from dcdm_cli.difficulty.fitting import Keep
 from dcdm_cli.difficulty.scorer import DESCRIPTION, Scorer, save_feature_scorer
-from dcdm_cli.difficulty.scoring import Scored, Scoring, features_of, score_images
+from dcdm_cli.difficulty.scoring import Scored, Scoring, score_images, seen_features
 from dcdm_cli.errors import UsageError
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.settings import ClassifierConfig, JudgeConfig, ScoreConfig
@@ -108,7 +108,7 @@ def _trained(
 def _on_features(
     judged: Manifest, config: JudgeConfig, seed: int, place: Scoring, job: Job, results: dict[str, Any]
 ) -> FittedJudge:
-    table, extractor = features_of(judged, config, place.features, Job(job.device, job.progress, job.stop_signal))
+    table, extractor = seen_features(judged, config, place.features, Job(job.device, job.progress, job.stop_signal))
     head = head_on_all(Seen.of(table, judged), extractor, seed, job.device)
     temperature = float(results["temperature"])
     return FittedJudge(

@@ -175,7 +175,7 @@ def _scored(scored: Scored, settings: ScoreConfig) -> tuple[dict[str, np.ndarray
 
 
 def _by_features(train: Manifest, config: ScoreConfig, place: Scoring, job: Job) -> Scored:
-    table, extractor = features_of(train, config, place.features, job)
+    table, extractor = seen_features(train, config, place.features, job)
     fitted = crossfit_features(train, table, extractor, config, job)
     models = [model for model in fitted.models if isinstance(model, OnTrunk)]
     results = {"accuracy": fitted.accuracy, "temperature": fitted.temperature, "folds": len(models)}
@@ -187,7 +187,7 @@ def _by_features(train: Manifest, config: ScoreConfig, place: Scoring, job: Job)
     )
 
 
-def features_of(
+def seen_features(
     images: Manifest, config: FeaturesConfig, cache: FeatureCache, job: Job
 ) -> tuple[FeatureTable, Extractor]:
     """Says what sees, and of which images it can hardly see anything."""

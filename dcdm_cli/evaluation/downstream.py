@@ -24,7 +24,7 @@ from pydantic import BaseModel
 
 from dcdm_cli.crew.devices import use_device
 from dcdm_cli.data.manifest import Manifest
-from dcdm_cli.difficulty.competence import DOWNSTREAM, chance_of, guard, prior_of, standing_of
+from dcdm_cli.difficulty.competence import DOWNSTREAM, chance_of, competence_of, guard, prior_of
 from dcdm_cli.difficulty.fitting import Keep
 from dcdm_cli.difficulty.scores import log_loss
 from dcdm_cli.errors import InterruptedRunError, NumericalError, UsageError
@@ -365,13 +365,13 @@ def _settings(arm: Arm, config: ClassifierConfig) -> ClassifierConfig:
 
 
 def _known(rows: Sequence[Mapping[str, Any]], trial: Trial) -> dict[str, Any]:
-    """What classifiers of one arm know, on average; as `standing_of`. Those of before chance was kept count for
+    """What classifiers of one arm know, on average; as `competence_of`. Those of before chance was kept count for
     nothing."""
     known = [(row["accuracy"], row["chance"]) for row in rows if row.get("chance") is not None]
     if not known:
-        return standing_of(0, 0.0, 0.0, 0.0)
+        return competence_of(0, 0.0, 0.0, 0.0)
     accuracy, chance = (float(np.mean(column)) for column in zip(*known, strict=True))
-    return standing_of(len(trial.test), accuracy, chance, prior_of(trial.test.labels))
+    return competence_of(len(trial.test), accuracy, chance, prior_of(trial.test.labels))
 
 
 def _summary(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

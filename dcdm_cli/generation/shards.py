@@ -31,7 +31,7 @@ from dcdm_cli.data.writers import encode_image
 from dcdm_cli.difficulty.verdict import Verdict
 from dcdm_cli.files import storage_errors, write_bytes
 from dcdm_cli.gate import PLAN_ID, Column, check_columns, parse_line, refuse_first
-from dcdm_cli.generation.layout import IMAGE_PATH, SPLIT, Layout, ShardContent, ShardWriter, folders_of
+from dcdm_cli.generation.layout import IMAGE_PATH, SPLIT, Entry, Layout, ShardContent, ShardWriter, folders_of
 from dcdm_cli.generation.plan import PlanRow
 from dcdm_cli.generation.starts import Starts
 from dcdm_cli.run.progress import Job, silent
@@ -40,7 +40,6 @@ from dcdm_export import places
 FLAT_IMAGE = 1.0  # standard deviation in grey levels below which an image counts as blank
 WAITING = 2  # batches that may be encoding while the next is rendered; bounds memory
 Store = Callable[[dict[str, Any], bytes], None]
-Entry = dict[str, Any]
 _OF = "batch"  # in each line of a journal: how many were entered together
 ROWS = pa.schema([*SCHEMA, ("sha256", pa.string()), ("bytes", pa.int64())])  # bytes, sha256: of the image's file
 _KNOWN = {"path": False, "sha256": True, "bytes": True}

@@ -19,7 +19,7 @@ ENCODER_FILE = "difficulty_encoder.safetensors"
 NULL_DIFFICULTY = -1.0  # any negative difficulty means "no difficulty given": the learned null token
 Mode = Literal["append", "replace"]
 LabelEmbedding = Literal["onehot", "learned"]
-Size = Annotated[int, Field(ge=1, le=2**16)]
+Width = Annotated[int, Field(ge=1, le=2**16)]
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class EncoderConfig:
     """Everything needed to build the encoder; stored as JSON beside its weights. ValueError for unknown words."""
 
     classes: Annotated[int, Field(ge=1, le=2**20)]
-    dim: Size  # cross-attention width of the UNet
+    dim: Width  # cross-attention width of the UNet
     tokens: Annotated[int, Field(ge=1, le=2**10)] = 1
-    hidden: Size = 256
+    hidden: Width = 256
     label_embedding: LabelEmbedding = "onehot"
     frequencies: Annotated[int, Field(ge=0, le=2**6)] = 2
     mode: Mode = "append"

@@ -1,7 +1,7 @@
 """The networks of a fused model as export writes them: float32 at the edges, the chosen precision inside.
 
-Comes in: a `FusedModel` in float32. Goes out: one `Request` per network, with names, example inputs and the cases the
-graph is compared by. Inputs and outputs are those that `dcdm_export.signature` describes.
+Comes in: a `FusedModel` in float32. Goes out: one `NetworkRequest` per network, with names, example inputs and the
+cases the graph is compared by. Inputs and outputs are those that `dcdm_export.signature` describes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dcdm_cli.model.latents import VaeDecoder, shift_factor
 from dcdm_cli.model.text import TwoTextEncoders
 from dcdm_cli.model.unscaled import drop_unit_scales
 from dcdm_export.onnx_graph import LOWEST_OPSETS, TRACE_BATCH, Graph
-from dcdm_export.orders import Request
+from dcdm_export.orders import NetworkRequest
 from dcdm_export.parity import Case
 from dcdm_export.signature import DENOISER, TEXT_ENCODER, VAE_DECODER, ModelFacts, Precision
 
@@ -125,7 +125,7 @@ def export_requests(
     versions: Mapping[str, str],
     shared_calls: int = 1,
     decoder_precision: Precision = "fp32",
-) -> tuple[Request, ...]:
+) -> tuple[NetworkRequest, ...]:
     """Denoiser, VAE decoder and text encoder, the decoder in a precision of its own, as in the torch backend.
 
     shared_calls: network calls of a guided step that share their prefix, 1 = the graph takes any rows.
@@ -138,7 +138,7 @@ def export_requests(
     decoder = DecoderToExport(model.base.vae, clip=decoder_precision == "fp32")
     text_encoder = ExportedTextEncoder(model.base.text_encoder)
 
-    def request(name: str, module: Any, output: str, inputs: Any, kind: Precision, calls: int = 1) -> Request:
+    def request(name: str, module: Any, output: str, inputs: Any, kind: Precision, calls: int = 1) -> NetworkRequest:
         known = {k: v for k, v in asdict(facts).items() if name == DENOISER or k not in ADAPTER_FACTS}
         metadata = {
             "dcdm.network": name,
@@ -151,7 +151,7 @@ def export_requests(
         key = hash_json([spoken, metadata])
         graph = Graph(name, module.eval(), example, output, kind, spoken, calls, key, metadata)
         cases = tuple(Case(f"batch {batch}", inputs(batch)) for batch in BATCHES)
-        return Request(graph, cases, partial(module.cast, kind) if kind != "fp32" else None)
+        return NetworkRequest(graph, cases, partial(module.cast, kind) if kind != "fp32" else None)
 
     return (
         request(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from dcdm_cli.run.settings import Precision
+from dcdm_cli.run.settings import WantedPrecision
 
 
-def settle_precision(requested: Precision, device: str, *, training: bool = False) -> Literal["fp32", "fp16", "bf16"]:
+def settle_precision(
+    requested: WantedPrecision, device: str, *, training: bool = False
+) -> Literal["fp32", "fp16", "bf16"]:
     """`fp32`, `fp16` or `bf16`: as requested; `auto` is the half precision that a CUDA GPU computes fast, else fp32.
 
     bf16 (range of float32, so that no loss overflows) is for training, from compute capability 8.0; fp16 (more digits)

@@ -21,7 +21,7 @@ from dcdm_cli.section import Fraction, Section, Seed
 # settings too, from a file of their own
 __all__ = ["ClassifierConfig", "DownstreamConfig", "FeaturesConfig", "JudgeConfig", "ScoreConfig"]
 CHECKS = ("digits", "features", "clip")  # label checks that have a name
-Precision = Literal["auto", "fp32", "fp16", "bf16"]
+WantedPrecision = Literal["auto", "fp32", "fp16", "bf16"]
 AnySection = TypeVar("AnySection", bound=Section)
 
 
@@ -191,7 +191,7 @@ class FinetuneConfig(Section):
     own_trains: Literal["encoder", "all"] = result(
         default="encoder", description="what learns from them: the encoder over the frozen LoRA, or the LoRA too"
     )
-    precision: Precision = result(
+    precision: WantedPrecision = result(
         default="auto", description="of the frozen base in training; auto = half on a GPU that has it, fp32 on a CPU"
     )
     checkpoint_every: int = execution(default=500, ge=1, description="optimiser steps between checkpoints")
@@ -371,7 +371,7 @@ class GenerateConfig(Section):
     spinning: bool = execution(
         default=True, description="onnxruntime on a CPU: idle threads spin; off on shared machines"
     )
-    precision: Precision = result(
+    precision: WantedPrecision = result(
         of="uncalibrated",
         default="auto",
         description="of UNet and text encoder, exported ones too; auto = fp16 on a GPU that has it, fp32 on a CPU",

@@ -124,7 +124,7 @@ def head_warnings(config: Config) -> list[str]:
 def foretold(session: Session, classifiers: int) -> str:
     """What the comparison of arms will do, and for how long where the judge, trained alike, has been timed."""
     from dcdm_cli.evaluation.learners import learner_name, on_features
-    from dcdm_cli.pace import rounded
+    from dcdm_cli.pace import estimated
 
     config, judge = session.config, session.run.record("judge")
     ours = config.downstream
@@ -137,7 +137,7 @@ def foretold(session: Session, classifiers: int) -> str:
     if judge is None or not alike:
         return text
     seconds = judge.seconds / judge.config["steps"] * ours.steps * classifiers / config.evaluate.workers
-    return f"{text}; as the judge went, about {rounded(seconds)} where none is finished yet"
+    return f"{text}; as the judge went, about {estimated(seconds)} where none is finished yet"
 
 
 def _downstream(session: Session, data: Evaluated, job: Job) -> dict[str, Any]:

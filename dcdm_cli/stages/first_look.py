@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from dcdm_cli.generation.guidance import taught_guidance
 from dcdm_cli.model.packaged import SMALL_NAME
-from dcdm_cli.pace import rounded
+from dcdm_cli.pace import estimated
 from dcdm_cli.run.resolution import resolve
 from dcdm_cli.run.session import Session
 from dcdm_cli.run.settings import Config
@@ -50,12 +50,12 @@ def full_size_advice(session: Session, images: int) -> list[Advice]:
     from dcdm_cli.reports.advice import Advice
 
     config = resolve(flags={"preset": FULL_SIZE}).config
-    training, each = training_seconds(config), image_seconds(config)
+    training, each = full_size_seconds(config), image_seconds(config)
     probes = config.calibrate.points * config.calibrate.images
     why = (
-        f"On {GPU}: about {rounded(training)} for fine-tuning's {config.finetune.steps:,} steps, in {STEP_GIB} GiB of "
-        f"its memory; {rounded(probes * each)} for the {probes} images of calibration; {rounded(images * each)} for "
-        f"{images} images of {config.finetune.resolution} px. Measured with random weights. A slower GPU takes "
+        f"On {GPU}: about {estimated(training)} for fine-tuning's {config.finetune.steps:,} steps, in {STEP_GIB} GiB "
+        f"of its memory; {estimated(probes * each)} for the {probes} images of calibration; {estimated(images * each)} "
+        f"for {images} images of {config.finetune.resolution} px. Measured with random weights. A slower GPU takes "
         "longer in proportion, and the classifiers of scoring and evaluation come on top."
     )
     source, run = session.config.data.source, session.run.path
@@ -64,7 +64,7 @@ def full_size_advice(session: Session, images: int) -> list[Advice]:
     return [Advice("And at full size?", "The same commands with Stable Diffusion, on a GPU", why, words)]
 
 
-def training_seconds(config: Config) -> float:
+def full_size_seconds(config: Config) -> float:
     """Of fine-tuning with the full-size preset."""
     return config.finetune.steps * STEP_S
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from dcdm_cli.generation.guidance import taught_guidance
-from dcdm_cli.pace import LONG_S, Pace, rounded
+from dcdm_cli.pace import LONG_S, Pace, estimated
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.session import Session
 from dcdm_cli.run.settings import FinetuneConfig
@@ -84,9 +84,9 @@ class Teller:
         self.said = True
         steps, images = self.pieces.seconds(1 / rate)
         if steps + images >= LONG_S:
-            after = f", then about {rounded(images)} for {self.pieces.images:,} images" if images else ""
+            after = f", then about {estimated(images)} for {self.pieces.images:,} images" if images else ""
             self.job.note(
-                f"finetune: about {rounded(steps)} for {self.pieces.steps:,} steps{after}, by the first steps"
+                f"finetune: about {estimated(steps)} for {self.pieces.steps:,} steps{after}, by the first steps"
             )
 
 

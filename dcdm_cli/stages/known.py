@@ -8,7 +8,7 @@ from dcdm_cli.run.store import RunFolder
 
 
 def scorer_known(run: RunFolder) -> dict[str, Any]:
-    """{"scorer": its standing, as `competence.standing_of` gives it}; {} where scores are a column of the source."""
+    """{"scorer": its standing, as `competence.competence_of` gives it}; {} where scores are a column of the source."""
     record = run.record("score")
     found = record.results.get("competence") if record else None
     return {"scorer": found} if found else {}

@@ -106,13 +106,13 @@ def _fit_on_features(session: Session, folder: Path, job: Job) -> None:
     from dcdm_cli.difficulty.feature_cache import FeatureCache
     from dcdm_cli.difficulty.feature_folds import Seen, head_on_all
     from dcdm_cli.difficulty.label_check import save_features_check
-    from dcdm_cli.difficulty.scoring import Scoring, features_of
+    from dcdm_cli.difficulty.scoring import Scoring, seen_features
     from dcdm_cli.training.dataset import training_rows
 
     run, config = session.run, session.config
     rows = training_rows(read_manifest(run.samples), config.finetune.keep_suspects)
     place = Scoring(run.checkpoints / "checker", cache=FeatureCache(run.cache / "features"))
-    table, extractor = features_of(rows, config.score, place.features, job)
+    table, extractor = seen_features(rows, config.score, place.features, job)
     head = head_on_all(Seen.of(table, rows), extractor, config.seed + SEED, job.device)
     save_features_check(folder, head, rows.class_names, extractor)
 

@@ -51,7 +51,7 @@ def write_evaluation_report(session: Session, manifest: Manifest, metrics: Mappi
 
 
 def _extras(session: Session, manifest: Manifest, metrics: Mapping[str, Any]) -> Extras:
-    chosen = chosen_strength(session.run)
+    chosen = strength_choice(session.run)
     sheets = [strength_sheet(chosen, scorer_words(session.run))] if chosen else []
     return Extras(how_made(), run_advice(session, metrics), _gallery(session.run, manifest), sheets)
 
@@ -62,7 +62,7 @@ def run_advice(session: Session, metrics: Mapping[str, Any]) -> list[Advice]:
     from dcdm_cli.run.standing import run_words
     from dcdm_cli.stages.first_look import full_size_advice
 
-    found = advice(metrics, _experiments(session.run), strength_chosen=chosen_strength(session.run) is not None)
+    found = advice(metrics, _experiments(session.run), strength_chosen=strength_choice(session.run) is not None)
     found = about_run(found, run_words(session.run))
     images = (metrics.get("quality") or {}).get("images") or 0
     return [*found, *(full_size_advice(session, images) if found else [])]
@@ -77,7 +77,7 @@ def how_made() -> dict[str, str]:
     return {"made on": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), "with": packages, **typed}
 
 
-def chosen_strength(run: RunFolder) -> dict[str, Any] | None:
+def strength_choice(run: RunFolder) -> dict[str, Any] | None:
     """How fine-tuning chose its strength; None where it was told."""
     record = run.record("finetune")
     return record.results.get("strength") if record else None
@@ -260,7 +260,7 @@ def _figures(session: Session, manifest: Manifest, metrics: Mapping[str, Any]) -
         Drawing("cost.png", "Cost", "", lambda path: experiment_plots.cost_bars(path, metrics["cost"])),
         Drawing("seconds.png", "Time", "Per stage.", lambda path: plots.stage_seconds(path, metrics["seconds"])),
     ]
-    if chosen := chosen_strength(session.run):
+    if chosen := strength_choice(session.run):
         text = "What changes as training goes on; the ring is the point that was chosen, by what is asked of it."
         drawings.append(Drawing("strength.png", "How far to fine-tune", text, lambda p: strength_curves(p, chosen)))
     drawings += _losses(session.run)

@@ -20,14 +20,14 @@ from dcdm_export.engine_key import (
     write_engine,
 )
 from dcdm_export.finished import Finished, write_parity
-from dcdm_export.orders import EngineOrder, Order, References, Request
+from dcdm_export.orders import EngineOrder, NetworkRequest, Order, References
 from dcdm_export.parity import ParityError, judge
 from dcdm_export.signature import EngineFile, SignatureError
 from dcdm_export.trt_engine import BuildMemoryError, build_engine, fused_attention, load_engine, refit_engine
 
 
 @dataclass(frozen=True)
-class EngineMaker:
+class EngineBuilder:
     """engines: those of the order. sources: what earlier exports left. references: what the networks must give."""
 
     order: Order
@@ -141,7 +141,7 @@ class EngineMaker:
         del run  # and its memory, before the engine is loaded once more
         return entry | {"fused_attention": self._count_fused(engine, made)}
 
-    def _request(self, network: str) -> Request | None:
+    def _request(self, network: str) -> NetworkRequest | None:
         """What its engines are compared by; None where nothing can run them."""
         requests = self.order.requests if self.engines.open is not None else ()
         return next((request for request in requests if request.graph.name == network), None)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from dcdm_export.engines import EngineMaker, keep_engines
+from dcdm_export.engines import EngineBuilder, keep_engines
 from dcdm_export.finished import (
     UNFINISHED_FILE,
     Finished,
@@ -24,7 +24,7 @@ from dcdm_export.finished import (
     write_parity,
 )
 from dcdm_export.onnx_graph import ExportError, Graph, check_graph, export_graph
-from dcdm_export.orders import Order, References, Request
+from dcdm_export.orders import NetworkRequest, Order, References
 from dcdm_export.parity import ParityError, compare
 from dcdm_export.signature import (
     SIGNATURE_FILE,
@@ -52,7 +52,7 @@ def make_export(order: Order, target: Path, work: Path, *, afresh: bool = False)
     for request in order.requests:
         made = _take_network(request, made, sources, order) or _make_network(request, made, order, references)
     if order.engines is not None:
-        made = EngineMaker(order, order.engines, sources, references).make_all(made)
+        made = EngineBuilder(order, order.engines, sources, references).make_all(made)
     made = keep_engines(made, sources, order.engines)
     drop_strays(work, made.signature)
     write_signature(work, made.signature)
@@ -62,7 +62,7 @@ def make_export(order: Order, target: Path, work: Path, *, afresh: bool = False)
     return made.signature
 
 
-def _make_network(request: Request, made: Finished, order: Order, references: References) -> Finished:
+def _make_network(request: NetworkRequest, made: Finished, order: Order, references: References) -> Finished:
     """Reference values, graph, comparison. Only a graph that passed enters the signature."""
     graph, what = request.graph, f"exporting {request.graph.name}"
     order.progress(what, 0, 3)
@@ -85,7 +85,9 @@ def _make_network(request: Request, made: Finished, order: Order, references: Re
     return made
 
 
-def _take_network(request: Request, made: Finished, sources: Sequence[Finished], order: Order) -> Finished | None:
+def _take_network(
+    request: NetworkRequest, made: Finished, sources: Sequence[Finished], order: Order
+) -> Finished | None:
     """The same network from an earlier export, if its files are what they were."""
     name = request.graph.name
     for source in sources:

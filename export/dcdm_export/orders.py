@@ -16,11 +16,11 @@ from dcdm_export.signature import ModelFacts, Signature
 
 Progress = Callable[[str, int, int], None]
 Note = Callable[[str], None]
-Run = Callable[..., np.ndarray]  # a network's inputs, by position -> its output
+Inference = Callable[..., np.ndarray]  # a network's inputs, by position -> its output
 
 
 @dataclass(frozen=True)
-class Request:
+class NetworkRequest:
     """One network. graph.module is float32 at first; `cast` puts it into graph.precision, after it served as reference.
 
     cases: what the graph is compared by. cast None = it stays float32.
@@ -47,7 +47,7 @@ class EngineOrder:
     timing_cache: Path | None = None
     tune: Callable[[Any], None] | None = None
     timed: Callable[[float], None] | None = None
-    open: Callable[[Path, Signature, str], Run] | None = None
+    open: Callable[[Path, Signature, str], Inference] | None = None
     attended: frozenset[str] = frozenset()
 
 
@@ -59,7 +59,7 @@ class Order:
     """
 
     facts: ModelFacts
-    requests: Sequence[Request]
+    requests: Sequence[NetworkRequest]
     versions: Mapping[str, str]
     dcdm_version: str
     engines: EngineOrder | None = None
@@ -75,7 +75,7 @@ class References:
         self._device = device
         self._known: dict[str, list[np.ndarray]] = {}
 
-    def of(self, request: Request) -> list[np.ndarray]:
+    def of(self, request: NetworkRequest) -> list[np.ndarray]:
         name = request.graph.name
         if name not in self._known:
             self._known[name] = expected_outputs(request.graph.module, request.cases, self._device)

@@ -13,7 +13,7 @@ import pytest
 from dcdm_cli.captioning.prompt_files import read_prompts
 from dcdm_cli.data.manifest import read_manifest
 from dcdm_cli.difficulty.calibration import save_calibration
-from dcdm_cli.difficulty.competence import standing_of
+from dcdm_cli.difficulty.competence import competence_of
 from dcdm_cli.errors import UsageError
 from dcdm_cli.evaluation.adherence import per_source
 from dcdm_cli.generation.engine import Engine
@@ -89,7 +89,7 @@ def test_calibration_says_what_prompts_of_each_source_cost(
 
     run.scorer.mkdir()
     (run.scorer / "scorer.json").write_text("{}")
-    standing = standing_of(400, 0.67, 0.34, 0.5)
+    standing = competence_of(400, 0.67, 0.34, 0.5)
     run.run(Stage("score", {}, {}), lambda: Outcome([], "", {"competence": standing}))
     monkeypatch.setattr("dcdm_cli.stages.probe.probe", probed)
     record = run_calibrate(session(generate__prompts=str(prompts), **BASE))

@@ -21,7 +21,7 @@ from dcdm_cli.difficulty.label_check import (
     save_features_check,
     save_own_check,
 )
-from dcdm_cli.difficulty.scoring import Scoring, features_of
+from dcdm_cli.difficulty.scoring import Scoring, seen_features
 from dcdm_cli.difficulty.zero_shot import open_zero_shot
 from dcdm_cli.errors import MismatchError, NotFoundError, UsageError
 from dcdm_cli.run.progress import Job
@@ -64,7 +64,7 @@ def test_a_head_on_frozen_features_is_kept_with_the_run(
 ) -> None:
     rows = make_manifest(digits[0][:100], digits[1][:100])
     config = ScoreConfig.model_validate({"feature_size": 32})
-    table, extractor = features_of(rows, config, Scoring(tmp_path / "spool").features, Job())
+    table, extractor = seen_features(rows, config, Scoring(tmp_path / "spool").features, Job())
     head = head_on_all(Seen.of(table, rows), extractor, 0, "cpu")
     save_features_check(tmp_path / "check", head, NAMES, extractor)
     shutil.rmtree(tmp_path / "spool")

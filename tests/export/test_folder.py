@@ -20,7 +20,7 @@ import torch
 from dcdm_export.finished import UNFINISHED_FILE, read_parity
 from dcdm_export.folder import make_export
 from dcdm_export.onnx_graph import Graph
-from dcdm_export.orders import Order, Request
+from dcdm_export.orders import NetworkRequest, Order
 from dcdm_export.parity import Case, ParityError
 from dcdm_export.signature import SIGNATURE_FILE, Signature, read_signature, verify
 
@@ -31,10 +31,10 @@ NAMES = ("denoiser", "vae_decoder")
 Told = list[tuple[str, int, int]]
 
 
-def request(name: str, key: str = "k", **changes: Any) -> Request:
+def request(name: str, key: str = "k", **changes: Any) -> NetworkRequest:
     graph = Graph(name, Toy(), toy_inputs(), "prediction", key=key)
     cases = [Case(f"batch {batch}", toy_inputs(batch)) for batch in (1, 3)]
-    return Request(**({"graph": graph, "cases": cases} | changes))
+    return NetworkRequest(**({"graph": graph, "cases": cases} | changes))
 
 
 def order(told: Told | None = None, notes: list[str] | None = None, **changes: Any) -> Order:
@@ -138,7 +138,7 @@ def wrong_cast(module: Toy) -> Callable[[], None]:
 def test_a_graph_out_of_tolerance_leaves_the_old_export(run: Path) -> None:
     before = names(run / "export")
     bad = request("denoiser", key="new")
-    bad = Request(bad.graph, bad.cases, wrong_cast(bad.graph.module))  # type: ignore[arg-type]
+    bad = NetworkRequest(bad.graph, bad.cases, wrong_cast(bad.graph.module))  # type: ignore[arg-type]
     with pytest.raises(ParityError, match="denoiser in fp32 differs from PyTorch"):
         make_export(order(requests=[bad]), run / "export", run / "work")
     assert names(run / "export") == before
@@ -150,7 +150,7 @@ def test_a_graph_out_of_tolerance_leaves_the_old_export(run: Path) -> None:
 
 def test_a_failed_export_claims_nothing(tmp_path: Path) -> None:
     bad = request("denoiser")
-    bad = Request(bad.graph, bad.cases, wrong_cast(bad.graph.module))  # type: ignore[arg-type]
+    bad = NetworkRequest(bad.graph, bad.cases, wrong_cast(bad.graph.module))  # type: ignore[arg-type]
     with pytest.raises(ParityError):
         make_export(order(requests=[bad]), tmp_path / "export", tmp_path / "work")
     assert not (tmp_path / "export").exists()
@@ -249,7 +249,7 @@ def test_half_precision_is_cast_after_the_reference(tmp_path: Path) -> None:
         toy.dtype = torch.float16
 
     graph = Graph("denoiser", toy, toy_inputs(), "prediction", precision="fp16")
-    requests = [Request(graph, request("denoiser").cases, cast)]
+    requests = [NetworkRequest(graph, request("denoiser").cases, cast)]
     signature = make_export(order(requests=requests), tmp_path / "export", tmp_path / "work")
     assert signature.networks["denoiser"].precision == "fp16"
     assert 1e-6 < max(case["max_abs"] for case in read_parity(tmp_path / "export")["denoiser"]["cases"]) < 1e-2

@@ -33,7 +33,7 @@ from dcdm_export.engine_key import EngineError, EngineKey, EngineSettings, Gpu, 
 from dcdm_export.finished import read_parity
 from dcdm_export.folder import make_export
 from dcdm_export.onnx_graph import Graph, export_graph
-from dcdm_export.orders import EngineOrder, Order, Request
+from dcdm_export.orders import EngineOrder, NetworkRequest, Order
 from dcdm_export.parity import TOLERANCE, Case, ParityError
 from dcdm_export.seal import is_sealed, seal
 from dcdm_export.signature import DENOISER, VAE_DECODER, NetworkFile, Signature
@@ -256,7 +256,9 @@ def an_order(
     batches, attended = {DENOISER: (1, 4), VAE_DECODER: (2,)}, frozenset({DENOISER})
     settings = EngineSettings(**changes)
     engines = EngineOrder(fake_tensorrt, GPU, batches, settings, open=opener, attended=attended)
-    return Order(FACTS, [Request(graph, cases)], {}, "0", engines, note=(notes if notes is not None else []).append)
+    return Order(
+        FACTS, [NetworkRequest(graph, cases)], {}, "0", engines, note=(notes if notes is not None else []).append
+    )
 
 
 def true_engine(graph: Path, rows: int) -> bytes:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dcdm_cli.difficulty.competence import standing_of
+from dcdm_cli.difficulty.competence import competence_of
 from dcdm_cli.reports import experiment_plots
 from dcdm_cli.reports.experiment_tables import cell_name, experiment_sentences, experiment_sheets
 
@@ -94,9 +94,9 @@ def test_the_sensitive_measures_have_columns_and_tables_where_they_are_known() -
 
 
 def test_what_the_classifiers_know_stands_beside_what_they_say() -> None:
-    made = document((0.5, 1.0), competence={"scorer": standing_of(400, 0.67, 0.34, 0.5)})
+    made = document((0.5, 1.0), competence={"scorer": competence_of(400, 0.67, 0.34, 0.5)})
     for cell in made["cells"]:
-        cell["competence"] = standing_of(997, 0.36, 0.34, 0.5)
+        cell["competence"] = competence_of(997, 0.36, 0.34, 0.5)
     known = experiment_sheets(made)[-1]
     assert known.columns[:3] == ("classifier", "accuracy", "guessing")
     assert [row[:2] for row in known.rows] == [
@@ -105,10 +105,10 @@ def test_what_the_classifiers_know_stands_beside_what_they_say() -> None:
     weak = [text for text in experiment_sentences(made) if "arms cannot be told apart by it" in text]
     assert len(weak) == 1 and "names 36.0 % of 997 images right" in weak[0]
     for cell in made["cells"]:  # knows something: what its seeds decide stands
-        cell["competence"] = standing_of(997, 0.48, 0.1, 0.1)
+        cell["competence"] = competence_of(997, 0.48, 0.1, 0.1)
     said = "\n".join(experiment_sentences(made))
     assert "cannot be told apart by it" not in said and "small differences between training sets may not show" in said
-    steered = {**adherence_document(), "competence": {"judge": standing_of(60, 0.36, 0.34, 0.5)}, "cells": []}
+    steered = {**adherence_document(), "competence": {"judge": competence_of(60, 0.36, 0.34, 0.5)}, "cells": []}
     assert experiment_sheets(steered)[-1].rows[0][0] == "judge"
     assert "whether images keep their label is not known" in experiment_sentences(steered)[-1]
 

@@ -10,16 +10,16 @@ import pytest
 from rich.console import Console, RenderableType
 
 from dcdm_cli import __version__
-from dcdm_cli.difficulty.competence import standing_of
+from dcdm_cli.difficulty.competence import competence_of
 from dcdm_cli.reports.quality_tables import demand_sheet
 from dcdm_cli.run.store import Outcome, RunFolder, Stage
 from dcdm_cli.stages.known import scorer_known, scorer_words
 from dcdm_cli.stages.report import (
-    chosen_strength,
     generated_lines,
     how_made,
     prompt_lines,
     sample_sheets,
+    strength_choice,
     strength_lines,
 )
 
@@ -43,9 +43,9 @@ def test_a_page_says_when_with_what_and_by_which_command(
 
 
 def test_a_choice_of_strength_is_found_and_kept_as_a_table(run: RunFolder) -> None:
-    assert chosen_strength(run) is None and strength_lines(run, {}) == []
+    assert strength_choice(run) is None and strength_lines(run, {}) == []
     run.run(Stage("finetune", {}, {}), lambda: Outcome([run.adapter], "x", {"strength": STRENGTH}), force=True)
-    found = chosen_strength(run)
+    found = strength_choice(run)
     assert found is not None and found["chosen"] == 3
     assert len(strength_lines(run, {"strength": found})) == 2  # the table, and how to read it
     [table] = run.tables.glob("*.csv")
@@ -55,7 +55,7 @@ def test_a_choice_of_strength_is_found_and_kept_as_a_table(run: RunFolder) -> No
 def test_the_scorer_is_never_quoted_without_what_it_knows(run: RunFolder) -> None:
     made = {"images": 40, "failed": 0, "measured_mean": 0.5, "target_mean": 0.4, "label_agreement": 0.67}
     assert "real images" not in text_of(generated_lines(run, made)) and scorer_words(run) == ""
-    standing = standing_of(400, 0.71, 0.34, 0.5)
+    standing = competence_of(400, 0.71, 0.34, 0.5)
     run.run(Stage("score", {}, {}), lambda: Outcome([], "x", {"competence": standing}))
     assert "it sees the label in 67 % of them, and in 71 % of 400 real images" in text_of(generated_lines(run, made))
     assert "The scorer names 71.0 % of 400 images right" in text_of(strength_lines(run, {"strength": STRENGTH}))
