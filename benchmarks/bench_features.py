@@ -6,10 +6,10 @@ pixels.
 One thread. Of each way of scoring: out-of-fold accuracy, mean difficulty, expected calibration error; the rank
 correlation of its difficulties with those of a much better informed classifier, and with those of classifiers that were
 trained from scratch on the same images; how well its difficulty of unseen images foretells which of them a small
-network, trained from scratch on the same images, gets wrong (area under the ROC curve, 0.5 = not at all); and CPU
-seconds, nothing cached. The better informed classifier of CIFAR-10 is a network trained from scratch on `--reference`
-other training images (all that are left are 45,000), which shares nothing with the packaged features; of digits the
-preset's networks, out of fold on all 1,797.
+network, trained from scratch on the same images, gets wrong (area under the ROC curve, 0.5 = not at all), the network
+that trained scorers have as well, and one of another kind; and CPU seconds, nothing cached. The better informed
+classifier of CIFAR-10 is a network trained from scratch on `--reference` other training images (all that are left are
+45,000), which shares nothing with the packaged features; of digits the preset's networks, out of fold on all 1,797.
 
 `cifar10-first-...` are the first images of the file instead of the stratified selection that the others are parts of.
 """
@@ -20,7 +20,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,11 @@ SEEDS = 2  # of the small network
 SMALL_NET = {
     "model": "resnet10t", "model_args": {"channels": [16, 24, 32, 64], "stem_width": 8}, "image_size": 32,
     "batch_size": 32, "steps": 400, "lr": 6e-3, "scale": [0.7, 1.0],
+}  # fmt: skip
+# Of another kind: no batch norm, large kernels, layers and activations of transformers.
+OTHER_NET = {
+    **SMALL_NET, "model": "convnext_atto", "lr": 3e-3, "steps": 600,
+    "model_args": {"depths": [1, 1, 2, 1], "dims": [16, 32, 64, 128], "patch_size": 2, "drop_path_rate": 0.0},
 }  # fmt: skip
 REFERENCE_NET = {**SMALL_NET, "model_args": {"channels": [16, 32, 64, 128], "stem_width": 16}, "batch_size": 128}
 EPOCHS = 6  # of the better informed classifier
@@ -150,9 +155,9 @@ def difficulties(manifest: Manifest, config: ScoreConfig) -> dict[str, float]:
     return dict(zip(manifest.column("sample_id"), found.tolist(), strict=True))
 
 
-def mistakes(problem: Problem) -> list[np.ndarray]:
-    """bool [unseen], per seed: what the small network gets wrong."""
-    config, found = ScoreConfig.model_validate(SMALL_NET), []
+def mistakes(problem: Problem, network: dict[str, Any]) -> list[np.ndarray]:
+    """bool [unseen], per seed: what a network gets wrong that learns from the problem's images."""
+    config, found = ScoreConfig.model_validate(network), []
     train, unseen = problem.train, problem.unseen
     if problem.name == "digits":
         config = config.model_copy(update={"hflip": 0.0})
@@ -172,9 +177,10 @@ def config_of(problem: Problem, way: int | str) -> ScoreConfig:
 
 
 def measured(
-    problem: Problem, way: int | str, wrong: list[np.ndarray], trained: dict[str, float]
+    problem: Problem, way: int | str, wrong: Sequence[list[np.ndarray]], trained: dict[str, float]
 ) -> tuple[dict[str, Any], dict[str, float]]:
-    """(the row, difficulty by sample id). trained: difficulties by classifiers trained on the same images."""
+    """(the row, difficulty by sample id). wrong: of the small network and of the other one. trained: difficulties by
+    classifiers trained on the same images."""
     config = config_of(problem, way)
     with tempfile.TemporaryDirectory() as spool:
         started = time.process_time()
@@ -195,12 +201,19 @@ def measured(
         "calibration_error": round(calibration_error(scored.columns, labels), 4),
         "rank_correlation": correlation(difficulty, [problem.reference[sample] for sample in samples]),
         "correlation_with_trained": correlation(difficulty, [trained[s] for s in samples]) if trained else None,
-        "foretells_mistakes": round(float(np.mean([roc_auc_score(w, unseen.difficulty) for w in wrong])), 4),
-        "small_network_accuracy": round(float(1 - np.mean(wrong)), 4),
+        "foretells_mistakes": foretold(wrong[0], unseen.difficulty),
+        "small_network_accuracy": round(float(1 - np.mean(wrong[0])), 4),
+        "foretells_other": foretold(wrong[1], unseen.difficulty),
+        "other_network_accuracy": round(float(1 - np.mean(wrong[1])), 4),
         "cpu_seconds": round(seconds, 1),
     }
     print(found, flush=True)
     return found, dict(zip(samples, difficulty.tolist(), strict=True))
+
+
+def foretold(wrong: list[np.ndarray], difficulty: np.ndarray) -> float:
+    """Area under the ROC curve, mean over seeds."""
+    return round(float(np.mean([roc_auc_score(mistaken, difficulty) for mistaken in wrong])), 4)
 
 
 def correlation(first: np.ndarray, second: list[float]) -> float:
@@ -211,7 +224,7 @@ def correlation(first: np.ndarray, second: list[float]) -> float:
 COLUMNS = {
     "accuracy": "right", "mean_difficulty": "hard", "calibration_error": "calibration error",
     "rank_correlation": "rank, informed", "correlation_with_trained": "rank, trained",
-    "foretells_mistakes": "foretells", "cpu_seconds": "CPU s",
+    "foretells_mistakes": "foretells", "foretells_other": "foretells, other", "cpu_seconds": "CPU s",
 }  # fmt: skip
 
 
@@ -219,7 +232,7 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """For documents: a row per problem and way, trained classifiers first."""
 
     def cells(name: str, row: Mapping[str, Any]) -> list[Any]:
-        values = ["-" if row[column] is None else row[column] for column in COLUMNS]
+        values = ["-" if row.get(column) is None else row[column] for column in COLUMNS]
         return [f"{row['data']}, {row['images']}", _way(name, row), *values]
 
     def place(item: tuple[str, Mapping[str, Any]]) -> tuple[Any, ...]:
@@ -275,7 +288,7 @@ def main() -> None:
                     HandwrittenDigits(folder) if kind == "digits" else Cifar10(given.data, folder, given.reference)
                 )
             problem = sources[kind].problem(count, first=True) if data == "first" else sources[kind].problem(count)
-            wrong = mistakes(problem)
+            wrong = [mistakes(problem, network) for network in (SMALL_NET, OTHER_NET)]
             trained: dict[str, float] = {}
             for way in ways:
                 row, difficulty = measured(problem, way, wrong, trained)
