@@ -20,9 +20,11 @@ from PIL import Image
 from dcdm_cli.crew import ray_crew
 from dcdm_cli.crew.coordinator import Crew
 from dcdm_cli.crew.messages import Message
-from dcdm_cli.difficulty import stream
+from dcdm_cli.data.manifest import Manifest
+from dcdm_cli.difficulty import feature_cache, stream
 from dcdm_cli.difficulty.classifier import build_classifier
 from dcdm_cli.difficulty.crossfit import CrossFit
+from dcdm_cli.difficulty.features import open_extractor
 from dcdm_cli.difficulty.scorer import save_scorer
 from dcdm_cli.errors import CapabilityError, NotFoundError
 from dcdm_cli.generation.layout import Layout
@@ -139,6 +141,20 @@ def test_scores_of_a_large_set(cluster: Any, tmp_path: Path, monkeypatch: pytest
         there = stream.score_in_chunks(data, lambda: pytest.fail("not here"), tmp_path / "there", Job(), crew)
     for name, values in here.items():
         np.testing.assert_allclose(there[name], values, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.slow
+def test_features_of_many_images(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feature_cache, "CHUNK", 4)
+    rows = []
+    for number, row in enumerate(fake_plan(10, shard_size=10).rows()):
+        Image.fromarray(FakeMaker()._image(row)).save(tmp_path / f"{number}.png")
+        rows.append({"sample_id": f"{number:032x}", "path": f"{number}.png", "label": row.label})
+    images, extractor = Manifest.from_rows(rows, NAMES, tmp_path), open_extractor("packaged", 32)
+    here = feature_cache.FeatureCache(tmp_path / "here").of(extractor, images, Job())
+    crew = lambda opener: Crew(ray_crew.RayTransport(opener, "cpu", 1, {"num_cpus": 1}), Job())  # noqa: E731
+    there = feature_cache.FeatureCache(tmp_path / "there", crew, 1).of(extractor, images, Job())
+    np.testing.assert_allclose(there.take(np.arange(10)), here.take(np.arange(10)), rtol=2e-3, atol=1e-3)
 
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
