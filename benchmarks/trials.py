@@ -22,7 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-VOLATILE = re.compile(r"seconds|started|peak_memory_mib|energy_wh|apart|made_now|resumed|versions|mtime_ns|sha256")
+# Sizes and hashes that records keep are of files that are compared themselves.
+VOLATILE = re.compile(
+    r"seconds|started|peak_memory_mib|energy_wh|apart|made_now|resumed|versions|mtime_ns|sha256|^size$"
+)
 BESIDE = re.compile(
     r"^(\.lock.*|records/.*\.stopped\.json|tables/.*|figures/.*|logs/.*|cache/.*\.seal|evaluation/(figures|tables)/.*)$"
 )
@@ -243,10 +246,10 @@ def _read(file: Path) -> None:
 
 def digest(file: Path) -> str:
     """Of what lasts in it."""
-    if file.suffix == ".json":
-        return hashlib.sha256(
-            json.dumps(_lasting(json.loads(file.read_text("utf-8"))), sort_keys=True).encode()
-        ).hexdigest()
+    if file.suffix in (".json", ".jsonl"):
+        text = file.read_text("utf-8")
+        documents = [json.loads(part) for part in (text.splitlines() if file.suffix == ".jsonl" else [text])]
+        return hashlib.sha256(json.dumps(_lasting(documents), sort_keys=True).encode()).hexdigest()
     if file.suffix == ".safetensors":
         from dcdm_cli.model.adapter import tensor_parts
 
