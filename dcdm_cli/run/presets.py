@@ -26,12 +26,9 @@ _SMALL_UNET = [  # every layer that LoRA can be put on: there are few
     "ff.net.0.proj",
     "ff.net.2",
 ]
-# Loses no control against 30 steps of DDIM (docs/results/speed.md, "Faster, and what it does to the images").
-_FEW_STEPS = {"scheduler": "dpmpp", "steps": 20}
 PRESETS: dict[str, dict[str, Any]] = {
     "sd15": {  # precision is chosen by the device
         "finetune": {"gradient_checkpointing": True},
-        "generate": {**_FEW_STEPS},
     },
     "sd21": {  # predicts velocity at 768 px; its attention overflows in fp16 where no fused kernel runs it
         "finetune": {
@@ -40,7 +37,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "precision": "bf16",
             "gradient_checkpointing": True,
         },
-        "generate": {**_FEW_STEPS, "precision": "bf16"},
+        "generate": {"precision": "bf16"},
     },
     "sdxl": {  # 2.6 billion weights at 1024 px: one image at once, eight of them to a step as elsewhere
         "finetune": {
@@ -51,7 +48,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "gradient_checkpointing": True,
         },
         "distill": {"batch_size": 1, "gradient_accumulation": 8},
-        "generate": {**_FEW_STEPS, "batch_size": 4, "decode_batch": 1},
+        "generate": {"batch_size": 4, "decode_batch": 1},
     },
     "small": {  # a first look at pictures of any kind, on a CPU, in minutes: 32 px, and a base that knows ten classes
         # Few images are expected: a judge that has learned from too few would call right labels lost.

@@ -343,10 +343,10 @@ class GenerateConfig(Section):
     )
     negative_prompt: str = result(default="", description="text of the unconditional call")
     scheduler: Literal["ddim", "unipc", "dpmpp", "pndm", "lcm", "tcd", "euler"] = result(
-        default="ddim", description="sampler, of diffusers; lcm, tcd and euler for few-step LoRAs"
+        default="dpmpp", description="sampler, of diffusers; lcm, tcd and euler for few-step LoRAs"
     )
     extra_lora: str | None = result(default=None, description="few-step LoRA to fuse besides: FILE or FILE:WEIGHT")
-    steps: int = result(default=30, ge=1, description="sampler steps per image")
+    steps: int = result(default=20, ge=1, description="sampler steps per image")
     strength: float = result(default=1.0, description="share of the steps, from a noised real image; 1 = noise alone")
     text_guidance: float = result(default=2.0, ge=1, description="w_text; 1 = off")
     difficulty_guidance: float = result(
