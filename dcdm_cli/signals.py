@@ -1,7 +1,7 @@
 """First SIGINT, SIGTERM or SIGHUP: finish the current unit of work, save, exit 130 or 143. Second: stop at once.
 
-While modules are being imported there is no unit of work to finish, and nobody who asks: the first one stops at once.
-So it does in `stopped_at_once`.
+Before anybody has asked, and while modules are being imported, there is no unit of work to finish: the first one stops
+at once. So it does in `stopped_at_once`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dcdm_cli.errors import InterruptedRunError
 
 _asked: list[str] = []
 _at_once: list[str] = []
+_somebody_asks = [False]
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 _IMPORTING = "<frozen importlib._bootstrap>"
 
@@ -28,7 +29,7 @@ def install_handlers(say: Callable[[str], None]) -> None:
     def handle(number: int, frame: FrameType | None) -> None:
         again, name = bool(_asked), signal.Signals(number).name
         _asked.append(name)
-        if again or _at_once or _is_importing(frame):
+        if again or _at_once or not _somebody_asks[0] or _is_importing(frame):
             raise KeyboardInterrupt
         say(f"{name}: finishing the current unit of work; once more to stop now")
 
@@ -39,6 +40,7 @@ def install_handlers(say: Callable[[str], None]) -> None:
 
 def asked_to_stop() -> str | None:
     """Name of the newest signal that asked, or None."""
+    _somebody_asks[0] = True
     return _asked[-1] if _asked else None
 
 

@@ -22,6 +22,7 @@ def as_before() -> Iterator[None]:
     before = {name: signal.getsignal(getattr(signal, name)) for name in signals.SIGNALS}
     yield
     signals._asked.clear()
+    signals._somebody_asks[0] = False
     for name, handler in before.items():
         signal.signal(getattr(signal, name), handler)
 
@@ -37,12 +38,22 @@ def test_the_first_asks_and_the_second_stops() -> None:
     assert signals.asked_to_stop() == "SIGINT" and len(said) == 1
 
 
+def test_the_first_stops_at_once_before_anybody_asks() -> None:
+    """What a command begins with, its settings and networks, is no work that could be finished."""
+    said: list[str] = []
+    signals.install_handlers(said.append)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
+    assert signals.asked_to_stop() == "SIGTERM" and said == []
+
+
 def test_the_first_stops_at_once_while_modules_are_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """There is nothing to finish then, and nobody asks for seconds."""
     (tmp_path / "slow_library.py").write_text("import signal\nsignal.raise_signal(signal.SIGTERM)\n")
     monkeypatch.syspath_prepend(tmp_path)
     said: list[str] = []
     signals.install_handlers(said.append)
+    assert signals.asked_to_stop() is None
     with pytest.raises(KeyboardInterrupt):
         importlib.import_module("slow_library")
     assert signals.asked_to_stop() == "SIGTERM" and said == []
@@ -51,6 +62,7 @@ def test_the_first_stops_at_once_while_modules_are_imported(tmp_path: Path, monk
 def test_the_first_stops_at_once_where_nobody_asks_for_seconds() -> None:
     said: list[str] = []
     signals.install_handlers(said.append)
+    assert signals.asked_to_stop() is None
     stopping = pytest.raises(InterruptedRunError, match="stopped by SIGHUP; all is kept")
     with stopping as stopped, signals.stopped_at_once("all is kept"):
         signal.raise_signal(signal.SIGHUP)
