@@ -203,11 +203,12 @@ def render(engine: Engine, rows: Sequence[PlanRow], job: Job) -> Iterator[tuple[
 def draw(engine: Engine, rows: Sequence[PlanRow], job: Job) -> np.ndarray:
     """Images uint8 [B, H, W, 3] of the first rows, as many as are made at once. The others are known to come.
 
-    When memory runs out the batch is halved, for good. Raises OutOfMemoryError when not even one image fits.
+    When memory runs out the batch is halved, for good. Raises OutOfMemoryError when not even one image fits, and
+    InterruptedRunError when asked to stop, which it looks for after each step: a batch may take minutes.
     """
     while True:
         clock = time.monotonic()
-        images = _try_batch(engine, rows)
+        images = _try_batch(engine, rows, job)
         if images is not None:
             one_off.rendered(time.monotonic() - clock, len(images))
             return images
@@ -215,10 +216,10 @@ def draw(engine: Engine, rows: Sequence[PlanRow], job: Job) -> np.ndarray:
         _halve(engine, engine.batch_size if engine.denoiser.fixed_batch else min(engine.batch_size, len(rows)), job)
 
 
-def _try_batch(engine: Engine, rows: Sequence[PlanRow]) -> np.ndarray | None:
+def _try_batch(engine: Engine, rows: Sequence[PlanRow], job: Job) -> np.ndarray | None:
     """The images of the next batch, or None when memory ran out. Nothing of the attempt is kept then."""
     try:
-        return _render_batch(engine, rows[: engine.batch_size], rows[engine.batch_size :])
+        return _render_batch(engine, rows[: engine.batch_size], rows[engine.batch_size :], job)
     except Exception as error:  # torch, ONNX Runtime, OpenVINO and TensorRT each have their own kind
         if not _is_out_of_memory(error):
             raise
@@ -246,7 +247,7 @@ def _is_out_of_memory(error: Exception) -> bool:
     )
 
 
-def _render_batch(engine: Engine, rows: Sequence[PlanRow], coming: Sequence[PlanRow]) -> np.ndarray:
+def _render_batch(engine: Engine, rows: Sequence[PlanRow], coming: Sequence[PlanRow], job: Job) -> np.ndarray:
     """Fills a short batch up where another size would have to be compiled."""
     missing = engine.batch_size - len(rows) if engine.denoiser.fixed_batch else 0
     padded = [*rows, *[rows[-1]] * missing]
@@ -270,6 +271,7 @@ def _render_batch(engine: Engine, rows: Sequence[PlanRow], coming: Sequence[Plan
             engine.guidance,
             steps=engine.config.steps,
             clip_range=engine.config.clip_range,
+            on_step=lambda _: job.stop_if_asked("images that are not finished are made anew next time"),
         )
         return decode_latents(engine.decode, latents[: len(rows)], engine.config.decode_batch)
 

@@ -85,7 +85,7 @@ class Priced:
 def probe_rate(plan: Plan, maker: Maker, layout: Layout, opening_s: float, job: Job) -> Rate:
     """Makes images from all over the plan as a run would, in a temporary folder beside `layout.folder`.
 
-    Raises InterruptedRunError when asked to stop, after the batch that is being made.
+    Raises InterruptedRunError when asked to stop.
     """
     place = layout.folder.parent
     place.mkdir(parents=True, exist_ok=True)
@@ -97,8 +97,7 @@ def probe_rate(plan: Plan, maker: Maker, layout: Layout, opening_s: float, job: 
         def store(entry: dict[str, Any], content: bytes) -> None:
             write_bytes(Path(folder, entry["sample_id"]), content, durable=False)
 
-        until = Job(stop_signal=lambda: job.stop_signal() or clock.enough())
-        for batch in make_batches(task, maker, encoders, until, store):
+        for batch in make_batches(task, maker, encoders, job, store, clock.enough):
             clock.tick(len(batch.entries), sum(entry["bytes"] for entry in batch.entries))
     job.stop_if_asked("nothing was measured or written")
     return clock.rate(opening_s)
@@ -116,11 +115,11 @@ class _Clock:
         self.ticks.append((time.monotonic() - self.started, images))
         self.bytes += size
 
-    def enough(self) -> str | None:
+    def enough(self) -> bool:
         """Asked after every rendered batch, which may be some batches ahead of the finished ones."""
         self.rendered += 1
         measured = time.monotonic() - self.started - self.ticks[0][0] if self.ticks else 0.0
-        return "the probe" if self.rendered > PROBE_BATCHES[0] and measured > PROBE_S else None
+        return self.rendered > PROBE_BATCHES[0] and measured > PROBE_S
 
     def rate(self, opening_s: float) -> Rate:
         images = sum(made for _, made in self.ticks)

@@ -29,6 +29,7 @@ from dcdm_cli.data.archives import MAX_IMAGE
 from dcdm_cli.data.manifest import RULES, SCHEMA
 from dcdm_cli.data.writers import encode_image
 from dcdm_cli.difficulty.verdict import Verdict
+from dcdm_cli.errors import InterruptedRunError
 from dcdm_cli.files import storage_errors, write_bytes
 from dcdm_cli.gate import PLAN_ID, Column, check_columns, parse_line, refuse_first
 from dcdm_cli.generation.layout import IMAGE_PATH, SPLIT, Entry, Layout, ShardContent, ShardWriter, folders_of
@@ -147,21 +148,37 @@ class Encoders:
         self.pool.shutdown(cancel_futures=True)
 
 
-def make_batches(task: ShardTask, maker: Maker, encoders: Encoders, job: Job, store: Store) -> Iterator[Batch]:
-    """The rest of a shard, batch by batch. A stop ends it early, once what is rendered is encoded and stored."""
+def make_batches(
+    task: ShardTask,
+    maker: Maker,
+    encoders: Encoders,
+    job: Job,
+    store: Store,
+    enough: Callable[[], bool] = lambda: False,
+) -> Iterator[Batch]:
+    """The rest of a shard, batch by batch. A stop ends it early, once what is rendered is encoded and stored; so does
+    `enough`, which is asked after each batch."""
     folders = folders_of(task.layout)
     waiting: deque[list[Future[tuple[dict[str, Any], bytes | None]]]] = deque()
-    for batch in maker.render(task.rows, replace(job, progress=silent)):
+    for batch in _until_stopped(maker.render(task.rows, replace(job, progress=silent))):
         entries = _entries(batch, maker.facts.generator, task.layout, folders)
         pairs = zip(entries, batch.images, strict=True)
         waiting.append([encoders.pool.submit(_encode, *pair, store) for pair in pairs])
-        if job.stop_signal() is not None:
+        if job.stop_signal() is not None or enough():
             break
         # only ever the oldest: batches are handed on in order
         while waiting and (len(waiting) > WAITING or all(future.done() for future in waiting[0])):
             yield _collect(waiting.popleft())
     while waiting:
         yield _collect(waiting.popleft())
+
+
+def _until_stopped(batches: Iterator[Rendered]) -> Iterator[Rendered]:
+    """Whole ones: a stop in the middle of one ends them."""
+    try:
+        yield from batches
+    except InterruptedRunError:
+        return
 
 
 def write_shard(

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dcdm_cli.backends.exported import ExportedDenoiser
-from dcdm_cli.errors import MismatchError, NotFoundError, OutOfMemoryError
+from dcdm_cli.errors import InterruptedRunError, MismatchError, NotFoundError, OutOfMemoryError
 from dcdm_cli.generation.engine import (
     BatchLimit,
     Engine,
@@ -95,6 +95,15 @@ def test_out_of_memory_halves_the_batch_and_goes_on(engine: Engine) -> None:
     denoiser.batches.clear()
     images(small, 7)
     assert max(denoiser.batches) == 9  # remembered
+
+
+def test_a_stop_is_looked_for_after_each_step(engine: Engine) -> None:
+    """A batch of a large network takes minutes on a CPU."""
+    denoiser = Elementwise()
+    job = Job(stop_signal=lambda: "SIGINT" if len(denoiser.batches) == 2 else None)
+    with pytest.raises(InterruptedRunError, match="stopped by SIGINT"):
+        images(with_denoiser(engine, denoiser), 7, job)
+    assert len(denoiser.batches) == 2 < engine.config.steps
 
 
 def test_a_filled_up_batch_is_halved_as_a_whole(engine: Engine) -> None:

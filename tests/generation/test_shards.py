@@ -156,6 +156,22 @@ def test_a_stop_keeps_the_images_of_an_unfinished_folder_shard(tmp_path: Path) -
     assert maker.rendered == list(range(12, 22))
 
 
+def test_a_stop_within_a_batch_keeps_those_before_it(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    class Stopped(FakeMaker):
+        def render(self, rows, job):  # type: ignore[no-untyped-def]
+            yield next(super().render(rows, job))
+            asked.append("SIGINT")
+            job.stop_if_asked("the second batch is lost")
+
+    with pytest.raises(InterruptedRunError, match="4 of 22 images are finished"):
+        run(tmp_path, maker=Stopped(measure=fake_measure), job=Job(stop_signal=lambda: next(iter(asked), None)))
+    maker = FakeMaker(measure=fake_measure)
+    run(tmp_path, maker=maker)
+    assert maker.rendered == list(range(4, 22))
+
+
 def test_the_journal_keeps_whole_batches_of_what_is_there(tmp_path: Path) -> None:
     file, ids = tmp_path / "shards" / "00000.journal", [f"{i:016x}" for i in range(6)]
     write_bytes(tmp_path / "train/cat" / f"{ids[0]}.png", b"x")
