@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +16,10 @@ from dcdm_cli.evaluation.experiments import BUILT_IN_ADAPTERS, ArmSpec, Experime
 from dcdm_cli.generation.engine import open_engine
 from dcdm_cli.model.adapter import adapter_hash
 from dcdm_cli.run.progress import Job
+from dcdm_cli.run.session import Session
 from dcdm_cli.stages.artefacts import run_compare
 from dcdm_cli.stages.evaluation_data import checked_data
+from dcdm_cli.stages.experiments import generators
 from dcdm_cli.stages.experiments.arms import ARMS
 from dcdm_cli.stages.experiments.generators import variant_session
 from dcdm_cli.stages.experiments.named_sets import described
@@ -110,6 +113,25 @@ def test_where_the_run_is_exported_its_rival_is_too_and_pays_for_it(run: Path, t
     paid = sum(record.seconds for record in map(rival.require, ("caption", "finetune", "export")))
     assert found["crossings"]["plain"]["before_seconds"]["control"] == pytest.approx(paid, abs=0.01)
     assert found["preparation_seconds"]["export"] == session.run.require("export").seconds
+
+
+@pytest.mark.slow
+def test_arms_that_draw_otherwise_share_an_adapter(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Choosing a strength draws as often as the run does, not as an arm does: else each arm would train it anew."""
+    trained, fine_tune = [], generators.fine_tune
+
+    def counted(session: Session, *rest: Any) -> Any:
+        trained.append(session.run.path.name)
+        return fine_tune(session, *rest)
+
+    monkeypatch.setattr(generators, "fine_tune", counted)
+    probed = {"finetune__strength": "auto", "strength__checkpoints": [1, 2], "strength__lora_scales": [1.0]}
+    probed |= {"strength__guidance": [[1.5, 1.5]], "strength__probe_budget": 40}
+    file = tmp_path / "draws.toml"
+    arms = "".join(f'[[arms]]\nname = "{n} draws"\nadapter = "plain"\nattempts = {n}\n' for n in (1, 2))
+    file.write_text(f'seeds = 1\nratios = [0.1]\nbaseline = "real"\n[[arms]]\nname = "real"\nsource = "none"\n{arms}')
+    run_experiment(session_of(run, **probed), str(file))
+    assert len(trained) == 1 and trained[0].startswith("plain-")
 
 
 def test_adapters_are_trained_once_and_sets_shared_by_name(document: dict, experimented: Path) -> None:

@@ -13,7 +13,7 @@ from dcdm_cli.run.progress import Job
 from dcdm_cli.run.session import Session
 from dcdm_cli.stages.adherence import reachable_targets, summary
 from dcdm_cli.stages.agreement import scorer_and_judge
-from dcdm_cli.stages.experiments.generators import arm_session, prepare_variant
+from dcdm_cli.stages.experiments.generators import ready_for
 from dcdm_cli.stages.judge import open_judge
 from dcdm_cli.stages.probe import open_run_engine, plan_inputs, probe, probe_rows
 
@@ -68,8 +68,7 @@ def _arm(session: Session, experiment: Experiment, arm: ArmSpec, judge: Judge, j
     from dcdm_cli.generation.targets import parse_target
 
     spec = experiment.adapter(arm.adapter)
-    own = arm_session(session, arm, spec)
-    own = prepare_variant(own, spec, job)
+    own = ready_for(arm, session, spec, job)
     engine, config = open_run_engine(own, own.run.adapter, job), own.config
     inputs = plan_inputs(own)
     counts = Budget(count=config.evaluate.density_images).per_label(np.ones(len(inputs.class_names)))

@@ -108,6 +108,13 @@ def prepare_variant(session: Session, spec: AdapterSpec, job: Job) -> Session:
     return session
 
 
+def ready_for(arm: ArmSpec, session: Session, spec: AdapterSpec, job: Job) -> Session:
+    """The arm's session on an adapter that is finished, with the scales that fine-tuning chose. What is the arm's alone
+    (draws, target) has no part in training: arms of one adapter find it trained."""
+    prepare_variant(variant_session(session, arm.adapter, spec), spec, job)
+    return as_chosen(arm_session(session, arm, spec), spec)
+
+
 def _fine_tune(run: VariantFolder, spec: AdapterSpec, session: Session, job: Job) -> None:
     from dcdm_cli.model.adapter import adapter_hash
 

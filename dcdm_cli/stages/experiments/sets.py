@@ -23,7 +23,7 @@ from dcdm_cli.files import hash_json, write_json
 from dcdm_cli.gate import Amount, Count, Share, Word, read_document
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.roles import IMAGES, fingerprint
-from dcdm_cli.stages.experiments.generators import VariantFolder, arm_session, as_chosen, prepare_variant
+from dcdm_cli.stages.experiments.generators import VariantFolder, arm_session, as_chosen, ready_for
 from dcdm_cli.stages.experiments.named_sets import finished_set, set_record
 from dcdm_cli.stages.label_check import check_input
 from dcdm_cli.stages.probe import make_measure, open_run_engine, plan_inputs
@@ -214,7 +214,7 @@ class GeneratedSets:
         key = hash_json([str(session.run.path), sampler_settings(settings), draws])
         if self._open is None or self._open[0] != key:
             self._open = None  # the old networks must go before the new ones come
-            ready = prepare_variant(session, spec, self.job)
+            ready = ready_for(arm, self.session, spec, self.job)
             self._open = key, open_run_engine(ready, ready.run.adapter, self.job)
         return self._open[1], as_chosen(session, spec)  # the arm's own target, whoever opened the engine
 
