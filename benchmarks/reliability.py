@@ -379,8 +379,7 @@ def _commands_at_size(place: Place, scale: int) -> tuple[dict[str, list[float]],
         folder, run = place.root / "listed", place.root / "sized"
         listing = _listed(folder, images, classes=2 * images)
         commands = {
-            "score": ["score", listing, "--column", "difficulty", "--set", "data.test_fraction=0", "--set",
-                      "data.judge_fraction=0", "--set", "score.at_chance=warn"],
+            "score": ["score", listing, "--column", "difficulty", "--set", "score.at_chance=warn"],
             "caption": ["caption"],
             "check": ["check"],
         }  # fmt: skip
