@@ -20,6 +20,11 @@ SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 _IMPORTING = "<frozen importlib._bootstrap>"
 
 
+class StopNow(KeyboardInterrupt):
+    """A kind of its own: where a plain KeyboardInterrupt has passed through the text of an `exec`, as data classes have
+    it, Python ends with SIGINT in the end, whatever exit code was meant."""
+
+
 def install_handlers(say: Callable[[str], None]) -> None:
     """say: told once, at the first signal, what happens next.
 
@@ -30,7 +35,7 @@ def install_handlers(say: Callable[[str], None]) -> None:
         again, name = bool(_asked), signal.Signals(number).name
         _asked.append(name)
         if again or _at_once or not _somebody_asks[0] or _is_importing(frame):
-            raise KeyboardInterrupt
+            raise StopNow
         say(f"{name}: finishing the current unit of work; once more to stop now")
 
     for number in (getattr(signal, name) for name in SIGNALS if hasattr(signal, name)):
