@@ -71,7 +71,7 @@ def main() -> None:
     _open_closed_streams()
     warnings.filterwarnings("ignore", module="huggingface_hub")  # about how other libraries call it
     console = Console(as_json="--json" in sys.argv)
-    install_handlers(console.warn)
+    install_handlers(console.warn, lambda: _end(console))
     _show_log(console)
     try:
         completing = (os.environ.get(name, "").split() for name in ("COMP_WORDS", "_TYPER_COMPLETE_ARGS"))
@@ -87,6 +87,15 @@ def main() -> None:
         code = exit_code(error, console)
     gc.freeze()  # Python looks through all that torch has made once more before it ends: seconds on a busy machine
     sys.exit(code)
+
+
+def _end(console: Console) -> None:
+    """Says that it was stopped, and ends at once: a kill would leave no less."""
+    stopped = _stopped()
+    console.error(stopped)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(stopped.code)
 
 
 def exit_code(error: BaseException, console: Console) -> int:

@@ -25,8 +25,9 @@ class StopNow(KeyboardInterrupt):
     it, Python ends with SIGINT in the end, whatever exit code was meant."""
 
 
-def install_handlers(say: Callable[[str], None]) -> None:
-    """say: told once, at the first signal, what happens next.
+def install_handlers(say: Callable[[str], None], end: Callable[[], None] = lambda: None) -> None:
+    """say: told once, at the first signal, what happens next. end: ends the process where a module is being imported:
+    native ones abort when they are interrupted, and some libraries make an error of their own of it.
 
     A signal that whoever started us wants ignored stays ignored: `nohup`, background jobs of scripts.
     """
@@ -34,7 +35,10 @@ def install_handlers(say: Callable[[str], None]) -> None:
     def handle(number: int, frame: FrameType | None) -> None:
         again, name = bool(_asked), signal.Signals(number).name
         _asked.append(name)
-        if again or _at_once or not _somebody_asks[0] or _is_importing(frame):
+        importing = _is_importing(frame)
+        if importing:
+            end()
+        if again or importing or _at_once or not _somebody_asks[0]:
             raise StopNow
         say(f"{name}: finishing the current unit of work; once more to stop now")
 

@@ -27,9 +27,17 @@ def as_before() -> Iterator[None]:
         signal.signal(getattr(signal, name), handler)
 
 
+class Ended(BaseException):
+    """As a process would."""
+
+
+def ended() -> None:
+    raise Ended
+
+
 def test_the_first_asks_and_the_second_stops() -> None:
     said: list[str] = []
-    signals.install_handlers(said.append)
+    signals.install_handlers(said.append, ended)
     assert signals.asked_to_stop() is None
     signal.raise_signal(signal.SIGTERM)
     assert signals.asked_to_stop() == "SIGTERM" and "once more to stop now" in said[0]
@@ -41,7 +49,7 @@ def test_the_first_asks_and_the_second_stops() -> None:
 def test_the_first_stops_at_once_before_anybody_asks() -> None:
     """What a command begins with, its settings and networks, is no work that could be finished."""
     said: list[str] = []
-    signals.install_handlers(said.append)
+    signals.install_handlers(said.append, ended)
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGTERM)
     assert signals.asked_to_stop() == "SIGTERM" and said == []
@@ -52,16 +60,16 @@ def test_the_first_stops_at_once_while_modules_are_imported(tmp_path: Path, monk
     (tmp_path / "slow_library.py").write_text("import signal\nsignal.raise_signal(signal.SIGTERM)\n")
     monkeypatch.syspath_prepend(tmp_path)
     said: list[str] = []
-    signals.install_handlers(said.append)
+    signals.install_handlers(said.append, ended)
     assert signals.asked_to_stop() is None
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Ended):
         importlib.import_module("slow_library")
     assert signals.asked_to_stop() == "SIGTERM" and said == []
 
 
 def test_the_first_stops_at_once_where_nobody_asks_for_seconds() -> None:
     said: list[str] = []
-    signals.install_handlers(said.append)
+    signals.install_handlers(said.append, ended)
     assert signals.asked_to_stop() is None
     stopping = pytest.raises(InterruptedRunError, match="stopped by SIGHUP; all is kept")
     with stopping as stopped, signals.stopped_at_once("all is kept"):
@@ -73,7 +81,7 @@ def test_the_first_stops_at_once_where_nobody_asks_for_seconds() -> None:
 
 
 def test_the_exit_code_is_the_signals_wherever_it_comes() -> None:
-    inside = "from dcdm_cli import signals; import signal, sys; signals.install_handlers(print)\n"
+    inside = "from dcdm_cli import signals; import signal, sys; signals.install_handlers(print, print)\n"
     inside += "try: exec('signal.raise_signal(signal.SIGTERM)')\nexcept KeyboardInterrupt: sys.exit(143)\n"
     assert subprocess.run([sys.executable, "-c", inside], check=False).returncode == 143
 
