@@ -131,7 +131,7 @@ def kills(place: Place, count: int) -> dict[str, Any]:
     and nothing that cannot be read under its own name in between."""
     draw, by_stage, bad = random.Random(1), dict.fromkeys(STAGES, 0), []
     tries = 0
-    while sum(by_stage.values()) < count and tries < 2 * count:
+    while sum(by_stage.values()) < count and tries < 4 * count:
         stage = TURNS[tries % len(TURNS)]
         tries += 1
         place.reset(f"before-{stage}")
