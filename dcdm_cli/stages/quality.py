@@ -23,7 +23,7 @@ def generated_images(session: Session, data: Evaluated) -> Manifest | None:
 
     file = session.run.generated / "samples.parquet"
     if not file.is_file():
-        if session.run.record("generate") is None:
+        if session.run.record("generate") is None or not file.parent.exists():  # a whole set is removed on purpose
             return None
         raise MismatchError(f"{file} is gone", "dcdm generate writes it again from the shards", file=file)
     images = read_generated(file.parent)

@@ -112,7 +112,7 @@ def test_defaults_are_those_that_preset_and_run_give(tmp_path: Path) -> None:
     assert "[dcdm.toml: 17]" in shown
     assert "[preset digits: dpmpp]" in shown and "[default: normal:0.5,0.1]" in shown
     (tmp_path / "dcdm.toml").write_text("broken")
-    assert "[default: 30]" in run("generate", "--help", "--run", tmp_path).stdout, "help is there when settings are not"
+    assert "[default: 20]" in run("generate", "--help", "--run", tmp_path).stdout, "help is there when settings are not"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
