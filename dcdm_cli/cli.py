@@ -109,7 +109,7 @@ def exit_code(error: BaseException, console: Console) -> int:
         return error.code if isinstance(error.code, int) else ExitCode.FAILED
     known = _known(error)
     if known is None and asked_to_stop() and isinstance(error, Exception):
-        known = _stopped()  # some libraries make an error of their own of an import that was cut off
+        known = _stopped()  # some libraries make an error of their own of an interrupt
     if known is not None:
         console.error(known)
         return known.code

@@ -80,10 +80,12 @@ def test_the_first_stops_at_once_where_nobody_asks_for_seconds() -> None:
         raise KeyboardInterrupt
 
 
-def test_the_exit_code_is_the_signals_wherever_it_comes() -> None:
+def test_the_exit_code_is_the_signals_wherever_it_comes(tmp_path: Path) -> None:
     inside = "from dcdm_cli import signals; import signal, sys; signals.install_handlers(print, print)\n"
     inside += "try: exec('signal.raise_signal(signal.SIGTERM)')\nexcept KeyboardInterrupt: sys.exit(143)\n"
-    assert subprocess.run([sys.executable, "-c", inside], check=False).returncode == 143
+    (tmp_path / "stopped.py").write_text(inside)
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    assert subprocess.run([sys.executable, "-m", "stopped"], env=env, check=False).returncode == 143
 
 
 def test_a_signal_before_anybody_listens_ends_without_a_word(tmp_path: Path) -> None:

@@ -90,8 +90,9 @@ def _make_atlas(session: Session) -> Outcome:
     real, judge = _Real(data.real), open_judge(session, data.manifest, job)
     space = spaces(session.config.evaluate.features, run_features(session, job), judge, job)[0]
     pictures = _generated(session, real, chosen, space, job)
-    factors = _factors(session, data, job)
-    groups, alike = groups_of(session, data, chosen, space, job)
+    made = generated_images(session, data)  # once: each image is held against its shard
+    factors = _factors(session, data, made, job)
+    groups, alike = groups_of(session, data, made, chosen, space, job)
     by_name = {kind: {row["class"]: row for row in rows} for kind, rows in factors.items()}
     entries = [_grouped(_entry(real, label, pictures, by_name), groups, alike) for label in chosen]
     folder, page = run.evaluation / "atlas", run.evaluation / PAGE
@@ -99,9 +100,9 @@ def _make_atlas(session: Session) -> Outcome:
     left_out = len(data.real.class_names) - len(chosen)
     about = [*ABOUT, *([f"{left_out} easier classes are left out (--atlas-classes)."] if left_out else [])]
     write_atlas(page, "Difficulty atlas", entries, about, [entry.name for entry in entries])
-    made = [*write_grids(folder, entries), factor_chart(folder / "factors.png", entries)]
-    results = {"classes": len(entries), "factors": factors, "groups": groups, "files": len(made)}
-    return Outcome([page, *made], "", results, job.device)
+    files = [*write_grids(folder, entries), factor_chart(folder / "factors.png", entries)]
+    results = {"classes": len(entries), "factors": factors, "groups": groups, "files": len(files)}
+    return Outcome([page, *files], "", results, job.device)
 
 
 def _grouped(
@@ -237,13 +238,12 @@ def _sentences(about: Mapping[str, Mapping[str, Any] | None]) -> Iterator[str]:
         yield f"{kind.capitalize()} images, as they get harder: {moving}{rival} ({row['n']} images)."
 
 
-def _factors(session: Session, data: Evaluated, job: Job) -> dict[str, list[dict[str, Any]]]:
+def _factors(session: Session, data: Evaluated, made: Manifest | None, job: Job) -> dict[str, list[dict[str, Any]]]:
     """For the real training images, and for the run's generated images where there are any."""
     real = data.real
     found = {"real": _hard_factors(real, real.column("difficulty"), job)}
-    images = generated_images(session, data)
-    if images is not None:
-        found["generated"] = _hard_factors(images, measured_difficulty(session.run.scorer, images, job), job)
+    if made is not None:
+        found["generated"] = _hard_factors(made, measured_difficulty(session.run.scorer, made, job), job)
     return found
 
 

@@ -11,7 +11,6 @@ from dcdm_cli.arrays import evenly
 from dcdm_cli.evaluation.quality import measured_difficulty
 from dcdm_cli.reports.atlas_tables import taken_for
 from dcdm_cli.reports.formatting import number
-from dcdm_cli.stages.quality import generated_images
 
 if TYPE_CHECKING:
     from dcdm_cli.data.manifest import Manifest
@@ -26,13 +25,13 @@ MOST_PER_CLASS = 200  # images of a class that are grouped
 
 
 def groups_of(
-    session: Session, data: Evaluated, chosen: Sequence[int], space: Space, job: Job
+    session: Session, data: Evaluated, images: Manifest | None, chosen: Sequence[int], space: Space, job: Job
 ) -> tuple[list[dict[str, Any]], dict[str, list[Strip]]]:
     """(rows of `hard_groups` with the name of the space, class -> strips of its groups' typical pictures). Of
-    the chosen classes; real training images, and the run's generated ones where there are any."""
+    the chosen classes; real training images, and `images`, the run's generated ones where there are any."""
     from dcdm_cli.evaluation.clusters import hard_groups
 
-    real, images = _of_classes(data.real, chosen), generated_images(session, data)
+    real = _of_classes(data.real, chosen)
     made = None if images is None else _of_classes(images, chosen)
     placed = _placed(real, real.column("difficulty"), space)
     theirs = None
