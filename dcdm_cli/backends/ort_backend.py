@@ -16,6 +16,7 @@ from dcdm_cli.backends.cpu_streams import Streams, rows_of
 from dcdm_cli.backends.exported import empty_output
 from dcdm_cli.crew.devices import split_name
 from dcdm_cli.errors import CapabilityError
+from dcdm_export.parity import optimization_level
 from dcdm_export.signature import NetworkFile
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -38,7 +39,7 @@ class OrtNetwork:
     def __init__(self, folder: Path, network: NetworkFile, device: str, streams: Streams, *, spinning: bool) -> None:
         self._device, self._streams, self._network = device, streams, network
         self._number = _number(device)
-        self._session = _open_session(folder / network.file, device, streams, spinning)
+        self._session = _open_session(folder, network, device, streams, spinning)
         self._pool = ThreadPoolExecutor(streams.count) if streams.count > 1 else None
 
     @torch.inference_mode()
@@ -81,9 +82,11 @@ class OrtNetwork:
 _TORCH_TYPES = {"float32": torch.float32, "int64": torch.int64}
 
 
-def _open_session(file: Path, device: str, streams: Streams, spinning: bool) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+def _open_session(
+    folder: Path, network: NetworkFile, device: str, streams: Streams, spinning: bool
+) -> onnxruntime.InferenceSession:
+    file, options = folder / network.file, onnxruntime.SessionOptions()
+    options.graph_optimization_level = optimization_level(network.precision)
     options.intra_op_num_threads, options.inter_op_num_threads = streams.threads, 1
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from dcdm_cli.backends.base import Denoiser
 from dcdm_cli.backends.choice import Opened, Wanted, choose_backend
 from dcdm_cli.backends.exported import cores_left_to
 from dcdm_cli.backends.torch_backend import TorchDenoiser, TorchOptions, compiled
-from dcdm_cli.errors import OutOfMemoryError, UsageError
+from dcdm_cli.errors import CapabilityError, OutOfMemoryError, UsageError
 from dcdm_cli.files import hash_json
 from dcdm_cli.generation.guidance import Guidance, check_guidance, guidance_of
 from dcdm_cli.generation.plan import PlanRow
@@ -30,7 +30,7 @@ from dcdm_cli.model.fused import load_fused
 from dcdm_cli.model.latents import Decode, RetriedDecode, decode_latents, released, torch_decoder
 from dcdm_cli.model.schedule import Sampler, noise_of, noise_streams, sampling_scheduler, tail_steps
 from dcdm_cli.run import one_off
-from dcdm_cli.run.precision import settle_precision
+from dcdm_cli.run.precision import Settled, beside_fp8, settle_precision
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.roles import RESULT, fingerprint
 from dcdm_cli.run.settings import GenerateConfig
@@ -127,6 +127,7 @@ def open_engine(adapter: Path, config: GenerateConfig, device: str, *, export: P
     guidance = guidance_of(config, plain=info.encoder is None)
     choice = choose_backend(Wanted(adapter, info, config, device, export, guidance.call_counts(config.steps)))
     if choice.opened is None:
+        _check_torch_precision(config, choice.reason)
         options = TorchOptions(guidance.shared_calls(config.steps), config.compile, config.cuda_graphs)
         parts = _torch_parts(adapter, config, device, options)
     else:
@@ -138,6 +139,14 @@ def open_engine(adapter: Path, config: GenerateConfig, device: str, *, export: P
     prompts = PromptCache(lambda captions: encode_text(parts.base, captions), parts.denoiser.device)
     generator = hash_json(made_from)[:16]
     return Engine(parts.denoiser, parts.decode, parts.base, info, config, prompts, generator, choice.reason)
+
+
+def _check_torch_precision(config: GenerateConfig, reason: str) -> None:
+    if config.precision == "fp8":
+        raise CapabilityError(
+            f"torch does not compute in fp8, and it is the backend ({reason})",
+            "export the network first: dcdm export --precision fp8, or use --precision auto",
+        )
 
 
 @dataclass(frozen=True)
@@ -159,16 +168,14 @@ def _torch_decoder(base: BaseModel, config: GenerateConfig, device: str, *, comp
     return torch_decoder(base.vae, dtype, partial(compiled, device=device) if compile else None)
 
 
-def decoder_precision(
-    config: GenerateConfig, device: str, *, overflows: bool = False
-) -> Literal["fp32", "fp16", "bf16"]:
+def decoder_precision(config: GenerateConfig, device: str, *, overflows: bool = False) -> Settled:
     """Of the VAE's decoder: as set, or as the network's on a GPU and fp32 on a CPU, which halves slow down.
 
     overflows: it leaves the range of fp16, so bf16 stands for that where the device computes it fast, else fp32.
     """
     wanted = config.vae_precision
     if wanted == "auto":
-        wanted = "fp32" if device == "cpu" else settle_precision(config.precision, device)
+        wanted = "fp32" if device == "cpu" else beside_fp8(config.precision, device)
     if wanted != "fp16" or not overflows:
         return wanted
     return "bf16" if settle_precision("auto", device, training=True) == "bf16" else "fp32"
@@ -178,7 +185,7 @@ def _exported_parts(opened: Opened, info: AdapterInfo, config: GenerateConfig, d
     """Text encoder and schedule of the base, without the weights that the exported files hold."""
     hollow = ("unet",) if opened.decode is None else ("unet", "vae")
     load = partial(load_base, info.base, **info.place, device=device)
-    model = load(dtype=config.precision, hollow=hollow)
+    model = load(dtype=beside_fp8(config.precision, device), hollow=hollow)
     if opened.decode is None:
         return _Parts(opened.denoiser, _torch_decoder(model, config, device), model)
     if not opened.half_decoder:

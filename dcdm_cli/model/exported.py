@@ -7,7 +7,7 @@ cases the graph is compared by. Inputs and outputs are those that `dcdm_export.s
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -27,11 +27,13 @@ from dcdm_cli.model.fused import FusedModel
 from dcdm_cli.model.latents import VaeDecoder, shift_factor
 from dcdm_cli.model.text import TwoTextEncoders
 from dcdm_cli.model.unscaled import drop_unit_scales
+from dcdm_export.fp8 import NetworkCall
 from dcdm_export.onnx_graph import LOWEST_OPSETS, TRACE_BATCH, Graph
 from dcdm_export.orders import NetworkRequest
 from dcdm_export.parity import Case
 from dcdm_export.signature import DENOISER, TEXT_ENCODER, VAE_DECODER, ModelFacts, Precision
 
+Calls = Callable[[], Sequence[NetworkCall]]
 BATCHES = (1, 2, 5)
 TIMESTEPS = (999.0, 1.0, 500.0, 250.0, 750.0)
 ADAPTER_FACTS = {
@@ -125,10 +127,12 @@ def export_requests(
     versions: Mapping[str, str],
     shared_calls: int = 1,
     decoder_precision: Precision = "fp32",
+    recorded: Calls | None = None,
 ) -> tuple[NetworkRequest, ...]:
     """Denoiser, VAE decoder and text encoder, the decoder in a precision of its own, as in the torch backend.
 
-    shared_calls: network calls of a guided step that share their prefix, 1 = the graph takes any rows.
+    shared_calls: network calls of a guided step that share their prefix, 1 = the graph takes any rows. recorded: calls
+    of the denoiser in use, by which one in fp8 is quantised; the text encoder is then in the decoder's precision.
     """
     for network in (model.network.unet, model.base.vae):
         drop_unit_scales(network)
@@ -137,6 +141,7 @@ def export_requests(
     denoiser = DenoiserToExport(model.network)
     decoder = DecoderToExport(model.base.vae, clip=decoder_precision == "fp32")
     text_encoder = ExportedTextEncoder(model.base.text_encoder)
+    text = decoder_precision if precision == "fp8" else precision
 
     def request(name: str, module: Any, output: str, inputs: Any, kind: Precision, calls: int = 1) -> NetworkRequest:
         known = {k: v for k, v in asdict(facts).items() if name == DENOISER or k not in ADAPTER_FACTS}
@@ -151,6 +156,8 @@ def export_requests(
         key = hash_json([spoken, metadata])
         graph = Graph(name, module.eval(), example, output, kind, spoken, calls, key, metadata)
         cases = tuple(Case(f"batch {batch}", inputs(batch)) for batch in BATCHES)
+        if kind == "fp8":
+            return NetworkRequest(graph, cases, calls=recorded)
         return NetworkRequest(graph, cases, partial(module.cast, kind) if kind != "fp32" else None)
 
     return (
@@ -163,7 +170,7 @@ def export_requests(
             shared_calls,
         ),
         request(VAE_DECODER, decoder, "images", partial(_decoder_inputs, facts), decoder_precision),
-        request(TEXT_ENCODER, text_encoder, "text", partial(_text_inputs, model.base, facts), precision),
+        request(TEXT_ENCODER, text_encoder, "text", partial(_text_inputs, model.base, facts), text),
     )
 
 

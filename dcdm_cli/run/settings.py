@@ -22,6 +22,7 @@ from dcdm_cli.section import Fraction, Section, Seed
 __all__ = ["ClassifierConfig", "DownstreamConfig", "FeaturesConfig", "JudgeConfig", "ScoreConfig"]
 CHECKS = ("digits", "features", "clip")  # label checks that have a name
 WantedPrecision = Literal["auto", "fp32", "fp16", "bf16"]
+GeneratedPrecision = WantedPrecision | Literal["fp8"]
 AnySection = TypeVar("AnySection", bound=Section)
 
 
@@ -371,10 +372,10 @@ class GenerateConfig(Section):
     spinning: bool = execution(
         default=True, description="onnxruntime on a CPU: idle threads spin; off on shared machines"
     )
-    precision: WantedPrecision = result(
+    precision: GeneratedPrecision = result(
         of="uncalibrated",
         default="auto",
-        description="of UNet and text encoder, exported ones too; auto = fp16 on a GPU that has it, fp32 on a CPU",
+        description="of UNet and text encoder, exported ones too; auto = fp16 on a GPU, fp32 on a CPU; fp8: an export",
     )
     vae_precision: Literal["auto", "fp32", "fp16", "bf16"] = execution(
         default="auto", description="of the VAE decoder; auto = as the network on a GPU; overflows are done in fp32"

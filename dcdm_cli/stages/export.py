@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from dcdm_cli.run.store import Outcome, RunFolder, Stage, StageRecord
 from dcdm_cli.signals import stopped_at_once
 from dcdm_cli.stages.devices import settle_generation
 from dcdm_cli.stages.evaluation_data import stale_adapter
+from dcdm_cli.stages.fp8 import check_quantizer, judge_fp8, sampled_calls
 from dcdm_cli.stages.jobs import open_job
 
 if TYPE_CHECKING:
@@ -106,6 +108,8 @@ def _export_network(session: Session, engines: EngineOrder | None) -> Outcome:
     with _export_problems(work), storage_errors(run.export), stopped_at_once(KEPT):
         signature = make_export(_order(session, engines), run.export, work, afresh=session.force)
     results = _results(signature, read_parity(run.export), run.export)
+    if session.config.generate.precision == "fp8":
+        results["fp8"] = judge_fp8(session, open_job(session))
     fingerprint = hash_json([network.sha256 for network in signature.networks.values()])
     also, listed = [run.export / "parity.json"], [run.export, run.cache]  # the signature has the networks' hashes
     return Outcome([run.export / "signature.json"], fingerprint, results, also=also, listed=listed)
@@ -128,6 +132,8 @@ def _order(session: Session, engines: EngineOrder | None) -> Order:
     gpu = job.device.startswith("cuda") or engines is not None
     precision = settle_precision(session.config.generate.precision, "cpu")  # settled already
     opset = config.opset or default_opset(precision, gpu=gpu)
+    if precision == "fp8":
+        check_quantizer()
     try:
         check_opset(precision, opset)
     except ExportError as error:
@@ -141,14 +147,15 @@ def _order(session: Session, engines: EngineOrder | None) -> Order:
     check_few_steps(session.config.generate)
     extra = extra_lora_of(session.config.generate)
     model = load_fused(adapter, lora_scale=scale, extra=extra)
-    size = 4 if precision == "fp32" else 2
+    size = {"fp32": 4, "fp8": 6}.get(precision, 2)  # in fp8 it lies in float32 beside it for a while
     weights = sum(parameter.numel() for parameter in model.network.parameters())
     check_room(session.run.export, size * weights, "the exported networks")
     facts = model_facts(model, adapter, scale, extra.identity if extra else "")
     versions = {"dcdm": __version__, **{name: metadata.version(name) for name in RECORDED}}
     device = job.device if job.device.startswith("cuda") else "cpu"
     decoder = decoder_precision(session.config.generate, "cuda" if gpu else "cpu", overflows=model.base.overflows)
-    requests = export_requests(model, facts, precision, opset, versions, shared_calls(session), decoder)
+    calls = partial(sampled_calls, session, job)
+    requests = export_requests(model, facts, precision, opset, versions, shared_calls(session), decoder, calls)
     return Order(facts, requests, versions, __version__, engines, device, progress, session.console.note)
 
 
@@ -163,6 +170,7 @@ def _engine_order(settings: Config, cache: Path) -> EngineOrder | None:
     from dcdm_cli.backends.trt_backend import cuda_gpu, engine_opener, tensorrt_problems
     from dcdm_cli.crew.devices import use_device
     from dcdm_export.engine_key import EngineSettings
+    from dcdm_export.fp8 import FIRST_CAPABILITY
     from dcdm_export.orders import EngineOrder
     from dcdm_export.signature import DENOISER, VAE_DECODER
     from dcdm_export.trt_engine import import_tensorrt
@@ -170,8 +178,9 @@ def _engine_order(settings: Config, cache: Path) -> EngineOrder | None:
     with tensorrt_problems():
         use_device(device)
         trt, gpu = import_tensorrt(), cuda_gpu()
-    if settings.generate.precision == "bf16" and float(gpu.compute_capability) < 8:
-        raise CapabilityError(f"{gpu.name} has no bfloat16 arithmetic", "use --precision fp16")
+    lacks = {"bf16": (8.0, "bfloat16"), "fp8": (FIRST_CAPABILITY, "8-bit float")}.get(settings.generate.precision)
+    if lacks and float(gpu.compute_capability) < lacks[0]:
+        raise CapabilityError(f"{gpu.name} has no {lacks[1]} arithmetic", "use --precision fp16")
     how = EngineSettings(config.fixed_batch, config.optimization_level, config.tf32, config.refit)
     batches = {DENOISER: config.batch, VAE_DECODER: decoder_batches(config.batch, settings.generate.decode_batch)}
     return EngineOrder(
@@ -224,7 +233,8 @@ def _export_problems(work: Path) -> Iterator[None]:
     except ParityError as error:
         file = work / "parity.json"
         of_decoder = error.parity.network.startswith(VAE_DECODER)
-        remedy = "--set generate.vae_precision=fp32" if of_decoder else "--precision fp32"
+        other = "fp16" if error.parity.precision == "fp8" else "fp32"
+        remedy = "--set generate.vae_precision=fp32" if of_decoder else f"--precision {other}"
         raise NumericalError(str(error), f"use {remedy}; the figures are in {file}", file=file) from error
     except EngineError as error:
         raise DcdmError(str(error), "use --target onnx, or another --opset or --precision") from error

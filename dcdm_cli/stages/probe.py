@@ -54,8 +54,8 @@ def open_run_engine(session: Session, adapter: Path, job: Job, *, insist: bool =
     from dcdm_cli.generation.engine import open_engine, sampler_warnings
 
     config, own = session.config.generate, adapter == session.run.adapter
-    if config.backend != "torch" and not (own and insist):
-        config = config.model_copy(update={"backend": "auto"})
+    if not (own and insist):
+        config = config.model_copy(update=_without_export(config))
     for warning in sampler_warnings(config):
         session.console.warn(warning)
     if config.negative_prompt:
@@ -69,6 +69,12 @@ def open_run_engine(session: Session, adapter: Path, job: Job, *, insist: bool =
         session.console.warn(warning)
     session.console.note(f"backend: {engine.denoiser.name} ({engine.reason})", once=True)
     return replace(engine, starts=starts)
+
+
+def _without_export(config: GenerateConfig) -> dict[str, str]:
+    """The settings that ask for one, as they are where there may be none."""
+    backend = "torch" if config.backend == "torch" else "auto"
+    return {"backend": backend, "precision": "auto" if config.precision == "fp8" else config.precision}
 
 
 def open_run_crew(session: Session, spread: Spread, job: Job, opener: Callable[..., Worker], *, score: bool) -> Crew:

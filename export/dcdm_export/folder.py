@@ -23,6 +23,7 @@ from dcdm_export.finished import (
     sweep,
     write_parity,
 )
+from dcdm_export.fp8 import export_fp8
 from dcdm_export.onnx_graph import ExportError, Graph, check_graph, export_graph
 from dcdm_export.orders import NetworkRequest, Order, References
 from dcdm_export.parity import ParityError, compare
@@ -71,7 +72,9 @@ def _make_network(request: NetworkRequest, made: Finished, order: Order, referen
     if request.cast is not None:
         request.cast()
     order.progress(what, 1, 3)
-    network = export_graph(graph, made.folder)
+    network = (
+        export_graph(graph, made.folder) if request.calls is None else export_fp8(graph, request.calls(), made.folder)
+    )
     order.progress(what, 2, 3)
     try:
         parity = compare(graph.name, made.folder, network, request.cases, expected, order.device)
@@ -105,9 +108,9 @@ def _take_network(
 
 
 def _check_space(folder: Path, graph: Graph) -> None:
-    """Fails before the slow part. The weights' size and a tenth; half precision needs half."""
+    """Fails before the slow part. The weights' size and a tenth; half precision needs half, fp8 both for a while."""
     elements = sum(tensor.numel() for tensor in (*graph.module.parameters(), *graph.module.buffers()))
-    needed = int(elements * (4 if graph.precision == "fp32" else 2) * 1.1)
+    needed = int(elements * {"fp32": 4, "fp8": 6}.get(graph.precision, 2) * 1.1)
     if shutil.disk_usage(folder).free < needed:
         raise OSError(errno.ENOSPC, f"{graph.name} needs {needed / 2**20:.0f} MiB", str(folder))
 

@@ -3,7 +3,8 @@
 Comes in: a module in its final precision with the names of its inputs and outputs. Goes out: `<name>.onnx`, with
 `<name>.onnx.data` beside it when the weights are too large for one file, and the `NetworkFile` that describes both.
 Opset 21 keeps attention as MatMul and Softmax and GroupNormalization whole, which ONNX Runtime and OpenVINO run fastest
-on a CPU; bfloat16 convolutions need opset 22; opset 23 has Attention as one operator, which GPUs run fused.
+on a CPU; bfloat16 convolutions need opset 22; opset 23 has Attention as one operator, which GPUs run fused. Graphs
+in 8 bits are made of those in float32 (fp8.py).
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ from torch.export import Dim
 from dcdm_export.signature import BATCH_AXIS, NetworkFile, Precision, TensorSpec, digest
 from dcdm_export.whole_files import whole_files
 
-OPSETS: dict[Precision, int] = {"fp32": 21, "fp16": 21, "bf16": 22}
+OPSETS: dict[Precision, int] = {"fp32": 21, "fp16": 21, "bf16": 22, "fp8": 21}
 GPU_OPSET, GPU_ONNXRUNTIME = 23, (1, 24)  # and the first ONNX Runtime that runs its Attention on CUDA
-LOWEST_OPSETS: dict[Precision, int] = {"fp32": 18, "fp16": 18, "bf16": 22}
+LOWEST_OPSETS: dict[Precision, int] = {"fp32": 18, "fp16": 18, "bf16": 22, "fp8": 21}
 HIGHEST_OPSET = 25  # what the exporter translates by itself
+HIGHEST_FP8_OPSET = 22  # from 23 on attention is one operator, whose products are not quantised
 ONE_FILE_BYTES = 1_900_000_000  # protobuf refuses messages of 2 GiB
 TRACE_BATCH = 2  # a batch of one may be taken for a constant
 
@@ -63,14 +65,14 @@ def default_opset(precision: Precision, *, gpu: bool) -> int:
 
     runtime = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
     known = onnx.defs.onnx_opset_version() >= GPU_OPSET and runtime >= GPU_ONNXRUNTIME
-    return GPU_OPSET if gpu and known else OPSETS[precision]
+    return GPU_OPSET if gpu and known and precision != "fp8" else OPSETS[precision]
 
 
 def check_opset(precision: Precision, opset: int) -> None:
     """Raises ExportError before anything slow starts."""
-    lowest = LOWEST_OPSETS[precision]
-    if not lowest <= opset <= HIGHEST_OPSET:
-        raise ExportError(f"opset {opset} does not serve {precision}: use {lowest} to {HIGHEST_OPSET}")
+    lowest, highest = LOWEST_OPSETS[precision], HIGHEST_FP8_OPSET if precision == "fp8" else HIGHEST_OPSET
+    if not lowest <= opset <= highest:
+        raise ExportError(f"opset {opset} does not serve {precision}: use {lowest} to {highest}")
 
 
 def export_graph(graph: Graph, folder: Path, *, one_file_bytes: int = ONE_FILE_BYTES) -> NetworkFile:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from dcdm_export.engine_key import EngineSettings, Gpu
+from dcdm_export.fp8 import NetworkCall
 from dcdm_export.onnx_graph import Graph
 from dcdm_export.parity import Case, expected_outputs
 from dcdm_export.signature import ModelFacts, Signature
@@ -23,12 +24,14 @@ Inference = Callable[..., np.ndarray]  # a network's inputs, by position -> its 
 class NetworkRequest:
     """One network. graph.module is float32 at first; `cast` puts it into graph.precision, after it served as reference.
 
-    cases: what the graph is compared by. cast None = it stays float32.
+    cases: what the graph is compared by. cast None = it stays float32. calls: of a graph in fp8, calls of the network
+    in use, by which it is quantised; asked for when it has to be made.
     """
 
     graph: Graph
     cases: Sequence[Case]
     cast: Callable[[], None] | None = None
+    calls: Callable[[], Sequence[NetworkCall]] | None = None
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ DENOISER, VAE_DECODER, TEXT_ENCODER = "denoiser", "vae_decoder", "text_encoder"
 NETWORKS = (DENOISER, VAE_DECODER, TEXT_ENCODER)
 Size = Annotated[int, Field(ge=1, le=2**20)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-Precision = Literal["fp32", "fp16", "bf16"]
+Precision = Literal["fp32", "fp16", "bf16", "fp8"]
 
 
 class SignatureError(ValueError):
@@ -62,7 +62,8 @@ class NetworkFile:
     """One ONNX graph. sha256: full digest of the file and of each external data file, by name.
 
     shared_calls: 1 = none; k > 1 means that rows i, i+B, ... of a batch of k*B share latents and timestep, and the
-    graph computes what comes before the first cross-attention once for them. precision: of weights and arithmetic.
+    graph computes what comes before the first cross-attention once for them. precision: of weights and arithmetic; fp8
+    = of products, the rest in fp16.
     key: hash of everything the graph was made from; the same key means the same graph.
     """
 

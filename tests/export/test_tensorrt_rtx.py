@@ -22,6 +22,7 @@ from dcdm_cli.model.encoder import DifficultyEncoder
 from dcdm_cli.run.store import RunFolder
 from dcdm_export.engine_key import EngineError, EngineSettings, Gpu, check_engine, profile_shapes, read_key
 from dcdm_export.folder import make_export
+from dcdm_export.fp8 import export_fp8
 from dcdm_export.onnx_graph import OPSETS, Graph, export_graph
 from dcdm_export.orders import EngineOrder
 from dcdm_export.signature import NETWORKS, NetworkFile, Precision, read_signature
@@ -106,6 +107,14 @@ def wide_graph(precision: Precision, opset: int) -> Graph:
 @pytest.mark.parametrize(("precision", "opset"), [("fp32", 21), ("fp16", 21), ("bf16", 22), ("fp16", 23)])
 def test_heads_of_stable_diffusion_build(rtx: ModuleType, tmp_path: Path, precision: Precision, opset: int) -> None:
     network = export_graph(wide_graph(precision, opset), tmp_path)
+    assert len(build(rtx, tmp_path, network, 2)) > 2**20
+
+
+@pytest.mark.slow
+def test_a_graph_in_eight_bits_builds(rtx: ModuleType, tmp_path: Path) -> None:
+    graph = wide_graph("fp8", 21)
+    calls = [{name: tensor.numpy() for name, tensor in graph.inputs.items()}]
+    network = export_fp8(graph, calls, tmp_path)
     assert len(build(rtx, tmp_path, network, 2)) > 2**20
 
 
