@@ -147,6 +147,19 @@ def test_what_a_record_decides_against_files_and_the_environment_is_listed(
     assert resolve(run_file=run).overridden == ()
 
 
+def test_a_scale_that_the_choice_of_strength_decided_is_made_effective_by_a_flag(tmp_path: Path) -> None:
+    folder, chosen = RunFolder(tmp_path), {"settings": {"text_guidance": 3.0, "lora_scale": 0.6}}
+    folder.create()
+    folder.run(Stage("finetune", {}, {}), lambda: Outcome([], "x", {"strength": chosen}))
+    folder.run(Stage("generate", {"text_guidance": 3.0, "steps": 8}, {}), lambda: Outcome([], "y"))
+    file = toml(tmp_path / "dcdm.toml", "[generate]\ntext_guidance = 9\nsteps = 7\n")
+    for command, also in {"generate": "", "evaluate": f", then dcdm generate --run {tmp_path}"}.items():
+        resolved = resolve(run_file=file, recorded=recorded_layers(folder, command))
+        assert resolved.config.generate.text_guidance == 3.0
+        said = overridden_text(resolved.overridden, folder, None)
+        assert said.endswith(f"dcdm finetune --run {tmp_path} --set=generate.text_guidance=9.0{also}")
+
+
 def test_records_pass_on_what_came_out_and_not_how_it_was_made(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     run.create()

@@ -135,15 +135,24 @@ def _outcome(section: str, recorded: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def overridden_text(overridden: tuple[Override, ...], run: RunFolder, config_file: Path | None) -> str:
-    """One warning for all settings that a record decides, with the commands that would make them effective."""
+    """One warning for all settings that a record decides, with the commands that would make them effective: for a scale
+    that the choice of strength decided, fine-tuning with a flag, which fixes it."""
     if not overridden:
         return ""
     said = [f"{o.key} = {o.said!r} in {o.said_in}, but the {o.record} has {o.used!r}" for o in overridden]
-    stages = dict.fromkeys(o.record.removeprefix("record of ") for o in overridden)
+    finetune = run.record("finetune")
+    chosen = {f"generate.{name}" for name in (chosen_strength(finetune) if finetune else ())}
+    fixed = [f"--set={o.key}={o.said}" for o in overridden if o.key in chosen]
+    stages = {"finetune": fixed} if fixed else {}
+    stages |= {name: stages.get(name, []) for o in overridden if (name := _stage_of(o)) and o.key not in chosen}
     where = [] if run.path == Path(DEFAULT_RUN).absolute() else ["--run", str(run.path)]
     where += ["--config", str(config_file)] if config_file else []
-    commands = [shlex.join(["dcdm", stage, *where]) for stage in stages]
+    commands = [shlex.join(["dcdm", stage, *where, *flags]) for stage, flags in stages.items()]
     return f"{'; '.join(said)}: what was made decides. To make it effective: {', then '.join(commands)}"
+
+
+def _stage_of(override: Override) -> str:
+    return override.record.removeprefix("record of ")
 
 
 def by_calls(session: Session) -> Session:

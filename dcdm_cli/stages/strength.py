@@ -34,6 +34,7 @@ PROBES = "probes.jsonl"
 MEASURED = "hard and right"  # what rows of it hold; older ones lack what the rule asks for
 MOST_UNSEEN = 2000  # real images looked at to judge a strength: more would take longer than they tell
 HELPS = "more real images of each class, or a base model that knows these classes, would help"
+SCALES = ("lora_scale", "text_guidance", "difficulty_guidance")  # of generation, that a point has
 LEAST = 20  # images per point, below which shares say nothing
 
 
@@ -70,7 +71,7 @@ def grid(steps: Sequence[int], session: Session, plain: bool) -> list[Point]:
 
     strength, given, generate = session.config.strength, session.given, session.config.generate
     scales = (generate.lora_scale,) if "generate.lora_scale" in given else strength.lora_scales
-    fixed = {"generate.text_guidance", "generate.difficulty_guidance"} & set(given)
+    fixed = _fixing("text_guidance") & set(given)
     pairs = ((generate.text_guidance, generate.difficulty_guidance),) if fixed else strength.guidance
     if plain:  # without difficulty only the text's scale acts
         pairs = tuple((text, text) for text in sorted({text for text, _ in pairs}))
@@ -277,13 +278,26 @@ def _drawn(session: Session, adapter: Path, each: int, embed: Callable[[Any], np
     )
 
 
-def strength_settings(session: Session) -> Mapping[str, Any]:
-    """What a choice of strength depends on besides fine-tuning's own settings."""
-    from dcdm_cli.generation.engine import sampler_settings
+def _fixing(scale: str) -> set[str]:
+    """The settings of which a flag fixes this scale: those of guidance go together."""
+    names = (scale,) if scale == "lora_scale" else ("text_guidance", "difficulty_guidance")
+    return {f"generate.{name}" for name in names}
 
-    config = session.config
-    generate = config.generate.model_dump(mode="json", include={"attempts", "tolerance"})
-    return {
-        "probed": config.strength.model_dump(mode="json"),
-        "sampler": {**sampler_settings(config.generate), **generate},
+
+def strength_settings(session: Session) -> Mapping[str, Any]:
+    """What a choice of strength depends on besides fine-tuning's own settings. The scales are of the points, unless a
+    flag fixes one; records from before that was so have those that no point used, and stay as they are."""
+    from dcdm_cli.generation.engine import sampler_settings
+    from dcdm_cli.run.roles import RESULT, UNCALIBRATED, fingerprint
+
+    config, record = session.config, session.run.record("finetune")
+    draws = fingerprint(config.generate, RESULT, UNCALIBRATED)
+    sampler = sampler_settings(config.generate) | {name: draws[name] for name in ("attempts", "tolerance")}
+    before = record.config.get("sampler", {}) if record else {}
+    fixed = {
+        name: sampler[name] for name in SCALES if {f"generate.{other}" for other in _fixing(name)} & {*session.given}
     }
+    idle = {name: before[name] for name in SCALES if name in before}
+    rest = {name: value for name, value in sampler.items() if name not in SCALES}
+    probed = {"probed": config.strength.model_dump(mode="json"), "sampler": rest | idle}
+    return probed | ({"fixed": fixed} if fixed else {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ from dcdm_cli.data.manifest import Manifest
 from dcdm_cli.errors import InterruptedRunError, UsageError
 from dcdm_cli.evaluation import strength as measures
 from dcdm_cli.model.adapter import adapter_hash, read_adapter
-from dcdm_cli.run.session import recorded_layers, with_chosen_strength
+from dcdm_cli.run.session import recorded_layers, with_chosen_strength, with_settings
 from dcdm_cli.run.settings import FinetuneConfig
-from dcdm_cli.run.store import RunFolder
+from dcdm_cli.run.store import Outcome, RunFolder, Stage
 from dcdm_cli.stages import strength as stage
 from dcdm_cli.stages.finetune import run_finetune
 
@@ -117,3 +118,16 @@ def test_of_many_unseen_images_some_of_each_class_are_looked_at(monkeypatch: pyt
     assert (len(some.rows), some.unseen.class_counts().tolist()) == (30, [4, 4, 4])
     alone = stage.split_unseen(manifest.split("train"), FinetuneConfig(), 0.2, seed=0)
     assert (alone.rows.class_counts().tolist(), alone.unseen.class_counts().tolist()) == ([8, 8, 8], [2, 2, 2])
+
+
+def test_a_scale_that_no_probe_used_makes_no_choice_stale_and_one_that_a_flag_fixes_does(run: Path) -> None:
+    given = session_of(run, **AUTO)
+    free = replace(given, given={key: given.given[key] for key in given.given if "guidance" not in key})
+    written = with_settings(free, generate={"text_guidance": 9.0})
+    assert stage.strength_settings(written) == stage.strength_settings(free)
+    flagged = replace(written, given={**free.given, "generate.text_guidance": 9.0})
+    fixed = stage.strength_settings(flagged)["fixed"]
+    assert fixed == {"text_guidance": 9.0, "difficulty_guidance": 2.0}  # the pair goes together
+    old = {"sampler": {**stage.strength_settings(free)["sampler"], "text_guidance": 4.0}}
+    RunFolder(run).run(Stage("finetune", old, {}), lambda: Outcome([run / "adapter"], "x"))
+    assert stage.strength_settings(written)["sampler"]["text_guidance"] == 4.0  # as older records have it
