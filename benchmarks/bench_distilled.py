@@ -34,7 +34,7 @@ from dcdm_cli.generation.render import render_close
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.session import Session
 from dcdm_cli.stages.probe import Probed, make_measure, open_run_engine, plan_inputs, probe, usable_calibration
-from dcdm_cli.stages.strength import open_features
+from dcdm_cli.stages.strength import open_space
 
 GUIDED, DISTILLED = "guided calls", "distilled call"
 TARGETS, SEED, SPEED_IMAGES = 5, 31_000, 64
@@ -137,7 +137,7 @@ def seen_by_checker(side: Side) -> np.ndarray:
 
 def features(side: Side) -> tuple[np.ndarray, np.ndarray]:
     """(of the generated images, of as many real ones that fine-tuning did not see)."""
-    embed, _ = open_features(side.session, Job())
+    embed = open_space(side.session, Job()).seen
     manifest = read_manifest(side.session.run.samples)
     unseen = [*manifest.split("judge").paths(), *manifest.split("test").paths()]
     return embed(side.made), embed(unseen[:: max(1, len(unseen) // len(side.made))])

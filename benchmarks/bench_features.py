@@ -5,11 +5,12 @@ pixels.
 
 One thread. Of each way of scoring: out-of-fold accuracy, mean difficulty, expected calibration error; the rank
 correlation of its difficulties with those of a much better informed classifier, and with those of classifiers that were
-trained from scratch on the same images; how well its difficulty of unseen images foretells which of them a small
-network, trained from scratch on the same images, gets wrong (area under the ROC curve, 0.5 = not at all), the network
-that trained scorers have as well, and one of another kind; and CPU seconds, nothing cached. The better informed
-classifier of CIFAR-10 is a network trained from scratch on `--reference` other training images (all that are left are
-45,000), which shares nothing with the packaged features; of digits the preset's networks, out of fold on all 1,797.
+trained from scratch on the same images; how well its difficulty of unseen images foretells what another classifier of
+the same images gets wrong (area under the ROC curve, 0.5 = not at all): a small network from scratch, which trained
+scorers have as well, one of another kind, and the packaged network fine-tuned; and CPU seconds, nothing cached. The
+better informed classifier of CIFAR-10 is a network trained from scratch on `--reference` other training images (all
+that are left are 45,000), which shares nothing with the packaged features; of digits the preset's networks, out of fold
+on all 1,797.
 
 `cifar10-first-...` are the first images of the file instead of the stratified selection that the others are parts of.
 """
@@ -57,6 +58,11 @@ SMALL_NET = {
 OTHER_NET = {
     **SMALL_NET, "model": "convnext_atto", "lr": 3e-3, "steps": 600,
     "model_args": {"depths": [1, 1, 2, 1], "dims": [16, 32, 64, 128], "patch_size": 2, "drop_path_rate": 0.0},
+}  # fmt: skip
+# What users have: a network that was trained on other photographs, fine-tuned on these.
+PRETRAINED_NET = {
+    "model": "packaged", "pretrained": True, "image_size": 64, "batch_size": 32, "steps": 200, "lr": 3e-4,
+    "scale": [0.7, 1.0],
 }  # fmt: skip
 REFERENCE_NET = {**SMALL_NET, "model_args": {"channels": [16, 32, 64, 128], "stem_width": 16}, "batch_size": 128}
 EPOCHS = 6  # of the better informed classifier
@@ -179,7 +185,7 @@ def config_of(problem: Problem, way: int | str) -> ScoreConfig:
 def measured(
     problem: Problem, way: int | str, wrong: Sequence[list[np.ndarray]], trained: dict[str, float]
 ) -> tuple[dict[str, Any], dict[str, float]]:
-    """(the row, difficulty by sample id). wrong: of the small network and of the other one. trained: difficulties by
+    """(the row, difficulty by sample id). wrong: of the small network, of the other one and of the fine-tuned one. trained: difficulties by
     classifiers trained on the same images."""
     config = config_of(problem, way)
     with tempfile.TemporaryDirectory() as spool:
@@ -205,6 +211,8 @@ def measured(
         "small_network_accuracy": round(float(1 - np.mean(wrong[0])), 4),
         "foretells_other": foretold(wrong[1], unseen.difficulty),
         "other_network_accuracy": round(float(1 - np.mean(wrong[1])), 4),
+        "foretells_pretrained": foretold(wrong[2], unseen.difficulty),
+        "pretrained_network_accuracy": round(float(1 - np.mean(wrong[2])), 4),
         "cpu_seconds": round(seconds, 1),
     }
     print(found, flush=True)
@@ -224,7 +232,8 @@ def correlation(first: np.ndarray, second: list[float]) -> float:
 COLUMNS = {
     "accuracy": "right", "mean_difficulty": "hard", "calibration_error": "calibration error",
     "rank_correlation": "rank, informed", "correlation_with_trained": "rank, trained",
-    "foretells_mistakes": "foretells", "foretells_other": "foretells, other", "cpu_seconds": "CPU s",
+    "foretells_mistakes": "foretells", "foretells_other": "foretells, other",
+    "foretells_pretrained": "foretells, pretrained", "cpu_seconds": "CPU s",
 }  # fmt: skip
 
 
@@ -288,7 +297,7 @@ def main() -> None:
                     HandwrittenDigits(folder) if kind == "digits" else Cifar10(given.data, folder, given.reference)
                 )
             problem = sources[kind].problem(count, first=True) if data == "first" else sources[kind].problem(count)
-            wrong = [mistakes(problem, network) for network in (SMALL_NET, OTHER_NET)]
+            wrong = [mistakes(problem, network) for network in (SMALL_NET, OTHER_NET, PRETRAINED_NET)]
             trained: dict[str, float] = {}
             for way in ways:
                 row, difficulty = measured(problem, way, wrong, trained)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from dcdm_cli.api.session import dotted, open_session
 from dcdm_cli.console import Console
 from dcdm_cli.errors import UsageError
-from dcdm_cli.run.session import DEFAULT_RUN, Session, by_calls, with_chosen_strength
+from dcdm_cli.run.session import DEFAULT_RUN, Session, by_calls, checked_name, with_chosen_strength
 from dcdm_cli.run.settings import Config
 from dcdm_cli.run.store import RunFolder, StageRecord
 
@@ -65,13 +65,15 @@ class Run:
         *,
         config: str | Path | None = None,
         quiet: bool = False,
+        name: str = "",
         **settings: Any,
     ) -> None:
         """folder: None = $DCDM_RUN or ./dcdm-run. config: TOML file with settings. quiet: only warnings on stderr.
+        name: which of the run's generated sets is meant, as `--name`.
 
         settings: of all verbs, as if given with each: `preset`, `device`, sections as mappings.
         """
-        self.folder = RunFolder(Path(folder or os.environ.get("DCDM_RUN") or DEFAULT_RUN))
+        self.folder = RunFolder(Path(folder or os.environ.get("DCDM_RUN") or DEFAULT_RUN), checked_name(name))
         self.console = Console(quiet=quiet)
         self._given = dotted(settings)
         self._config_file = Path(config) if config is not None else None
@@ -112,11 +114,13 @@ class Run:
             return run_caption(session)
 
     def finetune(self, *, force: bool = False, **settings: Any) -> StageRecord:
-        """LoRA and difficulty encoder, then their calibration, whose results the record holds as `calibration`.
+        """LoRA and difficulty encoder, then their calibration, whose results the record holds as `calibration`. Images
+        without a caption get the template's first, where no `caption` was run and the settings ask for no other.
 
         Raises UsageError when the settings ask for several devices: such a group of processes is the command's.
         """
         from dcdm_cli.stages.calibrate import calibrate_chosen
+        from dcdm_cli.stages.caption import caption_by_template
         from dcdm_cli.stages.finetune import run_finetune
 
         with self._opened("finetune", force, settings) as session:
@@ -124,6 +128,7 @@ class Run:
                 _refuse_devices(session)
             session.run.create(after="score")
             with session.run.lock("dcdm finetune"):  # until calibration has ended: nobody may change the adapter before
+                caption_by_template(session)
                 record = run_finetune(session)
                 chosen = with_chosen_strength(session)
                 calibrated = calibrate_chosen(by_calls(chosen))
@@ -203,12 +208,28 @@ class Run:
         """Adherence, label agreement, quality, what the images are worth, and the bill.
 
         job: as the word after `dcdm evaluate`: `run`, `experiment` (which: a built-in name or a TOML file), `check`,
-        `filter`, `atlas`, `plan`. Raises UsageError for another one.
+        `filter`, `atlas`, `plan`. `compare_images` is the job of two folders, `compare_sets` that of all sets. Raises
+        UsageError for another one.
         """
         from dcdm_cli.stages.evaluation_jobs import run_job
 
         with self._opened("evaluate", force, settings) as session:
             return run_job(session, job, which)
+
+    def compare_images(self, images: str | Path, against: str | Path, **settings: Any) -> dict[str, Any]:
+        """`dcdm evaluate --images FOLDER --against FOLDER`: copies, near duplicates, coverage, density and Fréchet
+        distance of any two folders. Needs no finished stage."""
+        from dcdm_cli.stages.image_sets import run_image_sets
+
+        with self._opened("evaluate", False, settings) as session:
+            return run_image_sets(session, Path(images), Path(against))
+
+    def compare_sets(self, **settings: Any) -> dict[str, Any]:
+        """`dcdm evaluate check --name all`: the figures of every generated set, by its name."""
+        from dcdm_cli.stages.artefacts import run_compare
+
+        with self._opened("evaluate", False, settings) as session:
+            return run_compare(session)
 
     def review(self, most: int = 60) -> dict[str, Any]:
         """Images to look at, at most `most` of each group, as a table that comes back corrected and as a page."""
@@ -248,7 +269,8 @@ class Run:
             assert not settings, "a command's session has all its settings"
             return replace(self._session, force=self._session.force or force)
         flags = self._given | dotted(settings, verb)
-        return open_session(self.folder.path, verb, flags, self.console, config_file=self._config_file, force=force)
+        place, name = self.folder.path, self.folder.images_name
+        return open_session(place, verb, flags, self.console, config_file=self._config_file, force=force, name=name)
 
     @contextmanager
     def _opened(self, verb: str, force: bool, settings: Mapping[str, Any]) -> Iterator[Session]:

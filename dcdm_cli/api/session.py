@@ -12,7 +12,7 @@ from dcdm_cli.console import Console
 from dcdm_cli.errors import UsageError
 from dcdm_cli.run import network
 from dcdm_cli.run.origins import nearest
-from dcdm_cli.run.resolution import Resolved, known_keys, renamed, resolve
+from dcdm_cli.run.resolution import Resolved, known_keys, listed, renamed, resolve
 from dcdm_cli.run.session import Session, overridden_text, recorded_layers
 from dcdm_cli.run.store import RunFolder
 
@@ -73,7 +73,8 @@ def dotted(settings: Mapping[str, Any], command: str = "") -> dict[str, Any]:
     """Keyword arguments as dotted keys. None says `none`: an optional setting that is switched off.
 
     A name is a general setting, one of the command's own, a dotted key, or a section with its settings as a mapping:
-    `steps=3`, `**{"generate.steps": 3}`, `generate={"steps": 3}`. Raises UsageError for any other.
+    `steps=3`, `**{"generate.steps": 3}`, `generate={"steps": 3}`; lists may be written as in flags, `devices="0,1"`.
+    Raises UsageError for any other.
     """
     flags: dict[str, Any] = {}
     sections = {key.partition(".")[0] for key in known_keys() if "." in key}
@@ -82,7 +83,9 @@ def dotted(settings: Mapping[str, Any], command: str = "") -> dict[str, Any]:
             flags |= {f"{name}.{key}": inner for key, inner in value.items()}
         else:
             flags[_key(name, command)] = value
-    return {key: "none" if value is None else value for key, value in flags.items()}
+    known = {*known_keys()}
+    written = {key: listed(key, value) if key in known else value for key, value in flags.items()}
+    return {key: "none" if value is None else value for key, value in written.items()}
 
 
 def _key(name: str, command: str) -> str:

@@ -13,6 +13,7 @@ from dcdm_cli.errors import UsageError
 from dcdm_cli.run.origins import nearest
 from dcdm_cli.run.session import PIPELINE, Session, recorded_layers
 
+BESIDE = ("review", "check", "push")  # of the commands that are no stage, those that settings say something to
 EXAMPLES = (
     "dcdm config show --origin",
     "dcdm config show evaluate --run birds --origin",
@@ -48,8 +49,8 @@ def as_command(session: Session, *, command: str | None, origin: bool) -> Sessio
         from dcdm_cli.commands.demo import demo_settings
 
         return demo_settings(session, full=False)
-    if command not in PIPELINE:
-        raise UsageError(f"unknown command {command!r}", nearest(command, [*PIPELINE, "demo"]))
+    if command not in (known := (*PIPELINE, *BESIDE)):
+        raise UsageError(f"unknown command {command!r}", nearest(command, [*known, "demo"]))
     resolved = resolve_for(command, session.run, session.console, session.given, session.config_file)
     return replace(session, resolved=resolved)
 

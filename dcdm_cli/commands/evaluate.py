@@ -97,8 +97,9 @@ def do_job(
 
 
 def _told(session: Session, job: str, which: str, folders: tuple[Path | None, Path | None]) -> Told:
-    if job == IMAGES:
-        return image_sets_told(session, *filter(None, folders))
+    run, (images, against) = Run.of(session), folders
+    if images and against:
+        return image_sets_told(run.compare_images(images, against), images)
     if job == CHECK and session.run.images_name == ALL_SETS:
-        return all_sets_told(session)
-    return job_told(session, job, which, Run.of(session).evaluate(job, which))
+        return all_sets_told(session, run.compare_sets())
+    return job_told(session, job, which, run.evaluate(job, which))

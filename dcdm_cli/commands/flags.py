@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import inspect
 import tomllib
-import types
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 from pydantic import BaseModel
 
 from dcdm_cli.api import completion
 from dcdm_cli.errors import UsageError
-from dcdm_cli.run.origins import split_list
+from dcdm_cli.run.resolution import field_of, listed, plain_type
 from dcdm_cli.run.settings import Config
 
 
@@ -43,21 +42,8 @@ def section_flags(section: str) -> list[tuple[str, str]]:
     return [(n, f"{section}.{n}") for n, f in model.model_fields.items() if get_origin(f.annotation) is not dict]
 
 
-def _field(key: str) -> Any:
-    section, name = key.split(".")
-    model: Any = Config.model_fields[section].annotation
-    return model.model_fields[name]
-
-
-def plain_type(annotation: Any) -> Any:
-    """The type without `| None`."""
-    if get_origin(annotation) in (Union, types.UnionType):
-        return next(a for a in get_args(annotation) if a is not type(None))
-    return annotation
-
-
 def flag_parameter(param: str, key: str) -> inspect.Parameter:
-    info = _field(key)
+    info = field_of(key)
     kind, flag = plain_type(info.annotation), "--" + param.replace("_", "-")
     help = info.description or key.replace("_", " ").replace(".", ": ")  # the default: as the resolved settings have it
     if kind is bool:
@@ -78,10 +64,8 @@ def metavar(kind: Any) -> str:
 
 
 def parse_flag(key: str, value: Any) -> Any:
-    """Flags arrive as text; settings.py checks the type and knows `none`. Lists are written with commas."""
-    if value is None or isinstance(value, bool):
-        return value
-    return split_list(value) if get_origin(plain_type(_field(key).annotation)) is tuple else value
+    """Flags arrive as text; settings.py checks the type and knows `none`."""
+    return value if value is None or isinstance(value, bool) else listed(key, value)
 
 
 def parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:

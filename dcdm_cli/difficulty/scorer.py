@@ -66,13 +66,15 @@ class Measured:
 
 @dataclass(frozen=True)
 class Scorer:
-    """models: K networks that share one preprocessing and one temperature. Class i is class_names[i]."""
+    """models: K networks that share one preprocessing and one temperature. Class i is class_names[i]. extractor: what
+    all of them stand on, None where each is a network of its own."""
 
     models: tuple[nn.Module, ...]
     class_names: tuple[str, ...]
     preprocessing: Preprocessing
     temperature: float
     device: torch.device
+    extractor: Extractor | None = None
 
     @classmethod
     def load(cls, folder: Path, device: torch.device | str = "cpu") -> Scorer:
@@ -80,6 +82,9 @@ class Scorer:
         if not (folder / DESCRIPTION).is_file():
             raise NotFoundError(f"no scorer in {folder}", "make it first: dcdm score", file=folder)
         said, device = read_document(folder / DESCRIPTION, _ScorerDescription, AGAIN), torch.device(device)
+        if said.heads is not None and said.features is not None:
+            models, extractor = _load_heads(folder, said.heads, said.features, len(said.class_names), device)
+            return cls(models, said.class_names, extractor.preprocessing, said.temperature, device, extractor)
         models, preprocessing = _load_models(folder, said, device)
         return cls(models, said.class_names, preprocessing, said.temperature, device)
 
@@ -98,6 +103,17 @@ class Scorer:
         logits = logits_of(self.models, images, self.preprocessing, self.device, batch_size, progress)
         if only is not None:
             logits = np.take_along_axis(logits, only.T[:, :, None], axis=0)
+        return self._measured(logits, labels)
+
+    @torch.inference_mode()
+    def measure_features(self, features: np.ndarray, labels: np.ndarray) -> Measured:
+        """`measure` for images whose features, float32 [N, D] of the scorer's extractor, are known."""
+        seen = torch.from_numpy(features).to(self.device)
+        heads = [cast(OnTrunk, model).head for model in self.models]
+        return self._measured(np.stack([head(seen).float().cpu().numpy() for head in heads]), labels)
+
+    def _measured(self, logits: np.ndarray, labels: np.ndarray) -> Measured:
+        """logits float32 [K, N, C]"""
         mean = mean_log_probs(logits, self.temperature)
         columns = score_columns(mean, labels)
         measured = {name: columns[name] for name in ("difficulty", "p_true", "predicted")}
@@ -180,8 +196,6 @@ def _load_models(
         copy = inside(folder, said.own, said_in=file, again=AGAIN)
         own = load_own_classifier(copy, said.class_names, _NO_SETTINGS, device)
         return (own.model,), own.preprocessing
-    if said.heads is not None and said.features is not None:
-        return _load_heads(folder, said.heads, said.features, len(said.class_names), device)
     if said.folds is None:
         raise MismatchError(f"{file} is damaged: it names neither `own`, `heads` nor `folds`", AGAIN, file=file)
     stored = [load_classifier(folder / f"fold-{fold}", device) for fold in range(said.folds)]
@@ -192,7 +206,7 @@ def _load_models(
 
 def _load_heads(
     folder: Path, count: int, about: _Features, classes: int, device: torch.device
-) -> tuple[tuple[nn.Module, ...], Preprocessing]:
+) -> tuple[tuple[nn.Module, ...], Extractor]:
     source = PACKAGED if about.name == PACKAGED else str(folder / EXTRACTOR)
     extractor = open_extractor(source, about.size, device)
     if extractor.key != about.key:
@@ -203,4 +217,4 @@ def _load_heads(
     load_weights(heads, folder / WEIGHTS)
     heads = heads.to(device).eval().requires_grad_(False)
     models = tuple(OnTrunk(extractor.network, cast(nn.Linear, head)) for head in heads)
-    return models, extractor.preprocessing
+    return models, extractor

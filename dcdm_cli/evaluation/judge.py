@@ -8,20 +8,24 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from dcdm_cli.data.manifest import Manifest
     from dcdm_cli.difficulty.classifier import Images
+    from dcdm_cli.difficulty.feature_cache import FeatureCache
     from dcdm_cli.difficulty.scorer import Scorer
-    from dcdm_cli.run.progress import Progress
+    from dcdm_cli.run.progress import Job, Progress
 
 CHUNK = 1024  # images whose class probabilities are held at once
 
 
 @dataclass(frozen=True)
 class Judge:
-    """scorer: of one model; trained_on: how many images."""
+    """scorer: of one model; trained_on: how many images. looks: the features of images that were looked at before, and
+    the job that looks at others; None = all are looked at."""
 
     scorer: Scorer
     trained_on: int
     progress: Progress | None = None
+    looks: tuple[FeatureCache, Job] | None = None
 
     def labels(self, images: Images) -> np.ndarray:
         """int64 [N]: what the judge takes the images for."""
@@ -29,6 +33,16 @@ class Judge:
         asked = [(part, np.full(len(part), -1)) for part in parts]
         found = [self.scorer.measure(*ask, progress=self.progress).predicted for ask in asked]
         return np.concatenate([np.zeros(0, np.int64), *found])
+
+    def labels_of(self, images: Manifest) -> np.ndarray:
+        """`labels` of a manifest's images: by features that are known, where the judge stands on such."""
+        if self.looks is None or self.scorer.extractor is None:
+            return self.labels(images.paths())
+        cache, job = self.looks
+        table, found = cache.of(self.scorer.extractor, images, job), np.zeros(len(images), np.int64)
+        for rows, features in table.parts():
+            found[rows] = self.scorer.measure_features(features, np.full(len(features), -1)).predicted
+        return found
 
     def features(self, images: Images) -> np.ndarray:
         """float32 [N, D]"""

@@ -16,14 +16,17 @@ from typing import Any
 import numpy as np
 
 from dcdm_cli.data.images import image_hash
-from dcdm_cli.difficulty.classifier import decoded, predict_logits, train_classifier
+from dcdm_cli.difficulty.classifier import build_classifier, decoded, predict_logits, train_classifier
 from dcdm_cli.difficulty.feature_cache import FeatureCache
 from dcdm_cli.difficulty.features import open_extractor
 from dcdm_cli.difficulty.fitting import Keep
 from dcdm_cli.difficulty.linear import Lesson, fit_head
+from dcdm_cli.difficulty.packaged import PACKAGED
 from dcdm_cli.run.progress import Job, Progress
 from dcdm_cli.run.roles import fingerprint
 from dcdm_cli.run.settings import ClassifierConfig, DownstreamConfig
+
+FEWEST_CLASSES = 2  # of a network that is only tried
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,15 @@ class Learner:
             lesson = Lesson(seen.take(np.arange(len(seen))), labels, known, self.classes)
             head = fit_head(lesson, self.seed, self.device)
             return np.concatenate([head.logits(features) for _, features in others.parts()])
+
+
+def check_learner(config: ClassifierConfig) -> None:
+    """Raises what opening its network raises, where that is another than the packaged one."""
+    head = on_features(config)
+    if head is not None and head.features != PACKAGED:
+        open_extractor(head.features, head.feature_size)
+    if head is None and config.pretrained and config.model != PACKAGED:
+        build_classifier(config, FEWEST_CLASSES)
 
 
 def on_features(config: ClassifierConfig) -> DownstreamConfig | None:

@@ -54,7 +54,7 @@ def check_images(data: Evaluated, images: Manifest, difficulty: np.ndarray, judg
         blank=made.spread < FLAT_IMAGE,
         near_test=to_test.same,
         near_train=to_train.same,
-        agrees=judge.labels(images.paths()) == images.column("label"),
+        agrees=judge.labels_of(images) == images.column("label"),
         difficulty=difficulty,
     )
     return Checked(images, findings, to_train, to_test, nearest(held_out, real), _to_source(images, data, made, real))

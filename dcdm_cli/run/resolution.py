@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import functools
 import os
+import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -94,6 +95,26 @@ def sections() -> list[str]:
     """Names of the sections of the settings."""
     kinds = {name: field.annotation for name, field in Config.model_fields.items()}
     return [name for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, BaseModel)]
+
+
+def field_of(key: str) -> Any:
+    """The pydantic field of a dotted key that is known."""
+    section, _, name = key.partition(".")
+    field: Any = Config.model_fields[section]
+    return field.annotation.model_fields[name] if name else field
+
+
+def plain_type(annotation: Any) -> Any:
+    """The type without `| None`."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        return next(a for a in get_args(annotation) if a is not type(None))
+    return annotation
+
+
+def listed(key: str, value: Any) -> Any:
+    """The value of a list that is written as in flags, with commas, as a list; any other value as it is."""
+    is_list = isinstance(value, str | int) and get_origin(plain_type(field_of(key).annotation)) is tuple
+    return split_list(str(value)) if is_list else value
 
 
 def renamed(key: str) -> str:

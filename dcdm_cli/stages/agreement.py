@@ -45,7 +45,7 @@ def _asked(data: Evaluated, judge: Judge, job: Job) -> Outcome:
     labelled = np.flatnonzero(data.real.column("label") >= 0)
     some = data.real.select(labelled[evenly(len(labelled), MOST)])
     labels, scored = some.column("label").astype(np.int64), some.column("predicted").astype(np.int64)
-    judged = judge.labels(some.paths())
+    judged = judge.labels_of(some)
     whole = data.real.column("predicted").astype(np.int64), data.real.column("label").astype(np.int64)
     known = {SCORER: competence(*whole), JUDGE: competence(judged, labels)}
     return Outcome([], "", {"agreement": error_agreement(scored, judged, labels), "competence": known}, job.device)

@@ -110,7 +110,7 @@ def _adherence(session: Session, data: Evaluated, images: Manifest, judge: Judge
 
     target, realised = images.column("target_difficulty"), measured_difficulty(session.run.scorer, images, job)
     label = images.column("label").astype(np.int64)
-    agrees = judge.labels(images.paths()) == label
+    agrees = judge.labels_of(images) == label
     rows = frontier(_real(data.real, judge, len(images)), (realised, agrees))
     by_source = per_source(target, realised, agrees, images.table["prompt_source"].to_pylist())
     return {
@@ -127,7 +127,7 @@ def _real(train: Manifest, judge: Judge, most: int) -> tuple[np.ndarray, np.ndar
     scores from networks that were not trained on them, and which the judge has not seen either."""
     scored = np.flatnonzero(np.isfinite(train.column("difficulty")))
     some = train.select(scored[evenly(len(scored), most)])
-    return some.column("difficulty"), judge.labels(some.paths()) == some.column("label")
+    return some.column("difficulty"), judge.labels_of(some) == some.column("label")
 
 
 def _filter(session: Session) -> Outcome:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,19 @@ def run_caption(session: Session) -> StageRecord:
     if not done:
         session.console.note("caption: nothing changed, skipped (--force runs it again)")
     return record
+
+
+def caption_by_template(session: Session) -> None:
+    """Before fine-tuning: where captions are missing, nobody has made any, and the settings name the template, which
+    takes a second."""
+    from dcdm_cli.data.manifest import read_manifest
+
+    run, asked = session.run, session.config.caption.method
+    if run.record("caption") is not None or asked != "template" or run.record("score") is None:
+        return
+    if read_manifest(run.samples).split("train").table["caption"].null_count:
+        session.console.note("captions: there are none yet (dcdm caption), so these are the template's")
+        run_caption(replace(session, force=False))
 
 
 def caption_stage(session: Session) -> Stage:

@@ -15,6 +15,7 @@ from dcdm_cli.stages.devices import settle_generation
 from dcdm_cli.stages.first_look import first_look_sentences
 from dcdm_cli.stages.jobs import open_job
 from dcdm_cli.stages.label_check import check_files, check_input, generator_files, prepare_check
+from dcdm_cli.stages.networks import check_compared_by
 from dcdm_cli.stages.prompts import prompt_input
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def _measure_all(session: Session, records: Mapping[str, StageRecord]) -> Outcom
     run, job = session.run, open_job(session)
     data = checked_data(session)
     prepare_check(session, job)  # before the judge: what is wrong with it is said at once
+    check_compared_by(session)
     judge = open_judge(session, data.manifest, job)
     known = scorer_and_judge(session, data, judge, job)
     steered = measured_adherence(session, data, judge, job)

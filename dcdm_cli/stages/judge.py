@@ -52,4 +52,5 @@ def open_judge(session: Session, manifest: Manifest, job: Job) -> Judge:
     if not session.force:
         _keep_what_took_long(run, stage)
     run.run(stage, work, force=session.force)
-    return Judge(load_judge(folder, job.device), len(judged), job.stoppable("the judge is trained"))
+    looks = run_features(session, job), job
+    return Judge(load_judge(folder, job.device), len(judged), job.stoppable("the judge is trained"), looks)

@@ -6,13 +6,14 @@ Not from the paper. The choice becomes part of the adapter's record: later stage
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dcdm_cli.arrays import evenly
 from dcdm_cli.crew.ranks import Ranks
 from dcdm_cli.errors import NumericalError, UsageError
 from dcdm_cli.files import append_json_lines, hash_json
@@ -21,11 +22,14 @@ from dcdm_cli.run.progress import Job
 from dcdm_cli.run.session import Session, with_settings
 from dcdm_cli.run.settings import FinetuneConfig, StrengthConfig
 from dcdm_cli.stages.adapter import DifficultyOf, TrainingRows, copy_adapter, snapshot_folder, train_adapter
+from dcdm_cli.stages.devices import run_features
+from dcdm_cli.stages.networks import check_judged_by
 from dcdm_cli.stages.own_draws import learn_from_own_draws
 from dcdm_cli.stages.prompts import without_prompts
 
 if TYPE_CHECKING:
     from dcdm_cli.data.manifest import Manifest
+    from dcdm_cli.evaluation.features import Space
     from dcdm_cli.evaluation.strength import Point, RealFeatures
     from dcdm_cli.stages.adapter import DifficultyOf
 
@@ -33,6 +37,7 @@ REQUESTS = 5  # difficulties asked for at each point, evenly over the real image
 PROBES = "probes.jsonl"
 MEASURED = "hard and right"  # what rows of it hold; older ones lack what the rule asks for
 MOST_UNSEEN = 2000  # real images looked at to judge a strength: more would take longer than they tell
+MOST_LEARNED = 100_000  # training images that copies are looked for among: their features are held at once
 HELPS = "more real images of each class, or a base model that knows these classes, would help"
 SCALES = ("lora_scale", "text_guidance", "difficulty_guidance")  # of generation, that a point has
 LEAST = 20  # images per point, below which shares say nothing
@@ -122,6 +127,7 @@ def _chosen(
     from dcdm_cli.data.manifest import read_manifest
     from dcdm_cli.evaluation.strength import RealFeatures, choose
 
+    check_judged_by(session)
     strength, clock = session.config.strength, time.monotonic()
     images = split_unseen(read_manifest(session.run.samples), config, strength.keep_back, session.config.seed)
     steps = snapshot_steps(config.steps, strength)
@@ -131,13 +137,14 @@ def _chosen(
     results = train_adapter(session, config, folder, job, difficulty_of, lesson)
     if not Ranks.of_environment().is_main:
         return results
-    embed, features = open_features(session, job)
+    space = open_space(session, job)
     labels, classes = images.unseen.column("label").astype(np.int64), len(images.rows.class_names)
-    real = RealFeatures(embed(images.rows.paths()), embed(images.unseen.paths()), labels, classes)
+    learned = images.rows.select(evenly(len(images.rows), MOST_LEARNED))
+    real = RealFeatures(space.of(learned), space.of(images.unseen), labels, classes)
     table = []
     for number, point in enumerate(points, 1):
         what = f"strength {number} of {len(points)}: {point.told()}, {each} images"
-        table.append(_measured(session, folder, point, each, embed, real, job, what))
+        table.append(_measured(session, folder, point, each, space, real, job, what))
     choice = choose(points, table, strength.most_copies, strength.least_labels)
     if choice.usable:
         session.console.note(f"strength: {choice.reason}")
@@ -154,7 +161,7 @@ def _chosen(
             "settings": point.settings(),
             "images_per_point": each,
             "unseen": len(images.unseen),
-            "features": features,
+            "features": space.name,
             "seconds": round(time.monotonic() - clock, 2),
         }
     }
@@ -191,20 +198,18 @@ def images_per_point(budget: int, points: int, classes: int) -> int:
     return each
 
 
-def open_features(session: Session, job: Job) -> tuple[Callable[[Any], np.ndarray], str]:
-    """(images: paths or uint8 [N, H, W, 3] -> float32 [N, D], name of the network)."""
+def open_space(session: Session, job: Job) -> Space:
+    """What strengths are judged in. Real images that were looked at before are not looked at again."""
     from dcdm_cli.difficulty.checker import DIGITS, open_digits_checker
-    from dcdm_cli.difficulty.classifier import logits_of, preprocessing_of
-    from dcdm_cli.difficulty.features import open_extractor
-    from dcdm_cli.evaluation.features import features_of
+    from dcdm_cli.difficulty.classifier import preprocessing_of
+    from dcdm_cli.evaluation.features import frozen_space, model_space
 
     name = session.config.strength.features
     if name == DIGITS:
         stored = open_digits_checker(job.device)
         seen = preprocessing_of(stored.model, stored.config)
-        return lambda images: features_of(stored.model, images, seen, job.device), "the packaged digits classifier"
-    extractor = open_extractor(name, None, job.device)
-    return lambda images: logits_of([extractor.network], images, extractor.preprocessing, job.device)[0], extractor.name
+        return model_space("the packaged digits classifier", stored.model, seen, job.device)
+    return frozen_space(name, run_features(session, job), job)
 
 
 @dataclass(frozen=True)
@@ -220,7 +225,7 @@ def _measured(
     folder: Path,
     point: Point,
     each: int,
-    embed: Callable[[Any], np.ndarray],
+    space: Space,
     real: RealFeatures,
     job: Job,
     what: str,
@@ -241,12 +246,12 @@ def _measured(
         if row.key == key:
             return row.measured
     session.console.note(f"probing {what}")
-    measured = measure_point(_drawn(own, adapter, each, embed, job), real)
+    measured = measure_point(_drawn(own, adapter, each, space, job), real)
     append_json_lines(snapshots / PROBES, [{"key": key, "measured": measured}])
     return measured
 
 
-def _drawn(session: Session, adapter: Path, each: int, embed: Callable[[Any], np.ndarray], job: Job) -> Any:
+def _drawn(session: Session, adapter: Path, each: int, space: Space, job: Job) -> Any:
     from dcdm_cli.evaluation.strength import Drawn
     from dcdm_cli.stages.calibrate import fit, probe_points
     from dcdm_cli.stages.probe import open_run_engine, probe
@@ -257,7 +262,7 @@ def _drawn(session: Session, adapter: Path, each: int, embed: Callable[[Any], np
     clock = time.monotonic()
     probed = probe(
         without_prompts(session), engine, targets, -(-each // REQUESTS), job, seed=session.config.seed + 700,
-        calibrated=False, watch=lambda rows, images, difficulty: features.append(embed(images)),
+        calibrated=False, watch=lambda rows, images, difficulty: features.append(space.seen(images)),
     )  # fmt: skip
     seconds = time.monotonic() - clock
     try:
@@ -294,9 +299,7 @@ def strength_settings(session: Session) -> Mapping[str, Any]:
     draws = fingerprint(config.generate, RESULT, UNCALIBRATED)
     sampler = sampler_settings(config.generate) | {name: draws[name] for name in ("attempts", "tolerance")}
     before = record.config.get("sampler", {}) if record else {}
-    fixed = {
-        name: sampler[name] for name in SCALES if {f"generate.{other}" for other in _fixing(name)} & {*session.given}
-    }
+    fixed = {name: sampler[name] for name in SCALES if _fixing(name) & {*session.given}}
     idle = {name: before[name] for name in SCALES if name in before}
     rest = {name: value for name, value in sampler.items() if name not in SCALES}
     probed = {"probed": config.strength.model_dump(mode="json"), "sampler": rest | idle}

@@ -73,13 +73,14 @@ def check_told(session: Session, record: StageRecord) -> Told:
     return Told(results, run.evaluation / f"artefacts{of_set(run)}.json", shown(sheets))
 
 
-def all_sets_told(session: Session) -> Told:
+def all_sets_told(session: Session, found: dict[str, Any]) -> Told:
+    """found: as `run_compare` gives it."""
     from dcdm_cli.reports.quality_tables import sets_sheet
     from dcdm_cli.reports.table import shown
     from dcdm_cli.reports.tables import saved_sheets
-    from dcdm_cli.stages.artefacts import SETS, run_compare
+    from dcdm_cli.stages.artefacts import SETS
 
-    run, found = session.run, run_compare(session)
+    run = session.run
     sheets, file = saved_sheets([sets_sheet(found)], run.tables), run.evaluation / SETS
     return Told({"stage": "compare", "path": str(file), "sets": found}, file, shown(sheets))
 
@@ -117,11 +118,10 @@ def next_plan_told(session: Session, record: StageRecord) -> Told:
     return Told({"stage": "next-plan", "path": str(file), **record.results}, file, shown(sheets))
 
 
-def image_sets_told(session: Session, images: Path, against: Path) -> Told:
+def image_sets_told(document: dict[str, Any], images: Path) -> Told:
+    """document: as `run_image_sets` gives it."""
     from dcdm_cli.reports.quality_tables import image_set_sheets
     from dcdm_cli.reports.table import shown
-    from dcdm_cli.stages.image_sets import run_image_sets
 
-    document = run_image_sets(session, images, against)
     unread = sum(len(document[name]["rejected"]) for name in ("images", "against"))
     return Told(document, images, shown(image_set_sheets(document)), unread)

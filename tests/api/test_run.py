@@ -11,15 +11,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dcdm_cli import DifficultyEncoder, Run
 from dcdm_cli.api.run import GeneratedImages
 from dcdm_cli.api.session import dotted
+from dcdm_cli.data.manifest import read_manifest, write_manifest
 from dcdm_cli.errors import MismatchError, NotFoundError, UsageError
 from dcdm_cli.files import write_json
-from dcdm_cli.run.store import RunFolder, StageRecord
+from dcdm_cli.run.store import Outcome, RunFolder, Stage, StageRecord
 
 from ..commands.conftest import SETTINGS, make_run
+from ..commands.test_finetune import prepared
 from ..generation.conftest import adapter
 from ..generation.fakes import NAMES
 from .conftest import Demo
@@ -90,6 +93,43 @@ def test_images_come_back_as_they_were_made(run: Run, format: str) -> None:
     run.generate(format=format, count=3, force=True)
     with pytest.raises(MismatchError, match="holds other images by now"):
         next(iter(made))
+
+
+def test_named_sets_are_made_and_read_by_name(run: Run) -> None:
+    hard = Run(run.folder.path, name="hard", quiet=True, **SETTINGS)
+    made = hard.generate(count=4, difficulty=0.6)
+    assert made.folder == run.folder.path / "sets/hard" and run.record("generate") is None
+    assert sum(len(batch.rows) for batch in made) == 4 and hard.record("generate") is not None
+    with pytest.raises(UsageError, match="cannot name a generated set"):
+        Run(run.folder.path, name="../x")
+
+
+def test_lists_may_be_written_as_flags_are(run: Run) -> None:
+    written = Run(run.folder.path, scale={"devices": "0,1"}, evaluate={"arms": "real,dcdm", "seeds": 2}).settings()
+    assert written.scale.devices == ("0", "1") and written.evaluate.arms == ("real", "dcdm")
+    assert dotted({"devices": 2}, "generate") == {"scale.devices": ["2"]}
+
+
+def test_two_folders_are_compared_without_a_run(tmp_path: Path) -> None:
+    for folder, number in (("a", 8), ("b", 9)):
+        (tmp_path / folder).mkdir()
+        for index in range(number):
+            pixels = np.random.default_rng((number, index)).integers(0, 255, (32, 32, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / folder / f"{index}.png")
+    found = Run(tmp_path / "none", quiet=True).compare_images(tmp_path / "a", tmp_path / "b")
+    assert found["features"].startswith("packaged") and not (tmp_path / "none").exists()
+
+
+def test_fine_tuning_captions_by_template_where_nobody_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prepared(tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    (folder.path / "records/caption.json").unlink()
+    manifest = read_manifest(folder.samples)
+    write_manifest(manifest.with_columns({"caption": [None] * len(manifest)}), folder.samples)
+    folder.run(Stage("score", {"data": {}, "score": {"seed": 1}}, {}), lambda: Outcome([folder.samples], "x"))
+    Run(folder.path).finetune(steps=1)
+    assert "captions: there are none yet (dcdm caption), so these are the template's" in capsys.readouterr().err
+    assert folder.record("caption") is not None
 
 
 def test_sampling_leaves_nothing_behind(run: Run) -> None:

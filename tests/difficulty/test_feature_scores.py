@@ -24,6 +24,7 @@ from dcdm_cli.difficulty.scorer import Scorer
 from dcdm_cli.difficulty.scores import calibration_error, score_columns
 from dcdm_cli.difficulty.scoring import FINE_TUNED, SCRATCH, Scoring, score_images, trained_settings
 from dcdm_cli.errors import MismatchError, UsageError
+from dcdm_cli.evaluation.judge import Judge
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.settings import JudgeConfig, ScoreConfig
 from tests.difficulty.conftest import NAMES, MakeManifest
@@ -106,6 +107,20 @@ def test_an_image_is_looked_at_once_for_all_heads(train: Manifest, config: Score
     assert len(scorer.models) == 3 and len(passes) == 1
     alone = [Scorer((model,), *list(vars(scorer).values())[1:]).measure(images, labels) for model in scorer.models]
     np.testing.assert_allclose(together.difficulty, np.mean([one.difficulty for one in alone], axis=0), atol=1e-5)
+
+
+def test_a_judge_does_not_look_again_at_images_whose_features_are_kept(
+    train: Manifest, config: ScoreConfig, tmp_path: Path
+) -> None:
+    cache = FeatureCache(tmp_path / "features")
+    score_images(train, config, Scoring(tmp_path / "spool", cache=cache), Job()).save_scorer(tmp_path / "scorer")
+    scorer, passes = Scorer.load(tmp_path / "scorer"), list[int]()
+    assert scorer.extractor is not None
+    scorer.extractor.network.register_forward_hook(lambda *_: passes.append(1))
+    known = Judge(scorer, len(train), looks=(cache, Job())).labels_of(train)
+    assert passes == []
+    looked = Judge(scorer, len(train)).labels_of(train)
+    assert passes and np.mean(known == looked) > 0.98  # features are kept in half precision
 
 
 def test_a_scorer_of_other_features_is_refused(train: Manifest, config: ScoreConfig, tmp_path: Path) -> None:

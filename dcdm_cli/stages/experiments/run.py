@@ -82,6 +82,7 @@ def train_arms(session: Session, experiment: Experiment, data: Evaluated, seeds:
     Images are made first, arm by arm, so that one generator at a time is in memory; then the classifiers, seed by seed.
     """
     from dcdm_cli.evaluation.downstream import open_ledger, run_arms, trial_of
+    from dcdm_cli.evaluation.learners import check_learner
 
     sets = GeneratedSets(session, experiment, data.real, job)
     trial = trial_of(
@@ -94,6 +95,8 @@ def train_arms(session: Session, experiment: Experiment, data: Evaluated, seeds:
         cache=session.run.cache / "features",
     )
     cells, ledger = _cells(session, experiment, data, sets), open_ledger(session.run.evaluation)
+    for cell in cells:
+        check_learner(cell.config)  # before images are made for it
     by_arm = [(cell.arms[position], cell.config) for position in range(len(experiment.arms)) for cell in cells]
     make_sets(by_arm, trial, sets.by_adapter(seeds), ledger)
     documents = []
