@@ -185,8 +185,8 @@ def config_of(problem: Problem, way: int | str) -> ScoreConfig:
 def measured(
     problem: Problem, way: int | str, wrong: Sequence[list[np.ndarray]], trained: dict[str, float]
 ) -> tuple[dict[str, Any], dict[str, float]]:
-    """(the row, difficulty by sample id). wrong: of the small network, of the other one and of the fine-tuned one. trained: difficulties by
-    classifiers trained on the same images."""
+    """(the row, difficulty by sample id). wrong: of the small network, of the other one and of the fine-tuned
+    one. trained: difficulties by classifiers trained on the same images."""
     config = config_of(problem, way)
     with tempfile.TemporaryDirectory() as spool:
         started = time.process_time()

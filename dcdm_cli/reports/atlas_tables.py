@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dcdm_cli.reports.formatting import number, percent
+from dcdm_cli.reports.quality_tables import short_features
 from dcdm_cli.reports.table import Sheet
 
 Row = Mapping[str, Any]  # as `evaluation.clusters.hard_groups` gives it
@@ -24,7 +25,8 @@ def groups_sheet(groups: Sequence[Row]) -> Sheet:
         for row in groups
     )
     columns = ("class, group", "real", "hard", "taken for", "made", "hard")
-    return Sheet("Groups of alike images", columns, rows, _hardest(groups))
+    seen = f", in {short_features(_space(groups))}" if groups else ""
+    return Sheet(f"Groups of alike images{seen}", columns, rows, _hardest(groups))
 
 
 def group_sentences(rows: Sequence[Row]) -> Iterator[str]:

@@ -70,7 +70,7 @@ def sets_sheet(sets: Mapping[str, Metrics]) -> Sheet:
     known = {name: value for name, m in sets.items() if (value := (m.get("quality") or {}).get("label_agreement"))}
     best = max(known, key=lambda name: known[name], default="")
     sentence = f"The label is kept most often in {best} ({percent(known[best])}, by the judge)." if best else ""
-    return Sheet("Generated sets", columns, rows, sentence)
+    return Sheet("Generated sets", columns, rows, f"{sentence} Copies are counted by thumbnails.".lstrip())
 
 
 def _set_row(name: str, metrics: Metrics) -> tuple[str, ...]:

@@ -31,4 +31,5 @@ def test_real_and_generated_stand_side_by_side() -> None:
     sheet = groups_sheet(ROWS)
     assert sheet.rows[0] == ("cat 1", "12", "0.80", "dog 50 %, frog 25 %", "5", "0.60")
     assert sheet.rows[1] == ("cat 2", "1", "0.10", "-", "-", "-")
+    assert sheet.title == "Groups of alike images, in lite0"
     assert sheet.sentence.startswith("Hardest: cat, group 1, 12 images") and groups_sheet([]).rows == ()
