@@ -88,6 +88,8 @@ def _stages(run: RunFolder) -> Iterator[Finding]:
     for name, record in known.items():
         own = [(file, said) for file, said in changed[name] if file not in damaged or _is_output(record, file)]
         yield from _stage(name, record, _outdated(run, record, unread), own)
+        for file in run.gone(record, for_people=True):
+            yield Finding(name, MISSING, f"{file} is gone: it is only to be looked at, and nothing is made from it")
 
 
 def _is_output(record: StageRecord, file: str) -> bool:
