@@ -105,7 +105,8 @@ def test_a_figure_that_is_gone_changes_nothing(run: RunFolder) -> None:
 
 def exported(run: RunFolder, seconds: float, engines: list[str]) -> Stage:
     """An export with engines, as it would be recorded."""
-    config, inputs = {"precision": "fp16", "target": "tensorrt", "batch": [1], "refit": False}, {"tensorrt": "11 on H200"}
+    config = {"precision": "fp16", "target": "tensorrt", "batch": [1], "refit": False}
+    inputs = {"tensorrt": "11 on H200"}
     stage = Stage("export", config, {"finetune": run.require("finetune").id, **inputs})
     run.run(stage, lambda: Outcome([], "", {"engines": engines}))
     took(run, "export", seconds)

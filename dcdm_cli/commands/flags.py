@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import tomllib
 import types
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from pydantic import BaseModel
 
 from dcdm_cli.api import completion
 from dcdm_cli.errors import UsageError
+from dcdm_cli.gate import parse_toml
 from dcdm_cli.run.origins import split_list
 from dcdm_cli.run.settings import Config
 
@@ -31,8 +31,8 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
 def _toml_value(text: str) -> Any:
     """A TOML value; text that is none is taken as a string."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        return parse_toml(f"value = {text}")["value"]
+    except ValueError:
         return text
 
 

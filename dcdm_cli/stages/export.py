@@ -54,8 +54,8 @@ def run_export(session: Session) -> StageRecord:
 
 
 def _keep_what_took_long(run: RunFolder, stage: Stage) -> None:
-    """Raises MismatchError where graphs or engines that took long would be dropped. Engines for other batches, the first
-    ones, and graphs alone leave what is there."""
+    """Raises MismatchError where graphs or engines that took long would be dropped. The first engines, those for other
+    batches, and graphs alone leave what is there."""
     record = run.record("export")
     if record is None:
         return
