@@ -22,13 +22,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from dcdm_cli import __version__
 from dcdm_cli.errors import DcdmError, LockedError, MismatchError, NotFoundError, StorageError
-from dcdm_cli.files import PART_SUFFIX, hash_json, links, sweep, write_json
+from dcdm_cli.files import PART_SUFFIX, hash_json, links, remove, sweep, write_json
 from dcdm_cli.gate import EXACT, NO_LINKS, Amount, Count, Finite, Share, Table, Text, Word, inside, read_document
 from dcdm_cli.run.holder import Holder, read_holder
 from dcdm_cli.run.memory import peak_memory_mib
 from dcdm_cli.run.roles import counted
 from dcdm_cli.run.seals import Seal, change, is_for_people, seal_all
 from dcdm_cli.run.timing import Attempt
+from dcdm_export.places import set_aside
 
 DEFAULT_RUN = "dcdm-run"
 SET_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")  # a folder and a part of a file name, on every system
@@ -452,8 +453,11 @@ class RunFolder:
         return record, True
 
     def _sweep(self) -> None:
-        """`generated` is left alone: its journal does this itself, with more than one process perhaps."""
-        sweep(self.path, leave=self.generated)
+        """Generated sets are left alone: their ledger does this itself, with more than one process perhaps."""
+        sweep(self.path, leave=(self.with_images("").generated, self.sets))
+        for one in (self.with_distilled(False), self.with_distilled(True)):
+            if one.export.exists():  # else the old one is all there is
+                remove([set_aside(one.export)])
 
     def _record_file(self, stage: str) -> Path:
         name = f"{stage}-{self.images_name}" if stage == "generate" and self.images_name else stage

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, TypeAdapter
 
+from dcdm_export.places import set_aside
 from dcdm_export.signature import (
     PARITY_FILE,
     SIGNATURE_FILE,
@@ -107,7 +108,7 @@ def write_parity(folder: Path, networks: Mapping[str, Any]) -> None:
 
 def swap_folders(new: Path, target: Path) -> None:
     """`new` takes `target`'s place and name; then the old one is dropped. In between there is no `target`."""
-    old = target.with_name(f".{target.name}.old")
+    old = set_aside(target)
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         os.replace(target, old)
