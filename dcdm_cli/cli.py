@@ -16,6 +16,7 @@ import typer
 
 from dcdm_cli import __version__
 from dcdm_cli.console import Console
+from dcdm_cli.crew.environment import SAFE_PATH
 from dcdm_cli.errors import DcdmError, ExitCode, InterruptedRunError, OutOfMemoryError, UsageError
 from dcdm_cli.files import system_error
 from dcdm_cli.signals import asked_to_stop, install_handlers
@@ -67,6 +68,7 @@ def build_app(words: Sequence[str]) -> typer.Typer:
 
 def main() -> None:
     """Console entry point. Exit codes: dcdm_cli.errors.ExitCode."""
+    os.environ.update(SAFE_PATH)
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # it would read what every installed package says
     _open_closed_streams()
     warnings.filterwarnings("ignore", module="huggingface_hub")  # about how other libraries call it

@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -158,12 +158,12 @@ def append_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
             os.fsync(stream.fileno())
 
 
-def leftovers(root: Path, *, leave: Path | None = None) -> Iterator[Path]:
+def leftovers(root: Path, *, leave: Sequence[Path] = ()) -> Iterator[Path]:
     """What writers that were killed left below `root`, wherever that is: names that begin with a dot and end in
-    `PART_SUFFIX`, as every temporary file and folder here is called. leave: a folder that is not looked into."""
+    `PART_SUFFIX`, as every temporary file and folder here is called. leave: folders that are not looked into."""
     for folder, folders, files in os.walk(root):
         yield from (Path(folder, name) for name in (*files, *folders) if _is_leftover(name))
-        folders[:] = [name for name in folders if not _is_leftover(name) and Path(folder, name) != leave]
+        folders[:] = [name for name in folders if not _is_leftover(name) and Path(folder, name) not in leave]
 
 
 def links(root: Path) -> Iterator[Path]:
@@ -179,9 +179,14 @@ def links(root: Path) -> Iterator[Path]:
                     folders.append(entry.path)
 
 
-def sweep(root: Path, *, leave: Path | None = None) -> None:
+def sweep(root: Path, *, leave: Sequence[Path] = ()) -> None:
     """Removes `leftovers`."""
-    for path in leftovers(root, leave=leave):
+    remove(leftovers(root, leave=leave))
+
+
+def remove(paths: Iterable[Path]) -> None:
+    """Files, and folders with all that is in them; what is gone already is nobody's loss."""
+    for path in paths:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:

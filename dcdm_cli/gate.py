@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +82,20 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(text, parse_constant=_not_finite, parse_float=_float, parse_int=_int)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """TOML with whole numbers of 64 bits, as it has them. Raises ValueError in one line."""
+    try:
+        document = tomllib.loads(text)
+        _refuse_large(document)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    except ValueError as error:
+        # not of TOML's own: more digits than Python reads
+        said = str(error) if isinstance(error, tomllib.TOMLDecodeError) else "a number in it is too large"
+        raise ValueError(said) from error
+    return document
 
 
 def typed(kind: type[T], value: Any) -> T:
@@ -192,13 +207,23 @@ def refuse_first(table: pa.Table, column: str, good: Any, rule: str) -> None:
 
 
 def shorten(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # more digits than Python writes
+        text = "a number of very many digits"
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
 
 
 @functools.cache
 def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
+
+
+def _refuse_large(value: Any) -> None:
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _refuse_large(inner)
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError
 
 
 def _not_finite(word: str) -> float:

@@ -155,7 +155,7 @@ def test_leftovers_are_swept_wherever_they_are_and_nothing_else(tmp_path: Path) 
     for name in (*swept, *kept):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")
-    sweep(tmp_path, leave=tmp_path / "generated")
+    sweep(tmp_path, leave=[tmp_path / "generated"])
     assert sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()) == sorted(kept)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import typer
+from click import Context
 from typer.main import get_command
 
 from dcdm_cli.cli import COMMANDS, build_app
@@ -23,15 +24,43 @@ VERB = re.compile(r"\bdcdm ([a-z]+)\b((?: (?!dcdm )[^,;:()\n]*)?)")
 OTHERS = re.compile(r"\b(?:docker run|ray start)[^:;]*")  # other programs have flags of their own
 
 
+WORD = re.compile(r"[a-z][a-z-]*")
+SAYS = {"shows"}  # what a sentence says of a command, where a word of its own could stand
+
+
+@cache
+def commands() -> dict[str, Any]:
+    """Every command by its words, as the app itself has them: `config` and `config show`."""
+    root: Any = get_command(build_app(list(COMMANDS)))
+    found, waiting = {"": root}, [("", root)]
+    while waiting:
+        words, command = waiting.pop()
+        below = {f"{words} {name}".strip(): one for name, one in getattr(command, "commands", {}).items()}
+        found |= below
+        waiting += below.items()
+    return found
+
+
 @cache
 def flags() -> dict[str, set[str]]:
-    """Of each command, as the app itself has them."""
-    root: Any = get_command(build_app(list(COMMANDS)))
-    found: dict[str, set[str]] = {"": _of(root)}
-    for name, command in root.commands.items():
-        below = getattr(command, "commands", {})
-        found[name] = _of(command).union(*map(_of, below.values()))
-    return found
+    """Of each command, those of its own commands with them."""
+    found = {words: _of(command) for words, command in commands().items()}
+    return {words: own.union(*_below(words, found)) if words else own for words, own in found.items()}
+
+
+def _below(words: str, found: dict[str, set[str]]) -> Iterator[set[str]]:
+    return (own for name, own in found.items() if name.startswith(f"{words} "))
+
+
+@cache
+def next_words(words: str) -> set[str]:
+    """What may come next after these: the command's own commands, or what a shell is offered for its first argument."""
+    command = commands()[words]
+    if below := getattr(command, "commands", {}):
+        return set(below)
+    first = next((one for one in command.params if one.param_type_name == "argument"), None)
+    offered = first.shell_complete(Context(command), "") if first is not None else []
+    return {item.value for item in offered if item.type == "plain"}
 
 
 def _of(command: Any) -> set[str]:
@@ -68,9 +97,25 @@ def wrong(text: str) -> list[str]:
     for verb, rest in VERB.findall(text):
         if verb not in flags():
             found.append(f"dcdm {verb}")
-        else:
-            found += [f"dcdm {verb} {flag}" for flag in FLAG.findall(rest) if flag not in flags()[verb]]
+            continue
+        words, fault = walked(verb, rest)
+        found += [f"dcdm {words} {flag}" for flag in FLAG.findall(rest) if flag not in flags()[words]]
+        found += [fault] if fault else []
     return found
+
+
+def walked(words: str, rest: str) -> tuple[str, str]:
+    """(the command that is meant, down to the last of its words; what stands where there is no such word)."""
+    for word in rest.split():
+        known = next_words(words)
+        if not known or word.rstrip(".") in SAYS or not WORD.fullmatch(word.rstrip(".")):
+            break
+        if word.rstrip(".") not in known:
+            return words, f"dcdm {words} {word}"
+        if f"{words} {word}" not in commands():
+            break  # an argument
+        words = f"{words} {word}"
+    return words, ""
 
 
 def test_every_flag_and_command_that_a_message_names_exists() -> None:
@@ -84,6 +129,14 @@ def test_every_flag_and_command_that_a_message_names_exists() -> None:
         ("name it: dcdm score --score-column x", "--score-column"),
         ("make it: dcdm train --force", "dcdm train"),
         ("dcdm caption --steps 3", "dcdm caption --steps"),
+        ("make it again: dcdm evaluate nonsense --force", "dcdm evaluate nonsense"),
+        ("dcdm config nonsense", "dcdm config nonsense"),
+        ("dcdm config show --repair", "dcdm config show --repair"),
+        ("dcdm push everything me/birds", "dcdm push everything"),
+        (
+            "dcdm evaluate experiment FILE, dcdm evaluate shows it, dcdm config show --origin, dcdm evaluate {}",
+            "",
+        ),
         ("dcdm finetune --steps 3, then dcdm generate --clip-range 4 and --no-score", ""),
     ],
 )

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dcdm_cli.api.session import dotted, open_session
 from dcdm_cli.console import Console
+from dcdm_cli.crew.environment import SAFE_PATH, variables
 from dcdm_cli.errors import UsageError
 from dcdm_cli.run.session import DEFAULT_RUN, Session, by_calls, checked_name, with_chosen_strength
 from dcdm_cli.run.settings import Config
@@ -274,10 +275,11 @@ class Run:
 
     @contextmanager
     def _opened(self, verb: str, force: bool, settings: Mapping[str, Any]) -> Iterator[Session]:
-        try:
-            yield self._open(verb, force, settings)
-        finally:
-            self.console.end_progress()
+        with variables(SAFE_PATH):  # not for good: the environment of a program that uses this is its own
+            try:
+                yield self._open(verb, force, settings)
+            finally:
+                self.console.end_progress()
 
 
 def _refuse_devices(session: Session) -> None:

@@ -18,7 +18,7 @@ from dcdm_cli.data.lists import parse_rows
 from dcdm_cli.data.writers import class_folders, write_json_lines
 from dcdm_cli.errors import NotFoundError, UsageError
 from dcdm_cli.files import hash_json
-from dcdm_cli.gate import MAX_TEXT
+from dcdm_cli.gate import MAX_TEXT, shorten
 from dcdm_cli.run.origins import nearest
 
 EVERY = "*"
@@ -51,7 +51,7 @@ def read_prompts(path: Path, class_names: Sequence[str]) -> list[list[ClassPromp
         for name in class_names if row.class_name == EVERY else (row.class_name,):
             if name not in labels:
                 hint = nearest(name, list(class_names)) or f"the classes are {', '.join(class_names[:8])}, …"
-                raise UsageError(f"{where}: unknown class {name!r}", hint, file=path)
+                raise UsageError(f"{where}: unknown class {shorten(name)}", hint, file=path)
             text = _checked(row.prompt, name, where, path)
             found[labels[name]].setdefault(text, ClassPrompt(name, text, row.source))
     if not any(found):

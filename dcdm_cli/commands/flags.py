@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -13,6 +12,7 @@ from pydantic import BaseModel
 
 from dcdm_cli.api import completion
 from dcdm_cli.errors import UsageError
+from dcdm_cli.gate import parse_toml
 from dcdm_cli.run.resolution import field_of, listed, plain_type
 from dcdm_cli.run.settings import Config
 
@@ -30,8 +30,8 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
 def _toml_value(text: str) -> Any:
     """A TOML value; text that is none is taken as a string."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        return parse_toml(f"value = {text}")["value"]
+    except ValueError:
         return text
 
 

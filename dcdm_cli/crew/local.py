@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 from dcdm_cli.crew.devices import use_device
+from dcdm_cli.crew.environment import variables
 from dcdm_cli.crew.messages import Message, OpenWorker, failure_of
 
 _STOP = "stop"
@@ -42,7 +41,7 @@ class LocalTransport:
         process = context.Process(
             target=_live, args=(theirs, self.open_worker, self.devices[slot]), name=f"dcdm-{slot}"
         )
-        with _thread_settings(self.threads):
+        with variables(_thread_settings(self.threads)):
             process.start()
         theirs.close()
         self._workers[slot] = (process, ours)
@@ -114,20 +113,10 @@ def _asked_over(pipe: Connection) -> Callable[[], bool]:
     return should_stop
 
 
-@contextmanager
-def _thread_settings(threads: int | None) -> Iterator[None]:
+def _thread_settings(threads: int | None) -> dict[str, str]:
     """Numeric libraries read these once, when they are imported: they must be set before the process starts."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS") if threads else ()
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, str(threads)))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    return dict.fromkeys(names, str(threads))
 
 
 def _how(exitcode: int | None) -> str:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from dcdm_cli.data.images import DEFAULT_OPTIONS, DecodeOptions, RejectedImage
 from dcdm_cli.errors import UsageError
+from dcdm_cli.gate import shorten
 from dcdm_export import places
 
 # What spreadsheets and data frames write where a row has no label.
@@ -149,12 +150,12 @@ def read_difficulty(value: Any, where: str) -> float | None:
     """A score of the user's own: empty and NaN mean not scored. Raises UsageError outside [0, 1]."""
     try:
         score = math.nan if value is None or value == "" else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         score = math.inf
     if math.isnan(score):
         return None
     if not 0.0 <= score <= 1.0:
-        raise UsageError(f"{where}: difficulty {value!r} is not a number in [0, 1]", "0 is easy, 1 is hard")
+        raise UsageError(f"{where}: difficulty {shorten(value)} is not a number in [0, 1]", "0 is easy, 1 is hard")
     return score
 
 

@@ -71,7 +71,13 @@ def ordered_classes(listing: Listing, found: set[str]) -> list[str]:
     if listing.class_names is not None:
         return [*listing.class_names, *sorted(found - set(listing.class_names))]
     numbers = all(name.isascii() and name.isdecimal() for name in found)
-    return sorted(found, key=lambda name: (int(name) if numbers else 0, name))
+    return sorted(found, key=lambda name: (_by_number(name) if numbers else (), name))
+
+
+def _by_number(digits: str) -> tuple[int, str]:
+    """Orders as the number does, which may have more digits than Python reads."""
+    digits = digits.lstrip("0")
+    return len(digits), digits
 
 
 def check_twins(class_names: Iterable[str]) -> None:

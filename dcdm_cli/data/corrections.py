@@ -12,6 +12,7 @@ import numpy as np
 
 from dcdm_cli.data.manifest import Manifest
 from dcdm_cli.errors import NotFoundError, UsageError
+from dcdm_cli.gate import shorten
 from dcdm_cli.run.origins import nearest
 
 DROP, RELABEL, SOURCE, REAL = "drop", "new_label", "source", "real"
@@ -69,7 +70,7 @@ def _relabelled(manifest: Manifest, path: Path) -> tuple[Manifest, str]:
     for row in chosen:
         if row[RELABEL].strip() not in known:
             hint = nearest(row[RELABEL].strip(), list(known)[:1000])
-            raise UsageError(f"{path}: there is no class {row[RELABEL]!r}", hint, file=path)
+            raise UsageError(f"{path}: there is no class {shorten(row[RELABEL])}", hint, file=path)
     labels, names = manifest.column("label").copy(), manifest.column("class_name").copy()
     found = _found(manifest, chosen, path)
     changed = 0

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 
 from dcdm_cli.errors import UsageError
+from dcdm_cli.gate import shorten
 
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -52,7 +53,7 @@ def known_split(word: str, where: str) -> str:
     """train, judge or test. Raises UsageError for a word that means none of them."""
     split = SPLIT_WORDS.get(word.strip().casefold())
     if split is None:
-        raise UsageError(f"{where}: {word!r} is not a split", f"known: {', '.join(SPLIT_WORDS)}")
+        raise UsageError(f"{where}: {shorten(word)} is not a split", f"known: {', '.join(SPLIT_WORDS)}")
     return split
 
 
@@ -71,7 +72,7 @@ def split_of(word: str, wanted: str | None, split_map: Mapping[str, str], where:
     if meaning is None or meaning == AS_CLASS:
         proposal = GUESSES.get(word.strip().casefold(), "train")
         raise UsageError(
-            f"{where}: {word!r} is not a split",
+            f"{where}: {shorten(word)} is not a split",
             f"say what it is: --split-map {word}={proposal} (train, judge, test; none leaves it out), "
             "or read one split: --split train",
         )

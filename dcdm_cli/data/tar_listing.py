@@ -32,6 +32,7 @@ from dcdm_cli.errors import UsageError
 _RANGE = re.compile(r"\{([0-9]+)\.\.([0-9]+)\}")
 _CHOICE = re.compile(r"\{([^{}]*,[^{}]*)\}")
 _MAX_NAMES = 1_000_000
+_MOST_DIGITS = 18  # of a label that is a number; more are a name
 
 
 def list_tars(files: Sequence[Path], origin: str, options: ScanOptions) -> Listing:
@@ -131,7 +132,7 @@ def _label(file: Path, sample: Mapping[str, Member], facts: Mapping[str, Any]) -
     stated = _text(file, sample, "cls")
     if stated is None:
         return facts.get("label")
-    return int(stated) if stated.isascii() and stated.isdecimal() else stated
+    return int(stated) if stated.isascii() and stated.isdecimal() and len(stated) <= _MOST_DIGITS else stated
 
 
 def _facts(file: Path, sample: Mapping[str, Member]) -> Mapping[str, Any]:

@@ -262,7 +262,8 @@ def _named(file: Path, width: int) -> tuple[np.ndarray, np.ndarray] | None:
             return None
     except (SafetensorError, OSError, ValueError):
         return None
-    return (images, flat) if list(shape) == [len(images), width] and len(flat) == len(images) else None
+    fits = images.ndim == 1 and images.dtype == np.uint64 and flat.shape == images.shape
+    return (images, flat) if fits and list(shape) == [len(images), width] else None
 
 
 @functools.lru_cache(4096)

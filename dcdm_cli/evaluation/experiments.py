@@ -6,7 +6,6 @@ where extra images come from; adapters describe how a generator differs from the
 
 from __future__ import annotations
 
-import tomllib
 from collections import Counter
 from importlib import resources
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from dcdm_cli.errors import NotFoundError, UsageError
+from dcdm_cli.gate import parse_toml, shorten
 from dcdm_cli.run.origins import nearest
 from dcdm_cli.section import Section
 
@@ -159,8 +159,8 @@ def find_experiment(name: str) -> Experiment:
 def parse_experiment(text: str, where: str, name: str) -> Experiment:
     """Checks shape and sense. Raises UsageError that names the place."""
     try:
-        raw = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raw = parse_toml(text)
+    except ValueError as error:
         raise UsageError(f"{where} is not valid TOML: {error}", "fix that line") from error
     try:
         experiment = Experiment.model_validate({"name": name, **raw})
@@ -184,7 +184,7 @@ def _refusal(error: ValidationError, where: str) -> UsageError:
     if first["type"] == "extra_forbidden":
         known = {name for model in (Experiment, ArmSpec, AdapterSpec, ClassifierSpec) for name in model.model_fields}
         hint = nearest(str(first["loc"][-1]), sorted(known))
-    return UsageError(f"{where}: {key} = {first.get('input')!r}: {first['msg']}", hint)
+    return UsageError(f"{where}: {key} = {shorten(first.get('input'))}: {first['msg']}", hint)
 
 
 def _check(experiment: Experiment, where: str) -> None:

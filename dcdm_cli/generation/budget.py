@@ -98,9 +98,11 @@ def read_class_table(path: Path, column: str, class_names: Sequence[str]) -> dic
     table: dict[int, Any] = {}
     for name, value in _read_pairs(path, column):
         if name not in labels:
-            raise UsageError(f"{path}: there is no class {name!r}", nearest(name, list(class_names)[:1000]), file=path)
+            raise UsageError(
+                f"{path}: there is no class {shorten(name)}", nearest(name, list(class_names)[:1000]), file=path
+            )
         if labels[name] in table:
-            raise UsageError(f"{path}: class {name!r} comes twice", "keep one row per class", file=path)
+            raise UsageError(f"{path}: class {shorten(name)} comes twice", "keep one row per class", file=path)
         table[labels[name]] = value
     return table
 

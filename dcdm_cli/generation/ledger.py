@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -29,6 +29,8 @@ from dcdm_cli.files import (
     fsync,
     hash_file,
     hash_json,
+    leftovers,
+    remove,
     storage_errors,
     write_json,
 )  # fmt: skip
@@ -38,6 +40,7 @@ from dcdm_cli.generation.plan_file import AnyPlan, PlanFile, write_plan
 from dcdm_cli.generation.shards import ROWS, Journal, MadeShard, beginning, check_entries, write_journal
 
 OUTPUT, REJECTED = "output.json", "rejected.jsonl"
+_LOCK = f".lock{PART_SUFFIX}"
 SAMPLES, METADATA = "samples.parquet", f"{SPLIT}/metadata.jsonl"
 
 
@@ -116,7 +119,7 @@ class Ledger:
     def lock(self, shard: int) -> Iterator[bool]:
         """Whether this process may make the shard: False while another is at it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / f".{shard:05d}.lock{PART_SUFFIX}")
+        lock = FileLock(self.folder / f".{shard:05d}{_LOCK}")
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -398,6 +401,15 @@ class Ledger:
 
     def _sidecar_file(self, shard: int) -> Path:
         return self.folder / f"{shard:05d}.json"
+
+
+def sweep_folder(folder: Path) -> None:
+    """Removes what killed writers left in a generated folder; nothing while a process is at one of its shards."""
+    left = [*leftovers(folder)]  # first: what is begun once the locks are looked at is nobody's leftover
+    with suppress(Timeout), ExitStack() as held:
+        for file in (folder / "shards").glob(f".*{_LOCK}"):
+            held.enter_context(FileLock(file).acquire(timeout=0))
+        remove(left)
 
 
 def read_output(folder: Path) -> KeptAs:

@@ -6,26 +6,25 @@ from collections.abc import Iterator
 
 from dcdm_cli.errors import MismatchError
 from dcdm_cli.pace import duration
-from dcdm_cli.run.store import PIPELINE, RunFolder, Stage, StageRecord
+from dcdm_cli.run.store import PIPELINE, RunFolder, Stage, StageRecord, same_work
 
 # What later work is made from; an evaluation's report only becomes out of date.
 USED = (*PIPELINE[:-1], "judge")
 LONG = 60.0  # seconds; what took less is made again without asking
 
 
-def refuse_replacing(run: RunFolder, stage: Stage, what: str, *, own: bool = True) -> None:
+def refuse_replacing(run: RunFolder, stage: Stage, what: str) -> None:
     """Raises MismatchError when the stage is about to be made otherwise and something that took long hangs on it as it
-    is. what: is about to be done, in words. own: whether what the stage itself made counts too.
+    is, or the stage itself did. what: is about to be done, in words.
 
-    A stage that is stale or damaged already may be made again: whoever made it so was asked then.
+    What is damaged is made again as it was, without a question. A stage that is stale already may be made otherwise:
+    whoever made it so was asked then.
     """
     record = run.record(stage.name)
-    if record is None or run.is_fresh(stage):
-        return
-    if any(run.outdated(record)) or next(run.changes(record), None):
+    if record is None or same_work(record, stage) or any(run.outdated(record)):
         return
     later = [*followers(run, stage.name)]
-    counted = [one for one in ([record, *later] if own else later) if one.stage in USED]
+    counted = [one for one in (record, *later) if one.stage in USED]
     if not any(one.seconds > LONG for one in counted):
         return
     said = "; ".join(f"{one.stage} took {duration(one.seconds)}" for one in counted)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dcdm_cli.errors import NotFoundError, UsageError
+from dcdm_cli.gate import parse_toml
 from dcdm_cli.run.presets import PRESETS
 
 # Settings that write outside the run folder, send to others, or let code from elsewhere run, with the value that does
@@ -111,8 +111,8 @@ def file_layer(path: Path | None, *, required: bool) -> list[Layer]:
     if not path.is_file():
         raise NotFoundError(f"no settings file {path}", "check the path given with --config", file=path)
     try:
-        return [Layer(str(path), tomllib.loads(path.read_text("utf-8")))]
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        return [Layer(str(path), parse_toml(path.read_text("utf-8")))]
+    except ValueError as error:
         raise UsageError(
             f"{path} is not valid TOML: {error}", "fix that line, or move the file aside", file=path
         ) from error

@@ -18,6 +18,7 @@ from typing import Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from dcdm_cli.errors import UsageError
+from dcdm_cli.gate import shorten
 from dcdm_cli.run.origins import (
     FOREIGN,
     Layer,
@@ -284,6 +285,6 @@ def _validate(merged: Mapping[str, Any], origins: Mapping[str, str]) -> Config:
         known = [k for k in origins if key.startswith(k)]
         place = f" ({origins[max(known, key=len)]})" if known else ""
         raise UsageError(
-            f"{key} = {first.get('input')!r}{place}: {first['msg']}",
+            f"{key} = {shorten(first.get('input'))}{place}: {first['msg']}",
             "dcdm config show lists every setting and its value",
         ) from error

@@ -37,6 +37,11 @@ class Seal:
         return (self.size, self.sha256) == (other.size, other.sha256)
 
 
+def is_for_people(name: str) -> bool:
+    """Of a file's name below the run folder."""
+    return not set(FOR_PEOPLE).isdisjoint(Path(name).parts)
+
+
 def seal(path: Path, known: Iterable[Seal] = ()) -> Seal:
     """known: earlier seals of this file, to be believed where size and time agree. Raises OSError."""
     stat = path.stat()
@@ -53,7 +58,7 @@ def seal_all(root: Path, places: Iterable[Path], known: Mapping[str, list[Seal]]
     found = {}
     for file in _files(places):
         name = os.path.relpath(file, root)
-        if not name.startswith("..") and not set(Path(name).parts) & set(FOR_PEOPLE):
+        if not name.startswith("..") and not is_for_people(name):
             found[Path(name).as_posix()] = seal(file, (known or {}).get(Path(name).as_posix(), ()))
     return found
 

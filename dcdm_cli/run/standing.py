@@ -5,16 +5,15 @@ Read from the records alone: nothing is locked, changed or imported for it.
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
-import socket
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dcdm_cli.run.holder import read_holder
 from dcdm_cli.run.store import COMMAND_OF, DEFAULT_RUN, OF_ADAPTER, PIPELINE, RunFolder, StageRecord
+from dcdm_cli.run.timing import stopped_seconds
 
 COUNTED = ("score", "caption", "generate")  # stages whose images are counted
 OPTIONAL = ("calibrate", "distill", "export")
@@ -103,19 +102,6 @@ def _seen(run: RunFolder, standing: Standing) -> RunFolder:
     return run.with_images(standing.name).with_distilled(standing.distilled)
 
 
-def holder_is_alive(holder: Mapping[str, Any]) -> bool:
-    """Whether the process that a lock file names still runs; of another machine's that is taken for granted."""
-    if holder.get("host") != socket.gethostname():
-        return True
-    try:
-        os.kill(int(holder["pid"]), 0)
-    except (ProcessLookupError, KeyError, TypeError, ValueError):
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
 def size_of(path: Path) -> int:
     """Bytes of a file, or of all files below a folder; links are not followed, and what is gone meanwhile is 0."""
     try:
@@ -150,10 +136,10 @@ def _stage(run: RunFolder, stage: str, before: list[Standing], busy: str) -> Sta
     command = f"dcdm {Standing(stage, '', distilled=run.distilled).command.split()[0]}"
     running = busy.startswith(command) and ("calibration" in busy) == (stage == "calibrate")
     if running and (stage != "generate" or run.images_name == _named(busy)):
-        seconds = _stopped_seconds(run, stage)
+        seconds = stopped_seconds(run.stopped_file(stage))
         return Standing(stage, RUNNING, busy, run.images_name, seconds, distilled=run.distilled)
     if record is None:
-        seconds = _stopped_seconds(run, stage)
+        seconds = stopped_seconds(run.stopped_file(stage))
         state, why = (STOPPED, "the same command goes on") if seconds else (MISSING, "")
         return Standing(stage, state, why, run.images_name, seconds, distilled=run.distilled)
     why = _why_stale(run, record, before)
@@ -165,8 +151,7 @@ def _stage(run: RunFolder, stage: str, before: list[Standing], busy: str) -> Sta
 
 
 def _why_stale(run: RunFolder, record: StageRecord, before: list[Standing]) -> str:
-    gone = [output for output in record.outputs if not (run.path / output).exists()]
-    if gone:
+    if gone := run.gone(record):
         return f"{gone[0]} is gone"
     made = run.as_made(record)
     own = {stage: made.distilled and stage in OF_ADAPTER for stage in PIPELINE}
@@ -211,24 +196,10 @@ def _shown(path: Path) -> str:
 
 def _holder(run: RunFolder) -> str:
     """What holds the lock, such as "dcdm finetune (process 12 on host, since ...)"; "" when nothing alive does."""
-    try:
-        holder = json.loads((run.path / ".lock.json").read_text("utf-8"))
-        if not holder_is_alive(holder):
-            return ""
-        return f"{holder['command']} (process {holder['pid']} on {holder['host']}, since {holder['since']})"
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
+    holder = read_holder(run.holder_file)
+    return str(holder) if holder is not None and holder.is_alive else ""
 
 
 def _named(busy: str) -> str:
     words = busy.split(" (process")[0].split()
     return words[words.index("--name") + 1] if "--name" in words[:-1] else ""
-
-
-def _stopped_seconds(run: RunFolder, stage: str) -> float | None:
-    """What earlier attempts at the stage took that were stopped."""
-    try:
-        seconds = json.loads(run.stopped_file(stage).read_text("utf-8"))["seconds"]
-        return round(float(seconds), 1)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None

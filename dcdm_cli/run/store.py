@@ -22,12 +22,14 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from dcdm_cli import __version__
 from dcdm_cli.errors import DcdmError, LockedError, MismatchError, NotFoundError, StorageError
-from dcdm_cli.files import PART_SUFFIX, hash_json, links, sweep, write_json
+from dcdm_cli.files import PART_SUFFIX, hash_json, links, remove, sweep, write_json
 from dcdm_cli.gate import EXACT, NO_LINKS, Amount, Count, Finite, Share, Table, Text, Word, inside, read_document
+from dcdm_cli.run.holder import Holder, read_holder
 from dcdm_cli.run.memory import peak_memory_mib
 from dcdm_cli.run.roles import counted
-from dcdm_cli.run.seals import Seal, change, seal_all
+from dcdm_cli.run.seals import Seal, change, is_for_people, seal_all
 from dcdm_cli.run.timing import Attempt
+from dcdm_export.places import set_aside
 
 DEFAULT_RUN = "dcdm-run"
 SET_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")  # a folder and a part of a file name, on every system
@@ -156,6 +158,7 @@ class RunFolder:
         self.path, self.images_name, self.distilled = path.absolute(), images_name, distilled
 
     config_file = property(lambda self: self.path / "dcdm.toml")
+    holder_file = property(lambda self: self.path / ".lock.json")
     samples = property(lambda self: self.path / "samples.parquet")
     rejected = property(lambda self: self.path / "rejected.jsonl")
     copies = property(lambda self: self.path / "copies.jsonl")
@@ -255,7 +258,7 @@ class RunFolder:
             yield
             return
         self.refuse_links()
-        holder = self.path / ".lock.json"
+        holder = self.holder_file
         from filelock import FileLock, Timeout  # --help and status open a run without locking it
 
         lock = FileLock(self.path / ".lock")
@@ -263,15 +266,12 @@ class RunFolder:
             lock.acquire(timeout=0)
         except Timeout:
             raise LockedError(
-                f"another process is writing to {self.path}: {_describe_holder(holder)}",
+                f"another process is writing to {self.path}: {read_holder(holder) or 'its name is not known'}",
                 "wait for it, or choose another folder with --run",
                 file=self.path,
             ) from None
         try:
-            write_json(
-                holder,
-                {"host": socket.gethostname(), "pid": os.getpid(), "command": command, "since": _now()},
-            )
+            write_json(holder, asdict(Holder(socket.gethostname(), os.getpid(), command, _now())))
             _held.add(self.path)
             self._sweep()
             yield
@@ -340,13 +340,18 @@ class RunFolder:
     def is_fresh(self, stage: Stage) -> StageRecord | None:
         """The stage's record when running it again would change nothing."""
         record = self.record(stage.name)
-        if record is None or record.inputs != stage.inputs or not _same_outcome(record.config, stage):
+        if record is None or not same_work(record, stage):
             return None
         return None if next(self.changes(record), None) else record
 
+    def gone(self, record: StageRecord, *, for_people: bool = False) -> list[str]:
+        """Outputs that are not there. for_people: of those that nothing is made from, which make no stage stale."""
+        outputs = [output for output in record.outputs if is_for_people(output) == for_people]
+        return [output for output in outputs if not (self.path / output).exists()]
+
     def changes(self, record: StageRecord) -> Iterator[tuple[str, str]]:
         """(file, what became of it) of what the stage wrote, then of what it had read: none, and it is fresh."""
-        gone = [(output, "is gone") for output in record.outputs if not (self.path / output).exists()]
+        gone = [(output, "is gone") for output in self.gone(record)]
         yield from gone
         begun = self._begun()
         later = [one for one in self.records().values() if one.stage != record.stage]  # that may have rewritten it
@@ -448,8 +453,11 @@ class RunFolder:
         return record, True
 
     def _sweep(self) -> None:
-        """`generated` is left alone: its journal does this itself, with more than one process perhaps."""
-        sweep(self.path, leave=self.generated)
+        """Generated sets are left alone: their ledger does this itself, with more than one process perhaps."""
+        sweep(self.path, leave=(self.with_images("").generated, self.sets))
+        for one in (self.with_distilled(False), self.with_distilled(True)):
+            if one.export.exists():  # else the old one is all there is
+                remove([set_aside(one.export)])
 
     def _record_file(self, stage: str) -> Path:
         name = f"{stage}-{self.images_name}" if stage == "generate" and self.images_name else stage
@@ -466,27 +474,10 @@ def command_of(name: str) -> str:
     return COMMAND_OF.get(name, name if experiment == name else f"evaluate experiment {experiment}")
 
 
-def _same_outcome(recorded: Mapping[str, Any], stage: Stage) -> bool:
-    """Older records also hold what does not count, and lack optional settings that came later."""
-    return counted(recorded, stage.uncounted) == counted(stage.config, {})
-
-
-@dataclass(frozen=True)
-class _Holder:
-    """.lock.json: who writes to the folder."""
-
-    host: Word
-    pid: Count
-    command: Word
-    since: Word
-
-
-def _describe_holder(file: Path) -> str:
-    try:
-        holder = read_document(file, _Holder, "")
-    except (OSError, DcdmError):
-        return "its name is not known"
-    return f"{holder.command} (process {holder.pid} on {holder.host}, since {holder.since})"
+def same_work(record: StageRecord, stage: Stage) -> bool:
+    """Whether inputs and settings are the record's, whatever became of the files. Older records also hold what does not
+    count, and lack optional settings that came later."""
+    return record.inputs == stage.inputs and counted(record.config, stage.uncounted) == counted(stage.config, {})
 
 
 def _now() -> str:

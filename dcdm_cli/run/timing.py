@@ -70,10 +70,21 @@ class _Earlier:
     apart: dict[str, Finite] = field(default_factory=dict)
 
 
+def stopped_seconds(file: Path) -> float | None:
+    """What stopped attempts at a stage took, whatever their work was; None where there were none."""
+    found = _left(file)
+    return None if found is None else round(found.seconds, 1)
+
+
 def _read(file: Path, key: str) -> _Earlier:
-    """Nothing where the file is damaged or speaks of other work: it only adds to figures."""
+    """Nothing where the file speaks of other work."""
+    found = _left(file)
+    return found if found is not None and found.of == key else _Earlier(key)
+
+
+def _left(file: Path) -> _Earlier | None:
+    """None where the file is damaged: it only adds to figures."""
     try:
-        found = read_document(file, _Earlier, "")
+        return read_document(file, _Earlier, "")
     except (OSError, DcdmError):
-        return _Earlier(key)
-    return found if found.of == key else _Earlier(key)
+        return None

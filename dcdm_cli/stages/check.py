@@ -26,11 +26,13 @@ from dcdm_cli.stages.doctor import Finding
 from dcdm_cli.stages.label_check import check_input
 from dcdm_cli.stages.prompts import prompt_input
 from dcdm_cli.stages.source import source_changes
+from dcdm_export.places import set_aside
 
 if TYPE_CHECKING:
     from dcdm_cli.generation.ledger import Ledger
 
 FRESH, STALE, DAMAGED, MISSING, LEFT_OVER, REPAIRED = "fresh", "stale", "damaged", "missing", "left over", "repaired"
+REPAIR = "dcdm check --repair"
 _CODES = {DAMAGED: ExitCode.MISMATCH, STALE: ExitCode.PARTIAL}
 
 
@@ -40,9 +42,9 @@ def run_check(session: Session, *, repair: bool = False, verify: bool = False) -
     run = session.run
     if not run.path.is_dir():
         raise NotFoundError(f"there is no run folder {run.path}", "name one: dcdm check --run DIR", file=run.path)
-    left = [*_leftovers(run)]  # taking the lock sweeps them away
-    with run.lock("dcdm check --repair") if repair else nullcontext():
-        repaired = [*_repaired(run), *(_swept(left) if repair else [])] if repair else left
+    left = [*_leftovers(run)]  # taking the lock sweeps most of them away
+    with run.lock(REPAIR) if repair else nullcontext():
+        repaired = [*_repaired(run), *_swept(run, left)] if repair else left
         source = map(_changed_source, source_changes(session))
         parts = (_stages(run), source, _asked(session), _class_names(run), _weights(run), _sets(run, verify),
                  _caches(run))  # fmt: skip
@@ -88,6 +90,8 @@ def _stages(run: RunFolder) -> Iterator[Finding]:
     for name, record in known.items():
         own = [(file, said) for file, said in changed[name] if file not in damaged or _is_output(record, file)]
         yield from _stage(name, record, _outdated(run, record, unread), own)
+        for file in run.gone(record, for_people=True):
+            yield Finding(name, MISSING, f"{file} is gone: it is only to be looked at, and nothing is made from it")
 
 
 def _is_output(record: StageRecord, file: str) -> bool:
@@ -198,7 +202,7 @@ def _named_classes(run: RunFolder) -> dict[str, tuple[Path, Callable[[Path], tup
     found |= {stage: (file, _names_in) for stage, file in files.items()}
     found |= {"export": (calls.export / "signature.json", _names_of_model)}
     found |= {f"export-{DISTILLED}": (distilled.export / "signature.json", _names_of_model)}
-    for one in (run, *(run.with_images(name) for name in run.set_names())):
+    for one in _all_sets(run):
         found[f"generate {one.images_name}".strip()] = one.generated / "samples.parquet", manifest_classes
     return found
 
@@ -242,8 +246,8 @@ def _weights(run: RunFolder) -> Iterator[Finding]:
 
 
 def _sets(run: RunFolder, verify: bool) -> Iterator[Finding]:
-    for one in (run, *(run.with_images(name) for name in run.set_names())):
-        topic = f"generate {one.images_name}".strip()
+    for one in _all_sets(run):
+        topic = _topic(one)
         try:
             ledger = ledger_of(one)
             again = f"dcdm {command_of(topic.replace(' ', '-'))}"
@@ -251,6 +255,14 @@ def _sets(run: RunFolder, verify: bool) -> Iterator[Finding]:
                 yield Finding(topic, DAMAGED, text, fix or again)
         except DcdmError as error:
             yield Finding(topic, DAMAGED, error.message, error.hint)
+
+
+def _all_sets(run: RunFolder) -> list[RunFolder]:
+    return [run, *(run.with_images(name) for name in run.set_names())]
+
+
+def _topic(run: RunFolder) -> str:
+    return f"generate {run.images_name}".strip()
 
 
 def ledger_of(run: RunFolder) -> Ledger | None:
@@ -271,19 +283,39 @@ def _caches(run: RunFolder) -> Iterator[Finding]:
         file = note.with_suffix(".npy")
         if file.is_file() and (said := change_beside(file)):
             text = f"{file.relative_to(run.path)} {said}"
-            yield Finding("cache", DAMAGED, text, "dcdm check --repair removes it: it is made again when needed")
+            yield Finding("cache", DAMAGED, text, f"{REPAIR} removes it: it is made again when needed")
 
 
-def _leftovers(run: RunFolder) -> list[Finding]:
-    found = sorted(path.relative_to(run.path).as_posix() for path in leftovers(run.path))
-    return [Finding("run", LEFT_OVER, name, "the next command removes it, or: dcdm check --repair") for name in found]
+def _leftovers(run: RunFolder) -> Iterator[Finding]:
+    sets = {one.generated: f"dcdm {command_of(_topic(one).replace(' ', '-'))}" for one in _all_sets(run)}
+    for path in sorted(leftovers(run.path)):
+        command = next((sets[folder] for folder in sets if path.is_relative_to(folder)), "the next command")
+        yield _left_over(run, path, f"{command} removes it, or: {REPAIR}")
+    for export in (run.with_distilled(False).export, run.with_distilled(True).export):
+        if (old := set_aside(export)).exists():
+            there = f"the next command removes it, or: {REPAIR}"
+            yield _left_over(run, old, there if export.exists() else "dcdm export puts the new one in its place")
+    for folder, command in sets.items():
+        if (old := set_aside(folder)).exists():
+            yield _left_over(run, old, f"{command} --force goes on, and removes it when the new images are there")
+
+
+def _left_over(run: RunFolder, path: Path, fix: str) -> Finding:
+    return Finding("run", LEFT_OVER, path.relative_to(run.path).as_posix(), fix)
 
 
 # Repairing
 
 
-def _swept(left: list[Finding]) -> list[Finding]:
-    return [Finding(finding.topic, REPAIRED, f"{finding.text} was left over and is removed") for finding in left]
+def _swept(run: RunFolder, left: list[Finding]) -> Iterator[Finding]:
+    """What is gone of what was left over, and what is not."""
+    from dcdm_cli.generation.ledger import sweep_folder
+
+    for one in _all_sets(run):
+        sweep_folder(one.generated)
+    for finding in left:
+        gone = not (run.path / finding.text).exists()
+        yield Finding(finding.topic, REPAIRED, f"{finding.text} was left over and is removed") if gone else finding
 
 
 def _repaired(run: RunFolder) -> Iterator[Finding]:
@@ -293,7 +325,7 @@ def _repaired(run: RunFolder) -> Iterator[Finding]:
         for suffix in (".npy", SEAL_SUFFIX):
             (run.path / name).with_suffix(suffix).unlink(missing_ok=True)
         yield Finding("cache", REPAIRED, f"{name} is removed: it is made again when needed")
-    for one in (run, *(run.with_images(name) for name in run.set_names())):
+    for one in _all_sets(run):
         yield from _projected(one)
 
 
@@ -301,7 +333,7 @@ def _projected(run: RunFolder) -> Iterator[Finding]:
     from dcdm_cli.model.adapter import read_adapter
     from dcdm_cli.stages.generate import drop_damaged
 
-    topic, record = f"generate {run.images_name}".strip(), None
+    topic, record = _topic(run), None
     try:
         record, ledger = run.record("generate"), ledger_of(run)
         if record is None or ledger is None or ledger.missing():

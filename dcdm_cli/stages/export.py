@@ -31,8 +31,7 @@ if TYPE_CHECKING:
 
 
 RECORDED = ("torch", "onnx", "onnxscript", "diffusers", "transformers")
-
-
+OF_ENGINES = ("fixed_batch", "optimization_level", "tf32", "refit")  # settings that no graph depends on
 KEPT = "finished networks and engines are kept"
 
 
@@ -47,7 +46,7 @@ def run_export(session: Session) -> StageRecord:
         tensorrt = f"{engines.trt.__version__} on {engines.gpu.name}" if engines is not None else ""
         stage = export_stage(session, tensorrt)
         if not session.force:
-            _keep_engines(run, stage)
+            _keep_what_took_long(run, stage)
         record, done = run.run(
             stage, lambda: _export_network(session, engines), force=session.force, intact=lambda: _is_intact(session)
         )
@@ -56,14 +55,18 @@ def run_export(session: Session) -> StageRecord:
     return record
 
 
-def _keep_engines(run: RunFolder, stage: Stage) -> None:
-    """Raises MismatchError where engines that took long would be dropped, which take minutes each. Those for other
-    batches, and graphs alone, leave the ones that are there."""
+def _keep_what_took_long(run: RunFolder, stage: Stage) -> None:
+    """Raises MismatchError where graphs or engines that took long would be dropped. The first engines, those for other
+    batches, and graphs alone leave what is there."""
     record = run.record("export")
-    if record is None or not record.results.get("engines"):
+    if record is None:
         return
-    same = {name: record.config[name] for name in ("target", "batch") if name in record.config}
-    inputs = {name: id for name, id in record.inputs.items() if name == "tensorrt"} | stage.inputs
+    free, inputs = ("target", "batch"), dict(stage.inputs)
+    if not record.results.get("engines"):
+        free += OF_ENGINES
+        inputs.pop("tensorrt", None)
+    same = {name: record.config[name] for name in free if name in record.config}
+    inputs = {name: id for name, id in record.inputs.items() if name == "tensorrt"} | inputs
     kept = replace(stage, config=stage.config | same, inputs=inputs)
     refuse_replacing(run, kept, "exporting with other settings")
 

@@ -29,6 +29,7 @@ from dcdm_cli.stages.plan import (
 from dcdm_cli.stages.probe import make_measure, open_run_crew, open_run_engine
 from dcdm_cli.stages.prompts import prompt_input
 from dcdm_cli.stages.starts import open_starts
+from dcdm_export.places import set_aside
 
 if TYPE_CHECKING:
     from dcdm_cli.generation.plan_file import AnyPlan
@@ -235,7 +236,7 @@ def _set_aside(folder: Path, plan: AnyPlan) -> None:
     dropped when by now others are asked for."""
     from dcdm_cli.generation.plan_file import PlanFile
 
-    old, begun = _old(folder), folder / "plan.parquet"
+    old, begun = set_aside(folder), folder / "plan.parquet"
     if not old.exists():
         if folder.exists():
             folder.rename(old)
@@ -272,8 +273,4 @@ def drop_damaged(run: RunFolder) -> list[str]:
 
 
 def _drop_old(folder: Path) -> None:
-    shutil.rmtree(_old(folder), ignore_errors=True)
-
-
-def _old(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(set_aside(folder), ignore_errors=True)

@@ -41,7 +41,7 @@ def run_score(session: Session, source: str | None = None) -> StageRecord:
     run.create()
     with run.lock("dcdm score"):
         if not session.force:
-            _refuse_other_source(run, stage)
+            _keep_what_took_long(run, stage)
         record, done = run.run(stage, lambda: _scan_and_score(session, source, options, stage), force=session.force)
         shutil.rmtree(run.checkpoints / "scorer", ignore_errors=True)  # only now: a kill before that loses nothing
         write_starter_config(run, {"data.source": source, **session.starter_settings()})
@@ -52,12 +52,12 @@ def run_score(session: Session, source: str | None = None) -> StageRecord:
     return record
 
 
-def _refuse_other_source(run: RunFolder, stage: Stage) -> None:
-    """Other scores of the same images are no loss; other images, and what hangs on the scores, are."""
+def _keep_what_took_long(run: RunFolder, stage: Stage) -> None:
+    """Raises MismatchError where scores that took long, or what hangs on them, would be replaced."""
     record = run.record("score")
     ours, theirs = stage.config["source"], record.config.get("source") if record else None
     what = f"scoring {ours}" + (f", while the run is about {theirs}," if theirs != ours else " again")
-    refuse_replacing(run, stage, what, own=theirs != ours)
+    refuse_replacing(run, stage, what)
 
 
 def score_stage(session: Session, source: str, options: ScanOptions) -> Stage:

@@ -22,7 +22,7 @@ from dcdm_cli.data.archives import file_stamp
 from dcdm_cli.data.images import decode_options, image_hash
 from dcdm_cli.data.manifest import Manifest
 from dcdm_cli.errors import MismatchError, NotFoundError, NumericalError, UsageError
-from dcdm_cli.files import atomic_path, hash_json, write_json
+from dcdm_cli.files import atomic_path, check_room, hash_json, write_json
 from dcdm_cli.gate import SCAN_ID, read_document
 from dcdm_cli.model.base import BaseModel, encode_text
 from dcdm_cli.model.latents import encode_latents, to_pixels
@@ -132,6 +132,7 @@ def cache_latents(
 def _encode(base: BaseModel, views: Views, resolution: int, file: Path, progress: Progress, ids: Sequence[str]) -> None:
     side = resolution // base.latent_size
     channels = base.vae.config["latent_channels"]
+    check_room(file.parent, 4 * len(views) * channels * side**2, f"the latents of {len(views)} pictures")
     header = {"descr": "<f4", "fortran_order": False, "shape": (len(views), channels, side, side)}
     # Written from front to back: writing to a memory map ends the process when the disk is full.
     with atomic_path(file) as part, part.open("wb") as stream:

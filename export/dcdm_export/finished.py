@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, TypeAdapter
 
+from dcdm_export.places import set_aside
 from dcdm_export.signature import (
     PARITY_FILE,
     SIGNATURE_FILE,
@@ -26,6 +27,7 @@ from dcdm_export.signature import (
 from dcdm_export.whole_files import PART_SUFFIX, whole_files
 
 UNFINISHED_FILE = "unfinished.json"  # a signature that still grows, in the work folder
+AFRESH_FILE = "afresh"  # in a work folder that took nothing over when it was begun
 
 
 class _Case(BaseModel):
@@ -107,7 +109,7 @@ def write_parity(folder: Path, networks: Mapping[str, Any]) -> None:
 
 def swap_folders(new: Path, target: Path) -> None:
     """`new` takes `target`'s place and name; then the old one is dropped. In between there is no `target`."""
-    old = target.with_name(f".{target.name}.old")
+    old = set_aside(target)
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         os.replace(target, old)
@@ -121,10 +123,27 @@ def sweep(work: Path) -> None:
         shutil.rmtree(part, ignore_errors=True)
 
 
+def open_work(work: Path, *, afresh: bool) -> None:
+    """Makes the work folder, or goes on with what an interrupted call of the same kind has left in it.
+
+    afresh: nothing that was there before may stay, unless it was begun afresh itself. Otherwise it is a folder like any
+    other from now on.
+    """
+    note = work / AFRESH_FILE
+    if afresh and not note.is_file():
+        shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True, exist_ok=True)
+    if afresh:
+        note.touch()
+    else:
+        note.unlink(missing_ok=True)
+    sweep(work)
+
+
 def drop_strays(work: Path, signature: Signature) -> None:
     """Removes what an earlier export with other settings left unfinished: the folder holds what its signature names."""
     named = {file for network in signature.networks.values() for file in network.files}
     named |= {file for engine in signature.engines for file in (engine.file, engine.key_file)}
     for file in work.iterdir():
-        if file.name not in named | {signature.parity, SIGNATURE_FILE, UNFINISHED_FILE}:
+        if file.name not in named | {signature.parity, SIGNATURE_FILE, UNFINISHED_FILE, AFRESH_FILE}:
             file.unlink()

@@ -15,12 +15,13 @@ from pathlib import Path
 
 from dcdm_export.engines import EngineBuilder, keep_engines
 from dcdm_export.finished import (
+    AFRESH_FILE,
     UNFINISHED_FILE,
     Finished,
     drop_strays,
+    open_work,
     read_finished,
     swap_folders,
-    sweep,
     write_parity,
 )
 from dcdm_export.fp8 import export_fp8
@@ -40,13 +41,11 @@ from dcdm_export.signature import (
 def make_export(order: Order, target: Path, work: Path, *, afresh: bool = False) -> Signature:
     """Fills `work`, a folder on the same disk, and swaps it into `target`'s place. The same call again resumes.
 
-    afresh: takes nothing over. Raises ExportError, ParityError, EngineError, and OSError when the disk is full.
+    afresh: takes nothing over but what an interrupted call with `afresh` has finished. Raises ExportError, ParityError,
+    EngineError, and OSError when the disk is full.
     """
-    if afresh:
-        shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True, exist_ok=True)
-    sweep(work)
-    found = () if afresh else (read_finished(work, UNFINISHED_FILE), read_finished(target, SIGNATURE_FILE))
+    open_work(work, afresh=afresh)
+    found = (read_finished(work, UNFINISHED_FILE), None if afresh else read_finished(target, SIGNATURE_FILE))
     sources = [source for source in found if source is not None]
     made = Finished(work, Signature(order.facts, {}, order.dcdm_version, dict(order.versions)), {})
     references = References(order.device)
@@ -58,7 +57,8 @@ def make_export(order: Order, target: Path, work: Path, *, afresh: bool = False)
     drop_strays(work, made.signature)
     write_signature(work, made.signature)
     swap_folders(work, target)
-    (target / UNFINISHED_FILE).unlink(missing_ok=True)
+    for note in (UNFINISHED_FILE, AFRESH_FILE):
+        (target / note).unlink(missing_ok=True)
     _recheck(target, order)
     return made.signature
 

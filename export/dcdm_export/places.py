@@ -26,3 +26,8 @@ def inside(root: Path, name: str) -> Path:
     if place != home and not place.startswith(home.rstrip(os.sep) + os.sep):
         raise OutsideError(f"{name!r} leads out of {root}")
     return Path(place)
+
+
+def set_aside(folder: Path) -> Path:
+    """Where the old folder waits until the new one has its place and name."""
+    return folder.with_name(f".{folder.name}.old")

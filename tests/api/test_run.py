@@ -17,7 +17,7 @@ from dcdm_cli import DifficultyEncoder, Run
 from dcdm_cli.api.run import GeneratedImages
 from dcdm_cli.api.session import dotted
 from dcdm_cli.data.manifest import read_manifest, write_manifest
-from dcdm_cli.errors import MismatchError, NotFoundError, UsageError
+from dcdm_cli.errors import MismatchError, NotFoundError, StorageError, UsageError
 from dcdm_cli.files import write_json
 from dcdm_cli.run.store import Outcome, RunFolder, Stage, StageRecord
 
@@ -137,6 +137,19 @@ def test_sampling_leaves_nothing_behind(run: Run) -> None:
     (batch,) = run.sample(count=3, difficulty="uniform:0.1,0.4")
     assert batch.images.dtype == np.uint8 and {row.class_name for row in batch.rows} == set(NAMES)
     assert sorted(run.folder.path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("verb", "says"), [("generate", "20000 images of 32 pixels need"), ("export", "the exported networks need")]
+)
+def test_what_does_not_fit_on_the_disk_is_not_begun(
+    run: Run, verb: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(run.folder.path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(StorageError, match=says):
+        run.generate(count=20_000) if verb == "generate" else run.export()
+    assert not [*run.folder.generated.glob("train/*")] and not run.folder.export.exists()
 
 
 def test_a_plan_is_priced_and_executed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

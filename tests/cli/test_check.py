@@ -255,3 +255,23 @@ def test_other_images_do_not_replace_what_took_long(copy: Path, photos: Path) ->
     assert "while the run is about" in refused["message"] and "finetune took 2 h" in refused["message"]
     assert "--force" in refused["hint"]
     run("check", "--run", copy)
+
+
+def test_a_figure_that_is_gone_is_said_and_costs_nothing(copy: Path) -> None:
+    record = copy / "records" / "finetune.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"seconds": 7200.0}))
+    before = record.read_bytes()
+    (copy / "figures" / "loss.png").unlink()
+    assert any("loss.png is gone" in text for text in findings(run("check", "--json", "--run", copy), "missing"))
+    assert "nothing changed" in run("finetune", "--run", copy).stderr
+    refused = last_error(run("finetune", "--steps", "3", "--json", "--run", copy, code=12))
+    assert "finetune took 2 h" in refused["message"] and record.read_bytes() == before
+
+
+def test_scores_that_took_long_are_not_replaced_for_another_seed(copy: Path, photos: Path) -> None:
+    record = copy / "records" / "score.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"seconds": 7200.0}))
+    before = (copy / "samples.parquet").read_bytes()
+    refused = last_error(run("score", photos, "--set", "score.seed=5", "--json", "--run", copy, code=12))
+    assert "score took 2 h" in refused["message"] and "--force" in refused["hint"]
+    assert (copy / "samples.parquet").read_bytes() == before

@@ -101,6 +101,40 @@ def test_force_makes_all_anew(run: Path) -> None:
     assert exported_now(told) == {"denoiser"}
 
 
+class Interrupted(Exception):
+    """While the second network is exported."""
+
+
+def interrupt(run: Path, *, afresh: bool, key: str = "k") -> None:
+    def progress(what: str, done: int, total: int) -> None:
+        if what == "exporting vae_decoder":
+            raise Interrupted
+
+    chosen = order(requests=[request(name, key=key) for name in NAMES], progress=progress)
+    with pytest.raises(Interrupted):
+        make_export(chosen, run / "export", run / "work", afresh=afresh)
+
+
+def test_an_interrupted_force_goes_on_with_what_it_made_itself(run: Path) -> None:
+    interrupt(run, afresh=True)
+    told: Told = []
+    make_export(order(told), run / "export", run / "work", afresh=True)
+    assert exported_now(told) == {"vae_decoder"}
+    assert names(run / "export") == ["denoiser.onnx", "parity.json", "signature.json", "vae_decoder.onnx"]
+
+
+@pytest.mark.parametrize("between", [False, True])
+def test_force_takes_over_nothing_that_was_begun_without_it(run: Path, between: bool) -> None:
+    """Nor what was begun by force, once a call without it has taken over what was there before."""
+    if between:
+        interrupt(run, afresh=True, key="new")
+    interrupt(run, afresh=False, key="new")
+    told: Told = []
+    changed = order(told, requests=[request(name, key="new") for name in NAMES])
+    make_export(changed, run / "export", run / "work", afresh=True)
+    assert exported_now(told) == set(NAMES)
+
+
 def test_a_file_that_was_changed_is_made_again_and_said(run: Path) -> None:
     told, notes = [], ["start"]
     with (run / "export" / "vae_decoder.onnx").open("r+b") as stream:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from dcdm_cli.data.images import decode_image, image_hash
-from dcdm_cli.errors import MismatchError, NotFoundError
+from dcdm_cli.errors import MismatchError, NotFoundError, StorageError
 from dcdm_cli.model.base import BaseModel
 from dcdm_cli.run.progress import silent
 from dcdm_cli.training import dataset
@@ -85,6 +85,16 @@ def test_latents_are_encoded_once(tiny: BaseModel, paths: list[Path], tmp_path: 
     cache()
     assert told == [IMAGES, IMAGES]
     assert len(list(tmp_path.glob("*.npy"))) == 2
+
+
+def test_latents_that_do_not_fit_on_the_disk_are_not_begun(
+    tiny: BaseModel, paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, usage = list[int](), shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=IMAGES * 4 * 4 * 8 * 8))
+    with pytest.raises(StorageError, match=f"the latents of {IMAGES} pictures need"):  # and a tenth to spare
+        cache_latents(tiny, Views(paths), 32, tmp_path / "cache", lambda _, done, __: told.append(done))
+    assert told == [] and not (tmp_path / "cache").exists()
 
 
 def test_mirrored_views_follow_all_plain_ones(tiny: BaseModel, paths: list[Path], tmp_path: Path) -> None:

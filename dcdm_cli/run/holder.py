@@ -1,0 +1,48 @@
+"""Who writes to a run folder: what `.lock.json` says of the process that holds its lock."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from dcdm_cli.errors import DcdmError
+from dcdm_cli.gate import Word, read_document
+
+
+@dataclass(frozen=True)
+class Holder:
+    """pid: of the process, on `host`. since: when it took the lock."""
+
+    host: Word
+    pid: Annotated[int, Field(gt=0, lt=2**31)]
+    command: Word
+    since: Word
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process still runs; of another machine's that is taken for granted."""
+        if self.host != socket.gethostname():
+            return True
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            return True
+        return True
+
+    def __str__(self) -> str:
+        return f"{self.command} (process {self.pid} on {self.host}, since {self.since})"
+
+
+def read_holder(file: Path) -> Holder | None:
+    """None where nobody has left a name, or what is no name."""
+    try:
+        return read_document(file, Holder, "")
+    except (OSError, DcdmError):
+        return None
