@@ -167,7 +167,7 @@ def _warn_of_refusals(session: Session, manifest: Manifest) -> None:
     said by the scan."""
     from dcdm_cli.difficulty.judge import check_judged
     from dcdm_cli.evaluation.strength import check_unseen
-    from dcdm_cli.stages.strength import unseen_at_most
+    from dcdm_cli.stages.strength import grid, images_per_point, unseen_at_most
 
     config, judged = session.config, manifest.split("judge")
     if len(judged):
@@ -175,6 +175,8 @@ def _warn_of_refusals(session: Session, manifest: Manifest) -> None:
     if config.finetune.strength == "auto":
         unseen = unseen_at_most(manifest, config.strength.keep_back, config.seed)
         _warn_of(session, "dcdm finetune", lambda: check_unseen(unseen))
+        points, budget = grid(session, config.finetune), config.strength.probe_budget
+        _warn_of(session, "dcdm finetune", lambda: images_per_point(budget, len(points)))
 
 
 def _warn_of(session: Session, command: str, check: Callable[[], None]) -> None:
