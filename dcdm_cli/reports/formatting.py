@@ -168,11 +168,11 @@ def _classifier_sentences(metrics: Metrics) -> Iterator[str]:
 def _quality_sentences(quality: Metrics) -> Iterator[str]:
     if not quality:
         return
-    leakage = quality["leakage"]
+    leakage, kept = quality["leakage"], quality["label_agreement"]
+    seen = "" if kept is None else f"; the judge sees the label in {percent(kept)}"
     yield (
         f"Of {quality['images']} generated images {quality['blank']} are blank, {leakage['near_train']} repeat a "
-        f"training image and {leakage['near_test']} a held-out image; the judge sees the label in "
-        f"{percent(quality['label_agreement'])}."
+        f"training image and {leakage['near_test']} a held-out image{seen}."
     )
     if leakage.get("from_source"):
         yield f"{leakage['near_source']} of {leakage['from_source']} images that started from a real one repeat it."

@@ -6,9 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from dcdm_cli.console import Console
 from dcdm_cli.data.manifest import Manifest
@@ -23,7 +21,7 @@ from dcdm_cli.stages.caption import run_caption
 from dcdm_cli.stages.finetune import run_finetune
 from dcdm_cli.stages.score import run_score
 
-from .conftest import session_of
+from .conftest import coloured, session_of
 
 AUTO: dict[str, Any] = {
     "finetune__strength": "auto", "finetune__steps": 2, "strength__checkpoints": (1, 2),
@@ -79,17 +77,6 @@ def test_a_budget_too_small_for_the_points_is_refused_before_anything_is_trained
     assert "probe_budget=40" in caught.value.hint and adapter_hash(run / "adapter") == before
 
 
-def crowded(folder: Path, classes: int, each: int) -> Path:
-    """folder/<class>/<number>.png: squares of a colour per class, no two of them the same."""
-    rng = np.random.default_rng(0)
-    for label, colour in enumerate(rng.integers(0, 200, (classes, 3))):
-        (folder / f"class {label:02}").mkdir(parents=True)
-        for number in range(each):
-            pixels = (colour + rng.integers(0, 55, (32, 32, 3))).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / f"class {label:02}" / f"{number}.png")
-    return folder
-
-
 @pytest.mark.slow
 def test_more_classes_than_images_per_point_are_probed_by_a_sample_of_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -102,7 +89,7 @@ def test_more_classes_than_images_per_point_are_probed_by_a_sample_of_them(
 
     usual = measures.measure_point
     monkeypatch.setattr(measures, "measure_point", seen)
-    many = {**AUTO, "data__source": str(crowded(tmp_path / "images", 25, 8)), "score__method": "features"}
+    many = {**AUTO, "data__source": str(coloured(tmp_path / "images", 25, 8)), "score__method": "features"}
     many |= {"data__test_fraction": 0.4, "data__judge_fraction": 0.5}
     run_score(session_of(tmp_path / "run", **many))
     run_caption(session_of(tmp_path / "run", **many))
