@@ -199,7 +199,7 @@ def run_arms(
     _train_missing(missing, trial, len(arms) * len(seeds), ledger, job, workers, check)
     rows = {arm.name: [ledger.get(arm_key(arm, trial, config, seed)) or {} for seed in seeds] for arm in arms}
     known = _known(rows.get(trial.baseline, ()), trial)
-    guard(DOWNSTREAM, known, config.at_chance, job.note)
+    guard(DOWNSTREAM, known, config.at_chance, job.warn)
     return {
         "classifier": learner_name(config),
         "steps": None if on_features(config) else config.steps,

@@ -49,11 +49,12 @@ def _asked(data: Evaluated, judge: Judge, job: Job) -> Outcome:
     some = data.real.select(labelled[evenly(len(labelled), MOST)])
     labels, scored = some.column("label").astype(np.int64), some.column("predicted").astype(np.int64)
     judged = judge.labels(some.paths())
-    known = {SCORER: _scorer_known(data), JUDGE: competence(judged, labels)}
+    known = {SCORER: _scorer_known(data), JUDGE: competence(judged, labels, some.class_names)}
     return Outcome([], "", {"agreement": error_agreement(scored, judged, labels), "competence": known}, job.device)
 
 
 def _scorer_known(data: Evaluated) -> dict[str, Any]:
     from dcdm_cli.difficulty.competence import competence
 
-    return competence(data.real.column("predicted").astype(np.int64), data.real.column("label").astype(np.int64))
+    predicted, labels = (data.real.column(name).astype(np.int64) for name in ("predicted", "label"))
+    return competence(predicted, labels, data.real.class_names)

@@ -250,7 +250,7 @@ def _known(session: Session, train: Manifest, columns: Mapping[str, np.ndarray])
 
     if "predicted" not in columns:
         return {}
-    found = competence(columns["predicted"], train.column("label").astype("int64"))
+    found = competence(columns["predicted"], train.column("label").astype("int64"), train.class_names)
     guard(SCORER, found, session.config.score.at_chance, session.console.warn)
     session.console.note(competence_sentence(SCORER, found))
     return {"competence": found}
