@@ -187,6 +187,16 @@ def _member_bytes(path: Path) -> Path | bytes:
         raise RejectedImage("unreadable", str(error)) from error
 
 
+def shown_by(options: DecodeOptions | None = None) -> str:
+    """A name for how `as_square` shows images, "" as they are by default: what was seen of them holds for that alone,
+    and a hash of their pixels does not tell. options None: the run's."""
+    options = options or _run_options
+    names = ("fit", "reduce_to", *(("background",) if options.fit == "pad" else ()))
+    shown = {name: getattr(options, name) for name in names}
+    usual = {name: getattr(DEFAULT_OPTIONS, name) for name in names}
+    return "" if shown == usual else hash_bytes(repr(sorted(shown.items())).encode())[:8]
+
+
 def as_square(image: Image.Image, options: DecodeOptions | None = None) -> Image.Image:
     """What classifiers and fine-tuning are shown of an image, before they resize it. options None: the run's.
 
