@@ -132,7 +132,7 @@ def measured(session: Session, asked: Asked) -> dict[str, Any]:
     job, folder = open_job(session), session.run.path / "strength-adapter"
     record = session.run.path / "strength.json"
     strength = _probed(session, folder, job, record)
-    points = grid(session.config.strength.checkpoints, session, plain=False)
+    points = grid(session, session.config.finetune)
     pools = [_pool(session, folder, point, asked.pool, job) for point in points]
     seeds = seeds_of(FIRST_SEED, asked.seeds)
     arms = _accuracies(session, points, pools, seeds, asked.per_seed, job)

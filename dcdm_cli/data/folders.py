@@ -70,6 +70,8 @@ def _split_parts(tree: Tree, tops: Sequence[Path], options: ScanOptions) -> list
     kinds = _kinds(tree, tops, options)
     if kinds.splits and options.split is not None:
         return _chosen(kinds, tops, options)
+    if kinds.flat and any(split == "train" for split, _ in kinds.splits) and not (kinds.classes or kinds.asked):
+        _refuse_unlabelled(tree.root, kinds)
     if kinds.splits and (kinds.classes or kinds.flat or kinds.asked):
         _refuse_mixed(tree.root, kinds)
     if kinds.asked:
@@ -130,6 +132,21 @@ def _refuse_mixed(root: Path, kinds: _Kinds) -> None:
         f"{root}: {said}{_listed(others)} {'are' if len(others) > 1 else 'is'} not: what are the images there?",
         f"say it: --split-map {first}={proposal} (train, judge or test), leave the folder out: --exclude {first}, "
         f"or, if all of these folders are classes: --split-map {as_classes}",
+        file=root,
+    )
+
+
+def _refuse_unlabelled(root: Path, kinds: _Kinds) -> None:
+    """As competitions lay out their images: the ones to train on by class, the others without a label."""
+    splits = [top for _, top in kinds.splits]
+    left_out = ",".join(f"{top.name}=none" for top in kinds.flat)
+    classes = ",".join(f"{top.name}=class" for top in (*splits, *kinds.flat))
+    one = len(kinds.flat) == 1
+    raise UsageError(
+        f"{root}: {_listed(kinds.flat)} {'has' if one else 'have'} no class folders, as {_listed(splits)} "
+        f"{'has' if len(splits) == 1 else 'have'}: nothing says what the images in {'it' if one else 'them'} are of",
+        f"leave {'it' if one else 'them'} out: --split-map {left_out}, name their labels in a metadata.csv beside "
+        f"them, or, if all of these folders are classes: --split-map {classes}",
         file=root,
     )
 

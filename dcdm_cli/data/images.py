@@ -8,10 +8,13 @@ from __future__ import annotations
 import ctypes
 import io
 import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import PIL
@@ -49,6 +52,43 @@ class DecodeOptions:
     reduce_to: int | None = None
 
 
+class _PillowLimit:
+    """Pillow's own limit of pixels, of which it has one for the whole process: no lower than what is allowed to the
+    images that are being decoded at the moment, each of which our own check holds to what is allowed to it."""
+
+    def __init__(self) -> None:
+        self._lock, self._under_way, self._usual = threading.Lock(), 0, Image.MAX_IMAGE_PIXELS
+
+    @contextmanager
+    def allowing(self, pixels: int) -> Iterator[None]:
+        raised = self._raise(pixels)
+        try:
+            yield
+        finally:
+            if raised:
+                self._give_back()
+
+    def _raise(self, pixels: int) -> bool:
+        """Whether there was anything to raise."""
+        with self._lock:
+            if not self._under_way:
+                self._usual = Image.MAX_IMAGE_PIXELS
+            if self._usual is None or pixels <= self._usual:
+                return False
+            self._under_way += 1
+            Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, pixels)
+            return True
+
+    def _give_back(self) -> None:
+        with self._lock:
+            self._under_way -= 1
+            if not self._under_way:
+                Image.MAX_IMAGE_PIXELS = self._usual
+
+
+_PILLOW, _ANY = _PillowLimit(), 2**62
+
+
 class RejectedImage(Exception):
     """An image that cannot be used. reason: a stable code for counting; detail: a sentence for people.
 
@@ -75,6 +115,14 @@ def decode_options() -> DecodeOptions:
     return _run_options
 
 
+def decoding_so(
+    options: DecodeOptions, open_worker: Callable[[str, Callable[[], bool]], Any], device: str, stop: Callable[[], bool]
+) -> Any:
+    """A partial of this with options and an opener opens workers that decode as their coordinator does."""
+    set_decode_options(options)
+    return open_worker(device, stop)
+
+
 def decode_image(source: Path | bytes, options: DecodeOptions | None = None) -> Image.Image:
     """Decodes every pixel and returns mode RGB. options None: the run's. A path may name a member of a tar.
 
@@ -87,8 +135,9 @@ def decode_image(source: Path | bytes, options: DecodeOptions | None = None) -> 
         source = _member_bytes(source)
     if isinstance(source, Path) and not os.path.isfile(source):  # opening a FIFO or a device would block
         raise RejectedImage("unreadable", "missing, or not a regular file")
+    opened = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
+        with _PILLOW.allowing(options.max_pixels), Image.open(opened, formats=FORMATS) as image:
             _check_header(image, options)
             if image.format == "TIFF":
                 _silence_libtiff()
@@ -138,6 +187,16 @@ def _member_bytes(path: Path) -> Path | bytes:
         raise RejectedImage("unreadable", str(error)) from error
 
 
+def shown_by(options: DecodeOptions | None = None) -> str:
+    """A name for how `as_square` shows images, "" as they are by default: what was seen of them holds for that alone,
+    and a hash of their pixels does not tell. options None: the run's."""
+    options = options or _run_options
+    names = ("fit", "reduce_to", *(("background",) if options.fit == "pad" else ()))
+    shown = {name: getattr(options, name) for name in names}
+    usual = {name: getattr(DEFAULT_OPTIONS, name) for name in names}
+    return "" if shown == usual else hash_bytes(repr(sorted(shown.items())).encode())[:8]
+
+
 def as_square(image: Image.Image, options: DecodeOptions | None = None) -> Image.Image:
     """What classifiers and fine-tuning are shown of an image, before they resize it. options None: the run's.
 
@@ -174,7 +233,7 @@ def _squared(image: Image.Image, options: DecodeOptions) -> Image.Image:
 
 def image_format(content: bytes) -> str:
     """Pillow's name of the format, from the header alone: "JPEG", "PNG", ..."""
-    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+    with _PILLOW.allowing(_ANY), Image.open(io.BytesIO(content), formats=FORMATS) as image:
         return image.format or "PNG"
 
 
@@ -202,7 +261,7 @@ def _check_header(image: Image.Image, options: DecodeOptions) -> None:
 
 def _rejection(error: Exception) -> RejectedImage:
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
-        return RejectedImage("too_large", f"{error} (a limit of Pillow's own, which --max-pixels does not raise)")
+        return RejectedImage("too_large", f"{error} --max-pixels N allows more")
     if isinstance(error, UnidentifiedImageError):
         return RejectedImage("not_an_image", f"none of {', '.join(FORMATS)}")
     reason = "truncated" if isinstance(error, EOFError) or "truncated" in str(error).lower() else "unreadable"

@@ -133,6 +133,7 @@ def list_tables(
     files: Sequence[Path] = (),
 ) -> Listing:
     """base: folder that image paths inside the table must stay in; None where the table comes with resolved paths."""
+    _check_labelled(tables, options)
     columns = [pick_columns(table.columns, options, table.name, options.image_column) for table in tables]
     names = dict.fromkeys(name for table in tables for name in table.class_names or ())
     rows = (
@@ -141,6 +142,22 @@ def list_tables(
         for number, row in enumerate(table.read(list(chosen.values())))
     )
     return Listing(rows, root, origin, list(names) or None, tables=files, no_label=NO_LABEL)
+
+
+def _check_labelled(tables: Sequence[RowSource], options: ScanOptions) -> None:
+    """Raises UsageError for a part that lacks the column of labels which the training images have."""
+    labelled = [table for table in tables if options.label_column in table.columns]
+    if not any(table.split == "train" for table in labelled):
+        return
+    for table in tables:
+        if table not in labelled and table.split != "train":
+            own = (name for name, meaning in options.split_map.items() if meaning == table.split)
+            raise UsageError(
+                f"{table.name}, the split {table.split!r}, has no column {options.label_column}, as "
+                f"{labelled[0].name} has; it has {', '.join(map(str, table.columns))}",
+                f"leave it out: --split-map {next(own, table.split)}=none, read one split: --split train, or name a "
+                "column of labels that all have: --label-column NAME",
+            )
 
 
 def _table_candidate(

@@ -5,7 +5,7 @@ A classifier that guesses gives every image a difficulty too, and that difficult
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,8 @@ from dcdm_cli.errors import NumericalError
 
 WEAK = 0.5  # of the way from chance to always right, below which a classifier's opinion is thin
 FEWEST = 30  # images, below which chance cannot be told from knowledge
+EXCHANGED = 5  # images of a class, taken for one other, below which two classes are not said to be exchanged
+MOST_NAMED = 3  # pairs of classes in a sentence
 DOUBT = 1.645  # standard errors above chance; less happens to one guesser in twenty
 SCORER, JUDGE, DOWNSTREAM = "scorer", "judge", "downstream"
 FIGURES = ("accuracy", "chance", "prior", "asked")  # of a standing, as the message says them
@@ -21,6 +23,11 @@ MEANS = {
     SCORER: "difficulties from it say little",
     JUDGE: "whether images keep their label is not known",
     DOWNSTREAM: "arms cannot be told apart by it",
+}
+LOOK = {
+    SCORER: "is the class map in another order (--class-map, or class_names beside a classifier of your own), or are "
+    "their labels exchanged",
+    JUDGE: "are their labels exchanged in one of the splits",
 }
 REMEDIES = {
     SCORER: "dcdm score --method auto or --pretrained, a larger --image-size, more --steps, --fit pad where images "
@@ -31,14 +38,42 @@ REMEDIES = {
 }
 
 
-def competence(predicted: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+def competence(predicted: np.ndarray, labels: np.ndarray, names: Sequence[str] = ()) -> dict[str, Any]:
     """predicted, labels: int [N], -1 = no answer, not known; of images that the classifier did not learn from. As
-    `competence_of`."""
+    `competence_of`, and `exchanged` where there are such: pairs of classes that are each mostly taken for the other.
+    names: of the classes, by which those are called."""
     known = (labels >= 0) & (predicted >= 0)
     asked, predicted, labels = int(known.sum()), predicted[known], labels[known]
     if not asked:
         return competence_of(0, 0.0, 0.0, 0.0)
-    return competence_of(asked, float((predicted == labels).mean()), chance_of(predicted, labels), prior_of(labels))
+    right, guessed = float((predicted == labels).mean()), chance_of(predicted, labels)
+    pairs = exchanged(predicted, labels, names)
+    return {**competence_of(asked, right, guessed, prior_of(labels)), **({"exchanged": pairs} if pairs else {})}
+
+
+def exchanged(predicted: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> list[list[str]]:
+    """Pairs of classes of which more than half of each, `EXCHANGED` images at least, are taken for the other: no
+    classifier errs so by itself. predicted, labels: int [N] in [0, C)."""
+    width = int(max(predicted.max(), labels.max())) + 1
+    of = np.bincount(labels, minlength=width)
+    codes, counts = np.unique(labels * width + predicted, return_counts=True)
+    truth, answer = codes // width, codes % width
+    mostly = (truth != answer) & (2 * counts > of[truth]) & (counts >= EXCHANGED)
+    taken: dict[int, int] = dict(zip(truth[mostly].tolist(), answer[mostly].tolist(), strict=True))
+    named = {one: other for one, other in taken.items() if max(one, other) < len(names)}
+    return [
+        [str(names[one]), str(names[other])] for one, other in named.items() if one < other and named.get(other) == one
+    ]
+
+
+def exchanged_sentence(who: str, found: Mapping[str, Any]) -> str:
+    """For people; "" where no classes are exchanged. who: one of `LOOK`."""
+    pairs = found.get("exchanged") or ()
+    if not pairs:
+        return ""
+    listed = ", ".join(f"{one!r} and {other!r}" for one, other in pairs[:MOST_NAMED])
+    more = f" and {len(pairs) - MOST_NAMED} more pairs" if len(pairs) > MOST_NAMED else ""
+    return f"The {who} takes most images of two classes each for the other, {listed}{more}: {LOOK[who]}?"
 
 
 def chance_of(predicted: np.ndarray, labels: np.ndarray) -> float:
@@ -83,7 +118,10 @@ def competence_sentence(who: str, found: Mapping[str, Any]) -> str:
 
 
 def guard(who: str, found: Mapping[str, Any], at_chance: str, warn: Callable[[str], None]) -> None:
-    """Warns of a weak classifier. Raises NumericalError for one at chance, unless `at_chance` is warn."""
+    """Warns of a weak classifier, and of one that exchanges classes. Raises NumericalError for one at chance, unless
+    `at_chance` is warn."""
+    if said := exchanged_sentence(who, found):
+        warn(said)
     if found["verdict"] not in ("weak", "chance"):
         return
     what = "no better than guessing" if found["verdict"] == "chance" else "not half of the way from guessing to all"

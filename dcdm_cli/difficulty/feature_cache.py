@@ -23,7 +23,7 @@ from torch import nn
 
 from dcdm_cli.crew.coordinator import Crew
 from dcdm_cli.crew.messages import OpenWorker, Piece
-from dcdm_cli.data.images import image_hash
+from dcdm_cli.data.images import image_hash, shown_by
 from dcdm_cli.data.manifest import Manifest
 from dcdm_cli.difficulty.classifier import Images, decoded, logits_of
 from dcdm_cli.difficulty.features import Extractor, Frozen, open_extractor
@@ -99,7 +99,7 @@ class FeatureCache:
         job: Job,
     ) -> FeatureTable:
         """take: the files of these rows."""
-        home = self.folder / extractor.key[:16]
+        home = self.folder / "-".join(filter(None, (extractor.key[:16], shown_by())))
         hashes = np.array([_number(identity) for identity in identities], np.uint64)
         distinct, first = np.unique(hashes, return_index=True)
         known, _, _ = _index(home, extractor, job)
@@ -137,7 +137,8 @@ class FeatureCache:
             return
         if self.folder.is_dir() and any(self.folder.iterdir()):
             job.note(
-                f"features in {self.folder} are of another network, size or version: computing those of {extractor}"
+                f"features in {self.folder} are of another network, size or version, or of images fitted otherwise: "
+                f"computing those of {extractor}"
             )
         document = {"network": str(extractor), "architecture": extractor.architecture, "key": extractor.key}
         write_json(home / DESCRIPTION, document | {"width": extractor.width})

@@ -66,6 +66,12 @@ def load_judge(folder: Path, device: torch.device | str = "cpu") -> Scorer:
 def check_judged(judged: Manifest, config: JudgeConfig, seed: int = 0) -> None:
     """Raises UsageError, which names how many images each class has and the choices, where the judge's images cannot
     teach it by `config.method`. Whether they can does not depend on the seed."""
+    if not len(judged):
+        raise UsageError(
+            "there are no images for the judge",
+            "name one of the source's parts (--split-map NAME=judge) or hold out more images of dcdm score "
+            "(--test-fraction, --judge-fraction)",
+        )
     if config.method == "scratch":
         return
     labels = judged.column("label").astype(np.int64)

@@ -25,28 +25,30 @@ TELLING = 10  # images: one that lost its label is then no more than what is all
 class Agreement:
     """Collects, batch by batch, whether a judge gives images the label they were made for. One byte per image."""
 
-    def __init__(self, judge: Callable[[np.ndarray], np.ndarray]) -> None:
-        """judge: images uint8 [B, H, W, 3] -> labels int [B]."""
+    def __init__(self, judge: Callable[[np.ndarray], np.ndarray] | None) -> None:
+        """judge: images uint8 [B, H, W, 3] -> labels int [B]; None = there is none to ask."""
         self._judge, self._parts = judge, []
 
     def add(self, images: np.ndarray, labels: np.ndarray) -> None:
-        self._parts.append(self._judge(images) == labels)
+        if self._judge is not None:
+            self._parts.append(self._judge(images) == labels)
 
     @property
-    def agrees(self) -> np.ndarray:
-        """bool [N], in the order the batches came."""
-        return np.concatenate([np.zeros(0, bool), *self._parts])
+    def agrees(self) -> np.ndarray | None:
+        """bool [N], in the order the batches came; None without a judge."""
+        return None if self._judge is None else np.concatenate([np.zeros(0, bool), *self._parts])
 
 
-def adherence(target: np.ndarray, realised: np.ndarray, agrees: np.ndarray) -> dict[str, Any]:
-    """target, realised float [N] in [0, 1]; agrees bool [N]: the judge gives the image the label it was made for.
+def adherence(target: np.ndarray, realised: np.ndarray, agrees: np.ndarray | None) -> dict[str, Any]:
+    """target, realised float [N] in [0, 1]; agrees bool [N]: the judge gives the image the label it was made for; None
+    here and below = there is no judge, and label agreement is None.
 
     spearman is over single images; mean_absolute_error over the targets' mean realised difficulty. Images drawn from a
     distribution have many targets: those are grouped into tenths.
     """
     grouped = _grouped(target)
     rows = [grouped == group for group in np.unique(grouped)]
-    bins = [_target_bin(target[mine].mean(), realised[mine], agrees[mine]) for mine in rows]
+    bins = [_target_bin(target[mine].mean(), realised[mine], share_kept(agrees, mine)) for mine in rows]
     errors = [abs(b["realised_mean"] - b["target"]) for b in bins]
     return {
         "n": len(target),
@@ -57,7 +59,7 @@ def adherence(target: np.ndarray, realised: np.ndarray, agrees: np.ndarray) -> d
 
 
 def per_class(
-    target: np.ndarray, realised: np.ndarray, agrees: np.ndarray, label: np.ndarray, names: Sequence[str]
+    target: np.ndarray, realised: np.ndarray, agrees: np.ndarray | None, label: np.ndarray, names: Sequence[str]
 ) -> list[dict[str, Any]]:
     """The same per class, hardest to steer first; classes without images are left out. error: mean of realised minus
     target."""
@@ -70,10 +72,22 @@ def per_class(
                 "n": int(mine.sum()),
                 "spearman": _spearman(target[mine], realised[mine]),
                 "error": rounded((realised[mine] - target[mine]).mean()),
-                "label_agreement": rounded(agrees[mine].mean()),
+                "label_agreement": share_kept(agrees, mine),
             }
         )
     return sorted(rows, key=lambda row: (row["spearman"] is not None, row["spearman"] or 0))
+
+
+def share_kept(agrees: np.ndarray | None, mine: np.ndarray | slice = slice(None)) -> float | None:
+    """Of `mine` (all, if not said), the share that keeps its label; None without a judge."""
+    return None if agrees is None else rounded(agrees[mine].mean())
+
+
+def label_frontier(real: tuple[np.ndarray, np.ndarray], generated: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
+    """`frontier` and `labels_hold_until` of metrics.json, from what `frontier` takes."""
+    rows = frontier(real, generated)
+    held = {kind: labels_hold_until(rows, kind) for kind in ("real", "generated")}
+    return {"frontier": rows, "labels_hold_until": held}
 
 
 def frontier(
@@ -112,7 +126,7 @@ def labels_hold_until(rows: Iterable[Mapping[str, Any]], kind: str) -> float | N
 
 
 def per_source(
-    target: np.ndarray, realised: np.ndarray, agrees: np.ndarray, sources: Sequence[str | None]
+    target: np.ndarray, realised: np.ndarray, agrees: np.ndarray | None, sources: Sequence[str | None]
 ) -> list[dict[str, Any]]:
     """The same per source of prompts, labels that break most often first; empty where all prompts are of one source.
     error: mean of realised minus target. Images whose difficulty is not known are left out."""
@@ -129,10 +143,10 @@ def per_source(
                 "realised": rounded(realised[mine].mean()),
                 "error": rounded((realised[mine] - target[mine]).mean()),
                 "spearman": _spearman(target[mine], realised[mine]),
-                "agreement": rounded(agrees[mine].mean()),
+                "agreement": share_kept(agrees, mine),
             }
         )
-    return sorted(rows, key=lambda row: row["agreement"]) if len(rows) > 1 else []
+    return sorted(rows, key=lambda row: row["agreement"] or 0) if len(rows) > 1 else []
 
 
 def density(difficulty: np.ndarray) -> dict[str, Any]:
@@ -164,11 +178,11 @@ def _spearman(target: np.ndarray, realised: np.ndarray) -> float | None:
     return rounded(stats.spearmanr(target, realised)[0])
 
 
-def _target_bin(target: float, realised: np.ndarray, agrees: np.ndarray) -> dict[str, Any]:
+def _target_bin(target: float, realised: np.ndarray, kept: float | None) -> dict[str, Any]:
     return {
         "target": rounded(target, 3),
         "realised_mean": rounded(realised.mean()),
         "realised_std": rounded(realised.std()),
-        "label_agreement": rounded(agrees.mean()),
+        "label_agreement": kept,
         "n": len(realised),
     }

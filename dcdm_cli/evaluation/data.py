@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from dcdm_cli.run.progress import Job
 
 HELD_OUT = {"test": "test", "validation": "judge"}  # the setting evaluate.holdout -> the split it names
+SET_ASIDE = {"test": "--test-fraction 0.3", "judge": "--test-fraction 0.3 --judge-fraction 0.4"}  # that do
 FEW = 5  # images per class below which the report warns
 
 
@@ -33,7 +34,7 @@ def evaluated(manifest: Manifest, holdout: str) -> Evaluated:
 
     Held-out images that are also training images are left out, and that is said.
     """
-    _check_splits(manifest)
+    _check_held_out(manifest, HELD_OUT[holdout])
     real, held_out = manifest.split("train"), manifest.split(HELD_OUT[holdout])
     _check_classes(real)
     clean, overlap = _without_copies(real, held_out)
@@ -67,13 +68,13 @@ def check_classes(adapter: Path, theirs: tuple[str, ...], ours: tuple[str, ...])
         )
 
 
-def _check_splits(manifest: Manifest) -> None:
-    for split, purpose in {"judge": "to train the judge", "test": "that nothing was trained on"}.items():
-        if not len(manifest.split(split)):
-            raise UsageError(
-                f"the source has no {split} images {purpose}",
-                f"add a {split}/ folder (or a split column) to the source and run dcdm score again",
-            )
+def _check_held_out(manifest: Manifest, split: str) -> None:
+    if not len(manifest.split(split)):
+        raise UsageError(
+            f"the run has no {split} images to measure on: none that nothing was trained on",
+            f"set some of the source's aside: dcdm score {SET_ASIDE[split]} --force, or name one of its parts: dcdm "
+            f"score --split-map NAME={split} --force; then go on from dcdm caption",
+        )
 
 
 def _check_classes(real: Manifest) -> None:

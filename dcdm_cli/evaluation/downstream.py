@@ -23,6 +23,7 @@ import torch
 from pydantic import BaseModel
 
 from dcdm_cli.crew.devices import use_device
+from dcdm_cli.data.images import DecodeOptions, decode_options, set_decode_options
 from dcdm_cli.data.manifest import Manifest
 from dcdm_cli.difficulty.competence import DOWNSTREAM, chance_of, competence_of, guard, prior_of
 from dcdm_cli.difficulty.fitting import Keep
@@ -199,7 +200,7 @@ def run_arms(
     _train_missing(missing, trial, len(arms) * len(seeds), ledger, job, workers, check)
     rows = {arm.name: [ledger.get(arm_key(arm, trial, config, seed)) or {} for seed in seeds] for arm in arms}
     known = _known(rows.get(trial.baseline, ()), trial)
-    guard(DOWNSTREAM, known, config.at_chance, job.note)
+    guard(DOWNSTREAM, known, config.at_chance, job.warn)
     return {
         "classifier": learner_name(config),
         "steps": None if on_features(config) else config.steps,
@@ -297,7 +298,7 @@ def _taught(lessons: Sequence[_Lesson], trial: Trial, ledger: TrialLedger, job: 
         return
     spawn = multiprocessing.get_context("spawn")  # a forked process cannot use a GPU its parent has used
     stop = spawn.Event()
-    settled = (job.device, _threads() // workers, stop)
+    settled = (job.device, _threads() // workers, stop, decode_options())
     with ProcessPoolExecutor(workers, spawn, initializer=_settle, initargs=settled) as pool:
         waiting: dict[Future[tuple[Result, float] | None], tuple[_Lesson, int]] = {}
         for lesson in lessons:
@@ -344,11 +345,12 @@ def _threads() -> int:
     return torch.get_num_threads()
 
 
-def _settle(device: str, threads: int, stop: Any) -> None:
-    """In a worker: the parent's device, its share of the threads, and Ctrl-C is for the parent to handle, who says when
-    to stop."""
+def _settle(device: str, threads: int, stop: Any, decode: DecodeOptions) -> None:
+    """In a worker: the parent's device and way of decoding, its share of the threads, and Ctrl-C is for the parent to
+    handle, who says when to stop."""
     global _stop
     _stop = stop
+    set_decode_options(decode)
     use_device(device)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(max(1, threads))  # 0 where there are more workers than threads

@@ -178,27 +178,34 @@ def leakage(to_train: Nearest, to_test: Nearest, real: Nearest, to_source: Neare
 
 @dataclass(frozen=True)
 class Findings:
-    """One entry per generated image, bool [N]: blank, near_test, near_train, agrees (judge and label); difficulty
-    float [N], NaN = not measured."""
+    """One entry per generated image, bool [N]: blank, near_test, near_train, agrees (judge and label; None = there is
+    no judge); difficulty float [N], NaN = not measured."""
 
     blank: np.ndarray
     near_test: np.ndarray
     near_train: np.ndarray
-    agrees: np.ndarray
+    agrees: np.ndarray | None
     difficulty: np.ndarray
 
 
-def filter_reasons(findings: Findings, frontier: float) -> list[str | None]:
+def filter_reasons(findings: Findings, frontier: float | None) -> list[str | None]:
     """Why each image should go, or None to keep it.
 
     An image whose label is lost goes only when it is also harder than `frontier`, the difficulty up to which labels
-    hold, and than `MEDIUM`: an image that is merely hard for the judge is what generation is for.
+    hold, and than `MEDIUM`: an image that is merely hard for the judge is what generation is for. None without a judge,
+    when no label is known to be lost.
     """
-    # what was not measured is not taken away for it
-    beyond = np.nan_to_num(findings.difficulty, nan=0.0) > max(frontier, MEDIUM)
-    columns = (findings.blank, findings.near_test, findings.near_train, ~findings.agrees & beyond)
+    columns = (findings.blank, findings.near_test, findings.near_train, _lost(findings, frontier))
     rows = zip(*columns, strict=True)
     return [next((reason for reason, found in zip(REASONS, row, strict=True) if found), None) for row in rows]
+
+
+def _lost(findings: Findings, frontier: float | None) -> np.ndarray:
+    """bool [N]"""
+    if findings.agrees is None or frontier is None:
+        return np.zeros(len(findings.difficulty), bool)
+    # what was not measured is not taken away for it
+    return ~findings.agrees & (np.nan_to_num(findings.difficulty, nan=0.0) > max(frontier, MEDIUM))
 
 
 def counted(reasons: Sequence[str | None], findings: Findings) -> dict[str, Any]:

@@ -33,17 +33,18 @@ class Checked:
     to_source: Nearest | None
 
     def summary(self) -> dict[str, Any]:
+        from dcdm_cli.evaluation.adherence import share_kept
         from dcdm_cli.evaluation.leakage import leakage
 
         return {
             "images": len(self.images),
             "blank": int(self.findings.blank.sum()),
-            "label_agreement": round(float(self.findings.agrees.mean()), 4),
+            "label_agreement": share_kept(self.findings.agrees),
             "leakage": {"features": "thumbnails"} | leakage(self.to_train, self.to_test, self.real, self.to_source),
         }
 
 
-def check_images(data: Evaluated, images: Manifest, difficulty: np.ndarray, judge: Judge, job: Job) -> Checked:
+def check_images(data: Evaluated, images: Manifest, difficulty: np.ndarray, judge: Judge | None, job: Job) -> Checked:
     """difficulty: float32 [N], of the images. Raises NotFoundError for an image that can no longer be read."""
     from dcdm_cli.evaluation.leakage import Findings, nearest
     from dcdm_cli.generation.shards import FLAT_IMAGE
@@ -54,7 +55,7 @@ def check_images(data: Evaluated, images: Manifest, difficulty: np.ndarray, judg
         blank=made.spread < FLAT_IMAGE,
         near_test=to_test.same,
         near_train=to_train.same,
-        agrees=judge.labels_of(images) == images.column("label"),
+        agrees=None if judge is None else judge.labels_of(images) == images.column("label"),
         difficulty=difficulty,
     )
     return Checked(images, findings, to_train, to_test, nearest(held_out, real), _to_source(images, data, made, real))
@@ -97,14 +98,15 @@ def _look(manifest: Manifest, job: Job) -> Looks:
         ) from error
 
 
-def spaces(wanted: str, cache: FeatureCache, judge: Judge, job: Job) -> list[Space]:
+def spaces(wanted: str, cache: FeatureCache, judge: Judge | None, job: Job) -> list[Space]:
     """What images are compared in: the space that was asked for (`evaluate.features`) first. cache: of features
-    that are known already."""
+    that are known already. judge: needed for its own space alone."""
     from dcdm_cli.evaluation.features import JUDGE, frozen_space, model_space
     from dcdm_cli.evaluation.fidelity import INCEPTION, inception
 
-    scorer = judge.scorer
     if wanted == JUDGE:
+        assert judge is not None, "callers refuse its features without one"
+        scorer = judge.scorer
         found = [model_space(JUDGE, scorer.models[0], scorer.preprocessing, scorer.device)]
     else:
         found = [frozen_space(wanted, cache, job)]

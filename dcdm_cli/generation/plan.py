@@ -173,13 +173,35 @@ def make_plan(
     return _filled(header, inputs, labels, wanted, rng, seed)
 
 
-def grid_plan(inputs: PlanInputs, targets: Sequence[float], per_target: int, seed: int, generator: str) -> Plan:
-    """`per_target` images at each difficulty, classes in turn: probes for calibration and adherence."""
+def grid_plan(
+    inputs: PlanInputs,
+    targets: Sequence[float],
+    per_target: int,
+    seed: int,
+    generator: str,
+    *,
+    all_classes: bool = False,
+) -> Plan:
+    """`per_target` images at each difficulty, classes in turn: probes for calibration, adherence and strength.
+
+    Where that is fewer than there are classes, the seed says which: the same ones at each difficulty, so that
+    difficulties can be compared, or with `all_classes` as many as possible, each next difficulty with the next ones.
+    """
     rng = np.random.default_rng((seed, 11))
-    labels = np.tile(np.arange(per_target) % len(inputs.class_names), len(targets))
+    labels = _grid_labels(len(inputs.class_names), len(targets), per_target, seed, all_classes)
     wanted = np.repeat(np.asarray(targets, np.float32), per_target)
     header = Plan(SCHEMA.empty_table(), generator, class_names=tuple(inputs.class_names))
     return _filled(header, inputs, labels, wanted, rng, seed)
+
+
+def _grid_labels(classes: int, targets: int, per_target: int, seed: int, all_classes: bool) -> np.ndarray:
+    """int64 [targets * per_target]"""
+    if per_target >= classes:
+        return np.tile(np.arange(per_target) % classes, targets)
+    order = np.random.default_rng((seed, 29)).permutation(classes)  # the first by name are no sample
+    if all_classes:
+        return order[np.arange(targets * per_target) % classes]
+    return np.tile(order[:per_target], targets)
 
 
 def plan_rows(table: pa.Table) -> list[PlanRow]:

@@ -121,6 +121,9 @@ def _which_difficulty(adherence: Metrics, sweep: Metrics | None, strength_chosen
         why = f"None of {len(measured)} tried was shown to help; the best was {best['name']}: {_difference(pair)}"
         return Advice(question, "It is not the difficulty", why)
     holds, reach = adherence.get("labels_hold_until") or {}, known_bounds(adherence.get("reachable"))
+    if not holds:
+        why = "Without a judge it is not known up to which difficulty labels hold."
+        return Advice(question, "Cannot be told", why, "dcdm evaluate experiment mean-sweep")
     held = holds.get("generated")
     if held is None and "real" in holds and holds["real"] is None:
         why = (

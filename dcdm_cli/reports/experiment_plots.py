@@ -118,7 +118,9 @@ def classes(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
         if row["spearman"] is not None:
             axes.plot([0, row["spearman"]], [y, y], color=ORANGE, linewidth=2)
             axes.plot(row["spearman"], y, "o", color=ORANGE, markersize=7, label="rank correlation" if y == 0 else None)
-        axes.plot(row["label_agreement"], y, "s", color=BLUE, markersize=6, label="label agreement" if y == 0 else None)
+        if row["label_agreement"] is not None:
+            own = "label agreement" if y == 0 else None
+            axes.plot(row["label_agreement"], y, "s", color=BLUE, markersize=6, label=own)
     axes.axvline(0, color=GREY, linewidth=1)
     axes.set_yticks(range(len(shown)), [figure_style.label(row["class"], 24) for row in shown])
     axes.set_ylim(len(shown) - 0.4, -0.6)
@@ -126,7 +128,7 @@ def classes(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     axes.set_xlim(low - 0.03, 1.05)
     more = f" ({len(shown)} of {len(rows)} classes)" if len(shown) < len(rows) else ""
     figure_style.style(axes, f"Which classes can be steered?{more}", "", "", grid="x")
-    if shown:
+    if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=8.5, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2)
     return figure_style.save(figure, path)
 

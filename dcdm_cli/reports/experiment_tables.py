@@ -18,7 +18,7 @@ from dcdm_cli.reports.formatting import (
     verdict,
     weak_sentences,
 )
-from dcdm_cli.reports.quality_tables import class_sheet, competence_sheet
+from dcdm_cli.reports.quality_tables import class_sheet, competence_sheet, without_unknown
 from dcdm_cli.reports.summing_up import accuracy_words, measures_words
 from dcdm_cli.reports.table import Sheet
 from dcdm_cli.reports.tables import adherence_sheet, measure_columns, pairs_sheet, sensitive_sheets
@@ -179,20 +179,18 @@ def _adherence_sheets(document: Metrics) -> Iterator[Sheet]:
     )
     columns = ("", "rank correlation", "mean error", "label agreement", "images")
     said = next(_adherence_sentences(document))
-    yield Sheet("Requested against realised difficulty, before and after calibration", columns, rows, said)
+    sheet = Sheet("Requested against realised difficulty, before and after calibration", columns, rows, said)
+    yield without_unknown(sheet, "label agreement")
     for name, part in steered.items():
         sheet = adherence_sheet({"adherence": part})
         yield replace(sheet, title=f"{sheet.title}, {name}")
     yield class_sheet(steered["calibrated"]["classes"])
-    yield Sheet(
-        "Realised difficulty",
-        ("images", "mean", "label agreement", "number"),
-        tuple(
-            (name, number(part["mean"]), percent(part.get("label_agreement")), str(part["n"]))
-            for name, part in document["densities"].items()
-        ),
-        list(_adherence_sentences(document))[-1],
+    means = tuple(
+        (name, number(part["mean"]), percent(part.get("label_agreement")), str(part["n"]))
+        for name, part in document["densities"].items()
     )
+    columns, said = ("images", "mean", "label agreement", "number"), list(_adherence_sentences(document))[-1]
+    yield without_unknown(Sheet("Realised difficulty", columns, means, said), "label agreement")
 
 
 def _adherence_sentences(document: Metrics) -> Iterator[str]:
@@ -234,5 +232,6 @@ def _held_out(document: Metrics) -> Iterator[str]:
 
 
 def _agreement(targets: Sequence[Mapping[str, Any]]) -> float | None:
-    total = sum(row["n"] for row in targets)
-    return sum(row["label_agreement"] * row["n"] for row in targets) / total if total else None
+    known = [(row["label_agreement"], row["n"]) for row in targets if row["label_agreement"] is not None]
+    total = sum(n for _, n in known)
+    return sum(kept * n for kept, n in known) / total if total else None

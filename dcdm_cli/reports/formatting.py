@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from dcdm_cli import pace
-from dcdm_cli.difficulty.competence import DOWNSTREAM, MEANS, competence_sentence
+from dcdm_cli.difficulty.competence import DOWNSTREAM, MEANS, competence_sentence, exchanged_sentence
 
 NOTHING = "\N{EN DASH}"
 STEERED = 0.5  # rank correlation from which the page says that difficulty can be steered
@@ -105,12 +105,14 @@ def paired_sentences(pairs: Iterable[Mapping[str, Any]]) -> Iterator[str]:
 def known_sentences(known: Mapping[str, Metrics]) -> Iterator[str]:
     """What the classifiers behind the figures know. known: who (of `competence.MEANS`) -> standing."""
     for who, found in known.items():
-        yield competence_sentence(who, found)
+        yield " ".join(filter(None, (competence_sentence(who, found), exchanged_sentence(who, found))))
 
 
 def weak_sentences(known: Mapping[str, Metrics]) -> Iterator[str]:
-    """The same of those alone that know too little, with what that means."""
+    """The same of those alone that know too little, or exchange classes, with what that means."""
     for who, found in known.items():
+        if said := exchanged_sentence(who, found):
+            yield said
         if found["verdict"] in ("weak", "chance"):
             means = MEANS[who] if found["verdict"] == "chance" else WEAKLY.get(who, MEANS[who])
             yield f"{competence_sentence(who, found)[:-1]}: {means}."
@@ -124,10 +126,10 @@ def generated_sentence(results: Metrics, known: Metrics | None = None) -> str:
         text += f", {number(mean)} hard in the mean by the scorer, where {number(results['target_mean'])} was the "
         text += f"target; it sees the label in {percent(results['label_agreement'], 0)} of them"
         if known and known.get("accuracy") is not None:
-            right, guessed = (percent(known[share], 0) for share in ("accuracy", "chance"))
-            text += (
-                f", and in {right} of {known['asked']:,} real images that it did not learn from (guessing: {guessed})"
-            )
+            right, guessed, prior = (percent(known.get(share), 0) for share in ("accuracy", "chance", "prior"))
+            also = f", always naming the largest class: {prior}" if prior not in (guessed, NOTHING) else ""
+            text += f", and in {right} of {known['asked']:,} real images that it did not learn from "
+            text += f"(guessing: {guessed}{also})"
     failed = f"; {results['failed']:,} failed" if results.get("failed") else ""
     return f"{text}{failed}."
 
@@ -168,11 +170,11 @@ def _classifier_sentences(metrics: Metrics) -> Iterator[str]:
 def _quality_sentences(quality: Metrics) -> Iterator[str]:
     if not quality:
         return
-    leakage = quality["leakage"]
+    leakage, kept = quality["leakage"], quality["label_agreement"]
+    seen = "" if kept is None else f"; the judge sees the label in {percent(kept)}"
     yield (
         f"Of {quality['images']} generated images {quality['blank']} are blank, {leakage['near_train']} repeat a "
-        f"training image and {leakage['near_test']} a held-out image; the judge sees the label in "
-        f"{percent(quality['label_agreement'])}."
+        f"training image and {leakage['near_test']} a held-out image{seen}."
     )
     if leakage.get("from_source"):
         yield f"{leakage['near_source']} of {leakage['from_source']} images that started from a real one repeat it."

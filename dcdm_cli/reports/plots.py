@@ -101,13 +101,15 @@ def image_grid(path: Path, rows: Sequence[GridRow], title: str) -> Path:
 def requested_vs_realised(
     path: Path, adherence: Mapping[str, Any], calibration: Mapping[str, Sequence[float]] | None = None
 ) -> Path:
-    """Above: mean realised difficulty per target, against the diagonal. Below: share that keeps its label.
+    """Above: mean realised difficulty per target, against the diagonal. Below: share that keeps its label, if a
+    judge has said it.
 
     adherence: that part of the metrics; a target may also hold `realised_std`. calibration: `requested` and `realised`
     of the probe and the `fitted` monotone map, drawn as what would come out without the correction.
     """
-    figure = figure_style.figure(6.4, 7.2)
-    grid = figure.add_gridspec(2, 1, height_ratios=[2.6, 1])
+    judged = any(row["label_agreement"] is not None for row in adherence["targets"])
+    figure = figure_style.figure(6.4, 7.2 if judged else 5.2)
+    grid = figure.add_gridspec(2, 1, height_ratios=[2.6, 1]) if judged else figure.add_gridspec(1, 1)
     axes = figure.add_subplot(grid[0])
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (4, 3)), label="exactly as asked", zorder=1)
     if known := known_bounds(adherence.get("reachable")):
@@ -124,9 +126,12 @@ def requested_vs_realised(
     correlation = "" if spearman is None else f" Rank correlation {number(spearman)}"
     figure_style.style(axes, f"Does what was asked for come out?{correlation}", "", "realised difficulty")
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="auto")
-    axes.tick_params(labelbottom=False)
     axes.legend(frameon=False, fontsize=8, loc="upper left")
-    _agreement_panel(figure.add_subplot(grid[1], sharex=axes), adherence["targets"])
+    if judged:
+        axes.tick_params(labelbottom=False)
+        _agreement_panel(figure.add_subplot(grid[1], sharex=axes), adherence["targets"])
+    else:
+        axes.set_xlabel("target difficulty", fontsize=9, color=INK)
     return figure_style.save(figure, path)
 
 

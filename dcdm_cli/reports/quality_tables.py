@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from dcdm_cli.reports.formatting import NOTHING, Metrics, duration, known_sentences, number, percent
@@ -26,6 +27,15 @@ REASONS = {
 }
 
 
+def without_unknown(sheet: Sheet, column: str) -> Sheet:
+    """Without this column where no row knows anything of it."""
+    place = sheet.columns.index(column)
+    if any(row[place] != NOTHING for row in sheet.rows):
+        return sheet
+    columns, *rows = ((*row[:place], *row[place + 1 :]) for row in (sheet.columns, *sheet.rows))
+    return replace(sheet, columns=columns, rows=tuple(rows))
+
+
 def class_sheet(classes: Sequence[Mapping[str, Any]]) -> Sheet:
     """The classes that are hardest to steer; the others are counted in the title."""
     shown = classes[:MAX_CLASSES]
@@ -35,7 +45,8 @@ def class_sheet(classes: Sequence[Mapping[str, Any]]) -> Sheet:
     )
     more = f", the {len(shown)} hardest to steer of {len(classes)}" if len(shown) < len(classes) else ""
     columns = ("class", "rank correlation", "realised minus target", "label agreement", "images")
-    return Sheet(f"Adherence by class{more}", columns, rows, classes_words(classes))
+    sheet = Sheet(f"Adherence by class{more}", columns, rows, classes_words(classes))
+    return without_unknown(sheet, "label agreement")
 
 
 def prompt_sheet(sources: Sequence[Mapping[str, Any]]) -> Sheet:
@@ -52,15 +63,14 @@ def prompt_sheet(sources: Sequence[Mapping[str, Any]]) -> Sheet:
         for row in sources
     )
     sentence = ""
-    if len(rows) > 1:
+    if len(rows) > 1 and all(row["agreement"] is not None for row in sources):
         worst, best = sources[0], max(sources, key=lambda row: row["agreement"])
         sentence = (
             f"Prompts of {worst['source']} keep their label in {percent(worst['agreement'])} of images, those of "
             f"{best['source']} in {percent(best['agreement'])}."
         )
-    return Sheet(
-        "By source of prompts", ("prompts of", "images", "target", "realised", "rank", "label"), rows, sentence
-    )
+    columns = ("prompts of", "images", "target", "realised", "rank", "label")
+    return without_unknown(Sheet("By source of prompts", columns, rows, sentence), "label")
 
 
 def sets_sheet(sets: Mapping[str, Metrics]) -> Sheet:
@@ -70,7 +80,8 @@ def sets_sheet(sets: Mapping[str, Metrics]) -> Sheet:
     known = {name: value for name, m in sets.items() if (value := (m.get("quality") or {}).get("label_agreement"))}
     best = max(known, key=lambda name: known[name], default="")
     sentence = f"The label is kept most often in {best} ({percent(known[best])}, by the judge)." if best else ""
-    return Sheet("Generated sets", columns, rows, f"{sentence} Copies are counted by thumbnails.".lstrip())
+    sentence = f"{sentence} Copies are counted by thumbnails.".lstrip()
+    return without_unknown(Sheet("Generated sets", columns, rows, sentence), "label kept")
 
 
 def _set_row(name: str, metrics: Metrics) -> tuple[str, ...]:
@@ -205,14 +216,17 @@ def _likeness_in_words(document: Metrics) -> str:
 
 def filter_sheet(results: Mapping[str, Any]) -> Sheet:
     """What a filter would take away and what it leaves."""
-    rows = [(REASONS[reason], str(count)) for reason, count in results["removed"].items()]
+    edge, removed = results["frontier"], dict(results["removed"])
+    if edge is None:  # nobody looked at labels
+        removed.pop("label_lost", None)
+    rows = [(REASONS[reason], str(count)) for reason, count in removed.items()]
     rows += [
         (f"kept, {part['difficulty']} images", f"{part['kept']} of {part['images']}")
         for part in results["by_difficulty"]
     ]
     rows.append(("kept", f"{results['kept']} of {results['images']}"))
-    edge = number(results["frontier"])
-    title = f"Filter: lost labels count only beyond difficulty {edge}"
+    title = f"Filter: lost labels count only beyond difficulty {number(edge)}"
+    title = "Filter, without a judge: nothing is said of labels" if edge is None else title
     return Sheet(title, ("finding", "images"), tuple(rows), filter_words(results))
 
 

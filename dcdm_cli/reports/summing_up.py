@@ -63,10 +63,11 @@ def targets_words(targets: Rows) -> str:
     low, high = (pick(known, key=lambda row: row["target"]) for pick in (min, max))
     if low is high:
         return f"For a target of {number(low['target'])} images are {number(low['realised_mean'])} hard in the mean."
+    kept = [row["label_agreement"] for row in (low, high)]
+    seen = "" if None in kept else f"; their label is seen in {percent(kept[0], 0)} and {percent(kept[1], 0)}"
     return (
         f"For targets from {number(low['target'])} to {number(high['target'])} images come out from "
-        f"{number(low['realised_mean'])} to {number(high['realised_mean'])} hard in the mean; their label is seen in "
-        f"{percent(low['label_agreement'], 0)} and {percent(high['label_agreement'], 0)}."
+        f"{number(low['realised_mean'])} to {number(high['realised_mean'])} hard in the mean{seen}."
     )
 
 

@@ -30,6 +30,7 @@ from dcdm_cli.reports.quality_tables import (
     cost_sheet,
     fidelity_sheet,
     prompt_sheet,
+    without_unknown,
 )
 from dcdm_cli.reports.summing_up import (
     accuracy_words,
@@ -132,7 +133,8 @@ def adherence_sheet(metrics: Metrics) -> Sheet:
         for row in targets
     )
     columns = ("target", "realised", "label agreement", "images")
-    return Sheet("Target and realised difficulty", columns, rows, targets_words(targets))
+    sheet = Sheet("Target and realised difficulty", columns, rows, targets_words(targets))
+    return without_unknown(sheet, "label agreement")
 
 
 def frontier_sheet(metrics: Metrics) -> Sheet:

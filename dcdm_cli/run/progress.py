@@ -18,8 +18,9 @@ def silent(what: str, done: int, total: int) -> None:
 class Job:
     """device: a torch device name. stop_signal: the signal that asked to stop, or None; polled between units.
 
-    note: a line for the person watching. detail: (what is being done, text) shown beside its progress, such as a loss.
-    log: the numbers of a training step, kept in the run folder.
+    note: a line for the person watching; warn: one that is said to who wants to read little, too. detail: (what is
+    being done, text) shown beside its progress, such as a loss. log: the numbers of a training step, kept in the run
+    folder.
     """
 
     device: str = "cpu"
@@ -28,6 +29,7 @@ class Job:
     note: Callable[[str], None] = lambda message: None
     detail: Callable[[str, str], None] = lambda what, text: None
     log: Callable[[Mapping[str, float]], None] = lambda numbers: None
+    warn: Callable[[str], None] = lambda message: None
 
     def stop_if_asked(self, saved: str) -> None:
         """Raises InterruptedRunError at a point where everything finished is saved. saved: says what."""

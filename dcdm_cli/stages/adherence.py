@@ -47,7 +47,7 @@ class Gallery:
         return [self.best[key] for key in sorted(self.best) if key[0] == label]
 
 
-def measured_adherence(session: Session, data: Evaluated, judge: Judge, job: Job) -> StageRecord:
+def measured_adherence(session: Session, data: Evaluated, judge: Judge | None, job: Job) -> StageRecord:
     """Its record holds the `adherence` part of metrics.json; made again only when something it depends on changed."""
     work = lambda: _probe_targets(session, data, judge, job)  # noqa: E731
     return session.run.run(adherence_stage(session), work, force=session.force)[0]
@@ -80,7 +80,7 @@ def reachable_targets(session: Session) -> tuple[tuple[float, float], list[float
     return (low, high), targets
 
 
-def summary(probed: Probed, agrees: np.ndarray, names: Sequence[str]) -> dict[str, Any]:
+def summary(probed: Probed, agrees: np.ndarray | None, names: Sequence[str]) -> dict[str, Any]:
     from dcdm_cli.evaluation.adherence import adherence, per_class, per_source
 
     results = adherence(probed.target, probed.realised, agrees)
@@ -110,12 +110,12 @@ def atlas_rows(train: Manifest, gallery: Gallery) -> list[GridRow]:
     return rows
 
 
-def _probe_targets(session: Session, data: Evaluated, judge: Judge, job: Job) -> Outcome:
-    from dcdm_cli.evaluation.adherence import Agreement, frontier, labels_hold_until
+def _probe_targets(session: Session, data: Evaluated, judge: Judge | None, job: Job) -> Outcome:
+    from dcdm_cli.evaluation.adherence import Agreement
 
     config = session.config
     reachable, targets = reachable_targets(session)
-    agreement, gallery = Agreement(judge.labels), Gallery()
+    agreement, gallery = Agreement(judge.labels if judge else None), Gallery()
 
     def watch(rows: Sequence[PlanRow], images: np.ndarray, realised: np.ndarray) -> None:
         agreement.add(images, np.array([row.label for row in rows]))
@@ -131,13 +131,17 @@ def _probe_targets(session: Session, data: Evaluated, judge: Judge, job: Job) ->
     results = summary(probed, agreement.agrees, data.manifest.class_names)
     results["reachable"] = [round(edge, 4) for edge in reachable]
     results["targets_out_of_reach"] = [t for t in config.evaluate.targets if t not in targets]
-    real = _real(session, data, judge, job)
-    results["judge_accuracy"] = round(float(np.mean(real[1])), 4) if len(real[1]) else None
-    results["frontier"] = frontier(real, (probed.realised, agreement.agrees))
-    results["labels_hold_until"] = {
-        kind: labels_hold_until(results["frontier"], kind) for kind in ("real", "generated")
-    }
+    if judge is not None and agreement.agrees is not None:
+        results |= _judged(_real(session, data, judge, job), (probed.realised, agreement.agrees))
     return Outcome([_grid(session, data.real, gallery)], "", results, job.device)
+
+
+def _judged(real: tuple[np.ndarray, np.ndarray], generated: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
+    """What the judge says of labels; real, generated: as `frontier` takes them."""
+    from dcdm_cli.evaluation.adherence import label_frontier
+
+    accuracy = round(float(np.mean(real[1])), 4) if len(real[1]) else None
+    return {"judge_accuracy": accuracy, **label_frontier(real, generated)}
 
 
 def _real(session: Session, data: Evaluated, judge: Judge, job: Job) -> tuple[np.ndarray, np.ndarray]:

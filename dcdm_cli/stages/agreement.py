@@ -19,13 +19,16 @@ if TYPE_CHECKING:
 MOST = 2000  # real images that the judge is asked about: shares change little beyond
 
 
-def scorer_and_judge(session: Session, data: Evaluated, judge: Judge, job: Job) -> dict[str, Any]:
+def scorer_and_judge(session: Session, data: Evaluated, judge: Judge | None, job: Job) -> dict[str, Any]:
     """`agreement` and `competence` of metrics.json; measured once per scorer and judge. Warns of a weak judge.
+    Without a judge, agreement is None and the scorer's competence stands alone.
 
     Raises NumericalError for one that is no better than guessing.
     """
-    from dcdm_cli.difficulty.competence import JUDGE, guard
+    from dcdm_cli.difficulty.competence import JUDGE, SCORER, guard
 
+    if judge is None:
+        return {"agreement": None, "competence": {SCORER: _scorer_known(data)}}
     record, _ = session.run.run(_stage(session, data), lambda: _asked(data, judge, job), force=session.force)
     guard(JUDGE, record.results["competence"][JUDGE], session.config.judge.at_chance, session.console.warn)
     return record.results
@@ -46,6 +49,12 @@ def _asked(data: Evaluated, judge: Judge, job: Job) -> Outcome:
     some = data.real.select(labelled[evenly(len(labelled), MOST)])
     labels, scored = some.column("label").astype(np.int64), some.column("predicted").astype(np.int64)
     judged = judge.labels_of(some)
-    whole = data.real.column("predicted").astype(np.int64), data.real.column("label").astype(np.int64)
-    known = {SCORER: competence(*whole), JUDGE: competence(judged, labels)}
+    known = {SCORER: _scorer_known(data), JUDGE: competence(judged, labels, some.class_names)}
     return Outcome([], "", {"agreement": error_agreement(scored, judged, labels), "competence": known}, job.device)
+
+
+def _scorer_known(data: Evaluated) -> dict[str, Any]:
+    from dcdm_cli.difficulty.competence import competence
+
+    predicted, labels = (data.real.column(name).astype(np.int64) for name in ("predicted", "label"))
+    return competence(predicted, labels, data.real.class_names)

@@ -23,7 +23,7 @@ from dcdm_cli.stages.devices import settle_generation
 from dcdm_cli.stages.evaluate import evaluation_stage, stage_records, the_bill
 from dcdm_cli.stages.evaluation_data import checked_data
 from dcdm_cli.stages.jobs import open_job
-from dcdm_cli.stages.judge import open_judge
+from dcdm_cli.stages.judge import judge_said, open_judge
 from dcdm_cli.stages.quality import checked_images, generated_images, generated_quality
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def _look(session: Session) -> Outcome:
     from dcdm_cli.stages.report import draw, evaluation_drawings, how_made
 
     run, job, clock = session.run, open_job(session), time.monotonic()
-    data = checked_data(session)
+    data = judge_said(session, checked_data(session))
     judge, images = open_judge(session, data.manifest, job), _required(session, data)
     known = scorer_and_judge(session, data, judge, job)
     metrics = {"schema": 1, "device": job.device, "adherence": _adherence(session, data, images, judge, job)}
@@ -104,21 +104,22 @@ def _look(session: Session) -> Outcome:
     return Outcome([file, report], "", metrics, job.device, listed=[run.evaluation, run.generated])
 
 
-def _adherence(session: Session, data: Evaluated, images: Manifest, judge: Judge, job: Job) -> dict[str, Any]:
+def _adherence(session: Session, data: Evaluated, images: Manifest, judge: Judge | None, job: Job) -> dict[str, Any]:
     """Target against measured difficulty of finished images, read in batches."""
-    from dcdm_cli.evaluation.adherence import adherence, frontier, labels_hold_until, per_class, per_source
+    from dcdm_cli.evaluation.adherence import adherence, label_frontier, per_class, per_source
 
     target, realised = images.column("target_difficulty"), measured_difficulty(session.run.scorer, images, job)
     label = images.column("label").astype(np.int64)
-    agrees = judge.labels_of(images) == label
-    rows = frontier(_real(data.real, judge, len(images)), (realised, agrees))
+    agrees, judged = None, {}
+    if judge is not None:
+        agrees = judge.labels_of(images) == label
+        judged = label_frontier(_real(data.real, judge, len(images)), (realised, agrees))
     by_source = per_source(target, realised, agrees, images.table["prompt_source"].to_pylist())
     return {
         **adherence(target, realised, agrees),
         **({"prompt_sources": by_source} if by_source else {}),
         "classes": per_class(target, realised, agrees, label, images.class_names),
-        "frontier": rows,
-        "labels_hold_until": {kind: labels_hold_until(rows, kind) for kind in ("real", "generated")},
+        **judged,
     }
 
 
@@ -135,7 +136,7 @@ def _filter(session: Session) -> Outcome:
     from dcdm_cli.evaluation.leakage import counted, filter_reasons
 
     run, job = session.run, open_job(session)
-    data = checked_data(session)
+    data = judge_said(session, checked_data(session))
     images = _required(session, data)
     judge = open_judge(session, data.manifest, job)
     scorer_and_judge(session, data, judge, job)  # images are taken away on the judge's word: it has to know something
@@ -150,13 +151,15 @@ def _filter(session: Session) -> Outcome:
     return Outcome([removed, rest], "", results, job.device, listed=[run.evaluation, run.generated])
 
 
-def _edge(checked: Checked) -> float:
+def _edge(checked: Checked) -> float | None:
     """The difficulty up to which generated images keep their labels, at least `MEDIUM`. From generated images alone: a
-    filter must not learn from test images."""
+    filter must not learn from test images. None without a judge."""
     from dcdm_cli.evaluation.adherence import frontier, labels_hold_until
     from dcdm_cli.evaluation.leakage import MEDIUM
 
     findings = checked.findings
+    if findings.agrees is None:
+        return None
     nothing = np.zeros(0, np.float32), np.zeros(0, bool)
     held = labels_hold_until(frontier(nothing, (findings.difficulty, findings.agrees)), "generated")
     return round(max(MEDIUM, held or 0.0), 4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from dcdm_cli.errors import CapabilityError, UsageError
@@ -95,8 +96,13 @@ def open_crew(session: Session, open_worker: OpenWorker, spread: Spread, job: Jo
 
 
 def crew_of(session: Session, spread: Spread, job: Job) -> OpenCrew | None:
-    """Opens the crew when there is work for it; None = the command does the work itself."""
-    return (lambda open_worker: open_crew(session, open_worker, spread, job)) if spread else None
+    """Opens the crew when there is work for it; None = the command does the work itself. Its workers decode images as
+    the command does."""
+    from dcdm_cli.data.images import decode_options, decoding_so
+
+    if not spread:
+        return None
+    return lambda open_worker: open_crew(session, partial(decoding_so, decode_options(), open_worker), spread, job)
 
 
 def run_features(session: Session, job: Job, spread: Spread | None = None) -> FeatureCache:

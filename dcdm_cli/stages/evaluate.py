@@ -67,12 +67,12 @@ def _measure_all(session: Session, records: Mapping[str, StageRecord]) -> Outcom
     from dcdm_cli.stages.adherence import measured_adherence
     from dcdm_cli.stages.agreement import scorer_and_judge
     from dcdm_cli.stages.evaluation_data import checked_data
-    from dcdm_cli.stages.judge import open_judge
+    from dcdm_cli.stages.judge import judge_said, open_judge
     from dcdm_cli.stages.quality import generated_quality
     from dcdm_cli.stages.report import write_evaluation_report
 
     run, job = session.run, open_job(session)
-    data = checked_data(session)
+    data = judge_said(session, checked_data(session))
     prepare_check(session, job)  # before the judge: what is wrong with it is said at once
     check_compared_by(session)
     judge = open_judge(session, data.manifest, job)

@@ -39,7 +39,7 @@ def finetune_pieces(session: Session) -> Pieces:
     steps = config.steps if chosen else int(config.strength or 0)
     told, images = [f"{steps:,} steps of {config.batch_size} images"], 0
     if config.strength == "auto":
-        points, each = _probes(session, config, plain)
+        points, each = _probes(session, config)
         probes = "1 probe" if points == 1 else f"{points} probes"
         told.append(f"{probes} of {each} images to choose how far to go")
         images += points * each
@@ -54,15 +54,12 @@ def finetune_pieces(session: Session) -> Pieces:
     return Pieces(steps, config.batch_size, images, calls, tuple(told))
 
 
-def _probes(session: Session, config: FinetuneConfig, plain: bool) -> tuple[int, int]:
+def _probes(session: Session, config: FinetuneConfig) -> tuple[int, int]:
     """(points, images of each)"""
-    from dcdm_cli.data.manifest import manifest_classes
-    from dcdm_cli.stages.strength import REQUESTS, grid, images_per_point, snapshot_steps
+    from dcdm_cli.stages.strength import drawn_per_point, grid, images_per_point
 
-    strength, classes = session.config.strength, manifest_classes(session.run.samples) or ()
-    points = len(grid(snapshot_steps(config.steps, strength), session, plain))
-    each = images_per_point(strength.probe_budget, points, len(classes))
-    return points, REQUESTS * -(-each // REQUESTS)
+    points = len(grid(session, config))
+    return points, drawn_per_point(images_per_point(session.config.strength.probe_budget, points))
 
 
 @dataclass

@@ -25,7 +25,7 @@ def open_job(session: Session, device: str | None = None, *, here: bool = True) 
         use_device(device)
     _use_decode_options(session)
     console = session.console
-    job = Job(device, console.progress, asked_to_stop, console.note, console.detail)
+    job = Job(device, console.progress, asked_to_stop, console.note, console.detail, warn=console.warn)
     job.stop_if_asked(KEPT)
     return job
 

@@ -36,7 +36,7 @@ def generated_images(session: Session, data: Evaluated) -> Manifest | None:
     return images if len(images) else None
 
 
-def generated_quality(session: Session, data: Evaluated, judge: Judge, job: Job) -> dict[str, Any] | None:
+def generated_quality(session: Session, data: Evaluated, judge: Judge | None, job: Job) -> dict[str, Any] | None:
     """The `quality` part of metrics.json; None before `dcdm generate`."""
     from dcdm_cli.evaluation.quality import compared, spaces
 
@@ -53,7 +53,7 @@ def generated_quality(session: Session, data: Evaluated, judge: Judge, job: Job)
     return quality
 
 
-def checked_images(session: Session, data: Evaluated, images: Manifest, judge: Judge, job: Job) -> Checked:
+def checked_images(session: Session, data: Evaluated, images: Manifest, judge: Judge | None, job: Job) -> Checked:
     from dcdm_cli.evaluation.quality import check_images, measured_difficulty
 
     return check_images(data, images, measured_difficulty(session.run.scorer, images, job), judge, job)

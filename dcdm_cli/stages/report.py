@@ -216,13 +216,10 @@ def evaluation_drawings(metrics: Mapping[str, Any], curve: Mapping[str, Any] | N
             "Dots on the diagonal mean that what is asked for is what comes out.",
             lambda path: plots.requested_vs_realised(path, adherence, curve),
         ),
-        Drawing(
-            "frontier.png",
-            "Label frontier",
-            "Where generated images keep their label as often as equally hard real ones, they are hard, not wrong.",
-            lambda path: plots.frontier(path, adherence),
-        ),
     ]
+    if adherence.get("frontier"):
+        text = "Where generated images keep their label as often as equally hard real ones, they are hard, not wrong."
+        drawings.append(Drawing("frontier.png", "Label frontier", text, lambda path: plots.frontier(path, adherence)))
     if downstream:
         text = "Same optimiser steps in every arm; test images that nothing was trained on."
         title = "What the images are worth"

@@ -163,21 +163,23 @@ def _say_what_was_understood(session: Session, found: Scan) -> None:
 
 
 def _warn_of_refusals(session: Session, manifest: Manifest) -> None:
-    """What later stages will refuse is said before hours of work, by their own rules. No image at all for the judge is
-    said by the scan."""
-    from dcdm_cli.difficulty.judge import check_judged
+    """What later stages will refuse or leave out is said before hours of work, by their own rules."""
     from dcdm_cli.evaluation.strength import check_unseen
-    from dcdm_cli.stages.strength import unseen_at_most
+    from dcdm_cli.stages.judge import without_judge
+    from dcdm_cli.stages.strength import grid, images_per_point, unseen_at_most
 
-    config, judged = session.config, manifest.split("judge")
-    if len(judged):
-        _warn_of(session, "dcdm evaluate", lambda: check_judged(judged, config.judge))
+    config = session.config
+    tested = len(manifest.split("test")) > 0  # else `dcdm evaluate` stops, as the scan has said
+    if tested and (why := without_judge(manifest, config)):
+        session.console.warn(f"dcdm evaluate will go on {why}")
     if config.finetune.strength == "auto":
         unseen = unseen_at_most(manifest, config.strength.keep_back, config.seed)
         _warn_of(session, "dcdm finetune", lambda: check_unseen(unseen))
+        points, budget = grid(session, config.finetune), config.strength.probe_budget
+        _warn_of(session, "dcdm finetune", lambda: images_per_point(budget, len(points)))
 
 
-def _warn_of(session: Session, command: str, check: Callable[[], None]) -> None:
+def _warn_of(session: Session, command: str, check: Callable[[], object]) -> None:
     try:
         check()
     except UsageError as error:
@@ -248,7 +250,7 @@ def _known(session: Session, train: Manifest, columns: Mapping[str, np.ndarray])
 
     if "predicted" not in columns:
         return {}
-    found = competence(columns["predicted"], train.column("label").astype("int64"))
+    found = competence(columns["predicted"], train.column("label").astype("int64"), train.class_names)
     guard(SCORER, found, session.config.score.at_chance, session.console.warn)
     session.console.note(competence_sentence(SCORER, found))
     return {"competence": found}

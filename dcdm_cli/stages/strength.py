@@ -6,7 +6,7 @@ Not from the paper. The choice becomes part of the adapter's record: later stage
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 REQUESTS = 5  # difficulties asked for at each point, evenly over the real images' own
 PROBES = "probes.jsonl"
-MEASURED = "hard and right"  # what rows of it hold; older ones lack what the rule asks for
+MEASURED = "hard and right, over all classes"  # what rows of it hold; older ones lack what the rule asks for
 MOST_UNSEEN = 2000  # real images looked at to judge a strength: more would take longer than they tell
 MOST_LEARNED = 100_000  # training images that copies are looked for among: their features are held at once
 HELPS = "more real images of each class, or a base model that knows these classes, would help"
@@ -70,7 +70,7 @@ def snapshot_steps(most: int, config: StrengthConfig) -> tuple[int, ...]:
     return tuple(sorted({round(step) for step in np.geomspace(max(1, most / 16), most, 4)}))
 
 
-def grid(steps: Sequence[int], session: Session, plain: bool) -> list[Point]:
+def grid(session: Session, config: FinetuneConfig) -> list[Point]:
     """Every combination of steps, scale and guidance that is to be probed. A scale that a flag fixes is not varied."""
     from dcdm_cli.evaluation.strength import Point
 
@@ -78,8 +78,9 @@ def grid(steps: Sequence[int], session: Session, plain: bool) -> list[Point]:
     scales = (generate.lora_scale,) if "generate.lora_scale" in given else strength.lora_scales
     fixed = _fixing("text_guidance") & set(given)
     pairs = ((generate.text_guidance, generate.difficulty_guidance),) if fixed else strength.guidance
-    if plain:  # without difficulty only the text's scale acts
+    if config.conditioning == "none":  # without difficulty only the text's scale acts
         pairs = tuple((text, text) for text in sorted({text for text, _ in pairs}))
+    steps = snapshot_steps(config.steps, strength)
     return [Point(step, scale, *pair) for step in steps for scale in scales for pair in pairs]
 
 
@@ -130,15 +131,15 @@ def _chosen(
     check_judged_by(session)
     strength, clock = session.config.strength, time.monotonic()
     images = split_unseen(read_manifest(session.run.samples), config, strength.keep_back, session.config.seed)
-    steps = snapshot_steps(config.steps, strength)
-    points = grid(steps, session, config.conditioning == "none")
-    each = images_per_point(strength.probe_budget, len(points), len(images.rows.class_names))
-    lesson = TrainingRows(images.rows, steps)
+    points, classes = grid(session, config), len(images.rows.class_names)
+    each = images_per_point(strength.probe_budget, len(points))
+    if said := sampled_classes(each, len(points), classes):
+        session.console.note(f"strength: {said}")
+    lesson = TrainingRows(images.rows, snapshot_steps(config.steps, strength))
     results = train_adapter(session, config, folder, job, difficulty_of, lesson)
     if not Ranks.of_environment().is_main:
         return results
-    space = open_space(session, job)
-    labels, classes = images.unseen.column("label").astype(np.int64), len(images.rows.class_names)
+    space, labels = open_space(session, job), images.unseen.column("label").astype(np.int64)
     learned = images.rows.select(evenly(len(images.rows), MOST_LEARNED))
     real = RealFeatures(space.of(learned), space.of(images.unseen), labels, classes)
     table = []
@@ -186,16 +187,30 @@ def _guided_as_pays(
     return pays
 
 
-def images_per_point(budget: int, points: int, classes: int) -> int:
+def images_per_point(budget: int, points: int) -> int:
     """Raises UsageError when the budget gives a point too few images to say anything."""
-    each, needed = budget // points, max(LEAST, classes)
-    if each < needed:
+    each = budget // points
+    if each < LEAST:
         raise UsageError(
-            f"strength.probe_budget = {budget} gives {each} images to each of {points} points, and {needed} are needed "
-            f"(at least {LEAST}, and one per class)",
-            f"raise it: --set strength.probe_budget={needed * points}, or probe fewer points",
+            f"strength.probe_budget = {budget} gives {each} images to each of {points} points, and {LEAST} are needed",
+            f"raise it: --set strength.probe_budget={LEAST * points}, or probe fewer points",
         )
     return each
+
+
+def drawn_per_point(each: int) -> int:
+    """As many at each of `REQUESTS` difficulties, so a few more than `each` where that does not divide it."""
+    return REQUESTS * -(-each // REQUESTS)
+
+
+def sampled_classes(each: int, points: int, classes: int) -> str:
+    """What is to be said where a point has fewer images than there are classes; "" where it has one of each."""
+    if (drawn := drawn_per_point(each)) >= classes:
+        return ""
+    return (
+        f"{drawn} images per point are fewer than the {classes} classes: every point is probed with the same {drawn} "
+        f"classes, drawn from the seed (one image of each class: --set strength.probe_budget={classes * points})"
+    )
 
 
 def open_space(session: Session, job: Job) -> Space:
@@ -253,16 +268,19 @@ def _measured(
 
 def _drawn(session: Session, adapter: Path, each: int, space: Space, job: Job) -> Any:
     from dcdm_cli.evaluation.strength import Drawn
+    from dcdm_cli.generation.plan import grid_plan
     from dcdm_cli.stages.calibrate import fit, probe_points
-    from dcdm_cli.stages.probe import open_run_engine, probe
+    from dcdm_cli.stages.probe import first_draws, open_run_engine, plan_inputs, probe_rows
 
     engine = open_run_engine(session, adapter, job, insist=False)
-    targets = probe_points(session, REQUESTS)
+    targets, inputs = probe_points(session, REQUESTS), plan_inputs(without_prompts(session), calibrated=False)
+    per_target, seed = drawn_per_point(each) // REQUESTS, session.config.seed + 700
+    plan = grid_plan(inputs, targets, per_target, seed, engine.generator, all_classes=True)
     features: list[np.ndarray] = []
     clock = time.monotonic()
-    probed = probe(
-        without_prompts(session), engine, targets, -(-each // REQUESTS), job, seed=session.config.seed + 700,
-        calibrated=False, watch=lambda rows, images, difficulty: features.append(space.seen(images)),
+    probed = probe_rows(
+        without_prompts(session), first_draws(engine), plan.rows(), job, check=False,
+        watch=lambda rows, images, difficulty: features.append(space.seen(images)),
     )  # fmt: skip
     seconds = time.monotonic() - clock
     try:

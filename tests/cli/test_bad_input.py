@@ -52,10 +52,12 @@ def test_what_cannot_be_trained_on_is_said_by_score(tmp_path: Path) -> None:
 def test_what_later_stages_would_refuse_is_said_by_score(tmp_path: Path) -> None:
     """Three classes of a dozen images leave one image of each for the judge."""
     photos = write_images(tmp_path / "photos", {"cat": 12, "dog": 12, "eel": 12})
-    asked = ("--set", "judge.method=auto", "--set", "finetune.strength=auto")
+    asked = ("--set", "judge.method=auto", "--set", "finetune.strength=auto", "--set", "strength.probe_budget=30")
     made = run("score", photos, "--run", new_run(tmp_path / "run"), *asked)
-    assert "dcdm evaluate will stop: the judge's images are too few" in made.stderr
+    assert "dcdm evaluate will go on without a judge, as the judge's images are too few" in made.stderr
+    assert "what it would say is left out: label agreement" in made.stderr and "evaluate will stop" not in made.stderr
     assert "dcdm finetune will stop: 3 real images are kept from fine-tuning" in made.stderr
+    assert "dcdm finetune will stop: strength.probe_budget = 30 gives " in made.stderr
     for choice in ("3 of 3 classes, 1 at most", "--judge-fraction", "--test-fraction", "judge.method=scratch"):
         assert choice in made.stderr
 

@@ -51,3 +51,13 @@ def open_toy(device: str, should_stop: Callable[[], bool]) -> ToyWorker:
     if device == "none":
         os._exit(7)
     return ToyWorker(device, should_stop)
+
+
+class DecodingWorker(ToyWorker):
+    """Says of itself how it decodes images."""
+
+    def __init__(self, device: str, should_stop: Callable[[], bool]) -> None:
+        from dcdm_cli.data.images import decode_options
+
+        super().__init__(device, should_stop)
+        self.hello["decodes"] = decode_options()

@@ -7,6 +7,7 @@ import os
 import struct
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, PngImagePlugin
 
-from dcdm_cli.data.images import DecodeOptions, RejectedImage, as_square, decode_image, image_hash
+from dcdm_cli.data.images import DecodeOptions, RejectedImage, as_square, decode_image, image_format, image_hash
 
 from .conftest import encoded, picture
 
@@ -99,10 +100,30 @@ def test_size_limits_hold_before_any_pixel_is_decoded() -> None:
 
 
 def test_a_bomb_warning_turned_into_an_error_is_too_large() -> None:
-    with warnings.catch_warnings(), pytest.raises(RejectedImage) as caught:
+    with warnings.catch_warnings(), pytest.raises(RejectedImage, match="--max-pixels N allows more") as caught:
         warnings.simplefilter("error")
-        decode_image(png_header(10_000, 10_000), DecodeOptions(max_pixels=10**9))
+        decode_image(png_header(10_000, 10_000))
     assert caught.value.reason == "too_large"
+
+
+@pytest.mark.parametrize("usual", [40, 80])  # 96 pixels: an error of Pillow's, or a warning
+def test_what_the_setting_allows_pillow_allows_too_and_nothing_beyond(
+    usual: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", usual)
+    assert pixels(encoded(picture()), max_pixels=96).size == 96 * 3
+    assert image_format(encoded(picture())) == "PNG"
+    assert usual == Image.MAX_IMAGE_PIXELS, "whatever else opens images keeps its guard"
+    assert reason(encoded(picture()), max_pixels=95) == "too_large"
+    assert reason(b"no image at all", max_pixels=96) == "not_an_image" and usual == Image.MAX_IMAGE_PIXELS
+
+
+def test_threads_that_decode_at_once_leave_pillows_limit_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)
+    content = encoded(picture())
+    with ThreadPoolExecutor(8) as pool:
+        sizes = list(pool.map(lambda number: pixels(content, max_pixels=96 + number).size, range(200)))
+    assert sizes == [96 * 3] * 200 and Image.MAX_IMAGE_PIXELS == 40
 
 
 def test_small_and_thin_images() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,6 +66,19 @@ def test_splits_without_class_folders_are_not_classes(put: Put, scanned: Scanned
         scanned()
     assert "--split-map test=class,train=class" in caught.value.hint
     assert scanned(split_map={"train": "class", "test": "class"}).manifest.class_names == ("test", "train")
+
+
+@pytest.mark.usefixtures("split_tree")
+def test_a_flat_test_folder_beside_labelled_images_can_be_left_out(put: Put, scanned: Scanned, tmp_path: Path) -> None:
+    """Competitions keep the test images' labels to themselves."""
+    shutil.rmtree(tmp_path / "images" / "test")
+    for index in range(3):
+        put(f"test/{index}.png", 50 + index)
+    with pytest.raises(UsageError, match=r"test/ has no class folders, as train/ has") as caught:
+        scanned()
+    assert "--split-map test=none" in caught.value.hint and "train=class,test=class" in caught.value.hint
+    found = scanned(split_map=read_split_map(["test=none"]))
+    assert splits_of(found) == [("train", "cat"), ("train", "dog")] and not found.rejected
 
 
 def test_folds_are_told_from_classes(put: Put, scanned: Scanned) -> None:

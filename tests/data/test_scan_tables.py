@@ -204,6 +204,23 @@ def test_an_unlabelled_split_is_named(scanned: Scanned, tmp_path: Path) -> None:
     assert scanned(tmp_path / "saved", split_map={"test": "none"}).manifest.column("split").tolist() == ["train"] * 2
 
 
+def test_a_split_without_the_column_of_labels_can_be_left_out(scanned: Scanned, tmp_path: Path) -> None:
+    write_parquet(tmp_path / "data/train.parquet", pictures(1, 2), ["cat", "dog"])
+    pq.write_table(pa.table({"image": pictures(3), "id": [7]}), tmp_path / "data/test.parquet")
+    with pytest.raises(UsageError, match=r"test\.parquet, the split 'test', has no column label, as train") as caught:
+        scanned(tmp_path / "data")
+    assert "--split-map test=none" in caught.value.hint and "--label-column" in caught.value.hint
+    found = scanned(tmp_path / "data", split_map={"test": "none"})
+    assert found.manifest.column("split").tolist() == ["train", "train"] and not found.rejected
+    (tmp_path / "data/test.parquet").rename(tmp_path / "data/secret.parquet")
+    with pytest.raises(UsageError) as caught:
+        scanned(tmp_path / "data", split_map={"secret": "test"})
+    assert "--split-map secret=none" in caught.value.hint
+    assert len(scanned(tmp_path / "data", split_map={"secret": "none"}).manifest) == 2
+    with pytest.raises(UsageError, match="has no column kind; it has"):
+        scanned(tmp_path / "data", split_map={"secret": "none"}, label_column="kind")
+
+
 def test_a_file_beside_splits_is_asked_about(scanned: Scanned, tmp_path: Path) -> None:
     for seed, name in enumerate(("train-0", "test-0", "extra")):
         write_parquet(tmp_path / f"data/{name}.parquet", pictures(seed), ["cat"])

@@ -5,8 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dcdm_cli.difficulty.competence import FEWEST, MEANS, competence, competence_sentence, guard
+from dcdm_cli.difficulty.competence import (
+    FEWEST,
+    JUDGE,
+    LOOK,
+    MEANS,
+    SCORER,
+    competence,
+    competence_sentence,
+    exchanged_sentence,
+    guard,
+)
 from dcdm_cli.errors import NumericalError
+from dcdm_cli.reports.formatting import known_sentences, weak_sentences
 
 LABELS = np.repeat(np.arange(10), 30)
 
@@ -57,3 +68,29 @@ def test_the_guard_warns_of_the_weak_and_stops_at_chance(who: str) -> None:
     assert caught.value.figures == {name: guesser[name] for name in ("accuracy", "chance", "prior", "asked")}
     guard(who, guesser, "warn", said.append)
     assert len(said) == 2 and competence_sentence(who, guesser)[:-1] in said[1]
+
+
+NAMES = [f"class {label}" for label in range(10)]
+
+
+@pytest.mark.parametrize("who", LOOK)
+def test_two_classes_that_are_taken_for_each_other_are_named_however_good_the_rest_is(who: str) -> None:
+    mapped = np.array([0, 1, 5, 3, 4, 2, 6, 7, 8, 9])[LABELS]
+    found = competence(mapped, LABELS, NAMES)
+    assert found["verdict"] == "good" and found["accuracy"] == 0.8 and found["exchanged"] == [["class 2", "class 5"]]
+    said: list[str] = []
+    guard(who, found, "stop", said.append)
+    assert len(said) == 1 and "'class 2' and 'class 5'" in said[0] and "labels" in said[0]
+    assert ("--class-map" in said[0] and "in another order" in said[0]) == (who == SCORER)
+    assert list(weak_sentences({who: found})) == said and said[0] in next(iter(known_sentences({who: found})))
+
+
+def test_what_a_classifier_may_do_by_itself_is_no_exchange() -> None:
+    one_way = np.where(LABELS == 2, 5, LABELS)
+    half = np.where(np.isin(LABELS, (2, 5)) & (np.arange(300) % 2 == 0), 7 - LABELS, LABELS)
+    few = np.array([0] * 4 + [1] * 4 + [2] * 40)
+    for predicted, labels in ((one_way, LABELS), (half, LABELS), (np.where(few < 2, 1 - few, few), few)):
+        found = competence(predicted, labels, NAMES)
+        assert "exchanged" not in found and exchanged_sentence(JUDGE, found) == ""
+    everything = competence(LABELS ^ 1, LABELS, NAMES)
+    assert len(everything["exchanged"]) == 5 and "and 2 more pairs" in exchanged_sentence(SCORER, everything)

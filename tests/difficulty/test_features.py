@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from dcdm_cli.data.images import DecodeOptions, decode_options, set_decode_options
 from dcdm_cli.data.manifest import Manifest
 from dcdm_cli.difficulty import feature_cache
 from dcdm_cli.difficulty.classifier import build_classifier, logits_of
@@ -231,6 +232,20 @@ def test_generated_images_are_known_by_what_they_show(small: Path, manifest: Man
         pixels[:9] = 0
         Image.fromarray(pixels).save(tmp_path / "made.png")
         seen.append(FeatureCache(tmp_path / "cache").of(open_extractor(str(small)), made, Job()).take(np.arange(1)))
+    assert not np.allclose(seen[0], seen[1], rtol=1e-2)
+
+
+def test_features_of_images_that_were_fitted_otherwise_are_others(
+    small: Path, manifest: Manifest, tmp_path: Path, looked: list[int], request: pytest.FixtureRequest
+) -> None:
+    """A hash of the pixels does not tell how they are shown."""
+    usual = decode_options()
+    request.addfinalizer(lambda: set_decode_options(usual))
+    cache, seen = FeatureCache(tmp_path / "cache"), []
+    for options in (DecodeOptions(), DecodeOptions(reduce_to=8), DecodeOptions(max_pixels=10**6), DecodeOptions()):
+        set_decode_options(options)
+        seen.append(cache.of(open_extractor(str(small)), manifest, Job()).take(np.arange(20)))
+    assert sum(looked) == 40 and np.array_equal(seen[0], seen[2]) and np.array_equal(seen[0], seen[3])
     assert not np.allclose(seen[0], seen[1], rtol=1e-2)
 
 

@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from dcdm_cli.console import Console
 from dcdm_cli.run.resolution import resolve
@@ -73,3 +75,14 @@ def experimented(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 def forced(session: Session) -> Session:
     return replace(session, force=True)
+
+
+def coloured(folder: Path, classes: int, each: int) -> Path:
+    """folder/<class>/<number>.png: squares of a colour per class, no two of them the same."""
+    rng = np.random.default_rng(0)
+    for label, colour in enumerate(rng.integers(0, 200, (classes, 3))):
+        (folder / f"class {label:02}").mkdir(parents=True)
+        for number in range(each):
+            pixels = (colour + rng.integers(0, 55, (32, 32, 3))).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"class {label:02}" / f"{number}.png")
+    return folder

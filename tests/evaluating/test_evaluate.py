@@ -26,13 +26,16 @@ from dcdm_cli.run.progress import Job
 from dcdm_cli.run.store import Outcome, RunFolder, Stage
 from dcdm_cli.stages.artefacts import run_artefacts, run_filter
 from dcdm_cli.stages.atlas import hardest_classes, run_atlas
+from dcdm_cli.stages.caption import run_caption
 from dcdm_cli.stages.evaluate import run_evaluate
 from dcdm_cli.stages.evaluation_data import checked_data
 from dcdm_cli.stages.experiments.generators import prepare_variant, variant_session
+from dcdm_cli.stages.finetune import run_finetune
 from dcdm_cli.stages.generate import run_generate
 from dcdm_cli.stages.next_plan import run_next_plan
+from dcdm_cli.stages.score import run_score
 
-from .conftest import session_of
+from .conftest import coloured, session_of
 
 
 @pytest.fixture(scope="module")
@@ -273,7 +276,7 @@ def test_missing_splits_classes_and_scorer_are_named(run: Path) -> None:
     splits = read_manifest(run / "samples.parquet").column("split").astype(str)
     labels = read_manifest(run / "samples.parquet").column("label")
     rewritten(run, split=np.where(splits == "test", "train", splits))
-    with pytest.raises(UsageError, match="no test images"):
+    with pytest.raises(UsageError, match="has no test images to measure on"):
         checked_data(session_of(run))
     rewritten(run, split=np.where((splits == "train") & (labels > 0), "judge", splits))
     with pytest.raises(UsageError, match="at least two classes"):
@@ -286,6 +289,47 @@ def test_missing_splits_classes_and_scorer_are_named(run: Path) -> None:
     (run / "scorer").rename(run / "gone")
     with pytest.raises(UsageError, match="needs a scorer"):
         checked_data(session_of(run))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("share", "says"), [(0.01, "there are no images for the judge"), (0.2, "3 of 3 classes, 1 at most of a class")]
+)
+def test_without_a_judge_the_rest_is_measured_and_what_is_left_out_is_said(
+    share: float, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    asked = {"data__source": str(coloured(tmp_path / "images", 3, 20)), "data__test_fraction": 0.3}
+    asked |= {"data__judge_fraction": share, "score__method": "features", "judge__method": "features"}
+    asked |= {"evaluate__features": "packaged", "downstream__at_chance": "warn"}
+    talking = replace(session_of(run, **asked), console=Console())
+    run_score(talking)
+    scored = " ".join(capsys.readouterr().err.split())
+    assert "dcdm evaluate will go on without a judge" in scored and says in scored
+    for stage in (run_caption, run_finetune, run_generate):
+        stage(session_of(run, **asked))
+    with pytest.raises(UsageError, match="cannot be compared in the judge's features without a judge"):
+        run_evaluate(session_of(run, **{**asked, "evaluate__features": "judge"}))
+    capsys.readouterr()
+    do_job(talking, ("run", None), {})
+    shown = capsys.readouterr()
+    said = " ".join(shown.err.split())
+    assert "evaluated without a judge" in said and says in said
+    metrics = json.loads((run / "evaluation" / "metrics.json").read_text())
+    assert metrics["agreement"] is None and list(metrics["competence"]) == ["scorer", "downstream"]
+    assert metrics["adherence"]["n"] == 20 and "frontier" not in metrics["adherence"]
+    assert metrics["quality"]["label_agreement"] is None and metrics["quality"]["fidelity"]
+    assert [text for text in metrics["warnings"] if says in text]
+    for gone in ("label agreement", "frontier", "err on the same", "sees the label", "label is seen"):
+        assert gone not in shown.out.lower(), "no column and no sentence rests on what nobody said"
+    page = (run / "evaluation" / "report.html").read_text()
+    assert page.count("Evaluated without a judge") == 1 and "sees the label" not in page
+    assert not (run / "evaluation" / "figures" / "frontier.png").exists()
+    do_job(talking, ("check", None), {})
+    assert "label agreement" not in capsys.readouterr().out
+    assert json.loads((run / "evaluation" / "artefacts.json").read_text())["adherence"]["n"] == 20
+    do_job(talking, ("filter", None), {})
+    assert "nothing is said of labels" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_run_of_other_data_is_refused_and_an_old_adapter_noted(run: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from dcdm_cli.console import Console
 from dcdm_cli.data.manifest import Manifest
 from dcdm_cli.errors import InterruptedRunError, UsageError
 from dcdm_cli.evaluation import strength as measures
@@ -16,9 +17,11 @@ from dcdm_cli.run.session import recorded_layers, with_chosen_strength, with_set
 from dcdm_cli.run.settings import FinetuneConfig
 from dcdm_cli.run.store import Outcome, RunFolder, Stage
 from dcdm_cli.stages import strength as stage
+from dcdm_cli.stages.caption import run_caption
 from dcdm_cli.stages.finetune import run_finetune
+from dcdm_cli.stages.score import run_score
 
-from .conftest import session_of
+from .conftest import coloured, session_of
 
 AUTO: dict[str, Any] = {
     "finetune__strength": "auto", "finetune__steps": 2, "strength__checkpoints": (1, 2),
@@ -72,6 +75,31 @@ def test_a_budget_too_small_for_the_points_is_refused_before_anything_is_trained
     with pytest.raises(UsageError, match="gives 5 images to each of 2 points, and 20 are needed") as caught:
         run_finetune(session_of(run, **{**AUTO, "strength__probe_budget": 10}))
     assert "probe_budget=40" in caught.value.hint and adapter_hash(run / "adapter") == before
+
+
+@pytest.mark.slow
+def test_more_classes_than_images_per_point_are_probed_by_a_sample_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    probed: list[list[int]] = []
+
+    def seen(drawn: measures.Drawn, real: measures.RealFeatures) -> dict[str, float]:
+        probed.append(drawn.label.tolist())
+        return usual(drawn, real)
+
+    usual = measures.measure_point
+    monkeypatch.setattr(measures, "measure_point", seen)
+    many = {**AUTO, "data__source": str(coloured(tmp_path / "images", 25, 8)), "score__method": "features"}
+    many |= {"data__test_fraction": 0.4, "data__judge_fraction": 0.5}
+    run_score(session_of(tmp_path / "run", **many))
+    run_caption(session_of(tmp_path / "run", **many))
+    talking = replace(session_of(tmp_path / "run", **many), console=Console())
+    strength = run_finetune(talking).results["strength"]
+    said = " ".join(capsys.readouterr().err.split())
+    assert strength["images_per_point"] == 20 and len(strength["points"]) == 2
+    first, second = probed
+    assert first == second and len(set(first)) == 20 and sorted(set(first)) != list(range(20))
+    assert "20 images per point are fewer than the 25 classes" in said and "strength.probe_budget=50" in said
 
 
 def test_a_number_of_steps_switches_the_choice_off(run: Path) -> None:

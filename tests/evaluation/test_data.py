@@ -44,10 +44,15 @@ def test_few_images_of_a_class_are_said() -> None:
     assert "fewer than 5" in evaluated(manifest(train=8), "test").warnings[0]
 
 
-@pytest.mark.parametrize("missing", ["test", "judge"])
-def test_a_split_that_is_missing_is_refused(missing: str) -> None:
-    with pytest.raises(UsageError, match=f"no {missing} images"):
-        evaluated(manifest(**{missing: 0}), "test")
+@pytest.mark.parametrize(("holdout", "missing"), [("test", "test"), ("validation", "judge")])
+def test_nothing_to_measure_on_is_refused_with_the_command_that_sets_images_aside(holdout: str, missing: str) -> None:
+    with pytest.raises(UsageError, match=f"no {missing} images") as caught:
+        evaluated(manifest(**{missing: 0}), holdout)
+    assert "dcdm score --test-fraction 0.3" in caught.value.hint and f"NAME={missing}" in caught.value.hint
+
+
+def test_what_is_not_measured_on_may_be_missing() -> None:
+    assert len(evaluated(manifest(judge=0), "test").held_out) == len(evaluated(manifest(test=0), "validation").held_out)
 
 
 def test_one_class_alone_says_nothing() -> None:

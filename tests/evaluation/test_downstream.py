@@ -15,6 +15,7 @@ from PIL import Image
 from scipy import stats
 
 from dcdm_cli.data.digits import digit_images
+from dcdm_cli.data.images import DecodeOptions, decode_options, set_decode_options
 from dcdm_cli.errors import InterruptedRunError
 from dcdm_cli.evaluation import downstream as module
 from dcdm_cli.evaluation.downstream import (
@@ -285,10 +286,14 @@ def test_anything_that_matters_is_computed_anew(tmp_path: Path, accuracies: dict
 
 
 @pytest.mark.slow
-def test_several_processes_give_what_one_gives(tmp_path: Path, pair: tuple[Samples, Samples]) -> None:
+def test_several_processes_give_what_one_gives(
+    tmp_path: Path, pair: tuple[Samples, Samples], request: pytest.FixtureRequest
+) -> None:
     real, test = pair
     quick = SETTINGS.model_copy(update={"steps": 8, "at_chance": "warn"})
-    made = []
+    made, usual = [], decode_options()
+    set_decode_options(DecodeOptions(reduce_to=4))  # which the processes do not know by themselves
+    request.addfinalizer(lambda: set_decode_options(usual))
     for workers in (1, 2):
         how = {"trial": Trial(real, test, 2, "d"), "config": quick, "seeds": [0, 1], "workers": workers}
         folder = tmp_path / str(workers)

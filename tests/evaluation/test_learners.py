@@ -82,5 +82,5 @@ def test_a_baseline_that_guesses_ends_the_comparison(trial: Trial, tmp_path: Pat
     assert not calls
     said: list[str] = []
     config = HEAD.model_copy(update={"at_chance": "warn"})
-    run_arms(arms, blind, config, [0], ledger=ledger, job=Job(note=said.append))
+    run_arms(arms, blind, config, [0], ledger=ledger, job=Job(warn=said.append))
     assert calls and any("no better than guessing" in line for line in said)

@@ -75,6 +75,19 @@ def test_a_grid_has_every_class_at_every_target() -> None:
     assert sorted(pairs) == sorted((np.float32(t).item(), y) for t in (0.1, 0.6) for y in (0, 0, 1, 1, 2, 2))
 
 
+def test_a_grid_of_fewer_images_than_classes_has_a_sample_of_them_that_the_seed_draws() -> None:
+    names = [f"class {number:02}" for number in range(30)]
+    many = inputs(class_names=names, captions=[[name] for name in names])
+    same, all_of_them = (grid_plan(many, [0.1, 0.6], 12, 0, "g", all_classes=wide).table for wide in (False, True))
+    labels = same["label"].to_pylist()
+    assert labels[:12] == labels[12:] and len(set(labels)) == 12, "difficulties can be compared"
+    assert sorted(labels[:12]) != list(range(12)), "the first by name are no sample"
+    assert len(set(all_of_them["label"].to_pylist())) == 24, "as many classes as there are images"
+    assert labels != grid_plan(many, [0.1, 0.6], 12, 1, "g").table["label"].to_pylist()
+    wide = grid_plan(many, [0.1, 0.6, 0.9], 20, 0, "g", all_classes=True).table["label"].to_numpy()
+    assert np.bincount(wide, minlength=30).tolist() == [2] * 30
+
+
 def test_a_plan_survives_the_disk(tmp_path: Path) -> None:
     write_plan(plan(), tmp_path / "plan.parquet")
     assert read_plan(tmp_path / "plan.parquet").table.equals(plan().table)

@@ -4,6 +4,7 @@ import pytest
 
 from dcdm_cli.reports.formatting import (
     duration,
+    generated_sentence,
     interval,
     paired_sentences,
     points,
@@ -84,3 +85,10 @@ def test_missing_sections_are_left_out():
     assert summary_sentences({"schema": 1}) == []
     assert len(summary_sentences({"seconds": {"score": 1.0}})) == 1
     assert summary_sentences({"seconds": {"artefacts": 18.0}}) == ["Looking at them took 18 s."]
+
+
+def test_how_generated_images_came_out_is_said_beside_what_guessing_and_the_largest_class_get() -> None:
+    made = {"images": 40, "measured_mean": 0.42, "target_mean": 0.4, "label_agreement": 0.8}
+    known = {"accuracy": 0.7, "asked": 200, "chance": 0.3, "prior": 0.6}
+    assert "(guessing: 30 %, always naming the largest class: 60 %)" in generated_sentence(made, known)
+    assert generated_sentence(made, {**known, "prior": 0.301}).endswith("did not learn from (guessing: 30 %).")

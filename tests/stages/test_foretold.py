@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dcdm_cli.console import Console
@@ -14,6 +15,8 @@ from dcdm_cli.run.session import Session
 from dcdm_cli.run.store import Outcome, RunFolder, Stage
 from dcdm_cli.stages.evaluate import foretold, head_warnings
 from dcdm_cli.stages.foretold import Pieces, Teller, finetune_pieces
+from dcdm_cli.stages.jobs import open_job
+from dcdm_cli.stages.score import _known
 
 
 @pytest.fixture
@@ -82,6 +85,26 @@ def test_how_long_all_of_it_takes_is_said_once_a_step_is_timed(monkeypatch: pyte
             told.progress("fine-tuning", done, steps)
         assert said == expected
         said.clear()
+
+
+def test_what_a_job_warns_of_is_said_even_when_little_is_to_be_read(
+    run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = open_job(session(run, device="cpu"))
+    job.note("all is well")
+    job.warn("the downstream classifier guesses")
+    said = capsys.readouterr().err
+    assert "the downstream classifier guesses" in said and "all is well" not in said
+
+
+def test_classes_that_are_exchanged_are_said_by_score(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"path": f"{i}.png", "label": i % 8, "class_name": "abcdefgh"[i % 8], "split": "train"} for i in range(80)]
+    train = Manifest.from_rows(rows, tuple("abcdefgh"))
+    answers = np.array([0, 3, 2, 1, 4, 5, 6, 7])[train.column("label")]
+    found = _known(session(run), train, {"predicted": answers})["competence"]
+    assert found["verdict"] == "good" and found["exchanged"] == [["b", "d"]]
+    said = " ".join(capsys.readouterr().err.split())
+    assert "each for the other, 'b' and 'd'" in said and "--class-map" in said
 
 
 def test_seeds_of_heads_are_said_to_prove_little(run: RunFolder) -> None:

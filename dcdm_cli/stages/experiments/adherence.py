@@ -14,7 +14,7 @@ from dcdm_cli.run.session import Session
 from dcdm_cli.stages.adherence import reachable_targets, summary
 from dcdm_cli.stages.agreement import scorer_and_judge
 from dcdm_cli.stages.experiments.generators import ready_for
-from dcdm_cli.stages.judge import open_judge
+from dcdm_cli.stages.judge import judge_said, open_judge
 from dcdm_cli.stages.probe import open_run_engine, plan_inputs, probe, probe_rows
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 
 def adherence_document(session: Session, experiment: Experiment, data: Evaluated, job: Job) -> dict[str, Any]:
+    data = judge_said(session, data)
     judge = open_judge(session, data.manifest, job)
     known = scorer_and_judge(session, data, judge, job)
     engine = open_run_engine(session, session.run.adapter, job)
@@ -36,17 +37,18 @@ def adherence_document(session: Session, experiment: Experiment, data: Evaluated
     densities = {"real": _real(session, data, job)}
     for arm in experiment.arms:
         densities[arm.name] = _arm(session, experiment, arm, judge, job)
-    return {"adherence": steered, "densities": densities, "competence": known["competence"]}
+    found = {"adherence": steered, "densities": densities, "competence": known["competence"]}
+    return found | {"warnings": list(data.warnings)}
 
 
 def _probed(
-    session: Session, engine: Engine, judge: Judge, data: Evaluated, job: Job, *, calibrated: bool
+    session: Session, engine: Engine, judge: Judge | None, data: Evaluated, job: Job, *, calibrated: bool
 ) -> dict[str, Any]:
     """The same targets and seeds twice, so that the two differ in the calibration alone."""
     from dcdm_cli.evaluation.adherence import Agreement
 
     config = session.config.evaluate
-    agreement = Agreement(judge.labels)
+    agreement = Agreement(judge.labels if judge else None)
     probed = probe(
         session,
         engine,
@@ -60,9 +62,9 @@ def _probed(
     return summary(probed, agreement.agrees, data.manifest.class_names)
 
 
-def _arm(session: Session, experiment: Experiment, arm: ArmSpec, judge: Judge, job: Job) -> dict[str, Any]:
+def _arm(session: Session, experiment: Experiment, arm: ArmSpec, judge: Judge | None, job: Job) -> dict[str, Any]:
     """Images at the arm's own target distribution, as `dcdm generate` would make them."""
-    from dcdm_cli.evaluation.adherence import Agreement, density
+    from dcdm_cli.evaluation.adherence import Agreement, density, share_kept
     from dcdm_cli.generation.budget import Budget
     from dcdm_cli.generation.plan import make_plan
     from dcdm_cli.generation.targets import parse_target
@@ -74,13 +76,13 @@ def _arm(session: Session, experiment: Experiment, arm: ArmSpec, judge: Judge, j
     counts = Budget(count=config.evaluate.density_images).per_label(np.ones(len(inputs.class_names)))
     seed = config.evaluate.seed + config.seed
     plan = make_plan(inputs, counts, parse_target(config.generate.difficulty), seed, engine.generator)
-    agreement = Agreement(judge.labels)
+    agreement = Agreement(judge.labels if judge else None)
 
     def watch(rows: Sequence[PlanRow], images: np.ndarray, realised: np.ndarray) -> None:
         agreement.add(images, _labels(rows))
 
     probed = probe_rows(own, engine, plan.rows(), job, watch)
-    return {**density(probed.realised), "label_agreement": round(float(agreement.agrees.mean()), 4)}
+    return {**density(probed.realised), "label_agreement": share_kept(agreement.agrees)}
 
 
 def _real(session: Session, data: Evaluated, job: Job) -> dict[str, Any]:
