@@ -63,9 +63,14 @@ def run_advice(session: Session, metrics: Mapping[str, Any]) -> list[Advice]:
     from dcdm_cli.stages.first_look import full_size_advice
 
     found = advice(metrics, _experiments(session.run), strength_chosen=strength_choice(session.run) is not None)
-    found = about_run(found, run_words(session.run))
+    found = about_run(found, run_words(session.run), _taken_names(session.run))
     images = (metrics.get("quality") or {}).get("images") or 0
     return [*found, *(full_size_advice(session, images) if found else [])]
+
+
+def _taken_names(run: RunFolder) -> list[str]:
+    """Of the generated sets that were begun or finished, "" for the one without a name."""
+    return [name for name in ("", *run.set_names()) if run.with_images(name).generated.exists()]
 
 
 def how_made() -> dict[str, str]:
