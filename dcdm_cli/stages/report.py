@@ -120,15 +120,15 @@ def _gallery(run: RunFolder, manifest: Manifest) -> PictureGallery | None:
     return PictureGallery([*made, *pictures(manifest.split("train"), MOST_PICTURES // 2)]) if made else None
 
 
-def prompt_lines(run: RunFolder, results: Mapping[str, Any]) -> list[RenderableType]:
-    """What prompts of several sources cost, for the screen; nothing where all are of one."""
+def prompt_lines(tables: Path, results: Mapping[str, Any]) -> list[RenderableType]:
+    """What prompts of several sources cost, for the screen, and as a CSV file; nothing where all are of one."""
     if not results.get("prompt_sources"):
         return []
     from dcdm_cli.reports.quality_tables import prompt_sheet
     from dcdm_cli.reports.table import shown
     from dcdm_cli.reports.tables import saved_sheets
 
-    return shown(saved_sheets([prompt_sheet(results["prompt_sources"])], run.tables))
+    return shown(saved_sheets([prompt_sheet(results["prompt_sources"])], tables))
 
 
 def generated_lines(run: RunFolder, results: Mapping[str, Any]) -> list[RenderableType]:
@@ -137,7 +137,8 @@ def generated_lines(run: RunFolder, results: Mapping[str, Any]) -> list[Renderab
     from dcdm_cli.reports.table import sentence
 
     known = scorer_known(run).get("scorer")
-    return [sentence(generated_sentence(results, known)), *prompt_lines(run, results)]
+    tables = run.tables / "-".join(filter(None, ("generated", run.images_name)))  # each set's are its own
+    return [sentence(generated_sentence(results, known)), *prompt_lines(tables, results)]
 
 
 @dataclass(frozen=True)
