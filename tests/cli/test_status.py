@@ -29,7 +29,8 @@ def test_a_finished_run(job: FinishedJob, tmp_path: Path) -> None:
     folder = copytree(job.run, tmp_path / ("long-" * 10 + "name"))
     (folder / "records" / "generate.json").unlink()
     shown = run("status", "--run", folder, env={"COLUMNS": "80"}).stdout
-    assert f"\nNext:\n  dcdm generate --run {folder}\n" in shown
+    lines = [line.rstrip() for line in shown.splitlines()]
+    assert lines[lines.index("Next:") + 1] == f"  dcdm generate --run {folder}"
 
 
 def test_dcdm_alone_says_where_the_run_folder_stands(job: FinishedJob, tmp_path: Path) -> None:
