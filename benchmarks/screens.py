@@ -90,16 +90,23 @@ def main() -> None:
 
 def drawn(screen: Screen, folder: Path) -> Path:
     """The screen as an SVG file."""
-    lines = shown(screen, folder)
+    lines = [part for line in shown(screen, folder) for part in broken(line)]
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True)
     console.print(Text(f"$ {screen.words}", style="bold"))
     for line in lines[: screen.rows]:
-        console.print(Text.from_ansi(line), no_wrap=True, overflow="crop")
+        console.print(line, no_wrap=True, overflow="crop")
     if len(lines) > screen.rows:
         console.print(Text("…"))
     file = FOLDER / f"{screen.name}.svg"
     file.write_text(FONTS.sub("", console.export_svg(title="dcdm")), "utf-8")
     return file
+
+
+def broken(line: str) -> list[Text]:
+    """As a terminal shows a line: what is longer than it is wide goes on below."""
+    text = Text.from_ansi(line)
+    text.rstrip()
+    return list(text.divide(range(COLUMNS, len(text), COLUMNS)))
 
 
 def shown(screen: Screen, folder: Path) -> list[str]:

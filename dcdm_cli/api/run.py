@@ -241,7 +241,7 @@ class Run:
 
     def check(self, *, repair: bool = False, verify: bool = False) -> list[Finding]:
         """Whether what lies in the folder is what the stages left there. repair: writes again what is cheap to make.
-        verify: reads every generated image too."""
+        verify: reads every generated image and exported network too."""
         from dcdm_cli.stages.check import run_check
 
         with self._opened("check", False, {}) as session:

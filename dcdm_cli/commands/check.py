@@ -25,7 +25,9 @@ def register(app: typer.Typer, summary: str) -> None:
         repair: Annotated[
             bool, typer.Option("--repair", help="Write again what is cheap to make; remove leftovers.")
         ] = False,
-        verify: Annotated[bool, typer.Option("--verify", help="Read every generated image too.")] = False,
+        verify: Annotated[
+            bool, typer.Option("--verify", help="Read generated images and exported networks too.")
+        ] = False,
     ) -> None:
         from rich.text import Text
 

@@ -40,5 +40,8 @@ def register(app: typer.Typer, summary: str) -> None:
         from dcdm_cli.stages.report import prompt_lines, strength_lines
 
         document = {"stage": "finetune", "path": str(session.run.adapter), **Run.of(session).finetune().results}
-        told = [*strength_lines(session.run, document), *prompt_lines(session.run, document.get("calibration") or {})]
+        told = [
+            *strength_lines(session.run, document),
+            *prompt_lines(session.run.tables, document.get("calibration") or {}),
+        ]
         session.console.result(document, session.run.adapter, told)

@@ -14,7 +14,7 @@ from dcdm_cli.commands.options import finite, stage_command
 from dcdm_cli.errors import ExitCode, UsageError
 from dcdm_cli.run.session import Session
 from dcdm_cli.stages.generate import warn_unreachable
-from dcdm_cli.stages.plan import Wishes, price_sheet
+from dcdm_cli.stages.plan import Wishes, price_lines
 
 JOIN = "join"
 EXAMPLES = (
@@ -103,9 +103,6 @@ def show_part(session: Session, plan_file: Path | None, part: str) -> None:
 
 
 def show_price(session: Session, wishes: Wishes) -> None:
-    from dcdm_cli.reports.table import shown
-    from dcdm_cli.reports.tables import saved_sheets
-
     plan, cost, file = Run.of(session).plan(budget_hours=wishes.hours, gpu_hour_price=wishes.hour_price)
     warn_unreachable(session, plan)
     if cost.disk_bytes * 1.1 > cost.disk_free_bytes:
@@ -113,4 +110,4 @@ def show_price(session: Session, wishes: Wishes) -> None:
             f"the images need about {cost.disk_bytes / 1e9:.1f} GB and {cost.disk_free_bytes / 1e9:.1f} GB are free"
         )
     document = {"plan": str(file), "plan_hash": plan.hash, **cost.document()}
-    session.console.result(document, file, shown(saved_sheets([price_sheet(cost, file)], session.run.tables)))
+    session.console.result(document, file, price_lines(cost, file, session.run.tables))

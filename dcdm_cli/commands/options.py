@@ -20,6 +20,7 @@ from dcdm_cli.errors import UsageError
 from dcdm_cli.run.origins import toml_document
 from dcdm_cli.run.resolution import flat_items
 from dcdm_cli.run.session import Session, checked_name, peaks_told
+from dcdm_cli.stages.rehearsal import rehearse
 
 
 def stage_command(
@@ -60,6 +61,7 @@ def stage_command(
             if prepare is not None:
                 session = prepare(session, **values)
             if session.dry_run:
+                rehearse(name, session, values)
                 print_settings(session)
             else:
                 with peaks_told(session):

@@ -40,7 +40,7 @@ SHARED: dict[str, tuple[Any, Any]] = {
     "threads": (Annotated[int | None, typer.Option(help="CPU threads.")], None),
     "seed": (Annotated[int | None, typer.Option(help="Run seed.")], None),
     "force": (Annotated[bool, typer.Option("--force", help="Run again even if nothing changed.")], False),
-    "dry_run": (Annotated[bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")], False),
+    "dry_run": (Annotated[bool, typer.Option("--dry-run", help="Check and print the settings, then stop.")], False),
     "as_json": (Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")], False),
     "quiet": (Annotated[bool, typer.Option("--quiet", "-q", help="Only the result's path on stdout.")], False),
 }

@@ -89,6 +89,7 @@ class Listing:
     default_split: of candidates that name none. notes: things passed over and how often, complete after the reading.
     tables: the files (tables, tars) that hold the rows; empty where every image is a file of its own. split_origin:
     what says which split an image is in, "" where nothing does. warnings: what is odd about the source as a whole.
+    total: how many candidates there are, 0 = not known before they are read.
     no_label: words that mean that a row has no label, where labels are cells of a table.
     """
 
@@ -102,6 +103,7 @@ class Listing:
     split_origin: str = ""
     warnings: tuple[str, ...] = ()
     no_label: frozenset[str] = frozenset()
+    total: int = 0
 
 
 def path_inside(root: Path, given: str) -> Path:

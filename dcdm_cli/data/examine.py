@@ -92,13 +92,14 @@ def examine_all(
     for _ in islice(candidates, examined.candidates):
         pass  # listed again, which is cheap, and not looked at again
     while not (options.strict and examined.rejected):
-        report = _from(examined.candidates, job)
+        report = _from(examined.candidates, listing.total, job)
         chunk = _examine_chunk(islice(candidates, CHUNK), listing, lookup, options, report)
         if not chunk.seen:
             break
         _keep(chunk, spool / f"{len(examined.files):06d}.parquet", examined, durable=bool(key))
         job.stop_if_asked(f"{examined.candidates} images are read" if key else "the images have not been read yet")
-    job.progress("reading images", examined.candidates, examined.candidates)
+    if not 0 < listing.total <= examined.candidates:  # the last image has not said so
+        job.progress("reading images", examined.candidates, examined.candidates)
     if key:
         write_json(end, dict(listing.notes))
     return examined
@@ -111,11 +112,11 @@ class _Chunk:
     seen: int = 0
 
 
-def _from(before: int, job: Job) -> Callable[[int], bool]:
+def _from(before: int, total: int, job: Job) -> Callable[[int], bool]:
     """Tells how many images were read in all; says whether to end the chunk here."""
 
     def report(seen: int) -> bool:
-        job.progress("reading images", before + seen, 0)
+        job.progress("reading images", before + seen, total)
         return job.stop_signal() is not None
 
     return report

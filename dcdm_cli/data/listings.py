@@ -37,13 +37,14 @@ _AGAIN = "download or write it again"
 
 @dataclass(frozen=True)
 class RowSource:
-    """read: gives the rows with just the named columns. class_names: of a ClassLabel column, else None."""
+    """read: gives the rows with just the named columns; rows: how many. class_names: of a ClassLabel column."""
 
     name: str
     split: str | None
     columns: Sequence[str]
     class_names: list[str] | None
     read: Callable[[list[str]], Iterator[Mapping[str, Any]]]
+    rows: int
 
 
 def list_parquet(files: Sequence[Path], root: Path, origin: str, options: ScanOptions) -> Listing:
@@ -100,13 +101,14 @@ def _parquet_table(file: Path, split: str | None, options: ScanOptions) -> RowSo
             raise UsageError(f"{file} is damaged: {error}", _AGAIN, file=file) from error
 
     try:
-        schema = pq.read_schema(file)
+        described = pq.read_metadata(file)
+        schema = described.schema.to_arrow_schema()
         stated = parse_json((schema.metadata or {}).get(b"huggingface", b"{}"))
         names = stated.get("info", {}).get("features", {}).get(options.label_column, {}).get("names")
         names = None if names is None else list(typed(cast(Any, ClassNames), names))
     except (OSError, ValueError, AttributeError) as error:  # pa.ArrowInvalid is a ValueError
         raise UsageError(f"{file} is not a readable Parquet file: {error}", _AGAIN, file=file) from error
-    return RowSource(file.name, split, schema.names, names, read)
+    return RowSource(file.name, split, schema.names, names, read, described.num_rows)
 
 
 def dataset_table(data: Any, name: str, split: str | None, options: ScanOptions) -> RowSource:
@@ -120,7 +122,7 @@ def dataset_table(data: Any, name: str, split: str | None, options: ScanOptions)
         return iter(chosen)
 
     class_names = getattr(data.features.get(options.label_column), "names", None)
-    return RowSource(name or "rows", split, data.column_names, class_names, read)
+    return RowSource(name or "rows", split, data.column_names, class_names, read, len(data))
 
 
 def list_tables(
@@ -141,7 +143,8 @@ def list_tables(
         for table, chosen in zip(tables, columns, strict=True)
         for number, row in enumerate(table.read(list(chosen.values())))
     )
-    return Listing(rows, root, origin, list(names) or None, tables=files, no_label=NO_LABEL)
+    total = sum(table.rows for table in tables)
+    return Listing(rows, root, origin, list(names) or None, tables=files, no_label=NO_LABEL, total=total)
 
 
 def _check_labelled(tables: Sequence[RowSource], options: ScanOptions) -> None:

@@ -360,14 +360,14 @@ def _only_split(listing: Listing, options: ScanOptions) -> Listing:
     if wanted is None and not listing.split_origin:
         known_split(options.split, "--split")
     kept = (one for one in listing.candidates if one.split in (None, wanted or "train"))
-    return replace(listing, candidates=kept, default_split=wanted or "train")
+    return replace(listing, candidates=kept, default_split=wanted or "train", total=0)
 
 
 def _without_excluded(listing: Listing, options: ScanOptions) -> Listing:
     if not options.exclude:
         return listing
     kept = (one for one in listing.candidates if not is_excluded(one.name, options.exclude))
-    return replace(listing, candidates=kept)
+    return replace(listing, candidates=kept, total=0)
 
 
 # Rules about the whole set

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +30,8 @@ from dcdm_cli.files import hash_json
 from dcdm_cli.run.progress import Job, Progress
 from dcdm_cli.run.roles import fingerprint
 from dcdm_cli.run.settings import ScoreConfig
+
+PROGRESS = "cross-fitting"
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ def fit_folds(
     # drawn from the settings, not stored: `unseen_models` finds the same again
     folds = rounds_of(manifest, labels, config)
     per_round, unknown, models = int(folds[0].max()) + 1, np.zeros(folds.shape, bool), []
+    named = replace(job, detail=lambda _, text: job.detail(PROGRESS, text))
     kept, total = checkpoints / _key(manifest, config) if checkpoints else None, config.repeats * per_round
     for done in range(total):
         number, fold = divmod(done, per_round)
@@ -108,7 +111,7 @@ def fit_folds(
         unknown[number] |= (folds[number] == fold) & ~np.isin(labels, labels[train])
         report, seed, seen = _shifted(job.progress, done, total), config.seed + done, images.take(train)
         fit = partial(train_classifier, seen, labels[train], len(names), config, seed, job.device, report)
-        models.append(_once(kept / str(done) if kept else None, fit, names, config, job))
+        models.append(_once(kept / str(done) if kept else None, fit, names, config, named))
         job.stop_if_asked(f"{done + 1} of {total} classifiers are trained")
     return FittedFolds(tuple(models), folds.astype(np.int16), unknown)
 
@@ -189,4 +192,4 @@ def identities_of(manifest: Manifest) -> list[str]:
 
 def _shifted(progress: Progress, fold: int, folds: int) -> Progress:
     """One bar over all folds."""
-    return lambda _, done, total: progress("cross-fitting", fold * total + done, folds * total)
+    return lambda _, done, total: progress(PROGRESS, fold * total + done, folds * total)

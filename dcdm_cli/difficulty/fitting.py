@@ -36,6 +36,7 @@ from dcdm_cli.run.checkpoint import (
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.settings import ClassifierConfig
 
+PROGRESS = "training classifier"
 CHECK_EVERY = 20  # steps between looks at the loss; a look makes a GPU wait
 SAVE_EVERY_S = 60.0  # what a kill may cost; a stop saves whatever the clock says
 IMAGES, NETWORK = 0, 1  # streams of random numbers of one step
@@ -110,8 +111,9 @@ def fit(
         loss = training.take(standardise(pixels.to(device, non_blocking=True)), labels.to(device))
         if training.step % CHECK_EVERY == 0 or training.step == lesson.config.steps:
             training.check(loss)
+            training.tell(loss)
         if lesson.progress:
-            lesson.progress("training classifier", training.step, lesson.config.steps)
+            lesson.progress(PROGRESS, training.step, lesson.config.steps)
         training.stop_or_save(loss)
     # buffers too: running statistics of normalisation can overflow while the loss is finite
     if not all(torch.isfinite(value).all() for value in model.state_dict().values()):
@@ -145,6 +147,11 @@ class _Training:
         if not torch.isfinite(loss):
             steps = self.lesson.config.steps
             raise _diverged(f"its loss is {loss.item()} at step {self.step} of {steps}", self.lesson)
+
+    def tell(self, loss: Tensor) -> None:
+        """Beside the progress, when the loss is looked at anyway."""
+        if self.lesson.keep is not None:
+            self.lesson.keep.job.detail(PROGRESS, f"loss {loss.item():.3g}")
 
     def stop_or_save(self, loss: Tensor) -> None:
         """At the end there is nothing to stop: the caller keeps the result, and asks itself."""

@@ -14,7 +14,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from dcdm_cli.run.settings import ClassifierConfig, changed
 
 REAL, OURS = "real", "dcdm"
 LESS_IS_BETTER = ("log_loss",)
+PROGRESS = "downstream classifiers"
 POLL_S = 0.2  # between looks for a signal while other processes train
 
 
@@ -274,12 +275,18 @@ def _train_missing(
 ) -> None:
     """check: of what is known so far, after each."""
     done = total - len(lessons)
-    for lesson, result, seconds, images in _taught(lessons, trial, ledger, job, workers):
+
+    def detail(what: str, text: str) -> None:
+        job.detail(PROGRESS, text)
+        job.progress(PROGRESS, done, total)
+
+    shown = replace(job, detail=detail)
+    for lesson, result, seconds, images in _taught(lessons, trial, ledger, shown, workers):
         row = {"arm": lesson.arm.name, "seed": lesson.seed, **asdict(result), "images": images, "seconds": seconds}
         ledger.add(lesson.key, row)
         Keep(job, ledger.begun(lesson.key)).forget()
         done += 1
-        job.progress("downstream classifiers", done, total)
+        job.progress(PROGRESS, done, total)
         check()
         job.stop_if_asked(f"{done} of {total} classifiers are finished")
     job.stop_if_asked(f"{done} of {total} classifiers are finished")

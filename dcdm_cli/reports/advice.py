@@ -5,8 +5,10 @@ Every answer names the numbers that it rests on, and says so where nothing was m
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 from rich.console import RenderableType
@@ -24,6 +26,8 @@ FEW_LABELS = (
 )
 MOST_SEEDS = 64  # that anybody trains to tell a difference
 SPREAD = 0.1  # standard deviation of the difficulty that is proposed, as the default has it
+MEAN_SWEEP = "dcdm evaluate experiment mean-sweep"
+GENERATE = "dcdm generate"
 
 
 @dataclass(frozen=True)
@@ -51,9 +55,20 @@ def advice(
     ]
 
 
-def about_run(found: Sequence[Advice], words: str) -> list[Advice]:
-    """The same with commands that can be copied as they stand. words: what names the run folder: ` --run DIR`."""
-    return [replace(one, command=one.command + words) if one.command else one for one in found]
+def about_run(found: Sequence[Advice], words: str, taken: Collection[str] = ()) -> list[Advice]:
+    """The same with commands that can be copied as they stand. words: what names the run folder: ` --run DIR`. taken:
+    names of generated sets that hold images, "" among them for the set without a name: each proposed set gets a name of
+    its own."""
+    names, made = _free_names(taken), []
+    for one in found:
+        named = f" --name {next(names)}" if taken and one.command.startswith(GENERATE) else ""
+        command = one.command + named + words if one.command else ""
+        made.append(replace(one, why=one.why.replace(MEAN_SWEEP, MEAN_SWEEP + words), command=command))
+    return made
+
+
+def _free_names(taken: Collection[str]) -> Iterator[str]:
+    return (name for number in count(1) if (name := f"next-{number}") not in taken)
 
 
 def advice_lines(found: Sequence[Advice]) -> list[RenderableType]:
@@ -86,7 +101,7 @@ def _go_on(metrics: Metrics, strength_chosen: bool) -> Advice:
 def _by_verdict(question: str, pair: Metrics) -> Advice:
     why = _difference(pair)
     if pair["verdict"] in HARMS:
-        return Advice(question, "Stop: the images make it worse", why, "dcdm evaluate experiment mean-sweep")
+        return Advice(question, "Stop: the images make it worse", why, MEAN_SWEEP)
     if pair["verdict"] == "better":
         return Advice(question, "Go on: the images help", why, "dcdm evaluate experiment ratio-sweep")
     needed = pair.get("seeds_needed") or 0
@@ -103,7 +118,8 @@ def _by_verdict(question: str, pair: Metrics) -> Advice:
 def _broken(said: Advice, strength_chosen: bool) -> Advice:
     """With what may mend labels that do not show."""
     if not strength_chosen:
-        return replace(said, command="dcdm finetune --strength auto")
+        why = f"{said.why} This replaces the adapter; a run folder of its own (--run) keeps it."
+        return replace(said, why=why, command="dcdm finetune --strength auto --force")
     more = (
         "How far to fine-tune was measured already: more real images, or a base model that knows these classes, help."
     )
@@ -116,7 +132,7 @@ def _which_difficulty(adherence: Metrics, sweep: Metrics | None, strength_chosen
     if measured:
         best, pair = max(measured, key=lambda both: both[1]["difference_mean"])
         if pair["verdict"] in HELPS:
-            command = f"dcdm generate --difficulty {best['difficulty']}"
+            command = f"{GENERATE} --difficulty {shlex.quote(best['difficulty'])}"
             return Advice(question, f"{best['name']}", f"Of {len(measured)} tried: {_difference(pair)}", command)
         why = f"None of {len(measured)} tried was shown to help; the best was {best['name']}: {_difference(pair)}"
         return Advice(question, "It is not the difficulty", why)
@@ -134,12 +150,12 @@ def _which_difficulty(adherence: Metrics, sweep: Metrics | None, strength_chosen
     if held is None:
         why = "Generated images keep their label in 90 % of cases at no difficulty."
         return _broken(Advice(question, "None yet: labels break everywhere", why), strength_chosen)
-    cap = min(held, reach[1]) if reach else held
+    cap = max(min(held, reach[1]) if reach else held, 0.01)  # a cap of 0 is refused: nothing lies below it
     mean = max(cap - 2 * SPREAD, reach[0] if reach else 0.0)
     where = f"; means from {number(reach[0])} to {number(reach[1])} can be reached" if reach else ""
-    open_question = "Which difficulty helps most was not measured: dcdm evaluate experiment mean-sweep does that."
+    open_question = f"Which difficulty helps most was not measured: {MEAN_SWEEP} does that."
     why = f"Labels hold up to {number(held, 1)}{where}. {open_question}"
-    command = f"dcdm generate --difficulty normal:{mean:.2f},{SPREAD:g} --difficulty-cap {cap:.2f}"
+    command = f"{GENERATE} --difficulty normal:{mean:.2f},{SPREAD:g} --difficulty-cap {cap:.2f}"
     return Advice(question, f"Up to {number(cap)}", why, command)
 
 
@@ -161,7 +177,7 @@ def _how_many(metrics: Metrics, sweep: Metrics | None) -> Advice:
     why = f"{enough['ratio']:g} per real image: {_difference(its_pair)}"
     if enough is not best:
         why += f" {best['ratio']:g} per real image gain {points(pair['difference_mean'])}, no more than chance allows."
-    return Advice(question, f"{enough['ratio']:g} per real image", why, f"dcdm generate --ratio {enough['ratio']:g}")
+    return Advice(question, f"{enough['ratio']:g} per real image", why, f"{GENERATE} --ratio {enough['ratio']:g}")
 
 
 def _smallest_as_good(helping: Sequence[tuple[Metrics, Metrics]], best: Metrics) -> tuple[Metrics, Metrics]:

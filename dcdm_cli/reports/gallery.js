@@ -5,9 +5,12 @@
   const count = document.querySelector("#count");
   const chosen = Object.fromEntries(
     [...document.querySelectorAll(".controls select")].map((select) => [select.name, select]));
+  const rank = (card) => ["no", "not known", "yes"].indexOf(card.dataset.agreement);
   const order = {
     "easiest first": (a, b) => a.dataset.difficulty - b.dataset.difficulty,
     "hardest first": (a, b) => b.dataset.difficulty - a.dataset.difficulty,
+    "label not seen first": (a, b) => rank(a) - rank(b) || a.dataset.number - b.dataset.number,
+    "by source": (a, b) => a.dataset.place - b.dataset.place || a.dataset.number - b.dataset.number,
     "by class": (a, b) => a.dataset.number - b.dataset.number,
   };
   const update = () => {

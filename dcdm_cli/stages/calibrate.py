@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dcdm_cli.errors import FlatResponseError
 from dcdm_cli.run.roles import fingerprint, others
 from dcdm_cli.run.session import Session
+from dcdm_cli.run.standing import run_words
 from dcdm_cli.run.store import Outcome, Stage, StageRecord
 from dcdm_cli.stages.jobs import open_job
 from dcdm_cli.stages.known import scorer_words
@@ -78,9 +79,11 @@ def calibrate_chosen(session: Session) -> StageRecord | None:
     except FlatResponseError as error:
         if session.config.finetune.strength != "auto":
             raise
+        again = f"dcdm finetune --strength STEPS --force{run_words(session.run)}"
         session.console.warn(
             f"{error.message}: at this strength of fine-tuning the request says little, and images get the difficulty "
-            "asked for by being drawn again (--attempts); --strength STEPS trains as far as you say"
+            f"asked for by being drawn again (--attempts); "
+            f"{again} replaces the adapter by one that is trained as far as you say"
         )
         return None
 

@@ -38,7 +38,8 @@ _CODES = {DAMAGED: ExitCode.MISMATCH, STALE: ExitCode.PARTIAL}
 
 def run_check(session: Session, *, repair: bool = False, verify: bool = False) -> list[Finding]:
     """Every finding, stage by stage. repair: write again what is cheap to make, and remove leftovers; nothing that took
-    long is touched. verify: read every generated image too. Raises NotFoundError without a run folder."""
+    long is touched. verify: read every generated image and exported network too. Raises NotFoundError
+    without a run folder."""
     run = session.run
     if not run.path.is_dir():
         raise NotFoundError(f"there is no run folder {run.path}", "name one: dcdm check --run DIR", file=run.path)
@@ -47,8 +48,9 @@ def run_check(session: Session, *, repair: bool = False, verify: bool = False) -
         repaired = [*_repaired(run), *_swept(run, left)] if repair else left
         source = map(_changed_source, source_changes(session))
         parts = (_stages(run), source, _asked(session), _class_names(run), _weights(run), _sets(run, verify),
-                 _caches(run))  # fmt: skip
-        return [finding for part in parts for finding in _to_the_end(part)] + repaired
+                 _exports(run, verify), _caches(run))  # fmt: skip
+        found = [finding for part in parts for finding in _to_the_end(part)]
+        return [*_without_fresh_damage(found), *repaired]
 
 
 def document(findings: list[Finding]) -> dict[str, Any]:
@@ -74,6 +76,13 @@ def _to_the_end(part: Iterator[Finding]) -> Iterator[Finding]:
         yield from part
     except DcdmError as error:
         yield Finding("run", DAMAGED, error.message, error.hint)
+
+
+def _without_fresh_damage(found: list[Finding]) -> list[Finding]:
+    """What a record calls fresh is not where another part of the check has found damage: records do not name the files
+    that a set's ledger or an export's signature lists."""
+    damaged = {finding.topic.replace(" ", "-") for finding in found if finding.state == DAMAGED}
+    return [finding for finding in found if finding.state != FRESH or finding.topic not in damaged]
 
 
 # What the records say
@@ -276,6 +285,29 @@ def ledger_of(run: RunFolder) -> Ledger | None:
     plan, kept = PlanFile(run.generated / "plan.parquet"), read_output(run.generated)
     layout = Layout(run.generated, kept.format, kept.image_format, plan.class_names, plan.shards)
     return Ledger(plan, layout)
+
+
+def _exports(run: RunFolder, verify: bool) -> Iterator[Finding]:
+    """Networks and engines against the signature that lists them; whether they are there, or their contents too."""
+    from dcdm_export.signature import SIGNATURE_FILE, SignatureError, read_signature, verify_files
+
+    for one in (run.with_distilled(False), run.with_distilled(True)):
+        if not (one.export / SIGNATURE_FILE).is_file():
+            continue  # what the record says is missed as any other file
+        topic = f"export-{DISTILLED}" if one.distilled else "export"
+        try:
+            signature = read_signature(one.export)
+            listed = [network.sha256 for network in signature.networks.values()]
+            listed.append({engine.file: engine.sha256 for engine in signature.engines})
+        except SignatureError as error:
+            yield Finding(topic, DAMAGED, str(error), f"dcdm {command_of(topic)}")
+            continue
+        for name, expected in {name: sha256 for files in listed for name, sha256 in files.items()}.items():
+            try:
+                if verify or not (one.export / name).is_file():
+                    verify_files(one.export, {name: expected})
+            except SignatureError as error:
+                yield Finding(topic, DAMAGED, str(error), f"dcdm {command_of(topic)}")
 
 
 def _caches(run: RunFolder) -> Iterator[Finding]:

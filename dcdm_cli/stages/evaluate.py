@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from dcdm_cli.run.progress import Job
@@ -20,6 +21,8 @@ from dcdm_cli.stages.prompts import prompt_input
 
 if TYPE_CHECKING:
     from dcdm_cli.evaluation.data import Evaluated
+    from dcdm_cli.stages.experiments.ahead import ToMake
+    from dcdm_cli.stages.experiments.sets import GeneratedSets
 
 
 STAGES = ("score", "caption", "finetune", "distill", "calibrate", "export", "generate")
@@ -73,6 +76,7 @@ def _measure_all(session: Session, records: Mapping[str, StageRecord]) -> Outcom
 
     run, job = session.run, open_job(session)
     data = judge_said(session, checked_data(session))
+    session.console.note(f"evaluate: {whole_evaluation(session, data, job).told(run)}")
     prepare_check(session, job)  # before the judge: what is wrong with it is said at once
     check_compared_by(session)
     judge = open_judge(session, data.manifest, job)
@@ -142,16 +146,36 @@ def foretold(session: Session, classifiers: int) -> str:
     return f"{text}; as the judge went, about {estimated(seconds)} where none is finished yet"
 
 
+def whole_evaluation(session: Session, data: Evaluated, job: Job) -> ToMake:
+    """What there is to make, as far as it is not there yet. Raises UsageError where no target can be reached."""
+    from dcdm_cli.evaluation.downstream import seeds_of
+    from dcdm_cli.stages.adherence import adherence_stage, reachable_targets
+    from dcdm_cli.stages.experiments.ahead import to_make
+
+    config = session.config.evaluate
+    known = not session.force and session.run.is_fresh(adherence_stage(session))
+    probes = 0 if known else len(reachable_targets(session)[1]) * config.per_target
+    sets = _compared_sets(session, data, job)
+    seeds = seeds_of(config.seed + session.config.seed, config.seeds)
+    return replace(to_make(sets, sets.experiment.arms, [config.synthetic_ratio], seeds), probes=probes)
+
+
+def _compared_sets(session: Session, data: Evaluated, job: Job) -> GeneratedSets:
+    from dcdm_cli.evaluation.experiments import Experiment
+    from dcdm_cli.stages.experiments.arms import named_arms
+    from dcdm_cli.stages.experiments.sets import GeneratedSets
+
+    specs = named_arms(session.config.evaluate.arms)
+    return GeneratedSets(session, Experiment(name="evaluate", arms=tuple(specs)), data.real, job)
+
+
 def _downstream(session: Session, data: Evaluated, job: Job) -> dict[str, Any]:
     from dcdm_cli.evaluation.data import held_out_difficulty
     from dcdm_cli.evaluation.downstream import open_ledger, run_arms, seeds_of, trial_of
-    from dcdm_cli.evaluation.experiments import Experiment
-    from dcdm_cli.stages.experiments.arms import PAIRS, make_arm, make_sets, named_arms
-    from dcdm_cli.stages.experiments.sets import GeneratedSets
+    from dcdm_cli.stages.experiments.arms import PAIRS, make_arm, make_sets
 
-    config = session.config
-    specs = named_arms(config.evaluate.arms)
-    sets = GeneratedSets(session, Experiment(name="evaluate", arms=tuple(specs)), data.real, job)
+    config, sets = session.config, _compared_sets(session, data, job)
+    specs = sets.experiment.arms
     arms = [make_arm(spec, config.evaluate.synthetic_ratio, data.real, sets) for spec in specs]
     seeds = seeds_of(config.evaluate.seed + config.seed, config.evaluate.seeds)
     session.console.note(foretold(session, len(arms) * len(seeds)))

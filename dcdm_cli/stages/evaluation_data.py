@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from dcdm_cli.evaluation.data import Evaluated
 from dcdm_cli.run.session import Session
+from dcdm_cli.run.standing import run_words
 from dcdm_cli.run.store import RunFolder
 
 
@@ -31,4 +32,6 @@ def checked_data(session: Session) -> Evaluated:
 def stale_adapter(run: RunFolder) -> list[str]:
     """What is to be said where it was made from scores or captions that have changed since."""
     record = run.require("finetune")
-    return [f"the adapter is stale ({why}): dcdm finetune makes a new one" for why in run.outdated(record)]
+    return [
+        f"the adapter is stale ({why}): dcdm finetune{run_words(run)} makes a new one" for why in run.outdated(record)
+    ]

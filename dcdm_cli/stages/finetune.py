@@ -22,6 +22,8 @@ from dcdm_cli.stages.own_draws import own_name
 from dcdm_cli.stages.strength import fine_tune, strength_settings
 from dcdm_cli.stages.watching import draw_losses, step_log
 
+WHAT = "fine-tuning with other settings"  # as it is called where it would replace an adapter
+
 
 def run_finetune(session: Session) -> StageRecord:
     """Fine-tunes unless nothing changed. In a group of processes, the main one: `join_group` is for the others."""
@@ -31,7 +33,7 @@ def run_finetune(session: Session) -> StageRecord:
     with run.lock("dcdm finetune"):
         stage = finetune_stage(session)
         if not session.force:
-            refuse_replacing(run, stage, "fine-tuning with other settings")
+            refuse_replacing(run, stage, WHAT)
         record, done = run.run(stage, lambda: _train(session, config, run.adapter), force=session.force)
         _drop_checkpoints(run)  # only now: a kill before the record was written must not cost the training
     if not done:

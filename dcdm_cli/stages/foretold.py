@@ -1,4 +1,4 @@
-"""What `dcdm finetune` will do, told before it begins, and how long all of it takes once a step is timed."""
+"""What fine-tuning will do, told before it begins, and how long all of it takes once a step is timed."""
 
 from __future__ import annotations
 
@@ -70,6 +70,7 @@ class Teller:
     job: Job
     pace: Pace = field(default_factory=lambda: Pace(TRAINING))
     said: bool = False
+    name: str = "finetune"  # of what is fine-tuned
 
     def progress(self, what: str, done: int, total: int) -> None:
         self.job.progress(what, done, total)
@@ -83,12 +84,12 @@ class Teller:
         if steps + images >= LONG_S:
             after = f", then about {estimated(images)} for {self.pieces.images:,} images" if images else ""
             self.job.note(
-                f"finetune: about {estimated(steps)} for {self.pieces.steps:,} steps{after}, by the first steps"
+                f"{self.name}: about {estimated(steps)} for {self.pieces.steps:,} steps{after}, by the first steps"
             )
 
 
-def foretelling(session: Session, job: Job) -> Job:
+def foretelling(session: Session, job: Job, name: str = "finetune") -> Job:
     """The job that says what is to come: the pieces now, their time as soon as it is known."""
     pieces = finetune_pieces(session)
-    session.console.note(f"finetune: {'; '.join(pieces.told)}")
-    return replace(job, progress=Teller(pieces, job).progress)
+    session.console.note(f"{name}: {'; '.join(pieces.told)}")
+    return replace(job, progress=Teller(pieces, job, name=name).progress)

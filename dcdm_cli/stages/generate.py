@@ -32,7 +32,7 @@ from dcdm_cli.stages.starts import open_starts
 from dcdm_export.places import set_aside
 
 if TYPE_CHECKING:
-    from dcdm_cli.generation.plan_file import AnyPlan
+    from dcdm_cli.generation.plan_file import AnyPlan, PlanFile
     from dcdm_cli.generation.run import Generated
     from dcdm_cli.generation.shards import Facts, Rendered
 
@@ -44,8 +44,6 @@ def run_generate(
 ) -> StageRecord:
     """Executes a plan file, or the plan that the settings give, unless nothing changed. join: makes nothing, joins what
     parts of the plan file have made."""
-    from dcdm_cli.generation.plan_file import PlanFile
-
     run, plan = session.run, None
     if run.images_name == ALL_SETS:
         raise UsageError(f"--name {ALL_SETS} means all sets where they are compared", "choose another name")
@@ -53,9 +51,7 @@ def run_generate(
         said = "joining needs the plan whose parts were made, and replaces nothing"
         raise UsageError(said, "dcdm generate PLAN --part join")
     if plan_file is not None:
-        refuse_planning_flags(session)
-        plan = PlanFile(plan_file)
-        plan.verify()
+        plan = opened_plan(session, plan_file)
         session = with_precision_of(session, plan)
     run.create(after="finetune")
     session = settle_generation(session, "generate")
@@ -70,6 +66,16 @@ def run_generate(
     if not done:
         session.console.note("generate: nothing changed, skipped (--force runs it again)")
     return record
+
+
+def opened_plan(session: Session, plan_file: Path) -> PlanFile:
+    """Read and checked as a whole. Raises UsageError for settings that cannot change it any more."""
+    from dcdm_cli.generation.plan_file import PlanFile
+
+    refuse_planning_flags(session)
+    plan = PlanFile(plan_file)
+    plan.verify()
+    return plan
 
 
 def generate_stage(session: Session, plan: AnyPlan | None = None) -> Stage:

@@ -14,6 +14,7 @@ from dcdm_cli.run.progress import Job
 from dcdm_cli.run.roles import BUDGET, PLAN, fingerprint
 from dcdm_cli.run.session import by_calls
 from dcdm_cli.run.settings import GenerateConfig
+from dcdm_cli.safe_text import show
 from dcdm_cli.signals import asked_to_stop
 from dcdm_cli.stages.devices import Spread, settle_generation, settle_spread
 from dcdm_cli.stages.jobs import open_job
@@ -21,6 +22,8 @@ from dcdm_cli.stages.label_check import check_input, generator_files
 from dcdm_cli.stages.probe import make_measure, open_run_engine, plan_inputs
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from dcdm_cli.generation.layout import Layout
     from dcdm_cli.generation.plan import Plan
     from dcdm_cli.generation.plan_file import AnyPlan
@@ -149,7 +152,7 @@ def price_file(plan: Path) -> Path:
     return plan.with_suffix(".json")
 
 
-def price_sheet(cost: Price, file: Path) -> Sheet:
+def price_sheet(cost: Price) -> Sheet:
     from dcdm_cli.reports.formatting import duration
     from dcdm_cli.reports.table import Sheet
 
@@ -162,9 +165,24 @@ def price_sheet(cost: Price, file: Path) -> Sheet:
         ("disk", f"{_size(cost.disk_bytes)}, {_size(cost.disk_free_bytes)} are free"),
         ("measured on", f"{cost.probe.images} images, {cost.probe.per_image_s:.3g} s each"),
         *([("distilling", _repaid(distilled))] if distilled else []),
-        ("execute with", shlex.join(["dcdm", "generate", str(file)])),
     ]
-    return Sheet("Price of the plan", ("", "value"), tuple(rows))
+    money = "" if cost.money is None else f", and cost {cost.money:,.2f}"
+    said = (
+        f"{cost.images:,} images take about {duration(cost.seconds)} and {_size(cost.disk_bytes)} of disk{money}; this "
+        "command makes them:"
+    )
+    return Sheet("Price of the plan", ("", "value"), tuple(rows), said)
+
+
+def price_lines(cost: Price, file: Path, tables: Path) -> list[RenderableType]:
+    """For the screen, the command on a line of its own, which is not broken up; the table as a CSV file too."""
+    from rich.text import Text
+
+    from dcdm_cli.reports.table import shown
+    from dcdm_cli.reports.tables import saved_sheets
+
+    command = shlex.join(["dcdm", "generate", str(file)])
+    return [*shown(saved_sheets([price_sheet(cost)], tables)), Text(f"  {show(command)}")]
 
 
 def _repaid(distilled: Repayment) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from dcdm_cli.errors import NotFoundError
 from dcdm_cli.run import one_off
 from dcdm_cli.run.progress import Job
+from dcdm_cli.run.standing import run_words
 from dcdm_cli.run.store import RunFolder
 from dcdm_cli.stages.devices import Spread, open_crew
 from dcdm_cli.stages.jobs import KEPT
@@ -143,27 +144,28 @@ def usable_calibration(session: Session):
     from dcdm_cli.generation.engine import sampler_settings
     from dcdm_cli.model.adapter import CALIBRATION_FILE, ENCODER_FILE
 
-    config, maker = session.config.generate, "distill" if session.run.distilled else "finetune"
+    config = session.config.generate
+    again = f"dcdm {'distill' if session.run.distilled else 'finetune'}{run_words(session.run)}"
     if not config.calibrated:
         return None
     calibration = load_calibration(session.run.adapter / CALIBRATION_FILE)
     if calibration is None:
         if (session.run.adapter / ENCODER_FILE).is_file():  # without one there is nobody to ask for a difficulty
-            session.console.warn(f"no calibration: difficulties are requested as they are (dcdm {maker} makes one)")
+            session.console.warn(f"no calibration: difficulties are requested as they are ({again} makes one)")
         return None
     now, then = sampler_settings(config), {k: v for k, v in calibration.settings.items() if v is not None}
     if now != then:
         changed = [k for k in {**now, **then} if now.get(k) != then.get(k)]
         session.console.warn(
             f"the calibration was measured with other sampler settings ({', '.join(changed)}) and is not used: "
-            f"calibrate again with them: dcdm {maker} {_as_flags(config, changed)}"
+            f"calibrate again with them: {again} {_as_flags(config, changed)}"
         )
         return None
-    _say_prompts_are_new(session, maker)
+    _say_prompts_are_new(session, again)
     return replace(calibration, attempts=config.attempts)
 
 
-def _say_prompts_are_new(session: Session, maker: str) -> None:
+def _say_prompts_are_new(session: Session, again: str) -> None:
     """A calibration holds for the prompts that it was measured with."""
     asked, record = prompt_input(session).get("prompts"), session.run.record("calibrate")
     if asked is None or record is None or record.inputs.get("prompts") == asked:
@@ -171,7 +173,7 @@ def _say_prompts_are_new(session: Session, maker: str) -> None:
     file = shlex.quote(str(session.config.generate.prompts))
     session.console.note(
         "the calibration knows none of these prompts: what they do to difficulty and to labels is measured by "
-        f"dcdm {maker} --set generate.prompts={file} (it calibrates again and fine-tunes nothing)",
+        f"{again} --set generate.prompts={file} (it calibrates again and fine-tunes nothing)",
         once=True,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dcdm_cli.errors import MismatchError
+from dcdm_cli.run.standing import run_words
 from dcdm_cli.stages.devices import run_features
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ def generated_quality(session: Session, data: Evaluated, judge: Judge | None, jo
 
     images = generated_images(session, data)
     if images is None:
-        session.console.note("no generated images in this run yet: quality is left out (dcdm generate)")
+        again = f"dcdm generate{run_words(session.run)}"
+        session.console.note(f"no generated images in this run yet: quality is left out ({again} makes them)")
         return None
     checked = checked_images(session, data, images, judge, job)
     quality = checked.summary()

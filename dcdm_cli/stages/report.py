@@ -63,9 +63,14 @@ def run_advice(session: Session, metrics: Mapping[str, Any]) -> list[Advice]:
     from dcdm_cli.stages.first_look import full_size_advice
 
     found = advice(metrics, _experiments(session.run), strength_chosen=strength_choice(session.run) is not None)
-    found = about_run(found, run_words(session.run))
+    found = about_run(found, run_words(session.run), _taken_names(session.run))
     images = (metrics.get("quality") or {}).get("images") or 0
     return [*found, *(full_size_advice(session, images) if found else [])]
+
+
+def _taken_names(run: RunFolder) -> list[str]:
+    """Of the generated sets that were begun or finished, "" for the one without a name."""
+    return [name for name in ("", *run.set_names()) if run.with_images(name).generated.exists()]
 
 
 def how_made() -> dict[str, str]:
@@ -115,15 +120,15 @@ def _gallery(run: RunFolder, manifest: Manifest) -> PictureGallery | None:
     return PictureGallery([*made, *pictures(manifest.split("train"), MOST_PICTURES // 2)]) if made else None
 
 
-def prompt_lines(run: RunFolder, results: Mapping[str, Any]) -> list[RenderableType]:
-    """What prompts of several sources cost, for the screen; nothing where all are of one."""
+def prompt_lines(tables: Path, results: Mapping[str, Any]) -> list[RenderableType]:
+    """What prompts of several sources cost, for the screen, and as a CSV file; nothing where all are of one."""
     if not results.get("prompt_sources"):
         return []
     from dcdm_cli.reports.quality_tables import prompt_sheet
     from dcdm_cli.reports.table import shown
     from dcdm_cli.reports.tables import saved_sheets
 
-    return shown(saved_sheets([prompt_sheet(results["prompt_sources"])], run.tables))
+    return shown(saved_sheets([prompt_sheet(results["prompt_sources"])], tables))
 
 
 def generated_lines(run: RunFolder, results: Mapping[str, Any]) -> list[RenderableType]:
@@ -132,7 +137,8 @@ def generated_lines(run: RunFolder, results: Mapping[str, Any]) -> list[Renderab
     from dcdm_cli.reports.table import sentence
 
     known = scorer_known(run).get("scorer")
-    return [sentence(generated_sentence(results, known)), *prompt_lines(run, results)]
+    tables = run.tables / "-".join(filter(None, ("generated", run.images_name)))  # each set's are its own
+    return [sentence(generated_sentence(results, known)), *prompt_lines(tables, results)]
 
 
 @dataclass(frozen=True)

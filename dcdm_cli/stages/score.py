@@ -32,16 +32,12 @@ if TYPE_CHECKING:
 
 def run_score(session: Session, source: str | None = None) -> StageRecord:
     """Scans and scores unless nothing changed. Raises UsageError without a source."""
-    config, run = session.config, session.run
-    source = source or config.data.source
-    if not source:
-        raise UsageError("no images to score", "name them: dcdm score FOLDER (or hf:owner/name, a CSV, digits)")
-    options = scan_options(session, source)
-    stage = score_stage(session, source, options)
+    run = session.run
+    source, options, stage = settled_source(session, source)
     run.create()
     with run.lock("dcdm score"):
         if not session.force:
-            _keep_what_took_long(run, stage)
+            refuse_other_source(run, stage)
         record, done = run.run(stage, lambda: _scan_and_score(session, source, options, stage), force=session.force)
         shutil.rmtree(run.checkpoints / "scorer", ignore_errors=True)  # only now: a kill before that loses nothing
         write_starter_config(run, {"data.source": source, **session.starter_settings()})
@@ -52,7 +48,17 @@ def run_score(session: Session, source: str | None = None) -> StageRecord:
     return record
 
 
-def _keep_what_took_long(run: RunFolder, stage: Stage) -> None:
+def settled_source(session: Session, source: str | None) -> tuple[str, ScanOptions, Stage]:
+    """The source that is meant, how it is read, and the stage, for which it is listed. Raises UsageError without one,
+    and what listing it raises."""
+    source = source or session.config.data.source
+    if not source:
+        raise UsageError("no images to score", "name them: dcdm score FOLDER (or hf:owner/name, a CSV, digits)")
+    options = scan_options(session, source)
+    return source, options, score_stage(session, source, options)
+
+
+def refuse_other_source(run: RunFolder, stage: Stage) -> None:
     """Raises MismatchError where scores that took long, or what hangs on them, would be replaced."""
     record = run.record("score")
     ours, theirs = stage.config["source"], record.config.get("source") if record else None

@@ -10,6 +10,7 @@ from typing import Any
 from dcdm_cli.run.standing import DONE, MISSING, RunStanding, Standing, run_words, standing_of
 from dcdm_cli.run.store import DEFAULT_RUN, RunFolder
 
+COPIED = "  "  # before a line that is a command or a path
 ORDER = ("score", "caption", "finetune", "distill", "export", "generate", "evaluate", "review")
 
 
@@ -37,16 +38,17 @@ def _here() -> list[str]:
 def sentences(standing: RunStanding) -> list[str]:
     """What is done, what is not as it should be and why, and what comes next."""
     if not standing.exists:
-        return [f"There is no run folder at {standing.path}.", "Next: dcdm score FOLDER"]
+        return [f"There is no run folder at {standing.path}.", "Next:", f"{COPIED}dcdm score FOLDER"]
     stages = standing.stages
     done = [stage.title for stage in stages if stage.state == DONE]
     other = [_reason(stage) for stage in stages if stage.state not in (DONE, MISSING)]
     finished = f"done: {', '.join(done)}" if done else "nothing is done yet"
-    following = f"Next: {standing.next}" if standing.next else ""
+    following = ["Next:", f"{COPIED}{standing.next}"] if standing.next else []
     if not following and not other:
         report, words = standing.path / "evaluation" / "report.html", run_words(RunFolder(standing.path))
-        following = f"Everything is done. Open {report}, or: dcdm review{words}"
-    return [f"Run {standing.path.name}, {finished}.", *other, *([following] if following else [])]
+        following = ["Everything is done. Open the report, or look at single images:"]
+        following += [f"{COPIED}{report}", f"{COPIED}dcdm review{words}"]
+    return [f"Run {standing.path.name}, {finished}.", *other, *following]
 
 
 def _reason(stage: Standing) -> str:
@@ -54,10 +56,11 @@ def _reason(stage: Standing) -> str:
 
 
 def shown_status(standing: RunStanding) -> list[Any]:
-    """For a terminal: one table and the sentences that sum it up."""
+    """For a terminal: one table and the sentences that sum it up. What is to be copied stays in one piece."""
     from rich.text import Text
 
     from dcdm_cli.reports.standing import standing_sheet
+    from dcdm_cli.reports.table import sentence
 
     table = [standing_sheet(standing).table()] if standing.exists else []
-    return [*table, *(Text(sentence) for sentence in sentences(standing))]
+    return [*table, *(Text(line) if line.startswith(COPIED) else sentence(line) for line in sentences(standing))]

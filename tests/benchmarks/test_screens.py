@@ -29,6 +29,17 @@ def test_of_bars_that_are_drawn_again_the_last_state_is_on_the_screen() -> None:
     assert [line.split()[0] for line in lines] == ["before", "a", "training"] and "40%" in lines[-1]
 
 
+def test_a_line_that_is_longer_than_the_screen_goes_on_below(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = "dcdm review --run " + "a-long-name-" * 8 + "end"
+    assert "".join(part.plain for part in screens.broken(line)) == line
+    assert [len(part) for part in screens.broken(line)] == [80, len(line) - 80]
+    assert [part.plain for part in screens.broken("")] == [""] and len(screens.broken("x" * 80)) == 1
+    assert all(part.spans for part in screens.broken(f"\x1b[31m{'x' * 90}\x1b[0m")), "colours go on too"
+    monkeypatch.setattr(screens, "FOLDER", tmp_path)
+    shown = screens.drawn(screens.Screen("x", f"echo '{line}'"), tmp_path).read_text("utf-8")
+    assert "-end" in shown
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
 def test_a_command_is_shown_as_a_terminal_of_eighty_columns_shows_it(tmp_path: Path) -> None:
     code = "import os,sys; print(os.get_terminal_size().columns, sys.stdout.isatty()); input()"

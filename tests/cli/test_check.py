@@ -236,7 +236,7 @@ def test_captions_and_sources_that_changed_make_stale_and_are_said(copy: Path, p
     said = run("check", "--json", "--run", copy, code=3)
     assert "generate: caption was made again since" in findings(said, "stale")
     generated = run("generate", "--run", copy, code=12)
-    assert "the adapter is stale (caption was made again since)" in generated.stderr
+    assert f"the adapter is stale (caption was made again since): dcdm finetune --run {copy} " in generated.stderr
     file = next(photos.rglob("*.png"))
     before = file.stat()
     try:

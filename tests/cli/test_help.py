@@ -16,6 +16,7 @@ import pytest
 from dcdm_cli import __version__
 from dcdm_cli.cli import COMMANDS
 from dcdm_cli.commands.panels import PANELS
+from dcdm_cli.errors import ExitCode
 from dcdm_cli.run.resolution import known_keys
 from dcdm_cli.run.settings import Config
 
@@ -138,8 +139,11 @@ def test_every_command_has_help_with_examples(command: str) -> None:
 def test_every_example_is_accepted(example: str, tmp_path: Path) -> None:
     words = shlex.split(re.split(r"[|>]", example)[0])
     assert words[0] == "dcdm"
-    made = run(*words[1:], "--dry-run", cwd=tmp_path)
-    assert made.stderr == "" and made.stdout
+    made = run(*words[1:], "--dry-run", cwd=tmp_path, code=None)
+    if made.returncode == ExitCode.NOT_FOUND:  # the files that it is about are not here
+        assert re.search(r"no (such )?(file|plan|prompts)|there is no", made.stderr)
+    else:
+        assert made.returncode == 0 and made.stderr == "" and made.stdout
     assert list(tmp_path.iterdir()) == []
 
 

@@ -166,7 +166,8 @@ def test_a_calibration_for_another_sampler_is_not_used_and_the_hint_makes_one(co
     calibrate(copy, (0.1, 0.3, 0.5))
     made = run("generate", "--force", "--difficulty-guidance", "4", "--clip-range", "none", "--run", copy)
     assert "measured with other sampler settings (difficulty_guidance, clip_range)" in made.stderr
-    assert "dcdm finetune --set=generate.difficulty_guidance=4.0 --set=generate.clip_range=none" in made.stderr
+    again = f"dcdm finetune --run {copy} --set=generate.difficulty_guidance=4.0 --set=generate.clip_range=none"
+    assert again in made.stderr
     manifest = read_manifest(copy / "generated" / "samples.parquet")
     np.testing.assert_allclose(manifest.column("requested_difficulty"), manifest.column("target_difficulty"))
 

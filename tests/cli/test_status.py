@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from shutil import copytree
 
 import pyarrow.parquet as pq
 
@@ -12,7 +13,7 @@ from .conftest import FinishedJob, document
 from .runner import run
 
 
-def test_a_finished_run(job: FinishedJob) -> None:
+def test_a_finished_run(job: FinishedJob, tmp_path: Path) -> None:
     found = document(run("status", "--run", job.run, "--json"))
     states = {stage["stage"]: stage["state"] for stage in found["stages"]}
     assert states == {
@@ -21,7 +22,15 @@ def test_a_finished_run(job: FinishedJob) -> None:
     }  # fmt: skip
     assert found["next"] == "" and all(s["seconds"] > 0 for s in found["stages"] if s["state"] == "done")
     shown = run("status", "--run", job.run, env={"COLUMNS": "80"}).stdout
-    assert max(map(len, shown.splitlines()[:12])) <= 80 and "Everything is done" in shown
+    prose = [line for line in shown.splitlines()[:-1] if not line.startswith("  ")]
+    assert max(map(len, prose)) <= 80 and "Everything is done" in shown
+    report = job.run / "evaluation" / "report.html"
+    assert f"\n  {report}\n  dcdm review --run {job.run}\n" in shown, "what is to be copied is in one piece"
+    folder = copytree(job.run, tmp_path / ("long-" * 10 + "name"))
+    (folder / "records" / "generate.json").unlink()
+    shown = run("status", "--run", folder, env={"COLUMNS": "80"}).stdout
+    lines = [line.rstrip() for line in shown.splitlines()]
+    assert lines[lines.index("Next:") + 1] == f"  dcdm generate --run {folder}"
 
 
 def test_dcdm_alone_says_where_the_run_folder_stands(job: FinishedJob, tmp_path: Path) -> None:

@@ -13,9 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
+from dcdm_cli.data.candidates import ScanOptions
 from dcdm_cli.data.images import decode_image, image_hash
-from dcdm_cli.data.sources import Scan
+from dcdm_cli.data.sources import Scan, scan
 from dcdm_cli.errors import UsageError
+from dcdm_cli.run.progress import Job
 
 from .conftest import encoded, picture
 from .test_scan_tars import write_tar
@@ -241,3 +243,20 @@ def test_a_table_that_describes_tars_is_not_the_images(scanned: Scanned, tmp_pat
     with pytest.raises(UsageError, match="both hold images") as caught:
         scanned(tmp_path / "in")
     assert "*.tar" in caught.value.hint
+
+
+@pytest.mark.parametrize("kind", ["parquet", "saved", "excluded"])
+def test_how_many_images_there_are_to_read_is_told_where_a_table_knows(tmp_path: Path, kind: str) -> None:
+    source = tmp_path / "x"
+    if kind == "saved":
+        dataset(1, 2, 3).save_to_disk(source)
+    else:
+        source = write_parquet(tmp_path / "x.parquet", pictures(1, 2, 3), ["cat", "dog", "dog"])
+    told: list[tuple[str, int, int]] = []
+    exclude = ("*#0",) if kind == "excluded" else ()  # names are known once they are read
+    job = Job(progress=lambda *said: told.append(said))
+    scan(str(source), ScanOptions(exclude=exclude, min_train=1), tmp_path / "kept", job)
+    count = 2 if kind == "excluded" else 3
+    reading = [(done, total) for what, done, total in told if what == "reading images"]
+    expected = [(1, 0), (2, 0), (2, 2)] if kind == "excluded" else [(done, count) for done in range(1, count + 1)]
+    assert reading == expected

@@ -97,3 +97,12 @@ def test_there_are_never_more_folds_than_images_of_a_class() -> None:
 def test_too_little_to_learn_from(labels: list[int]) -> None:
     with pytest.raises(UsageError, match="need 2 classes"):
         fold_of([f"{i}" for i in range(4)], np.array(labels), 5, seed=0)
+
+
+def test_the_loss_is_told_beside_the_progress_of_all_folds(
+    digits: Digits, quick: ScoreConfig, make_manifest: MakeManifest
+) -> None:
+    told: list[tuple[str, str]] = []
+    crossfit(make_manifest(digits[0][:30], digits[1][:30] % 3), quick, Job(detail=lambda *said: told.append(said)))
+    assert len(told) == quick.folds * quick.repeats and {what for what, _ in told} == {"cross-fitting"}
+    assert all(text.startswith("loss ") and float(text.split()[1]) > 0 for _, text in told)

@@ -301,3 +301,15 @@ def test_several_processes_give_what_one_gives(
         made.append(run(folder, [], arms=[Arm("real", lambda seed: NOTHING, "")], **how))
         assert len((folder / "ledger.jsonl").read_text().splitlines()) == 2
     assert made[0] == made[1]
+
+
+def test_the_loss_is_told_beside_the_count_of_classifiers(pair: tuple[Samples, Samples], tmp_path: Path) -> None:
+    told: list[tuple[object, ...]] = []
+    job = Job(detail=lambda *said: told.append(said), progress=lambda *said: told.append(said))
+    config = SETTINGS.model_copy(update={"steps": 20})
+    ledger = TrialLedger(tmp_path / "ledger.jsonl")
+    run_arms([Arm("real", lambda seed: NOTHING, "")], Trial(*pair, 2, "x"), config, [0, 1], ledger=ledger, job=job)
+    mine = [said for said in told if said[0] == "downstream classifiers"]
+    first, before, after = mine[:3]
+    assert str(first[1]).startswith("loss ") and before[1:] == (0, 2) and after[1:] == (1, 2)
+    assert mine[-1][1:] == (2, 2) and len(mine) == 6

@@ -62,7 +62,7 @@ def test_leaks_and_lost_labels_stop_whatever_was_gained(metrics: dict) -> None:
     assert go_on(metrics) == ("Stop: held-out images leaked", "dcdm evaluate filter")
     metrics["quality"]["leakage"]["level"] = "ok"
     metrics["quality"]["label_agreement"] = 0.5
-    assert go_on(metrics) == ("Stop: labels are lost", "dcdm finetune --strength auto")
+    assert go_on(metrics) == ("Stop: labels are lost", "dcdm finetune --strength auto --force")
     found = advice(metrics, strength_chosen=True)[0]
     assert "measured already" in found.why and found.command == ""
 
@@ -72,7 +72,8 @@ def test_labels_are_lost_only_where_the_judge_sees_them_in_real_images(metrics: 
     metrics["downstream"]["paired"] = [pair("better")]
     metrics["competence"] = {"judge": {"accuracy": 0.9, "verdict": "good"}}
     assert advice(metrics)[0].why == (
-        "The judge sees the label in 50.0 % of the images, and in 90.0 % of real ones that it did not learn from."
+        "The judge sees the label in 50.0 % of the images, and in 90.0 % of real ones that it did not learn from. "
+        "This replaces the adapter; a run folder of its own (--run) keeps it."
     )
     metrics["competence"]["judge"]["accuracy"] = 0.6
     assert go_on(metrics)[0] == "Go on: the images help"
@@ -130,6 +131,8 @@ def test_commands_name_the_run_and_stand_on_lines_of_their_own() -> None:
     found = about_run(
         [Advice("Go on?", "Yes", "It helps.", "dcdm generate"), Advice("More?", "No", "Why.")], " --run x y"
     )
+    named = about_run([Advice("Which?", "This", "Why.", "dcdm generate")] * 2, " --run x", ["", "next-1"])
+    assert [one.command for one in named] == [f"dcdm generate --name next-{n} --run x" for n in (2, 3)]
     assert [one.command for one in found] == ["dcdm generate --run x y", ""]
     console = Console(width=80, file=io.StringIO())
     with console.capture() as said:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,10 @@ def page(browser: Any, metrics: dict, tmp_path: Path) -> Iterator[Any]:
     opened.close()
 
 
-def visible(page: Any) -> list[tuple[str, float, str]]:
+def visible(page: Any) -> list[tuple[str, float, str, str]]:
     cards = page.locator(".card:visible")
-    read = "(cards) => cards.map((c) => [c.dataset.class, Number(c.dataset.difficulty), c.dataset.agreement])"
+    read = "(cards) => cards.map((c) => [c.dataset.class, Number(c.dataset.difficulty), c.dataset.agreement, "
+    read += "c.dataset.source])"
     return [tuple(row) for row in cards.evaluate_all(read)]
 
 
@@ -50,6 +52,12 @@ def test_cards_sort_filter_and_open(page: Any) -> None:
     page.select_option("select[name=order]", "hardest first")
     difficulties = [row[1] for row in visible(page)]
     assert difficulties == sorted(difficulties, reverse=True)
+    page.select_option("select[name=order]", "label not seen first")
+    agreements = [row[2] for row in visible(page)]
+    assert agreements == sorted(agreements, key=["no", "not known", "yes"].index) and len({*agreements}) > 1
+    page.select_option("select[name=order]", "by source")
+    sources = [one for one, _ in groupby(row[3] for row in visible(page))]
+    assert sources == [*dict.fromkeys(sources)] and len(sources) > 1, "each source in one piece"
     page.select_option("select[name=class]", "cat")
     page.select_option("select[name=agreement]", "no")
     assert visible(page) and all(row[0] == "cat" and row[2] == "no" for row in visible(page))

@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from dcdm_cli.generation.pricing import Price, Rate, Repayment
 from dcdm_cli.reports.experiment_tables import experiment_sheets
 from dcdm_cli.reports.quality_tables import prompt_sheet, sets_sheet
 from dcdm_cli.reports.strength import strength_sheet
 from dcdm_cli.reports.table import NAME_WIDTH, Sheet
 from dcdm_cli.reports.tables import methods_sheet, summary_sheets
 from dcdm_cli.reports.terms import Explained
+from dcdm_cli.stages.plan import price_sheet
 
 from .test_strength_report import STRENGTH
 
@@ -24,7 +26,7 @@ COLUMNS = 80
 EVERYDAY = {
     "images", "class", "time", "share", "stage", "set", "", "of", "devices", "number", "mean", "blank", "classifier",
     "compared in", "comparison", "generated images", "images, features", "method", "prompts of", "real images",
-    "training set",
+    "training set", "value",
 }  # fmt: skip
 METHODS = {
     "kept": "features",
@@ -34,6 +36,11 @@ METHODS = {
     ],
 }
 SOURCE = {"source": "template captions", "n": 12000, "target": 0.5, "realised": 0.5, "spearman": -0.5, "agreement": 1}
+
+RATE = Rate(32.0, 5.0, 0.123, 90_000.0, 512)
+PRICE = Price(
+    1_200_000, 600, 8, "cuda", 36_000.0, 80.0, 10**11, 10**12, 33.3, 1234.5, RATE, Repayment(600.0, 0.4, 2000)
+)
 
 
 def sheets() -> Iterator[tuple[str, Sheet]]:
@@ -48,6 +55,7 @@ def sheets() -> Iterator[tuple[str, Sheet]]:
     yield "methods", methods_sheet(METHODS)
     yield "prompts", prompt_sheet([SOURCE, SOURCE])
     yield "strength", strength_sheet(STRENGTH)
+    yield "price", price_sheet(PRICE)
 
 
 def test_every_table_has_a_sentence_that_sums_it_up() -> None:

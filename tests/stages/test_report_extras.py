@@ -83,4 +83,16 @@ def test_the_page_shows_what_fine_tuning_drew_on_its_way(run: RunFolder) -> None
 
 
 def test_prompts_of_one_source_make_no_table(run: RunFolder) -> None:
-    assert prompt_lines(run, {"prompt_sources": []}) == [] and not run.tables.exists()
+    assert prompt_lines(run.tables, {"prompt_sources": []}) == [] and not run.tables.exists()
+
+
+def test_each_set_keeps_its_own_table_of_prompts(run: RunFolder) -> None:
+    source = {"n": 4, "target": 0.5, "realised": 0.4, "spearman": 0.5, "agreement": 1.0}
+    numbers = {"images": 4, "target_mean": 0.5, "measured_mean": None, "label_agreement": None, "label_checked": None}
+    for name, count in (("", 4), ("hard", 5), ("easy", 6)):
+        sources = [source | {"source": "a", "n": count}, source | {"source": "b"}]
+        generated_lines(run.with_images(name), numbers | {"prompt_sources": sources})
+    found = {file.parent.name: file.read_text("utf-8").splitlines()[1] for file in run.tables.rglob("*.csv")}
+    assert {folder: row.split(",")[1] for folder, row in found.items()} == {
+        "generated": "4", "generated-hard": "5", "generated-easy": "6"
+    }  # fmt: skip

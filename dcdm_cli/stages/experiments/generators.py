@@ -20,6 +20,7 @@ from dcdm_cli.stages.adapter import copy_adapter, measured_views, own_difficulty
 from dcdm_cli.stages.calibrate import run_calibrate
 from dcdm_cli.stages.caption import caption_input
 from dcdm_cli.stages.export import run_export
+from dcdm_cli.stages.foretold import foretelling
 from dcdm_cli.stages.strength import fine_tune, strength_settings
 
 if TYPE_CHECKING:
@@ -126,7 +127,8 @@ def _fine_tune(run: VariantFolder, spec: AdapterSpec, session: Session, job: Job
 
     def work() -> Outcome:
         session.console.note(f"{run.path.name}: a generator to compare with is fine-tuned, as long as the run's own")
-        results = fine_tune(session, config, run.adapter, job, _difficulty_of(spec.scores))
+        told = foretelling(session, job, run.path.name)
+        results = fine_tune(session, config, run.adapter, told, _difficulty_of(spec.scores))
         return Outcome([run.adapter], adapter_hash(run.adapter), results, job.device)
 
     run.run(Stage("finetune", settings, inputs, others(config)), work)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dcdm_cli.errors import UsageError
@@ -18,6 +18,7 @@ from dcdm_cli.stages.best_target import propose_target
 from dcdm_cli.stages.devices import settle_generation
 from dcdm_cli.stages.evaluate import evaluation_stage
 from dcdm_cli.stages.evaluation_data import checked_data
+from dcdm_cli.stages.experiments.ahead import to_make
 from dcdm_cli.stages.experiments.arms import make_arm, make_sets
 from dcdm_cli.stages.experiments.generators import variant_session
 from dcdm_cli.stages.experiments.named_sets import described, set_inputs
@@ -97,6 +98,9 @@ def train_arms(session: Session, experiment: Experiment, data: Evaluated, seeds:
     cells, ledger = _cells(session, experiment, data, sets), open_ledger(session.run.evaluation)
     for cell in cells:
         check_learner(cell.config)  # before images are made for it
+    ahead = to_make(sets, experiment.arms, [*dict.fromkeys(cell.ratio for cell in cells)], seeds)
+    count = len(cells) * len(experiment.arms) * len(seeds)
+    session.console.note(f"experiment {experiment.name}: {replace(ahead, classifiers=count).told(session.run)}")
     by_arm = [(cell.arms[position], cell.config) for position in range(len(experiment.arms)) for cell in cells]
     make_sets(by_arm, trial, sets.by_adapter(seeds), ledger)
     documents = []

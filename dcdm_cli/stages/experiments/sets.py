@@ -124,6 +124,19 @@ class GeneratedSets:
             return {}
         return _joined([self._measured(folder) for folder in folders])
 
+    def unmade(self, arm: ArmSpec, ratio: float, seeds: Sequence[int]) -> dict[Path, int]:
+        """Folder -> images of the arm's sets that are not there yet."""
+        if arm.rounds:
+            wanted = [(self._folder(arm, ratio, seed), round(ratio * len(self.real))) for seed in seeds]
+            return {folder: count for folder, count in wanted if not _finished(folder / f"{arm.rounds - 1}")}
+        bands = [(self._folder(arm, edge, seed), counts) for seed in seeds for edge, counts in self._bands(arm, ratio)]
+        return {folder: int(counts.sum()) for folder, counts in bands if not _finished(folder)}
+
+    def untrained(self, arm: ArmSpec, seeds: Sequence[int]) -> set[Path]:
+        """Folders of the arm's generators that are still to be fine-tuned."""
+        own = [(self._session(arm, seed).run, self._adapter(arm, seed)) for seed in seeds]
+        return {run.path for run, spec in own if spec.retrains and run.record("finetune") is None}
+
     def _named_facts(self, name: str) -> dict[str, Any]:
         """The same of a set of the run, measured once per experiment."""
         if name not in self._named:
