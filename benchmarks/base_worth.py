@@ -97,7 +97,7 @@ def _worth(state: Path, arms: list[Arm], seeds: int) -> dict[str, Any]:
     session = open_session(state / "runs" / "tune", "evaluate", {}, Console(), name="")
     job, manifest = open_job(session), read_manifest(session.run.samples)
     trial = trial_of(manifest.split("train"), manifest.split("judge"), baseline=arms[0].name, focus=arms[-1].name)
-    ledger = open_ledger(session.run.evaluation)
+    ledger = open_ledger(session.run.evaluation, session.console.warn)
     return run_arms(arms, trial, session.config.downstream, seeds_of(FIRST_SEED, seeds), ledger=ledger, job=job)
 
 

@@ -193,7 +193,7 @@ def _accuracies(
     for point, pool in zip(points, pools, strict=True):
         key = hash_json([pool.column("sample_id").tolist(), count])
         arms.append(Arm(_name(point), lambda seed, pool=pool: _part(pool, count, seed), key))
-    ledger = open_ledger(session.run.evaluation)
+    ledger = open_ledger(session.run.evaluation, session.console.warn)
     made = run_arms(arms, trial, session.config.downstream, seeds, ledger=ledger, job=job)
     return {arm["name"]: {"accuracy": arm["accuracy"], "accuracy_mean": arm["accuracy_mean"]} for arm in made["arms"]}
 

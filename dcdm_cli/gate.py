@@ -12,7 +12,7 @@ import functools
 import json
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -129,15 +129,15 @@ def read_document(file: Path, kind: type[T], again: str) -> T:
 def read_lines(file: Path, kind: type[T]) -> list[T]:
     """The whole and well-formed rows of a JSON-lines file; none without a file. A row that a crash has torn, or that
     somebody has changed into something else, is no row: what it stood for is made again."""
-    found = []
-    if not file.is_file():
-        return found
-    with file.open("rb") as stream:
-        while line := stream.readline(MAX_LINE):
-            row = parse_line(line, kind)
-            if row is not None:
-                found.append(row)
-    return found
+    return [row for line in json_lines(file) if (row := parse_line(line, kind)) is not None]
+
+
+def json_lines(file: Path) -> Iterator[bytes]:
+    """The lines of a file, of which no one is longer than `MAX_LINE`; none without a file."""
+    if file.is_file():
+        with file.open("rb") as stream:
+            while line := stream.readline(MAX_LINE):
+                yield line
 
 
 def parse_line(line: str | bytes, kind: type[T]) -> T | None:

@@ -97,7 +97,7 @@ DOCUMENTS: dict[str, tuple[Any, Callable[[Path], Any]]] = {
     "captions.jsonl": ({"sample_id": "a", "caption": "b", "revision": None}, lambda file: read_lines(file, Said)),
     "downstream.jsonl": (
         {"key": HASH, "arm": "real", "seed": 1, "accuracy": 0.5, "images": 0, "seconds": 1.0},
-        lambda file: TrialLedger(file).get(HASH),
+        lambda file: TrialLedger(file, print).get(HASH),
     ),
     "classes.json": (
         ["a", "b"],

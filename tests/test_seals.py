@@ -126,6 +126,39 @@ def test_records_from_before_files_were_recorded_count_as_they_did(run: RunFolde
     assert [*run.changes(replace(record, read={}, wrote={}))] == []
 
 
+def test_a_base_model_of_ones_own_is_what_fine_tuning_read(run: RunFolder, tmp_path: Path) -> None:
+    base = tmp_path / "base.safetensors"
+    base.write_text("base")
+    train = replace(finetune(run), config={"base": "it's mine"}, base=(base, tmp_path / "none.json"))
+    run.run(train, writer(run, run.path / LORA, "weights"))
+    assert run.base_files() == (base,) and run.is_fresh(train)
+    generate = Stage("generate", {}, {"finetune": run.require("finetune").id}, reads=(run.path / LORA, base))
+    assert {LORA, str(base)} == {*run.run(generate, lambda: Outcome([], ""))[0].read}
+    os.utime(base)
+    assert run.is_fresh(train) and run.is_fresh(generate), "touched, and the same"
+    spoil(base)
+    os.utime(base, ns=(1, 1))
+    assert run.is_fresh(train) is None and run.is_fresh(generate) is None
+    with pytest.raises(MismatchError, match=r"base\.safetensors has other content than it had") as caught:
+        run.run(generate, lambda: Outcome([], ""), force=True)
+    assert "dcdm finetune --base 'it'\"'\"'s mine' --run" in caught.value.hint
+    run.run(train, writer(run, run.path / LORA, "weights"))
+    run.run(generate, lambda: Outcome([], ""))
+    base.unlink()
+    with pytest.raises(MismatchError, match=r"base\.safetensors is gone"):
+        run.sealed((base,))
+
+
+def test_a_base_model_is_believed_while_size_and_time_are_the_same(run: RunFolder, tmp_path: Path) -> None:
+    """Gigabytes are not read for every command."""
+    base = tmp_path / "base.safetensors"
+    base.write_text("base")
+    train = replace(finetune(run), base=(base,))
+    run.run(train, writer(run, run.path / LORA, "weights"))
+    spoil(base)
+    assert run.is_fresh(train)
+
+
 def test_what_is_for_people_and_temporary_files_are_not_sealed(tmp_path: Path) -> None:
     for name in ("a.json", "README.md", "figures/loss.png", ".a.1.part", ".b.part/c.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

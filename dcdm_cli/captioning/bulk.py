@@ -8,12 +8,16 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+
 from dcdm_cli.captioning.captioner import Captioner
 from dcdm_cli.captioning.templates import prefixed
 from dcdm_cli.data.manifest import Manifest
-from dcdm_cli.files import append_json_lines, hash_json
-from dcdm_cli.gate import Text, Word, read_lines
-from dcdm_cli.run.progress import Job
+from dcdm_cli.data.shown import refuse_other_pictures
+from dcdm_cli.files import hash_json
+from dcdm_cli.gate import Text, Word
+from dcdm_cli.run.journals import append_rows, kept_rows
+from dcdm_cli.run.progress import Job, silent
 from dcdm_cli.run.settings import CaptionConfig
 
 
@@ -33,16 +37,17 @@ def model_captions(manifest: Manifest, config: CaptionConfig, folder: Path, job:
     are not captioned again. Raises what `Captioner` raises, and InterruptedRunError between batches when asked to stop.
     """
     file = folder / f"captions-{_key(config)}.jsonl"
-    known = {row.sample_id: row for row in read_lines(file, Said)}
+    known = {row.sample_id: row for row in kept_rows(file, Said, job.note)}
     ids = manifest.column("sample_id")
     missing = [row for row in range(len(manifest)) if ids[row] not in known]
     if missing:
         captioner, paths = Captioner(config, job.device), manifest.paths()
         for start in range(0, len(missing), config.batch_size):
             batch = missing[start : start + config.batch_size]
+            refuse_other_pictures(manifest.select(np.array(batch)), silent)  # captions are kept under their ids
             texts = captioner.caption([paths[row] for row in batch])
             said = [Said(ids[row], text, captioner.revision) for row, text in zip(batch, texts, strict=True)]
-            append_json_lines(file, map(asdict, said))
+            append_rows(file, map(asdict, said))
             known |= {row.sample_id: row for row in said}
             job.progress("captioning", start + len(batch), len(missing))
             job.stop_if_asked(f"{len(known)} of {len(manifest)} captions are kept")

@@ -20,8 +20,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from dcdm_cli.captioning.prompt_files import ClassPrompt
 from dcdm_cli.captioning.templates import prefixed
 from dcdm_cli.errors import NotFoundError, UsageError
-from dcdm_cli.files import append_json_lines, hash_json
-from dcdm_cli.gate import Text, Word, read_lines
+from dcdm_cli.files import hash_json
+from dcdm_cli.gate import Text, Word
+from dcdm_cli.run.journals import append_rows, kept_rows
 from dcdm_cli.run.network import reach_hub, reason
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.settings import CaptionConfig
@@ -82,14 +83,14 @@ def answers(wanted: Sequence[Request], config: CaptionConfig, folder: Path, job:
     """
     key = hash_json([config.llm, config.llm_revision, config.llm_tokens, TASK, EXAMPLE])[:16]
     file = folder / f"prompts-{key}.jsonl"
-    known = {row.request: row.text for row in read_lines(file, Answer)}
+    known = {row.request: row.text for row in kept_rows(file, Answer, job.note)}
     missing = [request for request in wanted if request.key not in known]
     model = LanguageModel(config, job.device) if missing else None
     for start in range(0, len(missing), config.batch_size):
         assert model is not None
         batch = missing[start : start + config.batch_size]
         said = [Answer(request.key, text) for request, text in zip(batch, model.rewrite(batch), strict=True)]
-        append_json_lines(file, map(asdict, said))
+        append_rows(file, map(asdict, said))
         known |= {row.request: row.text for row in said}
         job.progress("rewriting", start + len(batch), len(missing))
         job.stop_if_asked(f"{start + len(batch)} of {len(missing)} prompts are kept")

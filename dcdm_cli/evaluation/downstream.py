@@ -31,8 +31,9 @@ from dcdm_cli.difficulty.scores import log_loss
 from dcdm_cli.errors import InterruptedRunError, NumericalError, UsageError
 from dcdm_cli.evaluation.learners import Learner, learner_name, learner_settings, on_features
 from dcdm_cli.evaluation.statistics import interval, paired
-from dcdm_cli.files import append_json_lines, hash_json
-from dcdm_cli.gate import Amount, Count, Share, Word, read_lines
+from dcdm_cli.files import hash_json
+from dcdm_cli.gate import Amount, Count, Share, Word
+from dcdm_cli.run.journals import append_rows, kept_rows
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.settings import ClassifierConfig, changed
 
@@ -115,11 +116,12 @@ class _Row(BaseModel):
 
 
 class TrialLedger:
-    """Finished (arm, seed) results, one JSON line each: never lost, never computed twice."""
+    """Finished (arm, seed) results, one JSON line each: never lost, never computed twice. say: what to do with a
+    sentence about lines that are not as they were written; these are computed again."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, say: Callable[[str], None]) -> None:
         self.file = file
-        self._known = {row.key: row.model_dump() for row in read_lines(file, _Row)}  # older ones lack log_loss
+        self._known = {row.key: row.model_dump() for row in kept_rows(file, _Row, say)}  # older ones lack log_loss
 
     def begun(self, key: str) -> Path:
         """Where a classifier's training is kept until it is finished."""
@@ -131,13 +133,13 @@ class TrialLedger:
     def add(self, key: str, row: Mapping[str, Any]) -> None:
         """One write, so that several processes can share the file."""
         self._known[key] = {"key": key, **row}
-        append_json_lines(self.file, [self._known[key]])
+        append_rows(self.file, [self._known[key]])
 
 
-def open_ledger(folder: Path) -> TrialLedger:
-    """The one ledger of an evaluation folder, which all experiments of the run share."""
+def open_ledger(folder: Path, say: Callable[[str], None]) -> TrialLedger:
+    """The one ledger of an evaluation folder, which all experiments of the run share. say: as in `TrialLedger`."""
     folder.mkdir(parents=True, exist_ok=True)
-    return TrialLedger(folder / "downstream.jsonl")
+    return TrialLedger(folder / "downstream.jsonl", say)
 
 
 def trial_of(

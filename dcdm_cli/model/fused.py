@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def load_fused(
     if model.fingerprint != info.base_fingerprint:
         raise MismatchError(
             f"the base model {model.source!r} is not the one this adapter was trained on",
-            "fine-tune again: dcdm finetune",
+            f"put that one back, or fine-tune again: dcdm finetune --base {shlex.quote(info.base)} --force",
         )
     load_lora(model.unet, adapter, lora_scale)
     if extra is not None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
 from dcdm_cli.errors import DcdmError
+from dcdm_cli.files import write_json
 from dcdm_cli.gate import Word, read_document
 
 
@@ -46,3 +48,12 @@ def read_holder(file: Path) -> Holder | None:
         return read_document(file, Holder, "")
     except (OSError, DcdmError):
         return None
+
+
+def note_holder(file: Path, command: str) -> None:
+    """Says that this process does, and what it is about."""
+    write_json(file, asdict(Holder(socket.gethostname(), os.getpid(), command, now())))
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,7 +1,8 @@
 """Seals: what a file was when a stage read or wrote it. From them comes whether a stage is fresh and a file damaged.
 
 A seal is size, time of change and hash. Where size and time are as they were the hash is believed, except of weights
-and JSON, whose content is compared every time. So a run folder that was copied, with new times, is still the same.
+and JSON of the run folder, whose content is compared every time. So a run folder that was copied, with new times, is
+still the same. A base model of the user's own has gigabytes, is named by absolute paths, and is believed like the rest.
 """
 
 from __future__ import annotations
@@ -42,10 +43,11 @@ def is_for_people(name: str) -> bool:
     return not set(FOR_PEOPLE).isdisjoint(Path(name).parts)
 
 
-def seal(path: Path, known: Iterable[Seal] = ()) -> Seal:
-    """known: earlier seals of this file, to be believed where size and time agree. Raises OSError."""
+def seal(path: Path, known: Iterable[Seal] = (), *, by_content: bool = True) -> Seal:
+    """known: earlier seals of this file, to be believed where size and time agree. by_content: but not of weights and
+    JSON. Raises OSError."""
     stat = path.stat()
-    if path.suffix not in BY_CONTENT:
+    if not (by_content and path.suffix in BY_CONTENT):
         for one in known:
             if (one.size, one.mtime_ns) == (stat.st_size, stat.st_mtime_ns):
                 return one
@@ -63,15 +65,31 @@ def seal_all(root: Path, places: Iterable[Path], known: Mapping[str, list[Seal]]
     return found
 
 
-def change(path: Path, was: Seal) -> str:
-    """How a file differs from what it was; empty where it does not."""
+def outside(seals: Mapping[str, Seal]) -> dict[str, Seal]:
+    """Of the files that a record names, those of the user's own base model."""
+    return {name: was for name, was in seals.items() if Path(name).is_absolute()}
+
+
+def seal_outside(files: Iterable[Path]) -> dict[str, Seal]:
+    """By absolute path; what is not there is left out."""
+    return {str(file.absolute()): seal(file) for file in files if file.is_file()}
+
+
+def change(path: Path, was: Seal, *, by_content: bool = True) -> str:
+    """How a file differs from what it was; empty where it does not. by_content: as in `seal`."""
+    if not path.is_file():
+        return "is gone"
     try:
-        now = seal(path, (was,))
+        if (size := path.stat().st_size) != was.size:
+            return f"has {size:,} bytes and had {was.size:,}"
+        return "" if seal(path, (was,), by_content=by_content).same(was) else "has other content than it had"
     except OSError:
         return "is gone"
-    if now.size != was.size:
-        return f"has {now.size:,} bytes and had {was.size:,}"
-    return "" if now.same(was) else "has other content than it had"
+
+
+def change_of(root: Path, name: str, was: Seal) -> str:
+    """`change` of a file by the name that a record has for it."""
+    return change(root / name, was, by_content=not Path(name).is_absolute())
 
 
 def seal_beside(file: Path) -> None:

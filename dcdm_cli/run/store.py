@@ -9,11 +9,10 @@ from __future__ import annotations
 import os
 import platform
 import re
-import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -24,10 +23,10 @@ from dcdm_cli import __version__
 from dcdm_cli.errors import DcdmError, LockedError, MismatchError, NotFoundError, StorageError
 from dcdm_cli.files import PART_SUFFIX, hash_json, links, remove, sweep, write_json
 from dcdm_cli.gate import EXACT, NO_LINKS, Amount, Count, Finite, Share, Table, Text, Word, inside, read_document
-from dcdm_cli.run.holder import Holder, read_holder
+from dcdm_cli.run.holder import note_holder, now, read_holder
 from dcdm_cli.run.memory import peak_memory_mib
 from dcdm_cli.run.roles import counted
-from dcdm_cli.run.seals import Seal, change, is_for_people, seal_all
+from dcdm_cli.run.seals import Seal, change, change_of, is_for_people, outside, seal_all, seal_outside
 from dcdm_cli.run.timing import Attempt
 from dcdm_export.places import set_aside
 
@@ -92,7 +91,8 @@ class StageRecord:
     config: what the outcome depends on; uncounted: settings of the same sections that change nothing of it, for people.
     seconds: of work, with those of attempts that were stopped and gone on with. energy_wh: of the GPUs in sight, None =
     unknown. apart: parts of the seconds that do not grow with the work, by name (`one_off.py`), as far as known.
-    read, wrote: files of the run folder by name (`seals.py`); a folder in `listed` has a list of its own."""
+    read, wrote: files of the run folder by name, and of a base model of the user's own by their absolute paths
+    (`seals.py`); a folder in `listed` has a list of its own."""
 
     __pydantic_config__: ClassVar = EXACT
 
@@ -137,13 +137,15 @@ class Outcome:
 @dataclass(frozen=True)
 class Stage:
     """One unit of work with everything its staleness depends on. uncounted: see `StageRecord`. reads: files and folders
-    of earlier stages that it opens; those that are not there are not opened."""
+    of earlier stages that it opens; those that are not there are not opened. base: files of the user's own base model,
+    outside of the run folder, for the stage that settles which they are: fine-tuning."""
 
     name: str
     config: dict[str, Any]
     inputs: dict[str, str]
     uncounted: dict[str, Any] = field(default_factory=dict)
     reads: tuple[Path, ...] = ()
+    base: tuple[Path, ...] = ()
 
 
 class RunFolder:
@@ -186,6 +188,16 @@ class RunFolder:
     def weights(self) -> tuple[Path, ...]:
         """The files of the adapter that fine-tuning leaves and that decide what it makes."""
         return tuple(self.adapter / name for name in ADAPTER_WEIGHTS)
+
+    def base_files(self) -> tuple[Path, ...]:
+        """Of a base model of the user's own, those that fine-tuning read: no other file outside is compared."""
+        made = self.record("finetune")
+        return tuple(map(Path, outside(made.read))) if made else ()
+
+    def train_again(self) -> str:
+        """The command that fine-tunes on the same base model, wherever its name came from."""
+        made = self.record("finetune")
+        return f"dcdm finetune --base {shlex.quote(str(made.config['base']))}" if made else "dcdm finetune"
 
     def with_images(self, name: str) -> RunFolder:
         """The same folder, looked at with another generated set."""
@@ -271,7 +283,7 @@ class RunFolder:
                 file=self.path,
             ) from None
         try:
-            write_json(holder, asdict(Holder(socket.gethostname(), os.getpid(), command, _now())))
+            note_holder(holder, command)
             _held.add(self.path)
             self._sweep()
             yield
@@ -361,7 +373,7 @@ class RunFolder:
             if all(said) and name not in begun and (name, said[0]) not in gone:
                 yield name, said[0]
         for name, was in record.read.items():
-            if name not in record.wrote and (said := change(self.path / name, was)):
+            if name not in record.wrote and (said := change_of(self.path, name, was)):
                 yield name, said
 
     def as_made(self, record: StageRecord) -> RunFolder:
@@ -378,9 +390,9 @@ class RunFolder:
                 if (newest is not None and newest.id != known) or (newest is None and known):
                     yield f"{stage} was made again since" if newest else f"{stage} is gone"
 
-    def sealed(self, reads: Iterable[Path]) -> dict[str, Seal]:
-        """Of what is about to be read. Raises MismatchError for a file that is not as any stage left it. One that is
-        gone is missed by whoever reads it."""
+    def sealed(self, reads: Collection[Path]) -> dict[str, Seal]:
+        """Of what is about to be read. Raises MismatchError for a file that is not as any stage left it, or not as
+        fine-tuning found it. One of the run folder that is gone is missed by whoever reads it."""
         writers: dict[str, list[StageRecord]] = {}
         for record in self.records().values():
             for name in record.wrote:
@@ -390,7 +402,18 @@ class RunFolder:
         for name, wrote in writers.items():
             if name in found and name not in begun and not any(found[name].same(seal) for seal in known[name]):
                 raise self._damaged(name, wrote)
-        return found
+        return found | self._sealed_base(set(reads))
+
+    def _sealed_base(self, reads: Collection[Path]) -> dict[str, Seal]:
+        """Of the files of the user's own base model among these."""
+        made = self.record("finetune")
+        known = {name: was for name, was in outside(made.read).items() if Path(name) in reads} if made else {}
+        for name, was in known.items():
+            if said := change_of(self.path, name, was):
+                message = f"the base model is not the one this adapter was trained on: {name} {said}"
+                again = f"put it back, or fine-tune again: {self.train_again()} --run {self.path}"
+                raise MismatchError(message, again, file=Path(name))
+        return known
 
     def _damaged(self, name: str, wrote: Sequence[StageRecord]) -> MismatchError:
         first, last, file = wrote[0].stage, wrote[-1], self.path / name
@@ -423,9 +446,9 @@ class RunFolder:
         fresh = None if force else self.is_fresh(stage)
         if fresh is not None and intact():
             return fresh, False
-        read = self.sealed(stage.reads)
+        read = self.sealed(stage.reads) | seal_outside(stage.base)
         key, place = hash_json([stage.config, stage.inputs]), self.stopped_file(stage.name)
-        started, attempt = _now(), Attempt(place, key)
+        started, attempt = now(), Attempt(place, key)
         with attempt.measured():
             outcome = work()
         record = StageRecord(
@@ -478,10 +501,6 @@ def same_work(record: StageRecord, stage: Stage) -> bool:
     """Whether inputs and settings are the record's, whatever became of the files. Older records also hold what does not
     count, and lack optional settings that came later."""
     return record.inputs == stage.inputs and counted(record.config, stage.uncounted) == counted(stage.config, {})
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def recorded_versions() -> dict[str, str]:

@@ -21,7 +21,7 @@ from dcdm_cli.run.store import Outcome, RunFolder, StageRecord
 from dcdm_cli.stages.agreement import scorer_and_judge
 from dcdm_cli.stages.devices import settle_generation
 from dcdm_cli.stages.evaluate import evaluation_stage, stage_records, the_bill
-from dcdm_cli.stages.evaluation_data import checked_data
+from dcdm_cli.stages.evaluation_data import checked_data, look_at_sources
 from dcdm_cli.stages.jobs import open_job
 from dcdm_cli.stages.judge import judge_said, open_judge
 from dcdm_cli.stages.quality import checked_images, generated_images, generated_quality
@@ -56,6 +56,7 @@ def run_compare(session: Session) -> dict[str, Any]:
 
 def _recorded(session: Session) -> StageRecord:
     run = session.run
+    look_at_sources(session)
     stage = evaluation_stage(session, f"evaluate-artefacts{of_set(run)}", _inputs(session))
     record, done = run.run(stage, lambda: _look(session), force=session.force)
     if not done:
@@ -72,6 +73,7 @@ def run_filter(session: Session) -> StageRecord:
     """Writes which generated images are broken, and a manifest of the others; no image is touched."""
     session, run = settle_generation(session), session.run
     with run.lock("dcdm evaluate filter"):
+        look_at_sources(session)
         stage = evaluation_stage(session, f"filter{of_set(run)}", _inputs(session))
         record, done = run.run(stage, lambda: _filter(session), force=session.force)
     if not done:

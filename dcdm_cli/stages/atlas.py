@@ -17,7 +17,7 @@ from dcdm_cli.run.session import Session
 from dcdm_cli.run.store import Outcome, Stage, StageRecord
 from dcdm_cli.stages.atlas_groups import groups_of
 from dcdm_cli.stages.devices import run_features, settle_generation
-from dcdm_cli.stages.evaluation_data import checked_data
+from dcdm_cli.stages.evaluation_data import checked_data, look_at_sources
 from dcdm_cli.stages.jobs import open_job
 from dcdm_cli.stages.judge import open_judge
 from dcdm_cli.stages.label_check import generator_files
@@ -62,6 +62,7 @@ KINDS = (
 def run_atlas(session: Session) -> StageRecord:
     session, run = settle_generation(session), session.run
     with run.lock("dcdm evaluate atlas"):
+        look_at_sources(session)
         record, done = run.run(atlas_stage(session), lambda: _make_atlas(session), force=session.force)
     if not done:
         session.console.note("evaluate atlas: nothing changed, skipped (--force runs it again)")

@@ -48,7 +48,7 @@ def calibrate_stage(session: Session) -> Stage:
     settings = {**fingerprint(config.calibrate), "sampler": sampler_settings(config.generate)}
     settings["attempts"] = config.generate.attempts  # decides what is reachable
     inputs = {**run.adapter_ids(), "score": run.require("score").id, **prompt_input(session)}
-    reads = (run.samples, run.scorer, *run.weights)
+    reads = (run.samples, run.scorer, *run.weights, *run.base_files())
     return Stage("calibrate", settings, inputs, others(config.calibrate), reads)
 
 

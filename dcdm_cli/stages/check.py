@@ -17,6 +17,7 @@ from pydantic import ConfigDict
 from dcdm_cli.errors import DcdmError, ExitCode, NotFoundError
 from dcdm_cli.files import leftovers
 from dcdm_cli.gate import ClassNames, read_document
+from dcdm_cli.run.journals import changed_rows, drop_changed
 from dcdm_cli.run.resolution import known_only
 from dcdm_cli.run.seals import SEAL_SUFFIX, change_beside
 from dcdm_cli.run.session import Session, recorded_layers
@@ -48,7 +49,7 @@ def run_check(session: Session, *, repair: bool = False, verify: bool = False) -
         repaired = [*_repaired(run), *_swept(run, left)] if repair else left
         source = map(_changed_source, source_changes(session))
         parts = (_stages(run), source, _asked(session), _class_names(run), _weights(run), _sets(run, verify),
-                 _exports(run, verify), _caches(run))  # fmt: skip
+                 _exports(run, verify), _caches(run), _journals(run))  # fmt: skip
         found = [finding for part in parts for finding in _to_the_end(part)]
         return [*_without_fresh_damage(found), *repaired]
 
@@ -98,7 +99,7 @@ def _stages(run: RunFolder) -> Iterator[Finding]:
     damaged = {file for name, record in known.items() for file, _ in changed[name] if _is_output(record, file)}
     for name, record in known.items():
         own = [(file, said) for file, said in changed[name] if file not in damaged or _is_output(record, file)]
-        yield from _stage(name, record, _outdated(run, record, unread), own)
+        yield from _stage(run, record, name, _outdated(run, record, unread), own)
         for file in run.gone(record, for_people=True):
             yield Finding(name, MISSING, f"{file} is gone: it is only to be looked at, and nothing is made from it")
 
@@ -139,8 +140,10 @@ def _made_by(run: RunFolder) -> dict[str, Path]:
     return own | {f"calibrate{which}": run.calibration, f"export{which}": run.export / "signature.json"}
 
 
-def _stage(name: str, record: StageRecord, outdated: list[str], changed: list[tuple[str, str]]) -> Iterator[Finding]:
-    """changed: of what it wrote, and of what it had read where that is no damage of another stage."""
+def _stage(
+    run: RunFolder, record: StageRecord, name: str, outdated: list[str], changed: list[tuple[str, str]]
+) -> Iterator[Finding]:
+    """name: of the record. changed: of what it wrote, and of what it had read where that is no other stage's damage."""
     again = f"dcdm {command_of(name)}"
     found = [Finding(name, STALE, why, again) for why in outdated]
     if record.outputs and not (record.wrote or record.read):
@@ -150,7 +153,9 @@ def _stage(name: str, record: StageRecord, outdated: list[str], changed: list[tu
     for file, said in changed:
         ours = _is_output(record, file)
         text = f"{file} {said}" + ("" if ours else ", which it was made from")
-        found.append(Finding(name, DAMAGED if ours else STALE, text, again))
+        # what was made with the adapter stops until that is trained on the base as it is
+        fix = run.train_again() if Path(file).is_absolute() else again
+        found.append(Finding(name, DAMAGED if ours else STALE, text, fix))
     yield from found or [Finding(name, FRESH, "")]
 
 
@@ -336,6 +341,18 @@ def _left_over(run: RunFolder, path: Path, fix: str) -> Finding:
     return Finding("run", LEFT_OVER, path.relative_to(run.path).as_posix(), fix)
 
 
+def _journals(run: RunFolder) -> Iterator[Finding]:
+    for file in _journal_files(run):
+        if said := changed_rows(file):
+            again = "dcdm check --repair removes them: what they stood for is made again when needed"
+            yield Finding("cache", DAMAGED, said, again)
+
+
+def _journal_files(run: RunFolder) -> list[Path]:
+    places = {run.evaluation: "downstream.jsonl", run.cache: "*.jsonl", run.checkpoints: "*/snapshots/probes.jsonl"}
+    return [file for folder, pattern in places.items() for file in sorted(folder.glob(pattern))]
+
+
 # Repairing
 
 
@@ -357,6 +374,8 @@ def _repaired(run: RunFolder) -> Iterator[Finding]:
         for suffix in (".npy", SEAL_SUFFIX):
             (run.path / name).with_suffix(suffix).unlink(missing_ok=True)
         yield Finding("cache", REPAIRED, f"{name} is removed: it is made again when needed")
+    for said in filter(None, map(drop_changed, _journal_files(run))):
+        yield Finding("cache", REPAIRED, f"{said}; they are removed")
     for one in _all_sets(run):
         yield from _projected(one)
 

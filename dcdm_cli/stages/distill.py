@@ -53,7 +53,8 @@ def distill_stage(session: Session) -> Stage:
     run, config = session.run.with_distilled(False), session.config
     settings = {**fingerprint(config.distill), "stands_for": stands_for(config.generate), "run_seed": config.seed}
     settings["precision"] = config.finetune.precision
-    reads = (run.samples, *run.weights)  # no scorer: images as they are have their scores in the table
+    # no scorer: images as they are have their scores in the table
+    reads = (run.samples, *run.weights, *run.base_files())
     return Stage("distill", settings, {"finetune": run.require("finetune").id}, others(config.distill), reads)
 
 

@@ -13,6 +13,7 @@ from dcdm_cli.run.session import Session
 from dcdm_cli.run.settings import Config
 from dcdm_cli.run.store import Outcome, Stage, StageRecord
 from dcdm_cli.stages.devices import settle_generation
+from dcdm_cli.stages.evaluation_data import checked_data, look_at_sources
 from dcdm_cli.stages.first_look import first_look_sentences
 from dcdm_cli.stages.jobs import open_job
 from dcdm_cli.stages.label_check import check_files, check_input, generator_files, prepare_check
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from dcdm_cli.stages.experiments.sets import GeneratedSets
 
 
+PARTS = ("judge", "agreement", "adherence")  # stages that are recorded on the way
 STAGES = ("score", "caption", "finetune", "distill", "calibrate", "export", "generate")
 
 
@@ -33,11 +35,23 @@ def run_evaluate(session: Session) -> StageRecord:
     run.create(after="finetune")
     session = settle_generation(session)
     with run.lock("dcdm evaluate"):
+        look_at_sources(session)
         records = stage_records(session)
-        record, done = run.run(evaluate_stage(session), lambda: _measure_all(session, records), force=session.force)
+        work = lambda: _measure_all(session, records)  # noqa: E731
+        record, done = run.run(evaluate_stage(session), work, force=session.force, intact=lambda: _is_intact(session))
     if not done:
         session.console.note("evaluate: nothing changed, skipped (--force runs it again)")
     return record
+
+
+def _is_intact(session: Session) -> bool:
+    """False when a file of what it is made of is not as it was left: only that is made again, the rest is found."""
+    run = session.run
+    for record in filter(None, map(run.record, PARTS)):
+        for file, said in run.changes(record):
+            session.console.note(f"{file} {said}: what was measured with it is made again")
+            return False
+    return True
 
 
 def stage_records(session: Session) -> dict[str, StageRecord]:
@@ -69,7 +83,6 @@ def _measure_all(session: Session, records: Mapping[str, StageRecord]) -> Outcom
     from dcdm_cli.files import write_json
     from dcdm_cli.stages.adherence import measured_adherence
     from dcdm_cli.stages.agreement import scorer_and_judge
-    from dcdm_cli.stages.evaluation_data import checked_data
     from dcdm_cli.stages.judge import judge_said, open_judge
     from dcdm_cli.stages.quality import generated_quality
     from dcdm_cli.stages.report import write_evaluation_report
@@ -182,6 +195,6 @@ def _downstream(session: Session, data: Evaluated, job: Job) -> dict[str, Any]:
     difficulty = held_out_difficulty(session.run.scorer, data.held_out, job)
     cache = session.run.cache / "features"
     trial = trial_of(data.real, data.held_out, pairs=PAIRS, difficulty=difficulty, cache=cache)
-    ledger = open_ledger(session.run.evaluation)
+    ledger = open_ledger(session.run.evaluation, session.console.warn)
     make_sets([(arm, config.downstream) for arm in arms], trial, seeds, ledger)
     return run_arms(arms, trial, config.downstream, seeds, ledger=ledger, job=job, workers=config.evaluate.workers)

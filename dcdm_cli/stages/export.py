@@ -81,7 +81,7 @@ def export_stage(session: Session, tensorrt: str = "") -> Stage:
         "lora_scale": config.generate.lora_scale,
         "shared_calls": shared_calls(session),
     } | few_steps(session)
-    return Stage("export", settings, inputs, others(config.export), session.run.weights)
+    return Stage("export", settings, inputs, others(config.export), (*session.run.weights, *session.run.base_files()))
 
 
 def few_steps(session: Session) -> dict[str, str]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dcdm_cli.crew.ranks import Ranks
+from dcdm_cli.model.base_files import base_files
 from dcdm_cli.run.keeping import refuse_replacing
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.roles import fingerprint, others
@@ -16,6 +17,7 @@ from dcdm_cli.run.settings import FinetuneConfig
 from dcdm_cli.run.store import Outcome, RunFolder, Stage, StageRecord
 from dcdm_cli.stages.caption import caption_input
 from dcdm_cli.stages.devices import settle_spread, settle_training
+from dcdm_cli.stages.evaluation_data import warn_of_sources
 from dcdm_cli.stages.foretold import foretelling
 from dcdm_cli.stages.jobs import open_job
 from dcdm_cli.stages.own_draws import own_name
@@ -37,6 +39,7 @@ def run_finetune(session: Session) -> StageRecord:
         record, done = run.run(stage, lambda: _train(session, config, run.adapter), force=session.force)
         _drop_checkpoints(run)  # only now: a kill before the record was written must not cost the training
     if not done:
+        warn_of_sources(session)  # what it has learned from is in the adapter, whatever became of the images
         session.console.note("finetune: nothing changed, skipped (--force runs it again)")
     return record
 
@@ -74,7 +77,8 @@ def finetune_stage(session: Session) -> Stage:
     if config.strength == "auto":
         settings |= strength_settings(session)
     scores = config.strength == "auto" or config.own_draws > 0 or config.views > 1 or config.hflip  # other pictures
-    return Stage("finetune", settings, inputs, others(config), (run.samples, *([run.scorer] if scores else [])))
+    reads = (run.samples, *([run.scorer] if scores else []))
+    return Stage("finetune", settings, inputs, others(config), reads, base_files(config.base, config.base_config))
 
 
 def _job(session: Session) -> Job:

@@ -42,7 +42,7 @@ def generator_files(session: Session) -> tuple[Path, ...]:
     """What every stage opens that makes images. An export is not among them: it is held against its own signature
     when it is opened."""
     run = session.run
-    return (run.samples, run.scorer, *run.weights, run.calibration, *check_files(session))
+    return (run.samples, run.scorer, *run.weights, run.calibration, *check_files(session), *run.base_files())
 
 
 def prepare_check(session: Session, job: Job) -> Path | None:
@@ -103,6 +103,7 @@ def _make(session: Session, check: str, folder: Path, job: Job) -> None:
 def _fit_on_features(session: Session, folder: Path, job: Job) -> None:
     """A head that learned from the images that fine-tuning uses: trusted labels, unless it is told otherwise."""
     from dcdm_cli.data.manifest import read_manifest
+    from dcdm_cli.data.shown import refuse_other_pictures
     from dcdm_cli.difficulty.feature_cache import FeatureCache
     from dcdm_cli.difficulty.feature_folds import Seen, head_on_all
     from dcdm_cli.difficulty.label_check import save_features_check
@@ -111,6 +112,8 @@ def _fit_on_features(session: Session, folder: Path, job: Job) -> None:
 
     run, config = session.run, session.config
     rows = training_rows(read_manifest(run.samples), config.finetune.keep_suspects)
+    # features are kept under the ids of what was scored
+    refuse_other_pictures(rows, job.stoppable("the label check is not begun"))
     place = Scoring(run.checkpoints / "checker", cache=FeatureCache(run.cache / "features"))
     table, extractor = seen_features(rows, config.score, place.features, job)
     head = head_on_all(Seen.of(table, rows), extractor, config.seed + SEED, job.device)

@@ -14,6 +14,7 @@ from dcdm_cli.run.roles import all_others, fingerprints
 from dcdm_cli.run.session import Session
 from dcdm_cli.run.store import Outcome, RunFolder, Stage, StageRecord
 from dcdm_cli.stages.devices import settle_generation
+from dcdm_cli.stages.evaluation_data import look_at_sources
 from dcdm_cli.stages.jobs import open_job
 from dcdm_cli.stages.known import scorer_known
 from dcdm_cli.stages.label_check import check_input, generator_files
@@ -65,6 +66,7 @@ def plan_demand(
 def run_next_plan(session: Session) -> StageRecord:
     session, run = settle_generation(session), session.run
     with run.lock("dcdm evaluate plan"):
+        look_at_sources(session)
         record, done = run.run(next_plan_stage(session), lambda: _plan_what_is_hard(session), force=session.force)
     if not done:
         session.console.note("evaluate plan: nothing changed, skipped (--force runs it again)")

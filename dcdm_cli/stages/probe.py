@@ -64,7 +64,7 @@ def open_run_engine(session: Session, adapter: Path, job: Job, *, insist: bool =
     job.stop_if_asked(KEPT)
     starts = open_starts(session, adapter, job)  # first: its VAE must go before the networks come
     with one_off.loading():
-        engine = open_engine(adapter, config, job.device, export=session.run.export if own else None)
+        engine = open_engine(adapter, config, job.device, export=_sealed_export(session.run) if own else None)
     one_off.opened()
     for warning in engine.base.warnings:
         session.console.warn(warning)
@@ -98,7 +98,13 @@ def open_run_crew(session: Session, spread: Spread, job: Job, opener: Callable[.
 
 
 def _export_of(run: RunFolder) -> Path | None:
-    return run.export if run.export.exists() else None
+    return _sealed_export(run) if run.export.exists() else None
+
+
+def _sealed_export(run: RunFolder) -> Path:
+    """Raises MismatchError for a signature, which has the hashes of all the rest, that is not as exporting left it."""
+    run.sealed((run.export / "signature.json",))
+    return run.export
 
 
 def plan_inputs(session: Session, *, calibrated: bool = True) -> PlanInputs:

@@ -16,8 +16,9 @@ import numpy as np
 from dcdm_cli.arrays import evenly
 from dcdm_cli.crew.ranks import Ranks
 from dcdm_cli.errors import NumericalError, UsageError
-from dcdm_cli.files import append_json_lines, hash_json
-from dcdm_cli.gate import Digest, Finite, read_lines
+from dcdm_cli.files import hash_json
+from dcdm_cli.gate import Digest, Finite
+from dcdm_cli.run.journals import append_rows, kept_rows
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.session import Session, with_settings
 from dcdm_cli.run.settings import FinetuneConfig, StrengthConfig
@@ -257,12 +258,12 @@ def _measured(
     key = hash_json(
         [adapter_hash(adapter), sampler_settings(generate), generate.attempts, each, session.config.seed, MEASURED]
     )
-    for row in read_lines(snapshots / PROBES, _Probe):
+    for row in kept_rows(snapshots / PROBES, _Probe, session.console.warn):
         if row.key == key:
             return row.measured
     session.console.note(f"probing {what}")
     measured = measure_point(_drawn(own, adapter, each, space, job), real)
-    append_json_lines(snapshots / PROBES, [{"key": key, "measured": measured}])
+    append_rows(snapshots / PROBES, [{"key": key, "measured": measured}])
     return measured
 
 

@@ -6,7 +6,6 @@ resumed run, and a run on more devices with the same global batch, see the same 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,23 +13,22 @@ from typing import Annotated
 
 import numpy as np
 import torch
-from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
 from dcdm_cli.data.archives import file_stamp
-from dcdm_cli.data.images import decode_options, image_hash
+from dcdm_cli.data.images import decode_options
 from dcdm_cli.data.manifest import Manifest
+from dcdm_cli.data.shown import refuse_others
 from dcdm_cli.errors import MismatchError, NotFoundError, NumericalError, UsageError
 from dcdm_cli.files import atomic_path, check_room, hash_json, write_json
-from dcdm_cli.gate import SCAN_ID, read_document
+from dcdm_cli.gate import read_document
 from dcdm_cli.model.base import BaseModel, encode_text
 from dcdm_cli.model.latents import encode_latents, to_pixels
 from dcdm_cli.run.progress import Progress
 from dcdm_cli.run.seals import change_beside, seal_beside
 from dcdm_cli.training.views import Views
 
-SCANNED = re.compile(SCAN_ID)
 CHUNK, CHUNK_PIXELS = 32, 2**20  # encoded at once, at most: an encoder's activations are gigabytes at 512 px
 BINS = 10  # of difficulty, for balancing
 
@@ -188,19 +186,6 @@ def refuse_not_finite(latents: np.ndarray, first: int) -> None:
             "the VAE overflowed, or what was cached is damaged",
             "use --precision fp32, or remove cache/ in the run folder and run it again",
         )
-
-
-def refuse_others(pictures: Sequence[Image.Image], ids: Sequence[str], paths: Sequence[Path]) -> None:
-    """pictures: RGB, the first of them at `paths`; ids: their sample ids, as far as they are known; views of images
-    follow. Raises MismatchError for the first that is not what its id was made from: its score, label and caption
-    would be another picture's."""
-    for picture, sample, path in zip(pictures, ids, paths, strict=False):
-        if SCANNED.fullmatch(sample) and not sample.startswith(image_hash(picture)):
-            raise MismatchError(
-                f"{path} does not show what it showed when it was scored",
-                "score the images as they are now: dcdm score, or put the image back",
-                file=path,
-            )
 
 
 def encode_captions(base: BaseModel, captions: Sequence[str], progress: Progress) -> tuple[np.ndarray, Tensor]:

@@ -69,6 +69,19 @@ def test_a_stopped_run_goes_on_where_it_was(
     assert model_captions(manifest, config, tmp_path / "stopped", Job())[0] == through
 
 
+def test_a_caption_that_somebody_changed_is_written_again(
+    manifest: Manifest, config: CaptionConfig, tmp_path: Path
+) -> None:
+    before, _ = model_captions(manifest, config, tmp_path, Job())
+    file = next(tmp_path.glob("captions-*.jsonl"))
+    caption = lines(tmp_path)[2]["caption"]
+    file.write_text(file.read_text().replace(json.dumps(caption), json.dumps("a forged caption"), 1))
+    said: list[str] = []
+    assert model_captions(manifest, config, tmp_path, Job(note=said.append))[0] == before
+    assert len(said) == 1 and "do not say what was written" in said[0]
+    assert "forged" not in file.read_text()
+
+
 def test_another_prefix_needs_no_model_and_another_question_does(
     manifest: Manifest, config: CaptionConfig, tmp_path: Path
 ) -> None:

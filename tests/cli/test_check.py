@@ -13,6 +13,8 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from dcdm_cli.model.packaged import TINY_BASE
+
 from .conftest import FinishedJob, document, last_error
 from .runner import Finished, run
 
@@ -161,6 +163,24 @@ def test_every_record_that_does_not_read_is_a_finding_and_stops_nothing_else(cop
     assert any(text.startswith(f"score: {SCORER}: ") for text in said)
 
 
+def test_another_base_model_in_the_place_of_the_first_is_trained_on_and_not_worked_with(
+    copy: Path, tmp_path: Path
+) -> None:
+    base = shutil.copytree(TINY_BASE, tmp_path / "base")
+    train = ["finetune", "--base", base, "--run", copy]
+    run(*train)
+    assert "nothing changed" in run(*train).stderr
+    file = next((base / "unet").glob("*.safetensors"))
+    flip(file)
+    said = document(run("check", "--json", "--run", copy, code=3))["findings"]
+    (found,) = [row for row in said if row["stage"] == "finetune"]
+    assert f"{file} has other content" in found["text"] and f"dcdm finetune --base {base}" in found["fix"]
+    refused = last_error(run("generate", "--force", "--json", "--run", copy, code=12))
+    assert f"{file} has other content" in refused["message"] and f"--base {base}" in refused["hint"]
+    assert "nothing changed" not in run(*train).stderr
+    assert "finetune: " in findings(run("check", "--json", "--run", copy, code=3), "fresh")
+
+
 @pytest.mark.parametrize("name", ["judge", "evaluate", "finetune"])
 def test_what_lies_there_without_a_record_is_a_finding(copy: Path, name: str) -> None:
     (copy / "records" / f"{name}.json").unlink()
@@ -229,6 +249,47 @@ def test_source_images_that_changed_places_are_not_learned_from(scored: Path, ph
             file.write_bytes(content)
             os.utime(file, ns=(time, time))
     assert "does not show what it showed" in refused["message"] and "dcdm score" in refused["hint"]
+
+
+@pytest.mark.parametrize("split", ["test", "judge"])
+def test_images_to_test_on_that_changed_places_are_not_tested_on(copy: Path, photos: Path, split: str) -> None:
+    first, second = (next((photos / split / name).iterdir()) for name in ("one", "test tube"))
+    kept = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in (first, second)}
+    try:
+        os.utime(first, ns=(1, 1))
+        said = run("evaluate", "--run", copy).stderr
+        assert "nothing changed" in said and "has changed since" in said, "the same pictures"
+        first.write_bytes(kept[second][0])
+        second.write_bytes(kept[first][0])
+        for words in (["evaluate"], ["evaluate", "check"], ["evaluate", "--force"]):
+            refused = last_error(run(*words, "--json", "--run", copy, code=12))
+            assert f"{first} does not show what it showed" in refused["message"] and str(second) in refused["message"]
+        for file in kept:  # and where neither size nor time tell
+            _as_it_was(file, b"\0" * len(kept[file][0]), kept[file][1])
+        assert "does not show" in last_error(run("evaluate", "--force", "--json", "--run", copy, code=12))["message"]
+    finally:
+        for file, was in kept.items():
+            _as_it_was(file, *was)
+
+
+def _as_it_was(file: Path, content: bytes, time: int) -> None:
+    file.write_bytes(content)
+    os.utime(file, ns=(time, time))
+
+
+def test_a_ledger_that_somebody_changed_is_a_finding_and_measured_again(copy: Path) -> None:
+    ledger = copy / "evaluation" / "downstream.jsonl"
+    before = sorted(json.loads(line)["accuracy"] for line in ledger.read_text().splitlines())
+    lines = ledger.read_text().splitlines()
+    forged = json.dumps(json.loads(lines[0]) | {"accuracy": 0.999})
+    ledger.write_text("\n".join([forged, *lines[1:]]) + "\n")
+    assert "(line 1)" in findings(run("check", "--json", "--run", copy, code=12), "damaged")[0]
+    said = run("evaluate", "--force", "--run", copy).stderr
+    assert f"{ledger} has rows that do not say what was written (line 1)" in said
+    assert sorted(json.loads(line)["accuracy"] for line in ledger.read_text().splitlines()) == before
+    ledger.write_text("\n".join([forged, *lines[1:]]) + "\n")
+    assert len(findings(run("check", "--repair", "--json", "--run", copy), "repaired")) == 1
+    assert ledger.read_text().splitlines() == lines[1:]
 
 
 def test_captions_and_sources_that_changed_make_stale_and_are_said(copy: Path, photos: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,9 +52,11 @@ def test_the_point_of_the_most_worth_becomes_the_adapter_and_later_stages_use_it
     assert run_finetune(session_of(run, **AUTO)).started == record.started
 
 
+@pytest.mark.parametrize(("forged", "asked"), [(False, 3), (True, 4)])
 def test_a_choice_that_was_stopped_goes_on_with_what_it_has_measured(
-    run: Path, monkeypatch: pytest.MonkeyPatch
+    run: Path, monkeypatch: pytest.MonkeyPatch, forged: bool, asked: int
 ) -> None:
+    """And not with what somebody has written there since."""
     measured: list[int] = []
 
     def counted(drawn: measures.Drawn, real: measures.RealFeatures) -> dict[str, float]:
@@ -66,8 +69,12 @@ def test_a_choice_that_was_stopped_goes_on_with_what_it_has_measured(
     monkeypatch.setattr(measures, "measure_point", counted)
     with pytest.raises(InterruptedRunError):
         run_finetune(session_of(run, **AUTO))
+    (probes,) = run.glob("checkpoints/*/snapshots/probes.jsonl")
+    if forged:
+        row = json.loads(probes.read_text())
+        probes.write_text(json.dumps(row | {"measured": dict.fromkeys(row["measured"], 1.0)}) + "\n")
     run_finetune(session_of(run, **AUTO))
-    assert len(measured) == 3  # the first point is not measured again
+    assert len(measured) == asked  # the first point is not measured again
 
 
 def test_a_budget_too_small_for_the_points_is_refused_before_anything_is_trained(run: Path) -> None:

@@ -97,7 +97,7 @@ def trial(content: str = "data") -> Trial:
 
 def run(tmp_path: Path, calls: list[tuple[str, int]], job: Job | None = None, **changes: object) -> dict:
     how = {"arms": arms(calls), "trial": trial(), "config": SETTINGS, "seeds": [0, 1, 2]} | changes
-    ledger = TrialLedger(tmp_path / "ledger.jsonl")
+    ledger = TrialLedger(tmp_path / "ledger.jsonl", print)
     return run_arms(**how, ledger=ledger, job=job or Job())  # type: ignore[arg-type]
 
 
@@ -126,6 +126,18 @@ def test_means_intervals_and_paired_differences(tmp_path: Path, accuracies: dict
     assert paired["dcdm", "real"]["difference_ci95"] == pytest.approx(
         [difference.mean() - half, difference.mean() + half], abs=1e-5
     )
+
+
+def test_an_accuracy_that_somebody_changed_is_measured_again(
+    tmp_path: Path, accuracies: dict, capsys: pytest.CaptureFixture[str]
+) -> None:
+    accuracies |= KNOWN
+    before = run(tmp_path, [])
+    ledger = tmp_path / "ledger.jsonl"
+    ledger.write_text(ledger.read_text().replace('"accuracy": 0.9,', '"accuracy": 0.999,'))
+    made = run(tmp_path, [])
+    assert made["arms"] == before["arms"] and "0.999" not in ledger.read_text()
+    assert "do not say what was written (line 1)" in capsys.readouterr().out
 
 
 def test_log_loss_and_the_harder_half_are_compared_like_accuracy(tmp_path: Path, accuracies: dict) -> None:
@@ -244,6 +256,7 @@ def test_a_stopped_comparison_goes_on_and_a_torn_line_is_redone(tmp_path: Path, 
         "images",
         "seconds",
         "key",
+        "row_hash",
     } == set(json.loads(lines[0]))
     ledger.write_text("\n".join(lines)[:-9])
     calls.clear()

@@ -35,12 +35,12 @@ def trial(tmp_path_factory: pytest.TempPathFactory) -> Trial:
 
 
 def test_a_head_learns_in_no_time_and_looks_at_each_image_once(trial: Trial, tmp_path: Path) -> None:
-    found = run_arms([REAL], trial, HEAD, [0, 1], ledger=TrialLedger(tmp_path / "ledger"), job=Job())
+    found = run_arms([REAL], trial, HEAD, [0, 1], ledger=TrialLedger(tmp_path / "ledger", print), job=Job())
     assert found["arms"][0]["accuracy_mean"] > 0.8 and found["steps"] is None
     assert found["classifier"] == "linear head on packaged features" and found["competence"]["verdict"] == "good"
     assert trial.cache is not None
     before = {file: file.stat().st_mtime_ns for file in trial.cache.rglob("*.safetensors")}
-    again = run_arms([REAL], trial, HEAD, [0], ledger=TrialLedger(tmp_path / "other"), job=Job())
+    again = run_arms([REAL], trial, HEAD, [0], ledger=TrialLedger(tmp_path / "other", print), job=Job())
     assert again["arms"][0]["accuracy"] == found["arms"][0]["accuracy"][:1]
     assert {file: file.stat().st_mtime_ns for file in trial.cache.rglob("*.safetensors")} == before
 
@@ -69,7 +69,7 @@ def test_a_baseline_that_guesses_ends_the_comparison(trial: Trial, tmp_path: Pat
     blind = replace(trial, real=replace(trial.real, labels=rng.permutation(trial.real.labels)), content="blind")
     labels = np.tile([0, 0, 1, 1], 10)  # of the test images: half of them wrong
     blind = replace(blind, test=replace(blind.test, labels=labels))
-    ledger, calls = TrialLedger(tmp_path / "ledger"), []
+    ledger, calls = TrialLedger(tmp_path / "ledger", print), []
 
     def extra(seed: int) -> Samples:
         calls.append(seed)

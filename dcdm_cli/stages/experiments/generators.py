@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from dcdm_cli.errors import NumericalError, UsageError
 from dcdm_cli.evaluation.experiments import AdapterSpec, ArmSpec
 from dcdm_cli.files import hash_json, safe_name
+from dcdm_cli.model.base_files import base_files
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.roles import fingerprint, others
 from dcdm_cli.run.session import Session, with_chosen_strength, with_settings
@@ -131,7 +132,8 @@ def _fine_tune(run: VariantFolder, spec: AdapterSpec, session: Session, job: Job
         results = fine_tune(session, config, run.adapter, told, _difficulty_of(spec.scores))
         return Outcome([run.adapter], adapter_hash(run.adapter), results, job.device)
 
-    run.run(Stage("finetune", settings, inputs, others(config)), work)
+    base = base_files(config.base, config.base_config)
+    run.run(Stage("finetune", settings, inputs, others(config), base=base), work)
 
 
 def _difficulty_of(kind: str) -> DifficultyOf | None:

@@ -17,7 +17,7 @@ from dcdm_cli.run.store import Outcome, Stage, StageRecord
 from dcdm_cli.stages.best_target import propose_target
 from dcdm_cli.stages.devices import settle_generation
 from dcdm_cli.stages.evaluate import evaluation_stage
-from dcdm_cli.stages.evaluation_data import checked_data
+from dcdm_cli.stages.evaluation_data import checked_data, look_at_sources
 from dcdm_cli.stages.experiments.ahead import to_make
 from dcdm_cli.stages.experiments.arms import make_arm, make_sets
 from dcdm_cli.stages.experiments.generators import variant_session
@@ -49,6 +49,7 @@ def run_experiment(session: Session, name: str) -> tuple[StageRecord, Experiment
     run.create()
     session = _on_its_images(settle_generation(session), experiment)
     with run.lock(f"dcdm evaluate experiment {experiment.name}"):
+        look_at_sources(session)
         files = files_of(session, experiment)
         stage = experiment_stage(session, experiment, files)
         record, done = run.run(stage, lambda: _run_arms(session, experiment, files), force=session.force)
@@ -95,7 +96,7 @@ def train_arms(session: Session, experiment: Experiment, data: Evaluated, seeds:
         difficulty=held_out_difficulty(session.run.scorer, data.held_out, job),
         cache=session.run.cache / "features",
     )
-    cells, ledger = _cells(session, experiment, data, sets), open_ledger(session.run.evaluation)
+    cells, ledger = _cells(session, experiment, data, sets), open_ledger(session.run.evaluation, session.console.warn)
     for cell in cells:
         check_learner(cell.config)  # before images are made for it
     ahead = to_make(sets, experiment.arms, [*dict.fromkeys(cell.ratio for cell in cells)], seeds)
