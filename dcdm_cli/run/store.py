@@ -7,19 +7,16 @@ of earlier ones instead of asking the user again.
 from __future__ import annotations
 
 import os
-import platform
 import re
 import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
-from dcdm_cli import __version__
 from dcdm_cli.errors import DcdmError, LockedError, MismatchError, NotFoundError, StorageError
 from dcdm_cli.files import PART_SUFFIX, hash_json, links, remove, sweep, write_json
 from dcdm_cli.gate import EXACT, NO_LINKS, Amount, Count, Finite, Share, Table, Text, Word, inside, read_document
@@ -28,6 +25,7 @@ from dcdm_cli.run.memory import peak_memory_mib
 from dcdm_cli.run.roles import counted
 from dcdm_cli.run.seals import Seal, change, change_of, is_for_people, outside, seal_all, seal_outside
 from dcdm_cli.run.timing import Attempt
+from dcdm_cli.run.versions import recorded_versions
 from dcdm_export.places import set_aside
 
 DEFAULT_RUN = "dcdm-run"
@@ -45,7 +43,6 @@ OF_ADAPTER = ("calibrate", "export")  # stages that each adapter has of its own,
 ALL_SETS = "all"  # no set's name: where sets are compared it means all of them
 _held: set[Path] = set()  # run folders that this process has locked
 ADAPTER_WEIGHTS = ("pytorch_lora_weights.safetensors", "difficulty_encoder.safetensors", "config.json")
-RECORDED_PACKAGES = ("torch", "diffusers", "transformers", "peft", "timm", "accelerate")
 
 
 class Scales(BaseModel):
@@ -501,9 +498,3 @@ def same_work(record: StageRecord, stage: Stage) -> bool:
     """Whether inputs and settings are the record's, whatever became of the files. Older records also hold what does not
     count, and lack optional settings that came later."""
     return record.inputs == stage.inputs and counted(record.config, stage.uncounted) == counted(stage.config, {})
-
-
-def recorded_versions() -> dict[str, str]:
-    """Of dcdm, Python and what decides about results, as records and reports name them."""
-    packages = {name: metadata.version(name) for name in RECORDED_PACKAGES}
-    return {"dcdm": __version__, "python": platform.python_version(), **packages}

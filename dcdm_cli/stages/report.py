@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from dcdm_cli.reports import experiment_plots, plots
 from dcdm_cli.reports.html import Extras, ReportFigure, write_page, write_report
 from dcdm_cli.reports.strength import strength_curves, strength_sheet
-from dcdm_cli.run.store import recorded_versions
+from dcdm_cli.run.versions import recorded_versions
 from dcdm_cli.stages.known import scorer_known, scorer_words
 
 MOST_SHEETS = 4  # of images drawn during training
