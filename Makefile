@@ -38,7 +38,7 @@ tensorrt-check: $(BIN)/.installed  ## our graphs through TensorRT-RTX's parser a
 	$(BIN)/python -m pytest tests/export -m tensorrt_rtx
 
 bench: $(BIN)/.installed  ## every script in benchmarks/ that needs no data, results in benchmarks/results/
-	for script in $(filter-out benchmarks/bench_features.py benchmarks/bench_scoring.py,$(wildcard benchmarks/bench_*.py)); do $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out benchmarks/bench_features.py benchmarks/bench_first_look.py benchmarks/bench_scoring.py,$(wildcard benchmarks/bench_*.py)); do $(BIN)/python $$script || exit 1; done
 
 soak: $(BIN)/.installed  ## kills, failing disks, signals, hostile files, tampering and size: about an hour of a free core
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/reliability.py
