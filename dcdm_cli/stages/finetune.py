@@ -15,7 +15,7 @@ from dcdm_cli.run.roles import fingerprint, others
 from dcdm_cli.run.session import Session, by_calls
 from dcdm_cli.run.settings import FinetuneConfig
 from dcdm_cli.run.store import Outcome, RunFolder, Stage, StageRecord
-from dcdm_cli.stages.caption import caption_input
+from dcdm_cli.stages.caption import caption_by_template, caption_input
 from dcdm_cli.stages.devices import settle_spread, settle_training
 from dcdm_cli.stages.evaluation_data import warn_of_sources
 from dcdm_cli.stages.foretold import foretelling
@@ -52,6 +52,7 @@ def run_group(session: Session, wanted: tuple[str, ...]) -> None:
     config = session.config.model_copy(update={"scale": scale})
     spread = settle_spread(replace(session, resolved=replace(session.resolved, config=config)))
     session.console.note(f"devices: {', '.join(spread.devices)} (one process each)")
+    caption_by_template(session)  # before there are several: all of them read the captions
     # -P: without it Python would run a typer.py of the folder one stands in
     words = [sys.executable, "-P", "-m", "dcdm_cli", *sys.argv[1:]]
     logs = session.run.cache / "finetune-processes"
