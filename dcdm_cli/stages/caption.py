@@ -42,12 +42,14 @@ def run_caption(session: Session) -> StageRecord:
 
 
 def caption_by_template(session: Session) -> None:
-    """Before fine-tuning: where captions are missing, nobody has made any, and the settings name the template, which
-    takes a second."""
+    """Before the first fine-tuning: where captions are missing, nobody has made any, and the settings name the
+    template, which takes a second. Captions that another scoring dropped may have been a model's: whoever had some says
+    how they are made again."""
     from dcdm_cli.data.manifest import read_manifest
 
     run, asked = session.run, session.config.caption.method
-    if run.record("caption") is not None or asked != "template" or run.record("score") is None:
+    had = any(run.record(stage) for stage in ("caption", "finetune")) or any(run.cache.glob("captions-*"))
+    if had or asked != "template" or run.record("score") is None:
         return
     if read_manifest(run.samples).split("train").table["caption"].null_count:
         session.console.note("captions: there are none yet (dcdm caption), so these are the template's")
