@@ -475,9 +475,9 @@ class RunFolder:
     def _sweep(self) -> None:
         """Generated sets are left alone: their ledger does this itself, with more than one process perhaps."""
         sweep(self.path, leave=(self.with_images("").generated, self.sets))
-        for one in (self.with_distilled(False), self.with_distilled(True)):
-            if one.export.exists():  # else the old one is all there is
-                remove([set_aside(one.export)])
+        for export in (self.path / "export", self.path / DISTILLED / "export"):
+            if export.exists():  # else the old one is all there is
+                remove([set_aside(export)])
 
     def _record_file(self, stage: str) -> Path:
         name = f"{stage}-{self.images_name}" if stage == "generate" and self.images_name else stage

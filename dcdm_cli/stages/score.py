@@ -177,7 +177,7 @@ def _warn_of_refusals(session: Session, manifest: Manifest) -> None:
     config = session.config
     tested = len(manifest.split("test")) > 0  # else `dcdm evaluate` stops, as the scan has said
     if tested and (why := without_judge(manifest, config)):
-        session.console.warn(f"dcdm evaluate will go on {why}")
+        session.console.warn(f"dcdm evaluate: it will go on {why}")
     if config.finetune.strength == "auto":
         unseen = unseen_at_most(manifest, config.strength.keep_back, config.seed)
         _warn_of(session, "dcdm finetune", lambda: check_unseen(unseen))

@@ -320,7 +320,7 @@ def test_the_loss_is_told_beside_the_count_of_classifiers(pair: tuple[Samples, S
     told: list[tuple[object, ...]] = []
     job = Job(detail=lambda *said: told.append(said), progress=lambda *said: told.append(said))
     config = SETTINGS.model_copy(update={"steps": 20})
-    ledger = TrialLedger(tmp_path / "ledger.jsonl")
+    ledger = TrialLedger(tmp_path / "ledger.jsonl", print)
     run_arms([Arm("real", lambda seed: NOTHING, "")], Trial(*pair, 2, "x"), config, [0, 1], ledger=ledger, job=job)
     mine = [said for said in told if said[0] == "downstream classifiers"]
     first, before, after = mine[:3]

@@ -220,4 +220,4 @@ def test_shapes_that_do_not_fit_are_refused(rtx: ModuleType, exported: tuple[Run
 
 
 def test_every_precision_has_an_opset() -> None:
-    assert set(OPSETS) == {"fp32", "fp16", "bf16"}
+    assert set(OPSETS) == {"fp32", "fp16", "bf16", "fp8"}
