@@ -54,7 +54,7 @@ def test_what_later_stages_would_refuse_is_said_by_score(tmp_path: Path) -> None
     photos = write_images(tmp_path / "photos", {"cat": 12, "dog": 12, "eel": 12})
     asked = ("--set", "judge.method=auto", "--set", "finetune.strength=auto", "--set", "strength.probe_budget=30")
     made = run("score", photos, "--run", new_run(tmp_path / "run"), *asked)
-    assert "dcdm evaluate will go on without a judge, as the judge's images are too few" in made.stderr
+    assert "dcdm evaluate: it will go on without a judge, as the judge's images are too few" in made.stderr
     assert "what it would say is left out: label agreement" in made.stderr and "evaluate will stop" not in made.stderr
     assert "dcdm finetune will stop: 3 real images are kept from fine-tuning" in made.stderr
     assert "dcdm finetune will stop: strength.probe_budget = 30 gives " in made.stderr

@@ -305,7 +305,7 @@ def test_without_a_judge_the_rest_is_measured_and_what_is_left_out_is_said(
     talking = replace(session_of(run, **asked), console=Console())
     run_score(talking)
     scored = " ".join(capsys.readouterr().err.split())
-    assert "dcdm evaluate will go on without a judge" in scored and says in scored
+    assert "dcdm evaluate: it will go on without a judge" in scored and says in scored
     for stage in (run_caption, run_finetune, run_generate):
         stage(session_of(run, **asked))
     with pytest.raises(UsageError, match="cannot be compared in the judge's features without a judge"):
