@@ -71,7 +71,7 @@ def test_a_calibration_that_knows_no_such_prompts_says_so(
     assert usable_calibration(opened) is not None and usable_calibration(opened) is not None
     said = capsys.readouterr().err
     assert said.count("the calibration knows none of these prompts") == 1
-    assert f"dcdm finetune --set generate.prompts={prompts}" in said
+    assert f"dcdm finetune --run {run.path} --set generate.prompts={prompts}" in said
     assert usable_calibration(session(generate__calibrated=True, **BASE)) is not None
     run.run(Stage("calibrate", {}, prompt_input(opened)), lambda: Outcome([], ""), force=True)
     usable_calibration(session(generate__calibrated=True, generate__prompts=str(prompts), **BASE))
