@@ -109,7 +109,8 @@ def _export_network(session: Session, engines: EngineOrder | None) -> Outcome:
     run = session.run
     work = run.cache / "export"
     with _export_problems(work), storage_errors(run.export), stopped_at_once(KEPT):
-        signature = make_export(_order(session, engines), run.export, work, afresh=session.force)
+        order, forget = _order(session, engines), partial(run.forget, "export")  # the record is of what was there
+        signature = make_export(order, run.export, work, afresh=session.force, before_swap=forget)
     results = _results(signature, read_parity(run.export), run.export)
     if session.config.generate.precision == "fp8":
         results["fp8"] = judge_fp8(session, open_job(session))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -38,7 +38,9 @@ from dcdm_export.signature import (
 )
 
 
-def make_export(order: Order, target: Path, work: Path, *, afresh: bool = False) -> Signature:
+def make_export(
+    order: Order, target: Path, work: Path, *, afresh: bool = False, before_swap: Callable[[], None] = lambda: None
+) -> Signature:
     """Fills `work`, a folder on the same disk, and swaps it into `target`'s place. The same call again resumes.
 
     afresh: takes nothing over but what an interrupted call with `afresh` has finished. Raises ExportError, ParityError,
@@ -56,6 +58,7 @@ def make_export(order: Order, target: Path, work: Path, *, afresh: bool = False)
     made = keep_engines(made, sources, order.engines)
     drop_strays(work, made.signature)
     write_signature(work, made.signature)
+    before_swap()
     swap_folders(work, target)
     for note in (UNFINISHED_FILE, AFRESH_FILE):
         (target / note).unlink(missing_ok=True)
