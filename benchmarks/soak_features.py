@@ -1,9 +1,11 @@
-"""Whether features of many images cost the same each, and how much memory they take: `dcdm score`, watched.
+"""Whether looking at many images costs the same each, and how much memory it takes: `dcdm score`, watched.
 
     python benchmarks/soak_features.py --images 100000
+    python benchmarks/soak_features.py --photos FOLDER
 
-One thread. Pictures of random blocks are written once, in class folders; then `dcdm score FOLDER --method features` at
-32 pixels is watched by what it says of its progress. Reports images/s of every tenth and the peak of memory.
+One thread. Pictures of random blocks are written once, in class folders; then `dcdm score FOLDER` at 32 pixels is
+watched by what it says of its progress. Reports images/s of every tenth and the peak of memory. --photos: how long the
+command takes to scores of a folder of one's own, as anybody would type it, with every thread.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ import numpy as np
 from common import write_result
 from PIL import Image
 
+from dcdm_cli.run.store import RunFolder
+
 SIDE, CLASSES, TENTHS = 32, 10, 10
 LOOKED = re.compile(r"looking at images: ([\d,]+)/")
 
@@ -37,10 +41,14 @@ def write_pictures(count: int, folder: Path) -> None:
         Image.fromarray(blocks).resize((SIDE, SIDE), Image.Resampling.NEAREST).save(place, compress_level=1)
 
 
-def scored(folder: Path, run: Path) -> tuple[list[tuple[int, float]], float, float]:
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "DCDM_THREADS": "1", "DCDM_SCORE__AT_CHANCE": "warn"}
+
+
+def scored(
+    folder: Path, run: Path, *flags: str, environment: dict[str, str] | None = None
+) -> tuple[list[tuple[int, float]], float, float]:
     """(images looked at and the moment of it, seconds in all, peak MiB) of the command."""
-    words = ["score", folder, "--run", run, "--method", "features", "--set", f"score.feature_size={SIDE}"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "DCDM_THREADS": "1", "DCDM_SCORE__AT_CHANCE": "warn"}
+    words, environment = ["score", folder, "--run", run, *flags], os.environ | (environment or {})
     clock, points = time.monotonic(), []
     begun = subprocess.Popen(
         [sys.executable, "-m", "dcdm_cli", *map(str, words)],
@@ -71,21 +79,45 @@ def rates(points: list[tuple[int, float]]) -> list[float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=100_000)
+    parser.add_argument("--photos", type=Path)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
-        folder = Path(place) / "pictures"
-        write_pictures(given.images, folder)
-        points, seconds, peak = scored(folder, Path(place) / "run")
-    tenths = rates(points)
+        if given.photos is None:
+            many_pictures(given.images, Path(place))
+        else:
+            photographs(given.photos, Path(place) / "run")
+
+
+def many_pictures(count: int, place: Path) -> None:
+    write_pictures(count, place / "pictures")
+    flags = ("--set", f"score.feature_size={SIDE}")
+    points, seconds, peak = scored(place / "pictures", place / "run", *flags, environment=ONE_THREAD)
+    tenths, method = rates(points), kept_method(place / "run")
     sentence = (
-        f"{given.images:,} images of {SIDE} px: {min(tenths):g} to {max(tenths):g} images/s through the network in "
-        f"every tenth, {peak:,.0f} MiB at the peak, {seconds:,.0f} s in all, reading and fitting included."
+        f"{count:,} images of {SIDE} px, the default method (it kept {method}): {min(tenths):g} to {max(tenths):g} "
+        f"images/s through the network in every tenth, {peak:,.0f} MiB at the peak, {seconds:,.0f} s in all, reading "
+        "and fitting included."
     )
     rows = [[number, rate] for number, rate in enumerate(tenths, 1)]
     table = {"title": "Images/s by tenth", "columns": ["tenth", "images/s"], "rows": rows}
-    found = {"images": given.images, "images_per_second_by_tenth": tenths, "seconds": round(seconds), "mib_peak": peak}
-    body = {"threads": 1, **found, "sentences": [sentence], "tables": [table]}
-    write_result("soak_features", body, found)
+    found = {"images": count, "images_per_second_by_tenth": tenths, "seconds": round(seconds), "mib_peak": peak}
+    write_result("soak_features", {"threads": 1, **found, "sentences": [sentence], "tables": [table]}, found)
+
+
+def photographs(folder: Path, run: Path) -> None:
+    _, seconds, peak = scored(folder, run)
+    record = RunFolder(run).require("score").results
+    images, method = record["images"], kept_method(run)
+    found = {"images": images, "seconds": round(seconds, 1), "mib_peak": peak, "right": round(record["accuracy"], 3)}
+    sentence = (
+        f"`dcdm score FOLDER` on {images:,} photographs, nothing cached: {seconds:.0f} s to scores, {peak:,.0f} MiB at "
+        f"the peak; it kept {method}, which names {record['accuracy']:.1%} right out of fold."
+    )
+    write_result("score_photos", {**found, "sentences": [sentence], "tables": []}, found)
+
+
+def kept_method(run: Path) -> str:
+    return str(RunFolder(run).require("score").results["method"])
 
 
 if __name__ == "__main__":

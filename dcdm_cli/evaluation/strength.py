@@ -46,13 +46,13 @@ class Point:
         return f"{self.steps} steps, LoRA scale {self.lora_scale:g}, {guidance}"
 
 
-def check_unseen(images: int) -> None:
-    """Raises UsageError where so many unseen images are too few to judge a strength by."""
+def check_unseen(images: int, of_run: str = "") -> None:
+    """Raises UsageError where so many unseen images are too few to judge a strength by. of_run: flags that name it."""
     if images < FEWEST:
         raise UsageError(
             f"{images} real images are kept from fine-tuning, and judging its strength takes {FEWEST}",
             "hold out more images of dcdm score (--test-fraction, of which --judge-fraction is the judge's), add some, "
-            "or set the number of steps yourself: dcdm finetune --strength 200",
+            f"or set the number of steps yourself: dcdm finetune --strength 200{of_run}",
         )
 
 

@@ -16,6 +16,7 @@ from dcdm_cli.run.progress import Job
 from dcdm_cli.run.roles import all_others, fingerprints
 from dcdm_cli.run.session import Session, write_starter_config
 from dcdm_cli.run.settings import Config
+from dcdm_cli.run.standing import run_words
 from dcdm_cli.run.store import Outcome, RunFolder, Stage, StageRecord
 from dcdm_cli.stages.devices import Spread, crew_of, run_features, settle_spread
 from dcdm_cli.stages.first_look import first_look_sentences
@@ -180,7 +181,7 @@ def _warn_of_refusals(session: Session, manifest: Manifest) -> None:
         session.console.warn(f"dcdm evaluate: it will go on {why}")
     if config.finetune.strength == "auto":
         unseen = unseen_at_most(manifest, config.strength.keep_back, config.seed)
-        _warn_of(session, "dcdm finetune", lambda: check_unseen(unseen))
+        _warn_of(session, "dcdm finetune", lambda: check_unseen(unseen, run_words(session.run)))
         points, budget = grid(session, config.finetune), config.strength.probe_budget
         _warn_of(session, "dcdm finetune", lambda: images_per_point(budget, len(points)))
 

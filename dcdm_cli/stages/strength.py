@@ -22,6 +22,7 @@ from dcdm_cli.run.journals import append_rows, kept_rows
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.session import Session, with_settings
 from dcdm_cli.run.settings import FinetuneConfig, StrengthConfig
+from dcdm_cli.run.standing import run_words
 from dcdm_cli.stages.adapter import DifficultyOf, TrainingRows, copy_adapter, snapshot_folder, train_adapter
 from dcdm_cli.stages.devices import run_features
 from dcdm_cli.stages.networks import check_judged_by
@@ -127,11 +128,12 @@ def _chosen(
     session: Session, config: FinetuneConfig, folder: Path, job: Job, difficulty_of: DifficultyOf | None
 ) -> dict[str, Any]:
     from dcdm_cli.data.manifest import read_manifest
-    from dcdm_cli.evaluation.strength import RealFeatures, choose
+    from dcdm_cli.evaluation.strength import RealFeatures, check_unseen, choose
 
     check_judged_by(session)
     strength, clock = session.config.strength, time.monotonic()
     images = split_unseen(read_manifest(session.run.samples), config, strength.keep_back, session.config.seed)
+    check_unseen(len(images.unseen), run_words(session.run))
     points, classes = grid(session, config), len(images.rows.class_names)
     each = images_per_point(strength.probe_budget, len(points))
     if said := sampled_classes(each, len(points), classes):

@@ -58,8 +58,14 @@ def test_what_later_stages_would_refuse_is_said_by_score(tmp_path: Path) -> None
     assert "what it would say is left out: label agreement" in made.stderr and "evaluate will stop" not in made.stderr
     assert "dcdm finetune will stop: 3 real images are kept from fine-tuning" in made.stderr
     assert "dcdm finetune will stop: strength.probe_budget = 30 gives " in made.stderr
-    for choice in ("3 of 3 classes, 1 at most", "--judge-fraction", "--test-fraction", "judge.method=scratch"):
+    again = f"dcdm finetune --strength 200 --run {tmp_path / 'run'}"
+    for choice in ("3 of 3 classes, 1 at most", "--judge-fraction", "--test-fraction", "judge.method=scratch", again):
         assert choice in made.stderr
+    run("caption", "--run", tmp_path / "run")
+    more = ("--set", "strength.probe_budget=300")
+    begun = run("finetune", "--run", tmp_path / "run", "--json", *asked, *more, code=2)
+    refused(begun, "UsageError", "3 real images are kept from fine-tuning", again)
+    assert "fine-tuning:" not in begun.stderr, "nothing is learned before it is refused"
 
 
 def test_one_class_cannot_be_ranked(tmp_path: Path) -> None:
