@@ -12,6 +12,7 @@ from dcdm_cli.errors import MismatchError, UsageError
 
 if TYPE_CHECKING:
     from dcdm_cli.data.manifest import Manifest
+    from dcdm_cli.difficulty.feature_cache import FeatureCache
     from dcdm_cli.run.progress import Job
 
 HELD_OUT = {"test": "test", "validation": "judge"}  # the setting evaluate.holdout -> the split it names
@@ -41,12 +42,19 @@ def evaluated(manifest: Manifest, holdout: str) -> Evaluated:
     return Evaluated(manifest, real, clean, (*_few(real), *overlap))
 
 
-def held_out_difficulty(scorer: Path, held_out: Manifest, job: Job) -> np.ndarray:
-    """float32 [held-out images]: what the scorer in this folder, which has seen none of them, finds in each."""
+def held_out_difficulty(scorer: Path, held_out: Manifest, looked: FeatureCache, job: Job) -> np.ndarray:
+    """float32 [held-out images]: what the scorer in this folder, which has seen none of them, finds in each. looked:
+    where features of images are kept; a scorer that stands on such looks at no image twice."""
     from dcdm_cli.difficulty.scorer import Scorer
 
-    report, labels = job.stoppable("no classifier has been trained yet"), held_out.column("label")
-    return Scorer.load(scorer, job.device).measure(held_out.paths(), labels, progress=report).difficulty
+    kept, labels = Scorer.load(scorer, job.device), held_out.column("label")
+    if kept.extractor is None:
+        report = job.stoppable("no classifier has been trained yet")
+        return kept.measure(held_out.paths(), labels, progress=report).difficulty
+    found = np.zeros(len(held_out), np.float32)
+    for rows, features in looked.of(kept.extractor, held_out, job).parts():
+        found[rows] = kept.measure_features(features, labels[rows]).difficulty
+    return found
 
 
 def check_scorer(scorer: Path) -> None:

@@ -12,7 +12,7 @@ from dcdm_cli.run.roles import IMAGES, all_others, fingerprints
 from dcdm_cli.run.session import Session
 from dcdm_cli.run.settings import Config
 from dcdm_cli.run.store import Outcome, Stage, StageRecord
-from dcdm_cli.stages.devices import settle_generation
+from dcdm_cli.stages.devices import run_features, settle_generation
 from dcdm_cli.stages.evaluation_data import checked_data, look_at_sources
 from dcdm_cli.stages.first_look import first_look_sentences
 from dcdm_cli.stages.jobs import open_job
@@ -192,7 +192,7 @@ def _downstream(session: Session, data: Evaluated, job: Job) -> dict[str, Any]:
     arms = [make_arm(spec, config.evaluate.synthetic_ratio, data.real, sets) for spec in specs]
     seeds = seeds_of(config.evaluate.seed + config.seed, config.evaluate.seeds)
     session.console.note(foretold(session, len(arms) * len(seeds)))
-    difficulty = held_out_difficulty(session.run.scorer, data.held_out, job)
+    difficulty = held_out_difficulty(session.run.scorer, data.held_out, run_features(session, job), job)
     cache = session.run.cache / "features"
     trial = trial_of(data.real, data.held_out, pairs=PAIRS, difficulty=difficulty, cache=cache)
     ledger = open_ledger(session.run.evaluation, session.console.warn)

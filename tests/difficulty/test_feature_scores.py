@@ -24,6 +24,7 @@ from dcdm_cli.difficulty.scorer import Scorer
 from dcdm_cli.difficulty.scores import calibration_error, score_columns
 from dcdm_cli.difficulty.scoring import FINE_TUNED, SCRATCH, Scoring, score_images, trained_settings
 from dcdm_cli.errors import MismatchError, UsageError
+from dcdm_cli.evaluation.data import held_out_difficulty
 from dcdm_cli.evaluation.judge import Judge
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.settings import JudgeConfig, ScoreConfig
@@ -121,6 +122,18 @@ def test_a_judge_does_not_look_again_at_images_whose_features_are_kept(
     assert passes == []
     looked = Judge(scorer, len(train)).labels_of(train)
     assert passes and np.mean(known == looked) > 0.98  # features are kept in half precision
+
+
+def test_the_difficulty_of_held_out_images_is_found_by_kept_features(
+    train: Manifest, config: ScoreConfig, tmp_path: Path
+) -> None:
+    cache, scorer = FeatureCache(tmp_path / "features"), tmp_path / "scorer"
+    score_images(train, config, Scoring(tmp_path / "spool", cache=cache), Job()).save_scorer(scorer)
+    looked = Scorer.load(scorer).measure(train.paths(), train.column("label")).difficulty
+    for path in train.paths():
+        path.unlink()
+    known = held_out_difficulty(scorer, train, cache, Job())
+    np.testing.assert_allclose(known, looked, atol=0.02)  # features are kept in half precision
 
 
 def test_a_scorer_of_other_features_is_refused(train: Manifest, config: ScoreConfig, tmp_path: Path) -> None:

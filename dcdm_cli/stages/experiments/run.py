@@ -15,7 +15,7 @@ from dcdm_cli.run.session import Session
 from dcdm_cli.run.settings import ClassifierConfig, changed
 from dcdm_cli.run.store import Outcome, Stage, StageRecord
 from dcdm_cli.stages.best_target import propose_target
-from dcdm_cli.stages.devices import settle_generation
+from dcdm_cli.stages.devices import run_features, settle_generation
 from dcdm_cli.stages.evaluate import evaluation_stage
 from dcdm_cli.stages.evaluation_data import checked_data, look_at_sources
 from dcdm_cli.stages.experiments.ahead import to_make
@@ -93,7 +93,7 @@ def train_arms(session: Session, experiment: Experiment, data: Evaluated, seeds:
         experiment.baseline,
         experiment.focus,
         pairs=experiment.pairs,
-        difficulty=held_out_difficulty(session.run.scorer, data.held_out, job),
+        difficulty=held_out_difficulty(session.run.scorer, data.held_out, run_features(session, job), job),
         cache=session.run.cache / "features",
     )
     cells, ledger = _cells(session, experiment, data, sets), open_ledger(session.run.evaluation, session.console.warn)
