@@ -17,7 +17,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, ProcessorMi
 
 from dcdm_cli.data.images import RejectedImage, decode_image
 from dcdm_cli.errors import DcdmError, NotFoundError, UsageError
-from dcdm_cli.run.network import reach_hub, reason
+from dcdm_cli.run.network import from_hub, reason
 from dcdm_cli.run.settings import CaptionConfig
 from dcdm_cli.safe_text import show
 
@@ -94,10 +94,10 @@ def _chat(image: Image, prompt: str) -> list[dict[str, Any]]:
 def _load(config: CaptionConfig, dtype: torch.dtype) -> tuple[Any, Any]:
     """(processor, model). Typed Any: transformers picks the classes by the model's config."""
     source: dict[str, Any] = {"revision": config.revision, "trust_remote_code": False}
-    reach_hub(config.model)
     try:
-        processor = AutoProcessor.from_pretrained(config.model, **source)
-        model = AutoModelForImageTextToText.from_pretrained(config.model, dtype=dtype, **source)
+        with from_hub(config.model):
+            processor = AutoProcessor.from_pretrained(config.model, **source)
+            model = AutoModelForImageTextToText.from_pretrained(config.model, dtype=dtype, **source)
     except OSError as error:  # what transformers raises for a missing folder, id, file, access right or network
         raise NotFoundError(
             f"cannot load the captioning model {config.model!r}: {reason(error)}",

@@ -23,7 +23,7 @@ from dcdm_cli.errors import NotFoundError, UsageError
 from dcdm_cli.files import hash_json
 from dcdm_cli.gate import Text, Word
 from dcdm_cli.run.journals import append_rows, kept_rows
-from dcdm_cli.run.network import reach_hub, reason
+from dcdm_cli.run.network import from_hub, reason
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.settings import CaptionConfig
 
@@ -172,10 +172,10 @@ def _bare(text: str) -> str:
 def _load(config: CaptionConfig, dtype: torch.dtype) -> tuple[Any, Any]:
     """(tokenizer, model). Typed Any: transformers picks the classes by the model's config."""
     source: dict[str, Any] = {"revision": config.llm_revision, "trust_remote_code": False}
-    reach_hub(config.llm)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(config.llm, **source)
-        return tokenizer, AutoModelForCausalLM.from_pretrained(config.llm, dtype=dtype, **source)
+        with from_hub(config.llm):
+            tokenizer = AutoTokenizer.from_pretrained(config.llm, **source)
+            return tokenizer, AutoModelForCausalLM.from_pretrained(config.llm, dtype=dtype, **source)
     except OSError as error:  # what transformers raises for a missing folder, id, file, access right or network
         raise NotFoundError(
             f"cannot load the language model {config.llm!r}: {reason(error)}",

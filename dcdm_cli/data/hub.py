@@ -17,7 +17,7 @@ from dcdm_cli.data.listings import dataset_table, list_tables
 from dcdm_cli.data.split_names import SPLIT_WORDS, meaning_of, split_of, word_of_file
 from dcdm_cli.data.trees import IMAGE_SUFFIXES
 from dcdm_cli.errors import NotFoundError, UsageError
-from dcdm_cli.run.network import reach_hub, reason
+from dcdm_cli.run.network import from_hub, reason
 
 
 def list_hub(name: str, root: Path, options: ScanOptions) -> Listing:
@@ -31,11 +31,11 @@ def list_hub(name: str, root: Path, options: ScanOptions) -> Listing:
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     repository, _, revision = name.partition("@")
-    reach_hub(repository)
     try:
-        builder = _open_builder(repository, revision or None)
-        builder.download_and_prepare()
-        parts = builder.as_dataset(split=options.split)
+        with from_hub(repository):
+            builder = _open_builder(repository, revision or None)
+            builder.download_and_prepare()
+            parts = builder.as_dataset(split=options.split)
     except ValueError as error:
         raise UsageError(f"cannot read hf:{name}: {error}", "name one of its splits with --split") from error
     except (OSError, RuntimeError, DatasetsError) as error:

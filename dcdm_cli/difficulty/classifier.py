@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -35,7 +36,7 @@ from dcdm_cli.errors import MismatchError, NotFoundError, UsageError
 from dcdm_cli.files import atomic_folder, hash_json, write_json
 from dcdm_cli.gate import ClassNames, read_document
 from dcdm_cli.run.finite import refuse_not_finite_weights
-from dcdm_cli.run.network import reach_hub, reason
+from dcdm_cli.run.network import from_hub, reason
 from dcdm_cli.run.progress import Progress
 from dcdm_cli.run.settings import ClassifierConfig
 
@@ -147,12 +148,10 @@ def build_classifier(config: ClassifierConfig, classes: int, *, resize: bool = T
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.3)
         raise UsageError(f"timm has no model {name!r}", f"nearest: {', '.join(close) or 'none'}")
-    if config.pretrained and not packaged:
-        reach_hub("")
+    published = config.pretrained and not packaged
     try:
-        model = timm.create_model(
-            name, pretrained=config.pretrained and not packaged, num_classes=classes, **_tuples(config.model_args)
-        )
+        with from_hub("") if published else nullcontext():
+            model = timm.create_model(name, pretrained=published, num_classes=classes, **_tuples(config.model_args))
         if packaged and config.pretrained:
             load_weights(model, FOLDER / WEIGHTS, without=last_layers(model))
         if resize and hasattr(model, "set_input_size"):  # transformers are built for one image size

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 
 from dcdm_cli.difficulty.classifier import Preprocessing
 from dcdm_cli.errors import NotFoundError, UsageError
-from dcdm_cli.run.network import reach_hub, reason
+from dcdm_cli.run.network import from_hub, reason
 
 RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
@@ -61,15 +61,15 @@ def _load(model: str, revision: str | None) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoProcessor, CLIPConfig, CLIPModel, ProcessorMixin
 
     source: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
-    reach_hub(model)
     try:
-        config = AutoConfig.from_pretrained(model, **source)
-        if not isinstance(config, CLIPConfig):
-            raise ValueError(f"it is of type {config.model_type}")
-        processor = AutoProcessor.from_pretrained(model, **source)
-        if not isinstance(processor, ProcessorMixin):  # only a tokenizer or an image processor was found
-            raise ValueError("it has no processor for images and text")
-        return processor, CLIPModel.from_pretrained(model, **source)
+        with from_hub(model):
+            config = AutoConfig.from_pretrained(model, **source)
+            if not isinstance(config, CLIPConfig):
+                raise ValueError(f"it is of type {config.model_type}")
+            processor = AutoProcessor.from_pretrained(model, **source)
+            if not isinstance(processor, ProcessorMixin):  # only a tokenizer or an image processor was found
+                raise ValueError("it has no processor for images and text")
+            return processor, CLIPModel.from_pretrained(model, **source)
     except OSError as error:  # what transformers raises for a missing folder, id, file, access right or network
         raise NotFoundError(
             f"cannot load the CLIP model {model!r}: {reason(error)}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from dcdm_cli.model.packaged import resolve_base
 from dcdm_cli.model.text import Pipeline, TwoTextEncoders, text_encoder_of, token_ids, tokenizers_of
 from dcdm_cli.run import one_off
 from dcdm_cli.run.finite import refuse_not_finite_weights
-from dcdm_cli.run.network import reach_hub, reason
+from dcdm_cli.run.network import from_hub, reason
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 HALF_VARIANT = "fp16"
@@ -89,13 +90,13 @@ def load_base(
     transformers_logging.disable_progress_bar()
     diffusers_logging.disable_progress_bar()
     place = _Place(source, resolve_base(source), revision, config)
-    if not (place.is_file and config is not None):  # a file's configs may have to come from the hub
-        reach_hub(place.path if place.configs is not None else "")
+    local = place.is_file and config is not None  # else a file's configs may have to come from the hub
     try:
-        index = place.index()
-        if index is not None:
-            check_index(source, index)
-        pipeline, variant = place.load(place.kind(index), variant, hollow)
+        with nullcontext() if local else from_hub(place.path if place.configs is not None else ""):
+            index = place.index()
+            if index is not None:
+                check_index(source, index)
+            pipeline, variant = place.load(place.kind(index), variant, hollow)
     except (OSError, ValueError, SafetensorError, SingleFileComponentError) as error:
         raise _not_loaded(place, error) from error
     except TypeError as error:

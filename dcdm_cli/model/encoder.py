@@ -32,7 +32,7 @@ from dcdm_cli.model.lora import attach_lora
 from dcdm_cli.model.packaged import resolve_base
 from dcdm_cli.model.text import Pipeline
 from dcdm_cli.run.finite import refuse_not_finite_weights
-from dcdm_cli.run.network import reach_hub
+from dcdm_cli.run.network import from_hub
 from dcdm_cli.run.origins import nearest
 
 
@@ -204,16 +204,16 @@ class DifficultyEncoder(nn.Module, ModelHubMixin):
     ) -> DifficultyEncoder:
         folder = Path(model_id)
         if not folder.is_dir():
-            reach_hub(folder)
-            got = snapshot_download(
-                model_id,
-                revision=revision,
-                cache_dir=cache_dir,
-                force_download=force_download,
-                local_files_only=local_files_only,
-                token=token,
-                allow_patterns=list(ADAPTER_FILES),
-            )
+            with from_hub(folder):
+                got = snapshot_download(
+                    model_id,
+                    revision=revision,
+                    cache_dir=cache_dir,
+                    force_download=force_download,
+                    local_files_only=local_files_only,
+                    token=token,
+                    allow_patterns=list(ADAPTER_FILES),
+                )
             folder = Path(got)
         info = read_adapter(folder)
         encoder = load_encoder(folder, info)

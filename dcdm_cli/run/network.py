@@ -1,24 +1,44 @@
 """The network: asked once per process whether the hub answers, within one budget of seconds; then it is known.
 
 Libraries ask file by file, each with waits and retries of its own: a network that swallows packets would cost minutes
-before anything is said. What is in the cache is used all the same where the hub does not answer.
+before anything is said. What is in the cache is used all the same where the hub does not answer. A hub that falls
+silent later is given up after as many seconds without an answer.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 SECONDS = "_DCDM_NETWORK_SECONDS"  # the setting as a session has it; workers inherit it
 DEFAULT_SECONDS = 20.0
+TRIES = 8  # a library asks for a file so often at most, pauses included, before it gives up
+CLIENTS = ("httpx", "httpx2", "requests", "urllib3")  # packages; which one huggingface_hub uses depends on its version
 _failures: list[str | None] = []  # what asking came to, once it was done
+_unanswered: list[float] = []  # when the first request since the last answer was sent
+
+
+@contextmanager
+def from_hub(place: str | Path) -> Iterator[None]:
+    """Around a library's loading of `place`, a hub id or a local path. Where the hub does not answer within the budget,
+    libraries are told to be offline from then on. Raises ConnectionError, an OSError, for what the hub's client raises.
+    """
+    reach_hub(place)
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) or not _is_of_client(error):
+            raise
+        raise ConnectionError(_told(f"{type(error).__name__}: {error}")) from error
 
 
 def reach_hub(place: str | Path) -> None:
-    """To be called before a library is handed `place`, a hub id or a local path. Where the hub does not answer within
-    the budget, libraries are told to be offline from then on."""
+    """Once per process, before the first that is no local path."""
+    _unanswered.clear()
     if _failures or os.path.exists(place):
         return
     from huggingface_hub import constants
@@ -27,9 +47,55 @@ def reach_hub(place: str | Path) -> None:
         return
     seconds = budget()
     failure = within(seconds, lambda: ask_hub(seconds))
-    _failures.append(f"{constants.ENDPOINT}: {failure} (network_seconds)" if failure else None)
     if failure:
-        constants.HF_HUB_OFFLINE = True
+        _go_offline(failure)
+    else:
+        _failures.append(None)
+        _limit_silence(seconds)
+
+
+def _go_offline(failure: str) -> None:
+    from huggingface_hub import constants
+
+    _failures[:] = [_told(failure)]
+    constants.HF_HUB_OFFLINE = True
+
+
+def _told(failure: str) -> str:
+    from huggingface_hub import constants
+
+    return f"{constants.ENDPOINT}: {failure} (network_seconds)"
+
+
+def _is_of_client(error: Exception) -> bool:
+    return any(kind.__module__.partition(".")[0] in CLIENTS for kind in type(error).__mro__)
+
+
+def _limit_silence(seconds: float) -> None:
+    """The client repeats a request that found no answer, after longer and longer pauses: no more once they have taken
+    so many seconds. Versions of huggingface_hub before 1.0 have no such pauses."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    each = max(1, round(seconds / TRIES))
+    constants.HF_HUB_ETAG_TIMEOUT = min(constants.HF_HUB_ETAG_TIMEOUT, each)
+    constants.HF_HUB_DOWNLOAD_TIMEOUT = min(constants.HF_HUB_DOWNLOAD_TIMEOUT, each)
+    hooks = getattr(get_session(), "event_hooks", None)
+    if hooks is None or _on_request in hooks["request"]:
+        return
+    hooks["request"].append(_on_request)
+    hooks["response"].append(_on_response)
+
+
+def _on_request(_: object) -> None:
+    if _unanswered and time.monotonic() - _unanswered[0] >= budget():
+        _go_offline(f"no answer within {budget():g} s")
+        raise ConnectionError(_failures[0])
+    _unanswered[:] = _unanswered or [time.monotonic()]
+
+
+def _on_response(_: object) -> None:
+    _unanswered.clear()
 
 
 def budget() -> float:

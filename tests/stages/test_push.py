@@ -2,102 +2,26 @@
 
 from __future__ import annotations
 
-import base64
-import json
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import huggingface_hub
 import pytest
-from huggingface_hub import constants
 
 from dcdm_cli.errors import CapabilityError, DcdmError, MismatchError, NotFoundError, UsageError
 from dcdm_cli.run.store import Outcome, RunFolder, Stage
 from dcdm_cli.stages.generate import run_generate
 from dcdm_cli.stages.push import run_push
+from tests.hub import Hub, serving
 
 from ..commands.conftest import Open, adapter, run, session
 
 __all__ = ["adapter", "run", "session"]
 
 
-@dataclass
-class Hub:
-    """private: of repositories that are there. files: repository -> path -> content."""
-
-    private: dict[str, bool] = field(default_factory=dict)
-    files: dict[str, dict[str, bytes]] = field(default_factory=dict)
-    refuse: bool = False
-    place: str = ""
-
-
-def said(hub: Hub, place: str, body: bytes) -> tuple[object, int]:
-    """Document and code for what was posted."""
-    if hub.refuse:
-        return {"error": "you may not write here"}, 403
-    if place.endswith("/repos/create"):
-        asked = json.loads(body)
-        name = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
-        hub.private.setdefault(name, asked.get("private", asked.get("visibility") == "private"))
-        return {"url": f"{hub.place}/{name}", "name": name, "id": name}, 200
-    if "/preupload/" in place:
-        return {
-            "files": [
-                {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(body)["files"]
-            ]
-        }, 200
-    if "/commit/" not in place:
-        return {"errors": [], "warnings": []}, 200  # of the card's metadata
-    name = "/".join(place.split("/")[3:5])
-    for row in map(json.loads, body.splitlines()):
-        if row["key"] == "file":
-            hub.files.setdefault(name, {})[row["value"]["path"]] = base64.b64decode(row["value"]["content"])
-    return {"commitUrl": f"{hub.place}/{name}/commit/1", "commitOid": "1" * 40, "success": True}, 200
-
-
-def handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
-    class Answers(BaseHTTPRequestHandler):
-        def log_message(self, *_: object) -> None: ...
-
-        def answer(self, document: object, code: int = 200) -> None:
-            body = json.dumps(document).encode()
-            self.send_response(code)
-            self.send_header("Content-Length", str(len(body)))
-            self.send_header("Content-Type", "application/json")
-            self.end_headers()
-            self.wfile.write(body)
-
-        def do_GET(self) -> None:
-            name = "/".join(self.path.split("?")[0].split("/")[3:5])
-            found = {"id": name, "private": hub.private.get(name), "sha": "0" * 40, "siblings": []}
-            self.answer(found, 200 if name in hub.private else 404)
-
-        def do_HEAD(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"] or 0))
-            self.answer(*said(hub, self.path.split("?")[0], body))
-
-    return Answers
-
-
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    state = Hub()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler(state))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    state.place = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(constants, "ENDPOINT", state.place)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("HF_TOKEN", "hf_test")
-    monkeypatch.setattr("dcdm_cli.run.network._failures", [])
-    yield state
-    server.shutdown()
-    server.server_close()
+    with serving(monkeypatch) as opened:
+        yield opened
 
 
 def test_an_adapter_goes_into_a_private_repository(session: Open, run: RunFolder, hub: Hub) -> None:
