@@ -1,12 +1,14 @@
 """The CIFAR-10 experiments, in pieces: pretrain a base, then score, fine-tune and compare on 1,000 and 5,000 images.
 
-    python benchmarks/cifar10_run.py --data DIR --state DIR [--piece-seconds 540] [--setting gpu|cpu|tiny] [--base DIR]
+    python benchmarks/cifar10_run.py --data DIR --state DIR [--piece-seconds 540] [--setting gpu|cpu|taught|tiny]
+        [--base DIR]
 
 Run it again until it says that it is done. Every piece ends in time, saved; finished steps, images and classifiers are
 never made twice. The last line is JSON: which steps are done, and which waits. Code 0 = all done, 3 = there is more.
 Results go to benchmarks/results (--results elsewhere) as soon as they are there. DIR of --data holds train*.parquet and
 test*.parquet with an `image` struct and a `label` (ClassLabel) column. --pack and --unpack carry the state to another
-machine, which must use the same --state path.
+machine, which must use the same --state path. --setting taught: how far images follow the request once the encoder and
+the LoRA have learned from the generator's own draws (`finetune.own_draws`).
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import json
 import sys
 import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -93,6 +95,16 @@ CPU = Scale(
     score_needs=100,
     experiments=("adherence", "cifar10_worth.toml", "cifar10_features.toml", "target"),
 )
+TAUGHT = replace(
+    CPU,
+    settings={
+        **CPU.settings,
+        "finetune": {**LOOK["finetune"], "own_draws": 3000, "own_steps": 1500, "own_trains": "all"},
+    },
+    seeds={"taught": 6},
+    own={},
+    experiments=("adherence",),
+)
 TINY_NET = {**NET, "image_size": 32, "model_args": {"channels": [8, 12, 16, 32], "stem_width": 8}, "batch_size": 64}
 TINY_NET |= {"steps": 4}
 TINY = Scale(
@@ -112,7 +124,7 @@ TINY = Scale(
     per_class={"pool": 12, "small": 6, "judge": 8},
     test_per_class=5,
 )  # fmt: skip
-SCALES = {"gpu": GPU, "cpu": CPU, "tiny": TINY}
+SCALES = {"gpu": GPU, "cpu": CPU, "taught": TAUGHT, "tiny": TINY}
 
 
 def main() -> None:
