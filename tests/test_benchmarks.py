@@ -12,6 +12,7 @@ import pytest
 
 import dcdm_cli
 from dcdm_cli.evaluation.experiments import built_in_experiments, find_experiment, parse_experiment
+from dcdm_cli.reports.cases import measured_cases
 from dcdm_cli.run.resolution import resolve
 
 FOLDER = Path(dcdm_cli.__file__).parent.parent / "benchmarks"
@@ -53,6 +54,15 @@ def test_an_experiment_of_its_own_can_be_run() -> None:
         experiment = parse_experiment(file.read_text("utf-8"), str(file), file.stem)
         used = {arm.adapter for arm in experiment.arms if arm.source == "generated"}
         assert used and all(experiment.adapter(key) for key in used)
+
+
+def test_the_cases_in_the_package_are_those_of_the_results(script, tmp_path: Path) -> None:
+    pays = script("where_control_pays")
+    named = tomllib.loads((FOLDER / "claims.toml").read_text("utf-8"))["cases"]
+    assert tuple(pays.cases_of(named, FOLDER / "results")) == measured_cases()
+    assert pays.cases_of(named, tmp_path) == []
+    pays.draw(measured_cases(), tmp_path / "cases.png")
+    assert (tmp_path / "cases.png").stat().st_size > 1000
 
 
 def test_the_claims_say_what_the_results_say(script, tmp_path: Path) -> None:

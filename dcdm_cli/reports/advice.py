@@ -1,4 +1,5 @@
-"""What to do now, from what was measured: which difficulty, how many images, go on or stop. Not from the paper.
+"""What to do now, from what was measured: go on or stop, which difficulty, how many images, whether control pays. Not
+from the paper.
 
 Every answer names the numbers that it rests on, and says so where nothing was measured that could answer.
 """
@@ -14,11 +15,12 @@ from typing import Any
 from rich.console import RenderableType
 from rich.text import Text
 
+from dcdm_cli.reports.cases import measured_cases, nearest_case
 from dcdm_cli.reports.formatting import Metrics, interval, known_bounds, number, percent, points, seeds_of
 from dcdm_cli.reports.table import sentence
 from dcdm_cli.safe_text import show
 
-OURS, REAL = "dcdm", "real"
+OURS, REAL, PLAIN = "dcdm", "real", "plain"
 HELPS = ("better", "points to better")
 HARMS = ("worse", "points to worse")
 FEW_LABELS = (
@@ -52,6 +54,7 @@ def advice(
         _go_on(metrics, strength_chosen),
         _which_difficulty(metrics["adherence"], found.get("mean-sweep"), strength_chosen),
         _how_many(metrics, found.get("ratio-sweep")),
+        *_does_control_pay(metrics.get("downstream")),
     ]
 
 
@@ -178,6 +181,26 @@ def _how_many(metrics: Metrics, sweep: Metrics | None) -> Advice:
     if enough is not best:
         why += f" {best['ratio']:g} per real image gain {points(pair['difference_mean'])}, no more than chance allows."
     return Advice(question, f"{enough['ratio']:g} per real image", why, f"{GENERATE} --ratio {enough['ratio']:g}")
+
+
+def _does_control_pay(downstream: Metrics | None) -> Iterator[Advice]:
+    """Against plain LoRA's images, where such were made; else what the most alike case that was measured says."""
+    real, made = (downstream or {}).get("real_images"), _made_for(downstream, OURS)
+    if not downstream or not real or not made:
+        return
+    question, pair = "Does control pay here?", _pair(downstream, OURS, PLAIN)
+    alike = f"The most alike case measured with this tool: {nearest_case(real, made / real, measured_cases()).told()}."
+    if pair is None:
+        yield Advice(question, "Not measured", alike, "dcdm evaluate --arms real,plain,dcdm --seeds 6")
+        return
+    answers = {"better": "Yes", "points to better": "It points to it"} | dict.fromkeys(HARMS, "Not here")
+    more = " Plain LoRA costs less: dcdm finetune --conditioning none." if pair["verdict"] in HARMS else ""
+    yield Advice(question, answers.get(pair["verdict"], "Cannot be told"), f"{_difference(pair)}{more} {alike}")
+
+
+def _made_for(downstream: Metrics | None, name: str) -> int:
+    arms = (downstream or {}).get("arms", ())
+    return next((arm["synthetic_images"] for arm in arms if arm["name"] == name), 0)
 
 
 def _smallest_as_good(helping: Sequence[tuple[Metrics, Metrics]], best: Metrics) -> tuple[Metrics, Metrics]:
