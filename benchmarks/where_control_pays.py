@@ -22,7 +22,7 @@ from common import RESULTS, ROOT, write_result
 
 from dcdm_cli.files import write_json
 from dcdm_cli.reports import figure_style
-from dcdm_cli.reports.cases import Case
+from dcdm_cli.reports.cases import MeasuredCase
 
 PACKAGED = ROOT / "dcdm_cli" / "reports" / "cases.json"
 PICTURE = ROOT / "docs" / "images" / "where_control_pays.png"
@@ -43,9 +43,9 @@ def main() -> None:
     write_result("where_control_pays", body, {"cases": len(cases), "better": better})
 
 
-def cases_of(named: Sequence[Mapping[str, Any]], results: Path) -> list[Case]:
+def cases_of(named: Sequence[Mapping[str, Any]], results: Path) -> list[MeasuredCase]:
     """One per ratio of the named results; of what several measured alike, the one with most seeds."""
-    found: dict[tuple[str, int, str, float], Case] = {}
+    found: dict[tuple[str, int, str, float], MeasuredCase] = {}
     for one in named:
         file = results / f"{one['result']}.json"
         if not file.is_file():
@@ -56,18 +56,18 @@ def cases_of(named: Sequence[Mapping[str, Any]], results: Path) -> list[Case]:
     return sorted(found.values(), key=lambda case: (case.data != "digits", case.real, case.strength, case.ratio))
 
 
-def _cases(one: Mapping[str, Any], document: Mapping[str, Any]) -> Iterator[Case]:
+def _cases(one: Mapping[str, Any], document: Mapping[str, Any]) -> Iterator[MeasuredCase]:
     for cell in document["cells"]:
         for pair in cell["paired"]:
             if (pair["arm"], pair["against"]) == (one["arm"], one["against"]):
                 low, high = pair["difference_ci95"]
-                yield Case(
+                yield MeasuredCase(
                     one["data"], cell["real_images"], cell["ratio"], one["strength"], pair["seeds"],
                     pair["difference_mean"], low, high, pair["verdict"],
                 )  # fmt: skip
 
 
-def draw(cases: Sequence[Case], path: Path) -> None:
+def draw(cases: Sequence[MeasuredCase], path: Path) -> None:
     """Points over generated images per real one, a colour per data and real images, a mark per strength; filled where
     the comparison says better."""
     figure = figure_style.figure(8.4, 4.6)
@@ -88,7 +88,7 @@ def draw(cases: Sequence[Case], path: Path) -> None:
     figure_style.save(figure, path)
 
 
-def _points(axes: Any, cases: Sequence[Case], label: str, colour: str, shift: float) -> None:
+def _points(axes: Any, cases: Sequence[MeasuredCase], label: str, colour: str, shift: float) -> None:
     x = [case.ratio * (1 + shift) for case in cases]
     for place, case in zip(x, cases, strict=True):
         axes.plot([place, place], [100 * case.low, 100 * case.high], color=colour, linewidth=1.4)
@@ -97,7 +97,7 @@ def _points(axes: Any, cases: Sequence[Case], label: str, colour: str, shift: fl
     axes.plot([], [], "o", color=colour, label=label)
 
 
-def _row(case: Case) -> list[str]:
+def _row(case: MeasuredCase) -> list[str]:
     points = f"{100 * case.difference:+.1f} [{100 * case.low:.1f}, {100 * case.high:.1f}]"
     found = (f"{case.real:,}", f"{case.ratio:g}", case.strength, points, str(case.seeds), case.verdict)
     return [case.data, *found]

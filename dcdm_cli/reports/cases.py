@@ -15,7 +15,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Case:
+class MeasuredCase:
     """real: images in the training set. ratio: generated images per real one. difference, low, high: points of accuracy
     in 0 to 1 against plain LoRA's images and its 95 % interval. verdict: as comparisons say it."""
 
@@ -37,19 +37,19 @@ class Case:
 
 
 @cache
-def measured_cases() -> tuple[Case, ...]:
+def measured_cases() -> tuple[MeasuredCase, ...]:
     text = (resources.files("dcdm_cli.reports") / "cases.json").read_text("utf-8")
-    return tuple(Case(**_plain(row)) for row in json.loads(text))
+    return tuple(MeasuredCase(**_plain(row)) for row in json.loads(text))
 
 
-def nearest_case(real: int, ratio: float, cases: Sequence[Case]) -> Case:
+def nearest_case(real: int, ratio: float, cases: Sequence[MeasuredCase]) -> MeasuredCase:
     """The most alike by number of real images, then by ratio, by logarithms; of equals the one with most seeds."""
 
-    def apart(case: Case) -> tuple[float, float, int]:
+    def apart(case: MeasuredCase) -> tuple[float, float, int]:
         return abs(math.log(case.real / real)), abs(math.log(case.ratio / ratio)), -case.seeds
 
     return min(cases, key=apart)
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: row[name] for name in Case.__dataclass_fields__}
+    return {name: row[name] for name in MeasuredCase.__dataclass_fields__}

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from dcdm_cli.reports.advice import Advice, advice
-from dcdm_cli.reports.cases import Case, measured_cases, nearest_case
+from dcdm_cli.reports.cases import MeasuredCase, measured_cases, nearest_case
 
-FEW = Case("digits", 50, 1.0, "weak", 24, 0.01, 0.004, 0.016, "better")
-MANY = Case("photos", 1000, 1.0, "strong", 6, -0.008, -0.017, 0.001, "cannot tell")
-MORE = Case("photos", 1000, 4.0, "strong", 6, 0.0, -0.01, 0.01, "cannot tell")
+FEW = MeasuredCase("digits", 50, 1.0, "weak", 24, 0.01, 0.004, 0.016, "better")
+MANY = MeasuredCase("photos", 1000, 1.0, "strong", 6, -0.008, -0.017, 0.001, "cannot tell")
+MORE = MeasuredCase("photos", 1000, 4.0, "strong", 6, 0.0, -0.01, 0.01, "cannot tell")
 
 
 def control(metrics: dict[str, Any]) -> Advice:
