@@ -17,6 +17,8 @@ from place import CLASSES, OPTIONAL, SETTINGS, STAGES, Place
 
 Change = Callable[[Path], Any]
 WEIGHTS = (".safetensors", ".onnx")
+# Of the base model, what every reader is tried with: all hold it against the seals of the same record.
+FOR_ALL = ("base/unet/diffusion_pytorch_model.safetensors", "base/scheduler/scheduler_config.json")
 # Command -> the record that says when it last worked.
 CHECKS = {"check": "evaluate-artefacts", "plan": "next-plan"}
 PHOTOS = ("score", "finetune", "evaluate")
@@ -130,7 +132,8 @@ def _tries(folder: Path) -> Iterator[tuple[str, Sequence[str], Change]]:
     for file in sorted((folder / "base").rglob("*")):
         if file.suffix in (".safetensors", ".json", ".txt") and file.parent.name != "base":
             change = last_bit if file.suffix == ".safetensors" else _with_a_blank
-            yield file.relative_to(folder).as_posix(), ("finetune", "distill", "export", *GENERATING), change
+            name = file.relative_to(folder).as_posix()
+            yield name, ("finetune", *(("distill", "export", *GENERATING) if name in FOR_ALL else ())), change
 
 
 def _cut(file: Path) -> None:

@@ -27,6 +27,7 @@ from typing import Any
 
 import trials
 from common import RESULTS, save, write_result
+from given import given  # noqa: F401 - a part, found by its name
 from harm import CHANGES, EXPECTED, VERIFY, bad_images, forgeries, last_bit, tampered, unseal
 from PIL import Image
 from place import CLASSES, OPTIONAL, STAGES, Place
