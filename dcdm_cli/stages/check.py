@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import ConfigDict
 
 from dcdm_cli.errors import DcdmError, ExitCode, NotFoundError
-from dcdm_cli.files import leftovers
+from dcdm_cli.files import hash_file, leftovers
 from dcdm_cli.gate import ClassNames, read_document
 from dcdm_cli.run.journals import changed_rows, drop_changed
 from dcdm_cli.run.resolution import known_only
@@ -51,8 +51,8 @@ def run_check(session: Session, *, repair: bool = False, verify: bool = False) -
     with run.lock(REPAIR) if repair else nullcontext():
         repaired = [*_repaired(run), *_swept(run, left)] if repair else left
         source = map(_changed_source, source_changes(session))
-        parts = (_stages(run), source, _asked(session), _class_names(run), _weights(run), _sets(run, verify),
-                 _exports(run, verify), _caches(run), _journals(run))  # fmt: skip
+        parts = (_stages(run), source, _asked(session), _templates(run), _class_names(run), _weights(run),
+                 _sets(run, verify), _exports(run, verify), _caches(run), _journals(run))  # fmt: skip
         found = [finding for part in parts for finding in _to_the_end(part)]
         return [*_without_fresh_damage(found), *repaired]
 
@@ -184,6 +184,16 @@ def _asked(session: Session) -> Iterator[Finding]:
             continue
         for key in changed:
             yield Finding(name, STALE, f"{_GIVEN[key]} {made.get(key)} has changed since", f"dcdm {command_of(name)}")
+
+
+def _templates(run: RunFolder) -> Iterator[Finding]:
+    """Whether the user's file of caption templates is still what captions were made with."""
+    record = run.records().get("caption")
+    if record is None or "templates" not in record.inputs:
+        return
+    file = Path(str(record.config.get("templates_file")))
+    if not file.is_file() or hash_file(file) != record.inputs["templates"]:
+        yield Finding("caption", STALE, f"the file of templates {file} has changed since", "dcdm caption")
 
 
 # What no single record knows

@@ -245,6 +245,18 @@ def test_classes_and_weights_of_everything_that_is_optional_are_looked_at(copy: 
     assert any("lora_weights.safetensors: " in text and "not finite" in text for text in said)
 
 
+def test_templates_of_captions_that_changed_make_captions_stale(copy: Path, tmp_path: Path) -> None:
+    templates = tmp_path / "templates.json"
+    templates.write_text('{"one": "the {class}"}')
+    run("caption", "--set", f"caption.templates_file={templates}", "--run", copy)
+    said = f"caption: the file of templates {templates} has changed since"
+    assert said not in findings(run("check", "--json", "--run", copy, code=3), "stale"), "only what came after"
+    templates.write_text('{"one": "an old {class}"}')
+    assert said in findings(run("check", "--json", "--run", copy, code=3), "stale")
+    templates.unlink()
+    assert said in findings(run("check", "--json", "--run", copy, code=3), "stale")
+
+
 def test_prompts_and_label_checks_that_changed_make_images_stale(copy: Path, tmp_path: Path) -> None:
     prompts, own = tmp_path / "prompts.csv", tmp_path / "own"
     prompts.write_text("class,prompt\n*,a {class}\n")
