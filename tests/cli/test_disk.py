@@ -98,50 +98,6 @@ def test_a_disk_that_fills_up_and_is_emptied_again(scored: Path, job: FinishedJo
     assert all(path.is_file() for path in read_manifest(folder / "generated" / "samples.parquet").paths())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("stage", "room"), [("generate", 40), ("finetune", 24)])
-def test_a_disk_that_fills_up_ten_times_loses_nothing(
-    stage: str, room: int, scored: Path, job: FinishedJob, tmp_path: Path, tiny_disk: Path
-) -> None:
-    """room: KiB that are free at first, and that are more of them every time."""
-    if stage == "generate":
-        shutil.copytree(job.run / "adapter", scored / "adapter")
-        shutil.copy(job.run / "records" / "finetune.json", scored / "records")
-    ignored = shutil.ignore_patterns("figures", "scorer")
-    folder, undisturbed = (
-        Path(shutil.copytree(scored, to, ignore=ignored)) for to in (tiny_disk / "run", tmp_path / "u")
-    )
-    words = [stage, "--json", *(["--count", "100", "--batch-size", "2"] if stage == "generate" else [])]
-    kept, full = lasting(folder), 0
-    for turn in range(10):
-        _fill(tiny_disk, room if stage == "generate" else room * (turn + 1))
-        made = run(*words, "--run", folder, code=None)
-        (tiny_disk / "ballast").unlink()
-        if made.returncode == 20:
-            full += 1
-            assert "No space left" in storage_error(made.stderr)["message"]
-        now = lasting(folder)
-        assert {name: now.get(name) for name in kept} == kept, "what was finished was lost"
-        kept = now
-    assert full >= 5
-    run(*words, "--run", folder)
-    run(*words, "--run", undisturbed)
-    assert lasting(folder) == lasting(undisturbed) and not [path for path in folder.rglob(".*") if ".part" in path.name]
-
-
-def lasting(folder: Path) -> dict[str, bytes]:
-    """Images and weights; the rest is lists and records of them, with times, and checkpoints, which come and go."""
-    found = snapshot(folder).items()
-    kinds = (".png", ".safetensors")
-    return {name: content for name, content in found if name.endswith(kinds) and not name.startswith("checkpoints")}
-
-
-def _fill(disk: Path, leave: int) -> None:
-    """leave: KiB."""
-    free = os.statvfs(disk)
-    (disk / "ballast").write_bytes(b"x" * max(0, free.f_bavail * free.f_frsize - leave * KIB))
-
-
 def test_a_read_only_disk_is_refused_before_anything_is_loaded(scored: Path, tiny_disk: Path) -> None:
     ignored = shutil.ignore_patterns("figures", "scorer")
     folder = Path(shutil.copytree(scored, tiny_disk / "run", ignore=ignored))
