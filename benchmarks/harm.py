@@ -165,7 +165,7 @@ def forgeries(source: Path, secret: Path) -> dict[str, tuple[Callable[[Path], An
     again = ["generate", "--force"]
 
     def settings(section: str, *lines: str) -> Callable[[Path], Any]:
-        return lambda run: _with_settings(run, section, lines)
+        return lambda run: with_settings(run, section, lines)
 
     def linked(*names: str) -> Callable[[Path], Any]:
         return lambda run: [_replaced_by_link(run / name, secret) for name in names]
@@ -196,7 +196,7 @@ def forgeries(source: Path, secret: Path) -> dict[str, tuple[Callable[[Path], An
     return found
 
 
-def _with_settings(run: Path, section: str, lines: Sequence[str]) -> None:
+def with_settings(run: Path, section: str, lines: Sequence[str]) -> None:
     text, head = (run / "dcdm.toml").read_text(), f"[{section}]"
     with_head = text if head in text else f"{text}\n{head}\n"
     (run / "dcdm.toml").write_text(with_head.replace(head, "\n".join((head, *lines)), 1))

@@ -3,7 +3,7 @@
 Writes benchmarks/results/reliability.json. Every part can be run alone, gives the same counts again and replaces its
 own entry:
 
-    python benchmarks/reliability.py [kills faults signals starts images hostile outside tampering inputs stale soak]
+    python benchmarks/reliability.py [PART ...]
 
 At its full size it takes about an hour of one free core; `--small` is for a look whether it works.
 """
@@ -27,47 +27,15 @@ from typing import Any
 
 import trials
 from common import RESULTS, save, write_result
+from given import given  # noqa: F401 - a part, found by its name
 from harm import CHANGES, EXPECTED, VERIFY, bad_images, forgeries, last_bit, tampered, unseal
 from PIL import Image
+from place import CLASSES, OPTIONAL, STAGES, Place
 
 PARTS = (
-    "kills", "faults", "signals", "starts", "images", "hostile", "outside", "tampering", "inputs", "stale", "soak",
+    "kills", "kills_optional", "faults", "signals", "starts", "images", "hostile", "outside", "tampering", "inputs",
+    "given", "stale", "soak",
 )  # fmt: skip
-CLASSES = ("one", "two", "three")
-SETTINGS = """
-preset = "digits"
-threads = 1
-[score]
-method = "crossfit"
-steps = 4
-folds = 2
-repeats = 1
-[finetune]
-steps = 4
-strength = "none"
-batch_size = 4
-rank = 4
-checkpoint_every = 1
-[calibrate]
-enabled = false
-[generate]
-steps = 1
-count = 6
-ratio = "none"
-batch_size = 2
-shard_size = 4
-[judge]
-steps = 4
-[downstream]
-steps = 4
-[evaluate]
-arms = ["real", "dcdm"]
-seeds = 1
-workers = 1
-per_target = 4
-density_images = 10
-atlas_classes = 2
-"""
 # What stops must cost at most, at the sizes that `dcdm demo` works with.
 DEMO_SIZES = {
     "score": ["--set", "score.steps=400"],
@@ -76,63 +44,31 @@ DEMO_SIZES = {
     "generate": ["--count", "400", "--set", "generate.batch_size=64", "--set", "generate.steps=30", "--force"],
     "export": ["--force"],
     "distill": ["--set", "distill.steps=200", "--force"],
+    "calibrate": ["--set", "calibrate.images=200", "--set", "generate.steps=30"],
+    "strength": ["--set", "strength.probe_budget=1000", "--set", "generate.steps=30"],
     "evaluate": ["--seeds", "6", "--set", "downstream.steps=300", "--set", "judge.steps=300", "--force"],
 }
-STAGES = ("score", "caption", "finetune", "export", "generate", "evaluate")
 QUICK = tuple(stage for stage in STAGES if stage not in ("export", "evaluate"))
 TURNS = QUICK * 4 + STAGES  # the slow ones in every fifth round
-
-
-class Place:
-    """A folder to work in: a small source, and a snapshot of the run before each stage and after the last."""
-
-    def __init__(self, root: Path) -> None:
-        self.root, self.run, self.said = root, root / "run", root / "said"
-        self.source = _photos(root / "photos")
-        self.seconds: dict[str, float] = {}
-        self.after: dict[str, dict[str, str]] = {}
-
-    def words(self, stage: str, *more: object) -> list[object]:
-        first = [stage, self.source] if stage == "score" else [stage]
-        return [*first, "--run", self.run, *more]
-
-    def prepare(self) -> None:
-        shutil.rmtree(self.run, ignore_errors=True)
-        self.run.mkdir()
-        (self.run / "dcdm.toml").write_text(SETTINGS)
-        for stage in STAGES:
-            self._keep(f"before-{stage}")
-            ended = trials.run(self.words(stage), self.said)
-            assert ended.code == 0, ended.said
-            self.seconds[stage], self.after[stage] = ended.seconds, trials.picture(self.run)
-        self._keep("finished")
-
-    def reset(self, state: str) -> None:
-        shutil.rmtree(self.run, ignore_errors=True)
-        shutil.copytree(self.root / state, self.run)
-
-    def go(self, stage: str, *more: object, **how: Any) -> trials.Ended:
-        return trials.run(self.words(stage, *more), self.said, **how)
-
-    def wrong(self, stage: str) -> list[str]:
-        """After the same command has run again: what is not as after an undisturbed run, or was left over."""
-        return trials.differences(self.after[stage], trials.picture(self.run)) + self.left()
-
-    def left(self) -> list[str]:
-        """What was begun and is not finished."""
-        return [path.name for path in self.run.rglob(".*") if ".part" in path.name]
-
-    def _keep(self, state: str) -> None:
-        shutil.copytree(self.run, self.root / state)
 
 
 def kills(place: Place, count: int) -> dict[str, Any]:
     """kill -9 at a random moment, then the same command again: the same files with the same content, none left over,
     and nothing that cannot be read under its own name in between."""
-    draw, by_stage, bad = random.Random(1), dict.fromkeys(STAGES, 0), []
+    return _killed(place, count, TURNS)
+
+
+def kills_optional(place: Place, count: int) -> dict[str, Any]:
+    """The same of calibrating, distilling, and choosing the strength."""
+    place.prepare_optional()
+    return _killed(place, count, tuple(OPTIONAL))
+
+
+def _killed(place: Place, count: int, turns: tuple[str, ...]) -> dict[str, Any]:
+    draw, by_stage, bad = random.Random(1), dict.fromkeys(turns, 0), []
     tries = 0
     while sum(by_stage.values()) < count and tries < 4 * count:
-        stage = TURNS[tries % len(TURNS)]
+        stage = turns[tries % len(turns)]
         tries += 1
         place.reset(f"before-{stage}")
         ended = place.go(stage, kill_after=draw.uniform(0, place.seconds[stage]))
@@ -174,19 +110,21 @@ def faults(place: Place, every: int) -> dict[str, Any]:
 def signals(place: Place, count: int) -> dict[str, Any]:
     """A signal at a random moment of a stage at the demo's sizes: 130 or 143, within 5 seconds, nothing unreadable."""
     wanted = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 143}
-    draw, bad, slowest, sent = random.Random(2), [], dict.fromkeys(DEMO_SIZES, 0.0), 0
+    draw, bad, slowest, sent = random.Random(2), [], dict.fromkeys(DEMO_SIZES, 0.0), dict.fromkeys(DEMO_SIZES, 0)
+    place.prepare_optional()
     for turn in range(count):
         stage, number = [*DEMO_SIZES][turn % len(DEMO_SIZES)], [*wanted][turn // len(DEMO_SIZES) % len(wanted)]
-        place.reset("before-score" if stage == "score" else "finished")
+        place.reset(f"before-{stage}" if stage in ("score", "calibrate", "strength") else "finished")
         ended = place.go(stage, *DEMO_SIZES[stage], signalled=(number, draw.uniform(0.3, 8)))
         if not ended.stopped_s:
             continue  # it was faster
-        sent += 1
+        sent[stage] += 1
         slowest[stage] = max(slowest[stage], round(ended.stopped_s, 2))
         broken = trials.unreadable(place.run)
         if ended.code != wanted[number] or ended.stopped_s > 5 or broken:
             bad.append([stage, number.name, ended.code, round(ended.stopped_s, 2), broken, ended.said[-200:]])
-    return {"count": sent, "slowest_s": slowest, "most_s": max(slowest.values()), "bad": len(bad), "first_bad": bad[:3]}
+    found = {"count": sum(sent.values()), "by_stage": sent, "slowest_s": slowest, "most_s": max(slowest.values())}
+    return {**found, "bad": len(bad), "first_bad": bad[:3]}
 
 
 def starts(place: Place, count: int) -> dict[str, Any]:
@@ -292,18 +230,22 @@ def inputs(place: Place, _: int) -> dict[str, Any]:
     error that is meant, or puts the file right; it never says that nothing changed, and never works with it."""
     bad: list[Any] = []
     by_stage = {}
-    for stage in STAGES:
-        place.reset("finished")
-        record = json.loads((place.run / "records" / f"{stage}.json").read_text("utf-8"))
-        for name in sorted(record["read"]):
+    place.prepare_optional()
+    readers = {
+        **{stage: (stage, "finished") for stage in STAGES},
+        **{name: (of, "extended") for name, of in MORE.items()},
+    }
+    for record, (stage, state) in readers.items():
+        place.reset(state)
+        for name in sorted(json.loads((place.run / "records" / f"{record}.json").read_text("utf-8"))["read"]):
             for change in (last_bit, lambda file: os.truncate(file, file.stat().st_size // 2), Path.unlink):
-                place.reset("finished")
+                place.reset(state)
                 right = _digest(place.run / name)
                 change(place.run / name)
                 ended = place.go(stage)
-                by_stage[stage] = by_stage.get(stage, 0) + 1
+                by_stage[record] = by_stage.get(record, 0) + 1
                 if not ended.is_clean or (ended.code == 0 and _digest(place.run / name) != right):
-                    bad.append([stage, name, ended.code, ended.said[-200:]])
+                    bad.append([record, name, ended.code, ended.said[-200:]])
     return {"count": sum(by_stage.values()), "by_stage": by_stage, "bad": len(bad), "first_bad": bad[:3]}
 
 
@@ -435,27 +377,20 @@ REMADE: dict[str, list[str]] = {
     "export": ["--set", "export.opset=20", "--force"],
     "generate": ["--set", "generate.seed=9", "--force"],
 }
+# Records of what is not everybody's -> the command that reads what they name.
+MORE = {"calibrate": "calibrate", "distill": "distill", "judge": "evaluate", "adherence": "evaluate"}
+MORE |= {"evaluate-artefacts": "check", "filter": "filter", "atlas": "atlas", "next-plan": "plan"}
 SAME = ("export", "generate")  # the same network in another form, compared before it counts: its images stay
 MOST_GROWN_MIB, MOST_SLOPE = 32.0, 1.5  # of memory: in repeated work; with four times the images
-
-
-def _photos(folder: Path) -> Path:
-    from dcdm_cli.data.digits import digit_images
-
-    pictures, labels = digit_images()
-    for digit, name in enumerate(CLASSES):
-        (folder / name).mkdir(parents=True)
-        for number, picture in enumerate(pictures[labels == digit][:8]):
-            Image.fromarray(picture).convert("RGB").save(folder / name / f"{number}.png")
-    return folder
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", help=", ".join(PARTS))
     parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--kills-optional", type=int, default=36)
     parser.add_argument("--every", type=int, default=24, help="the n in every n-th call that fails")
-    parser.add_argument("--signals", type=int, default=56)
+    parser.add_argument("--signals", type=int, default=72)
     parser.add_argument("--starts", type=int, default=30)
     parser.add_argument("--hostile", type=int, default=60)
     parser.add_argument("--rows", type=int, default=200_000)
@@ -463,11 +398,11 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.small:
         asked.kills, asked.every, asked.signals, asked.hostile, asked.rows = 4, 160, 3, 4, 2000
-        asked.starts = 4
+        asked.starts, asked.kills_optional = 4, 3
     os.environ |= {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
     trials.warm_up()
     sizes = {"kills": asked.kills, "faults": asked.every, "signals": asked.signals, "hostile": asked.hostile}
-    sizes |= {"starts": asked.starts, "soak": asked.rows}
+    sizes |= {"starts": asked.starts, "soak": asked.rows, "kills_optional": asked.kills_optional}
     done: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         place = Place(Path(folder))

@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from dcdm_cli.errors import MismatchError, NotFoundError
 from dcdm_cli.files import hash_json
-from dcdm_cli.model.layout import base_warnings, check_index, check_parts, is_xl, other_layout
+from dcdm_cli.model.layout import base_warnings, check_index, check_parts, is_xl, other_layout, other_sizes
 from dcdm_cli.model.packaged import resolve_base
 from dcdm_cli.model.text import Pipeline, TwoTextEncoders, text_encoder_of, token_ids, tokenizers_of
 from dcdm_cli.run import one_off
@@ -101,6 +101,10 @@ def load_base(
         raise _not_loaded(place, error) from error
     except TypeError as error:
         raise other_layout(source, str(error)) from error
+    except RuntimeError as error:
+        if "mismatched_sizes" not in str(error):
+            raise
+        raise other_sizes(source) from error
     check_parts(source, pipeline)
     networks = (pipeline.unet, pipeline.vae, text_encoder_of(pipeline))
     scheduler_config = dict(pipeline.scheduler.config)

@@ -16,6 +16,7 @@ from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 
 from dcdm_cli.errors import MismatchError
 from dcdm_cli.model.text import POOLED, SIZES, Pipeline, pooled_width, tokenizers_of
+from dcdm_cli.model.tokens import MOST_TOKENS
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 CLASSES = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
@@ -85,6 +86,7 @@ def check_parts(source: str, pipeline: Pipeline) -> None:
             raise other_layout(source, f"its UNet has {name} = {value!r}: {reason}")
     if isinstance(pipeline, StableDiffusionXLPipeline):
         check_pooled(source, pipeline)
+    check_lengths(source, pipeline)
     width = sum(encoder.config.hidden_size for encoder in (pipeline.text_encoder, second) if encoder is not None)
     channels = pipeline.vae.config["latent_channels"]
     if unet["cross_attention_dim"] != width:
@@ -124,6 +126,21 @@ def check_pooled(source: str, pipeline: StableDiffusionXLPipeline) -> None:
         raise other_layout(source, f"its tokenizers differ in model_max_length: {sorted(lengths)}")
 
 
+def check_lengths(source: str, pipeline: Pipeline) -> None:
+    """A tokenizer without its config knows no limit, and texts would be padded to it."""
+    encoders = (pipeline.text_encoder, getattr(pipeline, "text_encoder_2", None))
+    for tokenizer, encoder in zip(tokenizers_of(pipeline), encoders, strict=True):
+        if tokenizer is None or encoder is None:
+            continue
+        reads, most = tokenizer.model_max_length, encoder.config.max_position_embeddings
+        if reads > most:
+            said = "no number" if reads > MOST_TOKENS else str(reads)
+            raise MismatchError(
+                f"{source!r} has a text encoder for {most} tokens, and its tokenizer's model_max_length is {said}",
+                "get it again: a tokenizer's tokenizer_config.json is missing, or of another model",
+            )
+
+
 def other_conditions(unet: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a UNet's config that are neither its shape nor as they are by default."""
     known = inspect.signature(UNet2DConditionModel.__init__).parameters
@@ -161,6 +178,13 @@ def other_layout(source: str, reason: str) -> MismatchError:
     return MismatchError(
         f"{source!r} is not a text-to-image model in the Stable Diffusion layout: {reason}",
         f"give one with {', '.join(PARTS)}, such as Stable Diffusion 1.5, 2.1 or XL",
+    )
+
+
+def other_sizes(source: str) -> MismatchError:
+    return MismatchError(
+        f"{source!r} has weights of other sizes than its configs say",
+        "get it again: a config.json is missing, or of another model",
     )
 
 

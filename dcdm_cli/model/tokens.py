@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from dcdm_cli.model.packaged import resolve_base
 
+MOST_TOKENS = 1_000_000  # of a limit; where none is known, transformers has a far larger number
+
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
@@ -21,4 +23,5 @@ def load_tokenizer(source: str, revision: str | None = None) -> CLIPTokenizer | 
     except (OSError, ValueError):
         return None
     words = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
-    return tokenizer if words else None  # without its files transformers makes one that knows no word
+    # without its files transformers makes one that knows no word, or no limit
+    return tokenizer if words and tokenizer.model_max_length < MOST_TOKENS else None

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import ConfigDict
 
 from dcdm_cli.errors import DcdmError, ExitCode, NotFoundError
-from dcdm_cli.files import leftovers
+from dcdm_cli.files import hash_file, leftovers
 from dcdm_cli.gate import ClassNames, read_document
 from dcdm_cli.run.journals import changed_rows, drop_changed
 from dcdm_cli.run.resolution import known_only
@@ -24,8 +24,7 @@ from dcdm_cli.run.session import Session, recorded_layers
 from dcdm_cli.run.standing import OPTIONAL
 from dcdm_cli.run.store import DISTILLED, PIPELINE, RunFolder, StageRecord, command_of
 from dcdm_cli.stages.doctor import Finding
-from dcdm_cli.stages.label_check import check_input
-from dcdm_cli.stages.prompts import prompt_input
+from dcdm_cli.stages.given import image_input, table_input
 from dcdm_cli.stages.source import source_changes
 from dcdm_export.places import set_aside
 
@@ -34,6 +33,10 @@ if TYPE_CHECKING:
 
 FRESH, STALE, DAMAGED, MISSING, LEFT_OVER, REPAIRED = "fresh", "stale", "damaged", "missing", "left over", "repaired"
 REPAIR = "dcdm check --repair"
+_GIVEN = {
+    "prompts": "the file of prompts", "check": "the label check", "extra_lora": "the few-step LoRA",
+    "counts": "the table of counts", "difficulty_file": "the table of difficulties",
+}  # fmt: skip  # settings of generation that name a file, as people call it
 _CODES = {DAMAGED: ExitCode.MISMATCH, STALE: ExitCode.PARTIAL}
 
 
@@ -48,8 +51,8 @@ def run_check(session: Session, *, repair: bool = False, verify: bool = False) -
     with run.lock(REPAIR) if repair else nullcontext():
         repaired = [*_repaired(run), *_swept(run, left)] if repair else left
         source = map(_changed_source, source_changes(session))
-        parts = (_stages(run), source, _asked(session), _class_names(run), _weights(run), _sets(run, verify),
-                 _exports(run, verify), _caches(run), _journals(run))  # fmt: skip
+        parts = (_stages(run), source, _asked(session), _templates(run), _class_names(run), _weights(run),
+                 _sets(run, verify), _exports(run, verify), _caches(run), _journals(run))  # fmt: skip
         found = [finding for part in parts for finding in _to_the_end(part)]
         return [*_without_fresh_damage(found), *repaired]
 
@@ -164,24 +167,33 @@ def _changed_source(found: tuple[str, str]) -> Finding:
 
 
 def _asked(session: Session) -> Iterator[Finding]:
-    """Whether prompts and label checks of the user's own are still what images were made with."""
+    """Whether what images were made with is as it was, of the user's own files."""
     for layer in recorded_layers(session.run, "generate"):
         session = session.with_settings(**known_only(layer.values))
     for name, record in session.run.records().items():
         made = record.config if record.stage == "generate" else record.config.get("generate")
-        known = {"prompts": prompt_input, "check": check_input}.items()
-        asked = {key: read for key, read in known if key in record.inputs}
+        asked = [key for key in _GIVEN if key in record.inputs]
         if not asked or not isinstance(made, Mapping):
             continue
         try:
             seen = session.with_settings(**known_only({"generate": made}))
-            changed = [key for key, read in asked.items() if read(seen).get(key) != record.inputs[key]]
+            now = image_input(seen) | table_input(seen)
+            changed = [key for key in asked if now.get(key) != record.inputs[key]]
         except DcdmError as error:
             yield Finding(name, STALE, error.message, error.hint)
             continue
         for key in changed:
-            what = {"prompts": "the file of prompts", "check": "the label check"}[key]
-            yield Finding(name, STALE, f"{what} {made.get(key)} has changed since", f"dcdm {command_of(name)}")
+            yield Finding(name, STALE, f"{_GIVEN[key]} {made.get(key)} has changed since", f"dcdm {command_of(name)}")
+
+
+def _templates(run: RunFolder) -> Iterator[Finding]:
+    """Whether the user's file of caption templates is still what captions were made with."""
+    record = run.records().get("caption")
+    if record is None or "templates" not in record.inputs:
+        return
+    file = Path(str(record.config.get("templates_file")))
+    if not file.is_file() or hash_file(file) != record.inputs["templates"]:
+        yield Finding("caption", STALE, f"the file of templates {file} has changed since", "dcdm caption")
 
 
 # What no single record knows

@@ -15,10 +15,10 @@ from dcdm_cli.run.store import Outcome, Stage, StageRecord
 from dcdm_cli.stages.devices import run_features, settle_generation
 from dcdm_cli.stages.evaluation_data import checked_data, look_at_sources
 from dcdm_cli.stages.first_look import first_look_sentences
+from dcdm_cli.stages.given import image_input
 from dcdm_cli.stages.jobs import open_job
-from dcdm_cli.stages.label_check import check_files, check_input, generator_files, prepare_check
+from dcdm_cli.stages.label_check import check_files, generator_files, prepare_check
 from dcdm_cli.stages.networks import check_compared_by
-from dcdm_cli.stages.prompts import prompt_input
 
 if TYPE_CHECKING:
     from dcdm_cli.evaluation.data import Evaluated
@@ -76,7 +76,7 @@ def evaluation_stage(session: Session, name: str, inputs: Mapping[str, str], **m
     settings = {**fingerprints(compared), **fingerprints(made, *IMAGES), "run_seed": config.seed, **more}
     uncounted = {**all_others(compared), **all_others(made, *IMAGES)}
     reads = [*generator_files(session), *([session.run.generated / "samples.parquet"] if "generate" in inputs else [])]
-    return Stage(name, settings, {**inputs, **check_input(session), **prompt_input(session)}, uncounted, tuple(reads))
+    return Stage(name, settings, {**inputs, **image_input(session)}, uncounted, tuple(reads))
 
 
 def _measure_all(session: Session, records: Mapping[str, StageRecord]) -> Outcome:

@@ -23,6 +23,7 @@ from dcdm_cli.signals import stopped_at_once
 from dcdm_cli.stages.devices import settle_generation
 from dcdm_cli.stages.evaluation_data import stale_adapter
 from dcdm_cli.stages.fp8 import check_quantizer, judge_fp8, sampled_calls
+from dcdm_cli.stages.given import few_steps
 from dcdm_cli.stages.jobs import open_job
 
 if TYPE_CHECKING:
@@ -82,14 +83,6 @@ def export_stage(session: Session, tensorrt: str = "") -> Stage:
         "shared_calls": shared_calls(session),
     } | few_steps(session)
     return Stage("export", settings, inputs, others(config.export), (*session.run.weights, *session.run.base_files()))
-
-
-def few_steps(session: Session) -> dict[str, str]:
-    """Identity of the few-step LoRA; nothing without one, so that exports from before there were any are found."""
-    from dcdm_cli.model.few_steps import identity_of
-
-    identity = identity_of(session.config.generate)
-    return {"extra_lora": identity} if identity else {}
 
 
 def shared_calls(session: Session) -> int:

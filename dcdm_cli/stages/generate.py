@@ -14,8 +14,9 @@ from dcdm_cli.run.session import Session
 from dcdm_cli.run.store import ALL_SETS, Outcome, RunFolder, Stage, StageRecord
 from dcdm_cli.stages.devices import Spread, settle_generation, settle_spread
 from dcdm_cli.stages.evaluation_data import stale_adapter
+from dcdm_cli.stages.given import image_input, table_input
 from dcdm_cli.stages.jobs import open_job
-from dcdm_cli.stages.label_check import check_files, check_input, generator_files
+from dcdm_cli.stages.label_check import check_files, generator_files
 from dcdm_cli.stages.parts import join_parts
 from dcdm_cli.stages.plan import (
     check_plan,
@@ -27,7 +28,6 @@ from dcdm_cli.stages.plan import (
     with_precision_of,
 )
 from dcdm_cli.stages.probe import make_measure, open_run_crew, open_run_engine
-from dcdm_cli.stages.prompts import prompt_input
 from dcdm_cli.stages.starts import open_starts
 from dcdm_export.places import set_aside
 
@@ -84,9 +84,7 @@ def generate_stage(session: Session, plan: AnyPlan | None = None) -> Stage:
     calibration = run.record("calibrate")
     inputs = {**run.adapter_ids(), "calibrate": calibration.id if calibration else ""}
     inputs |= {name: record.id for name in ("score", "caption") if (record := run.record(name))}
-    inputs |= check_input(session) | prompt_input(session)
-    if plan is not None:
-        inputs["plan"] = plan.hash
+    inputs |= image_input(session) | (table_input(session) if plan is None else {"plan": plan.hash})
     settings = {**fingerprint(config), "run_seed": session.config.seed}
     return Stage("generate", settings, inputs, others(config), generator_files(session))
 

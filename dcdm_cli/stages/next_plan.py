@@ -15,12 +15,12 @@ from dcdm_cli.run.session import Session
 from dcdm_cli.run.store import Outcome, RunFolder, Stage, StageRecord
 from dcdm_cli.stages.devices import settle_generation
 from dcdm_cli.stages.evaluation_data import look_at_sources
+from dcdm_cli.stages.given import image_input
 from dcdm_cli.stages.jobs import open_job
 from dcdm_cli.stages.known import scorer_known
-from dcdm_cli.stages.label_check import check_input, generator_files
+from dcdm_cli.stages.label_check import generator_files
 from dcdm_cli.stages.plan import describe_model
 from dcdm_cli.stages.probe import open_run_engine, plan_inputs
-from dcdm_cli.stages.prompts import prompt_input
 
 if TYPE_CHECKING:
     from dcdm_cli.data.manifest import Manifest
@@ -77,7 +77,7 @@ def next_plan_stage(session: Session) -> Stage:
     run, config = session.run, session.config
     generated = run.record("generate")
     inputs = {"finetune": run.require("finetune").id, "generate": generated.id if generated else ""}
-    inputs |= check_input(session) | prompt_input(session)
+    inputs |= image_input(session)
     if earlier := [file for file in _rounds(run) if file.parent != run.generated]:
         inputs["rounds"] = hash_json([[file.parent.name, hash_file(file)] for file in earlier])
     sections = {"downstream": config.downstream, "generate": config.generate, "evaluate": config.evaluate}

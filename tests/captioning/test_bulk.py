@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image, ImageOps
 
 from dcdm_cli.captioning import bulk
 from dcdm_cli.captioning.bulk import model_captions
+from dcdm_cli.data.images import decode_image, image_hash
 from dcdm_cli.data.manifest import Manifest
-from dcdm_cli.errors import InterruptedRunError
+from dcdm_cli.errors import InterruptedRunError, MismatchError
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.settings import CaptionConfig
 
@@ -80,6 +82,19 @@ def test_a_caption_that_somebody_changed_is_written_again(
     assert model_captions(manifest, config, tmp_path, Job(note=said.append))[0] == before
     assert len(said) == 1 and "do not say what was written" in said[0]
     assert "forged" not in file.read_text()
+
+
+def test_an_image_that_shows_something_else_by_now_is_not_captioned_under_its_id(
+    manifest: Manifest, config: CaptionConfig, tmp_path: Path
+) -> None:
+    ids = [f"{image_hash(decode_image(path))}-{number:08x}" for number, path in enumerate(manifest.paths())]
+    scanned = manifest.with_columns({"sample_id": ids})
+    changed = manifest.paths()[3]
+    with Image.open(changed) as image:
+        ImageOps.invert(image.convert("RGB")).save(changed)
+    with pytest.raises(MismatchError, match=f"{changed.name} does not show what it showed"):
+        model_captions(scanned, config, tmp_path, Job())
+    assert [row["sample_id"] for row in lines(tmp_path)] == ids[:2], "the batch before is kept"
 
 
 def test_another_prefix_needs_no_model_and_another_question_does(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import os
 import shutil
@@ -9,11 +11,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from dcdm_cli.model.packaged import TINY_BASE
+from dcdm_cli.run.journals import HASH, changed_rows
+from dcdm_cli.run.seals import FOR_PEOPLE, SEAL_SUFFIX, change_beside
+from dcdm_export.signature import read_signature, verify
 
 from .conftest import FinishedJob, document, last_error
 from .runner import Finished, run
@@ -30,8 +36,7 @@ MORE = {
     "prompts": ("caption", "prompts"),
 }  # fmt: skip
 NEVER = ("records/", ".lock", "dcdm.toml")  # what says how to read, and is compared as settings and as ids
-# Held against the hashes of its own signature whenever it is opened: only how images are made depends on it.
-NEVER += ("export/",)
+EXPORT = "export"
 OF_SET = {"atlas": ("generated/",)}  # its images are held against the set's table, which is recorded
 
 
@@ -76,13 +81,50 @@ def test_so_does_what_is_optional(extended: FinishedJob, command: str) -> None:
 
 def unrecorded(job: FinishedJob, command: str, records: Sequence[str]) -> list[str]:
     """Files of the run that a command opened and none of its records names."""
-    known, lists = set(), []
+    known, lists = set(), [EXPORT]
     for stage in records:
         record = json.loads((job.run / "records" / f"{stage}.json").read_text())
         known |= {*record["read"], *record["wrote"]}
         lists += record["listed"]
-    elsewhere = (*NEVER, *OF_SET.get(command, ()), *(f"{name}/" for name in lists))
-    return sorted(name for name in job.opened[command] - known if not name.startswith(elsewhere))
+    made_of = {name for name in job.opened[command] - known if not set(Path(name).parts) & set(FOR_PEOPLE)}
+    others = {name for name in made_of if not name.startswith((*NEVER, *OF_SET.get(command, ())))}
+    listed = {name for name in others if name.startswith(tuple(f"{folder}/" for folder in lists))}
+    return sorted((others - listed) | {name for name in listed if not is_sealed(job.run, name)})
+
+
+def is_sealed(run: Path, name: str) -> bool:
+    """Whether a file of a folder with a list of its own is held against a seal by its readers."""
+    file = run / name
+    if name.startswith("cache/") and file.suffix in (".npy", SEAL_SUFFIX):
+        return file.with_suffix(SEAL_SUFFIX).is_file() and change_beside(file.with_suffix(".npy")) == ""
+    if file.suffix == ".safetensors" and name.startswith("cache/features/"):
+        with safe_open(file, "np") as stored:
+            return "hash" in stored.metadata()
+    if file.suffix == ".jsonl" and "/shards/" not in name:
+        return all(HASH in json.loads(line) for line in file.read_text().splitlines()) and changed_rows(file) == ""
+    if name.startswith("evaluation/judge/"):
+        return name in json.loads((run / "records" / "judge.json").read_text())["wrote"]
+    if name.startswith(f"{EXPORT}/"):
+        return name in _exported(run)
+    whole = hashlib.sha256(file.read_bytes()).hexdigest()
+    return name.startswith(("generated/", "evaluation/sets/")) and bool({whole, whole[:32]} & _hashes_of_set(file))
+
+
+def _exported(run: Path) -> set[str]:
+    """The signature, which a record names, and what it has hashes of."""
+    wrote = json.loads((run / "records" / "export.json").read_text())["wrote"]
+    signature = read_signature(run / EXPORT)
+    verify(run / EXPORT, signature)
+    return {*wrote, *(f"{EXPORT}/{file}" for network in signature.networks.values() for file in network.files)}
+
+
+@functools.cache
+def _hashes_of_set(file: Path) -> set[str]:
+    """Of all files of a set, by one of them: those of its shards' rows, and those that the rows have of images."""
+    (folder,) = [place for place in file.parents if (place / "shards").is_dir()][:1]
+    rows = [row for shard in (folder / "shards").glob("*.parquet") for row in pq.read_table(shard).to_pylist()]
+    sidecars = [json.loads(one.read_text()) for one in (folder / "shards").glob("[0-9]*.json")]
+    return {str(value) for row in (*rows, *sidecars) for name, value in row.items() if "sha256" in name}
 
 
 def test_a_finished_run_is_fresh_wherever_it_lies(copy: Path) -> None:
@@ -203,6 +245,18 @@ def test_classes_and_weights_of_everything_that_is_optional_are_looked_at(copy: 
     assert any("lora_weights.safetensors: " in text and "not finite" in text for text in said)
 
 
+def test_templates_of_captions_that_changed_make_captions_stale(copy: Path, tmp_path: Path) -> None:
+    templates = tmp_path / "templates.json"
+    templates.write_text('{"one": "the {class}"}')
+    run("caption", "--set", f"caption.templates_file={templates}", "--run", copy)
+    said = f"caption: the file of templates {templates} has changed since"
+    assert said not in findings(run("check", "--json", "--run", copy, code=3), "stale"), "only what came after"
+    templates.write_text('{"one": "an old {class}"}')
+    assert said in findings(run("check", "--json", "--run", copy, code=3), "stale")
+    templates.unlink()
+    assert said in findings(run("check", "--json", "--run", copy, code=3), "stale")
+
+
 def test_prompts_and_label_checks_that_changed_make_images_stale(copy: Path, tmp_path: Path) -> None:
     prompts, own = tmp_path / "prompts.csv", tmp_path / "own"
     prompts.write_text("class,prompt\n*,a {class}\n")
@@ -259,6 +313,7 @@ def test_images_to_test_on_that_changed_places_are_not_tested_on(copy: Path, pho
         os.utime(first, ns=(1, 1))
         said = run("evaluate", "--run", copy).stderr
         assert "nothing changed" in said and "has changed since" in said, "the same pictures"
+        assert "has changed since" in run("finetune", "--run", copy).stderr
         first.write_bytes(kept[second][0])
         second.write_bytes(kept[first][0])
         for words in (["evaluate"], ["evaluate", "check"], ["evaluate", "--force"]):
@@ -270,6 +325,14 @@ def test_images_to_test_on_that_changed_places_are_not_tested_on(copy: Path, pho
     finally:
         for file, was in kept.items():
             _as_it_was(file, *was)
+
+
+def test_a_damaged_judge_is_trained_again_by_the_command_that_check_names(copy: Path) -> None:
+    flip(copy / "evaluation" / "judge" / "model.safetensors")
+    (found,) = findings(run("check", "--json", "--run", copy, code=12), "damaged")
+    assert found.startswith("judge: ")
+    assert "what was measured with it is made again" in run("evaluate", "--run", copy).stderr
+    run("check", "--run", copy)
 
 
 def _as_it_was(file: Path, content: bytes, time: int) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from dcdm_cli.commands.generate import show_part, show_price
 from dcdm_cli.data.manifest import read_manifest, write_manifest
@@ -30,6 +31,7 @@ from dcdm_cli.generation import pricing
 from dcdm_cli.generation.plan_file import PlanFile
 from dcdm_cli.run.store import Outcome, RunFolder, Stage
 from dcdm_cli.stages import finetune, generate, plan
+from dcdm_cli.stages.check import run_check
 from dcdm_cli.stages.devices import settle_spread
 from dcdm_cli.stages.generate import run_generate
 from dcdm_cli.stages.jobs import open_job
@@ -223,6 +225,45 @@ def test_tables_of_counts_and_difficulties(session: Open, run: RunFolder, tmp_pa
     assert sorted(table["class_name"].to_pylist()) == ["two"] * 5 + ["zero"]
     target = dict(zip(table["class_name"].to_pylist(), table["target_difficulty"].to_pylist(), strict=True))
     assert target["zero"] == np.float32(0.7)
+
+
+def with_half(file: Path) -> None:
+    save_file({name: tensor / 2 for name, tensor in load_file(file).items()}, file)
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [
+        ("counts", "class,count\ntwo,2\n", lambda file: file.write_text("class,count\nzero,3\n")),
+        ("difficulty_file", '{"zero": "fixed:0.7"}', lambda file: file.write_text('{"zero": "fixed:0.2"}')),
+        ("extra_lora", None, with_half),
+    ],
+)
+def test_another_file_behind_the_same_setting_makes_images_stale(
+    name: str, before: str | None, after: Callable[[Path], None], session: Open, run: RunFolder, tmp_path: Path
+) -> None:
+    file = tmp_path / "given.safetensors"
+    if before is None:
+        shutil.copy(run.adapter / "pytorch_lora_weights.safetensors", file)
+    else:
+        file.write_text(before)
+    few = {"scheduler": "lcm", "text_guidance": 1.0, "difficulty_guidance": 1.0} if name == "extra_lora" else {}
+    flags = {f"generate__{key}": value for key, value in {"count": 2, name: str(file), **few}.items()}
+    if name == "counts":
+        del flags["generate__count"]
+    first = run_generate(session(**flags))
+    assert run_generate(session(**flags)).started == first.started, "nothing changed"
+    after(file)
+    (stale,) = [found.text for found in run_check(session(**flags)) if "given.safetensors" in found.text]
+    assert "has changed since" in stale
+    made = contents(run.generated)
+    with pytest.raises(MismatchError, match="holds images of another plan"):
+        run_generate(session(**flags))
+    again = run_generate(session(**flags, force=True))
+    assert again.started != first.started and contents(run.generated) != made
+    file.unlink()
+    with pytest.raises(NotFoundError, match=r"given\.safetensors"):
+        run_generate(session(**flags))
 
 
 @pytest.mark.slow

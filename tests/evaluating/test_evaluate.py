@@ -33,6 +33,7 @@ from dcdm_cli.stages.experiments.generators import prepare_variant, variant_sess
 from dcdm_cli.stages.finetune import run_finetune
 from dcdm_cli.stages.generate import run_generate
 from dcdm_cli.stages.next_plan import run_next_plan
+from dcdm_cli.stages.probe import open_run_engine
 from dcdm_cli.stages.score import run_score
 
 from .conftest import coloured, session_of
@@ -330,6 +331,19 @@ def test_without_a_judge_the_rest_is_measured_and_what_is_left_out_is_said(
     assert json.loads((run / "evaluation" / "artefacts.json").read_text())["adherence"]["n"] == 20
     do_job(talking, ("filter", None), {})
     assert "nothing is said of labels" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_signature_that_is_not_as_exporting_left_it_is_not_believed(run: Path) -> None:
+    """It has the hashes of what is held against it."""
+    folder = RunFolder(run)
+    folder.export.mkdir()
+    signature = folder.export / "signature.json"
+    signature.write_text("{}")
+    folder.run(Stage("export", {}, {}), lambda: Outcome([signature], ""))
+    signature.write_text("{ }")
+    with pytest.raises(MismatchError, match=r"signature\.json is damaged") as caught:
+        open_run_engine(session_of(run), folder.adapter, Job())
+    assert "dcdm export --force" in caught.value.hint
 
 
 def test_a_run_of_other_data_is_refused_and_an_old_adapter_noted(run: Path) -> None:

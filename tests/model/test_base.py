@@ -75,6 +75,22 @@ def test_a_folder_without_a_part_is_refused(copy: Path) -> None:
         load_base(str(copy))
 
 
+@pytest.mark.parametrize(
+    ("file", "says"),
+    [
+        ("text_encoder/config.json", "weights of other sizes than its configs say"),
+        ("tokenizer/tokenizer_config.json", "a text encoder for 16 tokens, and .* model_max_length is no number"),
+    ],
+)
+def test_a_folder_without_a_config_is_refused(copy: Path, file: str, says: str) -> None:
+    """Of either, transformers would take one of its own."""
+    (copy / file).unlink()
+    with pytest.raises(MismatchError, match=says) as caught:
+        load_base(str(copy))
+    assert "get it again" in caught.value.hint
+    assert file.startswith("text_encoder") or load_tokenizer(str(copy)) is None
+
+
 def test_damaged_weights_are_named(copy: Path) -> None:
     file = next((copy / "unet").glob("*.safetensors"))
     file.write_bytes(file.read_bytes()[:1000])

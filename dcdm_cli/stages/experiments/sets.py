@@ -25,9 +25,8 @@ from dcdm_cli.run.progress import Job
 from dcdm_cli.run.roles import IMAGES, fingerprint
 from dcdm_cli.stages.experiments.generators import VariantFolder, arm_session, as_chosen, ready_for
 from dcdm_cli.stages.experiments.named_sets import finished_set, set_record
-from dcdm_cli.stages.label_check import check_input
+from dcdm_cli.stages.given import image_input
 from dcdm_cli.stages.probe import make_measure, open_run_engine, plan_inputs
-from dcdm_cli.stages.prompts import prompt_input
 
 if TYPE_CHECKING:
     from dcdm_cli.data.manifest import Manifest
@@ -94,7 +93,7 @@ class GeneratedSets:
         settings = fingerprint(session.config.generate, *IMAGES)
         off = {name for name in ("check", "check_model", "prompts", "prompt_share") if settings[name] is None}
         made_with = {name: value for name, value in settings.items() if name not in off}
-        return made_with | check_input(session) | prompt_input(session)
+        return made_with | image_input(session)
 
     def make(self, arm: ArmSpec, ratio: float, seed: int) -> Samples:
         """The arm's images for a seed: all of them, or one set for every seed without `evaluate.fresh_sets`."""
