@@ -13,12 +13,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 SECONDS = "_DCDM_NETWORK_SECONDS"  # the setting as a session has it; workers inherit it
 DEFAULT_SECONDS = 20.0
-TRIES = 8  # a library asks for a file so often at most, pauses included, before it gives up
+TRIES = 8  # a library asks for the rest of a file so often at most, pauses included, before it gives up
 CLIENTS = ("httpx", "httpx2", "requests", "urllib3")  # packages; which one huggingface_hub uses depends on its version
 _failures: list[str | None] = []  # what asking came to, once it was done
+_loading: list[str] = []  # what is being loaded; an upload may well wait longer for its answer
 _unanswered: list[float] = []  # when the first request since the last answer was sent
 
 
@@ -28,12 +30,15 @@ def from_hub(place: str | Path) -> Iterator[None]:
     libraries are told to be offline from then on. Raises ConnectionError, an OSError, for what the hub's client raises.
     """
     reach_hub(place)
+    _loading.append(str(place))
     try:
         yield
     except Exception as error:
         if isinstance(error, OSError) or not _is_of_client(error):
             raise
         raise ConnectionError(_told(f"{type(error).__name__}: {error}")) from error
+    finally:
+        _loading.pop()
 
 
 def reach_hub(place: str | Path) -> None:
@@ -72,14 +77,12 @@ def _is_of_client(error: Exception) -> bool:
 
 
 def _limit_silence(seconds: float) -> None:
-    """The client repeats a request that found no answer, after longer and longer pauses: no more once they have taken
-    so many seconds. Versions of huggingface_hub before 1.0 have no such pauses."""
+    """The client repeats a request that found no answer, after longer pauses and with more patience: no more once that
+    has taken so many seconds. Versions of huggingface_hub before 1.0 have no such hooks, and less patience."""
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 
-    each = max(1, round(seconds / TRIES))
-    constants.HF_HUB_ETAG_TIMEOUT = min(constants.HF_HUB_ETAG_TIMEOUT, each)
-    constants.HF_HUB_DOWNLOAD_TIMEOUT = min(constants.HF_HUB_DOWNLOAD_TIMEOUT, each)
+    constants.HF_HUB_DOWNLOAD_TIMEOUT = min(constants.HF_HUB_DOWNLOAD_TIMEOUT, max(1, round(seconds / TRIES)))
     hooks = getattr(get_session(), "event_hooks", None)
     if hooks is None or _on_request in hooks["request"]:
         return
@@ -87,11 +90,16 @@ def _limit_silence(seconds: float) -> None:
     hooks["response"].append(_on_response)
 
 
-def _on_request(_: object) -> None:
-    if _unanswered and time.monotonic() - _unanswered[0] >= budget():
+def _on_request(request: Any) -> None:
+    if not _loading:
+        return
+    _unanswered[:] = _unanswered or [time.monotonic()]
+    left = budget() - (time.monotonic() - _unanswered[0])
+    if left <= 0:
         _go_offline(f"no answer within {budget():g} s")
         raise ConnectionError(_failures[0])
-    _unanswered[:] = _unanswered or [time.monotonic()]
+    patience = request.extensions.get("timeout") or dict.fromkeys(("connect", "read", "write", "pool"))
+    request.extensions["timeout"] = {what: min(given or left, left) for what, given in patience.items()}
 
 
 def _on_response(_: object) -> None:

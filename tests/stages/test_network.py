@@ -8,7 +8,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import constants
@@ -84,3 +86,26 @@ def test_template_captions_need_neither_network_nor_torch() -> None:
     environment = {"PYTHONPATH": ":".join(sys.path), "HOME": "/nonexistent"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
     assert done.stdout.strip() == "False", done.stderr
+
+
+@dataclass
+class Asked:
+    """A request, as far as it is looked at."""
+
+    extensions: dict[str, Any]
+
+
+def test_only_loading_gives_up_on_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer to an upload comes when all of it has arrived."""
+    monkeypatch.setattr(network, "_failures", [None])
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(network, "_unanswered", [time.monotonic() - 1000])
+    network._on_request(Asked({"timeout": {"read": 60.0}}))
+    with network.from_hub(LONG):
+        asked = Asked({"timeout": {"read": 60.0, "connect": None}})
+        network._on_request(asked)
+        assert 0 < asked.extensions["timeout"]["read"] <= network.budget() >= asked.extensions["timeout"]["connect"]
+    with pytest.raises(ConnectionError, match="no answer within"), network.from_hub(LONG):
+        network._unanswered[:] = [time.monotonic() - 1000]
+        network._on_request(Asked({}))
+    assert network._loading == [] and constants.HF_HUB_OFFLINE is True
