@@ -118,7 +118,7 @@ def shown(screen: Screen, folder: Path) -> list[str]:
     env["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "export")])
     command = subprocess.Popen(
         screen.words, shell=True, cwd=folder, env=env, stdin=command_end, stdout=command_end, stderr=command_end,
-        start_new_session=True,
+        start_new_session=True, preexec_fn=_hears_ctrl_c,
     )  # fmt: skip
     os.close(command_end)
     text, seen = "", 0.0
@@ -136,6 +136,11 @@ def shown(screen: Screen, folder: Path) -> list[str]:
     os.close(main_end)
     command.wait()
     return [line.replace(f"{folder}{os.sep}", "") for line in lines]
+
+
+def _hears_ctrl_c() -> None:
+    """Who was started in the background hears none, and its children with it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _read(end: int, command: subprocess.Popen[Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 import sys
 from pathlib import Path
 
@@ -46,6 +47,17 @@ def test_a_command_is_shown_as_a_terminal_of_eighty_columns_shows_it(tmp_path: P
     words = f"{sys.executable} -c '{code}'"
     shown = screens.shown(screens.Screen("x", words, until="True"), tmp_path)
     assert shown == ["80 True"]  # and it was interrupted, since it waits for ever
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+def test_a_command_that_waits_is_interrupted_from_the_background_too(tmp_path: Path) -> None:
+    """A shell's `&` makes what it starts deaf to SIGINT, and that is inherited."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        words = f"{sys.executable} -c 'print(True); input()'"
+        assert screens.shown(screens.Screen("x", words, until="True"), tmp_path) == ["True"]
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_times_of_a_document_are_added_up() -> None:
