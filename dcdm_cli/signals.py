@@ -7,9 +7,11 @@ at once. So it does in `stopped_at_once`.
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from dcdm_cli.errors import InterruptedRunError
 
@@ -45,6 +47,17 @@ def install_handlers(say: Callable[[str], None], end: Callable[[], None] = lambd
     for number in (getattr(signal, name) for name in SIGNALS if hasattr(signal, name)):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handle)
+    sys.unraisablehook = _unless_stopped(sys.unraisablehook)
+
+
+def _unless_stopped(tell: Callable[[Any], None]) -> Callable[[Any], None]:
+    """A signal that comes while something is being destroyed, as when the process ends already, is nobody's error."""
+
+    def hook(unraisable: Any) -> None:
+        if not issubclass(unraisable.exc_type, StopNow):
+            tell(unraisable)
+
+    return hook
 
 
 def asked_to_stop() -> str | None:

@@ -114,3 +114,19 @@ def test_a_job_stops_where_it_is_asked_and_says_what_is_saved(name: str, code: i
     with pytest.raises(InterruptedRunError, match=f"stopped by {name}; all of it") as caught:
         job.stoppable("all of it")("reading", 3, 0)
     assert caught.value.code == code and told == [("reading", 3, 0)]
+
+
+def test_a_signal_while_something_is_destroyed_is_nobodys_error() -> None:
+    """Python swallows what is raised there, and would print a traceback of it."""
+    lines = (
+        "from dcdm_cli import signals; import signal",
+        "signals.install_handlers(print)",
+        "class Last:",
+        "    def __del__(self): signal.raise_signal(signal.SIGTERM)",
+        "Last()",
+        "class Wrong:",
+        "    def __del__(self): raise ValueError('said')",
+        "Wrong()",
+    )
+    ended = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True)
+    assert "StopNow" not in ended.stderr and "said" in ended.stderr

@@ -151,7 +151,8 @@ def test_a_second_signal_stops_at_once(begun: Path, stage: str) -> None:
         command.wait_until(lambda: "once more to stop now" in command.streams[1].read_text())
         command.signal("SIGTERM")
         said = command.finish(timeout=60)  # its 200 images would take minutes
-    assert said.returncode == 143 and "Traceback" not in said.stderr
+    quicker = "stopped by SIGINT" in said.stderr  # the first one was obeyed, after a step, before the second came
+    assert said.returncode == (130 if quicker else 143) and "Traceback" not in said.stderr
     assert leftovers(begun / "records") == []
 
 
