@@ -17,6 +17,8 @@ from typing import Any
 
 from common import RESULTS, write_result
 
+from dcdm_cli.reports.formatting import interval, points
+
 CLAIMS = Path(__file__).resolve().with_name("claims.toml")
 COLUMNS = ("claim", "in the paper", "data", "points, 95 % interval", "p", "verdict", "result")
 SAID = {
@@ -52,10 +54,8 @@ def _measured(row: Mapping[str, Any], results: Path) -> list[str]:
     if not file.is_file():
         return ["–", "–", "not measured"]
     found = _comparison(json.loads(file.read_text("utf-8"))["document"], row)
-    low, high = found["difference_ci95"]
-    points = f"{100 * found['difference_mean']:+.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-    p = found["p_value"]
-    return [points, "< 0.001" if p < 0.001 else f"{p:.3f}", _verdict(found)]
+    difference, p = f"{points(found['difference_mean'])} {interval(found['difference_ci95'])}", found["p_value"]
+    return [difference, "< 0.001" if p < 0.001 else f"{p:.3f}", _verdict(found)]
 
 
 def _comparison(document: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from common import RESULTS, ROOT, write_result
 from dcdm_cli.files import write_json
 from dcdm_cli.reports import figure_style
 from dcdm_cli.reports.cases import MeasuredCase
+from dcdm_cli.reports.formatting import interval, points
 
 PACKAGED = ROOT / "dcdm_cli" / "reports" / "cases.json"
 PICTURE = ROOT / "docs" / "images" / "where_control_pays.png"
@@ -98,8 +99,8 @@ def _points(axes: Any, cases: Sequence[MeasuredCase], label: str, colour: str, s
 
 
 def _row(case: MeasuredCase) -> list[str]:
-    points = f"{100 * case.difference:+.1f} [{100 * case.low:.1f}, {100 * case.high:.1f}]"
-    found = (f"{case.real:,}", f"{case.ratio:g}", case.strength, points, str(case.seeds), case.verdict)
+    difference = f"{points(case.difference)} {interval((case.low, case.high))}"
+    found = (f"{case.real:,}", f"{case.ratio:g}", case.strength, difference, str(case.seeds), case.verdict)
     return [case.data, *found]
 
 

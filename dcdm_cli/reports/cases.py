@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class MeasuredCase:
 @cache
 def measured_cases() -> tuple[MeasuredCase, ...]:
     text = (resources.files("dcdm_cli.reports") / "cases.json").read_text("utf-8")
-    return tuple(MeasuredCase(**_plain(row)) for row in json.loads(text))
+    return tuple(MeasuredCase(**row) for row in json.loads(text))
 
 
 def nearest_case(real: int, ratio: float, cases: Sequence[MeasuredCase]) -> MeasuredCase:
@@ -49,7 +48,3 @@ def nearest_case(real: int, ratio: float, cases: Sequence[MeasuredCase]) -> Meas
         return abs(math.log(case.real / real)), abs(math.log(case.ratio / ratio)), -case.seeds
 
     return min(cases, key=apart)
-
-
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: row[name] for name in MeasuredCase.__dataclass_fields__}
