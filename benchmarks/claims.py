@@ -17,7 +17,7 @@ from typing import Any
 
 from common import RESULTS, write_result
 
-from dcdm_cli.reports.formatting import interval, points
+from dcdm_cli.reports.formatting import interval, points, probability
 
 CLAIMS = Path(__file__).resolve().with_name("claims.toml")
 COLUMNS = ("claim", "in the paper", "data", "points, 95 % interval", "p", "verdict", "result")
@@ -54,8 +54,8 @@ def _measured(row: Mapping[str, Any], results: Path) -> list[str]:
     if not file.is_file():
         return ["–", "–", "not measured"]
     found = _comparison(json.loads(file.read_text("utf-8"))["document"], row)
-    difference, p = f"{points(found['difference_mean'])} {interval(found['difference_ci95'])}", found["p_value"]
-    return [difference, "< 0.001" if p < 0.001 else f"{p:.3f}", _verdict(found)]
+    difference = f"{points(found['difference_mean'])} {interval(found['difference_ci95'])}"
+    return [difference, probability(found["p_value"]), _verdict(found)]
 
 
 def _comparison(document: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
