@@ -19,7 +19,7 @@ from dcdm_cli.console import Console
 from dcdm_cli.crew.environment import SAFE_PATH
 from dcdm_cli.errors import DcdmError, ExitCode, InterruptedRunError, OutOfMemoryError, UsageError
 from dcdm_cli.files import system_error
-from dcdm_cli.signals import asked_to_stop, install_handlers
+from dcdm_cli.signals import asked_to_stop, ending, install_handlers
 
 # In pipeline order. Only the command that is asked for is imported: --help must not wait for torch or pydantic.
 COMMANDS = {
@@ -85,7 +85,9 @@ def main() -> None:
             if code == ExitCode.INTERRUPTED:  # typer's word for an import that was cut off; else it was finished first
                 console.error(stopped)
             code = stopped.code
+        ending[0] = True
     except BaseException as error:
+        ending[0] = True
         code = exit_code(error, console)
     gc.freeze()  # Python looks through all that torch has made once more before it ends: seconds on a busy machine
     sys.exit(code)

@@ -1,11 +1,13 @@
 """First SIGINT, SIGTERM or SIGHUP: finish the current unit of work, save, exit 130 or 143. Second: stop at once.
 
 Before anybody has asked, and while modules are being imported, there is no unit of work to finish: the first one stops
-at once. So it does in `stopped_at_once`.
+at once. So it does in `stopped_at_once`. While the program ends already, there is nothing left to stop: what it has to
+say is said and its exit code stays, unless somebody asks twice more.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -17,7 +19,9 @@ from dcdm_cli.errors import InterruptedRunError
 
 _asked: list[str] = []
 _at_once: list[str] = []
+_late: list[str] = []
 _somebody_asks = [False]
+ending = [False]  # set without a call: Python looks for signals at calls
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 _IMPORTING = "<frozen importlib._bootstrap>"
 
@@ -36,6 +40,9 @@ def install_handlers(say: Callable[[str], None], end: Callable[[], None] = lambd
 
     def handle(number: int, frame: FrameType | None) -> None:
         again, name = bool(_asked), signal.Signals(number).name
+        if ending[0]:
+            _late.append(name)
+            return os._exit(InterruptedRunError.by(name, "").code) if len(_late) > 1 else None
         _asked.append(name)
         importing = _is_importing(frame)
         if importing:
@@ -47,6 +54,7 @@ def install_handlers(say: Callable[[str], None], end: Callable[[], None] = lambd
     for number in (getattr(signal, name) for name in SIGNALS if hasattr(signal, name)):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handle)
+    ending[0] = False
     sys.unraisablehook = _unless_stopped(sys.unraisablehook)
 
 

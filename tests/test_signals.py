@@ -130,3 +130,18 @@ def test_a_signal_while_something_is_destroyed_is_nobodys_error() -> None:
     )
     ended = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True)
     assert "StopNow" not in ended.stderr and "said" in ended.stderr
+
+
+@pytest.mark.parametrize(("late", "code"), [(1, 7), (2, 143)])
+def test_a_signal_while_the_program_ends_leaves_its_exit_code_unless_it_comes_again(late: int, code: int) -> None:
+    """What it has to say is being said: a traceback of that, and another exit code, would tell nobody anything."""
+    lines = (
+        "from dcdm_cli import signals; import signal, sys",
+        "signals.install_handlers(print)",
+        "signals.ending[0] = True",
+        f"for _ in range({late}): signal.raise_signal(signal.SIGTERM)",
+        "assert signals.asked_to_stop() is None",
+        "sys.exit(7)",
+    )
+    ended = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (code, "", "")
