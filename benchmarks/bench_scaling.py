@@ -33,7 +33,7 @@ SHARD = 1024
 FORMATS = ("folder", "parquet", "webdataset")
 HUNDRED_MILLION = 100_000_000
 LISTED = 1000  # names that one listing call of an object store returns
-RENDER_S = 0.005  # what the fake of the crews waits per image
+RENDER_S = 0.005  # what the fake of the worker pools waits per image
 
 
 def main() -> None:
@@ -268,21 +268,21 @@ def scan_tars(folder: Path, images: str) -> dict[str, Any]:
 
 def workers(folder: Path, count: str, images: str, kills: str) -> dict[str, Any]:
     """The fake waits for every image, as a process waits for its GPU: what is measured is the handing out."""
-    from dcdm_cli.crew.coordinator import Crew
-    from dcdm_cli.generation.workers import run_crew
+    from dcdm_cli.generation.workers import run_pool
     from dcdm_cli.run.progress import Job
+    from dcdm_cli.workers.coordinator import WorkerPool
     from tests.generation.fakes import FakeMaker, contents, fake_measure
     from tests.generation.test_workers import Killer
 
     plan, place = fake_run(folder, int(images), "folder", shard=50)
     transport = local_workers(int(count))
     killer = Killer(transport, int(kills), int(images))
-    with Crew(transport, Job(progress=killer.progress)) as crew:
-        while len(crew.hellos) < int(count):
+    with WorkerPool(transport, Job(progress=killer.progress)) as pool:
+        while len(pool.hellos) < int(count):
             for message in transport.hear(0.1):
-                crew._hear_idle(message)
+                pool._hear_idle(message)
         started = time.perf_counter()
-        made = run_crew(plan, crew, place, crew.job)
+        made = run_pool(plan, pool, place, pool.job)
         seconds = time.perf_counter() - started
     result = {"workers": int(count), "images": made.images, "seconds": round(seconds, 3)}
     result |= {"kills": int(kills) - len(killer.at), "images_per_s": round(made.images / seconds, 1)}
@@ -294,7 +294,7 @@ def workers(folder: Path, count: str, images: str, kills: str) -> dict[str, Any]
 
 
 def local_workers(count: int) -> Any:
-    from dcdm_cli.crew.local import LocalTransport
+    from dcdm_cli.workers.local import LocalTransport
     from tests.generation.fakes import open_fake
 
     return LocalTransport(partial(open_fake, seconds=RENDER_S), ["cpu"] * count, threads=1)
@@ -445,7 +445,7 @@ def sources(options: argparse.Namespace) -> list[dict[str, Any]]:
     return [part("scan_tars", count) for count in (1_000, *(() if options.quick else (10_000, 50_000)))]
 
 
-def crews(options: argparse.Namespace) -> list[dict[str, Any]]:
+def pools(options: argparse.Namespace) -> list[dict[str, Any]]:
     return [part("workers", count, 300 if options.quick else 2_000, 0) for count in (1, 2, 4)]
 
 
@@ -477,7 +477,7 @@ STEPS: dict[str, Callable[[argparse.Namespace], Any]] = {
     "images": images,
     "formats": formats,
     "sources": sources,
-    "crews": crews,
+    "pools": pools,
     "kills": kills,
     "tiny_base": tiny_base,
     "memory": memory,

@@ -38,10 +38,10 @@ from common import provenance, save
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 
-from dcdm_cli.crew.devices import settle_device
 from dcdm_cli.errors import InterruptedRunError
 from dcdm_cli.run.progress import Job
 from dcdm_cli.signals import asked_to_stop, install_handlers
+from dcdm_cli.workers.devices import settle_device
 
 TEMPLATES = ("a photo of a {}", "a picture of a {}", "{}", "an image of a {}")
 WORDS = ("a", "an", "of", "the", "photo", "picture", "image")

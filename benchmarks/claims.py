@@ -3,7 +3,8 @@
     python benchmarks/claims.py [--results benchmarks/results]
 
 Reads claims.toml and the results that it names, and writes results/claims.json, which docs/results/claims.md shows. A
-result that is not there gives the row "not measured". Nothing is decided here: verdicts are those of the results.
+result that is not there gives the row "not measured". Nothing is decided here: verdicts are those of the results, and
+of several series of one design together those that `dcdm evaluate` would give their seeds.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from common import RESULTS, write_result
 
+from dcdm_cli.evaluation.statistics import compare
 from dcdm_cli.reports.formatting import interval, points, probability
 
 CLAIMS = Path(__file__).resolve().with_name("claims.toml")
@@ -45,30 +47,49 @@ def claim_rows(claims: list[dict[str, Any]], results: Path) -> Iterator[list[str
     for claim in claims:
         for number, row in enumerate(claim["rows"]):
             first = [claim["claim"], claim["paper"]] if number == 0 else ["", ""]
-            yield [*first, row["data"], *_measured(row, results), f"`{row['result']}.json`"]
+            series = _series(row)
+            yield [*first, row["data"], *_measured(row, results), ", ".join(f"`{name}.json`" for name in series)]
+
+
+def _series(row: Mapping[str, Any]) -> list[str]:
+    """Names of the row's results: one, or several with seeds of their own."""
+    return [row["result"]] if isinstance(row["result"], str) else row["result"]
 
 
 def _measured(row: Mapping[str, Any], results: Path) -> list[str]:
     """Difference, p and verdict."""
-    file = results / f"{row['result']}.json"
-    if not file.is_file():
+    files = [results / f"{name}.json" for name in _series(row)]
+    if not all(file.is_file() for file in files):
         return ["–", "–", "not measured"]
-    found = _comparison(json.loads(file.read_text("utf-8"))["document"], row)
+    cells = [_cell(json.loads(file.read_text("utf-8"))["document"], row) for file in files]
+    found = _comparison(cells[0], row) if len(cells) == 1 else _together(cells, row)
     difference = f"{points(found['difference_mean'])} {interval(found['difference_ci95'])}"
     return [difference, probability(found["p_value"]), _verdict(found)]
 
 
-def _comparison(document: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
-    """Raises SystemExit where the result has no such comparison."""
+def _cell(document: Mapping[str, Any], row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Raises SystemExit where the result has no such ratio, classifier, or arms."""
     for cell in document["cells"]:
-        if cell["ratio"] != row.get("ratio", cell["ratio"]):
-            continue
-        if cell["classifier_name"] != row.get("classifier", cell["classifier_name"]):
-            continue
-        for pair in cell["paired"]:
-            if (pair["arm"], pair["against"]) == (row["arm"], row["against"]):
-                return pair
+        wanted = (row.get("ratio", cell["ratio"]), row.get("classifier", cell["classifier_name"]))
+        names = {arm["name"] for arm in cell["arms"]}
+        if wanted == (cell["ratio"], cell["classifier_name"]) and {row["arm"], row["against"]} <= names:
+            return cell
+    raise SystemExit(f"claims.toml: {row['result']} has no arms {row['arm']!r} and {row['against']!r}")
+
+
+def _comparison(cell: Mapping[str, Any], row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Raises SystemExit where the result has no such comparison."""
+    for pair in cell["paired"]:
+        if (pair["arm"], pair["against"]) == (row["arm"], row["against"]):
+            return pair
     raise SystemExit(f"claims.toml: {row['result']} does not compare {row['arm']!r} with {row['against']!r}")
+
+
+def _together(cells: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> dict[str, Any]:
+    """Of series with the same settings and other seeds and adapters."""
+    arms = [{arm["name"]: arm["accuracy"] for arm in cell["arms"]} for cell in cells]
+    values, against = ([x for series in arms for x in series[row[name]]] for name in ("arm", "against"))
+    return compare(values, against)
 
 
 def _verdict(found: Mapping[str, Any]) -> str:

@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from dcdm_cli.errors import NotFoundError, UsageError
-from dcdm_cli.reports.experiment_tables import experiment_sentences, experiment_sheets
+from dcdm_cli.reports.experiment_tables import experiment_sentences, experiment_tables
 from dcdm_cli.reports.formatting import duration, summary_sentences
-from dcdm_cli.reports.quality_tables import cost_sheet, fidelity_sheet
-from dcdm_cli.reports.table import Sheet
-from dcdm_cli.reports.tables import adherence_sheet, downstream_sheet, frontier_sheet, paired_sheet, sensitive_sheets
+from dcdm_cli.reports.quality_tables import cost_table, fidelity_table
+from dcdm_cli.reports.table import ResultTable
+from dcdm_cli.reports.tables import adherence_table, downstream_table, frontier_table, paired_table, sensitive_tables
 from dcdm_cli.safe_text import show
 
 BEGIN = re.compile(r"^<!-- figures(?::(?P<names>[A-Za-z0-9_,* -]+?))? -->", re.MULTILINE)
@@ -107,17 +107,17 @@ def _names(listed: str | None, results: Mapping[str, Result], document: Path) ->
 
 
 def _block(name: str, result: Result, document: Path, figures: Figures) -> str:
-    title, sentences, sheets = _contents(name, result)
+    title, sentences, tables = _contents(name, result)
     lines = [f"**{show(title)}**", "", *(f"- {show(sentence)}" for sentence in sentences)]
-    for sheet in sheets:
-        lines += ["", f"{show(sheet.title)}:", "", sheet.markdown()]
+    for table in tables:
+        lines += ["", f"{show(table.title)}:", "", table.markdown()]
     for figure in figures(name, result):
         link = Path(os.path.relpath(figure.path, document.parent)).as_posix()
         lines += ["", f"![{show(figure.text)}]({link})"]
     return "\n".join([*lines, "", _source(name, result)])
 
 
-def _contents(name: str, result: Result) -> tuple[str, Sequence[str], Sequence[Sheet]]:
+def _contents(name: str, result: Result) -> tuple[str, Sequence[str], Sequence[ResultTable]]:
     """Raises UsageError for a result of another shape."""
     try:
         return _parts(result.get("title", name), result)
@@ -127,19 +127,19 @@ def _contents(name: str, result: Result) -> tuple[str, Sequence[str], Sequence[S
         ) from error
 
 
-def _parts(title: str, result: Result) -> tuple[str, Sequence[str], Sequence[Sheet]]:
+def _parts(title: str, result: Result) -> tuple[str, Sequence[str], Sequence[ResultTable]]:
     """A result holds the `metrics` of an evaluation, the `document` of an experiment, or `tables` of its own."""
     if "metrics" in result:
         metrics = result["metrics"]
-        worth, rest = (downstream_sheet, paired_sheet), (adherence_sheet, frontier_sheet, fidelity_sheet, cost_sheet)
-        made = [sheet(metrics) for sheet in worth] + sensitive_sheets(metrics.get("downstream") or {})
-        made += [sheet(metrics) for sheet in rest]
-        return title, summary_sentences(metrics), [sheet for sheet in made if sheet.rows]
+        worth, rest = (downstream_table, paired_table), (adherence_table, frontier_table, fidelity_table, cost_table)
+        made = [table(metrics) for table in worth] + sensitive_tables(metrics.get("downstream") or {})
+        made += [table(metrics) for table in rest]
+        return title, summary_sentences(metrics), [table for table in made if table.rows]
     if "document" in result:
         document = result["document"]
-        return f"{title}: {document['about']}", experiment_sentences(document), experiment_sheets(document)
-    sheets = [Sheet(t["title"], tuple(t["columns"]), tuple(map(_cells, t["rows"]))) for t in result["tables"]]
-    return title, result.get("sentences", ()), sheets
+        return f"{title}: {document['about']}", experiment_sentences(document), experiment_tables(document)
+    tables = [ResultTable(t["title"], tuple(t["columns"]), tuple(map(_cells, t["rows"]))) for t in result["tables"]]
+    return title, result.get("sentences", ()), tables
 
 
 def _cells(row: Sequence[Any]) -> tuple[str, ...]:

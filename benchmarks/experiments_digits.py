@@ -10,7 +10,8 @@ learn for 300 steps and half as many images: about half an hour on 2 cores on to
 --only adherence,controls: some of them. --seeds N: for all of them, instead of the setting's.
 --tune FILE: instead of all that an experiment of your own (docs/evaluate.md), tested on validation images.
 --confirm FILE: the same on the test images, from the export, which is faster. --first-seed N: of a run that is made, so
-that what is confirmed meets seeds by which nothing was chosen.
+that what is confirmed meets seeds by which nothing was chosen. --no-export: from PyTorch, which is sooner done where
+many adapters make few images each.
 
 Results go to benchmarks/results/digits_<size>_<experiment>.json as soon as they are there. The last line is JSON: which
 steps are done, and which waits. Code 0 = all done, 3 = run it again to go on; finished classifiers are never repeated.
@@ -51,6 +52,7 @@ def main() -> None:
     parser.add_argument("--tune", type=Path, default=None)
     parser.add_argument("--confirm", type=Path, default=None)
     parser.add_argument("--first-seed", type=int, default=None)
+    parser.add_argument("--no-export", dest="exported", action="store_false")
     parser.add_argument("--piece-seconds", type=float, default=None)
     parser.add_argument("--state", type=Path, default=ROOT / "bench-run" / "digits")
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -66,7 +68,14 @@ def main() -> None:
     options.state.mkdir(parents=True, exist_ok=True)
     clock, progress = Clock(options.piece_seconds), Progress(options.state)
     job = Digits(
-        options.state.absolute(), options.run, options.size, options.setting, options.results, clock, options.first_seed
+        options.state.absolute(),
+        options.run,
+        options.size,
+        options.setting,
+        options.results,
+        clock,
+        first_seed=options.first_seed,
+        exported=options.exported,
     )
     alone = options.tune or options.confirm
     steps = job.steps([] if alone else names, options.seeds, options.tune, options.confirm)
@@ -85,6 +94,7 @@ class Digits:
     results: Path
     clock: Clock
     first_seed: int | None = None
+    exported: bool = True
 
     @property
     def setting(self) -> Setting:
@@ -113,7 +123,8 @@ class Digits:
             yield Step(f"{about}: {tune.stem} x {count}", lambda: self._own(tune.absolute(), count, *VALIDATION))
         if confirm:
             count = seeds or self.setting.seeds["buckets"]
-            yield Step(f"{about}: export", lambda: self._stage("export"))
+            if self.exported:
+                yield Step(f"{about}: export", lambda: self._stage("export"))
             yield Step(f"{about}: {confirm.stem} x {count}", lambda: self._own(confirm.absolute(), count))
 
     def _images(self) -> dict[str, Any]:

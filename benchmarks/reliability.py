@@ -27,6 +27,7 @@ from typing import Any
 
 import trials
 from common import RESULTS, save, write_result
+from experimented import experiments  # noqa: F401 - a part, found by its name
 from given import given  # noqa: F401 - a part, found by its name
 from harm import CHANGES, EXPECTED, VERIFY, bad_images, forgeries, last_bit, tampered, unseal
 from PIL import Image
@@ -34,7 +35,7 @@ from place import CLASSES, OPTIONAL, STAGES, Place
 
 PARTS = (
     "kills", "kills_optional", "faults", "signals", "starts", "images", "hostile", "outside", "tampering", "inputs",
-    "given", "stale", "soak",
+    "given", "experiments", "stale", "soak",
 )  # fmt: skip
 # What stops must cost at most, at the sizes that `dcdm demo` works with.
 DEMO_SIZES = {

@@ -61,7 +61,7 @@ def tables(results: Results) -> list[dict[str, Any]]:
         _runs("A run of the fake denoiser, WebDataset", "images", results["images"]),
         _runs("The formats", "format", results["formats"]),
         _runs("Reading tars as a source of dcdm score", "images", results["sources"]),
-        _crews(results["crews"]),
+        _pools(results["pools"]),
         _price(results["price"]),
         _estimate(results["estimate"]),
     ]
@@ -99,10 +99,10 @@ def _runs(title: str, first: str, runs: Sequence[Results]) -> dict[str, Any]:
     return {"title": title, "columns": columns, "rows": rows}
 
 
-def _crews(crews: Sequence[Results]) -> dict[str, Any]:
+def _pools(pools: Sequence[Results]) -> dict[str, Any]:
     rows = [
-        [run["workers"], f"{run['images_per_s']:.0f}", f"{run['images_per_s'] / crews[0]['images_per_s']:.2f}"]
-        for run in crews
+        [run["workers"], f"{run['images_per_s']:.0f}", f"{run['images_per_s'] / pools[0]['images_per_s']:.2f}"]
+        for run in pools
     ]
     title = "Worker processes on one machine (a fake that waits 5 ms per image, as for a GPU)"
     return {"title": title, "columns": ["workers", "images/s", "against one"], "rows": rows}

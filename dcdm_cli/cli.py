@@ -16,10 +16,10 @@ import typer
 
 from dcdm_cli import __version__
 from dcdm_cli.console import Console
-from dcdm_cli.crew.environment import SAFE_PATH
 from dcdm_cli.errors import DcdmError, ExitCode, InterruptedRunError, OutOfMemoryError, UsageError
 from dcdm_cli.files import system_error
 from dcdm_cli.signals import asked_to_stop, ending, install_handlers
+from dcdm_cli.workers.environment import SAFE_PATH
 
 # In pipeline order. Only the command that is asked for is imported: --help must not wait for torch or pydantic.
 COMMANDS = {

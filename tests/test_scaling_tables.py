@@ -19,15 +19,15 @@ RUN = {
     "peak_mib": 300, "memory_after_a_tenth_mib": 290, "memory_at_the_end_mib": 295, "shards": 100,
     "record_bytes": 50_000, "row_bytes": 20_000_000,
 }  # fmt: skip
-CREW = {"workers": 1, "images": 2000, "images_per_s": 190.0}
-KILLED = {**CREW, "kills": 20, "seconds_per_kill": 0.2, "same_rows_and_bytes": True}
+POOL = {"workers": 1, "images": 2000, "images_per_s": 190.0}
+KILLED = {**POOL, "kills": 20, "seconds_per_kill": 0.2, "same_rows_and_bytes": True}
 PRICE = {
     "images": 800, "predicted_s": 30.0, "real_s": 32.0, "error": -0.0625, "predicted_disk_bytes": 2e6,
     "disk_bytes": 1.9e6,
 }  # fmt: skip
 RESULTS: dict[str, Any] = {
     "planning": [PLAN], "images": [RUN], "formats": [RUN], "sources": [RUN],
-    "crews": [CREW, {**CREW, "workers": 2}], "kills": KILLED, "price": [PRICE],
+    "pools": [POOL, {**POOL, "workers": 2}], "kills": KILLED, "price": [PRICE],
     "tiny_base": {"images": 321, "overhead_share": 0.012, "writing_share": 0.021},
     "memory": {"images": 10_000, "memory_after_a_tenth_mib": 900, "memory_at_the_end_mib": 905},
 }  # fmt: skip

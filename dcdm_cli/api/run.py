@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dcdm_cli.api.session import dotted, open_session
 from dcdm_cli.console import Console
-from dcdm_cli.crew.environment import SAFE_PATH, variables
 from dcdm_cli.errors import UsageError
 from dcdm_cli.run.session import DEFAULT_RUN, Session, by_calls, checked_name, with_chosen_strength
 from dcdm_cli.run.settings import Config
 from dcdm_cli.run.store import RunFolder, StageRecord
+from dcdm_cli.workers.environment import SAFE_PATH, variables
 
 if TYPE_CHECKING:
     from dcdm_cli.generation.plan import Plan

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dcdm_cli.crew.devices import on_device
+from dcdm_cli.workers.devices import on_device
 
 MOST_GRAPHS = 4  # each keeps its own activations in memory
 

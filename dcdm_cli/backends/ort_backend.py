@@ -14,8 +14,8 @@ from torch import Tensor
 
 from dcdm_cli.backends.cpu_streams import Streams, rows_of
 from dcdm_cli.backends.exported import empty_output
-from dcdm_cli.crew.devices import split_name
 from dcdm_cli.errors import CapabilityError
+from dcdm_cli.workers.devices import split_name
 from dcdm_export.parity import optimization_level
 from dcdm_export.signature import NetworkFile
 

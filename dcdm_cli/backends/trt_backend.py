@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dcdm_cli.crew.devices import on_device
 from dcdm_cli.errors import CapabilityError, MismatchError
 from dcdm_cli.model.export_folder import signature_problems
+from dcdm_cli.workers.devices import on_device
 from dcdm_export.engine_key import EngineError, Gpu, check_engine
 from dcdm_export.signature import DENOISER, VAE_DECODER, NetworkFile, Signature
 from dcdm_export.trt_engine import MissingTensorRT, import_tensorrt, load_engine

@@ -28,9 +28,9 @@ def register(app: typer.Typer, summary: str) -> None:
     )
     def export(session: Session) -> None:
         from dcdm_cli.reports.table import shown
-        from dcdm_cli.reports.tables import export_sheets, saved_sheets
+        from dcdm_cli.reports.tables import export_tables, saved_tables
 
         record = Run.of(session).export()
         document = {"stage": "export", "path": str(session.run.export), **record.results}
-        sheets = saved_sheets(export_sheets(record.results), session.run.tables)
-        session.console.result(document, session.run.export, shown(sheets))
+        tables = saved_tables(export_tables(record.results), session.run.tables)
+        session.console.result(document, session.run.export, shown(tables))

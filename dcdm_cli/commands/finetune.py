@@ -9,9 +9,9 @@ import typer
 from dcdm_cli.api.run import Run
 from dcdm_cli.api.session import SECTIONS
 from dcdm_cli.commands.options import stage_command
-from dcdm_cli.crew.ranks import Ranks
 from dcdm_cli.run.session import Session
 from dcdm_cli.stages.finetune import _wanted, join_group, run_group
+from dcdm_cli.workers.ranks import Ranks
 
 EXAMPLES = (
     "dcdm finetune --run birds --preset sd15",

@@ -25,9 +25,9 @@ def register(app: typer.Typer, summary: str) -> None:
         most: Annotated[int, typer.Option(help="Images of each group at most.", min=1)] = 60,
     ) -> None:
         from dcdm_cli.evaluation.review import GROUPS
-        from dcdm_cli.reports.review import review_sheet
+        from dcdm_cli.reports.review import review_table
         from dcdm_cli.reports.table import shown
 
         document = Run.of(session).review(most)
-        sheet = review_sheet({group: document[group] for group in GROUPS})
-        session.console.result(document, Path(document["page"]), shown([sheet]))
+        table = review_table({group: document[group] for group in GROUPS})
+        session.console.result(document, Path(document["page"]), shown([table]))

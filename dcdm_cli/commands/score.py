@@ -42,9 +42,9 @@ def register(app: typer.Typer, summary: str) -> None:
 def show_score(session: Session, record: StageRecord) -> None:
     from dcdm_cli.data.manifest import read_manifest
     from dcdm_cli.reports.table import shown
-    from dcdm_cli.reports.tables import methods_sheet, saved_sheets, score_sheet
+    from dcdm_cli.reports.tables import methods_table, saved_tables, score_table
 
     run = session.run
-    tried = [sheet for sheet in (methods_sheet(record.results),) if sheet.rows]
-    sheets = saved_sheets([*tried, score_sheet(read_manifest(run.samples).split("train"))], run.tables)
-    session.console.result({"stage": "score", "path": str(run.samples), **record.results}, run.samples, shown(sheets))
+    tried = [table for table in (methods_table(record.results),) if table.rows]
+    tables = saved_tables([*tried, score_table(read_manifest(run.samples).split("train"))], run.tables)
+    session.console.result({"stage": "score", "path": str(run.samples), **record.results}, run.samples, shown(tables))

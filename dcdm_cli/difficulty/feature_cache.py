@@ -1,7 +1,7 @@
 """Features of many images, each computed once and kept: by image, network and size. Not from the paper.
 
 One safetensors file per chunk, so that a million images need memory for one chunk, and a stopped run goes on. Chunks
-are independent tasks for a crew. Images are known by what they show, not by where they lie: sets that share images
+are independent tasks for workers. Images are known by what they show, not by where they lie: sets that share images
 share their features.
 """
 
@@ -21,8 +21,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import nn
 
-from dcdm_cli.crew.coordinator import Crew
-from dcdm_cli.crew.messages import OpenWorker, Piece
 from dcdm_cli.data.images import image_hash, shown_by
 from dcdm_cli.data.manifest import Manifest
 from dcdm_cli.difficulty.classifier import Images, decoded, logits_of
@@ -30,12 +28,14 @@ from dcdm_cli.difficulty.features import Extractor, Frozen, open_extractor
 from dcdm_cli.errors import MismatchError, NumericalError
 from dcdm_cli.files import atomic_path, hash_bytes, write_json
 from dcdm_cli.run.progress import Job, Progress
+from dcdm_cli.workers.coordinator import WorkerPool
+from dcdm_cli.workers.messages import OpenWorker, Piece
 
 CHUNK = 512  # images of one file and task
 ROWS = 8192  # rows that are held at once where a whole set is gone through
 BATCH = 64
 DESCRIPTION = "features.json"
-OpenCrew = Callable[[OpenWorker], AbstractContextManager[Crew]]
+OpenPool = Callable[[OpenWorker], AbstractContextManager[WorkerPool]]
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,11 @@ class FeatureTable:
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """folder: where features are kept, of any network. crew: opens workers, None = this process.
+    """folder: where features are kept, of any network. pool: opens workers, None = this process.
     threads: CPU threads of a worker."""
 
     folder: Path
-    crew: OpenCrew | None = None
+    pool: OpenPool | None = None
     threads: int | None = None
 
     def of(self, extractor: Extractor, manifest: Manifest, job: Job) -> FeatureTable:
@@ -119,17 +119,17 @@ class FeatureCache:
             job.progress("looking at images", wanted.done, len(wanted))
             return 1
 
-        if self.crew is None:
+        if self.pool is None:
             for chunk in chunks:
                 report = _shifted(job.stoppable(wanted.saved()), wanted.done, len(wanted))
                 said(chunk, looked_at(extractor, wanted.images(chunk.number), report))
             return
-        with self.crew(partial(open_looker, extractor.name, extractor.size, self.threads)) as crew:
-            if crew.first_hello() != extractor.key:
+        with self.pool(partial(open_looker, extractor.name, extractor.size, self.threads)) as pool:
+            if pool.first_hello() != extractor.key:
                 raise MismatchError(
                     f"a worker has another version of {extractor}", "install one version of it on every machine"
                 )
-            crew.work(chunks, lambda chunk: wanted.images(chunk.number), said, wanted.saved)
+            pool.work(chunks, lambda chunk: wanted.images(chunk.number), said, wanted.saved)
 
     def _describe(self, home: Path, extractor: Extractor, job: Job) -> None:
         """What is kept here; says so when there are features of other networks only."""
@@ -170,7 +170,7 @@ class _Wanted:
 
 
 class Looker:
-    """An extractor as a crew's worker: gives the features of each list of files."""
+    """An extractor as a pool's worker: gives the features of each list of files."""
 
     hello: Any
 
@@ -182,7 +182,7 @@ class Looker:
 
 
 def open_looker(features: str, size: int, threads: int | None, device: str, should_stop: Callable[[], bool]) -> Looker:
-    """A partial of this is what a crew's transport takes. A chunk is short enough to finish."""
+    """A partial of this is what a pool's transport takes. A chunk is short enough to finish."""
     if threads:
         torch.set_num_threads(threads)
     return Looker(open_extractor(features, size, device))

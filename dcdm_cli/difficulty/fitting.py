@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset
 
-from dcdm_cli.crew.devices import on_device
 from dcdm_cli.errors import NumericalError
 from dcdm_cli.run.checkpoint import (
     SavedState,
@@ -35,6 +34,7 @@ from dcdm_cli.run.checkpoint import (
 )
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.settings import ClassifierConfig
+from dcdm_cli.workers.devices import on_device
 
 PROGRESS = "training classifier"
 CHECK_EVERY = 20  # steps between looks at the loss; a look makes a GPU wait

@@ -1,6 +1,6 @@
 """The scoring stage: which classifiers score the training images, and the columns and numbers that come of it.
 
-Small sets are scored in memory. Large ones, and those that a crew scores, go through `stream` chunk by chunk.
+Small sets are scored in memory. Large ones, and those that a worker pool scores, go through `stream` chunk by chunk.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from dcdm_cli.crew.coordinator import Crew
-from dcdm_cli.crew.messages import OpenWorker
 from dcdm_cli.data.manifest import Manifest
 from dcdm_cli.difficulty.automatic import Method, best_of, training_seconds
 from dcdm_cli.difficulty.classifier import OnTrunk, Preprocessing, preprocessing_of
@@ -40,6 +38,8 @@ from dcdm_cli.difficulty.stream import (
 from dcdm_cli.errors import NumericalError, UsageError
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.settings import FeaturesConfig, ScoreConfig
+from dcdm_cli.workers.coordinator import WorkerPool
+from dcdm_cli.workers.messages import OpenWorker
 
 MOST_NOT_FINITE = 0.01  # share of the images without a finite answer, above which the scorer is broken
 STREAM_ABOVE = 20_000  # images; below, all logits fit and nothing is gained by chunks
@@ -51,18 +51,18 @@ FEATURES, SCRATCH, FINE_TUNED = "features", "trained from scratch", "fine-tuned"
 @dataclass(frozen=True)
 class Scoring:
     """spool: folder that a stopped run goes on from. class_map: names in output order, for a classifier that does not
-    say. crew: opens workers for large sets, None = this process. threads: CPU threads of a worker. cache: features that
+    say. pool: opens workers for large sets, None = this process. threads: CPU threads of a worker. cache: features that
     are kept longer than the spool, None = in it."""
 
     spool: Path
     class_map: Sequence[str] | None = None
-    crew: Callable[[OpenWorker], AbstractContextManager[Crew]] | None = None
+    pool: Callable[[OpenWorker], AbstractContextManager[WorkerPool]] | None = None
     threads: int | None = None
     cache: FeatureCache | None = None
 
     @property
     def features(self) -> FeatureCache:
-        return self.cache or FeatureCache(self.spool / "features", self.crew, self.threads)
+        return self.cache or FeatureCache(self.spool / "features", self.pool, self.threads)
 
     @property
     def scorer(self) -> Path:
@@ -99,7 +99,7 @@ def score_images(train: Manifest, config: ScoreConfig, place: Scoring, job: Job)
 
 
 def _streamed(train: Manifest, place: Scoring) -> bool:
-    return len(train) > STREAM_ABOVE or place.crew is not None
+    return len(train) > STREAM_ABOVE or place.pool is not None
 
 
 def _check_answers(predicted: np.ndarray, labels: np.ndarray, config: ScoreConfig) -> int:
@@ -265,11 +265,11 @@ def _in_chunks(data: ScoreSet, place: Scoring, job: Job, classes: int) -> dict[s
     def worker() -> ChunkScorer:
         return ChunkScorer(Scorer.load(place.scorer, job.device))
 
-    if place.crew is None:
+    if place.pool is None:
         columns = score_in_chunks(data, worker, place.spool / "chunks", job)
     else:
-        with place.crew(partial(open_chunk_scorer, place.scorer, place.threads)) as crew:
-            columns = score_in_chunks(data, worker, place.spool / "chunks", job, crew)
+        with place.pool(partial(open_chunk_scorer, place.scorer, place.threads)) as pool:
+            columns = score_in_chunks(data, worker, place.spool / "chunks", job, pool)
     return columns | {"suspect_label": suspects(columns, data.labels, classes)}
 
 

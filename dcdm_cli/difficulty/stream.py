@@ -1,6 +1,6 @@
 """Scoring sets of any size: some thousand images at a time, each by the classifiers that did not train on it.
 
-Chunks are independent tasks, so that they can be kept, resumed and spread over a crew. What rules about the whole set
+Chunks are independent tasks, so that they can be kept, resumed and spread over workers. What rules about the whole set
 (the temperature, suspect labels) needs a bounded sample or a few bytes per image.
 """
 
@@ -16,8 +16,6 @@ import pyarrow.parquet as pq
 import torch
 from torch import nn
 
-from dcdm_cli.crew.coordinator import Crew
-from dcdm_cli.crew.messages import Piece, unshared
 from dcdm_cli.difficulty.classifier import Images, Preprocessing, chosen_logits
 from dcdm_cli.difficulty.scorer import Scorer
 from dcdm_cli.difficulty.scores import (
@@ -31,6 +29,8 @@ from dcdm_cli.difficulty.scores import (
 )
 from dcdm_cli.files import atomic_path
 from dcdm_cli.run.progress import Job
+from dcdm_cli.workers.coordinator import WorkerPool
+from dcdm_cli.workers.messages import Piece, unshared
 
 CHUNK = 2048  # images of one task
 COLUMNS = pa.schema([*((name, pa.float32()) for name in SCORES), ("predicted", pa.int32())])
@@ -67,7 +67,7 @@ class ScoreSet:
 
 
 class ChunkScorer:
-    """A stored scorer as a crew's worker: says the columns of each chunk it is given."""
+    """A stored scorer as a pool's worker: says the columns of each chunk it is given."""
 
     def __init__(self, scorer: Scorer) -> None:
         self.scorer, self.hello = scorer, scorer.class_names
@@ -79,7 +79,7 @@ class ChunkScorer:
 
 
 def open_chunk_scorer(folder: Path, threads: int | None, device: str, should_stop: Callable[[], bool]) -> ChunkScorer:
-    """A partial of this with folder and threads is what a crew's transport takes. A chunk is short enough to finish."""
+    """A partial of this with folder and threads is what a pool's transport takes. A chunk is short enough to finish."""
     if threads:
         torch.set_num_threads(threads)
     if not folder.is_dir():
@@ -88,11 +88,11 @@ def open_chunk_scorer(folder: Path, threads: int | None, device: str, should_sto
 
 
 def score_in_chunks(
-    data: ScoreSet, worker: Callable[[], ChunkScorer], spool: Path, job: Job, crew: Crew | None = None
+    data: ScoreSet, worker: Callable[[], ChunkScorer], spool: Path, job: Job, pool: WorkerPool | None = None
 ) -> dict[str, np.ndarray]:
     """Score columns of every image; chunks that are in `spool` already are not scored again.
 
-    worker: opened when there is work and no crew. Raises InterruptedRunError when asked to stop.
+    worker: opened when there is work and no worker pool. Raises InterruptedRunError when asked to stop.
     """
     spool.mkdir(parents=True, exist_ok=True)
     missing = [number for number in range(data.chunks) if not _file(spool, number).is_file()]
@@ -104,8 +104,8 @@ def score_in_chunks(
         return 1
 
     saved = lambda: f"{_done(spool)} of {data.chunks} chunks are scored"  # noqa: E731
-    if crew is not None:
-        crew.work([Piece("chunk", number) for number in missing], lambda chunk: data.task(chunk.number), said, saved)
+    if pool is not None:
+        pool.work([Piece("chunk", number) for number in missing], lambda chunk: data.task(chunk.number), said, saved)
     elif missing:
         scorer = worker()
         for number in missing:

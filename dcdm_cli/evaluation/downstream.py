@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from pydantic import BaseModel
 
-from dcdm_cli.crew.devices import use_device
 from dcdm_cli.data.images import DecodeOptions, decode_options, set_decode_options
 from dcdm_cli.data.manifest import Manifest
 from dcdm_cli.difficulty.competence import DOWNSTREAM, chance_of, competence_of, guard, prior_of
@@ -36,6 +35,7 @@ from dcdm_cli.gate import Amount, Count, Share, Word
 from dcdm_cli.run.journals import append_rows, kept_rows
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.settings import ClassifierConfig, changed
+from dcdm_cli.workers.devices import use_device
 
 REAL, OURS = "real", "dcdm"
 LESS_IS_BETTER = ("log_loss",)

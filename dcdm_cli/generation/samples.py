@@ -1,4 +1,4 @@
-"""Images that are only looked at: a crew renders and measures them, and they are handed over in order. None is kept."""
+"""Images that are only looked at: workers render and measure them, and they are handed over in order. None is kept."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dcdm_cli.crew.coordinator import Crew
-from dcdm_cli.crew.messages import Piece
 from dcdm_cli.difficulty.verdict import Verdict, joined
 from dcdm_cli.generation.plan import PlanRow
 from dcdm_cli.generation.run import check_generator
 from dcdm_cli.generation.shards import Facts, Maker
 from dcdm_cli.generation.starts import Starts
 from dcdm_cli.run.progress import Job
+from dcdm_cli.workers.coordinator import WorkerPool
+from dcdm_cli.workers.messages import Piece
 
 # Plan rows, their images uint8 [B, H, W, 3] and realised difficulties float32 [B].
 Watch = Callable[[Sequence[PlanRow], np.ndarray, np.ndarray], None]
@@ -55,9 +55,9 @@ class SampleWorker:
 
 
 def sample_rows(
-    rows: Sequence[PlanRow], crew: Crew, batch: int, watch: Watch | None = None, starts: Starts | None = None
+    rows: Sequence[PlanRow], pool: WorkerPool, batch: int, watch: Watch | None = None, starts: Starts | None = None
 ) -> Verdict:
-    """What is said of the images that a crew of `SampleWorker`s makes.
+    """What is said of the images that a worker pool of `SampleWorker`s makes.
 
     batch: images per task. watch: sees every batch once, in the order of the rows. starts: what images begin from; each
     task takes what it needs. Raises InterruptedRunError.
@@ -73,11 +73,11 @@ def sample_rows(
             if watch is not None:
                 watch(parts[len(verdicts)], turn.images, turn.verdict.difficulty)
             verdicts.append(turn.verdict)
-            crew.job.progress("generating", min(len(rows), len(verdicts) * batch), len(rows))
+            pool.job.progress("generating", min(len(rows), len(verdicts) * batch), len(rows))
         return 1
 
-    facts, _ = crew.first_hello()
-    crew.work(
+    facts, _ = pool.first_hello()
+    pool.work(
         [Piece("batch", number) for number in range(len(parts))],
         lambda chunk: _task(parts[chunk.number], facts.generator, starts),
         said,

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-from dcdm_cli.crew.messages import unshared
 from dcdm_cli.data.images import DecodeOptions, set_decode_options
 from dcdm_cli.difficulty.label_check import open_label_check
 from dcdm_cli.difficulty.scorer import Scorer
@@ -21,6 +20,7 @@ from dcdm_cli.generation.render import EngineMaker
 from dcdm_cli.generation.samples import SampleWorker
 from dcdm_cli.generation.workers import SHARE, ShardWorker
 from dcdm_cli.run.settings import GenerateConfig
+from dcdm_cli.workers.messages import unshared
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Setup:
 
 
 def open_shard_worker(setup: Setup, device: str, should_stop: Callable[[], bool]) -> ShardWorker:
-    """A partial of this with `setup` is what a crew's transport takes."""
+    """A partial of this with `setup` is what a pool's transport takes."""
     return ShardWorker(_open_maker(setup, device), should_stop, deliver=setup.deliver)
 
 

@@ -1,4 +1,4 @@
-"""Generation by a crew: what a worker does with a shard, and a run whose shards are made elsewhere.
+"""Generation by a pool: what a worker does with a shard, and a run whose shards are made elsewhere.
 
 Workers write where the coordinator can see it and report the finished shard, or, without a shared disk, deliver encoded
 images and the coordinator writes. The coordinator alone publishes, so that a shard that was made twice appears once.
@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dcdm_cli.crew.coordinator import Crew
-from dcdm_cli.crew.messages import unshared
 from dcdm_cli.errors import DcdmError
 from dcdm_cli.generation.layout import Layout, ShardWriter, keep_nothing
 from dcdm_cli.generation.ledger import Ledger, shard_writer
@@ -30,13 +28,15 @@ from dcdm_cli.generation.shards import (
 )  # fmt: skip
 from dcdm_cli.generation.starts import Starts
 from dcdm_cli.run.progress import Job
+from dcdm_cli.workers.coordinator import WorkerPool
+from dcdm_cli.workers.messages import unshared
 
 SHARE = "put the run folder on a disk that all machines share, or send the images: --results driver"
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard as a crew's task; its text is for people."""
+    """A shard as a pool's task; its text is for people."""
 
     number: int
 
@@ -66,9 +66,9 @@ class ShardWorker:
             yield from make_shard(task, self.maker, self.encoders, self.job)
 
 
-def run_crew(
+def run_pool(
     plan: AnyPlan,
-    crew: Crew,
+    pool: WorkerPool,
     layout: Layout,
     job: Job,
     *,
@@ -76,16 +76,16 @@ def run_crew(
     verify: bool = False,
     starts: Starts | None = None,
 ) -> Generated:
-    """`run_shards` by a crew of `ShardWorker`s, which end in the same files. deliver: as the workers were made.
+    """`run_shards` by a worker pool of `ShardWorker`s, which end in the same files. deliver: as the workers were made.
 
     starts: what images begin from; each shard takes what it needs along.
     """
-    facts, batch = crew.first_hello()
+    facts, batch = pool.first_hello()
     check_generator(plan.generator, facts)
     ledger = Ledger.open(plan, layout, batch, verify=verify)
     here = ReceivingCoordinator(plan, ledger, job, starts) if deliver else ShardCoordinator(plan, ledger, job, starts)
     try:
-        crew.work(
+        pool.work(
             [Shard(number) for number in ledger.unfinished()],
             lambda shard: here.order(shard.number),
             lambda shard, value: here.said(shard.number, value),

@@ -7,13 +7,13 @@ from typing import Any
 
 from dcdm_cli.reports.formatting import number, percent
 from dcdm_cli.reports.quality_tables import short_features
-from dcdm_cli.reports.table import Sheet
+from dcdm_cli.reports.table import ResultTable
 
 Row = Mapping[str, Any]  # as `evaluation.clusters.hard_groups` gives it
 HARDER = 0.05  # by which a mean difficulty has to differ to be worth words
 
 
-def groups_sheet(groups: Sequence[Row]) -> Sheet:
+def groups_table(groups: Sequence[Row]) -> ResultTable:
     """A row per group, the hardest of each class first; real and generated images side by side."""
     rows = tuple(
         (
@@ -26,7 +26,7 @@ def groups_sheet(groups: Sequence[Row]) -> Sheet:
     )
     columns = ("class, group", "real", "hard", "taken for", "made", "hard")
     seen = f", in {short_features(_space(groups))}" if groups else ""
-    return Sheet(f"Groups of alike images{seen}", columns, rows, _hardest(groups))
+    return ResultTable(f"Groups of alike images{seen}", columns, rows, _hardest(groups))
 
 
 def group_sentences(rows: Sequence[Row]) -> Iterator[str]:

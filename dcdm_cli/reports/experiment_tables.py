@@ -18,16 +18,16 @@ from dcdm_cli.reports.formatting import (
     verdict,
     weak_sentences,
 )
-from dcdm_cli.reports.quality_tables import class_sheet, competence_sheet, without_unknown
+from dcdm_cli.reports.quality_tables import class_table, competence_table, without_unknown
 from dcdm_cli.reports.summing_up import accuracy_words, measures_words
-from dcdm_cli.reports.table import Sheet
-from dcdm_cli.reports.tables import adherence_sheet, measure_columns, pairs_sheet, sensitive_sheets
+from dcdm_cli.reports.table import ResultTable
+from dcdm_cli.reports.tables import adherence_table, measure_columns, pairs_table, sensitive_tables
 
 
-def experiment_sheets(document: Metrics) -> list[Sheet]:
-    sheets = list(_adherence_sheets(document) if document["kind"] == "adherence" else _arm_sheets(document))
-    sheets.append(competence_sheet({"competence": _known(document)}))
-    return [sheet for sheet in sheets if sheet.rows]
+def experiment_tables(document: Metrics) -> list[ResultTable]:
+    tables = list(_adherence_tables(document) if document["kind"] == "adherence" else _arm_tables(document))
+    tables.append(competence_table({"competence": _known(document)}))
+    return [table for table in tables if table.rows]
 
 
 def experiment_sentences(document: Metrics) -> list[str]:
@@ -95,7 +95,7 @@ def cell_name(document: Metrics, cell: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def arms_sheet(cell: Mapping[str, Any], title: str) -> Sheet:
+def arms_table(cell: Mapping[str, Any], title: str) -> ResultTable:
     """With what the scorer finds in each arm's images, without which an arm's name would be a promise."""
     rows = tuple(
         (
@@ -113,14 +113,14 @@ def arms_sheet(cell: Mapping[str, Any], title: str) -> Sheet:
     columns = (
         "training set", "extra", "target", "realised", "scorer agrees", "accuracy", "95 % interval", "made in",
     )  # fmt: skip
-    return Sheet(title, columns, rows, accuracy_words(cell["arms"]))
+    return ResultTable(title, columns, rows, accuracy_words(cell["arms"]))
 
 
-def measures_sheet(cell: Mapping[str, Any], title: str) -> Sheet:
+def measures_table(cell: Mapping[str, Any], title: str) -> ResultTable:
     """What is measured beside accuracy, arm by arm; a table of its own, which the other has no room for."""
     more = measure_columns(cell["arms"])
     rows = [(arm["name"], *(show(arm) for show in more.values())) for arm in cell["arms"] if more]
-    return Sheet(title, ("training set", *more), tuple(rows), measures_words(cell["arms"]))
+    return ResultTable(title, ("training set", *more), tuple(rows), measures_words(cell["arms"]))
 
 
 def _target(difficulty: str | None) -> str:
@@ -130,7 +130,7 @@ def _target(difficulty: str | None) -> str:
     return f"{letter}({', '.join(numbers)})" if letter else kind
 
 
-def crossing_sheet(document: Metrics) -> Sheet:
+def crossing_table(document: Metrics) -> ResultTable:
     rows = tuple(
         (
             name,
@@ -149,23 +149,23 @@ def crossing_sheet(document: Metrics) -> Sheet:
         "control", "its best", "with images", "ours there", "with images", "share of images", "share of time",
         "of all time", "verdict",
     )  # fmt: skip
-    return Sheet("Where ours reaches the control's best", columns, rows, next(_crossing_sentences(document), ""))
+    return ResultTable("Where ours reaches the control's best", columns, rows, next(_crossing_sentences(document), ""))
 
 
-def _arm_sheets(document: Metrics) -> Iterator[Sheet]:
-    yield crossing_sheet(document)
+def _arm_tables(document: Metrics) -> Iterator[ResultTable]:
+    yield crossing_table(document)
     for cell in document["cells"]:
         steps = f" {cell['steps']} steps," if cell["steps"] else ""
         about = f"{cell_name(document, cell)}; {cell['classifier']},{steps} {cell['seeds']} seeds"
         place = "test" if document["tested_on"] == "test" else "validation"
         title = f"Accuracy on {cell['test_images']} {place} images, {cell['real_images']} real training images; {about}"
-        yield arms_sheet(cell, title)
-        yield measures_sheet(cell, f"Beside accuracy: {cell_name(document, cell)}")
-        yield pairs_sheet(cell["paired"], f"Differences, seed by seed: {cell_name(document, cell)}")
-        yield from sensitive_sheets(cell, f": {cell_name(document, cell)}")
+        yield arms_table(cell, title)
+        yield measures_table(cell, f"Beside accuracy: {cell_name(document, cell)}")
+        yield pairs_table(cell["paired"], f"Differences, seed by seed: {cell_name(document, cell)}")
+        yield from sensitive_tables(cell, f": {cell_name(document, cell)}")
 
 
-def _adherence_sheets(document: Metrics) -> Iterator[Sheet]:
+def _adherence_tables(document: Metrics) -> Iterator[ResultTable]:
     steered = document["adherence"]
     rows = tuple(
         (
@@ -179,18 +179,18 @@ def _adherence_sheets(document: Metrics) -> Iterator[Sheet]:
     )
     columns = ("", "rank correlation", "mean error", "label agreement", "images")
     said = next(_adherence_sentences(document))
-    sheet = Sheet("Requested against realised difficulty, before and after calibration", columns, rows, said)
-    yield without_unknown(sheet, "label agreement")
+    table = ResultTable("Requested against realised difficulty, before and after calibration", columns, rows, said)
+    yield without_unknown(table, "label agreement")
     for name, part in steered.items():
-        sheet = adherence_sheet({"adherence": part})
-        yield replace(sheet, title=f"{sheet.title}, {name}")
-    yield class_sheet(steered["calibrated"]["classes"])
+        table = adherence_table({"adherence": part})
+        yield replace(table, title=f"{table.title}, {name}")
+    yield class_table(steered["calibrated"]["classes"])
     means = tuple(
         (name, number(part["mean"]), percent(part.get("label_agreement")), str(part["n"]))
         for name, part in document["densities"].items()
     )
     columns, said = ("images", "mean", "label agreement", "number"), list(_adherence_sentences(document))[-1]
-    yield without_unknown(Sheet("Realised difficulty", columns, means, said), "label agreement")
+    yield without_unknown(ResultTable("Realised difficulty", columns, means, said), "label agreement")
 
 
 def _adherence_sentences(document: Metrics) -> Iterator[str]:

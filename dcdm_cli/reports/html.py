@@ -18,8 +18,8 @@ from dcdm_cli.files import write_text
 from dcdm_cli.reports.advice import Advice
 from dcdm_cli.reports.formatting import Metrics, summary_sentences
 from dcdm_cli.reports.gallery import PictureGallery, script, script_hash
-from dcdm_cli.reports.table import Sheet
-from dcdm_cli.reports.tables import summary_sheets
+from dcdm_cli.reports.table import ResultTable
+from dcdm_cli.reports.tables import summary_tables
 from dcdm_cli.reports.templates import template
 from dcdm_cli.reports.terms import Explained
 from dcdm_cli.safe_text import show
@@ -60,8 +60,8 @@ def write_report(
     """Summary sentences, figures, tables of `metrics`, then `facts` (name -> value: settings, versions, sources)."""
     sentences = [*summary_sentences(metrics), *metrics.get("warnings", ())]
     extras = extras or Extras()
-    sheets = [*summary_sheets(metrics), *extras.sheets]
-    return write_page(path, title, sentences, figures, sheets, facts or {}, extras=extras)
+    tables = [*summary_tables(metrics), *extras.tables]
+    return write_page(path, title, sentences, figures, tables, facts or {}, extras=extras)
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Extras:
     made: Mapping[str, str] = field(default_factory=dict)
     advice: Sequence[Advice] = ()
     gallery: PictureGallery | None = None
-    sheets: Sequence[Sheet] = ()
+    tables: Sequence[ResultTable] = ()
 
 
 def write_page(
@@ -79,7 +79,7 @@ def write_page(
     title: str,
     sentences: Sequence[str],
     figures: Sequence[ReportFigure],
-    sheets: Sequence[Sheet],
+    tables: Sequence[ResultTable],
     facts: Mapping[str, str],
     *,
     extras: Extras | None = None,
@@ -88,7 +88,7 @@ def write_page(
     gallery, and no other."""
     extras = extras or Extras()
     page = template("report.html.j2").render(
-        title=title, sentences=sentences, figures=figures, sheets=sheets, facts=facts, made=extras.made,
+        title=title, sentences=sentences, figures=figures, tables=tables, facts=facts, made=extras.made,
         advice=extras.advice, gallery=extras.gallery, explained=Explained(), script=Markup(script()),
         script_hash=script_hash(),
     )  # fmt: skip

@@ -15,7 +15,7 @@ from dcdm_cli.reports.summing_up import (
     filter_words,
     likeness_words,
 )
-from dcdm_cli.reports.table import Sheet
+from dcdm_cli.reports.table import ResultTable
 
 MAX_CLASSES = 20
 UNKNOWN = "unknown"
@@ -27,16 +27,16 @@ REASONS = {
 }
 
 
-def without_unknown(sheet: Sheet, column: str) -> Sheet:
+def without_unknown(table: ResultTable, column: str) -> ResultTable:
     """Without this column where no row knows anything of it."""
-    place = sheet.columns.index(column)
-    if any(row[place] != NOTHING for row in sheet.rows):
-        return sheet
-    columns, *rows = ((*row[:place], *row[place + 1 :]) for row in (sheet.columns, *sheet.rows))
-    return replace(sheet, columns=columns, rows=tuple(rows))
+    place = table.columns.index(column)
+    if any(row[place] != NOTHING for row in table.rows):
+        return table
+    columns, *rows = ((*row[:place], *row[place + 1 :]) for row in (table.columns, *table.rows))
+    return replace(table, columns=columns, rows=tuple(rows))
 
 
-def class_sheet(classes: Sequence[Mapping[str, Any]]) -> Sheet:
+def class_table(classes: Sequence[Mapping[str, Any]]) -> ResultTable:
     """The classes that are hardest to steer; the others are counted in the title."""
     shown = classes[:MAX_CLASSES]
     rows = tuple(
@@ -45,11 +45,11 @@ def class_sheet(classes: Sequence[Mapping[str, Any]]) -> Sheet:
     )
     more = f", the {len(shown)} hardest to steer of {len(classes)}" if len(shown) < len(classes) else ""
     columns = ("class", "rank correlation", "realised minus target", "label agreement", "images")
-    sheet = Sheet(f"Adherence by class{more}", columns, rows, classes_words(classes))
-    return without_unknown(sheet, "label agreement")
+    table = ResultTable(f"Adherence by class{more}", columns, rows, classes_words(classes))
+    return without_unknown(table, "label agreement")
 
 
-def prompt_sheet(sources: Sequence[Mapping[str, Any]]) -> Sheet:
+def prompt_table(sources: Sequence[Mapping[str, Any]]) -> ResultTable:
     """What prompts of each source cost: difficulty that is missed, labels that are lost. sources: of `per_source`."""
     rows = tuple(
         (
@@ -70,10 +70,10 @@ def prompt_sheet(sources: Sequence[Mapping[str, Any]]) -> Sheet:
             f"{best['source']} in {percent(best['agreement'])}."
         )
     columns = ("prompts of", "images", "target", "realised", "rank", "label")
-    return without_unknown(Sheet("By source of prompts", columns, rows, sentence), "label")
+    return without_unknown(ResultTable("By source of prompts", columns, rows, sentence), "label")
 
 
-def sets_sheet(sets: Mapping[str, Metrics]) -> Sheet:
+def sets_table(sets: Mapping[str, Metrics]) -> ResultTable:
     """One row per generated set: what artefacts.json says of it."""
     rows = tuple(_set_row(name, metrics) for name, metrics in sets.items())
     columns = ("set", "images", "target", "realised", "rank corr.", "label kept", "blank", "copies")
@@ -81,7 +81,7 @@ def sets_sheet(sets: Mapping[str, Metrics]) -> Sheet:
     best = max(known, key=lambda name: known[name], default="")
     sentence = f"The label is kept most often in {best} ({percent(known[best])}, by the judge)." if best else ""
     sentence = f"{sentence} Copies are counted by thumbnails.".lstrip()
-    return without_unknown(Sheet("Generated sets", columns, rows, sentence), "label kept")
+    return without_unknown(ResultTable("Generated sets", columns, rows, sentence), "label kept")
 
 
 def _set_row(name: str, metrics: Metrics) -> tuple[str, ...]:
@@ -102,7 +102,7 @@ def _set_row(name: str, metrics: Metrics) -> tuple[str, ...]:
     )
 
 
-def fidelity_sheet(metrics: Metrics) -> Sheet:
+def fidelity_table(metrics: Metrics) -> ResultTable:
     rows = (metrics.get("quality") or {}).get("fidelity", ())
     cells = tuple(
         (
@@ -116,7 +116,7 @@ def fidelity_sheet(metrics: Metrics) -> Sheet:
     )
     columns = ("images, features", "Fréchet", "KID", "precision", "recall", "density", "covers", "n")
     title = "Likeness to held-out images, and how much of them is covered (KID x 1000)"
-    return Sheet(title, columns, cells, likeness_words(rows))
+    return ResultTable(title, columns, cells, likeness_words(rows))
 
 
 def short_features(name: str) -> str:
@@ -124,7 +124,7 @@ def short_features(name: str) -> str:
     return "packaged" if name.startswith("packaged (") else name
 
 
-def copying_sheet(metrics: Metrics) -> Sheet:
+def copying_table(metrics: Metrics) -> ResultTable:
     """Near-duplicates by thumbnails, which decide, and in each feature space."""
     quality = metrics.get("quality") or {}
     compared = quality.get("copying", ())
@@ -139,10 +139,10 @@ def copying_sheet(metrics: Metrics) -> Sheet:
     )
     columns = ("compared in", "repeat training", "repeat held-out", "held-out repeat training", "closer than real", "n")
     title = "Near-duplicates among generated images (closer than real: 1.0 % is expected)"
-    return Sheet(title, columns, cells, copying_words(quality["leakage"]) if cells else "")
+    return ResultTable(title, columns, cells, copying_words(quality["leakage"]) if cells else "")
 
 
-def competence_sheet(metrics: Metrics) -> Sheet:
+def competence_table(metrics: Metrics) -> ResultTable:
     """What the classifiers behind the figures know, on images that they did not learn from."""
     known = metrics.get("competence") or {}
     rows = tuple(
@@ -156,23 +156,23 @@ def competence_sheet(metrics: Metrics) -> Sheet:
     )
     columns = ("classifier", "accuracy", "guessing", "largest class", "images", "verdict")
     title = "What the classifiers know of images that they did not learn from"
-    return Sheet(title, columns, rows, competence_words(known))
+    return ResultTable(title, columns, rows, competence_words(known))
 
 
-def agreement_sheet(metrics: Metrics) -> Sheet:
+def agreement_table(metrics: Metrics) -> ResultTable:
     """Whether scorer and judge err on the same real images."""
     from dcdm_cli.evaluation.agreement import agreement_sentence  # with SciPy, which other tables do without
 
     found = metrics.get("agreement")
     if not found or not found["n"]:
-        return Sheet("", (), ())
+        return ResultTable("", (), ())
     shares = ("scorer_error", "judge_error", "both_wrong", "expected", "same_class")
     row = ("real images", *(percent(found[share]) for share in shares), number(found["phi"]), str(found["n"]))
     columns = ("of", "scorer errs", "judge errs", "both", "both by chance", "same class", "phi", "n")
-    return Sheet("Errors of scorer and judge", columns, (row,), agreement_sentence(found))
+    return ResultTable("Errors of scorer and judge", columns, (row,), agreement_sentence(found))
 
 
-def image_set_sheets(document: Metrics) -> list[Sheet]:
+def image_set_tables(document: Metrics) -> list[ResultTable]:
     """Of `dcdm evaluate images`."""
     likeness = tuple(
         (
@@ -200,7 +200,7 @@ def image_set_sheets(document: Metrics) -> list[Sheet]:
     )
     title = f"Likeness to the reference, in {document['features']} (KID x 1000)"
     closer = "Near-duplicates (closer than reference images are to each other: 1.0 % is expected)"
-    return [Sheet(title, like, likeness, _likeness_in_words(document)), Sheet(closer, near, copies, exact)]
+    return [ResultTable(title, like, likeness, _likeness_in_words(document)), ResultTable(closer, near, copies, exact)]
 
 
 def _likeness_in_words(document: Metrics) -> str:
@@ -214,7 +214,7 @@ def _likeness_in_words(document: Metrics) -> str:
     )
 
 
-def filter_sheet(results: Mapping[str, Any]) -> Sheet:
+def filter_table(results: Mapping[str, Any]) -> ResultTable:
     """What a filter would take away and what it leaves."""
     edge, removed = results["frontier"], dict(results["removed"])
     if edge is None:  # nobody looked at labels
@@ -227,10 +227,10 @@ def filter_sheet(results: Mapping[str, Any]) -> Sheet:
     rows.append(("kept", f"{results['kept']} of {results['images']}"))
     title = f"Filter: lost labels count only beyond difficulty {number(edge)}"
     title = "Filter, without a judge: nothing is said of labels" if edge is None else title
-    return Sheet(title, ("finding", "images"), tuple(rows), filter_words(results))
+    return ResultTable(title, ("finding", "images"), tuple(rows), filter_words(results))
 
 
-def demand_sheet(results: Mapping[str, Any]) -> Sheet:
+def demand_table(results: Mapping[str, Any]) -> ResultTable:
     """The classes that are asked for most."""
     shown = results["demand"][:MAX_CLASSES]
     rows = tuple(
@@ -245,13 +245,13 @@ def demand_sheet(results: Mapping[str, Any]) -> Sheet:
     now = "" if hard is None else f"Real images are {number(hard)} hard in the mean for the newest classifier."
     said = " ".join(filter(None, (now, *known_sentences(results.get("competence") or {}))))
     title = f"{results['images']} images by what is hard now{more}"
-    return Sheet(title, ("class", "easy", "medium", "hard", "all"), rows, said)
+    return ResultTable(title, ("class", "easy", "medium", "hard", "all"), rows, said)
 
 
-def cost_sheet(metrics: Metrics) -> Sheet:
+def cost_table(metrics: Metrics) -> ResultTable:
     cost = metrics.get("cost") or {}
     rows = tuple(_stage(stage) for stage in cost.get("stages", ()))
-    return Sheet(
+    return ResultTable(
         "What it cost",
         ("stage", "time", "loading", "devices", "device hours", "memory", "energy"),
         (*rows, *_totals(cost)) if rows else (),

@@ -14,7 +14,7 @@ from dcdm_cli.data.images import RejectedImage, decode_image
 from dcdm_cli.evaluation.review import GROUPS, Item
 from dcdm_cli.files import write_text
 from dcdm_cli.reports.atlas import Tile
-from dcdm_cli.reports.table import Sheet
+from dcdm_cli.reports.table import ResultTable
 from dcdm_cli.reports.templates import template
 
 COLUMNS = (
@@ -64,11 +64,11 @@ def write_gallery(path: Path, items: Sequence[Item], about: Sequence[str]) -> No
     write_text(path, page + "\n")
 
 
-def review_sheet(counts: dict[str, int]) -> Sheet:
+def review_table(counts: dict[str, int]) -> ResultTable:
     rows = tuple((f"{name}: {text}", str(counts[name])) for name, text in GROUPS.items())
     doubtful = f"{counts['suspects']} labels are in doubt" if counts["suspects"] else "No label is in doubt"
     sentence = f"{doubtful}; mark what is to change in review.csv and give it back: dcdm score --drop, --relabel."
-    return Sheet("Images to look at", ("group", "images"), rows, sentence)
+    return ResultTable("Images to look at", ("group", "images"), rows, sentence)
 
 
 def _card(item: Item) -> Card:

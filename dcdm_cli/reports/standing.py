@@ -9,16 +9,16 @@ from rich.table import Table
 from rich.text import Text
 
 from dcdm_cli.reports.formatting import NOTHING, duration
-from dcdm_cli.reports.table import Sheet
+from dcdm_cli.reports.table import ResultTable
 from dcdm_cli.run.standing import RunStanding, Standing, sized
 from dcdm_cli.safe_text import show
 
 STYLES = {"ok": "green", "warning": "yellow", "fault": "bold red"}
 
 
-def standing_sheet(standing: RunStanding) -> Sheet:
+def standing_table(standing: RunStanding) -> ResultTable:
     columns = ("stage", "state", "images", "time", "size", "device", "begun, UTC")
-    return Sheet(f"Run folder {standing.path.name}", columns, tuple(_row(stage) for stage in standing.stages))
+    return ResultTable(f"Run folder {standing.path.name}", columns, tuple(_row(stage) for stage in standing.stages))
 
 
 def findings_grid(findings: Sequence[Any]) -> Table:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from dcdm_cli.reports import figure_style
 from dcdm_cli.reports.figure_style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE
-from dcdm_cli.reports.table import Sheet
+from dcdm_cli.reports.table import ResultTable
 
 PANELS = (
     ("worth", "Hard and right: mean difficulty, lost labels counting 0"),
@@ -28,14 +28,14 @@ READ = (
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, GREY)
 
 
-def strength_sheet(strength: Mapping[str, Any], known: str = "") -> Sheet:
+def strength_table(strength: Mapping[str, Any], known: str = "") -> ResultTable:
     """A row per probed point; the chosen one is marked. known: a sentence on what the scorer of the images knows."""
     columns = ("steps", "scale", "guide", "worth", "hard", "label", "copy", "cover", "rank", "ms")
     rows = tuple(_row(point, number == strength["chosen"]) for number, point in enumerate(strength["points"]))
     title = (
         f"Strength of fine-tuning, {strength['images_per_point']} images per point, features: {strength['features']}"
     )
-    return Sheet(title, columns, rows, f"{READ} {known}".strip())
+    return ResultTable(title, columns, rows, f"{READ} {known}".strip())
 
 
 def _row(point: Mapping[str, Any], chosen: bool) -> tuple[str, ...]:

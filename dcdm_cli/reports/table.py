@@ -21,7 +21,7 @@ NAME_WIDTH = 10  # a first column gets at least so much; longer names are folded
 
 
 @dataclass(frozen=True)
-class Sheet:
+class ResultTable:
     """Cells as text. The first column names the row; the others are numbers or short words. sentence: what it says."""
 
     title: str
@@ -29,7 +29,7 @@ class Sheet:
     rows: tuple[tuple[str, ...], ...]
     sentence: str = ""
 
-    def table(self) -> Table:
+    def as_rich(self) -> Table:
         """For a terminal. Cells are `Text`: markup in a name stays plain text."""
         table = _WholeWords(title=Text(self.title), title_justify="left")
         for index, name in enumerate(self.columns):
@@ -57,9 +57,9 @@ class Sheet:
         return stream.getvalue()
 
 
-def shown(sheets: Sequence[Sheet]) -> list[RenderableType]:
+def shown(tables: Sequence[ResultTable]) -> list[RenderableType]:
     """For a terminal: each table with the sentence that sums it up."""
-    parts = [(sheet.table(), *([sentence(sheet.sentence)] if sheet.sentence else [])) for sheet in sheets]
+    parts = [(table.as_rich(), *([sentence(table.sentence)] if table.sentence else [])) for table in tables]
     return [part for pair in parts for part in pair]
 
 
@@ -68,12 +68,12 @@ def sentence(text: str) -> RenderableType:
     return Padding(Text(show(text)), 0)
 
 
-def save_sheets(sheets: Sequence[Sheet], folder: Path) -> list[Path]:
+def save_tables(tables: Sequence[ResultTable], folder: Path) -> list[Path]:
     """One CSV file per table, named after its title; one that says the same already is left as it is. Returns the
     files. Raises StorageError."""
-    files = [folder / f"{safe_name(sheet.title.lower(), 'table')}.csv" for sheet in sheets]
-    for sheet, file in zip(sheets, files, strict=True):
-        content = sheet.csv()
+    files = [folder / f"{safe_name(table.title.lower(), 'table')}.csv" for table in tables]
+    for table, file in zip(tables, files, strict=True):
+        content = table.csv()
         if not file.is_file() or file.read_bytes() != content.encode("utf-8"):
             write_text(file, content)
     return files

@@ -1,4 +1,4 @@
-"""Tables of scores and metrics, as `Sheet`s."""
+"""Tables of scores and metrics, as `ResultTable`s."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from dcdm_cli.reports.formatting import (
     probability,
 )
 from dcdm_cli.reports.quality_tables import (
-    agreement_sheet,
-    class_sheet,
-    competence_sheet,
-    copying_sheet,
-    cost_sheet,
-    fidelity_sheet,
-    prompt_sheet,
+    agreement_table,
+    class_table,
+    competence_table,
+    copying_table,
+    cost_table,
+    fidelity_table,
+    prompt_table,
     without_unknown,
 )
 from dcdm_cli.reports.summing_up import (
@@ -41,19 +41,19 @@ from dcdm_cli.reports.summing_up import (
     targets_words,
     time_words,
 )
-from dcdm_cli.reports.table import Sheet, save_sheets
+from dcdm_cli.reports.table import ResultTable, save_tables
 
 MAX_CLASSES = 20
 HARD = 0.5  # more likely wrong than right, for the scorer
 
 
-def saved_sheets(sheets: Sequence[Sheet], folder: Path) -> Sequence[Sheet]:
+def saved_tables(tables: Sequence[ResultTable], folder: Path) -> Sequence[ResultTable]:
     """The sheets themselves, each written to `folder` as CSV too."""
-    save_sheets(sheets, folder)
-    return sheets
+    save_tables(tables, folder)
+    return tables
 
 
-def methods_sheet(results: Mapping[str, Any]) -> Sheet:
+def methods_table(results: Mapping[str, Any]) -> ResultTable:
     """Of `--method auto`: what was tried and what came of it. Without rows where one method was asked for."""
     rows = tuple(
         (
@@ -65,34 +65,34 @@ def methods_sheet(results: Mapping[str, Any]) -> Sheet:
         for row in results.get("methods", ())
     )
     said = methods_words(results) if rows else ""
-    return Sheet("Ways of scoring, out of fold", ("method", "accuracy", "calibration error", "time"), rows, said)
+    return ResultTable("Ways of scoring, out of fold", ("method", "accuracy", "calibration error", "time"), rows, said)
 
 
-def summary_sheets(metrics: Metrics) -> list[Sheet]:
+def summary_tables(metrics: Metrics) -> list[ResultTable]:
     """The sheets that have something to say, in reading order."""
-    sheets = (
-        downstream_sheet(metrics),
-        paired_sheet(metrics),
-        *sensitive_sheets(_section(metrics, "downstream")),
-        adherence_sheet(metrics),
-        prompt_sheet((metrics.get("adherence") or {}).get("prompt_sources", ())),
-        class_sheet((metrics.get("adherence") or {}).get("classes", ())),
-        frontier_sheet(metrics),
-        competence_sheet(metrics),
-        agreement_sheet(metrics),
-        fidelity_sheet(metrics),
-        copying_sheet(metrics),
-        cost_sheet(metrics),
-        stages_sheet(metrics),
+    tables = (
+        downstream_table(metrics),
+        paired_table(metrics),
+        *sensitive_tables(_section(metrics, "downstream")),
+        adherence_table(metrics),
+        prompt_table((metrics.get("adherence") or {}).get("prompt_sources", ())),
+        class_table((metrics.get("adherence") or {}).get("classes", ())),
+        frontier_table(metrics),
+        competence_table(metrics),
+        agreement_table(metrics),
+        fidelity_table(metrics),
+        copying_table(metrics),
+        cost_table(metrics),
+        stages_table(metrics),
     )
-    return [sheet for sheet in sheets if sheet.rows]
+    return [table for table in tables if table.rows]
 
 
-def export_sheets(results: Mapping[str, Any]) -> list[Sheet]:
-    return [sheet for sheet in (export_sheet(results), engines_sheet(results)) if sheet.rows]
+def export_tables(results: Mapping[str, Any]) -> list[ResultTable]:
+    return [table for table in (export_table(results), engines_table(results)) if table.rows]
 
 
-def score_sheet(manifest: Manifest) -> Sheet:
+def score_table(manifest: Manifest) -> ResultTable:
     """Per class, hardest first; beyond MAX_CLASSES classes the rest is one row. The last row is all images."""
     sums = _class_sums(manifest)
     with np.errstate(invalid="ignore"):
@@ -103,10 +103,12 @@ def score_sheet(manifest: Manifest) -> Sheet:
         rows.append(_score_row(f"other ({rest} classes)", sums[hardest[len(shown) :]].sum(0)))
     rows.append(_score_row("all", sums.sum(0)))
     columns = ("class", "images", "mean difficulty", f"share > {HARD}", "suspect labels")
-    return Sheet("Difficulty by class, hardest first", columns, tuple(rows), _scores_in_words(manifest, sums, hardest))
+    return ResultTable(
+        "Difficulty by class, hardest first", columns, tuple(rows), _scores_in_words(manifest, sums, hardest)
+    )
 
 
-def split_sheet(manifest: Manifest, most: int | None = MAX_CLASSES) -> Sheet:
+def split_table(manifest: Manifest, most: int | None = MAX_CLASSES) -> ResultTable:
     """Images by class and split, as the source was understood; beyond `most` classes the rest is one row."""
     counts = class_splits(manifest)
     shown = len(counts) if most is None or len(counts) <= most else most - 1
@@ -118,10 +120,10 @@ def split_sheet(manifest: Manifest, most: int | None = MAX_CLASSES) -> Sheet:
         "train is scored and fine-tuned on; judge teaches the classifier that says whether labels are kept; test is "
         "what results are tested on."
     )
-    return Sheet("Images by class and split", ("class", *SPLITS), tuple(rows), meaning)
+    return ResultTable("Images by class and split", ("class", *SPLITS), tuple(rows), meaning)
 
 
-def adherence_sheet(metrics: Metrics) -> Sheet:
+def adherence_table(metrics: Metrics) -> ResultTable:
     targets = _section(metrics, "adherence").get("targets", ())
     rows = tuple(
         (
@@ -133,11 +135,11 @@ def adherence_sheet(metrics: Metrics) -> Sheet:
         for row in targets
     )
     columns = ("target", "realised", "label agreement", "images")
-    sheet = Sheet("Target and realised difficulty", columns, rows, targets_words(targets))
-    return without_unknown(sheet, "label agreement")
+    table = ResultTable("Target and realised difficulty", columns, rows, targets_words(targets))
+    return without_unknown(table, "label agreement")
 
 
-def frontier_sheet(metrics: Metrics) -> Sheet:
+def frontier_table(metrics: Metrics) -> ResultTable:
     counted = _section(metrics, "adherence").get("frontier", ())
     rows = tuple(
         (
@@ -151,10 +153,10 @@ def frontier_sheet(metrics: Metrics) -> Sheet:
     )
     columns = ("realised difficulty", "real agree", "real images", "generated agree", "generated images")
     title = "Label frontier: does the judge still see the label?"
-    return Sheet(title, columns, rows, frontier_words(counted))
+    return ResultTable(title, columns, rows, frontier_words(counted))
 
 
-def downstream_sheet(metrics: Metrics) -> Sheet:
+def downstream_table(metrics: Metrics) -> ResultTable:
     downstream = _section(metrics, "downstream")
     arms = downstream.get("arms", ())
     more = measure_columns(arms)
@@ -171,7 +173,7 @@ def downstream_sheet(metrics: Metrics) -> Sheet:
     )
     columns = ("training set", "extra images", "accuracy", "95 % interval", *more, "seeds")
     title = f"Accuracy on {downstream.get('test_images', '?')} test images"
-    return Sheet(title, columns, tuple(rows), accuracy_words(arms))
+    return ResultTable(title, columns, tuple(rows), accuracy_words(arms))
 
 
 def measure_columns(arms: Iterable[Mapping[str, Any]]) -> dict[str, Callable[[Mapping[str, Any]], str]]:
@@ -186,31 +188,31 @@ def measure_columns(arms: Iterable[Mapping[str, Any]]) -> dict[str, Callable[[Ma
     return {name: show for (name, show), known in zip(columns.items(), there, strict=True) if known and arms}
 
 
-def paired_sheet(metrics: Metrics) -> Sheet:
-    return pairs_sheet(_section(metrics, "downstream").get("paired", ()))
+def paired_table(metrics: Metrics) -> ResultTable:
+    return pairs_table(_section(metrics, "downstream").get("paired", ()))
 
 
-def sensitive_sheets(section: Mapping[str, Any], where: str = "") -> list[Sheet]:
+def sensitive_tables(section: Mapping[str, Any], where: str = "") -> list[ResultTable]:
     """The paired differences of a trial (or a cell of an experiment) in log-loss and on the harder half."""
     half = f"Differences in accuracy on the {section.get('hard_images')} harder test images, seed by seed{where}"
     made = (
-        pairs_sheet(
+        pairs_table(
             section.get("paired_log_loss", ()),
             f"Differences in log-loss (less is better), seed by seed{where}",
             _nats,
             "nats",
         ),
-        pairs_sheet(section.get("paired_hard_accuracy", ()), half),
+        pairs_table(section.get("paired_hard_accuracy", ()), half),
     )
-    return [sheet for sheet in made if sheet.rows]
+    return [table for table in made if table.rows]
 
 
-def pairs_sheet(
+def pairs_table(
     pairs: Iterable[Mapping[str, Any]],
     title: str = "Differences in accuracy, seed by seed",
     shown: Callable[[Mapping[str, Any]], tuple[str, str]] | None = None,
     unit: str = "points",
-) -> Sheet:
+) -> ResultTable:
     """shown: difference and interval as text, in `unit`."""
     pairs = list(pairs)
     rows = (
@@ -225,7 +227,7 @@ def pairs_sheet(
         for pair in pairs
     )
     columns = ("comparison", unit, "95 % interval", "p", "seeds", "verdict", "seeds to tell")
-    return Sheet(title, columns, tuple(rows), pairs_words(pairs))
+    return ResultTable(title, columns, tuple(rows), pairs_words(pairs))
 
 
 def _in_points(pair: Mapping[str, Any]) -> tuple[str, str]:
@@ -237,7 +239,7 @@ def _nats(pair: Mapping[str, Any]) -> tuple[str, str]:
     return f"{pair['difference_mean']:+.4f}", f"[{known[0]:.4f}, {known[1]:.4f}]" if known else NOTHING
 
 
-def export_sheet(results: Mapping[str, Any]) -> Sheet:
+def export_table(results: Mapping[str, Any]) -> ResultTable:
     """The graphs, and how far each is from PyTorch in float32."""
     rows = (
         (
@@ -252,10 +254,10 @@ def export_sheet(results: Mapping[str, Any]) -> Sheet:
     )
     columns = ("graph", "MiB", "precision", "check", "max error", "relative")
     said = export_words(results["networks"], "graphs")
-    return Sheet("Exported graphs, compared with PyTorch in fp32", columns, tuple(rows), said)
+    return ResultTable("Exported graphs, compared with PyTorch in fp32", columns, tuple(rows), said)
 
 
-def engines_sheet(results: Mapping[str, Any]) -> Sheet:
+def engines_table(results: Mapping[str, Any]) -> ResultTable:
     rows = (
         (
             engine["file"],
@@ -268,13 +270,13 @@ def engines_sheet(results: Mapping[str, Any]) -> Sheet:
     )
     columns = ("engine", "MiB", "images per call", "check", "fused attention")
     said = export_words(results["engines"], "engines")
-    return Sheet("TensorRT engines, compared with PyTorch in fp32", columns, tuple(rows), said)
+    return ResultTable("TensorRT engines, compared with PyTorch in fp32", columns, tuple(rows), said)
 
 
-def stages_sheet(metrics: Metrics) -> Sheet:
+def stages_table(metrics: Metrics) -> ResultTable:
     seconds = _section(metrics, "seconds")
     columns = ("stage", "time", "share")
-    return Sheet("Where the time went", columns, tuple(_stage_rows(seconds)), time_words(seconds))
+    return ResultTable("Where the time went", columns, tuple(_stage_rows(seconds)), time_words(seconds))
 
 
 def _stage_rows(seconds: Mapping[str, float]) -> Iterator[tuple[str, str, str]]:

@@ -12,10 +12,10 @@ from PIL import Image
 from dcdm_cli.errors import UsageError
 from dcdm_cli.run.roles import IMAGES, all_others, fingerprints
 from dcdm_cli.run.store import Outcome, Stage, StageRecord
-from dcdm_cli.stages.devices import settle_spread
+from dcdm_cli.stages.devices import settle_placement
 from dcdm_cli.stages.given import image_input
 from dcdm_cli.stages.label_check import generator_files
-from dcdm_cli.stages.probe import Probed, open_run_engine, probe, probe_with_crew, usable_calibration
+from dcdm_cli.stages.probe import Probed, open_run_engine, probe, probe_with_pool, usable_calibration
 
 if TYPE_CHECKING:
     from dcdm_cli.data.manifest import Manifest
@@ -122,9 +122,9 @@ def _probe_targets(session: Session, data: Evaluated, judge: Judge | None, job: 
         gallery.see(rows, images, realised)
 
     seed, count = config.evaluate.seed + config.seed, config.evaluate.per_target
-    spread = settle_spread(session)
-    if spread:
-        probed = probe_with_crew(session, spread, targets, count, job, seed=seed, watch=watch)
+    placement = settle_placement(session)
+    if placement:
+        probed = probe_with_pool(session, placement, targets, count, job, seed=seed, watch=watch)
     else:
         engine = open_run_engine(session, session.run.adapter, job)
         probed = probe(session, engine, targets, count, job, seed=seed, calibrated=True, watch=watch)

@@ -33,9 +33,9 @@ def run_calibrate(session: Session) -> StageRecord | None:
     low, high = record.results["reachable"]
     session.console.note(f"calibrated: mean difficulty {low:.2f} to {high:.2f} can be reached")
     if sources := record.results.get("prompt_sources"):
-        from dcdm_cli.reports.quality_tables import prompt_sheet
+        from dcdm_cli.reports.quality_tables import prompt_table
 
-        session.console.note(prompt_sheet(sources).sentence)
+        session.console.note(prompt_table(sources).sentence)
     if known := scorer_words(run):
         session.console.note(known, once=True)
     return record

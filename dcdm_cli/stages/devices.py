@@ -1,4 +1,4 @@
-"""Which devices a command uses, and the crew that works on them."""
+"""Which devices a command uses, and the worker pool that works on them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from dcdm_cli.run.progress import Job
 from dcdm_cli.stages.best_target import with_best_target
 
 if TYPE_CHECKING:
-    from dcdm_cli.crew.coordinator import Crew
-    from dcdm_cli.crew.messages import OpenWorker
-    from dcdm_cli.difficulty.feature_cache import FeatureCache, OpenCrew
+    from dcdm_cli.difficulty.feature_cache import FeatureCache, OpenPool
     from dcdm_cli.run.session import Session
+    from dcdm_cli.workers.coordinator import WorkerPool
+    from dcdm_cli.workers.messages import OpenWorker
 
 
 @dataclass(frozen=True)
-class Spread:
+class Placement:
     """devices: one worker each; none = the command does the work itself. deliver: workers send images to this process.
 
     threads: CPU threads of one worker, None = the libraries' choice. resources: of a Ray worker.
@@ -36,7 +36,7 @@ class Spread:
         return bool(self.devices)
 
 
-def settle_spread(session: Session) -> Spread:
+def settle_placement(session: Session) -> Placement:
     """What `--devices`, `--engine` and `--address` ask for; joins the Ray cluster.
 
     Raises CapabilityError for more GPUs than there are, UsageError for what is neither a number nor a device.
@@ -47,7 +47,7 @@ def settle_spread(session: Session) -> Spread:
     if config.address:
         raise UsageError("--address names a Ray cluster", "add --engine ray")
     devices = _local_devices(session)
-    return Spread(devices, threads=session.config.threads or _cpu_share(devices))
+    return Placement(devices, threads=session.config.threads or _cpu_share(devices))
 
 
 def settle_generation(session: Session, *stages: str) -> Session:
@@ -67,8 +67,8 @@ def _with_precision(session: Session, section: str, stages: Sequence[str]) -> Se
     records = () if session.force else map(session.run.record, stages)
     known = next((r.config["precision"] for r in records if r and "precision" in r.config), None)
     if known is None:
-        from dcdm_cli.crew.devices import settle_device
         from dcdm_cli.run.precision import settle_precision
+        from dcdm_cli.workers.devices import settle_device
 
         device, _ = settle_device(session.config.device)
         known = settle_precision("auto", device, training=section == "finetune")
@@ -83,39 +83,41 @@ def _cpu_share(devices: list[str]) -> int | None:
     return max(1, total // on_cpu) if on_cpu else None
 
 
-def open_crew(session: Session, open_worker: OpenWorker, spread: Spread, job: Job) -> Crew:
-    from dcdm_cli.crew.coordinator import Crew
-    from dcdm_cli.crew.local import LocalTransport
-    from dcdm_cli.crew.ray_crew import RayTransport
+def open_pool(session: Session, open_worker: OpenWorker, placement: Placement, job: Job) -> WorkerPool:
+    from dcdm_cli.workers.coordinator import WorkerPool
+    from dcdm_cli.workers.local import LocalTransport
+    from dcdm_cli.workers.ray_transport import RayTransport
 
-    if spread.engine == "ray":
-        session.console.note(f"devices: {len(spread.devices)} x {spread.devices[0]} on Ray")
-        return Crew(RayTransport(open_worker, spread.devices[0], len(spread.devices), spread.resources), job)
-    session.console.note(f"devices: {', '.join(spread.devices)} (one process each)")
-    return Crew(LocalTransport(open_worker, spread.devices, spread.threads), job)
+    if placement.engine == "ray":
+        session.console.note(f"devices: {len(placement.devices)} x {placement.devices[0]} on Ray")
+        return WorkerPool(
+            RayTransport(open_worker, placement.devices[0], len(placement.devices), placement.resources), job
+        )
+    session.console.note(f"devices: {', '.join(placement.devices)} (one process each)")
+    return WorkerPool(LocalTransport(open_worker, placement.devices, placement.threads), job)
 
 
-def crew_of(session: Session, spread: Spread, job: Job) -> OpenCrew | None:
-    """Opens the crew when there is work for it; None = the command does the work itself. Its workers decode images as
+def pool_of(session: Session, placement: Placement, job: Job) -> OpenPool | None:
+    """Opens the pool when there is work for it; None = the command does the work itself. Its workers decode images as
     the command does."""
     from dcdm_cli.data.images import decode_options, decoding_so
 
-    if not spread:
+    if not placement:
         return None
-    return lambda open_worker: open_crew(session, partial(decoding_so, decode_options(), open_worker), spread, job)
+    return lambda open_worker: open_pool(session, partial(decoding_so, decode_options(), open_worker), placement, job)
 
 
-def run_features(session: Session, job: Job, spread: Spread | None = None) -> FeatureCache:
+def run_features(session: Session, job: Job, placement: Placement | None = None) -> FeatureCache:
     """What is kept of the run's images as networks see them; what is not there yet is computed by the command's
-    devices. spread: those, None = they are not settled yet."""
+    devices. placement: those, None = they are not settled yet."""
     from dcdm_cli.difficulty.feature_cache import FeatureCache
 
-    spread = settle_spread(session) if spread is None else spread
-    return FeatureCache(session.run.cache / "features", crew_of(session, spread, job), spread.threads)
+    placement = settle_placement(session) if placement is None else placement
+    return FeatureCache(session.run.cache / "features", pool_of(session, placement, job), placement.threads)
 
 
-def _on_ray(session: Session) -> Spread:
-    from dcdm_cli.crew.ray_crew import connect
+def _on_ray(session: Session) -> Placement:
+    from dcdm_cli.workers.ray_transport import connect
 
     config = session.config.scale
     cluster = connect(config.address)
@@ -128,11 +130,11 @@ def _on_ray(session: Session) -> Spread:
         raise CapabilityError(f"--devices {count}: the cluster has {cluster.gpus} GPUs", "use --devices all")
     threads = session.config.threads or (None if gpu else cluster.cpus if not wanted else 1)
     resources = {"num_gpus": 1.0, "num_cpus": 1.0} if gpu else {"num_cpus": float(threads or 1)}
-    return Spread(["cuda" if gpu else "cpu"] * count, "ray", config.results == "driver", threads, resources)
+    return Placement(["cuda" if gpu else "cpu"] * count, "ray", config.results == "driver", threads, resources)
 
 
 def _local_devices(session: Session) -> list[str]:
-    from dcdm_cli.crew.devices import count_devices, settle_device
+    from dcdm_cli.workers.devices import count_devices, settle_device
 
     wanted = list(session.config.scale.devices)
     if not wanted:
@@ -155,7 +157,7 @@ def _local_devices(session: Session) -> list[str]:
 
 def _existing(device: str) -> str:
     """One name of several; which of them is current is each worker's business."""
-    from dcdm_cli.crew.devices import check_device
+    from dcdm_cli.workers.devices import check_device
 
     check_device(device)
     return device

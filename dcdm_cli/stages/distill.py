@@ -9,7 +9,6 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING, Any
 
-from dcdm_cli.crew.ranks import Ranks
 from dcdm_cli.errors import UsageError
 from dcdm_cli.run.keeping import refuse_replacing
 from dcdm_cli.run.progress import Job
@@ -21,6 +20,7 @@ from dcdm_cli.stages.adapter import TrainingRows, train_adapter
 from dcdm_cli.stages.devices import settle_training
 from dcdm_cli.stages.jobs import open_job
 from dcdm_cli.stages.watching import draw_losses, step_log
+from dcdm_cli.workers.ranks import Ranks
 
 if TYPE_CHECKING:
     from dcdm_cli.training.loop import Teacher

@@ -165,7 +165,7 @@ def _engine_order(settings: Config, cache: Path) -> EngineOrder | None:
     if config.target == "onnx":
         return None
     from dcdm_cli.backends.trt_backend import cuda_gpu, engine_opener, tensorrt_problems
-    from dcdm_cli.crew.devices import use_device
+    from dcdm_cli.workers.devices import use_device
     from dcdm_export.engine_key import EngineSettings
     from dcdm_export.fp8 import FIRST_CAPABILITY
     from dcdm_export.orders import EngineOrder

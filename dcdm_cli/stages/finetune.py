@@ -7,7 +7,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from dcdm_cli.crew.ranks import Ranks
 from dcdm_cli.model.base_files import base_files
 from dcdm_cli.run.keeping import refuse_replacing
 from dcdm_cli.run.progress import Job
@@ -16,13 +15,14 @@ from dcdm_cli.run.session import Session, by_calls
 from dcdm_cli.run.settings import FinetuneConfig
 from dcdm_cli.run.store import Outcome, RunFolder, Stage, StageRecord
 from dcdm_cli.stages.caption import caption_by_template, caption_input
-from dcdm_cli.stages.devices import settle_spread, settle_training
+from dcdm_cli.stages.devices import settle_placement, settle_training
 from dcdm_cli.stages.evaluation_data import warn_of_sources
 from dcdm_cli.stages.foretold import foretelling
 from dcdm_cli.stages.jobs import open_job
 from dcdm_cli.stages.own_draws import own_name
 from dcdm_cli.stages.strength import fine_tune, strength_settings
 from dcdm_cli.stages.watching import draw_losses, step_log
+from dcdm_cli.workers.ranks import Ranks
 
 WHAT = "fine-tuning with other settings"  # as it is called where it would replace an adapter
 
@@ -46,17 +46,17 @@ def run_finetune(session: Session) -> StageRecord:
 
 def run_group(session: Session, wanted: tuple[str, ...]) -> None:
     """This command once per device, as one group that trains together. Raises what its main process raises."""
-    from dcdm_cli.crew.ranks import Group
+    from dcdm_cli.workers.ranks import Group
 
     scale = session.config.scale.model_copy(update={"devices": wanted, "engine": "local", "address": None})
     config = session.config.model_copy(update={"scale": scale})
-    spread = settle_spread(replace(session, resolved=replace(session.resolved, config=config)))
-    session.console.note(f"devices: {', '.join(spread.devices)} (one process each)")
+    placement = settle_placement(replace(session, resolved=replace(session.resolved, config=config)))
+    session.console.note(f"devices: {', '.join(placement.devices)} (one process each)")
     caption_by_template(session)  # before there are several: all of them read the captions
     # -P: without it Python would run a typer.py of the folder one stands in
     words = [sys.executable, "-P", "-m", "dcdm_cli", *sys.argv[1:]]
     logs = session.run.cache / "finetune-processes"
-    Group(words, spread.devices, logs, session.console.out, spread.threads).run()
+    Group(words, placement.devices, logs, session.console.out, placement.threads).run()
 
 
 def join_group(session: Session) -> None:
@@ -87,7 +87,7 @@ def _job(session: Session) -> Job:
     ranks = Ranks.of_environment()
     if ranks.world == 1:
         return open_job(session)
-    from dcdm_cli.crew.devices import settle_device
+    from dcdm_cli.workers.devices import settle_device
 
     kind, _ = settle_device("cpu" if os.environ.get("ACCELERATE_USE_CPU") else session.config.device)
     kind = kind.split(":")[0]

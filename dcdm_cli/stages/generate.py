@@ -12,7 +12,7 @@ from dcdm_cli.errors import UsageError
 from dcdm_cli.run.roles import fingerprint, others
 from dcdm_cli.run.session import Session
 from dcdm_cli.run.store import ALL_SETS, Outcome, RunFolder, Stage, StageRecord
-from dcdm_cli.stages.devices import Spread, settle_generation, settle_spread
+from dcdm_cli.stages.devices import Placement, settle_generation, settle_placement
 from dcdm_cli.stages.evaluation_data import stale_adapter
 from dcdm_cli.stages.given import image_input, table_input
 from dcdm_cli.stages.jobs import open_job
@@ -27,7 +27,7 @@ from dcdm_cli.stages.plan import (
     refuse_planning_flags,
     with_precision_of,
 )
-from dcdm_cli.stages.probe import make_measure, open_run_crew, open_run_engine
+from dcdm_cli.stages.probe import make_measure, open_run_engine, open_run_pool
 from dcdm_cli.stages.starts import open_starts
 from dcdm_export.places import set_aside
 
@@ -120,9 +120,9 @@ def _make_images(session: Session, plan: AnyPlan | None, verify: bool, join: boo
         generated, backend, parts = join_parts(session, plan, verify)
         kernels, device = {}, "parts"
     else:
-        spread = settle_spread(session)
-        run_it = _with_crew if spread else _in_this_process
-        plan, generated, facts, device = run_it(session, plan, spread, verify)
+        placement = settle_placement(session)
+        run_it = _with_pool if placement else _in_this_process
+        plan, generated, facts, device = run_it(session, plan, placement, verify)
         backend, kernels = facts.backend, facts.kernels
     _drop_old(run.generated)
     results = {
@@ -146,7 +146,7 @@ def _make_images(session: Session, plan: AnyPlan | None, verify: bool, join: boo
 
 
 def _in_this_process(
-    session: Session, plan: AnyPlan | None, spread: Spread, verify: bool
+    session: Session, plan: AnyPlan | None, placement: Placement, verify: bool
 ) -> tuple[AnyPlan, Generated, Facts, str]:
     from dcdm_cli.generation.render import EngineMaker
     from dcdm_cli.generation.run import run_shards
@@ -161,27 +161,27 @@ def _in_this_process(
     return plan, generated, maker.facts, job.device
 
 
-def _with_crew(
-    session: Session, plan: AnyPlan | None, spread: Spread, verify: bool
+def _with_pool(
+    session: Session, plan: AnyPlan | None, placement: Placement, verify: bool
 ) -> tuple[AnyPlan, Generated, Facts, str]:
     from dcdm_cli.generation.worker_start import open_shard_worker
-    from dcdm_cli.generation.workers import run_crew
+    from dcdm_cli.generation.workers import run_pool
 
-    job = open_job(session, spread.devices[0], here=False)
+    job = open_job(session, placement.devices[0], here=False)
     starts = open_starts(session, session.run.adapter, replace(job, device="cpu"))  # the devices are the workers'
-    with open_run_crew(session, spread, job, open_shard_worker, score=session.config.generate.score) as crew:
-        facts, _ = crew.first_hello()
+    with open_run_pool(session, placement, job, open_shard_worker, score=session.config.generate.score) as pool:
+        facts, _ = pool.first_hello()
         session.console.note(f"backend: {facts.backend}")
         plan = plan or draw_plan(session, session.config.generate, facts, describe_model(session))
         _start(session, plan)
-        if plan.shards < len(spread.devices):
+        if plan.shards < len(placement.devices):
             session.console.warn(
-                f"{plan.shards} shards for {len(spread.devices)} workers: some have nothing to do "
+                f"{plan.shards} shards for {len(placement.devices)} workers: some have nothing to do "
                 "(--shard-size makes smaller ones)"
             )
         layout = plan_layout(session, plan)
-        generated = run_crew(plan, crew, layout, job, deliver=spread.deliver, verify=verify, starts=starts)
-    return plan, generated, facts, ",".join(spread.devices)
+        generated = run_pool(plan, pool, layout, job, deliver=placement.deliver, verify=verify, starts=starts)
+    return plan, generated, facts, ",".join(placement.devices)
 
 
 def _start(session: Session, plan: AnyPlan) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from dcdm_cli.errors import UsageError
 from dcdm_cli.run.session import Session
-from dcdm_cli.stages.devices import crew_of, settle_spread
+from dcdm_cli.stages.devices import pool_of, settle_placement
 from dcdm_cli.stages.jobs import open_job
 
 
@@ -36,8 +36,8 @@ def run_image_sets(session: Session, images: Path, against: Path) -> dict[str, A
         for bad in one.rejected[:1]:
             session.console.warn(f"{one.folder}: {len(one.rejected)} cannot be read, one is {bad.path}: {bad.reason}")
     with _cache(session) as folder:
-        spread = settle_spread(session)
-        space = frozen_space(features, FeatureCache(folder, crew_of(session, spread, job), spread.threads), job)
+        placement = settle_placement(session)
+        space = frozen_space(features, FeatureCache(folder, pool_of(session, placement, job), placement.threads), job)
         session.console.note(f"features: {space.name}")
         found = compared_sets(sets[0], sets[1], [space])
     described = {name: one.document() for name, one in zip(("images", "against"), sets, strict=True)}

@@ -16,7 +16,7 @@ def open_job(session: Session, device: str | None = None, *, here: bool = True) 
     here: the work is done in this process; else workers make their devices current themselves. Raises
     InterruptedRunError when asked to stop: what is opened next takes seconds, and nothing is begun yet.
     """
-    from dcdm_cli.crew.devices import settle_device, use_device
+    from dcdm_cli.workers.devices import settle_device, use_device
 
     if device is None:
         device, reason = settle_device(session.config.device)

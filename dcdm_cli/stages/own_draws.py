@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dcdm_cli.crew.ranks import Ranks
 from dcdm_cli.errors import UsageError
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.session import Session
 from dcdm_cli.run.settings import FinetuneConfig
 from dcdm_cli.stages.adapter import TrainingRows, train_adapter
 from dcdm_cli.stages.prompts import without_prompts
+from dcdm_cli.workers.ranks import Ranks
 
 if TYPE_CHECKING:
     from dcdm_cli.data.manifest import Manifest

@@ -16,7 +16,7 @@ from dcdm_cli.run.session import by_calls
 from dcdm_cli.run.settings import GenerateConfig
 from dcdm_cli.safe_text import show
 from dcdm_cli.signals import asked_to_stop
-from dcdm_cli.stages.devices import Spread, settle_generation, settle_spread
+from dcdm_cli.stages.devices import Placement, settle_generation, settle_placement
 from dcdm_cli.stages.jobs import open_job
 from dcdm_cli.stages.label_check import check_input, generator_files
 from dcdm_cli.stages.probe import make_measure, open_run_engine, plan_inputs
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dcdm_cli.generation.plan_file import AnyPlan
     from dcdm_cli.generation.pricing import Price, Rate, Repayment
     from dcdm_cli.generation.render import EngineMaker
-    from dcdm_cli.reports.table import Sheet
+    from dcdm_cli.reports.table import ResultTable
     from dcdm_cli.run.session import Session
 
 
@@ -132,16 +132,16 @@ def write_priced_plan(session: Session, wishes: Wishes) -> tuple[Plan, Price, Pa
             f"--budget-hours and {rivals[0]} both say how many images there will be",
             "leave out one of them; --balance may stay",
         )
-    spread = settle_spread(session)
+    placement = settle_placement(session)
     first = config if wishes.hours is None else _of_size(config, 64 * config.batch_size)
-    plan, rate, layout, device = _probe(session, first, spread)
-    workers = max(1, len(spread.devices))
+    plan, rate, layout, device = _probe(session, first, placement)
+    workers = max(1, len(placement.devices))
     if wishes.hours is not None:
         images = affordable(rate, wishes.hours, workers)
         plan = draw_plan(session, _of_size(config, images), plan, describe_model(session))
     cost = price(plan, rate, layout, device, workers, wishes.hour_price)
     if config.guidance == "distilled":
-        cost = replace(cost, repayment=_repayment(session, first, spread, rate))
+        cost = replace(cost, repayment=_repayment(session, first, placement, rate))
     file = run.plans / f"{plan.hash[:12]}.parquet"
     write_plan(plan, file)
     write_json(price_file(file), cost.document())
@@ -152,9 +152,9 @@ def price_file(plan: Path) -> Path:
     return plan.with_suffix(".json")
 
 
-def price_sheet(cost: Price) -> Sheet:
+def price_table(cost: Price) -> ResultTable:
     from dcdm_cli.reports.formatting import duration
-    from dcdm_cli.reports.table import Sheet
+    from dcdm_cli.reports.table import ResultTable
 
     kind, distilled = "CPU" if cost.device == "cpu" else "GPU", cost.repayment
     rows = [
@@ -171,7 +171,7 @@ def price_sheet(cost: Price) -> Sheet:
         f"{cost.images:,} images take about {duration(cost.seconds)} and {_size(cost.disk_bytes)} of disk{money}; this "
         "command makes them:"
     )
-    return Sheet("Price of the plan", ("", "value"), tuple(rows), said)
+    return ResultTable("Price of the plan", ("", "value"), tuple(rows), said)
 
 
 def price_lines(cost: Price, file: Path, tables: Path) -> list[RenderableType]:
@@ -179,10 +179,10 @@ def price_lines(cost: Price, file: Path, tables: Path) -> list[RenderableType]:
     from rich.text import Text
 
     from dcdm_cli.reports.table import shown
-    from dcdm_cli.reports.tables import saved_sheets
+    from dcdm_cli.reports.tables import saved_tables
 
     command = shlex.join(["dcdm", "generate", str(file)])
-    return [*shown(saved_sheets([price_sheet(cost)], tables)), Text(f"  {show(command)}")]
+    return [*shown(saved_tables([price_table(cost)], tables)), Text(f"  {show(command)}")]
 
 
 def _repaid(distilled: Repayment) -> str:
@@ -194,13 +194,13 @@ def _repaid(distilled: Repayment) -> str:
     return f"took {duration(distilled.seconds)}, {paid}"
 
 
-def _repayment(session: Session, config: GenerateConfig, spread: Spread, rate: Rate) -> Repayment:
+def _repayment(session: Session, config: GenerateConfig, placement: Placement, rate: Rate) -> Repayment:
     """The guided calls are measured too: on this backend, with this scorer and these draws."""
     from dcdm_cli.generation.pricing import repayment
 
     session.console.note("probing the guided calls, for comparison")
     other = by_calls(session)
-    _, guided, _, _ = _probe(other, config.model_copy(update={"guidance": "calls"}), spread)
+    _, guided, _, _ = _probe(other, config.model_copy(update={"guidance": "calls"}), placement)
     records = map(session.run.record, ("distill", "calibrate"))
     return repayment(round(sum(record.seconds for record in records if record), 2), guided, rate)
 
@@ -219,11 +219,11 @@ def _of_size(config: GenerateConfig, images: int) -> GenerateConfig:
     return config.model_copy(update={"count": images, "per_class": None, "counts": None})
 
 
-def _probe(session: Session, config: GenerateConfig, spread: Spread) -> tuple[Plan, Rate, Layout, str]:
+def _probe(session: Session, config: GenerateConfig, placement: Placement) -> tuple[Plan, Rate, Layout, str]:
     from dcdm_cli.generation.pricing import probe_rate
 
     clock = time.monotonic()
-    maker, device = _open_maker(session, spread)
+    maker, device = _open_maker(session, placement)
     opening_s = time.monotonic() - clock
     plan = draw_plan(session, config, maker.engine, describe_model(session))
     session.console.note(f"probing {device} with images from all over the plan")
@@ -231,20 +231,21 @@ def _probe(session: Session, config: GenerateConfig, spread: Spread) -> tuple[Pl
     return plan, probe_rate(plan, maker, layout, opening_s, Job(stop_signal=asked_to_stop)), layout, device
 
 
-def _open_maker(session: Session, spread: Spread) -> tuple[EngineMaker, str]:
+def _open_maker(session: Session, placement: Placement) -> tuple[EngineMaker, str]:
     """The run's engine on the first device, with the threads that a worker would have."""
     import torch
 
     from dcdm_cli.generation.render import EngineMaker
 
-    job = open_job(session, spread.devices[0] if spread and spread.engine == "local" else None)
-    if spread and job.device.split(":")[0] != spread.devices[0].split(":")[0]:
+    job = open_job(session, placement.devices[0] if placement and placement.engine == "local" else None)
+    wanted = placement.devices[0] if placement else job.device
+    if job.device.split(":")[0] != wanted.split(":")[0]:
         raise CapabilityError(
-            f"--plan measures on this machine, which has {job.device}; the cluster's workers use {spread.devices[0]}",
+            f"--plan measures on this machine, which has {job.device}; the cluster's workers use {wanted}",
             "run it on a machine like the workers'",
         )
-    if spread.threads:
-        torch.set_num_threads(spread.threads)
+    if placement.threads:
+        torch.set_num_threads(placement.threads)
     measure = make_measure(session, job, score=session.config.generate.score)
     return EngineMaker(open_run_engine(session, session.run.adapter, job), measure), job.device
 

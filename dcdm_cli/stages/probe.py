@@ -14,7 +14,7 @@ from dcdm_cli.run import one_off
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.standing import run_words
 from dcdm_cli.run.store import RunFolder
-from dcdm_cli.stages.devices import Spread, open_crew
+from dcdm_cli.stages.devices import Placement, open_pool
 from dcdm_cli.stages.jobs import KEPT
 from dcdm_cli.stages.label_check import open_check, prepare_check
 from dcdm_cli.stages.prompts import own_prompts, prompt_input
@@ -24,8 +24,6 @@ from dcdm_cli.stages.starts import open_starts, source_ids
 if TYPE_CHECKING:
     import numpy as np
 
-    from dcdm_cli.crew.coordinator import Crew
-    from dcdm_cli.crew.messages import Worker
     from dcdm_cli.data.manifest import Manifest
     from dcdm_cli.difficulty.verdict import Measure, Verdict
     from dcdm_cli.generation.engine import Engine
@@ -33,6 +31,8 @@ if TYPE_CHECKING:
     from dcdm_cli.generation.samples import Watch
     from dcdm_cli.run.session import Session
     from dcdm_cli.run.settings import GenerateConfig
+    from dcdm_cli.workers.coordinator import WorkerPool
+    from dcdm_cli.workers.messages import Worker
 
 
 @dataclass(frozen=True)
@@ -78,23 +78,25 @@ def _without_export(config: GenerateConfig) -> dict[str, str]:
     return {"backend": backend, "precision": "auto" if config.precision == "fp8" else config.precision}
 
 
-def open_run_crew(session: Session, spread: Spread, job: Job, opener: Callable[..., Worker], *, score: bool) -> Crew:
+def open_run_pool(
+    session: Session, placement: Placement, job: Job, opener: Callable[..., Worker], *, score: bool
+) -> WorkerPool:
     """The run's engine, label check, and with `score` its scorer, once per worker. opener: of `generation.opening`."""
     from dcdm_cli.data.images import decode_options
     from dcdm_cli.generation.engine import sampler_warnings
     from dcdm_cli.generation.worker_start import Parcel, Setup
 
     run, config = session.run, session.config.generate
-    here = job if spread.engine == "local" else replace(job, device="cpu")  # Ray's devices are elsewhere
+    here = job if placement.engine == "local" else replace(job, device="cpu")  # Ray's devices are elsewhere
     checker = prepare_check(session, here)
     for warning in sampler_warnings(config):
         session.console.warn(warning)
     folders = (run.adapter, run.scorer if score and run.scorer.exists() else None, _export_of(run), checker)
-    packed = [Parcel.of(folder) if folder and spread.deliver else folder for folder in folders]
+    packed = [Parcel.of(folder) if folder and placement.deliver else folder for folder in folders]
     adapter, scorer, export, checker = packed
     assert adapter is not None
-    setup = Setup(adapter, config, scorer, decode_options(), spread.threads, spread.deliver, export, checker)
-    return open_crew(session, partial(opener, setup), spread, job)
+    setup = Setup(adapter, config, scorer, decode_options(), placement.threads, placement.deliver, export, checker)
+    return open_pool(session, partial(opener, setup), placement, job)
 
 
 def _export_of(run: RunFolder) -> Path | None:
@@ -229,20 +231,27 @@ def first_draws(engine: Engine) -> Engine:
     return replace(engine, config=engine.config.model_copy(update={"attempts": 1}))
 
 
-def probe_with_crew(
-    session: Session, spread: Spread, targets: Sequence[float], per_target: int, job: Job, *, seed: int, watch: Watch
+def probe_with_pool(
+    session: Session,
+    placement: Placement,
+    targets: Sequence[float],
+    per_target: int,
+    job: Job,
+    *,
+    seed: int,
+    watch: Watch,
 ) -> Probed:
-    """`probe` with the run's calibration, by a crew."""
+    """`probe` with the run's calibration, by a worker pool."""
     from dcdm_cli.generation.plan import grid_plan
     from dcdm_cli.generation.samples import sample_rows
     from dcdm_cli.generation.worker_start import open_sample_worker
 
-    with open_run_crew(session, spread, job, open_sample_worker, score=True) as crew:
-        facts, batch = crew.first_hello()
+    with open_run_pool(session, placement, job, open_sample_worker, score=True) as pool:
+        facts, batch = pool.first_hello()
         session.console.note(f"backend: {facts.backend}")
         rows = grid_plan(plan_inputs(session), targets, per_target, seed, facts.generator).rows()
         starts = open_starts(session, session.run.adapter, replace(job, device="cpu"))
-        return _probed(rows, sample_rows(rows, crew, batch, watch, starts))
+        return _probed(rows, sample_rows(rows, pool, batch, watch, starts))
 
 
 def probe_rows(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dcdm_cli.reports import experiment_plots, plots
 from dcdm_cli.reports.html import Extras, ReportFigure, write_page, write_report
-from dcdm_cli.reports.strength import strength_curves, strength_sheet
+from dcdm_cli.reports.strength import strength_curves, strength_table
 from dcdm_cli.run.versions import recorded_versions
 from dcdm_cli.stages.known import scorer_known, scorer_words
 
@@ -52,8 +52,8 @@ def write_evaluation_report(session: Session, manifest: Manifest, metrics: Mappi
 
 def _extras(session: Session, manifest: Manifest, metrics: Mapping[str, Any]) -> Extras:
     chosen = strength_choice(session.run)
-    sheets = [strength_sheet(chosen, scorer_words(session.run))] if chosen else []
-    return Extras(how_made(), run_advice(session, metrics), _gallery(session.run, manifest), sheets)
+    tables = [strength_table(chosen, scorer_words(session.run))] if chosen else []
+    return Extras(how_made(), run_advice(session, metrics), _gallery(session.run, manifest), tables)
 
 
 def run_advice(session: Session, metrics: Mapping[str, Any]) -> list[Advice]:
@@ -91,10 +91,10 @@ def strength_choice(run: RunFolder) -> dict[str, Any] | None:
 def strength_lines(run: RunFolder, results: Mapping[str, Any]) -> list[RenderableType]:
     """The points that fine-tuning probed, for the screen and as a CSV file of the run; nothing where it was told."""
     from dcdm_cli.reports.table import shown
-    from dcdm_cli.reports.tables import saved_sheets
+    from dcdm_cli.reports.tables import saved_tables
 
     chosen = results.get("strength")
-    return shown(saved_sheets([strength_sheet(chosen, scorer_words(run))], run.tables)) if chosen else []
+    return shown(saved_tables([strength_table(chosen, scorer_words(run))], run.tables)) if chosen else []
 
 
 def _experiments(run: RunFolder) -> dict[str, dict[str, Any]]:
@@ -124,11 +124,11 @@ def prompt_lines(tables: Path, results: Mapping[str, Any]) -> list[RenderableTyp
     """What prompts of several sources cost, for the screen, and as a CSV file; nothing where all are of one."""
     if not results.get("prompt_sources"):
         return []
-    from dcdm_cli.reports.quality_tables import prompt_sheet
+    from dcdm_cli.reports.quality_tables import prompt_table
     from dcdm_cli.reports.table import shown
-    from dcdm_cli.reports.tables import saved_sheets
+    from dcdm_cli.reports.tables import saved_tables
 
-    return shown(saved_sheets([prompt_sheet(results["prompt_sources"])], tables))
+    return shown(saved_tables([prompt_table(results["prompt_sources"])], tables))
 
 
 def generated_lines(run: RunFolder, results: Mapping[str, Any]) -> list[RenderableType]:
@@ -158,13 +158,13 @@ def write_experiment_report(
 ) -> list[Path]:
     """Page and figures of an experiment's document; from the document alone, so that they can be made again. made: as
     `how_made` says it, where the document was made just now."""
-    from dcdm_cli.reports.experiment_tables import experiment_sentences, experiment_sheets
+    from dcdm_cli.reports.experiment_tables import experiment_sentences, experiment_tables
 
     figures = draw(experiment_drawings(document), files.figures)
     title = f"Experiment {document['experiment']}: {document['about']}" if document["about"] else document["experiment"]
     facts = {"device": document["device"], "tested on": document["tested_on"]}
     sentences = [*experiment_sentences(document), *document["warnings"]]
-    write_page(files.page, title, sentences, figures, experiment_sheets(document), facts, extras=Extras(made or {}))
+    write_page(files.page, title, sentences, figures, experiment_tables(document), facts, extras=Extras(made or {}))
     return [files.page, *(figure.path for figure in figures)]
 
 

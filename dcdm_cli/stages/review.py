@@ -28,8 +28,8 @@ def run_review(session: Session, most: int) -> dict[str, Any]:
     person has filled in is kept beside the new one."""
     from dcdm_cli.data.manifest import read_manifest
     from dcdm_cli.evaluation.review import counted, real_items
-    from dcdm_cli.reports.review import review_sheet, write_gallery, write_review_table
-    from dcdm_cli.reports.tables import saved_sheets
+    from dcdm_cli.reports.review import review_table, write_gallery, write_review_table
+    from dcdm_cli.reports.tables import saved_tables
 
     run = session.run
     run.create(after="score")
@@ -42,7 +42,7 @@ def run_review(session: Session, most: int) -> dict[str, Any]:
         write_review_table(run.review / TABLE, items)
         known = scorer_words(run)
         write_gallery(run.review / PAGE, items, [*ABOUT, *([known] if known else [])])
-        saved_sheets([review_sheet(counted(items))], run.tables)
+        saved_tables([review_table(counted(items))], run.tables)
     if known:
         session.console.note(known)
     files = {"table": str(run.review / TABLE), "page": str(run.review / PAGE)}

@@ -18,7 +18,7 @@ from dcdm_cli.run.session import Session, write_starter_config
 from dcdm_cli.run.settings import Config
 from dcdm_cli.run.standing import run_words
 from dcdm_cli.run.store import Outcome, RunFolder, Stage, StageRecord
-from dcdm_cli.stages.devices import Spread, crew_of, run_features, settle_spread
+from dcdm_cli.stages.devices import Placement, pool_of, run_features, settle_placement
 from dcdm_cli.stages.first_look import first_look_sentences
 from dcdm_cli.stages.jobs import open_job
 
@@ -94,7 +94,7 @@ def _scan_and_score(session: Session, source: str, options: ScanOptions, stage: 
     from dcdm_cli.data.writers import write_rejected
     from dcdm_cli.difficulty.scoring import check_settings
 
-    run, job, spread = session.run, open_job(session), settle_spread(session)
+    run, job, placement = session.run, open_job(session), settle_placement(session)
     key = hash_json([stage.config, stage.inputs])
     spool = run.checkpoints / "scorer" / key[:16]  # what a stopped run goes on from
     check_settings(session.config.score)
@@ -115,7 +115,7 @@ def _scan_and_score(session: Session, source: str, options: ScanOptions, stage: 
         session.console.note(sentence)
     found = replace(found, manifest=corrected.manifest)
     _warn_of_refusals(session, found.manifest)
-    scored = _score(session, found, job, spool, spread)
+    scored = _score(session, found, job, spool, placement)
     manifest = scored.manifest
     for warning in untrainable_warnings(manifest):
         session.console.warn(warning)
@@ -141,8 +141,8 @@ def _say_what_was_understood(session: Session, found: Scan) -> None:
     trained on."""
     from dcdm_cli.data.copies import copy_rows
     from dcdm_cli.data.writers import write_json_lines
-    from dcdm_cli.reports.table import save_sheets, sentence, shown
-    from dcdm_cli.reports.tables import split_sheet
+    from dcdm_cli.reports.table import save_tables, sentence, shown
+    from dcdm_cli.reports.tables import split_table
 
     console, run = session.console, session.run
     for text in first_look_sentences(session.config):
@@ -150,8 +150,8 @@ def _say_what_was_understood(session: Session, found: Scan) -> None:
     console.note(f"understood of {found.origin}:")
     for facts in found.splits:
         console.note(f"  {facts}")
-    save_sheets([split_sheet(found.manifest, None)], run.tables)
-    for part in shown([split_sheet(found.manifest)]):
+    save_tables([split_table(found.manifest, None)], run.tables)
+    for part in shown([split_table(found.manifest)]):
         console.show(part)
     if captioned := _captioned(found.manifest):
         console.note(f"  {captioned} of {len(found.manifest)} images have captions of their own")
@@ -221,7 +221,7 @@ class _Scores(NamedTuple):
     save_scorer: Callable[[Path], None]
 
 
-def _score(session: Session, found: Scan, job: Job, spool: Path, spread: Spread) -> _Scores:
+def _score(session: Session, found: Scan, job: Job, spool: Path, placement: Placement) -> _Scores:
     """Fills the score columns of the training split; other splits keep nulls."""
     import numpy as np
 
@@ -233,9 +233,9 @@ def _score(session: Session, found: Scan, job: Job, spool: Path, spread: Spread)
     place = Scoring(
         spool,
         class_map=found.class_map,
-        crew=crew_of(session, spread, job),
-        threads=spread.threads,
-        cache=run_features(session, job, spread),
+        pool=pool_of(session, placement, job),
+        threads=placement.threads,
+        cache=run_features(session, job, placement),
     )
     config = config.model_copy(update={"seed": config.seed + session.config.seed})
     scored = score_images(manifest.select(is_train), config, place, job)

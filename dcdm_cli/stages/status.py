@@ -59,8 +59,8 @@ def shown_status(standing: RunStanding) -> list[Any]:
     """For a terminal: one table and the sentences that sum it up. What is to be copied stays in one piece."""
     from rich.text import Text
 
-    from dcdm_cli.reports.standing import standing_sheet
+    from dcdm_cli.reports.standing import standing_table
     from dcdm_cli.reports.table import sentence
 
-    table = [standing_sheet(standing).table()] if standing.exists else []
+    table = [standing_table(standing).as_rich()] if standing.exists else []
     return [*table, *(Text(line) if line.startswith(COPIED) else sentence(line) for line in sentences(standing))]

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dcdm_cli.arrays import evenly
-from dcdm_cli.crew.ranks import Ranks
 from dcdm_cli.errors import NumericalError, UsageError
 from dcdm_cli.files import hash_json
 from dcdm_cli.gate import Digest, Finite
@@ -28,6 +27,7 @@ from dcdm_cli.stages.devices import run_features
 from dcdm_cli.stages.networks import check_judged_by
 from dcdm_cli.stages.own_draws import learn_from_own_draws
 from dcdm_cli.stages.prompts import without_prompts
+from dcdm_cli.workers.ranks import Ranks
 
 if TYPE_CHECKING:
     from dcdm_cli.data.manifest import Manifest

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dcdm_cli.crew.ranks import Ranks
+from dcdm_cli.workers.ranks import Ranks
 
 if TYPE_CHECKING:
     from accelerate import PartialState

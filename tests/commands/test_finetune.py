@@ -85,7 +85,7 @@ def test_a_group_runs_no_module_of_the_folder_one_stands_in(tmp_path: Path, monk
 
         def run(self) -> None: ...
 
-    monkeypatch.setattr("dcdm_cli.crew.ranks.Group", Seen)
+    monkeypatch.setattr("dcdm_cli.workers.ranks.Group", Seen)
     monkeypatch.setattr(sys, "argv", ["dcdm", "--version"])
     run_group(Session(run, resolve(run_file=run.config_file), Console(quiet=True), False, False, {}), ("2",))
     (tmp_path / "typer.py").write_text("raise SystemExit('code of somebody else')\n")

@@ -99,9 +99,9 @@ def test_parts_make_what_one_process_makes(session: Open, run: RunFolder) -> Non
 @pytest.mark.slow
 def test_a_worker_makes_what_this_process_makes(session: Open, run: RunFolder) -> None:
     run_generate(begun(session))
-    crew = run.with_images("crew")
-    run_generate(replace(begun(session, scale__devices=("1",), threads=1), run=crew))
-    assert images_of(crew) == images_of(run) != {}
+    pool = run.with_images("pool")
+    run_generate(replace(begun(session, scale__devices=("1",), threads=1), run=pool))
+    assert images_of(pool) == images_of(run) != {}
 
 
 def test_a_plan_for_another_strength_is_named(session: Open, run: RunFolder) -> None:

@@ -32,7 +32,7 @@ from dcdm_cli.generation.plan_file import PlanFile
 from dcdm_cli.run.store import Outcome, RunFolder, Stage
 from dcdm_cli.stages import finetune, generate, plan
 from dcdm_cli.stages.check import run_check
-from dcdm_cli.stages.devices import settle_spread
+from dcdm_cli.stages.devices import settle_placement
 from dcdm_cli.stages.generate import run_generate
 from dcdm_cli.stages.jobs import open_job
 from dcdm_cli.stages.parts import Part, run_part
@@ -339,7 +339,7 @@ def test_damage_to_finished_images_is_noticed(
     ("devices", "found"), [((), []), (("2",), ["cpu", "cpu"]), (("all",), ["cpu"]), (("cpu", "cpu"), ["cpu", "cpu"])]
 )
 def test_devices(session: Open, devices: tuple[str, ...], found: list[str]) -> None:
-    assert settle_spread(session(scale__devices=devices)).devices == found
+    assert settle_placement(session(scale__devices=devices)).devices == found
 
 
 @pytest.mark.parametrize(
@@ -353,12 +353,12 @@ def test_devices(session: Open, devices: tuple[str, ...], found: list[str]) -> N
 )
 def test_devices_that_are_not_there(session: Open, devices: tuple[str, ...], error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
-        settle_spread(session(scale__devices=devices))
+        settle_placement(session(scale__devices=devices))
 
 
 def test_ray_that_is_not_there(session: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="--address names a Ray cluster"):
-        settle_spread(session(scale__address="127.0.0.1:1"))
+        settle_placement(session(scale__address="127.0.0.1:1"))
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(CapabilityError, match="which is not installed") as caught:
         run_generate(session(scale__engine="ray"))
@@ -394,7 +394,7 @@ def test_the_device_of_a_command_and_of_each_rank_is_the_current_one(
 
 def test_all_gpus_or_some_by_number(session: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_gpus(monkeypatch, 2)
-    assert settle_spread(session(device="cuda", scale__devices=("all",))).devices == ["cuda:0", "cuda:1"]
-    assert settle_spread(session(scale__devices=("cuda:1", "cuda:0"))).devices == ["cuda:1", "cuda:0"]
+    assert settle_placement(session(device="cuda", scale__devices=("all",))).devices == ["cuda:0", "cuda:1"]
+    assert settle_placement(session(scale__devices=("cuda:1", "cuda:0"))).devices == ["cuda:1", "cuda:0"]
     with pytest.raises(CapabilityError, match="'cuda:2' is not there"):
-        settle_spread(session(scale__devices=("cuda:0", "cuda:2")))
+        settle_placement(session(scale__devices=("cuda:0", "cuda:2")))

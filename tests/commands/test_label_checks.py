@@ -27,13 +27,13 @@ from dcdm_cli.run.settings import ClassifierConfig
 from dcdm_cli.run.store import Outcome, RunFolder, Stage
 from dcdm_cli.stages import generate, probe
 from dcdm_cli.stages.adherence import summary
-from dcdm_cli.stages.devices import Spread
+from dcdm_cli.stages.devices import Placement
 from dcdm_cli.stages.experiments.arms import named_arms
 from dcdm_cli.stages.experiments.sets import GeneratedSets
 from dcdm_cli.stages.generate import run_generate, sample_images
 from dcdm_cli.stages.label_check import prepare_check
 from dcdm_cli.stages.plan import Wishes, write_priced_plan
-from dcdm_cli.stages.probe import open_run_crew
+from dcdm_cli.stages.probe import open_run_pool
 
 from ..generation.fakes import NAMES
 from .conftest import Open
@@ -167,11 +167,11 @@ def test_workers_ask_the_same_classifier(
     session: Open, run: RunFolder, own: Path, monkeypatch: pytest.MonkeyPatch, deliver: bool
 ) -> None:
     """deliver: machines without a common disk are sent it."""
-    monkeypatch.setattr(probe, "open_crew", lambda session, opener, spread, job: opener("cpu", lambda: False))
+    monkeypatch.setattr(probe, "open_pool", lambda session, opener, placement, job: opener("cpu", lambda: False))
     opened = session(generate__check=str(own), generate__attempts=3, generate__per_class=2)
     here = list(sample_images(opened))
-    spread = Spread(["cpu"], "ray" if deliver else "local", deliver)
-    worker: Any = open_run_crew(opened, spread, Job(), open_sample_worker, score=True)
+    placement = Placement(["cpu"], "ray" if deliver else "local", deliver)
+    worker: Any = open_run_pool(opened, placement, Job(), open_sample_worker, score=True)
     rows = [row for batch in here for row in batch.rows]
     (made,) = worker.run(SampleTask(tuple(rows), worker.hello[0].generator))
     shows = [batch.verdict.shows for batch in here if batch.verdict is not None and batch.verdict.shows is not None]

@@ -11,8 +11,6 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from dcdm_cli.crew.coordinator import Crew
-from dcdm_cli.crew.local import LocalTransport
 from dcdm_cli.data.manifest import SCORE_COLUMNS, Manifest
 from dcdm_cli.difficulty import feature_folds
 from dcdm_cli.difficulty.automatic import Method, best_of, clearly_better, training_seconds
@@ -28,6 +26,8 @@ from dcdm_cli.evaluation.data import held_out_difficulty
 from dcdm_cli.evaluation.judge import Judge
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.settings import JudgeConfig, ScoreConfig
+from dcdm_cli.workers.coordinator import WorkerPool
+from dcdm_cli.workers.local import LocalTransport
 from tests.difficulty.conftest import NAMES, MakeManifest
 
 Digits = tuple[np.ndarray, np.ndarray]
@@ -161,8 +161,8 @@ def test_large_sets_give_the_same_in_parts(
 def test_a_crew_sees_the_same(train: Manifest, eyes: str, tmp_path: Path) -> None:
     extractor = open_extractor(eyes)
     here = FeatureCache(tmp_path / "here").of(extractor, train, Job())
-    crew = lambda opener: Crew(LocalTransport(opener, ["cpu"], threads=1), Job())  # noqa: E731
-    there = FeatureCache(tmp_path / "there", crew, 1).of(extractor, train, Job())
+    pool = lambda opener: WorkerPool(LocalTransport(opener, ["cpu"], threads=1), Job())  # noqa: E731
+    there = FeatureCache(tmp_path / "there", pool, 1).of(extractor, train, Job())
     np.testing.assert_allclose(there.take(np.arange(120)), here.take(np.arange(120)), rtol=2e-3, atol=1e-3)
 
 

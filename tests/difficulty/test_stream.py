@@ -1,4 +1,4 @@
-"""Scoring in chunks gives what scoring in memory gives, goes on where it stopped, and may be spread over a crew."""
+"""Scoring in chunks gives what scoring in memory gives, goes on where it stopped, and may be spread over workers."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dcdm_cli.crew.coordinator import Crew
-from dcdm_cli.crew.local import LocalTransport
 from dcdm_cli.data.manifest import SCORE_COLUMNS, Manifest
 from dcdm_cli.difficulty import crossfit as crossfit_module
 from dcdm_cli.difficulty import scoring, stream
@@ -19,6 +17,8 @@ from dcdm_cli.difficulty.scoring import Scoring, score_images
 from dcdm_cli.errors import InterruptedRunError, NotFoundError
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.settings import ScoreConfig
+from dcdm_cli.workers.coordinator import WorkerPool
+from dcdm_cli.workers.local import LocalTransport
 
 from .conftest import MakeManifest
 
@@ -85,8 +85,8 @@ def test_a_crew_scores_the_same(
         train.image_paths(), train.column("label").astype(np.int64), np.zeros((1, len(train)), np.int16)
     )
     here = stream.score_in_chunks(data, lambda: opener("cpu", lambda: False), tmp_path / "here", Job())
-    with Crew(LocalTransport(opener, ["cpu"], threads=1), Job()) as crew:
-        there = stream.score_in_chunks(data, lambda: pytest.fail("not here"), tmp_path / "there", Job(), crew)
+    with WorkerPool(LocalTransport(opener, ["cpu"], threads=1), Job()) as pool:
+        there = stream.score_in_chunks(data, lambda: pytest.fail("not here"), tmp_path / "there", Job(), pool)
     for name in here:
         np.testing.assert_array_equal(here[name], there[name])
     assert len(alone.columns["difficulty"]) == 60

@@ -17,9 +17,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dcdm_cli.crew import ray_crew
-from dcdm_cli.crew.coordinator import Crew
-from dcdm_cli.crew.messages import Message
 from dcdm_cli.data.manifest import Manifest
 from dcdm_cli.difficulty import feature_cache, stream
 from dcdm_cli.difficulty.classifier import build_classifier
@@ -31,9 +28,12 @@ from dcdm_cli.generation.layout import Layout
 from dcdm_cli.generation.plan import Plan
 from dcdm_cli.generation.run import Generated, run_shards
 from dcdm_cli.generation.samples import sample_rows
-from dcdm_cli.generation.workers import run_crew
+from dcdm_cli.generation.workers import run_pool
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.settings import ClassifierConfig
+from dcdm_cli.workers import ray_transport
+from dcdm_cli.workers.coordinator import WorkerPool
+from dcdm_cli.workers.messages import Message
 
 from .fakes import NAMES, FakeMaker, contents, fake_measure, fake_plan, open_fake
 from .test_samples import open_sampler
@@ -52,17 +52,17 @@ def cluster() -> Iterator[Any]:
 
     machines = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     machines.add_node(num_cpus=1)
-    found = ray_crew.connect(machines.address)
+    found = ray_transport.connect(machines.address)
     assert (found.gpus, found.nodes, found.cpus) == (0, 2, 1)
     yield machines
-    ray_crew.disconnect()
+    ray_transport.disconnect()
     machines.shutdown()
     os.environ.pop("PYTHONPATH")
     if before is not None:
         os.environ["PYTHONPATH"] = before
 
 
-class Recorder(ray_crew.RayTransport):
+class Recorder(ray_transport.RayTransport):
     """Remembers who died."""
 
     def __init__(self, *given: Any) -> None:
@@ -80,11 +80,11 @@ def on_ray(
 ) -> tuple[Generated, list[str]]:
     layout, job = Layout(folder, format, "png", NAMES, plan.shards), job or Job()
     transport = Recorder(partial(open_fake, deliver=deliver, seconds=0.02), "cpu", workers, {"num_cpus": 1})
-    with Crew(transport, job) as crew:
-        while len(crew.hellos) < workers:  # or the first might do all the work
+    with WorkerPool(transport, job) as pool:
+        while len(pool.hellos) < workers:  # or the first might do all the work
             for message in transport.hear(0.25):
-                crew._hear_idle(message)
-        return run_crew(plan, crew, layout, job, deliver=deliver), transport.died
+                pool._hear_idle(message)
+        return run_pool(plan, pool, layout, job, deliver=deliver), transport.died
 
 
 def alone(folder: Path, format: str, plan: Plan = PLAN) -> dict[str, bytes]:
@@ -117,8 +117,8 @@ def test_results_that_are_sent_to_the_driver(cluster: Any, tmp_path: Path) -> No
 def test_images_that_are_only_looked_at(cluster: Any) -> None:
     rows = fake_plan(10, shard_size=10).rows()
     seen: list[int] = []
-    with Crew(ray_crew.RayTransport(open_sampler, "cpu", 1, {"num_cpus": 1}), Job()) as crew:
-        verdict = sample_rows(rows, crew, 4, lambda batch, images, s: seen.extend(row.index for row in batch))
+    with WorkerPool(ray_transport.RayTransport(open_sampler, "cpu", 1, {"num_cpus": 1}), Job()) as pool:
+        verdict = sample_rows(rows, pool, 4, lambda batch, images, s: seen.extend(row.index for row in batch))
     realised = verdict.difficulty
     images = np.stack([FakeMaker()._image(row) for row in rows])
     assert seen == list(range(10))
@@ -137,8 +137,8 @@ def test_scores_of_a_large_set(cluster: Any, tmp_path: Path, monkeypatch: pytest
     data = stream.ScoreSet([tmp_path / f"{number}.png" for number in range(10)], labels, asked)
     opener = partial(stream.open_chunk_scorer, tmp_path / "scorer", 1)
     here = stream.score_in_chunks(data, lambda: opener("cpu", lambda: False), tmp_path / "here", Job())
-    with Crew(ray_crew.RayTransport(opener, "cpu", 1, {"num_cpus": 1}), Job()) as crew:
-        there = stream.score_in_chunks(data, lambda: pytest.fail("not here"), tmp_path / "there", Job(), crew)
+    with WorkerPool(ray_transport.RayTransport(opener, "cpu", 1, {"num_cpus": 1}), Job()) as pool:
+        there = stream.score_in_chunks(data, lambda: pytest.fail("not here"), tmp_path / "there", Job(), pool)
     for name, values in here.items():
         np.testing.assert_allclose(there[name], values, atol=1e-5, err_msg=name)
 
@@ -152,8 +152,8 @@ def test_features_of_many_images(cluster: Any, tmp_path: Path, monkeypatch: pyte
         rows.append({"sample_id": f"{number:032x}", "path": f"{number}.png", "label": row.label})
     images, extractor = Manifest.from_rows(rows, NAMES, tmp_path), open_extractor("packaged", 32)
     here = feature_cache.FeatureCache(tmp_path / "here").of(extractor, images, Job())
-    crew = lambda opener: Crew(ray_crew.RayTransport(opener, "cpu", 1, {"num_cpus": 1}), Job())  # noqa: E731
-    there = feature_cache.FeatureCache(tmp_path / "there", crew, 1).of(extractor, images, Job())
+    pool = lambda opener: WorkerPool(ray_transport.RayTransport(opener, "cpu", 1, {"num_cpus": 1}), Job())  # noqa: E731
+    there = feature_cache.FeatureCache(tmp_path / "there", pool, 1).of(extractor, images, Job())
     np.testing.assert_allclose(there.take(np.arange(10)), here.take(np.arange(10)), rtol=2e-3, atol=1e-3)
 
 
@@ -162,7 +162,7 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(CapabilityError, match="not installed") as caught:
-        ray_crew.connect(None)
+        ray_transport.connect(None)
     assert "dcdm-cli[ray]" in caught.value.hint
 
 
@@ -171,5 +171,5 @@ def test_an_address_where_nobody_answers(address: str) -> None:
     pytest.importorskip("ray")
     started = time.monotonic()
     with pytest.raises(NotFoundError, match="no Ray cluster answers at"):
-        ray_crew.connect(address)
+        ray_transport.connect(address)
     assert time.monotonic() - started < 20

@@ -1,4 +1,4 @@
-"""Images that are only looked at come from a crew as from one process: each once, in the order of the rows."""
+"""Images that are only looked at come from a worker pool as from one process: each once, in the order of the rows."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from functools import partial
 import numpy as np
 import pytest
 
-from dcdm_cli.crew.coordinator import Crew
-from dcdm_cli.crew.local import LocalTransport
 from dcdm_cli.errors import InterruptedRunError, MismatchError
 from dcdm_cli.generation.plan import PlanRow
 from dcdm_cli.generation.samples import SampleTask, SampleWorker, sample_rows
 from dcdm_cli.run.progress import Job
+from dcdm_cli.workers.coordinator import WorkerPool
+from dcdm_cli.workers.local import LocalTransport
 
 from .fakes import SOURCES, STARTS, FakeMaker, fake_measure, fake_plan
 
@@ -34,8 +34,8 @@ def sampled(job: Job, transport: LocalTransport) -> tuple[list[int], np.ndarray,
         assert np.allclose(realised, fake_measure(images, np.zeros(0))[0])
         seen.extend(row.index for row in rows)
 
-    with Crew(transport, job) as crew:
-        made = sample_rows(ROWS, crew, 4, watch)
+    with WorkerPool(transport, job) as pool:
+        made = sample_rows(ROWS, pool, 4, watch)
         return seen, made.difficulty, made.predicted
 
 
@@ -75,8 +75,8 @@ def open_plain_sampler(device: str, should_stop: Callable[[], bool]) -> SampleWo
 def test_what_they_start_from_comes_with_the_task() -> None:
     rows = fake_plan(10, shard_size=100, sources=SOURCES).rows()
     job, seen = Job(), []
-    with Crew(LocalTransport(open_plain_sampler, ["cpu"], threads=1), job) as crew:
-        sample_rows(rows, crew, 4, lambda rows, images, realised: seen.extend(images), STARTS)
+    with WorkerPool(LocalTransport(open_plain_sampler, ["cpu"], threads=1), job) as pool:
+        sample_rows(rows, pool, 4, lambda rows, images, realised: seen.extend(images), STARTS)
     maker = FakeMaker()
     maker.begin_from(STARTS)
     assert (np.stack(seen) == np.stack([maker._image(row) for row in rows])).all()

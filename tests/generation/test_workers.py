@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from dcdm_cli.crew.coordinator import Crew
-from dcdm_cli.crew.local import LocalTransport
 from dcdm_cli.errors import InterruptedRunError, MismatchError, StorageError
 from dcdm_cli.generation.layout import Layout
 from dcdm_cli.generation.plan import Plan
 from dcdm_cli.generation.run import Generated, run_shards
-from dcdm_cli.generation.workers import run_crew
+from dcdm_cli.generation.workers import run_pool
 from dcdm_cli.run.progress import Job
+from dcdm_cli.workers.coordinator import WorkerPool
+from dcdm_cli.workers.local import LocalTransport
 
 from .fakes import NAMES, SOURCES, STARTS, FakeMaker, contents, fake_measure, fake_plan, open_fake
 
@@ -40,7 +40,7 @@ class Killer:
             os.kill(self.rng.choice(alive).pid or 0, signal.SIGKILL)
 
 
-def crewed(
+def pooled(
     folder: Path, plan: Plan = PLAN, format: str = "folder", *, deliver: bool = False, seconds: float = 0.0,
     kills: int = 0, job: Job | None = None, devices: tuple[str, ...] = ("cpu", "cpu"),
 ) -> Generated:  # fmt: skip
@@ -48,8 +48,8 @@ def crewed(
     transport = LocalTransport(partial(open_fake, deliver=deliver, seconds=seconds), devices, threads=1)
     killer = Killer(transport, kills, len(plan))
     job = job or Job(progress=killer.progress)
-    with Crew(transport, job) as crew:
-        made = run_crew(plan, crew, layout, job, deliver=deliver)
+    with WorkerPool(transport, job) as pool:
+        made = run_pool(plan, pool, layout, job, deliver=deliver)
     assert not killer.at
     return made
 
@@ -63,23 +63,23 @@ def alone(folder: Path, plan: Plan = PLAN, format: str = "folder") -> Generated:
 def test_a_crew_makes_what_one_process_makes(tmp_path: Path, format: str, deliver: bool) -> None:
     told: list[int] = []
     job = Job(progress=lambda what, done, total: told.append(done))
-    made = crewed(tmp_path / "crew", format=format, deliver=deliver, job=job)
+    made = pooled(tmp_path / "pool", format=format, deliver=deliver, job=job)
     assert (made.images, made.failed, made.made) == (120, 0, 120)
     assert told[-1] == 120 and told == sorted(told)  # one display for all
     alone(tmp_path / "alone", format=format)
-    assert contents(tmp_path / "crew") == contents(tmp_path / "alone")
+    assert contents(tmp_path / "pool") == contents(tmp_path / "alone")
 
 
 @pytest.mark.parametrize("deliver", [False, True])
 def test_workers_are_handed_what_their_images_start_from(tmp_path: Path, deliver: bool) -> None:
     plan = fake_plan(40, shard_size=8, sources=SOURCES)
-    crew_layout, layout = (Layout(tmp_path / name, "folder", "png", NAMES, plan.shards) for name in ("crew", "alone"))
-    with Crew(LocalTransport(partial(open_fake, deliver=deliver), ["cpu"], threads=1), Job()) as crew:
-        run_crew(plan, crew, crew_layout, Job(), deliver=deliver, starts=STARTS)
+    pool_layout, layout = (Layout(tmp_path / name, "folder", "png", NAMES, plan.shards) for name in ("pool", "alone"))
+    with WorkerPool(LocalTransport(partial(open_fake, deliver=deliver), ["cpu"], threads=1), Job()) as pool:
+        run_pool(plan, pool, pool_layout, Job(), deliver=deliver, starts=STARTS)
     maker = FakeMaker(measure=fake_measure)
     maker.begin_from(STARTS)
     made = run_shards(plan, maker, layout, Job())
-    assert contents(tmp_path / "crew") == contents(tmp_path / "alone")
+    assert contents(tmp_path / "pool") == contents(tmp_path / "alone")
     assert list(made.columns("source_id")[0]) == [row.source_id for row in plan.rows()]  # the manifest names them
     alone(tmp_path / "noise", plan)
     assert contents(tmp_path / "noise") != contents(tmp_path / "alone")
@@ -90,7 +90,7 @@ def test_workers_are_handed_what_their_images_start_from(tmp_path: Path, deliver
 def test_killed_workers_change_nothing(tmp_path: Path, format: str, deliver: bool) -> None:
     """The same with 20 kills in 2,000 images is part of benchmarks/bench_scaling.py."""
     plan = fake_plan(300, shard_size=20)
-    made = crewed(tmp_path / "killed", plan, format, deliver=deliver, seconds=0.003, kills=4)
+    made = pooled(tmp_path / "killed", plan, format, deliver=deliver, seconds=0.003, kills=4)
     assert (made.images, made.failed) == (300, 0)
     alone(tmp_path / "alone", plan, format)
     assert contents(tmp_path / "killed") == contents(tmp_path / "alone")
@@ -105,10 +105,10 @@ def test_a_stopped_crew_goes_on_where_it_was(tmp_path: Path, deliver: bool) -> N
         stop_signal=lambda: "SIGINT" if asked.is_set() else None,
     )
     with pytest.raises(InterruptedRunError, match=r"\d+ of 120 images are finished") as caught:
-        crewed(tmp_path / "stopped", deliver=deliver, seconds=0.01, job=job)
+        pooled(tmp_path / "stopped", deliver=deliver, seconds=0.01, job=job)
     kept = int(str(caught.value).split("; ")[1].split()[0])
     assert 30 <= kept < 120
-    assert crewed(tmp_path / "stopped", deliver=deliver).made == 120 - kept
+    assert pooled(tmp_path / "stopped", deliver=deliver).made == 120 - kept
     alone(tmp_path / "alone")
     assert contents(tmp_path / "stopped") == contents(tmp_path / "alone")
 
@@ -124,10 +124,10 @@ def test_a_full_disk_on_one_worker_is_named_and_finished_shards_stay(tmp_path: P
         run_shards(PLAN, FakeMaker(measure=fake_measure), place, stopping)
     finished = {path: path.read_bytes() for path in place.folder.glob("shards/0*.json")}
     with pytest.raises(StorageError, match=r"cannot write .*File too large") as caught:
-        crewed(place.folder, format=format, seconds=0.01, devices=("cpu", "full"))
+        pooled(place.folder, format=format, seconds=0.01, devices=("cpu", "full"))
     assert "finished work is kept" in caught.value.hint and len(finished) >= 2
     assert all(path.read_bytes() == content for path, content in finished.items())
-    made = crewed(place.folder, format=format)
+    made = pooled(place.folder, format=format)
     alone(tmp_path / "alone", format=format)
     assert made.made <= 120 - 32 and contents(place.folder) == contents(tmp_path / "alone")
 
@@ -135,7 +135,7 @@ def test_a_full_disk_on_one_worker_is_named_and_finished_shards_stay(tmp_path: P
 def test_a_crew_with_another_model_is_refused(tmp_path: Path) -> None:
     plan = Plan(PLAN.table, "other", 0, PLAN.shard_size, PLAN.class_names)
     with pytest.raises(MismatchError, match="the model and settings here are fake"):
-        crewed(tmp_path, plan)
+        pooled(tmp_path, plan)
     assert not (tmp_path / "plan.parquet").exists()
 
 
@@ -163,6 +163,6 @@ def test_a_coordinator_that_was_killed_leaves_nothing_to_clean_up_by_hand(tmp_pa
     before = len(list((tmp_path / "killed").rglob("*.png")))
     time.sleep(0.5)
     assert len(list((tmp_path / "killed").rglob("*.png"))) == before
-    crewed(tmp_path / "killed")
+    pooled(tmp_path / "killed")
     alone(tmp_path / "alone")
     assert contents(tmp_path / "killed") == contents(tmp_path / "alone")

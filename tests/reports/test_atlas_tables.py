@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dcdm_cli.reports.atlas_tables import group_sentences, groups_sheet, taken_for
+from dcdm_cli.reports.atlas_tables import group_sentences, groups_table, taken_for
 
 
 def described(n: int, difficulty: float, *rivals: tuple[str, float]) -> dict[str, Any]:
@@ -28,8 +28,8 @@ def test_a_group_is_told_by_what_it_is_taken_for() -> None:
 
 
 def test_real_and_generated_stand_side_by_side() -> None:
-    sheet = groups_sheet(ROWS)
-    assert sheet.rows[0] == ("cat 1", "12", "0.80", "dog 50 %, frog 25 %", "5", "0.60")
-    assert sheet.rows[1] == ("cat 2", "1", "0.10", "-", "-", "-")
-    assert sheet.title == "Groups of alike images, in lite0"
-    assert sheet.sentence.startswith("Hardest: cat, group 1, 12 images") and groups_sheet([]).rows == ()
+    table = groups_table(ROWS)
+    assert table.rows[0] == ("cat 1", "12", "0.80", "dog 50 %, frog 25 %", "5", "0.60")
+    assert table.rows[1] == ("cat 2", "1", "0.10", "-", "-", "-")
+    assert table.title == "Groups of alike images, in lite0"
+    assert table.sentence.startswith("Hardest: cat, group 1, 12 images") and groups_table([]).rows == ()

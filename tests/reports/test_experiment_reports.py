@@ -11,7 +11,7 @@ from PIL import Image
 
 from dcdm_cli.difficulty.competence import competence_of
 from dcdm_cli.reports import experiment_plots
-from dcdm_cli.reports.experiment_tables import cell_name, experiment_sentences, experiment_sheets
+from dcdm_cli.reports.experiment_tables import cell_name, experiment_sentences, experiment_tables
 
 from .conftest import COST, HOSTILE
 
@@ -67,7 +67,7 @@ CROSSING = {
 
 
 def test_an_arm_is_shown_with_what_came_out_of_it() -> None:
-    arms, pairs = experiment_sheets(document())
+    arms, pairs = experiment_tables(document())
     assert "997 test images, 200 real training images" in arms.title and "8 seeds" in arms.title
     row = next(row for row in arms.rows if row[0] == "plain")
     assert row[1:5] == ("200", "N(0.5, 0.1)", "0.42", "90.0 %") and row[-1] == "3.0 s"
@@ -85,19 +85,19 @@ def test_the_sensitive_measures_have_columns_and_tables_where_they_are_known() -
         "paired_log_loss": [pair("plain", -0.02, "better")],
         "paired_hard_accuracy": [pair("plain", 0.03, "better")],
     }
-    _, beside, pairs, loss, hard = experiment_sheets(made)
+    _, beside, pairs, loss, hard = experiment_tables(made)
     assert beside.columns[1:] == ("log-loss", "harder half") and beside.rows[0][1:] == ("0.1234", "87.50 %")
     assert "less is better" in loss.title and loss.columns[1] == "nats"
     assert loss.rows[0][1:3] == ("-0.0200", "[-0.0300, -0.0100]")
     assert "498 harder test images" in hard.title and hard.rows[0][1] == "+3.00" and pairs.columns[1] == "points"
-    assert len(experiment_sheets(document())) == 2  # results from before they were measured
+    assert len(experiment_tables(document())) == 2  # results from before they were measured
 
 
 def test_what_the_classifiers_know_stands_beside_what_they_say() -> None:
     made = document((0.5, 1.0), competence={"scorer": competence_of(400, 0.67, 0.34, 0.5)})
     for cell in made["cells"]:
         cell["competence"] = competence_of(997, 0.36, 0.34, 0.5)
-    known = experiment_sheets(made)[-1]
+    known = experiment_tables(made)[-1]
     assert known.columns[:3] == ("classifier", "accuracy", "guessing")
     assert [row[:2] for row in known.rows] == [
         ("scorer", "67.0 %"), ("downstream: 50 % extra images", "36.0 %"), ("downstream: 100 % extra images", "36.0 %"),
@@ -109,7 +109,7 @@ def test_what_the_classifiers_know_stands_beside_what_they_say() -> None:
     said = "\n".join(experiment_sentences(made))
     assert "cannot be told apart by it" not in said and "small differences between training sets may not show" in said
     steered = {**adherence_document(), "competence": {"judge": competence_of(60, 0.36, 0.34, 0.5)}, "cells": []}
-    assert experiment_sheets(steered)[-1].rows[0][0] == "judge"
+    assert experiment_tables(steered)[-1].rows[0][0] == "judge"
     assert "whether images keep their label is not known" in experiment_sentences(steered)[-1]
 
 
@@ -119,7 +119,7 @@ def test_a_crossing_leads_and_one_that_is_not_reached_is_said() -> None:
     assert "ours reaches it with 40 (20 % of the images, 25 % of the generation time)" in sentences[0]
     assert "that is 60 % of the time plain takes" in sentences[1]
     assert "does not reach that at any ratio tried" in sentences[2]
-    assert experiment_sheets(made)[0].rows[1][3] == "never"
+    assert experiment_tables(made)[0].rows[1][3] == "never"
     assert cell_name(made, made["cells"][0]) == "50 % extra images"
 
 
@@ -149,9 +149,9 @@ def adherence_document() -> dict[str, Any]:
 
 def test_adherence_says_before_and_after() -> None:
     made = adherence_document()
-    sheets = {sheet.title: sheet for sheet in experiment_sheets(made)}
-    assert any("before and after calibration" in title for title in sheets)
-    assert sheets["Realised difficulty"].rows[2] == ("plain LoRA", "0.10", "100.0 %", "5")
+    tables = {table.title: table for table in experiment_tables(made)}
+    assert any("before and after calibration" in title for title in tables)
+    assert tables["Realised difficulty"].rows[2] == ("plain LoRA", "0.10", "100.0 %", "5")
     assert "0.012 to 0.012; the rank correlation from 0.70 to 0.70." in experiment_sentences(made)[0]
     made["adherence"]["calibrated"]["spearman"] = None
     assert "too few targets are in reach for a rank correlation" in experiment_sentences(made)[0]

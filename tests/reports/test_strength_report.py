@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from dcdm_cli.reports.strength import strength_curves, strength_sheet
+from dcdm_cli.reports.strength import strength_curves, strength_table
 
 MEASURED = {
     "worth": 0.51, "labels": 0.97, "difficulty": 0.53, "agreement": 0.9, "copies": 0.012, "density": 0.5, "low": 0.2,
@@ -25,10 +25,10 @@ STRENGTH = {
 
 
 def test_the_table_marks_the_chosen_point_and_fits_eighty_columns() -> None:
-    sheet = strength_sheet(STRENGTH)
-    assert [row[0] for row in sheet.rows] == ["20", "20", "80", "80 *", "320", "320"]
-    assert sheet.rows[3][3:8] == ("0.51", "0.53", "97%", "1.2%", "18%")
-    assert sum(max(len(cell) for cell in column) + 3 for column in zip(sheet.columns, *sheet.rows, strict=True)) <= 80
+    table = strength_table(STRENGTH)
+    assert [row[0] for row in table.rows] == ["20", "20", "80", "80 *", "320", "320"]
+    assert table.rows[3][3:8] == ("0.51", "0.53", "97%", "1.2%", "18%")
+    assert sum(max(len(cell) for cell in column) + 3 for column in zip(table.columns, *table.rows, strict=True)) <= 80
 
 
 def test_the_curves_are_drawn(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from dcdm_cli.reports.table import Sheet, save_sheets, shown
+from dcdm_cli.reports.table import ResultTable, save_tables, shown
 
-SHEET = Sheet(
+SHEET = ResultTable(
     "Differences, seed by seed",
     ("comparison", "points", "95 % interval", "p", "seeds", "verdict", "seeds to tell"),
     (("upsampled_and_more vs real", "+12.25", "[-10.25, +14.75]", "0.012", "8", "cannot tell", "120"),),
@@ -41,7 +41,7 @@ def test_a_narrow_terminal_breaks_words_rather_than_the_frame() -> None:
 
 
 def test_every_table_is_a_csv_file_too(tmp_path: Path) -> None:
-    (file,) = save_sheets([SHEET], tmp_path / "tables")
+    (file,) = save_tables([SHEET], tmp_path / "tables")
     assert file.name == "differences-seed-by-seed.csv"
     with file.open(newline="") as stream:
         assert [tuple(row) for row in csv.reader(stream)] == [SHEET.columns, *SHEET.rows]

@@ -11,7 +11,7 @@ from rich.console import Console, RenderableType
 
 from dcdm_cli import __version__
 from dcdm_cli.difficulty.competence import competence_of
-from dcdm_cli.reports.quality_tables import demand_sheet
+from dcdm_cli.reports.quality_tables import demand_table
 from dcdm_cli.run.store import Outcome, RunFolder, Stage
 from dcdm_cli.stages.known import scorer_known, scorer_words
 from dcdm_cli.stages.report import (
@@ -60,7 +60,7 @@ def test_the_scorer_is_never_quoted_without_what_it_knows(run: RunFolder) -> Non
     assert "it sees the label in 67 % of them, and in 71 % of 400 real images" in text_of(generated_lines(run, made))
     assert "The scorer names 71.0 % of 400 images right" in text_of(strength_lines(run, {"strength": STRENGTH}))
     demand = {"images": 4, "demand": [], "newest_difficulty": 0.3, "competence": scorer_known(run)}
-    said = demand_sheet(demand).sentence
+    said = demand_table(demand).sentence
     assert said.startswith("Real images are 0.30 hard in the mean") and "The scorer names 71.0 %" in said
 
 
@@ -74,10 +74,10 @@ def text_of(lines: Sequence[RenderableType]) -> str:
 
 def test_the_page_shows_what_fine_tuning_drew_on_its_way(run: RunFolder) -> None:
     assert sample_sheets(run) == []
-    sheets = run.figures / "samples" / "adapter"
-    sheets.mkdir(parents=True)
+    tables = run.figures / "samples" / "adapter"
+    tables.mkdir(parents=True)
     for step in (100, 200, 300, 400, 1000):
-        (sheets / f"step-{step:08d}.png").write_bytes(b"x")
+        (tables / f"step-{step:08d}.png").write_bytes(b"x")
     titles = [figure.title for figure in sample_sheets(run)]
     assert titles == [f"After {step} steps" for step in (100, 300, 400, 1000)]
 

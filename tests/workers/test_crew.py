@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from dcdm_cli.crew.coordinator import MAX_DEATHS, Crew
-from dcdm_cli.crew.local import LocalTransport
 from dcdm_cli.errors import DcdmError, InterruptedRunError, OutOfMemoryError, StorageError
 from dcdm_cli.run.progress import Job
+from dcdm_cli.workers.coordinator import MAX_DEATHS, WorkerPool
+from dcdm_cli.workers.local import LocalTransport
 
 from .toys import ToyTask, open_toy
 
@@ -31,9 +31,9 @@ def work(
         return value[1]
 
     transport = LocalTransport(open_toy, devices, threads=1)
-    with Crew(transport, job or Job()) as crew:
-        crew.first_hello()
-        crew.work(tasks, lambda task: task, said, lambda: f"{len(heard)} heard")
+    with WorkerPool(transport, job or Job()) as pool:
+        pool.first_hello()
+        pool.work(tasks, lambda task: task, said, lambda: f"{len(heard)} heard")
     assert transport.processes == []
     return heard, transport
 
@@ -97,16 +97,16 @@ def test_workers_ignore_the_signals_of_the_terminal() -> None:
         heard.append(value[1])
         return value[1]
 
-    with Crew(transport, Job()) as crew:
-        pid = crew.first_hello()["pid"]
-        crew.work([ToyTask("x", step_s=0.05)], lambda task: task, said, str)
+    with WorkerPool(transport, Job()) as pool:
+        pid = pool.first_hello()["pid"]
+        pool.work([ToyTask("x", step_s=0.05)], lambda task: task, said, str)
     assert heard == [1, 2, 3]
 
 
 def test_a_worker_whose_boss_is_gone_leaves() -> None:
     transport = LocalTransport(open_toy, ["a"], threads=1)
-    with Crew(transport, Job()) as crew:
-        crew.first_hello()
+    with WorkerPool(transport, Job()) as pool:
+        pool.first_hello()
         (process, pipe), *_ = transport._workers.values()
         transport.give(0, ToyTask("long", steps=100_000, step_s=0.01))
         threading.Timer(0.2, pipe.close).start()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dcdm_cli.crew.environment import variables
+from dcdm_cli.workers.environment import variables
 
 ROOT = Path(__file__).parents[2]
 COMMAND = """
@@ -28,9 +28,9 @@ PROGRAM = """
     assert "PYTHONSAFEPATH" not in os.environ
 """
 STARTS = {
-    "crew": """
-    from dcdm_cli.crew.local import LocalTransport
-    from tests.crew.toys import open_toy
+    "workers": """
+    from dcdm_cli.workers.local import LocalTransport
+    from tests.workers.toys import open_toy
     transport = LocalTransport(open_toy, ["a"])
     transport.start(0)
     assert transport.hear(60)[0].kind == "open"

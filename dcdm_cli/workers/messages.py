@@ -30,7 +30,7 @@ OpenWorker = Callable[[str, Callable[[], bool]], Worker]
 
 @dataclass(frozen=True)
 class Piece:
-    """A numbered part of a larger work as a crew's task; its text is for people: `batch 3 of the images`."""
+    """A numbered part of a larger work as a pool's task; its text is for people: `batch 3 of the images`."""
 
     kind: str
     number: int

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from dcdm_cli import __version__
-from dcdm_cli.crew.devices import use_device
-from dcdm_cli.crew.messages import Failure, Message, OpenWorker, failure_of
 from dcdm_cli.errors import CapabilityError, MismatchError, NotFoundError
+from dcdm_cli.workers.devices import use_device
+from dcdm_cli.workers.messages import Failure, Message, OpenWorker, failure_of
 
 CONNECT_S = 5.0
 AHEAD = 4  # things said that may wait to be heard; a worker that is further ahead waits

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dcdm_cli.crew.coordinator import Crew
-from dcdm_cli.crew.devices import check_device, count_devices, on_device, settle_device, use_device
-from dcdm_cli.crew.local import LocalTransport
-from dcdm_cli.crew.messages import Failure
-from dcdm_cli.crew.ray_crew import _opened
 from dcdm_cli.errors import CapabilityError, DcdmError, UsageError
 from dcdm_cli.run.progress import Job
+from dcdm_cli.workers.coordinator import WorkerPool
+from dcdm_cli.workers.devices import check_device, count_devices, on_device, settle_device, use_device
+from dcdm_cli.workers.local import LocalTransport
+from dcdm_cli.workers.messages import Failure
+from dcdm_cli.workers.ray_transport import _opened
 
 from ..fake_cuda import FakeCuda, pretend_gpus
 from .gpu_toys import open_on_gpu
@@ -81,20 +81,20 @@ def test_two_workers_each_have_their_own_current_gpu(monkeypatch: pytest.MonkeyP
         return 1
 
     transport = LocalTransport(open_on_gpu, ["cuda:0", "cuda:1"], threads=1)
-    with Crew(transport, Job()) as crew:
-        while len(crew.hellos) < 2:
+    with WorkerPool(transport, Job()) as pool:
+        while len(pool.hellos) < 2:
             for message in transport.hear(60):
-                crew._hear_idle(message)
-        assert sorted(crew.hellos.values()) == [("cuda:0", 0), ("cuda:1", 1)]
-        crew.work(range(4), lambda task: task, said, lambda: "")
+                pool._hear_idle(message)
+        assert sorted(pool.hellos.values()) == [("cuda:0", 0), ("cuda:1", 1)]
+        pool.work(range(4), lambda task: task, said, lambda: "")
     assert set(heard.values()) == {0, 1}
 
 
 def test_a_worker_without_its_gpu_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DCDM_FAKE_GPUS", "1")
-    crew = Crew(LocalTransport(open_on_gpu, ["cuda:1"], threads=1), Job())
-    with crew, pytest.raises(DcdmError, match="'cuda:1' is not there"):
-        crew.first_hello()
+    pool = WorkerPool(LocalTransport(open_on_gpu, ["cuda:1"], threads=1), Job())
+    with pool, pytest.raises(DcdmError, match="'cuda:1' is not there"):
+        pool.first_hello()
 
 
 def test_a_worker_on_ray_too(two: FakeCuda) -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from dcdm_cli.crew.ranks import Group, Ranks
 from dcdm_cli.errors import DcdmError
+from dcdm_cli.workers.ranks import Group, Ranks
 
 
 def run(code: str, folder: Path, asked: str | None = None, count: int = 2) -> str:
@@ -47,7 +47,7 @@ def test_this_process_is_alone() -> None:
 def test_each_process_knows_its_place_and_the_first_one_speaks(tmp_path: Path) -> None:
     code = f"""
 import json, os, pathlib
-from dcdm_cli.crew.ranks import Ranks
+from dcdm_cli.workers.ranks import Ranks
 me = Ranks.of_environment()
 facts = [me.rank, me.local, me.world, os.environ["ACCELERATE_USE_CPU"], os.environ["OMP_NUM_THREADS"]]
 pathlib.Path({str(tmp_path)!r}, str(me.rank)).write_text(json.dumps(facts))

@@ -14,9 +14,9 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from dcdm_cli.crew.devices import use_device
-from dcdm_cli.crew.environment import variables
-from dcdm_cli.crew.messages import Message, OpenWorker, failure_of
+from dcdm_cli.workers.devices import use_device
+from dcdm_cli.workers.environment import variables
+from dcdm_cli.workers.messages import Message, OpenWorker, failure_of
 
 _STOP = "stop"
 _GONE = (EOFError, OSError)  # what reading from a dead process's pipe raises

@@ -12,9 +12,9 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Protocol, TypeVar
 
-from dcdm_cli.crew.messages import Failure, Message
 from dcdm_cli.errors import DcdmError
 from dcdm_cli.run.progress import Job
+from dcdm_cli.workers.messages import Failure, Message
 
 MAX_DEATHS = 5  # in a row on one task without it coming further, or of one worker that never opens
 STOP_S = 120.0  # what workers get to finish their batch after a stop
@@ -46,7 +46,7 @@ class Transport(Protocol):
         ...
 
 
-class Crew:
+class WorkerPool:
     """Workers of one transport, as a context manager; leaving it ends them."""
 
     def __init__(self, transport: Transport, job: Job) -> None:
@@ -55,7 +55,7 @@ class Crew:
         self.idle: list[int] = []
         self.opening: dict[int, int] = {}  # slot -> deaths before it opened
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> WorkerPool:
         try:
             for slot in range(self.transport.slots):
                 self._start(slot)
@@ -133,25 +133,25 @@ class Crew:
 
 
 class _Round:
-    """One call of `Crew.work`."""
+    """One call of `WorkerPool.work`."""
 
     def __init__(
-        self, crew: Crew, waiting: deque[Any], order: Callable[[Any], Any], said: Callable[[Any, Any], int]
+        self, pool: WorkerPool, waiting: deque[Any], order: Callable[[Any], Any], said: Callable[[Any, Any], int]
     ) -> None:
-        self.crew, self.waiting, self.order, self.said = crew, waiting, order, said
+        self.pool, self.waiting, self.order, self.said = pool, waiting, order, said
         self.busy: dict[int, Any] = {}  # slot -> task
         self.furthest: dict[Any, int] = {}
         self.deaths: dict[Any, int] = {}
 
     def hand_out(self) -> None:
-        while self.waiting and self.crew.idle:
-            slot, task = self.crew.idle.pop(0), self.waiting.popleft()
+        while self.waiting and self.pool.idle:
+            slot, task = self.pool.idle.pop(0), self.waiting.popleft()
             self.busy[slot] = task
-            self.crew.transport.give(slot, self.order(task))
+            self.pool.transport.give(slot, self.order(task))
 
     def hear(self, message: Message) -> None:
         if message.slot not in self.busy:
-            self.crew._hear_idle(message)
+            self.pool._hear_idle(message)
             return
         task = self.busy[message.slot]
         if message.kind == "said":
@@ -160,7 +160,7 @@ class _Round:
                 self.furthest[task], self.deaths[task] = place, 0
         elif message.kind == "end":
             del self.busy[message.slot]
-            self.crew.idle.append(message.slot)
+            self.pool.idle.append(message.slot)
         elif message.kind == "failed":
             del self.busy[message.slot]
             raise raised(message.value)
@@ -169,10 +169,10 @@ class _Round:
 
     def wind_up(self) -> None:
         """Lets busy workers finish their batch; their last words count."""
-        self.crew.transport.ask_to_stop()
+        self.pool.transport.ask_to_stop()
         deadline = time.monotonic() + STOP_S
         while self.busy and time.monotonic() < deadline:
-            for message in self.crew.transport.hear(POLL_S):
+            for message in self.pool.transport.hear(POLL_S):
                 if message.kind in ("end", "died", "failed"):
                     self.busy.pop(message.slot, None)
                 elif message.kind == "said" and message.slot in self.busy:
@@ -187,7 +187,7 @@ class _Round:
                 "use a smaller --batch-size or fewer --devices; everything finished is kept",
             )
         self.waiting.appendleft(task)
-        self.crew.restart(message)
+        self.pool.restart(message)
 
 
 def raised(failure: Failure) -> DcdmError:

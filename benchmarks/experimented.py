@@ -1,0 +1,102 @@
+"""What an experiment of a run leaves, changed, damaged or gone before it goes on: for `reliability.py`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import trials
+from harm import last_bit
+from place import Place
+
+# A generator of its own, one with other scales on the run's weights, and one that is the run's.
+EXPERIMENT = """
+about = "every kind of generator"
+ratios = [1.0]
+
+[[arms]]
+name = "real"
+source = "none"
+
+[[arms]]
+name = "plain"
+adapter = "plain"
+attempts = 1
+
+[[arms]]
+name = "other scales"
+adapter = "scaled"
+
+[[arms]]
+name = "dcdm"
+
+[adapters.plain.finetune]
+conditioning = "none"
+difficulty_balance = 0.0
+
+[adapters.scaled.generate]
+text_guidance = 2.0
+"""
+HARMS = {"a bit": last_bit, "half": lambda file: os.truncate(file, file.stat().st_size // 2), "gone": Path.unlink}
+# Nothing is made from these: for people and other tools; steps of training that is finished.
+BESIDE = ("README.md", "metadata.jsonl", "samples.parquet", "rejected.jsonl", "comfyui_a1111_lora.safetensors")
+
+
+def experiments(place: Place, _: int) -> dict[str, Any]:
+    """Every file that an experiment has made and works with, damaged before it trains other classifiers: it stops with
+    an error that is meant, or puts the file right; it never works with it."""
+    _prepare(place)
+    bad: list[Any] = []
+    by_kind: dict[str, int] = {}
+    for name in [*_files(place.run)]:
+        for how, harm in HARMS.items():
+            place.reset("experimented")
+            right = trials.digest(place.run / name)
+            harm(place.run / name)
+            ended = _go(place, "--seeds", "2", "--set", "downstream.steps=5")
+            by_kind[_kind(name)] = by_kind.get(_kind(name), 0) + 1
+            if not ended.is_clean or (ended.code == 0 and not _is_right(place.run / name, right)):
+                bad.append([name, how, ended.code, ended.said[-200:]])
+    return {"count": sum(by_kind.values()), "by_kind": by_kind, "bad": len(bad), "first_bad": bad[:9]}
+
+
+def _prepare(place: Place) -> None:
+    if (place.root / "experimented").exists():
+        return
+    place.prepare_optional()
+    place.reset("extended")
+    (place.root / "kinds.toml").write_text(EXPERIMENT)
+    ended = _go(place, "--seeds", "1")
+    assert ended.code == 0, ended.said
+    shutil.copytree(place.run, place.root / "experimented")
+
+
+def _go(place: Place, *more: str) -> trials.Ended:
+    words = ["evaluate", "experiment", place.root / "kinds.toml", "--run", place.run, *more]
+    return trials.run(words, place.said)
+
+
+def _files(run: Path) -> Iterator[str]:
+    """Of the run's generator and of the experiment's own, and of its sets, with one image of each."""
+    folders = [run / "adapter", run / "scorer", *sorted((run / "evaluation").glob("adapters/*"))]
+    folders += sorted((run / "evaluation").glob("sets/*"))
+    for folder in folders:
+        files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.name not in BESIDE]
+        images = [file for file in files if file.suffix == ".png"]
+        for file in [*(file for file in files if file.suffix != ".png"), *images[:1]]:
+            if "checkpoints" not in file.parts:
+                yield file.relative_to(run).as_posix()
+
+
+def _kind(name: str) -> str:
+    return name.split("/")[1] if name.startswith("evaluation/") else name.split("/")[0]
+
+
+def _is_right(file: Path, right: str) -> bool:
+    try:
+        return trials.digest(file) == right
+    except (OSError, ValueError):
+        return False
