@@ -61,17 +61,19 @@ def _measured(row: Mapping[str, Any], results: Path) -> list[str]:
     files = [results / f"{name}.json" for name in _series(row)]
     if not all(file.is_file() for file in files):
         return ["–", "–", "not measured"]
-    cells = [_cell(json.loads(file.read_text("utf-8"))["document"], row) for file in files]
-    found = _comparison(cells[0], row) if len(cells) == 1 else _together(cells, row)
+    documents = [json.loads(file.read_text("utf-8"))["document"] for file in files]
+    computed = len(documents) > 1 or "against_ratio" in row
+    found = _computed(documents, row) if computed else _comparison(_cell(documents[0], row, row.get("ratio")), row)
     difference = f"{points(found['difference_mean'])} {interval(found['difference_ci95'])}"
     return [difference, probability(found["p_value"]), _verdict(found)]
 
 
-def _cell(document: Mapping[str, Any], row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Raises SystemExit where the result has no such ratio, classifier, or arms."""
+def _cell(document: Mapping[str, Any], row: Mapping[str, Any], ratio: float | None) -> Mapping[str, Any]:
+    """ratio: None = the only one, or the first. Raises SystemExit where the result has no such ratio, classifier, or
+    arms."""
     for cell in document["cells"]:
-        wanted = (row.get("ratio", cell["ratio"]), row.get("classifier", cell["classifier_name"]))
         names = {arm["name"] for arm in cell["arms"]}
+        wanted = (ratio or cell["ratio"], row.get("classifier", cell["classifier_name"]))
         if wanted == (cell["ratio"], cell["classifier_name"]) and {row["arm"], row["against"]} <= names:
             return cell
     raise SystemExit(f"claims.toml: {row['result']} has no arms {row['arm']!r} and {row['against']!r}")
@@ -85,11 +87,18 @@ def _comparison(cell: Mapping[str, Any], row: Mapping[str, Any]) -> Mapping[str,
     raise SystemExit(f"claims.toml: {row['result']} does not compare {row['arm']!r} with {row['against']!r}")
 
 
-def _together(cells: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> dict[str, Any]:
-    """Of series with the same settings and other seeds and adapters."""
-    arms = [{arm["name"]: arm["accuracy"] for arm in cell["arms"]} for cell in cells]
-    values, against = ([x for series in arms for x in series[row[name]]] for name in ("arm", "against"))
+def _computed(documents: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> dict[str, Any]:
+    """Of series with the same settings and other seeds and adapters, or of two ratios."""
+    ratios = {"arm": row.get("ratio"), "against": row.get("against_ratio", row.get("ratio"))}
+    values, against = (
+        [x for document in documents for x in _accuracies(_cell(document, row, ratios[side]), row[side])]
+        for side in ("arm", "against")
+    )
     return compare(values, against)
+
+
+def _accuracies(cell: Mapping[str, Any], name: str) -> list[float]:
+    return next(arm["accuracy"] for arm in cell["arms"] if arm["name"] == name)
 
 
 def _verdict(found: Mapping[str, Any]) -> str:

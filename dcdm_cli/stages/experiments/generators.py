@@ -6,10 +6,11 @@ generation work on it as they do on a run.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from dcdm_cli.errors import NumericalError, UsageError
+from dcdm_cli.errors import MismatchError, NumericalError, UsageError
 from dcdm_cli.evaluation.experiments import AdapterSpec, ArmSpec
 from dcdm_cli.files import hash_json, safe_name
 from dcdm_cli.model.base_files import base_files
@@ -53,6 +54,11 @@ class VariantFolder(RunFolder):
             )
         return self
 
+    def _damaged(self, name: str, wrote: Sequence[StageRecord]) -> MismatchError:
+        """No command makes it again alone."""
+        said = super()._damaged(name, wrote)
+        return MismatchError(said.message, f"remove {self.path}: the experiment makes it again", file=said.file)
+
     def record(self, stage: str) -> StageRecord | None:
         return self.parent.record(stage) if stage in ("score", "caption") else super().record(stage)
 
@@ -92,7 +98,10 @@ def as_chosen(session: Session, spec: AdapterSpec) -> Session:
 
 def prepare_variant(session: Session, spec: AdapterSpec, job: Job) -> Session:
     """Fine-tunes (or copies), exports where the run is exported, and calibrates what `variant_session` gave; finished
-    work is found and kept. Returns the session to generate with: with the scales that fine-tuning chose, if it did."""
+    work is found and kept. Returns the session to generate with: with the scales that fine-tuning chose, if it did.
+
+    Raises MismatchError for weights or a calibration that are not as they were left.
+    """
     run = session.run
     if not isinstance(run, VariantFolder):
         return session
@@ -101,6 +110,7 @@ def prepare_variant(session: Session, spec: AdapterSpec, job: Job) -> Session:
         _fine_tune(run, spec, session, job)
     else:
         _copy_adapter(run)
+    run.sealed((*run.weights, run.calibration))  # for what it raises: whoever makes a set has no record of what it read
     session = as_chosen(session, spec)
     if run.parent.record("export"):  # times of arms are compared: the others get what the run's own adapter has
         run_export(session)

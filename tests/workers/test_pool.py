@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,9 +20,11 @@ from .toys import ToyTask, open_toy
 
 
 def work(
-    tasks: Sequence[ToyTask], devices: Sequence[str] = ("a", "b"), job: Job | None = None
+    tasks: Sequence[ToyTask], devices: Sequence[str] = ("a", "b"), *, stop_after: int | None = None
 ) -> tuple[list[tuple[str, int]], LocalTransport]:
+    """stop_after: so many steps are heard before somebody asks to stop."""
     heard: list[tuple[str, int]] = []
+    job = Job(stop_signal=lambda: "SIGTERM" if stop_after is not None and len(heard) >= stop_after else None)
 
     def said(task: ToyTask, value: tuple[str, int]) -> int:
         assert value[0] == task.name
@@ -31,7 +32,7 @@ def work(
         return value[1]
 
     transport = LocalTransport(open_toy, devices, threads=1)
-    with WorkerPool(transport, job or Job()) as pool:
+    with WorkerPool(transport, job) as pool:
         pool.first_hello()
         pool.work(tasks, lambda task: task, said, lambda: f"{len(heard)} heard")
     assert transport.processes == []
@@ -79,10 +80,8 @@ def test_a_failure_arrives_as_what_it_is(does: str, kind: type[DcdmError], says:
 
 
 def test_a_stop_lets_workers_finish_their_step() -> None:
-    started = time.monotonic()
-    job = Job(stop_signal=lambda: "SIGTERM" if time.monotonic() - started > 1.5 else None)
     with pytest.raises(InterruptedRunError, match="heard") as caught:
-        work([ToyTask(str(i), steps=10_000, step_s=0.01) for i in range(3)], job=job)
+        work([ToyTask(str(i), steps=10_000, step_s=0.01) for i in range(3)], stop_after=1)
     assert caught.value.code == 143
 
 
