@@ -83,7 +83,8 @@ def test_the_claims_say_what_the_results_say(script, tmp_path: Path) -> None:
 )  # fmt: skip
 def test_a_claim_holds_where_its_arm_is_better(script, tmp_path: Path, verdict: str, said: str) -> None:
     pair = {"arm": "a", "against": "b", "difference_mean": 0.0123, "difference_ci95": [0.002, 0.02], "p_value": 0.0005}
-    cells = [{"ratio": 1.0, "classifier_name": "x", "paired": [{**pair, "seeds": 8, "verdict": verdict}]}]
+    arms = [{"name": "a"}, {"name": "b"}]
+    cells = [{"ratio": 1.0, "classifier_name": "x", "arms": arms, "paired": [{**pair, "seeds": 8, "verdict": verdict}]}]
     (tmp_path / "one.json").write_text(json.dumps({"document": {"cells": cells}}))
     row = {"data": "digits", "result": "one", "arm": "a", "against": "b"}
     asked = [{"claim": "A helps", "paper": "yes", "rows": [row]}]
@@ -91,6 +92,28 @@ def test_a_claim_holds_where_its_arm_is_better(script, tmp_path: Path, verdict: 
     assert made == ["A helps", "yes", "digits", "+1.2 [0.2, 2.0]", "< 0.001", said, "`one.json`"]
     with pytest.raises(SystemExit, match="does not compare 'b' with 'a'"):
         list(script("claims").claim_rows([{**asked[0], "rows": [{**row, "arm": "b", "against": "a"}]}], tmp_path))
+    with pytest.raises(SystemExit, match="has no arms 'a' and 'c'"):
+        list(script("claims").claim_rows([{**asked[0], "rows": [{**row, "against": "c"}]}], tmp_path))
+
+
+def test_a_claim_may_take_series_together_and_compare_numbers_of_images(script, tmp_path: Path) -> None:
+    for number, name in enumerate(("one", "two")):
+        cells = [
+            {
+                "ratio": ratio, "classifier_name": "x", "paired": [],
+                "arms": [
+                    {"name": arm, "accuracy": [0.5 + shift + ratio / 100 + seed / 200 for seed in range(4)]}
+                    for arm, shift in (("a", 0.1 + number / 100), ("b", 0.0))
+                ],
+            }
+            for ratio in (1.0, 2.0)
+        ]  # fmt: skip
+        (tmp_path / f"{name}.json").write_text(json.dumps({"document": {"cells": cells}}))
+    row = {"data": "digits", "ratio": 1.0, "arm": "a", "against": "b"}
+    rows = [{**row, "result": ["one", "two"]}, {**row, "result": "one", "against_ratio": 2.0}]
+    together, smaller = script("claims").claim_rows([{"claim": "A helps", "paper": "yes", "rows": rows}], tmp_path)
+    assert together[3].startswith("+10.5 [") and together[5:] == ["holds at 8 seeds", "`one.json`, `two.json`"]
+    assert smaller[3].startswith("+9.0 ") and smaller[5] == "cannot tell at 4 seeds"
 
 
 def test_a_result_says_where_it_comes_from(script, tmp_path: Path) -> None:
