@@ -84,9 +84,9 @@ def _go(place: Place, *more: str) -> trials.Ended:
 
 
 def _files(run: Path) -> Iterator[str]:
-    """Of the run's generator and of the experiment's own, and of its sets, with one image of each."""
+    """Of the run's generator and of the experiment's own, and of one set, with one of its images."""
     folders = [run / "adapter", run / "scorer", *sorted((run / "evaluation").glob("adapters/*"))]
-    folders += sorted((run / "evaluation").glob("sets/*"))
+    folders += sorted((run / "evaluation").glob("sets/*"))[:1]
     for folder in folders:
         files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.name not in BESIDE]
         images = [file for file in files if file.suffix == ".png"]

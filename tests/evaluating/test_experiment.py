@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load
 
 from dcdm_cli.data.manifest import read_manifest
 from dcdm_cli.errors import InterruptedRunError, NotFoundError, UsageError
@@ -21,7 +23,7 @@ from dcdm_cli.stages.artefacts import run_compare
 from dcdm_cli.stages.evaluation_data import checked_data
 from dcdm_cli.stages.experiments import generators
 from dcdm_cli.stages.experiments.arms import ARMS
-from dcdm_cli.stages.experiments.generators import variant_session
+from dcdm_cli.stages.experiments.generators import prepare_variant, variant_session
 from dcdm_cli.stages.experiments.named_sets import described
 from dcdm_cli.stages.experiments.run import run_experiment
 from dcdm_cli.stages.experiments.sets import GeneratedSets
@@ -212,6 +214,19 @@ def test_seeds_take_turns_with_adapters_of_their_own(experimented: Path) -> None
     assert adapter_hash(other.adapter) != adapter_hash(own.adapter)
     one = sets_of(experimented, dcdm)
     assert one.key(dcdm, 0.1, 12) == sets.key(dcdm, 0.1, 12) and one.key(dcdm, 0.1) != sets.key(dcdm, 0.1)
+
+
+@pytest.mark.parametrize("name", ["plain", "no-encoder"])
+def test_weights_of_its_own_that_have_changed_are_made_again(document: dict, experimented: Path, name: str) -> None:
+    """Fine-tuned or copied: no set is made from what is there instead."""
+    spec = BUILT_IN_ADAPTERS[name]
+    session = variant_session(session_of(experimented), name, spec)
+    weights = session.run.adapter / "pytorch_lora_weights.safetensors"
+    right, content = load(weights.read_bytes()), weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    prepare_variant(session, spec, Job())
+    found = load(weights.read_bytes())
+    assert found.keys() == right.keys() and all(torch.equal(found[key], right[key]) for key in right)
 
 
 def test_a_single_ratio_is_made_in_one_go(document: dict, experimented: Path) -> None:

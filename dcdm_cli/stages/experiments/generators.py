@@ -6,11 +6,10 @@ generation work on it as they do on a run.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from dcdm_cli.errors import MismatchError, NumericalError, UsageError
+from dcdm_cli.errors import NumericalError, UsageError
 from dcdm_cli.evaluation.experiments import AdapterSpec, ArmSpec
 from dcdm_cli.files import hash_json, safe_name
 from dcdm_cli.model.base_files import base_files
@@ -54,11 +53,6 @@ class VariantFolder(RunFolder):
             )
         return self
 
-    def _damaged(self, name: str, wrote: Sequence[StageRecord]) -> MismatchError:
-        """No command makes it again alone."""
-        said = super()._damaged(name, wrote)
-        return MismatchError(said.message, f"remove {self.path}: the experiment makes it again", file=said.file)
-
     def record(self, stage: str) -> StageRecord | None:
         return self.parent.record(stage) if stage in ("score", "caption") else super().record(stage)
 
@@ -98,10 +92,8 @@ def as_chosen(session: Session, spec: AdapterSpec) -> Session:
 
 def prepare_variant(session: Session, spec: AdapterSpec, job: Job) -> Session:
     """Fine-tunes (or copies), exports where the run is exported, and calibrates what `variant_session` gave; finished
-    work is found and kept. Returns the session to generate with: with the scales that fine-tuning chose, if it did.
-
-    Raises MismatchError for weights or a calibration that are not as they were left.
-    """
+    work is found and kept, and what has changed since is made again. Returns the session to generate with: with the
+    scales that fine-tuning chose, if it did."""
     run = session.run
     if not isinstance(run, VariantFolder):
         return session
@@ -110,7 +102,6 @@ def prepare_variant(session: Session, spec: AdapterSpec, job: Job) -> Session:
         _fine_tune(run, spec, session, job)
     else:
         _copy_adapter(run)
-    run.sealed((*run.weights, run.calibration))  # for what it raises: whoever makes a set has no record of what it read
     session = as_chosen(session, spec)
     if run.parent.record("export"):  # times of arms are compared: the others get what the run's own adapter has
         run_export(session)
@@ -182,12 +173,17 @@ def _calibrated(session: Session) -> Outcome:
         record = run_calibrate(session)
     except NumericalError as error:
         return Outcome([], "", {"reason": error.message}, "cpu")
-    return Outcome([], "", {"reason": "" if record else "there is nothing to calibrate"}, "cpu")
+    if record is None:
+        return Outcome([], "", {"reason": "there is nothing to calibrate"}, "cpu")
+    return Outcome([session.run.calibration], "", {"reason": ""}, "cpu")
 
 
 def _copy_adapter(run: VariantFolder) -> None:
     """The run's weights under other sampler settings, which need a calibration of their own."""
-    if not run.adapter.is_dir():
-        copy_adapter(run.parent.adapter, run.adapter)
     source = run.parent.require("finetune")
-    run.run(Stage("finetune", source.config, source.inputs), lambda: Outcome([run.adapter], source.fingerprint))
+
+    def work() -> Outcome:
+        copy_adapter(run.parent.adapter, run.adapter)
+        return Outcome([run.adapter], source.fingerprint)
+
+    run.run(Stage("finetune", source.config, source.inputs), work)
