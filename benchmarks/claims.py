@@ -35,11 +35,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
-    rows = [*claim_rows(tomllib.loads(CLAIMS.read_text("utf-8"))["claims"], options.results)]
+    claims = tomllib.loads(CLAIMS.read_text("utf-8"))["claims"]
+    rows = [*claim_rows(claims, options.results)]
     table = {"title": "What the paper claims, and what was measured here", "columns": [*COLUMNS], "rows": rows}
     counts = {said: sum(row[5].startswith(said) for row in rows) for said in ("holds", "does not hold", "cannot tell")}
     title = "The paper's claims, on small images and a small base"
-    write_result("claims", {"title": title, "tables": [table], "counts": counts}, counts)
+    together = together_of(claims, options.results)  # documents quote it
+    write_result("claims", {"title": title, "tables": [table], "counts": counts, "together": together}, counts)
+
+
+def together_of(claims: list[dict[str, Any]], results: Path) -> dict[str, Any]:
+    """`arm against arm` -> the comparison of several series together, where all of them are there."""
+    rows = [row for claim in claims for row in claim["rows"] if not isinstance(row["result"], str)]
+    found = {f"{row['arm']} against {row['against']}": _found(row, results) for row in rows}
+    return {name: comparison for name, comparison in found.items() if comparison}
 
 
 def claim_rows(claims: list[dict[str, Any]], results: Path) -> Iterator[list[str]]:
@@ -58,14 +67,22 @@ def _series(row: Mapping[str, Any]) -> list[str]:
 
 def _measured(row: Mapping[str, Any], results: Path) -> list[str]:
     """Difference, p and verdict."""
-    files = [results / f"{name}.json" for name in _series(row)]
-    if not all(file.is_file() for file in files):
+    found = _found(row, results)
+    if found is None:
         return ["–", "–", "not measured"]
-    documents = [json.loads(file.read_text("utf-8"))["document"] for file in files]
-    computed = len(documents) > 1 or "against_ratio" in row
-    found = _computed(documents, row) if computed else _comparison(_cell(documents[0], row, row.get("ratio")), row)
     difference = f"{points(found['difference_mean'])} {interval(found['difference_ci95'])}"
     return [difference, probability(found["p_value"]), _verdict(found)]
+
+
+def _found(row: Mapping[str, Any], results: Path) -> Mapping[str, Any] | None:
+    """None where a result is not there."""
+    files = [results / f"{name}.json" for name in _series(row)]
+    if not all(file.is_file() for file in files):
+        return None
+    documents = [json.loads(file.read_text("utf-8"))["document"] for file in files]
+    if len(documents) > 1 or "against_ratio" in row:
+        return _computed(documents, row)
+    return _comparison(_cell(documents[0], row, row.get("ratio")), row)
 
 
 def _cell(document: Mapping[str, Any], row: Mapping[str, Any], ratio: float | None) -> Mapping[str, Any]:

@@ -18,7 +18,7 @@ from dcdm_cli.errors import UsageError
 from dcdm_cli.evaluation.adherence import per_source
 from dcdm_cli.generation.engine import Engine
 from dcdm_cli.model.adapter import CALIBRATION_FILE
-from dcdm_cli.reports.quality_tables import prompt_sheet
+from dcdm_cli.reports.quality_tables import prompt_table
 from dcdm_cli.run.session import Session
 from dcdm_cli.run.store import Outcome, RunFolder, Stage
 from dcdm_cli.stages.calibrate import fit, run_calibrate
@@ -134,5 +134,5 @@ def test_what_prompts_cost_is_seen_per_source() -> None:
     rows = per_source(target, realised, agrees, ["captions"] * 4 + ["llm"] * 4)
     assert [(row["source"], row["n"], row["agreement"]) for row in rows] == [("llm", 3, 0.3333), ("captions", 4, 1.0)]
     assert rows[0]["error"] == pytest.approx(0.3, abs=1e-3)
-    assert "Prompts of llm keep their label in 33.3 %" in prompt_sheet(rows).sentence
+    assert "Prompts of llm keep their label in 33.3 %" in prompt_table(rows).sentence
     assert per_source(target, realised, agrees, [None] * 8) == []

@@ -158,7 +158,7 @@ def test_large_sets_give_the_same_in_parts(
 
 
 @pytest.mark.slow
-def test_a_crew_sees_the_same(train: Manifest, eyes: str, tmp_path: Path) -> None:
+def test_a_worker_pool_sees_the_same(train: Manifest, eyes: str, tmp_path: Path) -> None:
     extractor = open_extractor(eyes)
     here = FeatureCache(tmp_path / "here").of(extractor, train, Job())
     pool = lambda opener: WorkerPool(LocalTransport(opener, ["cpu"], threads=1), Job())  # noqa: E731

@@ -75,7 +75,7 @@ def test_a_stopped_scoring_neither_trains_nor_scores_again(
 
 
 @pytest.mark.slow
-def test_a_crew_scores_the_same(
+def test_a_worker_pool_scores_the_same(
     train: Manifest, config: ScoreConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_chunks(monkeypatch)

@@ -14,7 +14,7 @@ from dcdm_cli.errors import NotFoundError, UsageError
 from dcdm_cli.evaluation.features import Space, frozen_space
 from dcdm_cli.evaluation.image_sets import compared_sets, read_set
 from dcdm_cli.evaluation.leakage import look, nearest_other, nearest_other_in
-from dcdm_cli.reports.quality_tables import image_set_sheets
+from dcdm_cli.reports.quality_tables import image_set_tables
 from dcdm_cli.run.progress import Job
 
 
@@ -45,9 +45,9 @@ def test_copies_mirror_images_and_twins_are_found(folders: tuple[Path, Path]) ->
     likeness, halves = found["likeness"]
     assert likeness["generated"] == 20 and halves["generated"] == halves["reference"] == 15
     sides = {"images": made.document(), "against": real.document()}
-    sheets = image_set_sheets({"features": "pixels", **sides, **found})
-    assert "pixels" in sheets[0].title and "3 of 20 images" in sheets[1].sentence
-    assert [len(row) for row in sheets[0].rows] == [len(sheets[0].columns)] * 2
+    tables = image_set_tables({"features": "pixels", **sides, **found})
+    assert "pixels" in tables[0].title and "3 of 20 images" in tables[1].sentence
+    assert [len(row) for row in tables[0].rows] == [len(tables[0].columns)] * 2
 
 
 def test_of_many_images_an_even_selection_is_read(folders: tuple[Path, Path]) -> None:

@@ -60,7 +60,7 @@ def alone(folder: Path, plan: Plan = PLAN, format: str = "folder") -> Generated:
 
 
 @pytest.mark.parametrize(("format", "deliver"), [("folder", False), ("webdataset", True)])
-def test_a_crew_makes_what_one_process_makes(tmp_path: Path, format: str, deliver: bool) -> None:
+def test_a_worker_pool_makes_what_one_process_makes(tmp_path: Path, format: str, deliver: bool) -> None:
     told: list[int] = []
     job = Job(progress=lambda what, done, total: told.append(done))
     made = pooled(tmp_path / "pool", format=format, deliver=deliver, job=job)
@@ -98,7 +98,7 @@ def test_killed_workers_change_nothing(tmp_path: Path, format: str, deliver: boo
 
 
 @pytest.mark.parametrize("deliver", [False, True])
-def test_a_stopped_crew_goes_on_where_it_was(tmp_path: Path, deliver: bool) -> None:
+def test_a_stopped_worker_pool_goes_on_where_it_was(tmp_path: Path, deliver: bool) -> None:
     asked = threading.Event()
     job = Job(
         progress=lambda what, done, total: asked.set() if done >= 30 else None,
@@ -132,7 +132,7 @@ def test_a_full_disk_on_one_worker_is_named_and_finished_shards_stay(tmp_path: P
     assert made.made <= 120 - 32 and contents(place.folder) == contents(tmp_path / "alone")
 
 
-def test_a_crew_with_another_model_is_refused(tmp_path: Path) -> None:
+def test_a_worker_pool_with_another_model_is_refused(tmp_path: Path) -> None:
     plan = Plan(PLAN.table, "other", 0, PLAN.shard_size, PLAN.class_names)
     with pytest.raises(MismatchError, match="the model and settings here are fake"):
         pooled(tmp_path, plan)
@@ -147,7 +147,7 @@ def test_a_coordinator_that_was_killed_leaves_nothing_to_clean_up_by_hand(tmp_pa
     root = Path(__file__).parents[2]
     code = (
         "import sys; from pathlib import Path; from tests.generation.test_workers import *\n"
-        "if __name__ == '__main__': crewed(Path(sys.argv[1]), seconds=0.05)"
+        "if __name__ == '__main__': pooled(Path(sys.argv[1]), seconds=0.05)"
     )
     (tmp_path / "coordinator.py").write_text(code)
     env = os.environ | {"PYTHONPATH": f"{root}:{root / 'export'}"}

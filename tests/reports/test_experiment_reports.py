@@ -1,4 +1,4 @@
-"""Sheets, sentences and figures of experiment documents."""
+"""Tables, sentences and figures of experiment documents."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from dcdm_cli.run.store import RunFolder
 from dcdm_cli.stages.devices import Placement, pool_of
 from dcdm_cli.stages.jobs import open_job
 
-from ..pool.toys import DecodingWorker
+from ..workers.toys import DecodingWorker
 
 
 @pytest.fixture
