@@ -11,6 +11,7 @@ from typing import Any
 import trials
 from harm import last_bit
 from place import Place
+from safetensors import SafetensorError
 
 # A generator of its own, one with other scales on the run's weights, and one that is the run's.
 EXPERIMENT = """
@@ -102,5 +103,5 @@ def _kind(name: str) -> str:
 def _is_right(file: Path, right: str) -> bool:
     try:
         return trials.digest(file) == right
-    except (OSError, ValueError):
+    except (OSError, ValueError, SafetensorError):
         return False
