@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import trials
-from harm import last_bit, with_settings
+from harm import cut_in_half, last_bit, with_settings
 from PIL import Image, ImageOps
 from place import CLASSES, OPTIONAL, SETTINGS, STAGES, Place
 
@@ -98,7 +97,7 @@ def given(place: Place, _: int) -> dict[str, Any]:
     mine, bad = Given(place), list[Any]()
     by_stage: dict[str, int] = {}
     for name, commands, change in _tries(mine.folder):
-        for how, harm in (("changed", change), ("half", _cut), ("gone", Path.unlink)):
+        for how, harm in (("changed", change), ("half", cut_in_half), ("gone", Path.unlink)):
             mine.put_back()
             harm(mine.folder / name)
             checked = trials.run(["check", "--run", place.run], place.said).code
@@ -134,10 +133,6 @@ def _tries(folder: Path) -> Iterator[tuple[str, Sequence[str], Change]]:
             change = last_bit if file.suffix == ".safetensors" else _with_a_blank
             name = file.relative_to(folder).as_posix()
             yield name, ("finetune", *(("distill", "export", *GENERATING) if name in FOR_ALL else ())), change
-
-
-def _cut(file: Path) -> None:
-    os.truncate(file, file.stat().st_size // 2)
 
 
 def _negative(file: Path) -> None:

@@ -29,7 +29,7 @@ import trials
 from common import RESULTS, save, write_result
 from experimented import experiments  # noqa: F401 - a part, found by its name
 from given import given  # noqa: F401 - a part, found by its name
-from harm import CHANGES, EXPECTED, VERIFY, bad_images, forgeries, last_bit, tampered, unseal
+from harm import CHANGES, EXPECTED, VERIFY, bad_images, cut_in_half, forgeries, last_bit, tampered, unseal
 from PIL import Image
 from place import CLASSES, OPTIONAL, STAGES, Place
 
@@ -239,13 +239,13 @@ def inputs(place: Place, _: int) -> dict[str, Any]:
     for record, (stage, state) in readers.items():
         place.reset(state)
         for name in sorted(json.loads((place.run / "records" / f"{record}.json").read_text("utf-8"))["read"]):
-            for change in (last_bit, lambda file: os.truncate(file, file.stat().st_size // 2), Path.unlink):
+            for change in (last_bit, cut_in_half, Path.unlink):
                 place.reset(state)
-                right = _digest(place.run / name)
+                right = trials.digest_or_none(place.run / name)
                 change(place.run / name)
                 ended = place.go(stage)
                 by_stage[record] = by_stage.get(record, 0) + 1
-                if not ended.is_clean or (ended.code == 0 and _digest(place.run / name) != right):
+                if not ended.is_clean or (ended.code == 0 and trials.digest_or_none(place.run / name) != right):
                     bad.append([record, name, ended.code, ended.said[-200:]])
     return {"count": sum(by_stage.values()), "by_stage": by_stage, "bad": len(bad), "first_bad": bad[:3]}
 
@@ -272,14 +272,6 @@ def stale(place: Place, _: int) -> dict[str, Any]:
 
 def _begun(run: Path, stage: str) -> str:
     return str(json.loads((run / "records" / f"{stage}.json").read_text("utf-8"))["started"])
-
-
-def _digest(file: Path) -> str | None:
-    """None where it cannot be read."""
-    try:
-        return trials.digest(file)
-    except (OSError, ValueError):
-        return None
 
 
 def soak(place: Place, scale: int) -> dict[str, Any]:

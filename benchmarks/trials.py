@@ -257,6 +257,16 @@ def digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
+def digest_or_none(file: Path) -> str | None:
+    """None where it cannot be read."""
+    from safetensors import SafetensorError
+
+    try:
+        return digest(file)
+    except (OSError, ValueError, SafetensorError):
+        return None
+
+
 def _lasting(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _lasting(inner) for key, inner in value.items() if not VOLATILE.search(key)}

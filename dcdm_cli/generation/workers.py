@@ -1,4 +1,4 @@
-"""Generation by a pool: what a worker does with a shard, and a run whose shards are made elsewhere.
+"""Generation by a worker pool: what a worker does with a shard, and a run whose shards are made elsewhere.
 
 Workers write where the coordinator can see it and report the finished shard, or, without a shared disk, deliver encoded
 images and the coordinator writes. The coordinator alone publishes, so that a shard that was made twice appears once.

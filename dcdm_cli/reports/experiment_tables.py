@@ -1,4 +1,4 @@
-"""What an experiment's document says: sheets and sentences. The document's shape is described in docs/evaluate.md."""
+"""What an experiment's document says: tables and sentences. The document's shape is described in docs/evaluate.md."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def write_report(
 
 @dataclass(frozen=True)
 class Extras:
-    """What a page may have besides. made: when, with what and by which command; sheets: further tables."""
+    """What a page may have besides. made: when, with what and by which command; tables: further ones."""
 
     made: Mapping[str, str] = field(default_factory=dict)
     advice: Sequence[Advice] = ()

@@ -48,7 +48,7 @@ HARD = 0.5  # more likely wrong than right, for the scorer
 
 
 def saved_tables(tables: Sequence[ResultTable], folder: Path) -> Sequence[ResultTable]:
-    """The sheets themselves, each written to `folder` as CSV too."""
+    """The tables themselves, each written to `folder` as CSV too."""
     save_tables(tables, folder)
     return tables
 
@@ -69,7 +69,7 @@ def methods_table(results: Mapping[str, Any]) -> ResultTable:
 
 
 def summary_tables(metrics: Metrics) -> list[ResultTable]:
-    """The sheets that have something to say, in reading order."""
+    """The tables that have something to say, in reading order."""
     tables = (
         downstream_table(metrics),
         paired_table(metrics),

@@ -73,7 +73,7 @@ def train_adapter(
     from dcdm_cli.data.manifest import read_manifest
     from dcdm_cli.model.adapter import AdapterInfo
     from dcdm_cli.model.base import load_base
-    from dcdm_cli.stages.watching import ResultTables
+    from dcdm_cli.stages.watching import Sheets
     from dcdm_cli.training.dataset import training_rows
     from dcdm_cli.training.loop import Course, Snapshots, finetune, global_batch
 
@@ -104,12 +104,12 @@ def train_adapter(
         dataset=_hub_dataset(session.run),
         distilled=lesson.distilled,
     )
-    tables = ResultTables(session, rows, base, info, config, folder.name) if config.sample_every else None
-    shown_at = {*lesson.snapshots, *(tables.steps() if tables else ())}
+    sheets = Sheets(session, rows, base, info, config, folder.name) if config.sample_every else None
+    shown_at = {*lesson.snapshots, *(sheets.steps() if sheets else ())}
 
     def keep(step: int, network: ConditionedUNet) -> None:
-        if tables and step in tables.steps():
-            tables.draw(step, network, job)
+        if sheets and step in sheets.steps():
+            sheets.draw(step, network, job)
         if step not in lesson.snapshots:
             return
         place = snapshot_folder(session.run, folder) / f"step-{step:08d}"

@@ -50,7 +50,7 @@ def step_log(session: Session, job: Job, name: str = "") -> Iterator[Job]:
 
 
 @dataclass(frozen=True)
-class ResultTables:
+class Sheets:
     """figures/samples/<adapter>/step-N.png: a few classes at fixed difficulties, from the same noise every time."""
 
     session: Session

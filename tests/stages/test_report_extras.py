@@ -74,10 +74,10 @@ def text_of(lines: Sequence[RenderableType]) -> str:
 
 def test_the_page_shows_what_fine_tuning_drew_on_its_way(run: RunFolder) -> None:
     assert sample_sheets(run) == []
-    tables = run.figures / "samples" / "adapter"
-    tables.mkdir(parents=True)
+    sheets = run.figures / "samples" / "adapter"
+    sheets.mkdir(parents=True)
     for step in (100, 200, 300, 400, 1000):
-        (tables / f"step-{step:08d}.png").write_bytes(b"x")
+        (sheets / f"step-{step:08d}.png").write_bytes(b"x")
     titles = [figure.title for figure in sample_sheets(run)]
     assert titles == [f"After {step} steps" for step in (100, 300, 400, 1000)]
 
