@@ -25,7 +25,7 @@ from typing import Any
 
 from cifar10_data import assign, read_images, write_target
 from common import RESULTS, provenance, save
-from pieces import Clock, Progress, Step
+from pieces import Clock, Done, Step
 
 from dcdm_cli.run.presets import PRESETS
 
@@ -142,7 +142,7 @@ def main() -> None:
     state.mkdir(parents=True, exist_ok=True)
     if options.unpack:
         unpack(options.unpack, state)
-    progress = Progress(state)
+    progress = Done(state)
     if options.unpack:
         progress.forget(": images")  # they were left behind
     base = options.base.absolute() if options.base else None

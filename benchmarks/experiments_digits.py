@@ -31,7 +31,7 @@ from typing import Any
 import tomlkit
 from common import RESULTS, provenance, save
 from digits_settings import ORDER, SETTINGS, Setting, shortened
-from pieces import ROOT, Clock, Progress, Step
+from pieces import ROOT, Clock, Done, Step
 
 from dcdm_cli.data.digits import write_digits
 from dcdm_cli.run.store import RunFolder
@@ -66,7 +66,7 @@ def main() -> None:
     if not 2 * CLASSES <= options.size <= 400:
         parser.error("--size must lie between 20 and 400")
     options.state.mkdir(parents=True, exist_ok=True)
-    clock, progress = Clock(options.piece_seconds), Progress(options.state)
+    clock, progress = Clock(options.piece_seconds), Done(options.state)
     job = Digits(
         options.state.absolute(),
         options.run,

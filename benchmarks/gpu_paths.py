@@ -41,7 +41,7 @@ ALIKE = 0.98  # share of values within 4 of 255: half precision rounds, wrong wi
 
 
 @dataclass(frozen=True)
-class Place:
+class Conditions:
     """Where the paths are measured."""
 
     device: str
@@ -64,7 +64,7 @@ class Route:
     alike: bool = True
 
 
-def routes(place: Place) -> list[Route]:
+def routes(place: Conditions) -> list[Route]:
     """Each adds one lever to the one before, then one call, then the preset."""
     plain = config(place.steps, precision=place.precision, batch_size=place.batch, decode_batch=min(place.batch, 8))
     one = plain.model_copy(update={"text_guidance": 1.0, "difficulty_guidance": 1.0})
@@ -89,7 +89,7 @@ def main() -> None:
     name = gpu_or_sketch("gpu_paths", sketch=options.sketch)
     if name is None:
         return
-    place = Place("cpu", "fp32", 2, 2, True) if options.sketch else Place("cuda", "fp16", 32, 20, False)
+    place = Conditions("cpu", "fp32", 2, 2, True) if options.sketch else Conditions("cuda", "fp16", 32, 20, False)
     deadline = time.monotonic() + 60 * options.minutes
     known = routes(place)[: 4 if options.sketch else None]
     scorer, rows, reference = open_scorer(WORK / "gpu-paths", place.device), [], None
@@ -114,7 +114,7 @@ def open_scorer(folder: Path, device: str) -> Measure:
     return Scorer.load(folder / "scorer", device).verdicts
 
 
-def measured(route: Route, place: Place, measure: Measure | None) -> tuple[np.ndarray, dict[str, Any]]:
+def measured(route: Route, place: Conditions, measure: Measure | None) -> tuple[np.ndarray, dict[str, Any]]:
     """(two images for comparison, images/s end to end to PNG files and the seconds before the first)"""
     started = time.monotonic()
     engine = open_route(route, place)
@@ -129,7 +129,7 @@ def measured(route: Route, place: Place, measure: Measure | None) -> tuple[np.nd
     return np.stack(made), {**row, "images/s": round(rate, 3), "seconds to open": round(opened, 1)}
 
 
-def open_route(route: Route, place: Place) -> Engine:
+def open_route(route: Route, place: Conditions) -> Engine:
     model = sd15_model(place.device, place.precision, small=place.sketch)
     engine = torch_engine(model, route.settings, place.device, TorchOptions(route.calls, compile=route.compile))
     if route.half_vae and not place.sketch:

@@ -66,7 +66,7 @@ class Clock:
         self.run([sys.executable, "-m", "dcdm_cli", *words], folder)
 
 
-class Progress:
+class Done:
     """Which steps are done, in `progress.json`; a step that is listed is not run again."""
 
     def __init__(self, state: Path) -> None:

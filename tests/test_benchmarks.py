@@ -130,9 +130,9 @@ def test_steps_are_done_once_and_what_does_not_fit_waits(script, tmp_path: Path)
     steps = [
         pieces.Step(name, lambda n=name: done.append(n) or {"n": n}, needs) for name, needs in (("a", 0), ("b", 500))
     ]
-    assert pieces.Progress(tmp_path).run(steps, pieces.Clock(60)) == "b" and done == ["a"]
-    assert pieces.Progress(tmp_path).run(steps, pieces.Clock(None)) is None and done == ["a", "b"]
-    kept = pieces.Progress(tmp_path)
+    assert pieces.Done(tmp_path).run(steps, pieces.Clock(60)) == "b" and done == ["a"]
+    assert pieces.Done(tmp_path).run(steps, pieces.Clock(None)) is None and done == ["a", "b"]
+    kept = pieces.Done(tmp_path)
     assert kept.done["b"]["n"] == "b" and kept.run(steps, pieces.Clock(1)) is None
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from pretraining import (
-    Place,
+    Checkpointing,
     Recipe,
     build_scheduler,
     build_text_encoder,
@@ -91,7 +91,7 @@ def build_unet() -> UNet2DConditionModel:
 
 def pretrain(data: Path, folder: Path, checkpoints: Path, recipe: Recipe) -> None:
     """Builds the pipeline folder from nothing, or goes on from what `checkpoints` holds."""
-    place = Place(checkpoints, 250, job=Job("cpu", stop_signal=asked_to_stop))
+    place = Checkpointing(checkpoints, 250, job=Job("cpu", stop_signal=asked_to_stop))
     torch.manual_seed(recipe.seed)
     digits, numbers = read_digits(data)
     drawn = torch.from_numpy(styled(digits, STYLES, recipe.seed))[:, None].expand(-1, 3, -1, -1)

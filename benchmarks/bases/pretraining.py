@@ -57,7 +57,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Place:
+class Checkpointing:
     """Where a training run keeps its checkpoints, how often, and whether to compute in bfloat16.
 
     folder None = none are kept: a stopped run starts again.
@@ -149,9 +149,11 @@ def tokenize_templates(tokenizer: CLIPTokenizer, templates: Sequence[str], names
     return torch.stack([tokenizer(t, max_length=tokenizer.model_max_length, **how).input_ids for t in texts])
 
 
-def train_vae(vae: AutoencoderKL, images: Tensor, recipe: Recipe, place: Place | None = None) -> list[dict[str, float]]:
+def train_vae(
+    vae: AutoencoderKL, images: Tensor, recipe: Recipe, place: Checkpointing | None = None
+) -> list[dict[str, float]]:
     """images: float32 or uint8 [N, 3, H, W], float in [-1, 1]. Returns the loss curve. Goes on from a checkpoint."""
-    place = place or Place()
+    place = place or Checkpointing()
     batch = recipe.vae_batch or recipe.batch
     recipe = replace(recipe, batch=batch, vae_batch=batch)
     run = _Run("vae", vae, _Descent(recipe.vae_lr, recipe.vae_steps), recipe, place)
@@ -183,13 +185,13 @@ def train_unet(
     latents: Tensor,
     labels: Tensor,
     recipe: Recipe,
-    place: Place | None = None,
+    place: Checkpointing | None = None,
 ) -> tuple[nn.ModuleDict, list[dict[str, float]]]:
     """prompts: int64 [classes + 1, templates, tokens], the last row the empty prompt; latents scaled, labels int64 [N].
 
     Returns the EMA of both networks and the loss curve. Goes on from a checkpoint.
     """
-    place, scheduler = place or Place(), build_scheduler()
+    place, scheduler = place or Checkpointing(), build_scheduler()
     nets = nn.ModuleDict({"unet": unet, "text": text})
     ema = copy.deepcopy(nets).requires_grad_(False)
     descent = _Descent(recipe.unet_lr, recipe.unet_steps, weight_decay=0.01, final_div_factor=100)
@@ -262,7 +264,7 @@ class _Run:
         net: nn.Module,
         descent: _Descent,
         recipe: Recipe,
-        place: Place,
+        place: Checkpointing,
         ema: nn.Module | None = None,
     ) -> None:
         self.name, self.net, self.recipe, self.place, self.ema = name, net, recipe, place, ema

@@ -90,21 +90,7 @@ def load_base(
     transformers_logging.disable_progress_bar()
     diffusers_logging.disable_progress_bar()
     place = _Place(source, resolve_base(source), revision, config)
-    local = place.is_file and config is not None  # else a file's configs may have to come from the hub
-    try:
-        with nullcontext() if local else from_hub(place.path if place.configs is not None else ""):
-            index = place.index()
-            if index is not None:
-                check_index(source, index)
-            pipeline, variant = place.load(place.kind(index), variant, hollow)
-    except (OSError, ValueError, SafetensorError, SingleFileComponentError) as error:
-        raise _not_loaded(place, error) from error
-    except TypeError as error:
-        raise other_layout(source, str(error)) from error
-    except RuntimeError as error:
-        if "mismatched_sizes" not in str(error):
-            raise
-        raise other_sizes(source) from error
+    pipeline, index, variant = _loaded(place, variant, hollow)
     check_parts(source, pipeline)
     networks = (pipeline.unet, pipeline.vae, text_encoder_of(pipeline))
     scheduler_config = dict(pipeline.scheduler.config)
@@ -117,6 +103,29 @@ def load_base(
         _settle(part, device, torch.float32 if part is pipeline.vae else DTYPES[dtype])
     first, second = tokenizers_of(pipeline)
     return BaseModel(str(source), *networks, first, scheduler_config, fingerprint, variant, warnings, second)
+
+
+def _loaded(
+    place: _Place, variant: str | None, hollow: Sequence[str]
+) -> tuple[Pipeline, Mapping[str, Any] | None, str | None]:
+    """The pipeline, its index (None for a single file that has none), and the variant that it was read from. Raises
+    NotFoundError and MismatchError as `load_base`."""
+    local = place.is_file and place.config is not None  # else a file's configs may have to come from the hub
+    try:
+        with nullcontext() if local else from_hub(place.path if place.configs is not None else ""):
+            index = place.index()
+            if index is not None:
+                check_index(place.source, index)
+            pipeline, variant = place.load(place.kind(index), variant, hollow)
+    except (OSError, ValueError, SafetensorError, SingleFileComponentError) as error:
+        raise _not_loaded(place, error) from error
+    except TypeError as error:
+        raise other_layout(place.source, str(error)) from error
+    except RuntimeError as error:
+        if "mismatched_sizes" not in str(error):
+            raise
+        raise other_sizes(place.source) from error
+    return pipeline, index, variant
 
 
 @dataclass(frozen=True)

@@ -160,15 +160,9 @@ def export_requests(
             return NetworkRequest(graph, cases, calls=recorded)
         return NetworkRequest(graph, cases, partial(module.cast, kind) if kind != "fp32" else None)
 
+    of_denoiser = partial(_denoiser_inputs, model.base, facts, shared_calls)
     return (
-        request(
-            DENOISER,
-            denoiser,
-            "prediction",
-            partial(_denoiser_inputs, model.base, facts, shared_calls),
-            precision,
-            shared_calls,
-        ),
+        request(DENOISER, denoiser, "prediction", of_denoiser, precision, shared_calls),
         request(VAE_DECODER, decoder, "images", partial(_decoder_inputs, facts), decoder_precision),
         request(TEXT_ENCODER, text_encoder, "text", partial(_text_inputs, model.base, facts), text),
     )

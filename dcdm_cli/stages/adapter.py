@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from dcdm_cli.model.adapter import AdapterInfo, Distilled
     from dcdm_cli.model.base import BaseModel
     from dcdm_cli.model.denoiser import ConditionedUNet
+    from dcdm_cli.stages.watching import Sheets
     from dcdm_cli.training.dataset import TrainingSet
-    from dcdm_cli.training.loop import EarlierAdapter, Teacher
+    from dcdm_cli.training.loop import EarlierAdapter, Snapshots, Teacher
     from dcdm_cli.training.views import Views
 
 # (views, rows, settings, session, job) -> float32, one per view
@@ -71,51 +72,18 @@ def train_adapter(
     In a group of processes all of them call it, and the main one alone writes.
     """
     from dcdm_cli.data.manifest import read_manifest
-    from dcdm_cli.model.adapter import AdapterInfo
-    from dcdm_cli.model.base import load_base
     from dcdm_cli.stages.watching import Sheets
     from dcdm_cli.training.dataset import training_rows
-    from dcdm_cli.training.loop import Course, Snapshots, finetune, global_batch
+    from dcdm_cli.training.loop import Course, finetune, global_batch
 
     ranks = Ranks.of_environment()
     lesson = lesson or TrainingRows()
     rows = lesson.rows or training_rows(read_manifest(session.run.samples), config.keep_suspects)
-    precision = settle_precision(config.precision, job.device, training=True)
-    base_config = str(config.base_config.absolute()) if config.base_config else None
-    place: dict[str, Any] = {"revision": config.revision, "variant": config.variant, "config": base_config}
-    base = load_base(config.base, **place, dtype=precision, device=job.device)
-    for warning in base.warnings:
-        session.console.warn(warning)
-    if base.variant != config.variant:
-        session.console.note(f"base model: {config.base} has {base.variant} weights alone; these are used")
-    config = config.model_copy(update={"seed": config.seed + session.config.seed, "precision": precision})
-    measure = difficulty_of or own_difficulty
-    data, fingerprint = _training_set(session, config, rows, base, job, measure), base.fingerprint
-    info = AdapterInfo(
-        base=_lasting_name(config.base),
-        base_fingerprint=fingerprint,
-        revision=config.revision,
-        class_names=rows.class_names,
-        resolution=config.resolution,
-        encoder=None,
-        training=roles.fingerprint(config),
-        variant=base.variant,
-        base_config=base_config,
-        dataset=_hub_dataset(session.run),
-        distilled=lesson.distilled,
-    )
+    base, config = _base_in_use(session, config, job)
+    data = _training_set(session, config, rows, base, job, difficulty_of or own_difficulty)
+    info = _facts(session, config, rows, base, lesson)
     sheets = Sheets(session, rows, base, info, config, folder.name) if config.sample_every else None
-    shown_at = {*lesson.snapshots, *(sheets.steps() if sheets else ())}
-
-    def keep(step: int, network: ConditionedUNet) -> None:
-        if sheets and step in sheets.steps():
-            sheets.draw(step, network, job)
-        if step not in lesson.snapshots:
-            return
-        place = snapshot_folder(session.run, folder) / f"step-{step:08d}"
-        _save(place, network, replace(info, training={**info.training, "steps": step}))
-
-    shown = Snapshots(tuple(sorted(shown_at)), keep) if shown_at else None
+    shown = _snapshots(snapshot_folder(session.run, folder), lesson, info, sheets, job)
     classes, checkpoints = len(rows.class_names), session.run.checkpoints / (lesson.name or folder.name)
     course = Course(shown, lesson.start, session.force, lesson.teacher)
     trained = finetune(base, data, classes, config, checkpoints, job, course)
@@ -124,6 +92,64 @@ def train_adapter(
     if ranks.is_main:
         _save(folder, trained.network, info)
     return results
+
+
+def _base_in_use(session: Session, config: FinetuneConfig, job: Job) -> tuple[BaseModel, FinetuneConfig]:
+    """The base model, loaded, and the settings with the run's seed and the settled precision in them."""
+    from dcdm_cli.model.base import load_base
+
+    precision = settle_precision(config.precision, job.device, training=True)
+    place: dict[str, Any] = {"revision": config.revision, "variant": config.variant, "config": _base_config(config)}
+    base = load_base(config.base, **place, dtype=precision, device=job.device)
+    for warning in base.warnings:
+        session.console.warn(warning)
+    if base.variant != config.variant:
+        session.console.note(f"base model: {config.base} has {base.variant} weights alone; these are used")
+    return base, config.model_copy(update={"seed": config.seed + session.config.seed, "precision": precision})
+
+
+def _facts(
+    session: Session, config: FinetuneConfig, rows: Manifest, base: BaseModel, lesson: TrainingRows
+) -> AdapterInfo:
+    """What the adapter's config.json will say. Of the encoder is known only when it is saved."""
+    from dcdm_cli.model.adapter import AdapterInfo
+
+    return AdapterInfo(
+        base=_lasting_name(config.base),
+        base_fingerprint=base.fingerprint,
+        revision=config.revision,
+        class_names=rows.class_names,
+        resolution=config.resolution,
+        encoder=None,
+        training=roles.fingerprint(config),
+        variant=base.variant,
+        base_config=_base_config(config),
+        dataset=_hub_dataset(session.run),
+        distilled=lesson.distilled,
+    )
+
+
+def _base_config(config: FinetuneConfig) -> str | None:
+    return str(config.base_config.absolute()) if config.base_config else None
+
+
+def _snapshots(
+    folder: Path, lesson: TrainingRows, info: AdapterInfo, sheets: Sheets | None, job: Job
+) -> Snapshots | None:
+    """When the network is shown on the way: for sheets of samples, and to be kept in `folder` as the lesson asks."""
+    from dcdm_cli.training.loop import Snapshots
+
+    drawn = sheets.steps() if sheets else ()
+
+    def keep(step: int, network: ConditionedUNet) -> None:
+        if sheets and step in drawn:
+            sheets.draw(step, network, job)
+        if step in lesson.snapshots:
+            place = folder / f"step-{step:08d}"
+            _save(place, network, replace(info, training={**info.training, "steps": step}))
+
+    steps = {*lesson.snapshots, *drawn}
+    return Snapshots(tuple(sorted(steps)), keep) if steps else None
 
 
 def _save(folder: Path, network: ConditionedUNet, info: AdapterInfo) -> None:

@@ -87,33 +87,14 @@ def _place(source: str, run: RunFolder) -> str:
 
 def _scan_and_score(session: Session, source: str, options: ScanOptions, stage: Stage) -> Outcome:
     from dcdm_cli.data.classes import untrainable_warnings
-    from dcdm_cli.data.corrections import correct
-    from dcdm_cli.data.images import decode_options
     from dcdm_cli.data.manifest import write_manifest
-    from dcdm_cli.data.sources import TooManyRejectedError, left_out_sentence, scan_on_disk
-    from dcdm_cli.data.writers import write_rejected
     from dcdm_cli.difficulty.scoring import check_settings
 
     run, job, placement = session.run, open_job(session), settle_placement(session)
     key = hash_json([stage.config, stage.inputs])
     spool = run.checkpoints / "scorer" / key[:16]  # what a stopped run goes on from
     check_settings(session.config.score)
-    try:
-        options = replace(options, decode=decode_options())
-        found = scan_on_disk(_place(source, run), options, run.images, spool / "scan", key, job)
-    except TooManyRejectedError as error:
-        write_rejected(run.rejected, error.rejected)
-        raise TooManyRejectedError(
-            error.message, f"{error.hint}; all of them are listed in {run.rejected}", error.rejected
-        ) from error
-    _say_what_was_understood(session, found)
-    write_rejected(run.rejected, found.rejected)
-    if found.rejected:
-        session.console.warn(left_out_sentence(found.rejected, run.rejected))
-    corrected = correct(found.manifest, session.config.data.drop, session.config.data.relabel)
-    for sentence in corrected.sentences:
-        session.console.note(sentence)
-    found = replace(found, manifest=corrected.manifest)
+    found = _scanned(session, source, options, spool / "scan", key, job)
     _warn_of_refusals(session, found.manifest)
     scored = _score(session, found, job, spool, placement)
     manifest = scored.manifest
@@ -134,6 +115,32 @@ def _scan_and_score(session: Session, source: str, options: ScanOptions, stage: 
     outputs = [run.samples, *([run.scorer] if run.scorer.exists() else []), *_figures(run, manifest)]
     also, listed = [run.rejected, run.own_captions, run.copies], [run.images, run.cache]
     return Outcome(outputs, manifest.digest("sample_id", "difficulty"), results, job.device, also, listed)
+
+
+def _scanned(session: Session, source: str, options: ScanOptions, spool: Path, key: str, job: Job) -> Scan:
+    """What the source is and which of its images can be read, corrected as the user asks; both are said."""
+    from dcdm_cli.data.corrections import correct
+    from dcdm_cli.data.images import decode_options
+    from dcdm_cli.data.sources import TooManyRejectedError, left_out_sentence, scan_on_disk
+    from dcdm_cli.data.writers import write_rejected
+
+    run = session.run
+    try:
+        options = replace(options, decode=decode_options())
+        found = scan_on_disk(_place(source, run), options, run.images, spool, key, job)
+    except TooManyRejectedError as error:
+        write_rejected(run.rejected, error.rejected)
+        raise TooManyRejectedError(
+            error.message, f"{error.hint}; all of them are listed in {run.rejected}", error.rejected
+        ) from error
+    _say_what_was_understood(session, found)
+    write_rejected(run.rejected, found.rejected)
+    if found.rejected:
+        session.console.warn(left_out_sentence(found.rejected, run.rejected))
+    corrected = correct(found.manifest, session.config.data.drop, session.config.data.relabel)
+    for sentence in corrected.sentences:
+        session.console.note(sentence)
+    return replace(found, manifest=corrected.manifest)
 
 
 def _say_what_was_understood(session: Session, found: Scan) -> None:

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from dcdm_export.engine_key import EngineError, EngineSettings, Range
+from dcdm_export.orders import Progress
 from dcdm_export.whole_files import whole_files
 
 LOWEST_VERSION = (10, 12)
 FUSED_ATTENTION = "mha"  # in the names of TensorRT's kernels for it: _gemm_mha_v2, fmha_v2
 MEMORY_WORDS = ("outofmemory", "insufficientmemory", "badalloc")  # in TensorRT's messages, letters only
 Trt = Any  # the tensorrt module, or tensorrt_rtx
-Progress = Callable[[str, int, int], None]
 
 
 class MissingTensorRT(EngineError):

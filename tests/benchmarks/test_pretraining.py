@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from benchmarks.bases.pretraining import (
-    Place,
+    Checkpointing,
     Recipe,
     build_text_encoder,
     build_tokenizer,
@@ -49,20 +49,20 @@ def test_a_stopped_vae_goes_on_where_it_was(tmp_path: Path) -> None:
     whole, cut = make_vae(), make_vae()
     curve = train_vae(whole, IMAGES, RECIPE)
     with pytest.raises(InterruptedRunError):
-        train_vae(cut, IMAGES, RECIPE, Place(tmp_path, job=stopping_at(3)))
+        train_vae(cut, IMAGES, RECIPE, Checkpointing(tmp_path, job=stopping_at(3)))
     again = make_vae()
-    assert train_vae(again, IMAGES, RECIPE, Place(tmp_path)) == curve
+    assert train_vae(again, IMAGES, RECIPE, Checkpointing(tmp_path)) == curve
     assert torch.equal(weights(again), weights(whole)) and not torch.equal(weights(cut), weights(whole))
 
 
 def test_a_finished_vae_serves_another_unet_but_not_another_vae_recipe(tmp_path: Path) -> None:
     finished = make_vae()
-    train_vae(finished, IMAGES, RECIPE, Place(tmp_path))
+    train_vae(finished, IMAGES, RECIPE, Checkpointing(tmp_path))
     kept = make_vae()
-    train_vae(kept, IMAGES, replace(RECIPE, unet_steps=9, unet_lr=1e-4), Place(tmp_path))
+    train_vae(kept, IMAGES, replace(RECIPE, unet_steps=9, unet_lr=1e-4), Checkpointing(tmp_path))
     assert torch.equal(weights(kept), weights(finished))
     with pytest.raises(MismatchError, match="made with other settings"):
-        train_vae(make_vae(), IMAGES, replace(RECIPE, vae_lr=1e-4), Place(tmp_path))
+        train_vae(make_vae(), IMAGES, replace(RECIPE, vae_lr=1e-4), Checkpointing(tmp_path))
 
 
 def test_a_stopped_unet_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_a_stopped_unet_goes_on_where_it_was(tmp_path: Path) -> None:
     assert prompts.shape == (3, 2, 8)
     latents, labels = encode_all(make_vae().eval(), IMAGES), torch.arange(12) % 2
 
-    def train(place: Place | None = None) -> tuple[torch.Tensor, Any]:
+    def train(place: Checkpointing | None = None) -> tuple[torch.Tensor, Any]:
         torch.manual_seed(0)
         levels: Any = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",)}
         unet = UNet2DConditionModel(
@@ -82,6 +82,6 @@ def test_a_stopped_unet_goes_on_where_it_was(tmp_path: Path) -> None:
 
     whole = train()
     with pytest.raises(InterruptedRunError):
-        train(Place(tmp_path, job=stopping_at(4)))
-    again = train(Place(tmp_path))
+        train(Checkpointing(tmp_path, job=stopping_at(4)))
+    again = train(Checkpointing(tmp_path))
     assert torch.equal(again[0], whole[0]) and again[1] == whole[1]
