@@ -84,6 +84,7 @@ class Run:
     @classmethod
     def of(cls, session: Session) -> Run:
         """The run as a command has opened it: every verb works with that session instead of opening one."""
+        # not `__init__`: it would resolve the settings again, without what the command was told
         run = cls.__new__(cls)
         run.folder, run.console, run._given = session.run, session.console, {}
         run._config_file, run._session = session.config_file, session
@@ -132,9 +133,10 @@ class Run:
                 caption_by_template(session)
                 record = run_finetune(session)
                 chosen = with_chosen_strength(session)
+                # of the fine-tuned adapter, whichever one images will be made with
                 calibrated = calibrate_chosen(by_calls(chosen))
             if self._session is not None:
-                self._session = chosen
+                self._session = chosen  # the demo goes on with this session, and generates with what was chosen
             results = {"calibration": calibrated.results} if calibrated else {}
             return replace(record, results=record.results | results)
 
@@ -148,6 +150,7 @@ class Run:
             session.run.create(after="finetune")
             with session.run.lock("dcdm distill"):
                 record = run_distill(session)
+                # a session guided so looks at the distilled adapter, which is the one to be measured
                 calibrated = run_calibrate(session.with_settings(generate={"guidance": "distilled"}))
             results = {"calibration": calibrated.results} if calibrated else {}
             return replace(record, results=record.results | results)

@@ -48,6 +48,7 @@ def open_session(
     for hint in resolved.renamed:
         console.warn(hint)
     _use_threads(resolved.config.threads)
+    # by the environment: worker processes inherit it
     os.environ[network.SECONDS] = str(resolved.config.network_seconds)
     return Session(run, resolved, console, force, dry_run, flags, config_file)
 
@@ -84,6 +85,7 @@ def dotted(settings: Mapping[str, Any], command: str = "") -> dict[str, Any]:
         else:
             flags[_key(name, command)] = value
     known = {*known_keys()}
+    # an unknown key of a section is refused by `resolve`, which names its place
     written = {key: listed(key, value) if key in known else value for key, value in flags.items()}
     return {key: "none" if value is None else value for key, value in written.items()}
 

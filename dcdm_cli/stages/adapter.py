@@ -145,6 +145,7 @@ def _snapshots(
         if sheets and step in drawn:
             sheets.draw(step, network, job)
         if step in lesson.snapshots:
+            # how far this one was trained, not how far training will go
             place = folder / f"step-{step:08d}"
             _save(place, network, replace(info, training={**info.training, "steps": step}))
 
@@ -185,8 +186,10 @@ def _training_set(
     ranks, report = Ranks.of_environment(), job.stoppable("training has not begun")
     views = Views(rows.paths(), config.hflip, config.views - 1, config.seed)
     with main_first(ranks, job.device):  # the others find them encoded
+        # by which `starts.open_starts` finds the latents again
         ids = rows.column("sample_id").tolist()
         latents = cache_latents(base, views, config.resolution, session.run.cache, report, ids)
+    # cut already, unless the caption stage had no tokenizer or was not needed
     captions, _ = cut_texts(rows.column("caption").tolist(), base.tokenizer, "captions", session.console)
     text, caption = encode_captions(base, captions, report)
     label = torch.from_numpy(views.repeat(rows.column("label").astype("int64")))
@@ -205,6 +208,7 @@ def _hub_dataset(run: RunFolder) -> str | None:
 
 def _lasting_name(base: str) -> str:
     """How the adapter's config.json calls its base: a folder by its absolute path, others as they were given."""
+    # a packaged base keeps its name: it lies elsewhere on every machine
     return str(Path(base).absolute()) if Path(base).exists() and base not in PACKAGED else base
 
 
@@ -237,6 +241,7 @@ def measured_views(views: Views, rows: Manifest, session: Session, job: Job) -> 
 
     train = read_manifest(run.samples).split("train")
     only = None
+    # these have a model per fold; which one has not seen an image follows from rows, settings and the seed of scoring
     if run.require("score").results["method"] in ("crossfit", "features"):
         done = run.require("score").config
         settings = ScoreConfig.model_validate({**done["score"], "seed": done["score"]["seed"] + done["seed"]})

@@ -40,7 +40,7 @@ class Gallery:
         for row, image, s in zip(rows, images, realised.tolist(), strict=True):
             key = row.label, row.target_difficulty
             if row.label < self.classes and (key not in self.best or abs(s - key[1]) < abs(self.best[key][0] - key[1])):
-                self.best[key] = s, image.copy()
+                self.best[key] = s, image.copy()  # a view would keep its whole batch in memory
 
     def of(self, label: int) -> list[tuple[float, np.ndarray]]:
         """(realised difficulty, image) in the order of the targets."""

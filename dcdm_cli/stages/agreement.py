@@ -30,6 +30,7 @@ def scorer_and_judge(session: Session, data: Evaluated, judge: Judge | None, job
     if judge is None:
         return {"agreement": None, "competence": {SCORER: _scorer_known(data)}}
     record, _ = session.run.run(_stage(session, data), lambda: _asked(data, judge, job), force=session.force)
+    # of a found record too: `judge.at_chance` is not among what the record depends on
     guard(JUDGE, record.results["competence"][JUDGE], session.config.judge.at_chance, session.console.warn)
     return record.results
 
@@ -50,6 +51,7 @@ def _asked(data: Evaluated, judge: Judge, job: Job) -> Outcome:
     labels, scored = some.column("label").astype(np.int64), some.column("predicted").astype(np.int64)
     judged = judge.labels_of(some)
     known = {SCORER: _scorer_known(data), JUDGE: competence(judged, labels, some.class_names)}
+    # a judge that shares the scorer's blind spots proves less: that is what agreement tells
     return Outcome([], "", {"agreement": error_agreement(scored, judged, labels), "competence": known}, job.device)
 
 

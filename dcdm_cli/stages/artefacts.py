@@ -96,6 +96,7 @@ def _look(session: Session) -> Outcome:
     metrics = {"schema": 1, "device": job.device, "adherence": _adherence(session, data, images, judge, job)}
     metrics |= {"agreement": known["agreement"], "competence": known["competence"]}
     metrics["quality"] = generated_quality(session, data, judge, job)
+    # no arms are compared here, so that there is no price of a point
     metrics["cost"] = the_bill(session, stage_records(session), None)
     metrics["warnings"] = list(data.warnings)
     metrics["seconds"] = {"artefacts": round(time.monotonic() - clock, 2)}

@@ -76,6 +76,7 @@ def atlas_stage(session: Session) -> Stage:
     inputs |= run.adapter_ids()
     made, judge = {"generate": config.generate}, {"judge": config.judge}
     settings: dict[str, Any] = {**fingerprints(made, *IMAGES), **fingerprints(judge)}
+    # of [evaluate] only what the page shows: arms and seeds of a comparison do not make it stale
     settings |= {"targets": list(config.evaluate.atlas_targets), "classes": config.evaluate.atlas_classes}
     settings |= {"seed": config.evaluate.seed + config.seed, "features": config.evaluate.features}
     reads = (*generator_files(session), run.generated / "samples.parquet")
@@ -89,6 +90,7 @@ def _make_atlas(session: Session) -> Outcome:
     data = checked_data(session)
     chosen = hardest_classes(data.real, session.config.evaluate.atlas_classes)
     real, judge = _Real(data.real), open_judge(session, data.manifest, job)
+    # the first is the one that was asked for; Inception's may follow
     space = spaces(session.config.evaluate.features, run_features(session, job), judge, job)[0]
     pictures = _generated(session, real, chosen, space, job)
     made = generated_images(session, data)  # once: each image is held against its shard
@@ -143,7 +145,7 @@ def _generated(
             kind = kinds[row.index]
             caption = f"{row.target_difficulty:.2f} → {s:.2f}"
             tiles.setdefault((row.label, kind.title), []).append(Tile.of(Image.fromarray(image), caption))
-            if kind == KINDS[0]:
+            if kind == KINDS[0]:  # the page has neighbours of the first seed alone
                 tiles.setdefault((row.label, "nearest real"), []).append(near)
 
     probe_rows(session, first_draws(engine), rows, job, watch, check=False)  # another draw would be another seed
@@ -215,6 +217,7 @@ def _entry(real: _Real, label: int, pictures: Mapping[Any, Sequence[Tile]], fact
     from dcdm_cli.reports.atlas import ClassEntry, Strip
 
     rows, name = real.rows(label), real.names[label]
+    # in a small class no image stands at both ends
     easiest, hardest = rows[:ENDS], rows[max(ENDS, len(rows) - ENDS) :]
     strips = [
         Strip("real, easiest", [real.tile(row) for row in easiest]),

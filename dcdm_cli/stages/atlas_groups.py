@@ -87,5 +87,6 @@ def _named(about: Mapping[str, Any] | None, images: Manifest | None) -> dict[str
 
 
 def _difficulty(images: Manifest) -> np.ndarray:
+    # real images have the one column, generated ones the other
     scored = images.column("difficulty")
     return np.where(np.isfinite(scored), scored, images.column("measured_difficulty"))

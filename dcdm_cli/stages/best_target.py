@@ -40,6 +40,7 @@ def propose_target(session: Session, name: str, found: Sequence[Mapping[str, Any
     if not found:
         return None
     best = found[0]
+    # where it is not told, the curve may be chance: the default target stays
     target = f"normal:{best['asked']:g},{SPREAD:g}" if best["told"] else GenerateConfig().difficulty
     proposal = Proposal(
         experiment=name,

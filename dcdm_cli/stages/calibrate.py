@@ -61,9 +61,11 @@ def _calibrate(session: Session, file: Path) -> Outcome:
     config, job = session.config, open_job(session)
     engine = open_run_engine(session, session.run.adapter, job, insist=False)  # export comes after fine-tuning
     points = probe_points(session)
+    # seed + 500: draws of its own; strength, own draws and 8 bits have theirs
     measured = probe(session, engine, points, config.calibrate.images, job, seed=config.seed + 500, calibrated=False)
     calibration = fit(measured, len(engine.info.class_names), engine.config)
     save_calibration(calibration, file)
+    # after saving: the file is of single draws, and what is reachable counts how many there are at the time
     calibration = replace(calibration, attempts=config.generate.attempts)
     results: dict[str, Any] = {"reachable": list(calibration.reachable), "realised": list(calibration.realised)}
     by_source = per_source(measured.requested, measured.realised, measured.agrees, measured.prompt_source)

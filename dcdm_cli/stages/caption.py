@@ -30,6 +30,7 @@ def run_caption(session: Session) -> StageRecord:
         if not session.force:
             refuse_replacing(run, stage, "captioning otherwise")
         record, done = run.run(stage, lambda: _write_captions(session), force=session.force)
+        # a stage of its own: a finished run is asked for copies without captioning again
         if any(fingerprint(session.config.caption, FILES).values()):
             _, written = run.run(caption_files_stage(session), lambda: _write_extras(session), force=session.force)
             done = done or written
@@ -48,17 +49,19 @@ def caption_by_template(session: Session) -> None:
     from dcdm_cli.data.manifest import read_manifest
 
     run, asked = session.run, session.config.caption.method
+    # scoring forgets the record of captions; the cache of a model's stays
     had = any(run.record(stage) for stage in ("caption", "finetune")) or any(run.cache.glob("captions-*"))
     if had or asked != "template" or run.record("score") is None:
         return
     if read_manifest(run.samples).split("train").table["caption"].null_count:
         session.console.note("captions: there are none yet (dcdm caption), so these are the template's")
-        run_caption(replace(session, force=False))
+        run_caption(replace(session, force=False))  # --force was said of fine-tuning
 
 
 def caption_stage(session: Session) -> Stage:
     config, finetune = session.config.caption, session.config.finetune
     tokenizer = {"base": finetune.base, "revision": finetune.revision}  # whose tokens are counted
+    # copies for other programs and a language model's prompts change no caption, and make no adapter stale
     uncounted = others(config, RESULT)
     reads = (session.run.samples, session.run.own_captions)
     settings = {**fingerprint(config, RESULT), "method": _method(session), "tokenizer": tokenizer}
@@ -103,10 +106,12 @@ def _write_captions(session: Session) -> Outcome:
 
     run, config = session.run, session.config.caption
     manifest = read_manifest(run.samples)
+    # from a file of their own: in the manifest they cannot be told from those written here
     kept = read_own_captions(run.own_captions, manifest) if config.own == "keep" else [None] * len(manifest)
     captions, revision = _filled(session, manifest, kept)
     captions, cut = readable(session, captions, "captions")
     manifest = manifest.with_columns({"caption": captions})
+    # the table is score's too: until the record is written, a kill must not make it count as damaged
     run.forget("caption", replaces=run.samples)
     write_manifest(manifest, run.samples)
     own = sum(caption is not None for caption in kept)

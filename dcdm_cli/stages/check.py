@@ -49,6 +49,7 @@ def run_check(session: Session, *, repair: bool = False, verify: bool = False) -
         raise NotFoundError(f"there is no run folder {run.path}", "name one: dcdm check --run DIR", file=run.path)
     left = [*_leftovers(run)]  # taking the lock sweeps most of them away
     with run.lock(REPAIR) if repair else nullcontext():
+        # before the parts look: what is repaired is no finding of theirs
         repaired = [*_repaired(run), *_swept(run, left)] if repair else left
         source = map(_changed_source, source_changes(session))
         parts = (_stages(run), source, _asked(session), _templates(run), _class_names(run), _weights(run),
@@ -113,6 +114,7 @@ def _is_output(record: StageRecord, file: str) -> bool:
 
 def _outdated(run: RunFolder, record: StageRecord, unread: Collection[str]) -> list[str]:
     """As `RunFolder.outdated`, of the earlier stages whose records can be read."""
+    # asking for a record that cannot be read would end this part; it has a finding of its own
     which = f"-{DISTILLED}"
     inputs = {name: id for name, id in record.inputs.items() if not {name, name + which} & {*unread}}
     return [*run.as_made(record).outdated(replace(record, inputs=inputs))]
@@ -171,6 +173,7 @@ def _asked(session: Session) -> Iterator[Finding]:
     for layer in recorded_layers(session.run, "generate"):
         session = session.with_settings(**known_only(layer.values))
     for name, record in session.run.records().items():
+        # evaluations keep how their own images are made as a section of their record
         made = record.config if record.stage == "generate" else record.config.get("generate")
         asked = [key for key in _GIVEN if key in record.inputs]
         if not asked or not isinstance(made, Mapping):
@@ -299,6 +302,7 @@ def ledger_of(run: RunFolder) -> Ledger | None:
 
     if not (run.generated / "plan.parquet").is_file() or run.record("generate") is None:
         return None
+    # as its own files say: the settings may ask for another format by now
     plan, kept = PlanFile(run.generated / "plan.parquet"), read_output(run.generated)
     layout = Layout(run.generated, kept.format, kept.image_format, plan.class_names, plan.shards)
     return Ledger(plan, layout)
@@ -343,6 +347,7 @@ def _leftovers(run: RunFolder) -> Iterator[Finding]:
     for export in (run.with_distilled(False).export, run.with_distilled(True).export):
         if (old := set_aside(export)).exists():
             there = f"the next command removes it, or: {REPAIR}"
+            # without a new one the old is all there is, and no command sweeps it away
             yield _left_over(run, old, there if export.exists() else "dcdm export puts the new one in its place")
     for folder, command in sets.items():
         if (old := set_aside(folder)).exists():
@@ -372,6 +377,7 @@ def _swept(run: RunFolder, left: list[Finding]) -> Iterator[Finding]:
     """What is gone of what was left over, and what is not."""
     from dcdm_cli.generation.ledger import sweep_folder
 
+    # taking the lock leaves sets alone, since parts work without it; this sweeps where none is at work
     for one in _all_sets(run):
         sweep_folder(one.generated)
     for finding in left:

@@ -64,6 +64,7 @@ def settle_training(session: Session) -> Session:
 def _with_precision(session: Session, section: str, stages: Sequence[str]) -> Session:
     if getattr(session.config, section).precision != "auto":
         return session
+    # what was made decides: on another device another precision would make a finished stage stale
     records = () if session.force else map(session.run.record, stages)
     known = next((r.config["precision"] for r in records if r and "precision" in r.config), None)
     if known is None:
@@ -79,6 +80,7 @@ def _cpu_share(devices: list[str]) -> int | None:
     """Threads of each of the workers that compute on the CPU."""
     on_cpu = sum(device == "cpu" for device in devices)
     cores = os.environ.get("OMP_NUM_THREADS", "")
+    # cores that this process may use, which in a container are not all of the machine's
     total = int(cores) if cores.isdecimal() else len(os.sched_getaffinity(0))
     return max(1, total // on_cpu) if on_cpu else None
 
@@ -152,6 +154,7 @@ def _local_devices(session: Session) -> list[str]:
             f"--devices {count}: there are {count_devices(kind)} {kind} devices here",
             "use --devices all, or --device cpu --devices N",
         )
+    # mps is one device, without a number
     return [f"{kind}:{index}" for index in range(count)] if kind == "cuda" else [kind]
 
 

@@ -50,6 +50,7 @@ def distill_stage(session: Session) -> Stage:
     """Of a session whose precision is settled."""
     from dcdm_cli.generation.guidance import stands_for
 
+    # what is read is the teacher's: the fine-tuned adapter, whichever one generates
     run, config = session.run.with_distilled(False), session.config
     settings = {**fingerprint(config.distill), "stands_for": stands_for(config.generate), "run_seed": config.seed}
     settings["precision"] = config.finetune.precision
@@ -60,6 +61,7 @@ def distill_stage(session: Session) -> Stage:
 
 def student_settings(finetune: FinetuneConfig, distill: DistillConfig) -> FinetuneConfig:
     """The trainer's settings. Every step teaches the guided prediction, of images as they are, without weights."""
+    # dropout teaches the calls that guidance combines: one call that stands for all of them has none to learn
     off = {"text_dropout": 0.0, "difficulty_dropout": 0.0, "difficulty_balance": 0.0, "snr_gamma": None}
     off |= {"views": 1, "hflip": False, "sample_every": 0}
     return finetune.model_copy(update={**off, **distill.model_dump()})

@@ -93,6 +93,7 @@ def backends() -> Iterator[Finding]:
     from dcdm_cli.backends.sessions import try_backends
 
     for tried in try_backends():
+        # the others may be missing: torch is what everything falls back on
         state = {True: OK, False: WARNING, None: NOTE}[tried.works]
         yield Finding(tried.backend, FAULT if tried.backend == "torch" and state != OK else state, tried.text)
 
@@ -141,6 +142,7 @@ def limits() -> Iterator[Finding]:
     soft, hard = open_file_limits()
     few = soft < FEW_FILES
     yield Finding("open files", WARNING if few else OK, f"{soft:,}", f"ulimit -n {min(hard, 65536)}" if few else "")
+    # workers hand images over in it, and containers get little of it unless they are told
     shared = Path("/dev/shm")
     if shared.is_dir():
         room = os.statvfs(shared)
@@ -156,6 +158,7 @@ def _gpu(index: int) -> Finding:
     facts = torch.cuda.get_device_properties(index)
     free, total = torch.cuda.mem_get_info(index)
     with torch.cuda.device(index):
+        # by default torch counts older GPUs too, which only emulate it
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     text = f"{facts.name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free, bf16 {'yes' if bf16 else 'no'}"
     fix = "" if bf16 else "use --precision fp16 or fp32"

@@ -62,7 +62,7 @@ def stage_records(session: Session) -> dict[str, StageRecord]:
 
 def evaluate_stage(session: Session) -> Stage:
     inputs = {name: record.id for name, record in stage_records(session).items()}
-    inputs |= session.run.adapter_ids()
+    inputs |= session.run.adapter_ids()  # stops where a distilled adapter is older than its teacher
     return evaluation_stage(session, "evaluate", inputs)
 
 
@@ -71,7 +71,7 @@ def evaluation_stage(session: Session, name: str, inputs: Mapping[str, str], **m
     what it depends on besides."""
     config = session.config
     compared = {"evaluate": config.evaluate, "judge": config.judge, "downstream": config.downstream}
-    compared["finetune"] = config.finetune
+    compared["finetune"] = config.finetune  # arms with generators of their own are fine-tuned by these
     made = {"generate": config.generate}
     settings = {**fingerprints(compared), **fingerprints(made, *IMAGES), "run_seed": config.seed, **more}
     uncounted = {**all_others(compared), **all_others(made, *IMAGES)}
@@ -97,6 +97,7 @@ def _measure_all(session: Session, records: Mapping[str, StageRecord]) -> Outcom
     steered = measured_adherence(session, data, judge, job)
     seconds = {name: record.seconds for name, record in records.items()} | {"adherence": steered.seconds}
     warnings = [*data.warnings, *head_warnings(session.config)]
+    # `checked_data` has said those of the data
     for warning in warnings[len(data.warnings) :]:
         session.console.warn(warning)
     clock = time.monotonic()
@@ -192,9 +193,11 @@ def _downstream(session: Session, data: Evaluated, job: Job) -> dict[str, Any]:
     arms = [make_arm(spec, config.evaluate.synthetic_ratio, data.real, sets) for spec in specs]
     seeds = seeds_of(config.evaluate.seed + config.seed, config.evaluate.seeds)
     session.console.note(foretold(session, len(arms) * len(seeds)))
+    # tells the harder half of the test images; the scorer has seen none of them
     difficulty = held_out_difficulty(session.run.scorer, data.held_out, run_features(session, job), job)
     cache = session.run.cache / "features"
     trial = trial_of(data.real, data.held_out, pairs=PAIRS, difficulty=difficulty, cache=cache)
     ledger = open_ledger(session.run.evaluation, session.console.warn)
+    # first: a generator is opened once for all seeds, while classifiers go seed by seed
     make_sets([(arm, config.downstream) for arm in arms], trial, seeds, ledger)
     return run_arms(arms, trial, config.downstream, seeds, ledger=ledger, job=job, workers=config.evaluate.workers)

@@ -44,6 +44,7 @@ def run_export(session: Session) -> StageRecord:
         for warning in stale_adapter(run):
             session.console.warn(warning)
         engines = _engine_order(session.config, run.cache)
+        # engines are for one release and one kind of GPU: another of them makes the stage stale
         tensorrt = f"{engines.trt.__version__} on {engines.gpu.name}" if engines is not None else ""
         stage = export_stage(session, tensorrt)
         if not session.force:
@@ -62,10 +63,11 @@ def _keep_what_took_long(run: RunFolder, stage: Stage) -> None:
     record = run.record("export")
     if record is None:
         return
+    # another batch adds engines and keeps those that still fit
     free, inputs = ("target", "batch"), dict(stage.inputs)
     if not record.results.get("engines"):
         free += OF_ENGINES
-        inputs.pop("tensorrt", None)
+        inputs.pop("tensorrt", None)  # there are no engines to lose
     same = {name: record.config[name] for name in free if name in record.config}
     inputs = {name: id for name, id in record.inputs.items() if name == "tensorrt"} | inputs
     kept = replace(stage, config=stage.config | same, inputs=inputs)
@@ -100,11 +102,14 @@ def _export_network(session: Session, engines: EngineOrder | None) -> Outcome:
     from dcdm_export.folder import make_export
 
     run = session.run
+    # in the run folder, and so on one disk with the export, whose place it takes by renaming
     work = run.cache / "export"
+    # a stop comes at once: networks and engines are finished one by one, so that one is lost at most
     with _export_problems(work), storage_errors(run.export), stopped_at_once(KEPT):
         order, forget = _order(session, engines), partial(run.forget, "export")  # the record is of what was there
         signature = make_export(order, run.export, work, afresh=session.force, before_swap=forget)
     results = _results(signature, read_parity(run.export), run.export)
+    # `forget` has dropped the old record: held against that, the new signature would count as damaged
     if session.config.generate.precision == "fp8":
         results["fp8"] = judge_fp8(session, open_job(session))
     fingerprint = hash_json([network.sha256 for network in signature.networks.values()])
@@ -140,6 +145,7 @@ def _order(session: Session, engines: EngineOrder | None) -> Order:
         job.progress(what, done, total)
         job.stop_if_asked(KEPT)
 
+    # what is refused is refused before weights are loaded
     check_guidance(adapter, read_adapter(adapter), session.config.generate)
     check_few_steps(session.config.generate)
     extra = extra_lora_of(session.config.generate)
@@ -150,6 +156,7 @@ def _order(session: Session, engines: EngineOrder | None) -> Order:
     facts = model_facts(model, adapter, scale, extra.identity if extra else "")
     versions = {"dcdm": __version__, **{name: metadata.version(name) for name in RECORDED}}
     device = job.device if job.device.startswith("cuda") else "cpu"
+    # a VAE that is known to leave fp16's range (Stable Diffusion XL's) gets bf16 or fp32
     decoder = decoder_precision(session.config.generate, "cuda" if gpu else "cpu", overflows=model.base.overflows)
     calls = partial(sampled_calls, session, job)
     requests = export_requests(model, facts, precision, opset, versions, shared_calls(session), decoder, calls)
@@ -188,7 +195,7 @@ def _engine_order(settings: Config, cache: Path) -> EngineOrder | None:
         cache / "tensorrt.timing",
         timed=one_off.built,
         open=engine_opener(trt, gpu, device if device.startswith("cuda") else "cuda"),
-        attended=frozenset({DENOISER}),
+        attended=frozenset({DENOISER}),  # warned of where TensorRT has fused none of its attention
     )
 
 
@@ -210,6 +217,7 @@ def _is_intact(session: Session) -> bool:
     except SignatureError as error:
         session.console.note(f"{error}; what is wrong is made again")
         return False
+    # no setting of the stage: another precision of the decoder exports it anew, and it alone
     wanted, decoder = session.config.generate.vae_precision, signature.networks.get(VAE_DECODER)
     if decoder is not None and not decodes_as(wanted, decoder.precision):
         session.console.note(f"the decoder is in {decoder.precision}, and {wanted} is set; it is exported again")
@@ -255,6 +263,7 @@ def _results(signature: Signature, parity: dict[str, Any], folder: Path) -> dict
             "precision": network.precision,
             "opset": network.opset,
             "parity": parity[name]["status"],
+            # no cases where this machine cannot run the graph, as bf16 without CUDA
             "max_abs": max((case["max_abs"] for case in parity[name]["cases"]), default=None),
             "mean_abs": max((case["mean_abs"] for case in parity[name]["cases"]), default=None),
             "relative": max((case["relative"] for case in parity[name]["cases"]), default=None),

@@ -63,6 +63,7 @@ def join_group(session: Session) -> None:
     """What the processes beside the main one do: train, and leave writing and saying to it."""
     session.console.quiet = True
     session = settle_training(by_calls(session))
+    # as the main process decides: else one side would wait for the other
     if session.force or session.run.is_fresh(finetune_stage(session)) is None:
         fine_tune(session, session.config.finetune, session.run.adapter, _job(session))
 
@@ -89,6 +90,7 @@ def _job(session: Session) -> Job:
         return open_job(session)
     from dcdm_cli.workers.devices import settle_device
 
+    # set by whoever started the group, accelerate or `workers.ranks`
     kind, _ = settle_device("cpu" if os.environ.get("ACCELERATE_USE_CPU") else session.config.device)
     kind = kind.split(":")[0]
     return open_job(session, f"cuda:{ranks.local}" if kind == "cuda" else kind)

@@ -59,6 +59,7 @@ def full_size_advice(session: Session, images: int) -> list[Advice]:
         "longer in proportion, and the classifiers of scoring and evaluation come on top."
     )
     source, run = session.config.data.source, session.run.path
+    # in a run folder of its own: scoring here would replace what this run is about
     beside = run_words(RunFolder(run.with_name(f"{run.name}-{FULL_SIZE}")))
     words = f"dcdm score {shlex.quote(source) if source else 'FOLDER'} --preset {FULL_SIZE}{beside}"
     return [Advice("And at full size?", "The same commands with Stable Diffusion, on a GPU", why, words)]

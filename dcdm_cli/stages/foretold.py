@@ -46,10 +46,12 @@ def finetune_pieces(session: Session) -> Pieces:
     if config.own_draws and not plain:
         told.append(f"{config.own_draws:,} own draws and {config.own_steps:,} steps to learn from them")
         images, steps = images + config.own_draws, steps + config.own_steps
+    # as `run_calibrate` decides
     if calibrate.enabled and not plain and session.run.scorer.exists():
         told.append(f"{calibrate.points} x {calibrate.images} images of calibration")
         images += calibrate.points * calibrate.images
     generate = session.config.generate
+    # step by step: with a guidance interval their number varies
     calls = sum(len(each) for each in taught_guidance(generate, plain=plain).schedule(generate.steps))
     return Pieces(steps, config.batch_size, images, calls, tuple(told))
 

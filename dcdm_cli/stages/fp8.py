@@ -39,6 +39,7 @@ def sampled_calls(session: Session, job: Job) -> list[dict[str, np.ndarray]]:
     """Of the network in use with the session's sampler, over the whole range of difficulties."""
     from dcdm_cli.generation.calls import record_calls
 
+    # + 1: other images than `judge_fp8` looks at, which must not judge by those that set the ranges
     return record_calls(_exact(session, job), _rows(session, "", session.config.seed + SEED + 1), job, BATCH, CALLS)
 
 
@@ -52,6 +53,7 @@ def judge_fp8(session: Session, job: Job) -> dict[str, Any]:
     if not session.run.scorer.exists():
         return _not_judged(session, "the run has no scorer")
     try:
+        # compared image by image: of several draws the two networks might keep different ones
         quantised = first_draws(open_run_engine(session, session.run.adapter, job))
     except CapabilityError as error:
         return _not_judged(session, error.message)
@@ -64,8 +66,10 @@ def judge_fp8(session: Session, job: Job) -> dict[str, Any]:
         f"{found['agreement']:+.1%} of labels seen (± {found['agreement_error']:.1%}), over {len(rows)} images of the "
         "same seeds"
     )
+    # what the interval allows is not held against it: so few images tell no finer
     shifted = abs(found["difficulty"]) - found["difficulty_error"] > DRIFT
     if shifted or found["agreement"] + found["agreement_error"] < -LOST:
+        # its presence is what says that an export is complete: without it nobody takes the networks
         (session.run.export / "signature.json").unlink(missing_ok=True)
         raise NumericalError(
             f"{told}; allowed: {DRIFT} either way, and {LOST:.0%} fewer labels", "use --precision fp16"

@@ -51,6 +51,7 @@ def run_generate(
         said = "joining needs the plan whose parts were made, and replaces nothing"
         raise UsageError(said, "dcdm generate PLAN --part join")
     if plan_file is not None:
+        # before anything is loaded: one that was edited is refused at once
         plan = opened_plan(session, plan_file)
         session = with_precision_of(session, plan)
     run.create(after="finetune")
@@ -59,6 +60,7 @@ def run_generate(
         for warning in stale_adapter(run):
             session.console.warn(warning)
         stage = generate_stage(session, plan)
+        # hashes are compared by the work itself: a fresh stage would be passed over
         force = session.force or verify
         record, done = run.run(
             stage, lambda: _make_images(session, plan, verify, join), force=force, intact=lambda: _is_intact(session)
@@ -84,6 +86,7 @@ def generate_stage(session: Session, plan: AnyPlan | None = None) -> Stage:
     calibration = run.record("calibrate")
     inputs = {**run.adapter_ids(), "calibrate": calibration.id if calibration else ""}
     inputs |= {name: record.id for name in ("score", "caption") if (record := run.record(name))}
+    # a finished plan has used its tables up
     inputs |= image_input(session) | (table_input(session) if plan is None else {"plan": plan.hash})
     settings = {**fingerprint(config), "run_seed": session.config.seed}
     return Stage("generate", settings, inputs, others(config), generator_files(session))
@@ -94,6 +97,7 @@ def sample_images(session: Session) -> Iterator[Rendered]:
     from dcdm_cli.generation.render import render_close
 
     session.run.require("finetune")
+    # nothing is recorded, and so no `RunFolder.run` looks at the seals
     session.run.sealed(generator_files(session))
     session, job = settle_generation(session, "generate"), open_job(session)
     measure = make_measure(session, job, score=session.config.generate.score)
@@ -111,6 +115,7 @@ def _make_images(session: Session, plan: AnyPlan | None, verify: bool, join: boo
     parse_target(config.difficulty)  # a slip of the pen must not wait for the models to load
     if plan is not None:
         check_plan(session, plan)
+        # before a model is loaded
         if not session.force:
             refuse_other_plan(plan, run.generated)
     for name in drop_damaged(run):
@@ -124,7 +129,7 @@ def _make_images(session: Session, plan: AnyPlan | None, verify: bool, join: boo
         run_it = _with_pool if placement else _in_this_process
         plan, generated, facts, device = run_it(session, plan, placement, verify)
         backend, kernels = facts.backend, facts.kernels
-    _drop_old(run.generated)
+    _drop_old(run.generated)  # only now: the new images are complete
     results = {
         "images": generated.images,
         "made_now": generated.made,
@@ -170,6 +175,7 @@ def _with_pool(
     job = open_job(session, placement.devices[0], here=False)
     starts = open_starts(session, session.run.adapter, replace(job, device="cpu"))  # the devices are the workers'
     with open_run_pool(session, placement, job, open_shard_worker, score=session.config.generate.score) as pool:
+        # the generator, for which the plan is drawn, is known to workers alone: no network is opened here
         facts, _ = pool.first_hello()
         session.console.note(f"backend: {facts.backend}")
         plan = plan or draw_plan(session, session.config.generate, facts, describe_model(session))

@@ -26,6 +26,7 @@ def run_image_sets(session: Session, images: Path, against: Path) -> dict[str, A
     features = session.config.evaluate.features
     if features == JUDGE:
         raise UsageError("two folders have no judge: it is a classifier of a run", "add --features packaged")
+    # `samefile` needs both; one that is not there is named by `read_set`
     if images.exists() and against.exists() and images.samefile(against):
         raise UsageError(f"{images} is given twice", "name another folder: --against FOLDER")
     job = open_job(session)

@@ -23,6 +23,7 @@ def open_job(session: Session, device: str | None = None, *, here: bool = True) 
         session.console.note(f"device: {device} ({reason})", once=True)
     if here:
         use_device(device)
+    # of the whole process: rooms below never see the session. Worker pools are told by `pool_of`
     _use_decode_options(session)
     console = session.console
     job = Job(device, console.progress, asked_to_stop, console.note, console.detail, warn=console.warn)

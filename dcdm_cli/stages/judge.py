@@ -77,11 +77,13 @@ def open_judge(session: Session, manifest: Manifest, job: Job) -> Judge | None:
         _refuse_its_features(config, why)
         return None
     judged, folder = manifest.split("judge"), run.evaluation / "judge"
+    # the images themselves, not the record of score: other scores of the same images train no other judge
     data = hash_json([judged.column("sample_id").tolist(), judged.column("label").tolist()])
     stage = judge_stage(session, data)
     seed = stage.config["seed"]
 
     def work() -> Outcome:
+        # with the run's features: images that were looked at before are not looked at again
         place = Scoring(run.checkpoints / "judge", cache=run_features(session, job))
         fitted = fit_judge(judged, config.judge, seed, place, job)
         fitted.save(folder)

@@ -55,6 +55,7 @@ def prepare_check(session: Session, job: Job) -> Path | None:
     if key is None or check is None:
         return None
     folder = session.run.checker / key
+    # written under another name and renamed: one that is there is whole
     if not folder.is_dir():
         _make(session, check, folder, job)
         session.console.note(f"label check: {check}")
@@ -78,10 +79,12 @@ def _made_from(session: Session, check: str) -> object:
     if check == "digits":
         return None
     if check == "features":
+        # keep_suspects too: it decides what the head learns from
         score = config.score
         return [session.run.require("score").id, score.features, score.feature_size, config.finetune.keep_suspects]
     if check == "clip":
         model = _clip(session)
+        # a name on the hub stands for itself; what is in a folder may change under its name
         return [model, _captions(session), hash_tree(Path(model)) if Path(model).is_dir() else ""]
     return hash_bytes(*(hash_file(file).encode() for file in classifier_files(Path(check)))), config.score.model
 

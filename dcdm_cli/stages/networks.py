@@ -12,6 +12,7 @@ def check_compared_by(session: Session) -> None:
     from dcdm_cli.evaluation.features import JUDGE
     from dcdm_cli.evaluation.learners import check_learner
 
+    # the judge is trained in the run: there is nothing to fetch
     if session.config.evaluate.features != JUDGE:
         _check_features(session.config.evaluate.features)
     check_learner(session.config.downstream)

@@ -78,6 +78,7 @@ def next_plan_stage(session: Session) -> Stage:
     generated = run.record("generate")
     inputs = {"finetune": run.require("finetune").id, "generate": generated.id if generated else ""}
     inputs |= image_input(session)
+    # this round's set is among the inputs by its record
     if earlier := [file for file in _rounds(run) if file.parent != run.generated]:
         inputs["rounds"] = hash_json([[file.parent.name, hash_file(file)] for file in earlier])
     sections = {"downstream": config.downstream, "generate": config.generate, "evaluate": config.evaluate}
@@ -105,6 +106,7 @@ def _plan_what_is_hard(session: Session) -> Outcome:
     seed = config.generate.seed + config.seed + len(made)  # another round draws other images
     asked = plan_demand(session, real, made, count, seed, generator, job)
     target = run.evaluation / FILE
+    # so that `check_plan` can name what differs by the time the plan is executed
     asked = replace(asked, plan=replace(asked.plan, made_for=describe_model(session)))
     write_plan(asked.plan, target)
     results = {**_results(asked, real, len(made)), "competence": scorer_known(run)}

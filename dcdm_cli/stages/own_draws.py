@@ -43,6 +43,8 @@ def learn_from_own_draws(session: Session, config: FinetuneConfig, folder: Path,
     draws = own_draws(session, config, folder, job)
     start = EarlierAdapter(folder, session.config.generate.lora_scale, train_lora=config.own_trains == "all")
     lesson = TrainingRows(draws, start=start, name=own_name(folder))
+    # other views of a draw would have scores of their own, which nobody has measured; and requests are spread evenly,
+    # so that there is nothing to balance
     steps = config.model_copy(update={"steps": config.own_steps, "views": 1, "hflip": False, "difficulty_balance": 0.0})
     results = train_adapter(session, steps, folder, job, lesson=lesson)
     difficulty = draws.column("difficulty")
@@ -69,12 +71,13 @@ def own_draws(session: Session, config: FinetuneConfig, folder: Path, job: Job) 
             "own draws need a scorer, and this run has none (scores from a column leave none)",
             "score with a classifier: dcdm score --method auto --force, or set --own-draws 0",
         )
-    engine = first_draws(open_run_engine(session, folder, job, insist=False))
+    engine = first_draws(open_run_engine(session, folder, job, insist=False))  # export comes after fine-tuning
     inputs, ends = plan_inputs(without_prompts(session), calibrated=False), probe_points(session, 2)
     seed = session.config.seed + SEED
     targets = np.random.default_rng((seed, 19)).uniform(ends[0], ends[-1], config.own_draws)
     labels = np.arange(config.own_draws) % len(inputs.class_names)
     plan = chosen_plan(inputs, labels, targets, seed, engine.generator)
+    # the plan's hash holds the generator's: draws of another adapter are not gone on with
     place = session.run.checkpoints / own_name(folder) / "draws" / plan.hash[:16]
     run_plan(plan, engine, place, job, measure)
     made = read_generated(place, made_by="dcdm finetune")

@@ -75,6 +75,7 @@ def run_part(session: Session, plan_file: Path, part: Part) -> dict[str, Any]:
     session.run.refuse_links()  # elsewhere the lock does
     session.run.require("finetune")
     session.run.sealed(generator_files(session))
+    # not verified as a whole: each shard is held against its own digest when its rows are read
     plan, clock = PlanFile(plan_file), time.monotonic()
     session = settle_generation(with_precision_of(session, plan), "generate")
     check_plan(session, plan)
@@ -85,7 +86,9 @@ def run_part(session: Session, plan_file: Path, part: Part) -> dict[str, Any]:
     done = {"part": str(part), "shards": len(shards), "images": made.images, "failed": made.failed}
     done |= {"made_now": made.made, "backend": maker.facts.backend, "device": job.device}
     done["seconds"] = round(time.monotonic() - clock, 2)
+    # a job that found its shards made adds nothing to what the parts took
     if made.made:
+        # with the time: a part that was lost is made by another job, whose note must not replace the first one's
         name = f"{plan.hash[:12]}-{part.number}-of-{part.of}-{time.time_ns()}.json"
         write_json(session.run.generated / "parts" / name, done)
     return done
@@ -101,7 +104,9 @@ def join_parts(session: Session, plan: AnyPlan, verify: bool) -> tuple[Generated
     from dcdm_cli.model.adapter import read_adapter
 
     layout = plan_layout(session, plan)
+    # else opening the ledger would put the plan there, and a join makes nothing
     begun = (layout.folder / "plan.parquet").is_file()
+    # named one by one, though these are all: parts may be at work, whose unfinished files are then left alone
     every = range(plan.shards)
     ledger = (
         Ledger.open(plan, layout, session.config.generate.batch_size, verify=verify, shards=every) if begun else None

@@ -60,6 +60,7 @@ def draw_plan(
     from dcdm_cli.model.adapter import read_adapter
 
     train, info = read_manifest(session.run.samples).split("train"), read_adapter(session.run.adapter)
+    # a label is a row of the adapter's encoder: in another order classes would be exchanged unseen
     check_classes(session.run.adapter, info.class_names, train.class_names)
     counts = read_counts(config.counts, train.class_names) if config.counts else None
     budget = Budget(config.per_class, config.count, config.ratio, counts, config.balance)
@@ -125,6 +126,7 @@ def write_priced_plan(session: Session, wishes: Wishes) -> tuple[Plan, Price, Pa
 
     session = settle_generation(session, "generate")
     config, run = session.config.generate, session.run
+    # no stage is recorded here, whose `RunFolder.run` would look at the seals
     run.sealed(generator_files(session))
     rivals = [f"--{n.replace('_', '-')}" for n in ("count", "per_class", "counts") if f"generate.{n}" in session.given]
     if wishes.hours is not None and rivals:
@@ -133,11 +135,13 @@ def write_priced_plan(session: Session, wishes: Wishes) -> tuple[Plan, Price, Pa
             "leave out one of them; --balance may stay",
         )
     placement = settle_placement(session)
+    # a plan to measure with: how many images the hours pay for is known only then
     first = config if wishes.hours is None else _of_size(config, 64 * config.batch_size)
     plan, rate, layout, device = _probe(session, first, placement)
     workers = max(1, len(placement.devices))
     if wishes.hours is not None:
         images = affordable(rate, wishes.hours, workers)
+        # the probed plan names the generator: no engine is opened again
         plan = draw_plan(session, _of_size(config, images), plan, describe_model(session))
     cost = price(plan, rate, layout, device, workers, wishes.hour_price)
     if config.guidance == "distilled":
@@ -224,7 +228,7 @@ def _probe(session: Session, config: GenerateConfig, placement: Placement) -> tu
 
     clock = time.monotonic()
     maker, device = _open_maker(session, placement)
-    opening_s = time.monotonic() - clock
+    opening_s = time.monotonic() - clock  # in the price: hours that are bought pay for opening the model too
     plan = draw_plan(session, config, maker.engine, describe_model(session))
     session.console.note(f"probing {device} with images from all over the plan")
     layout = plan_layout(session, plan)

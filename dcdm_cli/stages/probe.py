@@ -61,6 +61,7 @@ def open_run_engine(session: Session, adapter: Path, job: Job, *, insist: bool =
         session.console.warn(warning)
     if config.negative_prompt:
         readable(session, [config.negative_prompt], "--negative-prompt")
+    # opening networks takes seconds, in which nobody looks for a stop
     job.stop_if_asked(KEPT)
     starts = open_starts(session, adapter, job)  # first: its VAE must go before the networks come
     with one_off.loading():
@@ -75,6 +76,7 @@ def open_run_engine(session: Session, adapter: Path, job: Job, *, insist: bool =
 def _without_export(config: GenerateConfig) -> dict[str, str]:
     """The settings that ask for one, as they are where there may be none."""
     backend = "torch" if config.backend == "torch" else "auto"
+    # torch computes nothing in fp8: that is an export's alone
     return {"backend": backend, "precision": "auto" if config.precision == "fp8" else config.precision}
 
 
@@ -88,10 +90,12 @@ def open_run_pool(
 
     run, config = session.run, session.config.generate
     here = job if placement.engine == "local" else replace(job, device="cpu")  # Ray's devices are elsewhere
+    # made here, once: workers open what they are named
     checker = prepare_check(session, here)
     for warning in sampler_warnings(config):
         session.console.warn(warning)
     folders = (run.adapter, run.scorer if score and run.scorer.exists() else None, _export_of(run), checker)
+    # without a shared disk the files themselves are sent
     packed = [Parcel.of(folder) if folder and placement.deliver else folder for folder in folders]
     adapter, scorer, export, checker = packed
     assert adapter is not None
@@ -161,6 +165,7 @@ def usable_calibration(session: Session):
         if (session.run.adapter / ENCODER_FILE).is_file():  # without one there is nobody to ask for a difficulty
             session.console.warn(f"no calibration: difficulties are requested as they are ({again} makes one)")
         return None
+    # None is a setting that is off: calibrations from before there was one still hold
     now, then = sampler_settings(config), {k: v for k, v in calibration.settings.items() if v is not None}
     if now != then:
         changed = [k for k in {**now, **then} if now.get(k) != then.get(k)]
@@ -170,6 +175,7 @@ def usable_calibration(session: Session):
         )
         return None
     _say_prompts_are_new(session, again)
+    # measured on single draws; what is reachable counts those that are chosen among
     return replace(calibration, attempts=config.attempts)
 
 
@@ -250,7 +256,7 @@ def probe_with_pool(
         facts, batch = pool.first_hello()
         session.console.note(f"backend: {facts.backend}")
         rows = grid_plan(plan_inputs(session), targets, per_target, seed, facts.generator).rows()
-        starts = open_starts(session, session.run.adapter, replace(job, device="cpu"))
+        starts = open_starts(session, session.run.adapter, replace(job, device="cpu"))  # the devices are the workers'
         return _probed(rows, sample_rows(rows, pool, batch, watch, starts))
 
 

@@ -51,6 +51,7 @@ def own_prompts(session: Session, train: Manifest) -> OwnPrompts | None:
     from dcdm_cli.generation.plan import OwnPrompts
 
     found = read_prompts(config.prompts, train.class_names)
+    # all classes at once: what is too long is said in one line
     flat, _ = readable(session, [prompt.prompt for prompts in found for prompt in prompts], str(config.prompts))
     texts, place = [], 0
     for prompts in found:
@@ -89,6 +90,7 @@ def prompts_stage(session: Session) -> Stage:
         "tokenizer": base,
         "seed": config.seed,
     }
+    # the captions, not their record: images that came with captions have none
     inputs = {"score": run.require("score").id, "caption": _captions_key(session)}
     return Stage(STAGE, settings, inputs, reads=(run.samples,))
 

@@ -48,7 +48,7 @@ def run_push(session: Session, what: str, repository: str, *, public: bool = Fal
     except HFValidationError as error:
         raise UsageError(f"{repository!r} names no repository: {error}", "write owner/name") from error
     except DcdmError:
-        raise
+        raise  # ours has its remedy already; what follows is for the hub's
     except Exception as error:  # of huggingface_hub, and of whichever client it uses
         raise DcdmError(
             f"the hub did not take {what} into {repository}: {reason(error)}",
@@ -62,6 +62,7 @@ def run_push(session: Session, what: str, repository: str, *, public: bool = Fal
 def _repository(api: HfApi, what: str, repository: str, public: bool) -> bool:
     """Makes it unless it is there; whether it is private. Nothing reaches a public one by mistake."""
     api.create_repo(repository, repo_type=TYPES[what], private=not public, exist_ok=True)
+    # asked of the hub: `private` counts for a repository that is made now, not for one that was there
     private = bool(api.repo_info(repository, repo_type=TYPES[what]).private)
     if not private and not public:
         raise UsageError(f"{repository} is there already and public", "say that you mean it: --public")

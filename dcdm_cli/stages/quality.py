@@ -50,6 +50,7 @@ def generated_quality(session: Session, data: Evaluated, judge: Judge | None, jo
     quality = checked.summary()
     among = spaces(session.config.evaluate.features, run_features(session, job), judge, job)
     quality["fidelity"], quality["copying"] = compared(data, images, among)
+    # accuracy on images that were repeated is inflated
     if quality["leakage"]["level"] == "error":
         session.console.warn(f"leak: {quality['leakage']['near_test']} generated images repeat test images")
     return quality

@@ -54,6 +54,7 @@ def cut_texts(texts: Sequence[str], tokenizer: CLIPTokenizer, what: str, console
 
     whole, cut = cut_to_limit(texts, tokenizer)
     if cut:
+        # cutting also makes one line of a text, which alone is no cut
         first = next(after for before, after in zip(texts, whole, strict=True) if " ".join(before.split()) != after)
         ending = first if len(first) < SHOWN else f"...{first[-SHOWN:]}"
         console.warn(

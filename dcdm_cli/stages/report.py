@@ -75,6 +75,7 @@ def _taken_names(run: RunFolder) -> list[str]:
 
 def how_made() -> dict[str, str]:
     """When a page was made, with what, and by which command where there was one."""
+    # in a notebook, or a program that uses `Run`, the command line is not ours to quote
     program = Path(sys.argv[0])
     ours = program.stem == "dcdm" or program.parent.name == "dcdm_cli"  # python -m dcdm_cli
     typed = {"command": shlex.join(["dcdm", *sys.argv[1:]])} if ours else {}
@@ -103,6 +104,7 @@ def _experiments(run: RunFolder) -> dict[str, dict[str, Any]]:
     for name in ("mean-sweep", "ratio-sweep"):
         file = ExperimentFiles(run.evaluation, name).document
         record = run.record(f"evaluate-{name}")
+        # an experiment with another adapter says nothing of this one's images
         if record and record.inputs.get("finetune") == run.require("finetune").id and file.is_file():
             found[name] = record.results  # the document, as the record's gate has let it through
     return found
@@ -275,6 +277,7 @@ def _figures(session: Session, manifest: Manifest, metrics: Mapping[str, Any]) -
 def _losses(run: RunFolder) -> list[Drawing]:
     from dcdm_cli.stages.watching import draw_losses
 
+    # from the record: figures are for people, who may have changed or removed them
     record = run.record("finetune")
     if record is None or not record.results.get("losses"):
         return []

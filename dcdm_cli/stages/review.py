@@ -33,6 +33,7 @@ def run_review(session: Session, most: int) -> dict[str, Any]:
 
     run = session.run
     run.create(after="score")
+    # thumbnails need no device, and settling one would import torch
     job = open_job(session, "cpu")
     with run.lock("dcdm review"):
         train = read_manifest(run.samples).split("train")

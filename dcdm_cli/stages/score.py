@@ -41,6 +41,7 @@ def run_score(session: Session, source: str | None = None) -> StageRecord:
             refuse_other_source(run, stage)
         record, done = run.run(stage, lambda: _scan_and_score(session, source, options, stage), force=session.force)
         shutil.rmtree(run.checkpoints / "scorer", ignore_errors=True)  # only now: a kill before that loses nothing
+        # never overwritten later: a source that was a slip must not get into it, so it is written after the work
         write_starter_config(run, {"data.source": source, **session.starter_settings()})
     if not done:
         session.console.note("score: nothing changed, skipped (--force runs it again)")
@@ -93,11 +94,13 @@ def _scan_and_score(session: Session, source: str, options: ScanOptions, stage: 
     run, job, placement = session.run, open_job(session), settle_placement(session)
     key = hash_json([stage.config, stage.inputs])
     spool = run.checkpoints / "scorer" / key[:16]  # what a stopped run goes on from
+    # a network that cannot be had is said before hours of reading images
     check_settings(session.config.score)
     found = _scanned(session, source, options, spool / "scan", key, job)
     _warn_of_refusals(session, found.manifest)
     scored = _score(session, found, job, spool, placement)
     manifest = scored.manifest
+    # what fine-tuning would refuse is said now
     for warning in untrainable_warnings(manifest):
         session.console.warn(warning)
     run.forget("score", "caption")  # the new table has no captions of ours, and may have other rows
@@ -168,7 +171,7 @@ def _say_what_was_understood(session: Session, found: Scan) -> None:
         write_json_lines(run.copies, copy_rows(found.copies, found.manifest.table))
         console.note(f"  all copies are listed in {run.copies}")
     else:
-        run.copies.unlink(missing_ok=True)
+        run.copies.unlink(missing_ok=True)  # an earlier scan's list would be of other images
     if not found.splits[0].images:
         raise UsageError(
             f"{found.origin} has no train split, only {' and '.join(found.named)}",
@@ -244,8 +247,10 @@ def _score(session: Session, found: Scan, job: Job, spool: Path, placement: Plac
         threads=placement.threads,
         cache=run_features(session, job, placement),
     )
+    # `adapter.measured_views` adds them too, to find out which model has not seen an image
     config = config.model_copy(update={"seed": config.seed + session.config.seed})
     scored = score_images(manifest.select(is_train), config, place, job)
+    # stops at a guesser, which gives every image a difficulty too, while the old scores still stand
     known = _known(session, manifest.select(is_train), scored.columns)
     manifest = manifest.with_columns({n: _for_all(values, is_train) for n, values in scored.columns.items()})
     s = manifest.column("difficulty")[is_train]
@@ -324,6 +329,7 @@ def scan_options(session: Session, source: str) -> ScanOptions:
 
     data, score = session.config.data, session.config.score
     out_of_fold = score.method in ("auto", "features", "crossfit") and not (score.classifier or score.column)
+    # the map is read from its text; all others are taken as they are set
     shared = ({option.name for option in fields(ScanOptions)} & type(data).model_fields.keys()) - {"split_map"}
     return ScanOptions(
         **{name: getattr(data, name) for name in shared},
@@ -335,6 +341,7 @@ def scan_options(session: Session, source: str) -> ScanOptions:
 
 
 def _read_standard_input() -> bytes:
+    # at a terminal, reading would wait for somebody to type
     if sys.stdin.isatty():
         raise UsageError("no manifest on standard input", "pipe one: dcdm score - < images.csv")
     return sys.stdin.buffer.read()
@@ -344,6 +351,7 @@ def _fingerprint(source: str, options: ScanOptions) -> str:
     from dcdm_cli.data.digits import is_digits
     from dcdm_cli.data.sources import fingerprint
 
+    # the digits are in the package: their name says which they are and how many
     return hash_json(source) if is_digits(source) else fingerprint(source, options)
 
 

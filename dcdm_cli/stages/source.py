@@ -17,11 +17,14 @@ def source_changes(session: Session) -> Iterator[tuple[str, str]]:
     run = session.run
     record = run.records().get("score")
     source = str(record.config.get("source", "-")) if record else "-"
+    # standard input cannot be listed again; asking the hub takes a network
     if record is None or source == "-" or source.startswith("hf:"):
         return
     try:
+        # of the stages before caption, which is score alone: read as it was then, whatever is set now
         (layer,) = recorded_layers(run, "caption")
         session = session.with_settings(**layer.values)
+        # lists the source: what stops that is something that has changed
         now = score_stage(session, source, scan_options(session, source)).inputs
     except DcdmError as error:
         yield f"its source: {error.message}", error.hint

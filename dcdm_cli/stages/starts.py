@@ -55,6 +55,7 @@ def open_starts(session: Session, adapter: Path, job: Job) -> Starts | None:
     info = read_adapter(adapter)
     images = source_images(session, read_manifest(session.run.samples).split("train"))
     ids: list[str] = images.column("sample_id").tolist()
+    # found by sample ids: where they are kept, the images need not be there any more
     latents = cached_originals(ids, info.base_fingerprint, info.resolution, session.run.cache)
     if latents is None:
         session.console.note(f"encoding {len(ids)} real images to start from (once; they are kept in cache/)")
@@ -67,6 +68,7 @@ def _encoded(session: Session, info: AdapterInfo, images: Manifest, ids: list[st
     from dcdm_cli.training.dataset import cache_latents
     from dcdm_cli.training.views import Views
 
+    # encoding takes the VAE alone; a hollow base has no fingerprint of its own
     base = load_base(info.base, **info.place, device=job.device, hollow=("unet",))
     base = replace(base, fingerprint=info.base_fingerprint)  # of all its weights, as fine-tuning has seen it
     report = job.stoppable("nothing was generated")

@@ -62,6 +62,7 @@ def fine_tune(
     if not config.own_draws or config.conditioning == "none":
         return results
     chosen = results.get("strength", {}).get("settings", {})
+    # with the scales just chosen: no record has them yet
     return results | {"own_draws": learn_from_own_draws(with_settings(session, generate=chosen), config, folder, job)}
 
 
@@ -133,6 +134,7 @@ def _chosen(
     check_judged_by(session)
     strength, clock = session.config.strength, time.monotonic()
     images = split_unseen(read_manifest(session.run.samples), config, strength.keep_back, session.config.seed)
+    # before fine-tuning, not after it
     check_unseen(len(images.unseen), run_words(session.run))
     points, classes = grid(session, config), len(images.rows.class_names)
     each = images_per_point(strength.probe_budget, len(points))
@@ -140,6 +142,7 @@ def _chosen(
         session.console.note(f"strength: {said}")
     lesson = TrainingRows(images.rows, snapshot_steps(config.steps, strength))
     results = train_adapter(session, config, folder, job, difficulty_of, lesson)
+    # training is over, and the group with it: the main process probes and writes alone
     if not Ranks.of_environment().is_main:
         return results
     space, labels = open_space(session, job), images.unseen.column("label").astype(np.int64)
@@ -155,6 +158,7 @@ def _chosen(
     else:
         session.console.warn(f"strength: {choice.reason}; {HELPS}")
     point = _guided_as_pays(session, config, points[choice.index], table[choice.index], each)
+    # over the last step's, which training has left there
     copy_adapter(snapshot_folder(session.run, folder) / f"step-{points[choice.index].steps:08d}", folder)
     return results | {
         "strength": {
@@ -257,6 +261,7 @@ def _measured(
     adapter = snapshots / f"step-{point.steps:08d}"
     own = with_settings(session, generate=point.settings())
     generate = own.config.generate
+    # attempts: first draws are probed, but what is reachable counts how many there will be
     key = hash_json(
         [adapter_hash(adapter), sampler_settings(generate), generate.attempts, each, session.config.seed, MEASURED]
     )
@@ -275,9 +280,10 @@ def _drawn(session: Session, adapter: Path, each: int, space: Space, job: Job) -
     from dcdm_cli.stages.calibrate import fit, probe_points
     from dcdm_cli.stages.probe import first_draws, open_run_engine, plan_inputs, probe_rows
 
-    engine = open_run_engine(session, adapter, job, insist=False)
+    engine = open_run_engine(session, adapter, job, insist=False)  # a snapshot has no export
     targets, inputs = probe_points(session, REQUESTS), plan_inputs(without_prompts(session), calibrated=False)
     per_target, seed = drawn_per_point(each) // REQUESTS, session.config.seed + 700
+    # all_classes: with more classes than images a point shows as many of them as it can, the same at every point
     plan = grid_plan(inputs, targets, per_target, seed, engine.generator, all_classes=True)
     features: list[np.ndarray] = []
     clock = time.monotonic()

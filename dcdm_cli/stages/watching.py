@@ -115,6 +115,7 @@ class Sheets:
         from dcdm_cli.model.base import encode_text
         from dcdm_cli.model.latents import torch_decoder
 
+        # strength 1: the same noise every time, and no source images, whatever generation will start from
         encoder, generate = network.encoder, self.session.config.generate.model_copy(update={"strength": 1.0})
         info = replace(self.info, encoder=encoder.config if encoder else None)
         prompts = PromptCache(lambda captions: encode_text(self.base, captions), job.device)

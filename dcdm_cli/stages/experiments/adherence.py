@@ -33,7 +33,7 @@ def adherence_document(session: Session, experiment: Experiment, data: Evaluated
         name: _probed(session, engine, judge, data, job, calibrated=calibrated)
         for name, calibrated in (("uncalibrated", False), ("calibrated", True))
     }
-    del engine
+    del engine  # its networks must go before those of the arms come
     densities = {"real": _real(session, data, job)}
     for arm in experiment.arms:
         densities[arm.name] = _arm(session, experiment, arm, judge, job)

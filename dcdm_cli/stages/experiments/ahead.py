@@ -50,6 +50,7 @@ class ToMake:
 
 def to_make(sets: GeneratedSets, arms: Sequence[ArmSpec], ratios: Sequence[float], seeds: Sequence[int]) -> ToMake:
     """For one kind of classifier, and without adherence."""
+    # by folder: what arms share is made, and counted, once
     generators: set[Path] = set()
     images: dict[Path, int] = {}
     for arm in (arm for arm in arms if arm.source == "generated" and not arm.set):

@@ -53,6 +53,7 @@ def make_arm(spec: ArmSpec, ratio: float, real: Manifest, sets: GeneratedSets) -
     classifier = {"policy": spec.policy, "mixup": spec.mixup} if spec.augmented else None
     if spec.set:
         made = finished_set(sets.session.run, spec.set)
+        # by its images, not by its name: a set that was made anew is another arm in the ledger
         key = f"set {made.digest('sample_id', 'label', 'generator')}"
         images = Samples(made.paths(), made.column("label").astype(np.int64))
         return Arm(spec.name, lambda seed: images, key, classifier)
@@ -71,6 +72,7 @@ def make_sets(
     """Makes the images that classifiers will ask for, arm by arm: a generator is opened once, not once per seed."""
     for arm, config in arms:
         for seed in seeds:
+            # a finished classifier will not ask for its images
             if ledger.get(arm_key(arm, trial, config, seed)) is None:
                 arm.extra(seed)
 

@@ -71,6 +71,7 @@ def variant_session(session: Session, name: str, spec: AdapterSpec) -> Session:
         spec.generate,
         config.seed,
     ]
+    # the name is from an experiment's file, and must not lead out of the folder
     folder = VariantFolder(changed_session.run, f"{safe_name(name, 'adapter')}-{hash_json(made_from)[:8]}")
     return replace(changed_session, run=folder)
 
@@ -105,6 +106,7 @@ def prepare_variant(session: Session, spec: AdapterSpec, job: Job) -> Session:
     session = as_chosen(session, spec)
     if run.parent.record("export"):  # times of arms are compared: the others get what the run's own adapter has
         run_export(session)
+    # a record of its own: that there is nothing to calibrate is an outcome too, and not tried each time
     record, _ = run.run(_calibration_stage(session), lambda: _calibrated(session))
     if record.results["reason"]:
         session.console.note(f"{run.path.name} is used without calibration: {record.results['reason']}")
@@ -186,4 +188,5 @@ def _copy_adapter(run: VariantFolder) -> None:
         copy_adapter(run.parent.adapter, run.adapter)
         return Outcome([run.adapter], source.fingerprint)
 
+    # another adapter of the run gives the folder another name (`variant_session`), so settings and inputs are enough
     run.run(Stage("finetune", source.config, source.inputs), work)

@@ -100,6 +100,7 @@ def train_arms(session: Session, experiment: Experiment, data: Evaluated, seeds:
     for cell in cells:
         check_learner(cell.config)  # before images are made for it
     ahead = to_make(sets, experiment.arms, [*dict.fromkeys(cell.ratio for cell in cells)], seeds)
+    # `to_make` counts for one kind of classifier, and cells may be of several
     count = len(cells) * len(experiment.arms) * len(seeds)
     session.console.note(f"experiment {experiment.name}: {replace(ahead, classifiers=count).told(session.run)}")
     by_arm = [(cell.arms[position], cell.config) for position in range(len(experiment.arms)) for cell in cells]
@@ -124,7 +125,7 @@ def _run_arms(session: Session, experiment: Experiment, files: ExperimentFiles) 
 
     job = open_job(session)
     data = checked_data(session)
-    prepare_check(session, job)
+    prepare_check(session, job)  # before anything is made: what is wrong with the check is said at once
     head = {
         "schema": 1,
         "experiment": experiment.name,
@@ -223,6 +224,7 @@ def _before(session: Session, experiment: Experiment, name: str) -> float | None
     if not finetune:
         return None
     export = own.record("export")
+    # no scores and no calibration: what plain LoRA needs is captions and fine-tuning
     return round((caption.seconds if caption else 0) + finetune.seconds + (export.seconds if export else 0), 2)
 
 
@@ -234,6 +236,7 @@ def _best(session: Session, experiment: Experiment, cells: Sequence[dict[str, An
         return {}
     found = [best_of_cell(cell, experiment.baseline) for cell in cells]
     best = [each.document() for each in found if each is not None]
+    # never from test images: what is chosen on them would be flattered by them
     if session.config.evaluate.holdout == "validation":
         propose_target(session, experiment.name, best)
     return {"best": best}

@@ -71,12 +71,14 @@ class GeneratedSets:
         run, calibration = session.run, session.run.record("calibrate")
         variant = isinstance(run, VariantFolder)
         made_from = [
+            # a variant may not be calibrated yet: what it is made from is in its name, and how it will be just below
             run.path.name if variant else ".".join(run.adapter_ids().values()),
             calibration.id if calibration and not variant else "",
             fingerprint(session.config.calibrate),
             self._made_with(session),
             session.config.caption.template,
             hash_json(self.real.column("sample_id").tolist()),
+            # the downstream classifier plans the rounds, and so is part of what they are made from
             [ratio, arm.rounds, learner_settings(session.config.downstream)]
             if arm.rounds
             else self._ratios(arm, ratio),
@@ -234,6 +236,7 @@ class GeneratedSets:
         """seconds is None where the process ended between the last image and the writing of the facts."""
         file, facts = folder / FACTS, {}
         if file.is_file():
+            # only what the file says: a key that is missing was not measured yet, None was and is not known
             facts = read_document(file, SetFacts, f"remove {file}: it is written again").model_dump(exclude_unset=True)
         if "realised_mean" not in facts:
             images = _read(folder)
