@@ -84,6 +84,7 @@ def choose_backend(wanted: Wanted) -> BackendChoice:
         try:
             return _chosen(entry.open(wanted), *_told(refused), entry.advantage)
         except (CapabilityError, NotFoundError, MismatchError) as error:
+            # by reason: what one exported backend lacks the other may lack too, and it is said once
             refused.setdefault(error.message, []).append(name)
     return BackendChoice(None, "; ".join(_told(refused)) or f"the only one that runs on {kind}")
 
@@ -148,6 +149,7 @@ def _check_denoiser(folder: Path, signature: Signature, wanted: Wanted) -> None:
             f"{AGAIN} --precision {precision}, or dcdm generate --precision {denoiser.precision}",
             file=folder,
         )
+    # with a guidance interval the numbers of calls are two, and no graph that shares serves both
     if denoiser.shared_calls != 1 and {denoiser.shared_calls} != wanted.calls:
         made = " and ".join(map(str, sorted(wanted.calls)))
         raise MismatchError(
@@ -160,6 +162,7 @@ def _check_denoiser(folder: Path, signature: Signature, wanted: Wanted) -> None:
 def _open_openvino(wanted: Wanted) -> Opened:
     from dcdm_cli.backends.ov_backend import OvNetwork, import_openvino
 
+    # first: where it is missing, the export's files need not be hashed
     import_openvino()
     images = wanted.config.batch_size
 
@@ -201,6 +204,7 @@ def _open_graphs(
     assert folder is not None
     decoder, remark = _usable_decoder(signature, wanted.config)
     if decoder is not None:
+        # only where it is to run: a decoder that torch stands in for is not read
         with signature_problems():
             verify(folder, signature, (VAE_DECODER,))
     network = signature.networks[DENOISER]

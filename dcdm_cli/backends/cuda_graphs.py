@@ -67,12 +67,14 @@ class CudaGraphs:
         with torch.cuda.stream(side):
             output = self._function(*inputs)
         current.wait_stream(side)
+        # made on the side stream: else its memory could be given away while this one still reads it
         output.record_stream(current)
         return output
 
     def _record(self, inputs: tuple[Tensor, ...]) -> _Recorded:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()  # shared: recordings never run at the same time
+        # a graph reads at the addresses that it was recorded with; `_run` copies inputs there
         static = tuple(tensor.clone() for tensor in inputs)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):

@@ -46,7 +46,9 @@ class OrtNetwork:
     def __call__(self, *inputs: Tensor) -> Tensor:
         """Inputs in the graph's order, the rows of an image `calls` apart."""
         images = len(inputs[0]) // self._streams.calls
+        # new each time: solvers keep the predictions of earlier steps
         made = empty_output(self._network, len(inputs[0]), self._device)
+        # chunks are cut for a CPU's caches
         chunks = [(0, images)] if self._device != "cpu" else list(self._streams.cut(images))
         bound = [self._bound(inputs, made, *chunk) for chunk in chunks]
         if self._device != "cpu":
@@ -95,6 +97,7 @@ def _open_session(
     except Exception as error:  # onnxruntime's exceptions share no base of their own
         reason = str(error).strip().splitlines()[0]
         raise CapabilityError(f"onnxruntime cannot run {file}: {reason}", "use --backend torch", file=file) from error
+    # without the CUDA libraries it takes the CPU by itself, and raises nothing
     wanted = CPU if device == "cpu" else CUDA
     if session.get_providers()[0] != wanted:
         raise CapabilityError(f"onnxruntime has no {wanted} here", "use --backend torch, or --device cpu")
@@ -105,6 +108,7 @@ def _providers(device: str) -> list[Any]:
     if device == "cpu":
         return [CPU]
     onnxruntime.preload_dlls()  # the CUDA libraries that torch brings
+    # no TF32: exports were compared without it too (`dcdm_export/parity.py`)
     return [(CUDA, {"device_id": _number(device), "use_tf32": 0, "cudnn_conv_algo_search": "EXHAUSTIVE"}), CPU]
 
 

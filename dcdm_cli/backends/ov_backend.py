@@ -43,6 +43,7 @@ class OvNetwork:
             self._model = self._core.read_model(file)
             self._for_size(streams.chunk_size(images))
         except RuntimeError as error:
+            # the lines before it name OpenVINO's own source files
             reason = str(error).strip().splitlines()[-1]
             raise CapabilityError(f"openvino cannot run {file}: {reason}", "use --backend torch", file=file) from error
 
@@ -53,6 +54,7 @@ class OvNetwork:
         made = empty_output(self._network, len(inputs[0]), "cpu")
         compiled = self._for_size(self._streams.chunk_size(images))
         chunks = list(self._streams.cut(images))
+        # in rounds: a stream has one set of buffers, to be read out before they are filled again
         for first in range(0, len(chunks), self._streams.count):
             side_by_side = list(enumerate(chunks[first : first + self._streams.count]))
             for stream, chunk in side_by_side:
@@ -75,6 +77,7 @@ class OvNetwork:
     def _finish(self, compiled: _Compiled, stream: int, made: Tensor, chunk: tuple[int, int]) -> None:
         compiled.requests[stream].wait()
         start, stop = chunk
+        # a copy: solvers keep predictions, and the next chunk writes over the request's buffer
         rows_of(made, self._streams.calls, start, stop).copy_(compiled.outputs[stream][:, : stop - start])
 
     def _for_size(self, size: int) -> _Compiled:
@@ -85,6 +88,7 @@ class OvNetwork:
 
     def _compile(self, size: int) -> _Compiled:
         streams, rows = self._streams, size * self._streams.calls
+        # reshaping changes the model, from which other sizes are still to come
         model = self._model.clone()
         model.reshape({spec.name: [rows, *spec.shape[1:]] for spec in self._network.inputs})
         compiled = self._core.compile_model(model, "CPU", _settings(streams))

@@ -52,6 +52,7 @@ def _onnxruntime() -> Iterator[str]:
 
     there = onnxruntime.get_available_providers()
     for provider in ("CPUExecutionProvider", "CUDAExecutionProvider"):
+        # a build with CUDA lists it whether or not there is a GPU
         if provider not in there or (provider.startswith("CUDA") and not _has_cuda()):
             continue
         options = onnxruntime.SessionOptions()
@@ -59,6 +60,7 @@ def _onnxruntime() -> Iterator[str]:
         session = onnxruntime.InferenceSession(_graph(), options, providers=[provider])
         _check(session.run(None, {"x": np.ones((2, 2), np.float32)})[0])
         used = session.get_providers()[0].removesuffix("ExecutionProvider")
+        # it takes the CPU by itself where CUDA's libraries do not load
         if used != provider.removesuffix("ExecutionProvider"):
             raise RuntimeError(f"{provider} was asked for, and {used} ran")
         yield f"{onnxruntime.__version__} on {used}"

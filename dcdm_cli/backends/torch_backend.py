@@ -47,6 +47,7 @@ class TorchDenoiser:
         options = options or TorchOptions()
         self.name, self.device = "torch compiled" if options.compile else "torch", device
         self.shared_calls, self.fixed_batch = options.shared_calls, options.compile
+        # in this order: projections are joined in the blocks that the first has changed
         drop_unit_scales(network.unet)
         join_projections(network.unet)
         split_gates(network.unet)
@@ -80,6 +81,7 @@ def chosen_kernels(unet: UNet2DConditionModel, device: str, *, compiled: bool) -
         heads = torch.zeros(
             1, attention.heads, 64, attention.inner_dim // attention.heads, device=device, dtype=unet.dtype
         )
+        # what scaled_dot_product_attention asks itself; it has no public name
         chosen = SDPBackend(torch._fused_sdp_choice(heads, heads, heads)).name.lower()
     cuda = device.startswith("cuda")
     inductor = (INDUCTOR if cuda else ON_CPU) if compiled else None
@@ -93,8 +95,10 @@ def compiled(network: nn.Module, device: str) -> Callable[..., Tensor]:
     """
     from torch._dynamo.exc import TorchDynamoException
 
+    # something small: where nothing can be compiled that is said now, and not by the first batch
     _try(lambda: torch.compile(lambda tensor: tensor.sin() + 1)(torch.zeros(64, device=device)), Exception)
     cuda = device.startswith("cuda")
+    # not dynamic: short batches are filled up instead (`fixed_batch`)
     run: Any = torch.compile(network, dynamic=False, options=INDUCTOR if cuda else ON_CPU)
     return lambda *inputs: _try(lambda: run(*inputs), TorchDynamoException)
 

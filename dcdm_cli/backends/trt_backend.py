@@ -105,6 +105,7 @@ class TrtNetwork:
         self.shared_calls = self._network.shared_calls
         self._files = _fitting_engines(trt, gpu, folder, signature, name, trust)
         self._open: dict[int, _Engine] = {}
+        # one of its own: no graph can be captured on the default stream
         self._stream = torch.cuda.Stream(device) if device.startswith("cuda") else None
 
     @torch.inference_mode()
@@ -132,6 +133,7 @@ class TrtNetwork:
                     engine = load_engine(self._trt, self._files[size])
                     self._open[size] = _Engine(self._trt, engine, self._network, size, self.device, self._stream)
             except (MemoryError, torch.OutOfMemoryError):
+                # the smallest stays: where not even that fits, each call says so
                 if size > min(self._files):
                     del self._files[size]  # a smaller batch must not be filled up to this one
                 raise
@@ -177,6 +179,7 @@ class _Engine:
         if context is None:  # TensorRT's way of saying so
             raise MemoryError(f"TensorRT has no memory for the engine of batch {size}: out of memory")
         rows = size * network.shared_calls
+        # zeros: a first batch that is not full computes the rows that were never filled too
         self._buffers = {
             spec.name: torch.zeros(rows, *spec.shape[1:], dtype=getattr(torch, spec.dtype), device=device)  # pyright: ignore
             for spec in (*network.inputs, *network.outputs)
@@ -200,6 +203,7 @@ class _Engine:
                 self._graph.replay()
             else:
                 self._execute()
+        # the caller's own: solvers keep predictions, and the next call writes over the buffer
         return self._view(self._network.outputs[0].name)[:, :count].clone()
 
     def _execute(self) -> None:

@@ -53,6 +53,7 @@ class Budget:
         return spread(real, total)
 
     def _check(self) -> None:
+        # not --count, which bounds --balance, nor --ratio, which has a default
         given = {"--counts": self.counts is not None, "--per-class": self.per_class is not None}
         given["--balance"] = self.balance
         chosen = [flag for flag, is_given in given.items() if is_given]
@@ -111,6 +112,7 @@ def read_counts(path: Path, class_names: Sequence[str]) -> dict[int, int]:
     """label -> images, from a table with the column `count`. Raises UsageError for what is no whole number >= 0."""
     table = read_class_table(path, "count", class_names)
     for label, value in table.items():
+        # before int(): a number of thousands of digits is refused by name, not in Python's words
         if not re.fullmatch(r"[0-9]{1,9}", str(value).strip()):
             raise UsageError(
                 f"{path}: {shorten(value)} images of class {class_names[label]!r}: give a whole number from 0 up, of "
@@ -126,10 +128,11 @@ def _read_pairs(path: Path, column: str) -> list[tuple[str, Any]]:
     try:
         text = path.read_text("utf-8-sig")  # spreadsheets write a byte order mark
         if text.lstrip().startswith("{"):
+            # pairs: a dict would keep the last row of a class that comes twice, and hide that it does
             return list(json.loads(text, object_pairs_hook=list))
         rows = list(csv.DictReader(io.StringIO(text, newline="")))
         return [(row["class"], row[column]) for row in rows]
     except FileNotFoundError as error:
         raise NotFoundError(f"no table at {path}", f"write {example}", file=path) from error
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, csv.Error) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, csv.Error) as error:  # Recursion: nested too deep
         raise UsageError(f"cannot read {path}: {error!r}", f"write {example}", file=path) from error

@@ -33,6 +33,7 @@ class RecordingDenoiser:
     def __call__(self, latents: Tensor, timestep: Tensor, text: Tensor, label: Tensor, difficulty: Tensor) -> Tensor:
         asked = latents, timestep, text, label, difficulty
         if self.seen % self.every == 0:
+            # copies: on a CPU numpy() alone shares the tensor's memory
             copies = (tensor.detach().cpu().numpy().copy() for tensor in asked)
             self.calls.append(dict(zip(INPUTS, copies, strict=True)))
         self.seen += 1
@@ -52,5 +53,6 @@ def record_calls(
     config = engine.config.model_copy(update={"batch_size": batch, "attempts": 1})
     for _ in render(replace(engine, denoiser=recorder, config=config), whole, job):
         job.stop_if_asked("nothing is exported yet")
+    # outside a guidance interval steps have fewer rows, and `export_fp8` takes calls of one shape
     largest = max(len(call["latents"]) for call in recorder.calls)
     return [call for call in recorder.calls if len(call["latents"]) == largest]

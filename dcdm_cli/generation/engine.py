@@ -89,6 +89,7 @@ def sampler_settings(config: GenerateConfig) -> dict[str, Any]:
     if config.guidance == "calls":
         del settings["guidance"]
     if config.extra_lora:
+        # what is in the file, not where it lies: it may be moved
         settings["extra_lora"] = identity_of(config)
     return settings
 
@@ -121,6 +122,7 @@ def open_engine(adapter: Path, config: GenerateConfig, device: str, *, export: P
             f"raise it to {1 / config.steps:.3g} or more, or take more --steps",
         )
     check_few_steps(config)
+    # before it is hashed into the generator: `auto` means something else on another device
     config = config.model_copy(update={"precision": settle_precision(config.precision, device)})
     info = read_adapter(adapter)
     check_guidance(adapter, info, config)
@@ -178,6 +180,7 @@ def decoder_precision(config: GenerateConfig, device: str, *, overflows: bool = 
         wanted = "fp32" if device == "cpu" else beside_fp8(config.precision, device)
     if wanted != "fp16" or not overflows:
         return wanted
+    # asked as training asks: that takes bf16, and only where the device computes it fast
     return "bf16" if settle_precision("auto", device, training=True) == "bf16" else "fp32"
 
 
@@ -203,6 +206,7 @@ def render(engine: Engine, rows: Sequence[PlanRow], job: Job) -> Iterator[tuple[
     while start < len(rows):
         images = draw(engine, rows[start : start + LOOK_AHEAD * engine.config.batch_size], job)
         yield rows[start : start + len(images)], images
+        # as many as were made: the rest was looked at ahead, or found no room in memory
         start += len(images)
         job.progress("generating", start, len(rows))
 
@@ -259,6 +263,7 @@ def _render_batch(engine: Engine, rows: Sequence[PlanRow], coming: Sequence[Plan
     missing = engine.batch_size - len(rows) if engine.denoiser.fixed_batch else 0
     padded = [*rows, *[rows[-1]] * missing]
     device, side = engine.denoiser.device, engine.info.resolution // engine.base.latent_size
+    # a stream first gives the noise that its image begins from, then what `lcm` and `tcd` add at each step
     streams = noise_streams([row.seed for row in padded])
     conditioning = Conditioning(
         text=engine.prompts.get([row.caption for row in padded], (row.caption for row in coming)),
@@ -280,6 +285,7 @@ def _render_batch(engine: Engine, rows: Sequence[PlanRow], coming: Sequence[Plan
             clip_range=engine.config.clip_range,
             on_step=lambda _: job.stop_if_asked("images that are not finished are made anew next time"),
         )
+        # without the rows that only filled the batch up: decoding is the memory peak
         return decode_latents(engine.decode, latents[: len(rows)], engine.config.decode_batch)
 
 

@@ -35,6 +35,7 @@ def finished_batches(folder: Path, batch: int, plan: str) -> Iterator[Rendered]:
         table = pq.read_table(file, columns=as_far_as_there(file, _COLUMNS))
         entries = [entry for entry in table.to_pylist() if entry["path"] is not None]
         rows = {row.sample_id: row for row in there.shard_rows(shard)}
+        # in step with `entries`: the shard's writer left the same rows out (`layout._Archive`)
         images = _images(folder, entries)
         for start in range(0, len(entries), batch):
             part = entries[start : start + batch]

@@ -52,6 +52,7 @@ class Layout:
         """The shard's file relative to the folder; None where images are files of their own."""
         if self.format == "folder":
             return None
+        # as `datasets` names Parquet shards
         of = f"-of-{self.shards:05d}" if self.format == "parquet" else ""
         return f"data/{SPLIT}-{shard:05d}{of}.{ARCHIVES[self.format]}"
 
@@ -126,6 +127,7 @@ class _HashedFile(io.RawIOBase):
         return self.bytes
 
     def flush(self) -> None:
+        # closing the base class flushes once more, when the stream is closed already
         if not self.stream.closed and not self.given_up:
             self.stream.flush()
 
@@ -145,7 +147,9 @@ class _Archive(ABC):
 
     def __init__(self, layout: Layout, shard: int) -> None:
         self.layout, self.path = layout, str(layout.archive(shard))
+        # a folder that was handed on may have links in it that lead out
         final = inside(layout.folder, self.path, said_in=layout.folder, again=NO_LINKS)
+        # unique, as a shard may be made twice at once; called as `files.leftovers` knows it, for when it is left behind
         self.file = final.with_name(f".{final.name}.{os.getpid()}.{secrets.token_hex(4)}{PART_SUFFIX}")
         self.count = 0
         with storage_errors(final):
@@ -170,10 +174,12 @@ class _Archive(ABC):
         with storage_errors(self.layout.folder / self.path):
             self._end()
             self.out.close()
+            # before the sidecar speaks of it: a power cut must not leave a name without content
             fsync(self.file)
         return ShardContent(str(self.file), self.path, self.out.digest.hexdigest(), self.out.bytes)
 
     def abandon(self) -> None:
+        # first: ending an archive writes its end, for which a full disk has no room
         self.out.given_up = True
         self._end()
         with contextlib.suppress(OSError):  # what is still buffered may not fit on a full disk
@@ -194,6 +200,7 @@ class TarShard(_Archive):
 
     def __init__(self, layout: Layout, shard: int) -> None:
         super().__init__(layout, shard)
+        # USTAR: one block of header before each member, which `_write` counts on
         self.tar = tarfile.open(fileobj=self.out, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
 
     def _write(self, entry: Entry, content: bytes) -> str:
@@ -230,6 +237,7 @@ class ParquetShard(_Archive):
 
     def _flush(self) -> None:
         if self.rows:
+            # one call is one row group
             self.writer.write_table(pa.Table.from_pylist(self.rows, schema=self.schema))
         self.rows = []
 
@@ -246,14 +254,17 @@ class FolderImages:
         self.layout, self.commit = layout, commit
         self.hashes: list[str] = []
         self.bytes = 0
+        # the record's hash is over all images of the shard, those of an earlier run included
         for entry in done:
             self._count(entry)
 
     def store(self, entry: Entry, content: bytes) -> None:
         folder = self.layout.folder
+        # not flushed, which takes milliseconds an image: the journal is, and believes in images that are there alone
         write_bytes(inside(folder, entry["path"], said_in=folder, again=NO_LINKS), content, durable=False)
 
     def add(self, entries: Sequence[Entry], contents: Sequence[bytes | None]) -> list[Entry]:
+        # by now `store` has put every file in its place: what the journal says is there, is there
         self.commit(entries)
         for entry in entries:
             self._count(entry)
@@ -277,6 +288,7 @@ def parquet_schema(class_names: Sequence[str]) -> pa.Schema:
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     fields = [
         ("image", image),
+        # `datasets` has ClassLabel in 64 bits, the manifest labels in 32
         *((name, pa.int64() if name == "label" else SCHEMA.field(name).type) for name in COLUMNS),
     ]
     features: dict[str, Any] = {name: {"dtype": _datasets_type(kind), "_type": "Value"} for name, kind in fields[1:]}

@@ -158,6 +158,7 @@ class Ledger:
             try:
                 sidecar = self._read_sidecar(file)
                 said = self._faults(sidecar)
+                # rows that do not fit their sidecar are not believed, so neither are their paths
                 paths = set() if said else set(self._rows(shard)["path"].drop_null().to_pylist())
             except DcdmError as error:
                 yield error.message, error.hint
@@ -166,6 +167,7 @@ class Ledger:
             self.finished[shard] = sidecar
             if self.layout.format == "folder":
                 yield from ((f"{path} is gone", "") for path in sorted(paths - there))
+            # what is gone was said above, and cannot be read
             if said or (verify and not paths - there and (said := self._verify(sidecar))):
                 yield f"shard {file.stem}: {said}", f"remove {file}, then dcdm generate makes that shard alone again"
         if self.layout.format == "folder":
@@ -225,6 +227,7 @@ class Ledger:
             final = self.layout.folder / made.part.path
             with storage_errors(final):
                 os.replace(made.part.file, final)
+                # the new name too, before the sidecar vouches for it
                 fsync(final.parent)
         # from here on the shard counts; until here its journal is what a restart goes on from
         write_json(self._sidecar_file(made.shard), asdict(sidecar))
@@ -238,6 +241,7 @@ class Ledger:
         state = hash_json([asdict(self.finished[shard]) for shard in sorted(self.finished)])
         complete = metadata.is_file() or self.layout.format != "folder"
         written = (folder / "README.md").is_file() and (folder / REJECTED).is_file()
+        # the note is over the sidecars: what is there was made of the same shards
         if manifest_note(samples) == state and complete and written:
             return
         self._sweep()  # workers that were killed left some
@@ -273,6 +277,7 @@ class Ledger:
     def _metadata(self) -> Iterator[Mapping[str, Any]]:
         for table in self._manifest():
             for row in table.to_pylist():
+                # `datasets` takes file names from the folder of metadata.jsonl on
                 name = row["path"].removeprefix(f"{SPLIT}/")
                 yield {**{column: row.get(column) for column in METADATA_COLUMNS}, "file_name": name}
 
@@ -319,7 +324,9 @@ class Ledger:
         """Enters a finished shard, or makes it an unfinished one when images of it were deleted."""
         sidecar = self._read_sidecar(file)
         faults = self._faults(sidecar)
+        # what is only gone is made again; what differs, somebody has changed, and is told how to have it made again
         if not faults and self._has_lost_images(sidecar, there, batch):
+            # after a folder's journal, which the shard goes on from once it counts as unfinished
             file.unlink()
             return
         if verify and not faults:
@@ -357,6 +364,7 @@ class Ledger:
             return "it belongs to another plan"
         if not 0 <= sidecar.shard < self.plan.shards:
             return f"the plan has {self.plan.shards} shards"
+        # before anything is read by it: only the path that the layout gives is believed
         if sidecar.path not in (None, self.layout.archive(sidecar.shard)):
             return f"its file is {self.layout.archive(sidecar.shard)}, not {sidecar.path!r}"
         if not rows.is_file() or hash_file(rows) != sidecar.rows_sha256:
@@ -368,6 +376,7 @@ class Ledger:
         if sidecar.count + sidecar.failed != known:
             return f"it counts {sidecar.count} images and {sidecar.failed} failures, and has {known} rows"
         file = self.layout.folder / sidecar.path if sidecar.path else None
+        # a file that is gone is no fault: `_is_lost` has it made again
         if file is not None and file.is_file() and file.stat().st_size != sidecar.bytes:
             return f"{sidecar.path} has {file.stat().st_size} bytes instead of {sidecar.bytes}"
         return ""
@@ -389,6 +398,7 @@ class Ledger:
         """Raises MismatchError for rows that break a rule: their paths are read and deleted by."""
         file = self._rows_file(shard)
         try:
+            # the schema fills in null for columns that came after the shard was made
             rows = pq.read_table(file, schema=ROWS)
             check_entries(rows)
             return rows

@@ -235,7 +235,9 @@ def _canonical(array: pa.Array) -> list[Any]:
     if not pa.types.is_string(array.type):
         return [np.ascontiguousarray(array.to_numpy(zero_copy_only=False))]
     _, offsets, data = array.buffers()
+    # Arrow may leave out both buffers of an array without rows
     ends = np.frombuffer(offsets, np.int32)[array.offset :][: len(array) + 1] if len(array) else np.zeros(1, np.int32)
+    # lengths: the offsets of a slice count from where its whole table begins
     return [np.diff(ends), memoryview(data or b"")[int(ends[0]) : int(ends[-1])]]
 
 
@@ -249,10 +251,12 @@ def _filled(
     pool, chosen = _pick_captions(inputs, labels, rng)
     sources = _pick_sources(inputs, labels, rng)  # late: without them, all else is drawn as it was
     origins = pa.nulls(len(labels), pa.string())
+    # the last draws of all: a plan without prompts is what it was before there were any
     if inputs.prompts is not None:
         pool, chosen, origins = _pick_prompts(inputs, inputs.prompts, labels, (pool, chosen), rng)
     index = np.arange(len(labels))
     seeds = image_seeds(seed, index)
+    # another source is another image; without sources nothing is hashed, so that older plans keep their ids
     begun = [] if sources is None else [_text_hashes(*sources)]
     ids = _sample_ids(header.generator, index, labels, _text_hashes(pool, chosen), requested, seeds, *begun)
     names = pa.array(inputs.class_names, pa.string()).take(pa.array(labels))
@@ -271,6 +275,7 @@ def _interleave(counts: np.ndarray) -> np.ndarray:
     """Labels int64 in rounds, one of each class while it has budget: every prefix of the plan is balanced."""
     labels = np.repeat(np.arange(len(counts)), counts)
     rounds = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    # lexsort goes by its last key first
     return labels[np.lexsort((labels, rounds))]
 
 
@@ -349,6 +354,7 @@ def _sample_ids(generator: str, *columns: np.ndarray) -> pa.Array:
     for column in columns:
         bits = column.view(np.uint32) if column.dtype == np.float32 else column  # a difficulty as an integer would be 0
         state = mix64(state ^ bits.astype(np.uint64))
+    # big-endian, so that the digits are the same on every machine
     digits = state.astype(">u8").tobytes().hex().encode()
     offsets = np.arange(len(state) + 1, dtype=np.int32) * 16
     return pa.StringArray.from_buffers(len(state), pa.py_buffer(offsets), pa.py_buffer(digits))

@@ -87,6 +87,7 @@ def check_rows(table: pa.Table, shard: int, shard_size: int, class_names: Sequen
     refuse_first(table, "source_id", sourced == sourced[:1], "all rows of a plan start from an image, or none does")
     label = table["label"].to_numpy()
     refuse_first(table, "label", label < len(class_names), f"the plan has {len(class_names)} classes")
+    # only now: above, every label was found to have a name
     names = pa.array(class_names, pa.string()).take(pa.array(label))
     refuse_first(
         table, "class_name", call_function("equal", [table["class_name"], names]), "must be the name of the row's label"
@@ -114,6 +115,7 @@ class PlanFile:
         self.generator, self.unreachable = said.header.generator, said.header.unreachable
         self.shard_size, self.class_names = said.header.shard_size, said.header.class_names
         self.made_for: Mapping[str, Any] = said.header.made_for
+        # the hash covers the shards' digests, and rows are held against those when they are read
         whole = hash_json([document["header"], document["digests"]]) == self.hash
         if not whole or self._parquet.num_row_groups != len(self._digests):
             raise self._changed()

@@ -87,18 +87,22 @@ def probe_rate(plan: Plan, maker: Maker, layout: Layout, opening_s: float, job: 
 
     Raises InterruptedRunError when asked to stop.
     """
+    # on the disk that the run will write to
     place = layout.folder.parent
     place.mkdir(parents=True, exist_ok=True)
     clock = _Clock()
+    # in random order: whenever the time is over, what was made is from all over the plan
     rows = tuple(plan.sampled_rows(maker.batch_size * PROBE_BATCHES[1]))
     with tempfile.TemporaryDirectory(dir=place, prefix=".probe-", suffix=PART_SUFFIX) as folder, Encoders() as encoders:
         task = ShardTask(0, rows, layout, plan.generator)
 
         def store(entry: dict[str, Any], content: bytes) -> None:
+            # not flushed, as a run's images are not
             write_bytes(Path(folder, entry["sample_id"]), content, durable=False)
 
         for batch in make_batches(task, maker, encoders, job, store, clock.enough):
             clock.tick(len(batch.entries), sum(entry["bytes"] for entry in batch.entries))
+    # `make_batches` ends quietly when it is stopped
     job.stop_if_asked("nothing was measured or written")
     return clock.rate(opening_s)
 
@@ -133,6 +137,7 @@ class _Clock:
 
 def affordable(rate: Rate, hours: float, devices: int) -> int:
     """Images that `hours` device-hours pay for, opening included. Raises UsageError when that is none."""
+    # each device opens the model and warms up by itself, in hours that are paid for
     images = int((hours * 3600 - devices * (rate.opening_s + rate.warmup_s)) / rate.per_image_s)
     if images < 1:
         raise UsageError(

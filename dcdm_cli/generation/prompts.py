@@ -27,6 +27,7 @@ class PromptCache:
     def get(self, captions: Sequence[str], coming: Iterable[str] = ()) -> Tensor:
         """float32 [len(captions), T, D]. coming: captions that will be asked for soon, which fill up a chunk."""
         missing = [caption for caption in dict.fromkeys(captions) if caption not in self._kept]
+        # otherwise what is coming is not even read
         if missing:
             missing += self._ahead(coming, {*self._kept, *missing}, -len(missing) % CHUNK)
         for start in range(0, len(missing), CHUNK):
@@ -34,6 +35,7 @@ class PromptCache:
         for caption in captions:
             self._kept.move_to_end(caption)
         text = torch.stack([self._kept[caption] for caption in captions])
+        # only now: this call may have asked for more than may be kept
         self._forget()
         return text
 
@@ -52,6 +54,7 @@ class PromptCache:
     def _add(self, captions: list[str]) -> None:
         padded = captions + [""] * (CHUNK - len(captions))
         for caption, text in zip(padded, self._encode(padded).float().to(self._device), strict=True):
+            # what fills a chunk up comes several times, and its bytes count once
             if caption not in self._kept:
                 self._kept[caption] = text.clone()  # a slice would keep its whole chunk in memory
                 self._bytes += text.nbytes

@@ -42,6 +42,7 @@ def render_close(engine: Engine, rows: Sequence[PlanRow], job: Job, measure: Mea
         draws = pool.next_draws(engine.batch_size, LOOK_AHEAD * engine.config.batch_size, engine.denoiser.fixed_batch)
         drawn = [_seeded(rows[place], attempt) for place, attempt in draws]
         images = draw(engine, drawn, job)
+        # the first of what was due, as many as are made at once; the others stay due
         pool.take(draws[: len(images)], images, _measured(drawn[: len(images)], images, measure))
         finished = pool.finished()
         if finished is not None:
@@ -93,6 +94,7 @@ class _Pool:
         for i, (place, attempt) in enumerate(draws):
             kept = self._open.setdefault(place, _Kept())
             self._begun = max(self._begun, place + 1)
+            # drawn early to fill a batch up: it counts in its turn, so that batches do not decide which draw is kept
             if kept.settled or attempt != kept.draws:
                 continue
             kept.draws += 1

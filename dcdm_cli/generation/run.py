@@ -138,6 +138,7 @@ class ShardCoordinator:
         return value.done
 
     def saved(self) -> str:
+        # a folder's unfinished shard is gone on with by its journal, an archive's starts over
         kept = sum(self.inside.values()) if self.ledger.layout.format == "folder" else 0
         return f"{self.ledger.done + kept} of {self.ledger.rows} images are finished"
 

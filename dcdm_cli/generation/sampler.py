@@ -69,6 +69,7 @@ def sample(
     for i, timestep in enumerate(timesteps):
         scaled = scheduler.scale_model_input(latents, timestep)
         prediction = batches[tuple(weights[i])].predict(scaled, i, list(weights[i].values()))
+        # by `scaled`: the noise levels of alphas_cumprod are those of what the network is shown
         if clip_range is not None:
             prediction = clipped_prediction(prediction, scaled, timestep, scheduler, clip_range)
         latents = scheduler.step(prediction, timestep, latents, return_dict=False, **fresh)[0]
@@ -100,6 +101,7 @@ class _Batch:
         assert denoiser.shared_calls in (1, len(calls)), "open_engine picks a network that fits the guidance"
         self._denoiser, self._calls = denoiser, len(calls)
         self._inputs = of_calls(conditioning, calls)
+        # of all steps at once: a copy in each would have it wait for the device
         times = torch.tensor(timesteps, dtype=torch.float32, device=conditioning.text.device)
         self._times = times[:, None].repeat(1, len(self._inputs[0]))
 

@@ -48,6 +48,7 @@ class SampleWorker:
         check_generator(task.generator, self.maker.facts)
         if task.starts is not None:
             self.maker.begin_from(task.starts)
+        # a job that is never stopped: a task is one batch, short enough to finish
         batches = list(self.maker.render(task.rows, Job()))
         verdicts = [batch.verdict for batch in batches if batch.verdict is not None]
         assert len(verdicts) == len(batches), "callers check that the run has a scorer"

@@ -21,6 +21,7 @@ def image_seeds(run_seed: int, indexes: np.ndarray) -> np.ndarray:
     keys = np.random.SeedSequence(run_seed).generate_state(4, np.uint32)
     index = np.asarray(indexes).astype(np.uint64)
     low, block = index.astype(np.uint32), (index >> np.uint64(32)).astype(np.uint32)
+    # a bijection of the low bits each time: what is mixed into them is the same within a block
     for key in keys[:2]:
         low = _mix32(low ^ _mix32(block ^ key) ^ key)
     high = _mix32(_mix32(low ^ keys[2]) ^ block ^ keys[3]) >> np.uint32(32 - (SEED_BITS - 32))

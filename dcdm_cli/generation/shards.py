@@ -160,6 +160,7 @@ def make_batches(
     `enough`, which is asked after each batch."""
     folders = folders_of(task.layout)
     waiting: deque[list[Future[tuple[dict[str, Any], bytes | None]]]] = deque()
+    # silent: what is told is what was finished (`ShardCoordinator.said`), not what was rendered
     for batch in _until_stopped(maker.render(task.rows, replace(job, progress=silent))):
         entries = _entries(batch, maker.facts.generator, task.layout, folders)
         pairs = zip(entries, batch.images, strict=True)
@@ -235,6 +236,7 @@ def _entries(batch: Rendered, generator: str, layout: Layout, folders: Sequence[
 
 
 def _encode(entry: dict[str, Any], image: np.ndarray, store: Store) -> tuple[dict[str, Any], bytes | None]:
+    # overflows too: decoding makes an image with a value that is not finite all black (`model/latents.py`)
     if float(image.std()) < FLAT_IMAGE:
         return entry | {"path": None, "sha256": None, "bytes": 0}, None
     content = encode_image(Image.fromarray(image), entry["path"])
@@ -262,6 +264,7 @@ class Journal:
                 break
             self.entries += batch
             clean += _lines(batch)
+        # at once: `append` would put the next batch behind a torn line
         if clean != content:
             write_bytes(file, clean)
 
@@ -280,6 +283,7 @@ class Journal:
         root = self.file.parent.parent
         try:
             check_entries(pa.Table.from_pylist([{c: entry.get(c) for c in ROWS.names} for entry in batch], ROWS))
+            # links resolved: a class folder may be one that leads out
             return all(places.inside(root, entry["path"]).is_file() for entry in batch if entry["path"] is not None)
         except (pa.ArrowException, ValueError, TypeError, OverflowError):  # OutsideError is a ValueError
             return False
@@ -296,6 +300,7 @@ def beginning(entries: Sequence[Entry], exists: Callable[[str], bool], batch: in
     """The entries of the longest run of whole batches, from the first image on, whose images all exist."""
     lost = (i for i, entry in enumerate(entries) if entry["path"] is not None and not exists(entry["path"]))
     first = next(lost, None)
+    # up to the batch of the lost one, so that all are made again in the batches that they were made in
     return list(entries) if first is None else list(entries[: first // batch * batch])
 
 

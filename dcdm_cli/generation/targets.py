@@ -69,6 +69,7 @@ class Targets:
     def draw(self, labels: np.ndarray, rng: np.random.Generator, cap: float, real: np.ndarray) -> np.ndarray:
         """float32 [N] in [0, cap] for labels int64 [N]; see `Target.draw`."""
         values = self.default.draw(len(labels), rng, cap, real)
+        # sorted: the order of the table's rows decides nothing
         for label, target in sorted(self.of.items()):
             rows = np.flatnonzero(labels == label)
             values[rows] = target.draw(len(rows), rng, cap, real)

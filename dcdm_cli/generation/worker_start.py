@@ -81,6 +81,7 @@ def measure_with(scorer: Path | None, checker: Path | None, device: str) -> Meas
 def _open_maker(setup: Setup, device: str) -> EngineMaker:
     if setup.threads:
         torch.set_num_threads(setup.threads)
+    # kept per process: without it a worker decodes by the defaults, not as the command does
     set_decode_options(setup.decode)
     adapter, export = _here(setup.adapter), _here(setup.export) if setup.export else None
     engine = open_engine(adapter, setup.config, device, export=export)

@@ -57,6 +57,7 @@ class ShardWorker:
         if task.starts is not None:
             self.maker.begin_from(task.starts)
         if self.deliver:
+            # in the other case `make_shard` does it
             check_generator(task.generator, self.maker.facts)
             yield from make_batches(task, self.maker, self.encoders, self.job, keep_nothing)
         else:
@@ -92,6 +93,7 @@ def run_pool(
             here.saved,
         )
     finally:
+        # archives that are not finished would leave their temporary files
         if isinstance(here, ReceivingCoordinator):
             here.abandon()
     return here.finish(facts)
@@ -128,6 +130,7 @@ class ReceivingCoordinator(ShardCoordinator):
     def _receive(self, shard: int, batch: Batch) -> int:
         task, writer, entries = self.open[shard]
         for entry, content in zip(batch.entries, batch.contents, strict=True):
+            # nobody has stored it: workers that deliver keep nothing
             if content is not None:
                 writer.store(entry, content)
         entries.extend(writer.add(batch.entries, batch.contents))

@@ -59,7 +59,7 @@ class WorkerPool:
         try:
             for slot in range(self.transport.slots):
                 self._start(slot)
-        except BaseException:
+        except BaseException:  # Python calls no `__exit__` where entering fails
             self.transport.close()
             raise
         return self
@@ -99,6 +99,7 @@ class WorkerPool:
         except DcdmError:
             rounds.wind_up()  # the others save what they have
             raise
+        # else a stop came with the last word, and there is nothing left to stop
         if rounds.busy or rounds.waiting:
             rounds.wind_up()
             self.job.stop_if_asked(saved())
@@ -122,6 +123,7 @@ class WorkerPool:
         slot = message.slot
         if slot in self.idle:
             self.idle.remove(slot)
+        # who dies at work is counted with its task, see `_bury`
         deaths = self.opening.get(slot, 0) + (slot in self.opening)
         if deaths >= MAX_DEATHS:
             raise DcdmError(
@@ -156,6 +158,7 @@ class _Round:
         task = self.busy[message.slot]
         if message.kind == "said":
             place = self.said(task, message.value)
+            # further than ever: the deaths on the way there were not the task's fault
             if place > self.furthest.get(task, 0):
                 self.furthest[task], self.deaths[task] = place, 0
         elif message.kind == "end":

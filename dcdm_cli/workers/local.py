@@ -43,6 +43,7 @@ class LocalTransport:
         )
         with variables(_thread_settings(self.threads)):
             process.start()
+        # the child's alone: were it open here too, reading would not end with the child
         theirs.close()
         self._workers[slot] = (process, ours)
 
@@ -71,6 +72,7 @@ class LocalTransport:
             kind, value = pipe.recv()
             return Message(slot, kind, value)
         except _GONE:
+            # a closed pipe does not say that the process has ended, and only then has it an exit code
             process.kill()
             process.join()
             pipe.close()
@@ -93,7 +95,7 @@ def _live(pipe: Connection, open_worker: OpenWorker, device: str) -> None:
             pipe.send(("end", None))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the coordinator is gone
-    except BaseException as error:
+    except BaseException as error:  # all: who ends without a word is started again, several times
         pipe.send(("failed", failure_of(error)))
 
 

@@ -68,6 +68,7 @@ def failure_of(error: BaseException) -> Failure:
     become one; the rest is a bug of ours."""
     if isinstance(error, DcdmError):
         return Failure(type(error).__name__, error.message, error.hint, error.file)
+    # torch's by its name: coordinators start without torch
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return Failure(OutOfMemoryError.__name__, f"a worker ran out of memory: {error}", "use a smaller --batch-size")
     if (refused := system_error(error)) is not None:

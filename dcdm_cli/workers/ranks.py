@@ -70,6 +70,7 @@ class Group:
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
         from torch.distributed.launcher.api import elastic_launch
 
+        # `_raise_for` would quote an earlier group's
         shutil.rmtree(self.logs, ignore_errors=True)
         program, *arguments = self.words
         with _environment(self._settings()), _signals_kept(), _stdout_is(self.stdout), _silent_launcher():
@@ -95,6 +96,7 @@ class Group:
             rdzv_endpoint=f"{LOCAL}:0",
             local_addr=LOCAL,  # otherwise the machine's own name, which need not be known to a resolver
             max_restarts=0,
+            # from 1 on: what the first one says is what the command says
             logs_specs=DefaultLogsSpecs(str(self.logs), dict.fromkeys(range(1, len(self.devices)), Std.ALL)),
             signals_to_handle=",".join(name for name in SIGNALS if _is_heard(name)),
         )
@@ -104,6 +106,7 @@ class Group:
         # a variable, not a field of LaunchConfig: torch 2.11 has no such field, and stops after its 30 s
         found = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(STOP_S))}
         found |= {"OMP_NUM_THREADS": str(self.threads)} if self.threads else {}
+        # by itself accelerate takes a GPU that is there
         if self.devices[0] == "cpu":
             return found | {"ACCELERATE_USE_CPU": "true"}
         return found | {"CUDA_VISIBLE_DEVICES": ",".join(_visible(device) for device in self.devices)}

@@ -68,6 +68,7 @@ class RayTransport:
 
     def start(self, slot: int) -> None:
         """May wait for room in the cluster; the others work meanwhile."""
+        # no retries, which are the coordinator's; two calls at once, so that `stop` is heard while `run` is at work
         options = {**self.resources, "max_restarts": 0, "max_task_retries": 0, "max_concurrency": 2}
         self._actors[slot] = self.kind.options(**options).remote(self.opener, self.device, __version__)
         self._opening[slot] = self._actors[slot].open.remote()
@@ -168,9 +169,11 @@ def _import_ray() -> Any:
 def _check_reachable(address: str | None) -> None:
     """Ray itself tries an address that does not answer for minutes."""
     host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    # `auto` or none: Ray itself knows where
     if not colon:
         return
     try:
+        # IPv6 hosts stand in brackets, which only the text of an address has
         with socket.create_connection((host.strip("[]"), int(port)), CONNECT_S):
             return
     except (OSError, ValueError, OverflowError) as error:

@@ -122,6 +122,7 @@ def check_engine(folder: Path, engine: EngineFile, *, tensorrt: str, gpu: Gpu, g
     differences = [f"{name} {a}, here {b}" for name, a, b in zip(names, found, here, strict=True) if a != b]
     if key is not None and differences:
         raise EngineError(f"{path} was made for something else: {'; '.join(differences)}")
+    # last, as it reads the whole engine
     if not trust and digest(path) != engine.sha256:
         raise EngineError(f"{path} is not the engine that was built: its content has changed")
     return path
@@ -133,6 +134,7 @@ def read_key(folder: Path, engine: EngineFile) -> EngineKey | None:
         document = _read(folder, engine)
         key = _ADAPTER.validate_python(document["made_for"])
         known = (document["cache_key"], document["sha256"]) == (engine.cache_key, engine.sha256)
+        # hashed again: what it says it was made for may have been edited
         return key if known and key.hash == engine.cache_key else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
@@ -144,6 +146,7 @@ def _is_ours(folder: Path, engine: EngineFile) -> bool:
         by = _read(folder, engine)["seal"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
+    # compare_digest raises for text beyond ASCII
     return isinstance(by, str) and by.isascii() and is_sealed(engine.sha256, by)
 
 

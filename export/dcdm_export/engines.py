@@ -134,6 +134,7 @@ class EngineBuilder:
             return None
         network = made.signature.networks[engine.network]
         rounded = engines.settings.tf32 and network.precision == "fp32"  # TF32 has float16's bits of mantissa
+        # this engine alone: others that fit a case better would run it
         run = engines.open(made.folder, replace(made.signature, engines=(engine,)), engine.network)
         provider = f"TensorRT {engines.trt.__version__} on {engines.gpu}"
         precision, expected = "fp16" if rounded else network.precision, self.references.of(request)
@@ -168,6 +169,7 @@ class EngineBuilder:
                     self.order.note(f"{error}; it is built again")
                     continue
                 made.link(source.folder, (engine.file, engine.key_file))
+                # one that nothing could run where it was built is compared now, if something can
                 return made.with_engine(engine, source.parity.get(engine.file) or self._gate(engine, made))
         return None
 
@@ -187,6 +189,7 @@ def keep_engines(made: Finished, sources: Sequence[Finished], engines: EngineOrd
             if key is None or engine.file in {other.file for other in made.signature.engines}:
                 continue
             here = (engines.trt.__version__, engines.gpu) if engines else (key.tensorrt, key.gpu)
+            # no graph has an empty digest: without its network an engine fits nothing
             graph = network.hash if network else ""
             try:
                 check_engine(source.folder, engine, tensorrt=here[0], gpu=here[1], graph=graph)

@@ -69,11 +69,13 @@ class Finished:
         for name in names if source != self.folder else ():
             (self.folder / name).unlink(missing_ok=True)
             try:
+                # may share the content: whoever writes here replaces files, and changes none (`whole_files`)
                 os.link(source / name, self.folder / name)
             except OSError:
                 shutil.copyfile(source / name, self.folder / name)
 
     def _saved(self) -> Finished:
+        # first: a network that is named without its figures counts as not made
         write_parity(self.folder, self.parity)
         write_signature(self.folder, self.signature, name=UNFINISHED_FILE)
         return self
@@ -110,6 +112,7 @@ def write_parity(folder: Path, networks: Mapping[str, Any]) -> None:
 def swap_folders(new: Path, target: Path) -> None:
     """`new` takes `target`'s place and name; then the old one is dropped. In between there is no `target`."""
     old = set_aside(target)
+    # left by a call that was killed: a folder cannot be renamed to one that has files
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         os.replace(target, old)

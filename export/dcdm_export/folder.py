@@ -58,8 +58,10 @@ def make_export(
     made = keep_engines(made, sources, order.engines)
     drop_strays(work, made.signature)
     write_signature(work, made.signature)
+    # what the caller has recorded is of the old folder, and must not outlive it
     before_swap()
     swap_folders(work, target)
+    # only now: a call that is killed before the swap goes on by these notes
     for note in (UNFINISHED_FILE, AFRESH_FILE):
         (target / note).unlink(missing_ok=True)
     _recheck(target, order)
@@ -71,6 +73,7 @@ def _make_network(request: NetworkRequest, made: Finished, order: Order, referen
     graph, what = request.graph, f"exporting {request.graph.name}"
     order.progress(what, 0, 3)
     _check_space(made.folder, graph)
+    # before the cast, which rounds the very weights that the reference is computed with
     expected = references.of(request)
     if request.cast is not None:
         request.cast()
@@ -82,6 +85,7 @@ def _make_network(request: NetworkRequest, made: Finished, order: Order, referen
     try:
         parity = compare(graph.name, made.folder, network, request.cases, expected, order.device)
     except ParityError as error:
+        # the figures of a failure too: the message that users see names this file
         write_parity(made.folder, made.parity | {graph.name: asdict(error.parity)})
         raise
     if parity.status == "not checked":
@@ -98,6 +102,7 @@ def _take_network(
     name = request.graph.name
     for source in sources:
         network = source.signature.networks.get(name)
+        # without its figures nothing says that it passed
         if network is None or network.key != request.graph.key or name not in source.parity:
             continue
         try:

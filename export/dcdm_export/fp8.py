@@ -47,6 +47,7 @@ def export_fp8(
         raise ExportError(f"{graph.name} is quantised by calls of one shape, and there are {len(calls)} calls")
     file = f"{graph.name}.onnx"
     folder.mkdir(parents=True, exist_ok=True)
+    # called as `finished.sweep` knows it: a killed process leaves it behind
     with tempfile.TemporaryDirectory(dir=folder, prefix=".", suffix=PART_SUFFIX) as name:
         whole = Path(name) / export_graph(replace(graph, precision="fp32"), Path(name)).file
         model = _with_edges_of(whole, _quantized(whole, calls))
@@ -65,12 +66,15 @@ def _quantized(file: Path, calls: Sequence[NetworkCall]) -> onnx.ModelProto:
         f"{number}/{name}": array for number, call in enumerate(calls) for name, array in call.items()
     }
     np.savez(given, **arrays)
+    # -P: it must not run a module of the folder that one stands in
     words = [sys.executable, "-P", "-m", "dcdm_export.quantizer", str(file), str(given), str(made)]
     pipe, joined = subprocess.PIPE, subprocess.STDOUT
+    # nothing is written to its stdin, which closes when this process ends, and ends it
     with subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=joined, text=True, errors="replace") as process:
         assert process.stdout is not None
         said = process.stdout.read()
     if process.returncode:
+        # libraries that complain when Python ends come after the reason
         lines = [line for line in said.splitlines() if line.strip() and "nanobind" not in line]
         raise ExportError(f"ModelOpt cannot quantise {file.stem}: {(lines or ['no word why'])[-1].strip()}")
     return onnx.load(made)

@@ -96,8 +96,10 @@ def export_graph(graph: Graph, folder: Path, *, one_file_bytes: int = ONE_FILE_B
 def check_graph(folder: Path, graph: Graph) -> NetworkFile:
     """The file as it lies in `folder`: read again, checked in full, its edges compared with what was asked for."""
     path = folder / f"{graph.name}.onnx"
+    # first: the checker below follows whatever place the graph names
     external = external_files(path)
     try:
+        # by its path: as a message it could not have 2 GiB
         onnx.checker.check_model(path, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"{path} is not a sound ONNX file: {error}") from error

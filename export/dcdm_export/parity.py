@@ -129,6 +129,7 @@ def judge(
 
     Raises ParityError out of tolerance, ValueError when there is nothing to compare by or a shape differs.
     """
+    # all() of nothing would let it pass
     if not cases:
         raise ValueError(f"nothing to compare {name} by")
     errors = tuple(
@@ -162,6 +163,7 @@ def _providers(device: str) -> list[Any]:
         return [CPU]
     onnxruntime.preload_dlls()  # the CUDA libraries that torch brings
     number = device.partition(":")[2]
+    # no TF32, as in the reference (`_whole_products`)
     return [(CUDA, {"device_id": int(number) if number else torch.cuda.current_device(), "use_tf32": 0}), CPU]
 
 
@@ -181,10 +183,12 @@ def _whole_products() -> Iterator[None]:
 
 def _error(case: Case, got: np.ndarray, expected: np.ndarray) -> CaseError:
     values = np.asarray(got, np.float64)
+    # NumPy may stretch one of them to the other's, and compare
     if values.shape != expected.shape:
         raise ValueError(f"{case.name}: the graph gives {values.shape}, the module {expected.shape}")
     difference = np.abs(values - expected)
     largest, mean, scale = float(difference.max()), float(difference.mean()), float(np.abs(expected).max())
+    # parity.json is strict JSON, which has no NaN
     if not (math.isfinite(largest) and math.isfinite(scale)):
         return CaseError(case.name, len(expected), None, None, None)
     return CaseError(case.name, len(expected), largest, mean, largest / scale if scale else largest)

@@ -23,6 +23,7 @@ def inside(root: Path, name: str) -> Path:
         place = os.path.realpath(os.path.join(home, name))
     except (OSError, ValueError) as error:  # ValueError: what no file system can spell
         raise OutsideError(f"{name!r} is no file name: {error}") from error
+    # with the separator: /run-2 begins like /run; / ends in one already
     if place != home and not place.startswith(home.rstrip(os.sep) + os.sep):
         raise OutsideError(f"{name!r} leads out of {root}")
     return Path(place)

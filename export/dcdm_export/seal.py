@@ -23,6 +23,7 @@ def seal(text: str) -> str:
 
 def is_sealed(text: str, by: str) -> bool:
     """Whether `by` is the seal that this user would set."""
+    # makes none: who has built nothing here has sealed nothing
     secret = _secret(make=False)
     return bool(secret) and hmac.compare_digest(hmac.new(secret, text.encode(), hashlib.sha256).hexdigest(), by)
 
@@ -34,6 +35,7 @@ def _secret(*, make: bool) -> bytes:
     try:
         if make and not file.exists():
             file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # whole before it has its name: nobody reads half of a secret
             fresh = file.with_name(f".{secrets.token_hex(8)}.part")
             with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
                 stream.write(secrets.token_bytes(SECRET_BYTES))

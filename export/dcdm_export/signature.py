@@ -165,6 +165,7 @@ def read_signature(folder: Path, *, name: str = SIGNATURE_FILE) -> Signature:
         raise SignatureError(f"{file} is larger than {MAX_SIGNATURE_BYTES >> 20} MiB: not a signature", file)
     try:
         document = json.loads(file.read_text("utf-8"))
+        # before the types: what a newer dcdm wrote may have other keys, and is not damaged
         if isinstance(document, dict) and document.get("schema") != SCHEMA:
             raise SignatureError(f"{file} has schema {document.get('schema')!r}; this version reads {SCHEMA}", file)
         signature = _ADAPTER.validate_python(document)
@@ -172,7 +173,7 @@ def read_signature(folder: Path, *, name: str = SIGNATURE_FILE) -> Signature:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise SignatureError(f"{file} is damaged: {place}: {first['msg']}", file) from error
-    except SignatureError:
+    except SignatureError:  # which is a ValueError too
         raise
     except (OSError, ValueError, RecursionError) as error:
         raise SignatureError(f"{file} is damaged: {error}", file) from error
@@ -214,6 +215,7 @@ def verify_files(folder: Path, sha256: Mapping[str, str]) -> None:
 def inside(folder: Path, name: str) -> Path:
     """folder / name. Raises SignatureError when the name, or a link behind it, leads out of the folder."""
     plain = PurePosixPath(name)
+    # backslash and colon lead elsewhere on Windows, and folders are moved
     if not name or plain.is_absolute() or ".." in plain.parts or "\\" in name or ":" in name or "\0" in name:
         where = folder / SIGNATURE_FILE
         raise SignatureError(f"{name!r} in {where} is not a file name inside that folder", where)
@@ -234,6 +236,7 @@ def digest(file: Path) -> str:
 def _check_names(folder: Path, signature: Signature) -> None:
     """Every file name, and that each network's files all have a digest."""
     for name, network in signature.networks.items():
+        # a file without a digest could be another one by now
         if set(network.files) != set(network.sha256):
             file = folder / SIGNATURE_FILE
             raise SignatureError(f"{file} is damaged: the digests of {name} are not those of its files", file)

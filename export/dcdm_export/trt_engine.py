@@ -78,6 +78,7 @@ def build_engine(
     if tune is not None:
         tune(config)
     plan = builder.build_serialized_network(network, config)
+    # first: of a build that was stopped there is no plan either
     if monitor.stopped is not None:
         raise monitor.stopped
     if plan is None:
@@ -154,6 +155,7 @@ def refit_engine(trt: Trt, path: Path, graph: Path) -> bytes:
     if not refitter.refit_cuda_engine():
         raise EngineError(f"TensorRT cannot refit {path.name}: {log.last}")
     serialization = engine.create_serialization_config()
+    # else what comes out could not be refitted again
     serialization.set_flag(trt.SerializationFlag.INCLUDE_REFIT)
     return bytes(engine.serialize_with_config(serialization))
 
@@ -171,6 +173,7 @@ def _configure(trt: Trt, builder: Any, shapes: Mapping[str, Range], settings: En
     if settings.refit:
         config.set_flag(trt.BuilderFlag.REFIT)
     if not settings.tf32:
+        # TensorRT has it on by itself
         config.clear_flag(trt.BuilderFlag.TF32)
     for name, (lowest, usual, highest) in shapes.items():
         profile.set_shape(name, lowest, usual, highest)
@@ -196,13 +199,16 @@ def _make_log(trt: Trt) -> Any:
 
     class Log(trt.ILogger):
         def __init__(self) -> None:
+            # by name, as TensorRT's bindings ask for
             trt.ILogger.__init__(self)
             self.last, self.out_of_memory = "no reason given", False
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
                 self.last = message
+                # TensorRT writes it both ways: `out of memory`, `OutOfMemory`
                 letters = "".join(filter(str.isalpha, message.lower()))
+                # kept: the last error may only say that the build failed
                 self.out_of_memory |= any(words in letters for words in MEMORY_WORDS)
 
     return Log()

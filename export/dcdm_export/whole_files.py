@@ -23,6 +23,7 @@ def whole_files(folder: Path, *, last: str | None = None) -> Iterator[Path]:
         part = Path(name)
         yield part
         for file in sorted(part.iterdir(), key=lambda file: (file.name == last, file.name)):
+            # content before name: after a power cut no name must stand for half a file
             _sync(file)
             os.replace(file, folder / file.name)
         _sync(folder)
