@@ -69,6 +69,7 @@ def best_of(candidates: Sequence[Method[Found]], labels: np.ndarray, budget: flo
         columns, scored = candidate.score()
         seconds = time.monotonic() - started
         left -= seconds if candidate.estimate else 0.0  # the budget is for what need not be tried
+        # an image of a class that its fold never saw has a prediction and no difficulty: no answer is not right
         right = (columns["predicted"] == labels) & np.isfinite(columns["difficulty"])
         table[-1] |= _figures(columns, labels, right, seconds)
         if not kept or clearly_better(right, kept_right):
@@ -96,9 +97,11 @@ def training_seconds(
         short = config.model_copy(update={"steps": 1 + steps})
         clock = lambda what, done, of: times.append(time.monotonic())  # noqa: E731
         chosen = [images[int(row)] for row in rows]
+        # without checkpoints: what is thrown away must not be gone on from
         train_classifier(chosen, labels[rows], classes, short, 0, torch.device(job.device), clock)
         return (times[-1] - times[0]) / steps
 
+    # on a slow device a few whole batches alone could take longer than the budget
     if batch > FEW:
         roughly = step_seconds(FEW, 1) * batch / FEW * total
         if roughly > HOPELESS * budget:

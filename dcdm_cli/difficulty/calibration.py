@@ -184,6 +184,7 @@ def _misfit(calibration: Calibration) -> str:
     for name, curve in curves.items():
         if len(curve) != points:
             return f"{name} has {len(curve)} values for {points} points"
+        # what was measured may fall; a fit cannot, and generation inverts it
         if not name.startswith(("realised", "agreement")) and not (np.diff(curve) >= 0).all():
             return f"{name} falls from one point to the next"
     if not calibration.classes:

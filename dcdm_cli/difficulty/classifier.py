@@ -75,6 +75,7 @@ class Preprocessing:
 
         Raises UsageError for a policy that timm does not know.
         """
+        # nothing is standardised here, but timm's policies fill what they uncover with the mean
         keys = {key: self.data_config[key] for key in ("input_size", "interpolation", "mean", "std")}
         how = {"scale": config.scale, "hflip": config.hflip, "color_jitter": None, "auto_augment": config.policy}
         try:
@@ -108,7 +109,9 @@ class LabelledImages(Dataset[tuple[torch.Tensor, int]]):
         """labels: int [N], None = all -1. max_side: images whose shorter side is twice this or more are reduced."""
         self._images = images
         self._labels = np.full(len(images), -1) if labels is None else np.asarray(labels)
+        # the options of this process: helpers that read images may have only the defaults
         self._transform, self._max_side, self._options = transform, max_side, decode_options()
+        # by the first image's size: to look at all would be to decode all
         if keep and len(images) * _bytes(self.image(0)) <= KEEP_BYTES:
             self._images = [self._watched(watch, i) for i in range(len(images))]
 
@@ -148,11 +151,13 @@ def build_classifier(config: ClassifierConfig, classes: int, *, resize: bool = T
     if not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.3)
         raise UsageError(f"timm has no model {name!r}", f"nearest: {', '.join(close) or 'none'}")
+    # the packaged weights lie here: no hub is asked, not even whether it answers
     published = config.pretrained and not packaged
     try:
         with from_hub("") if published else nullcontext():
             model = timm.create_model(name, pretrained=published, num_classes=classes, **_tuples(config.model_args))
         if packaged and config.pretrained:
+            # its last layer would be of ImageNet's classes
             load_weights(model, FOLDER / WEIGHTS, without=last_layers(model))
         if resize and hasattr(model, "set_input_size"):  # transformers are built for one image size
             cast(Any, model).set_input_size(img_size=config.image_size)
@@ -188,6 +193,7 @@ class OnTrunk(nn.Module):
 
 def shared_trunk(models: Sequence[nn.Module]) -> tuple[nn.Module, Sequence[nn.Module]]:
     """What all models ask of an image first, and what each of them asks of the answer."""
+    # by identity: equal weights in two objects would still be two passes
     trunks = {id(model.trunk) if isinstance(model, OnTrunk) else None for model in models}
     if None in trunks or len(trunks) > 1:
         return nn.Identity(), models
@@ -223,7 +229,9 @@ def train_classifier(
             f"{len(images)} images need as many labels in 0..{classes - 1}", "read the source again: dcdm score --force"
         )
     images, labels = _in_stable_order(images, labels)
+    # of the sorted labels: the same files in another order go on from the same checkpoint
     settings = hash_json([config.model_dump(mode="json"), classes, seed, labels.tolist()])
+    # around the building too: the first weights are drawn as well
     with seeded(seed, device):
         model = _placed(build_classifier(config, classes), device)
         preprocessing = preprocessing_of(model, config)
@@ -344,6 +352,7 @@ def save_classifier(
     temperature: float = 1.0,
 ) -> None:
     """Writes `folder` as a whole: weights as safetensors, and a JSON that says how to build and read the network."""
+    # a scorer's or a judge's settings have more keys, which would be refused as unknown when this is read
     settings = config.model_dump(mode="json", include=set(ClassifierConfig.model_fields))
     document = {"config": settings, "class_names": list(class_names), "temperature": temperature}
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
@@ -359,6 +368,7 @@ def load_classifier(folder: Path, device: torch.device | str = "cpu") -> StoredC
     Raises NotFoundError when a file is missing, MismatchError when description and weights do not fit each other.
     """
     said = read_document(folder / DESCRIPTION, _ClassifierFile, AGAIN)
+    # published weights would be fetched only to be written over
     config = said.config.model_copy(update={"pretrained": False})
     model = build_classifier(config, len(said.class_names))
     load_weights(model, folder / WEIGHTS)
@@ -387,6 +397,7 @@ def load_weights(model: nn.Module, path: Path, without: Sequence[str] = ()) -> N
         raise MismatchError(f"{path} is not a whole safetensors file: {error}", AGAIN, file=path) from error
     wanted, skipped = model.state_dict(), tuple(f"{name}." for name in without)
     state = {key: value for key, value in state.items() if not key.startswith(skipped)}
+    # the model's own stand in for them, so that all that follows may be strict
     state |= {key: value for key, value in wanted.items() if key.startswith(skipped)}
     missing, extra = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
     shapes = [
@@ -434,6 +445,7 @@ def _in_stable_order(images: Images, labels: np.ndarray) -> tuple[Images, np.nda
         return images.take(rows), labels[rows]
     if not all(isinstance(image, Path) for image in images):
         return images, labels
+    # the label too: a file may be there twice, under two of them
     order = sorted(range(len(images)), key=lambda i: (str(images[i]), labels[i]))
     return [images[i] for i in order], labels[order]
 
@@ -453,6 +465,7 @@ def _placed(model: nn.Module, device: torch.device | str) -> nn.Module:
 
 
 def _transform(**how: Any) -> Transform:
+    # bytes, a quarter of what floats would be on the way to the device, where `standardise` does the rest
     return cast(Transform, create_transform(**how, normalize=False))
 
 

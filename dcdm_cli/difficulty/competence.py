@@ -58,6 +58,7 @@ def exchanged(predicted: np.ndarray, labels: np.ndarray, names: Sequence[str]) -
     of = np.bincount(labels, minlength=width)
     codes, counts = np.unique(labels * width + predicted, return_counts=True)
     truth, answer = codes // width, codes % width
+    # more than half, so that a class has one such answer at most, and `taken` loses none
     mostly = (truth != answer) & (2 * counts > of[truth]) & (counts >= EXCHANGED)
     taken: dict[int, int] = dict(zip(truth[mostly].tolist(), answer[mostly].tolist(), strict=True))
     named = {one: other for one, other in taken.items() if max(one, other) < len(names)}
@@ -99,6 +100,7 @@ def competence_of(asked: int, accuracy: float, chance: float, prior: float) -> d
     verdict = "good" if knows >= WEAK else "weak"
     if accuracy - chance <= DOUBT * np.sqrt(chance * (1 - chance) / asked):
         verdict = "chance"
+    # last: of so few images neither knowledge nor chance is told
     if asked < FEWEST:
         verdict = "cannot tell"
     rounded = {name: round(value, 4) for name, value in shares.items()}
@@ -120,6 +122,7 @@ def competence_sentence(who: str, found: Mapping[str, Any]) -> str:
 def guard(who: str, found: Mapping[str, Any], at_chance: str, warn: Callable[[str], None]) -> None:
     """Warns of a weak classifier, and of one that exchanges classes. Raises NumericalError for one at chance, unless
     `at_chance` is warn."""
+    # whatever the verdict: among many classes two that are exchanged hardly show in the accuracy
     if said := exchanged_sentence(who, found):
         warn(said)
     if found["verdict"] not in ("weak", "chance"):

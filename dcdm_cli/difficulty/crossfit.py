@@ -87,6 +87,7 @@ def crossfit(manifest: Manifest, config: ScoreConfig, job: Job, checkpoints: Pat
     temperature = 1.0
     if config.temperature:
         temperature = fit_temperature(np.concatenate(logits), np.tile(usable, len(logits)))
+    # the temperature is in the logarithms already
     scored = score_all(mean_log_probs(logits, temperature), usable, calibrate=False)
     columns = scored.columns | {"fold": fitted.folds[0].astype(np.int32)}
     return CrossFit(columns, fitted.models, temperature, scored.accuracy)
@@ -103,6 +104,7 @@ def fit_folds(
     # drawn from the settings, not stored: `unseen_models` finds the same again
     folds = rounds_of(manifest, labels, config)
     per_round, unknown, models = int(folds[0].max()) + 1, np.zeros(folds.shape, bool), []
+    # the loss is told beside the one bar over all folds, not under the name that `fitting` has for its work
     named = replace(job, detail=lambda _, text: job.detail(PROGRESS, text))
     kept, total = checkpoints / _key(manifest, config) if checkpoints else None, config.repeats * per_round
     for done in range(total):
@@ -133,6 +135,7 @@ def _once(
     keep = Keep(job, kept.parent / "begun" / kept.name)
     model = fit(keep)
     save_classifier(model, kept, names, config)
+    # not before: until the classifier is saved, its checkpoints are all that there is of it
     keep.forget()
     return model
 
@@ -144,6 +147,7 @@ def unseen_models(manifest: Manifest, config: ScoreConfig) -> np.ndarray:
     Raises MismatchError when that contradicts the folds that the manifest records.
     """
     folds = rounds_of(manifest, manifest.column("label").astype(np.int64), config)
+    # of the other rounds the manifest records nothing; they come from the same rows and settings
     if not np.array_equal(folds[0], manifest.column("fold")):
         raise MismatchError("the scorer was fitted on other images than these", "make it again: dcdm score --force")
     return _unseen(folds).T
@@ -166,6 +170,7 @@ def fold_of(identities: Sequence[str], labels: np.ndarray, folds: int, seed: int
     Images with the same identity share a fold: a copy in another fold would be a look at the answer. The order of the
     images does not matter.
     """
+    # np.unique sorts, which is why the order of the rows does not matter
     _, first, copy_of = np.unique(np.asarray(identities, dtype=str), return_index=True, return_inverse=True)
     distinct = labels[first]
     counts = np.bincount(distinct[distinct >= 0])

@@ -99,8 +99,10 @@ class FeatureCache:
         job: Job,
     ) -> FeatureTable:
         """take: the files of these rows."""
+        # identities are of the pixels in the file; `fit` and `reduce_to` change what a network sees of them
         home = self.folder / "-".join(filter(None, (extractor.key[:16], shown_by())))
         hashes = np.array([_number(identity) for identity in identities], np.uint64)
+        # copies of an image are looked at once
         distinct, first = np.unique(hashes, return_index=True)
         known, _, _ = _index(home, extractor, job)
         missing = np.sort(first[~np.isin(distinct, known)])
@@ -125,6 +127,7 @@ class FeatureCache:
                 said(chunk, looked_at(extractor, wanted.images(chunk.number), report))
             return
         with self.pool(partial(open_looker, extractor.name, extractor.size, self.threads)) as pool:
+            # a worker opens the network by its name, and another machine may have other weights under it
             if pool.first_hello() != extractor.key:
                 raise MismatchError(
                     f"a worker has another version of {extractor}", "install one version of it on every machine"
@@ -229,6 +232,7 @@ def _write(home: Path, hashes: np.ndarray, features: np.ndarray, paths: Sequence
         )
     kept = {"features": features[:, :-1].astype(np.float16), "flat": (features[:, -1] == 0).astype(np.uint8)}
     # not durable: what a crash loses is computed again
+    # named by its images: a chunk that two processes make is one file
     with atomic_path(home / f"{hash_bytes(hashes.tobytes())[:24]}.safetensors", durable=False) as part:
         save_file({**kept, "images": hashes}, part, {"hash": _content({**kept, "images": hashes})})
 
@@ -259,6 +263,7 @@ def _named(file: Path, width: int) -> tuple[np.ndarray, np.ndarray] | None:
         with safe_open(file, "np") as stream:
             images, flat = stream.get_tensor("images"), stream.get_tensor("flat")
             shape = stream.get_slice("features").get_shape()
+        # the header alone would not show a bit that has changed in the features
         if not _is_whole(file, file.stat().st_mtime_ns):
             return None
     except (SafetensorError, OSError, ValueError):

@@ -67,6 +67,7 @@ def crossfit_features(
     folds = rounds_of(manifest, seen.labels, config)
     heads = _heads(seen, folds, config, job)
     fitted = FittedFolds((), folds.astype(np.int16), _unknown(seen, folds))
+    # a head that never saw the class would call the image as hard as can be, whatever it shows
     usable = np.where(fitted.unknown.any(axis=0), -1, seen.labels)
     temperature = _temperature(table, heads, fitted.chosen, usable) if config.temperature else 1.0
     columns = _columns(table, heads, fitted.chosen, usable, temperature)
@@ -109,6 +110,7 @@ def _logits(features: np.ndarray, heads: Sequence[Head], chosen: np.ndarray) -> 
 def _temperature(table: FeatureTable, heads: Sequence[Head], chosen: np.ndarray, labels: np.ndarray) -> float:
     """By an even selection of images."""
     rows = np.flatnonzero(labels >= 0)
+    # each row is asked about once per round
     rows = rows[evenly(len(rows), max(1, TEMPERATURE_ROWS // len(chosen)))]
     logits = _logits(table.take(rows), heads, chosen[:, rows])
     return fit_temperature(np.concatenate(logits), np.tile(labels[rows], len(logits)))
@@ -119,6 +121,7 @@ def _columns(
 ) -> dict[str, np.ndarray]:
     parts = [
         score_columns(mean_log_probs(_logits(features, heads, chosen[:, here]), temperature), labels[here])
+        # in parts: the features of a large set do not fit into memory
         for here, features in table.parts()
     ]
     return {name: np.concatenate([part[name] for part in parts]) for name in (*SCORES, "predicted")}

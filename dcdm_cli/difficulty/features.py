@@ -46,6 +46,7 @@ class Penultimate(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         timm_model = cast(Any, model)
+        # MobileNetV3 and its like widen the last feature map in their head
         self.model, self.num_classes = model, getattr(timm_model, "head_hidden_size", timm_model.num_features)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -118,9 +119,11 @@ def open_extractor(features: str, size: int | None = None, device: torch.device 
     known = {key: value for key, value in source.convention.items() if key in KNOWN and value}
     _check_convention(known, source)
     side = size or (known.get("input_size") or _own(network, source).get("input_size") or (3, 224, 224))[-1]
+    # the whole square, as `preprocessing_of` has it for trained classifiers
     sized = {**known, "input_size": (3, side, side), "crop_pct": 1.0}
     preprocessing = Preprocessing.of(network, **{k: tuple(v) if isinstance(v, list) else v for k, v in sized.items()})
     frozen, device = Frozen(network).eval(), torch.device(device)
+    # while it is on the CPU, whose bytes make the key
     width, key = _width(frozen, side, source), _key(network, preprocessing)
     frozen = frozen.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return Extractor(frozen, preprocessing, source.name, source.architecture, source.model_args, width, key, device)
@@ -139,6 +142,7 @@ def save_extractor(extractor: Extractor, folder: Path) -> None:
 def _source(features: str) -> _Source:
     if features == PACKAGED:
         return _folder(FOLDER, PACKAGED)
+    # before paths: of a network and a folder that share a name, the network is meant
     if timm.is_model(features):
         return _Source(features, features, {}, None, {})
     path = Path(features).expanduser()
@@ -184,6 +188,7 @@ def _built(source: _Source, size: int | None) -> nn.Module:
     """In eval mode, on the CPU."""
     how = {"model": source.architecture, "model_args": dict(source.model_args), "pretrained": source.weights is None}
     try:
+        # as large as it is published: `resize` would bring it to the default size of a classifier's settings
         network = build_classifier(ClassifierConfig.model_validate(how), 0, resize=False)
     except NotFoundError as error:
         raise NotFoundError(
@@ -191,6 +196,7 @@ def _built(source: _Source, size: int | None) -> nn.Module:
             f"go online once so that they reach the hub's cache, name a folder that has them, or {OTHERWISE}",
         ) from error
     if source.weights is not None:
+        # a whole classifier's file has a last layer, which features end before
         load_weights(network, source.weights, without=last_layers(network))
     if size and hasattr(network, "set_input_size"):  # transformers are built for one image size
         try:

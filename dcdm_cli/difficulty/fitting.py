@@ -195,6 +195,7 @@ def batch_rows(count: int, batch_size: int, steps: int, seed: int) -> np.ndarray
     """int64 [steps, min(batch_size, count)]: one shuffled pass over the images after the other, cut into batches."""
     batch_size = min(batch_size, count)
     rng = np.random.default_rng(seed)
+    # a step never has less than a whole batch: one pass goes over into the next
     passes = -(-steps * batch_size // count)
     stream = np.concatenate([rng.permutation(count) for _ in range(passes)])
     return stream[: steps * batch_size].reshape(steps, batch_size)
@@ -216,6 +217,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seeds the global generators that timm and torchvision use, and restores them afterwards."""
     before, numpys = random.getstate(), np.random.get_state()
     on_cuda = device.type == "cuda"
+    # only this device's generator is put back, so only it may be seeded: torch.manual_seed seeds every GPU's
     with torch.random.fork_rng([device] if on_cuda else []):
         random.seed(seed)
         np.random.seed(seed % 2**32)  # NumPy takes no larger one
@@ -241,6 +243,7 @@ def _mixup(config: ClassifierConfig, model: nn.Module) -> Callable[..., tuple[Te
     """(inputs, labels) -> mixed inputs and class probabilities, by timm's Mixup; unchanged where it is off."""
     if not config.mixup:
         return lambda inputs, labels: (inputs, labels)
+    # 0: the loss smooths labels, mixed or not
     mix = Mixup(config.mixup, label_smoothing=0.0, num_classes=cast(Any, model).num_classes)
 
     def mixed(inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -256,6 +259,7 @@ def _cosine_with_warmup(steps: int) -> Callable[[int], float]:
 
     def factor(step: int) -> float:
         rest = (step - warmup) / max(1, steps - warmup)
+        # + 1, or the first step would learn at a rate of 0
         return (step + 1) / (warmup + 1) if step < warmup else 0.5 * (1 + float(np.cos(np.pi * rest)))
 
     return factor

@@ -91,6 +91,7 @@ def check_judged(judged: Manifest, config: JudgeConfig, seed: int = 0) -> None:
 def _tried(judged: Manifest, config: JudgeConfig, seed: int, place: Scoring, job: Job) -> Scored:
     """What the judge's images say of each method out of fold."""
     check_judged(judged, config, seed)
+    # tried as a scorer would be, with the settings that both have
     shared = {name: getattr(config, name) for name in JudgeConfig.model_fields if name in ScoreConfig.model_fields}
     settings = ScoreConfig.model_validate({**shared, "method": config.method, "seed": seed})
     return score_images(judged, settings, place, job)
@@ -106,6 +107,7 @@ def _trained(
 
     def save(folder: Path) -> None:
         save_classifier(model, folder, names, used)
+        # not before the judge is safe: the checkpoints are all that there is of it
         keep.forget()
 
     return FittedJudge(save, results)
@@ -114,6 +116,7 @@ def _trained(
 def _on_features(
     judged: Manifest, config: JudgeConfig, seed: int, place: Scoring, job: Job, results: dict[str, Any]
 ) -> FittedJudge:
+    # without notes: `_tried` has looked at the same images, and has said what there is to say of them
     table, extractor = seen_features(judged, config, place.features, Job(job.device, job.progress, job.stop_signal))
     head = head_on_all(Seen.of(table, judged), extractor, seed, job.device)
     temperature = float(results["temperature"])

@@ -50,12 +50,14 @@ def open_label_check(folder: Path, device: torch.device | str = "cpu") -> Checke
     Raises NotFoundError, MismatchError and what loading the classifier raises.
     """
     scorer = _opened(folder, torch.device(device))
+    # only which class is the likeliest counts, so that no check has to know its temperature
     return lambda images, labels: scorer.measure(images, labels).predicted == labels
 
 
 def save_digits_check(folder: Path, class_names: Sequence[str]) -> None:
     """The packaged classifier. Raises MismatchError for classes other than "0" to "9"."""
     _digits_order(class_names)
+    # keep: another job may have made the same check meanwhile, and somebody may be reading that one
     with atomic_folder(folder, keep=True) as part:
         _describe(part, DIGITS, class_names)
 
@@ -79,6 +81,7 @@ def save_own_check(folder: Path, file: Path, class_names: Sequence[str], config:
 def save_clip_check(folder: Path, model: str, captions: Sequence[str], class_names: Sequence[str]) -> None:
     """The texts, and where CLIP is: not its weights. Raises what `open_zero_shot` raises."""
     place = str(Path(model).absolute()) if Path(model).is_dir() else model
+    # opened only to learn that it can be, and the commit: whoever asks later gets these very weights
     _, _, revision = open_zero_shot(place, captions)
     with atomic_folder(folder, keep=True) as part:
         _describe(part, CLIP, class_names, captions=list(captions), model=place, revision=revision)
@@ -98,6 +101,7 @@ def _opened(folder: Path, device: torch.device) -> Scorer:
         return Scorer((network,), said.class_names, preprocessing, 1.0, device)
     stored = open_digits_checker(str(device))
     order = _digits_order(said.class_names)
+    # the run's classes may be some of the ten, or stand in another order
     model: nn.Module = Reordered(stored.model, order).to(device).eval()
     names = tuple(stored.class_names[position] for position in order)
     return Scorer((model,), names, preprocessing_of(stored.model, stored.config), stored.temperature, device)

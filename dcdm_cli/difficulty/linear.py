@@ -104,6 +104,7 @@ def fit_with(lesson: Lesson, penalty: float, device: torch.device | str = "cpu")
     problem = _Problem(lesson.features, targets, len(present), device)
     solution = problem.solve(penalty, problem.start())
     weight = np.zeros((lesson.classes, lesson.features.shape[1]), np.float32)
+    # finite, as an infinite logit would count as no answer at all
     bias = np.full(lesson.classes, NEVER, np.float32)
     weight[present], bias[present] = problem.plain(solution)
     return Head(weight, bias, penalty)
@@ -131,6 +132,7 @@ class _Problem:
     def solve(self, penalty: float, start: torch.Tensor, iterations: int = ITERATIONS) -> torch.Tensor:
         """By L-BFGS; the loss is convex."""
         solution = start.clone().requires_grad_()
+        # cross_entropy is a mean over the rows, and the penalty is of their sum
         scale = penalty / (2 * len(self.targets))
         optimiser = torch.optim.LBFGS(
             [solution], max_iter=iterations, tolerance_grad=1e-5, tolerance_change=1e-7, line_search_fn="strong_wolfe"
@@ -139,6 +141,7 @@ class _Problem:
         def step() -> torch.Tensor:
             optimiser.zero_grad()
             value = cross_entropy(self.rows @ solution[:-1] + solution[-1], self.targets)
+            # biases cost nothing, as in scikit-learn's
             value = value + scale * solution[:-1].square().sum()
             value.backward()
             return value
@@ -164,6 +167,7 @@ def _turned(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         return rows, None
     exact = rows.double().cpu()  # squares of what float32 can tell apart need more; not every device has it
     values, vectors = torch.linalg.eigh(exact @ exact.T)
+    # tiny: of rows that are all equal no direction counts
     there = values > RANK * values[-1].clamp_min(torch.finfo(torch.float64).tiny)
     length = values[there].sqrt()
     turned, directions = vectors[:, there] * length, exact.T @ (vectors[:, there] / length)
@@ -179,6 +183,7 @@ class _Part:
             _Problem(lesson.features[learnt], targets, len(self.present), device),
             lesson.classes,
         )
+        # a class that it never saw costs `NEVER` with any penalty, which would drown what tells them apart
         asked = ~learnt & np.isin(lesson.labels, self.present)
         rows = torch.from_numpy(lesson.features[asked]).to(device)
         self.rows, self.labels = (rows - self.problem.mean) / self.problem.spread, lesson.labels[asked]

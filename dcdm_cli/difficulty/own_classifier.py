@@ -112,6 +112,7 @@ def load_own_classifier(
         model = _Logarithm(model)
     order = align_classes(names, class_names)
     aligned = Reordered(model, order).to(device)
+    # wherever the names came from: the copy in the run folder has to say all itself
     sidecar = sidecar.model_copy(update={"class_names": names})
     return OwnClassifier(aligned, tuple(names[i] for i in order), preprocessing, file, sidecar, gives_probabilities)
 
@@ -136,6 +137,7 @@ def copy_own_classifier(own: OwnClassifier, folder: Path) -> str:
     shutil.copyfile(own.file, copy)
     for name in external_data(own.file):
         target = places.inside(folder, name)
+        # weights of that name would take the place of the graph that was just copied
         if target.exists():
             raise UsageError(f"{own.file.name} calls its weights {name}", "export it under another name", file=own.file)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -184,6 +186,7 @@ class _Logarithm(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         probs = self.model(images).float()
+        # a probability of 0 is an answer, and an infinite logit would count as none
         return probs.clamp(min=torch.finfo(torch.float32).tiny).log()
 
 
@@ -196,6 +199,7 @@ class _OnnxNetwork(nn.Module):
         batch, _, *size = self._input.shape
         fixed = all(isinstance(side, int) for side in size)
         self.pretrained_cfg = {"input_size": (3, *size)} if fixed else {}
+        # exported without a free batch dimension
         self._one_by_one = batch == 1
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -298,6 +302,7 @@ def read_sidecar(file: Path, architecture: Mapping[str, Any]) -> ClassifierDescr
     """
     path = file.with_suffix(".json")
     given = read_document(path, dict[str, Any], AGAIN) if path.is_file() else timm_description(file)
+    # model_args of the settings belong to the settings' model, not to the one that the sidecar names
     ours = {} if "model" in given else architecture
     try:
         return typed(ClassifierDescription, {**ours, **given})

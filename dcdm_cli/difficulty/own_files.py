@@ -42,6 +42,7 @@ def timm_description(file: Path) -> dict[str, Any]:
         return {}
     try:
         stated = typed(dict[str, Any], parse_json(config.read_text("utf-8")))
+        # config.json is a common name: this one is of some other library
         if "architecture" not in stated:
             return {}
         cfg = stated.get("pretrained_cfg") or {}

@@ -193,12 +193,14 @@ def _load_models(
 ) -> tuple[tuple[nn.Module, ...], Preprocessing]:
     file = folder / DESCRIPTION
     if said.own is not None:
+        # the name comes from a file, which may have come with a folder from elsewhere
         copy = inside(folder, said.own, said_in=file, again=AGAIN)
         own = load_own_classifier(copy, said.class_names, _NO_SETTINGS, device)
         return (own.model,), own.preprocessing
     if said.folds is None:
         raise MismatchError(f"{file} is damaged: it names neither `own`, `heads` nor `folds`", AGAIN, file=file)
     stored = [load_classifier(folder / f"fold-{fold}", device) for fold in range(said.folds)]
+    # means are taken over the models, class by class
     if any(one.class_names != said.class_names for one in stored):
         raise MismatchError(f"the fold models in {folder} have other classes", AGAIN, file=file)
     return tuple(one.model for one in stored), preprocessing_of(stored[0].model, stored[0].config)
@@ -209,6 +211,7 @@ def _load_heads(
 ) -> tuple[tuple[nn.Module, ...], Extractor]:
     source = PACKAGED if about.name == PACKAGED else str(folder / EXTRACTOR)
     extractor = open_extractor(source, about.size, device)
+    # heads are of these very features; by name alone another version of the network would pass
     if extractor.key != about.key:
         raise MismatchError(
             f"the scorer in {folder} was fitted on features of another version of {about.name}", AGAIN, file=folder

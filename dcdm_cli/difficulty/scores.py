@@ -27,6 +27,7 @@ AGAIN = "read the images and their labels again: dcdm score --force"
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Probabilities over the last axis, shape and dtype of the logits. Rows with a NaN or an infinity become NaN."""
     finite = np.isfinite(logits).all(axis=-1, keepdims=True)
+    # rows that are not finite are computed as zeros, or NumPy would warn of each
     return np.where(finite, scipy_softmax(np.where(finite, logits, 0.0), axis=-1), np.nan)
 
 
@@ -64,6 +65,7 @@ def mean_log_probs(logits: np.ndarray, temperature: float) -> np.ndarray:
 
     Fit to be scored as logits: their softmax gives the mean probabilities back. NaN where an answer is not finite.
     """
+    # an infinity minus itself is the NaN that is wanted
     with np.errstate(invalid="ignore"):
         log_probs = log_softmax(logits.astype(np.float64) / temperature, axis=2)
         return np.asarray(logsumexp(log_probs, axis=0)) - np.log(len(logits))
@@ -128,6 +130,7 @@ def suspect_labels(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """
     probs, labels = _validated(probs, labels)
     rows = np.arange(len(labels))
+    # argmax takes a NaN for the largest
     own, predicted = probs[rows, labels], np.nan_to_num(probs, nan=-1.0).argmax(axis=1)
     other = probs[rows, predicted]
     return contradicted(Rivals(own, other, other - own, predicted), labels, probs.shape[1])
@@ -191,6 +194,7 @@ def calibration_error(columns: Mapping[str, np.ndarray], labels: np.ndarray, bin
     if not usable.any():
         return float("nan")
     right = (columns["predicted"] == labels)[usable]
+    # own - margin is the largest of another class: the predicted one's, wherever the label does not lead
     confidence = np.where(right, own[usable], (own - margin)[usable])
     place = np.minimum((confidence * bins).astype(int), bins - 1)  # a confidence of 1 is of the last bin
     apart = np.bincount(place, confidence, bins) - np.bincount(place, right, bins)
@@ -202,6 +206,7 @@ def _mean_self_confidence(own: np.ndarray, labels: np.ndarray, classes: int) -> 
     usable = (labels >= 0) & ~np.isnan(own)
     count = np.bincount(labels[usable], minlength=classes)
     total = np.bincount(labels[usable], own[usable], minlength=classes)
+    # np.where computes both sides, the division by an empty class too
     return np.where(count, total / np.maximum(count, 1), np.inf)
 
 

@@ -89,6 +89,7 @@ def score_images(train: Manifest, config: ScoreConfig, place: Scoring, job: Job)
     NumericalError for a scorer whose answers are not finite, InterruptedRunError when asked to stop; the same call with
     the same spool goes on."""
     method = chosen_method(config)
+    # a column leaves no scorer, and an earlier one would measure generated images by another difficulty
     if method == "column":
         return Scored({}, {"method": method}, lambda folder: shutil.rmtree(folder, ignore_errors=True))
     scorers = {"auto": _by_the_best, "features": _by_features, "crossfit": _by_trained, "classifier": _by_own}
@@ -131,6 +132,7 @@ def chosen_method(config: ScoreConfig) -> str:
 def check_settings(config: ScoreConfig) -> None:
     """What can be known to be wrong before hours of reading images: settings that contradict each other, and a network
     that cannot be had. Raises what `chosen_method` and `open_extractor` raise."""
+    # the packaged network is always there
     if chosen_method(config) in ("auto", "features") and config.features != PACKAGED:
         open_extractor(config.features, config.feature_size)
 
@@ -142,6 +144,7 @@ def _by_the_best(train: Manifest, config: ScoreConfig, place: Scoring, job: Job)
     def trained(name: str, settings: ScoreConfig) -> Method[Scored]:
         known = np.flatnonzero(_labels(train) >= 0)
         images, labels, classes = train.image_paths().take(known), _labels(train)[known], len(train.class_names)
+        # a folder for each candidate: none goes on from another one's classifiers
         models, own = config.folds * config.repeats, replace(place, spool=place.spool / name.replace(" ", "-"))
         estimate = partial(training_seconds, images, labels, classes, settings, models, config.budget, job)
         return Method(name, lambda: _scored(_by_trained(train, settings, own, job), settings), estimate)
@@ -224,6 +227,7 @@ def _by_classifier_in_chunks(train: Manifest, config: ScoreConfig, place: Scorin
     own = _own(train, config, place, job)
     data = ScoreSet(train.image_paths(), _labels(train), np.zeros((1, len(train)), np.int16))
     temperature = _temperature(config, data, [own.model], own.preprocessing, job)
+    # workers open it from there, and so does this process
     save_own_scorer(place.scorer, own, temperature)
     columns = _in_chunks(data, place, job, len(own.class_names))
     results = {"accuracy": accuracy_of(columns["predicted"], data.labels), "temperature": temperature}
@@ -237,9 +241,11 @@ def _by_folds(train: Manifest, config: ScoreConfig, place: Scoring, job: Job) ->
 
 def _by_folds_in_chunks(train: Manifest, config: ScoreConfig, place: Scoring, job: Job) -> Scored:
     folds = fit_folds(train, config, job, place.spool / "folds")
+    # a class that a fold has not seen has no difficulty there: see `crossfit`
     labels = np.where(folds.unknown.any(axis=0), -1, _labels(train))
     data = ScoreSet(train.image_paths(), labels, folds.chosen)
     temperature = _temperature(config, data, folds.models, preprocessing_of(folds.models[0], config), job)
+    # only what is needed to ask it: the columns are still to be made
     save_scorer(place.scorer, CrossFit({}, folds.models, temperature, np.nan), train.class_names, config)
     columns = _in_chunks(data, place, job, len(train.class_names)) | {"fold": folds.folds[0].astype(np.int32)}
     return _of_folds(

@@ -126,6 +126,7 @@ def sample_temperature(
     pairs = pairs[:: len(pairs) // TEMPERATURE_ROWS + 1]
     logits = []
     for number in range(rounds):
+        # pairs count the images once per round
         rows = pairs[pairs // count == number] % count
         images: Images = [data.images[int(row)] for row in rows]
         logits.append(chosen_logits(models, data.models[number : number + 1, rows], images, preprocessing, device)[0])

@@ -45,6 +45,7 @@ def with_check(measure: Measure | None, checker: Checker | None) -> Measure | No
 
 def joined(verdicts: Sequence[Verdict]) -> Verdict:
     """Of batches of one measure, one after the other."""
+    # of one measure, whose batches all have a column or none
     columns: list[Any] = [None if c[0] is None else np.concatenate(c) for c in zip(*verdicts, strict=True)]
     return Verdict(*columns)
 

@@ -51,6 +51,7 @@ def open_zero_shot(
     tokens = processor.tokenizer(list(captions), padding=True, truncation=True, return_tensors="pt")
     with torch.no_grad():
         texts = normalize(_pooled(clip.get_text_features(**tokens)).float(), dim=-1)
+        # CLIP keeps the logarithm of what it multiplies cosines by
         scale = float(clip.logit_scale.exp())
     network = ZeroShot(clip, texts, scale).eval().requires_grad_(False).to(device)
     return network, _preprocessing(network, processor.image_processor), getattr(clip.config, "_commit_hash", None)
@@ -63,6 +64,7 @@ def _load(model: str, revision: str | None) -> tuple[Any, Any]:
     source: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
     try:
         with from_hub(model):
+            # the config alone at first: weights of another kind of model are not fetched to be refused
             config = AutoConfig.from_pretrained(model, **source)
             if not isinstance(config, CLIPConfig):
                 raise ValueError(f"it is of type {config.model_type}")
@@ -87,6 +89,7 @@ def _load(model: str, revision: str | None) -> tuple[Any, Any]:
 def _preprocessing(network: nn.Module, images: Any) -> Preprocessing:
     """Whole squares, at the size and with the colours that CLIP was trained with."""
     size = dict(images.crop_size or images.size)
+    # a crop names both sides, a size without one the shorter edge
     side = int(size.get("height") or size["shortest_edge"])
     return Preprocessing.of(
         network, input_size=(3, side, side), mean=tuple(images.image_mean), std=tuple(images.image_std), crop_pct=1.0,

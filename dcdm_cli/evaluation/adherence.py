@@ -36,6 +36,7 @@ class Agreement:
     @property
     def agrees(self) -> np.ndarray | None:
         """bool [N], in the order the batches came; None without a judge."""
+        # NumPy joins no empty list, and no images are no error
         return None if self._judge is None else np.concatenate([np.zeros(0, bool), *self._parts])
 
 
@@ -116,6 +117,7 @@ def labels_hold_until(rows: Iterable[Mapping[str, Any]], kind: str) -> float | N
     edge, images, kept = None, 0, 0.0
     for row in rows:
         images += row[f"{kind}_n"]
+        # a bin without images has None
         kept += row[f"{kind}_n"] * (row[f"{kind}_agreement"] or 0)
         if images < TELLING:
             continue

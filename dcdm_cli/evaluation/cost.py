@@ -35,6 +35,7 @@ def bill(
     hours = {unit: round(sum(s["hours"] for s in making if s["unit"] == unit), 6) for unit in (GPU, CPU)}
     # CPU-hours have no price, and a sum without them would look like the whole
     money = None if price is None or hours[CPU] or not making else round(price * hours[GPU], 4)
+    # a gain that may be chance has no price
     points = 100 * gain["difference_mean"] if gain and gain["verdict"] == "better" else None
     return {
         "stages": stages,
@@ -58,6 +59,7 @@ def hours_of(seconds: float, device: str, devices: int = 1) -> tuple[float, str]
 
 def _stage(name: str, record: StageRecord) -> dict[str, Any]:
     names = record.device.split(",")
+    # a group of training processes writes one record, of the main process's device
     devices = max(len(names), int(record.results.get("processes", 1)))
     device = names[0] if devices == 1 else names[0].split(":")[0]
     hours, unit = hours_of(record.seconds, device, devices)

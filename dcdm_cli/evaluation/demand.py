@@ -38,6 +38,7 @@ class Demand:
         """Labels int64 [count] and target difficulties float32 [count]: cells by weight, even inside a cell."""
         cells = rng.choice(self.weights.size, count, p=self.weights.ravel())
         labels, bins = np.divmod(cells, BINS)
+        # the cap may lie inside a bin
         low, high = bins / BINS, np.minimum((bins + 1) / BINS, self.cap)
         return labels.astype(np.int64), (low + rng.random(count) * (high - low)).astype(np.float32)
 
@@ -85,6 +86,7 @@ def demand(newest: np.ndarray, difficulty: np.ndarray, labels: np.ndarray, class
     bins = np.minimum((difficulty[usable] * BINS).astype(int), BINS - 1)  # a difficulty of 1 is of the last bin
     weights = np.zeros((classes, BINS))
     weights[:, np.arange(BINS) / BINS < cap] = PRIOR
+    # not `+=`, which would count a cell once, however many images are in it
     np.add.at(weights, (labels[usable], bins), newest[usable])
     known = newest[np.isfinite(newest)]
     return Demand(weights / weights.sum(), round(float(known.mean()), 4) if len(known) else None, cap)

@@ -190,14 +190,17 @@ def run_arms(
 ) -> dict[str, Any]:
     """Trains one classifier per arm and seed that the ledger lacks, `workers` of them at a time in processes of their
     own; returns the `downstream` part of metrics.json."""
+    # of the baseline, whose competence is what the report states too
     watched = [arm_key(arm, trial, config, seed) for arm in arms if arm.name == trial.baseline for seed in seeds]
 
     def check() -> None:
         """Nothing is gained by comparing classifiers that guess."""
         found = _known([row for row in map(ledger.get, watched) if row], trial)
         if found["verdict"] == "chance":
+            # warnings wait for the end, or they would be said after every classifier
             guard(DOWNSTREAM, found, config.at_chance, lambda said: None)
 
+    # before the first: what the ledger has may be enough to stop for
     check()
     missing = _Lesson.all(arms, trial, config, seeds, ledger)
     _train_missing(missing, trial, len(arms) * len(seeds), ledger, job, workers, check)
@@ -234,6 +237,7 @@ def arm_result(
             f"lower its learning rate (lr = {config.lr:g} now)",
         )
     right = logits.argmax(1) == trial.test.labels
+    # of a single test image the harder half is empty
     known = trial.harder is not None and trial.harder.any()
     hard = round(float(right[trial.harder].mean()), 6) if known else None
     chance = round(chance_of(logits.argmax(1), trial.test.labels), 6)
@@ -286,6 +290,7 @@ def _train_missing(
     for lesson, result, seconds, images in _taught(lessons, trial, ledger, shown, workers):
         row = {"arm": lesson.arm.name, "seed": lesson.seed, **asdict(result), "images": images, "seconds": seconds}
         ledger.add(lesson.key, row)
+        # after the row: whoever is killed in between trains nothing again
         Keep(job, ledger.begun(lesson.key)).forget()
         done += 1
         job.progress(PROGRESS, done, total)
@@ -311,6 +316,7 @@ def _taught(lessons: Sequence[_Lesson], trial: Trial, ledger: TrialLedger, job: 
     with ProcessPoolExecutor(workers, spawn, initializer=_settle, initargs=settled) as pool:
         waiting: dict[Future[tuple[Result, float] | None], tuple[_Lesson, int]] = {}
         for lesson in lessons:
+            # asked here: an arm's function cannot be sent to a spawned process, its files can
             extra, folder = lesson.arm.extra(lesson.seed), ledger.begun(lesson.key)
             future = pool.submit(_lesson_apart, trial, extra, lesson.config, lesson.seed, job.device, folder)
             waiting[future] = lesson, len(extra)
@@ -324,6 +330,7 @@ def _taught(lessons: Sequence[_Lesson], trial: Trial, ledger: TrialLedger, job: 
 def _finished(waiting: dict[Future[Any], tuple[_Lesson, int]], job: Job) -> Iterator[Taught]:
     """Ends early when a signal asks for it."""
     while waiting and not job.stop_signal():
+        # with a limit, as a signal's handler only leaves a note, which somebody has to read
         for future in wait(waiting, POLL_S, FIRST_COMPLETED).done:
             lesson, images = waiting.pop(future)
             if (made := future.result()) is not None:
@@ -343,6 +350,7 @@ def _lesson_apart(
     trial: Trial, extra: Samples, config: ClassifierConfig, seed: int, device: str, folder: Path
 ) -> tuple[Result, float] | None:
     """In a worker; None when it was stopped, with its checkpoint in `folder`."""
+    # any name will do: only the parent, which knows the signal, says how it ends
     job = Job(device, stop_signal=lambda: "SIGINT" if _stop is not None and _stop.is_set() else None)
     try:
         return _lesson(trial, extra, config, seed, Keep(job, folder))

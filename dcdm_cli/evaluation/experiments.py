@@ -163,6 +163,7 @@ def parse_experiment(text: str, where: str, name: str) -> Experiment:
     except ValueError as error:
         raise UsageError(f"{where} is not valid TOML: {error}", "fix that line") from error
     try:
+        # what the file calls itself goes before its file name
         experiment = Experiment.model_validate({"name": name, **raw})
     except ValidationError as error:
         raise _refusal(error, where) from error
@@ -182,6 +183,7 @@ def _refusal(error: ValidationError, where: str) -> UsageError:
     key = ".".join(str(part) for part in first["loc"])
     hint = "docs/evaluate.md lists the keys of an experiment"
     if first["type"] == "extra_forbidden":
+        # of all tables: a key is often right, and stands in the wrong one
         known = {name for model in (Experiment, ArmSpec, AdapterSpec, ClassifierSpec) for name in model.model_fields}
         hint = nearest(str(first["loc"][-1]), sorted(known))
     return UsageError(f"{where}: {key} = {shorten(first.get('input'))}: {first['msg']}", hint)

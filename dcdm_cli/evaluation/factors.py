@@ -32,6 +32,7 @@ _LUMA = np.array([0.299, 0.587, 0.114])
 
 def measure(image: Image.Image) -> dict[str, float]:
     """Every factor of an RGB image, in [0, 1] except sharpness and colour, which have no upper end."""
+    # a copy, as `thumbnail` changes the image that the caller still has
     small = image if max(image.size) <= SIDE else image.copy()
     small.thumbnail((SIDE, SIDE), Image.Resampling.BOX)
     pixels = np.asarray(small, np.float64) / 255
@@ -105,6 +106,7 @@ def _strongest(found: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, Mappin
     known = sorted(((n, row) for n, row in found.items() if row["p"] is not None), key=lambda item: item[1]["p"])
     kept = []
     for rank, item in enumerate(known):
+        # step-down: after the first that fails none counts, however small its own p is by that
         if item[1]["p"] > SIGNIFICANT / (len(known) - rank):
             break
         kept.append(item)

@@ -76,6 +76,7 @@ def inception(device: str = "cpu") -> tuple[nn.Module, Preprocessing] | None:
     file = try_to_load_from_cache(f"timm/{INCEPTION}", "model.safetensors")
     if not isinstance(file, str):
         return None
+    # by its file, or timm would ask the hub
     network = timm.create_model(INCEPTION, pretrained=True, pretrained_cfg_overlay={"file": file})
     return network.eval().to(device), Preprocessing.of(network)
 
@@ -85,6 +86,7 @@ def _kid(made: torch.Tensor, real: torch.Tensor) -> float:
     from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 
     size = min(KID_SIZE, len(made), len(real))
+    # one seed for the drawn subsets: the same images have the same distance
     how = {"kid_subsets": KID_SUBSETS, "kid_subset_size": size, "verbose": False, "rng_seed": 0}
     return 1000 * kid_features_to_metric(made, real, **how)[KEY_METRIC_KID_MEAN]
 

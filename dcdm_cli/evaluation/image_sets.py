@@ -70,6 +70,7 @@ def read_set(folder: Path, most: int, job: Job) -> ImageSet:
     Raises NotFoundError without such a folder or an image in it, UsageError for what is no folder of images.
     """
     folder = _checked(folder)
+    # counted first and listed again below: of the paths of a large folder only those that are read are held
     listed = sum(1 for _ in Tree(folder).images(folder))
     if not listed:
         raise NotFoundError(f"no image files in {folder}", "give the folder that holds them, at any depth", file=folder)
@@ -160,11 +161,13 @@ class _Seen:
 
     def add(self, name: str, path: Path) -> None:
         """Raises RejectedImage."""
+        # names of files may be any bytes, and a table's texts are UTF-8
         if not is_text(name):
             raise RejectedImage("bad_name", "the name is not UTF-8")
         image = decode_image(path)
         self._looks.append(look_at(image))
         size = {"width": image.width, "height": image.height}
+        # as a scan makes them: features that are kept know an image by the first part
         sample = f"{image_hash(image)}-{hash_bytes(name.encode())[:8]}"
         self.rows.append({"sample_id": sample, "path": name, "synthetic": False, **size})
 

@@ -30,6 +30,7 @@ class Judge:
     def labels(self, images: Images) -> np.ndarray:
         """int64 [N]: what the judge takes the images for."""
         parts = [images[i : i + CHUNK] for i in range(0, len(images), CHUNK)]
+        # -1: nothing is asked about a label, only what the images are taken for
         asked = [(part, np.full(len(part), -1)) for part in parts]
         found = [self.scorer.measure(*ask, progress=self.progress).predicted for ask in asked]
         return np.concatenate([np.zeros(0, np.int64), *found])

@@ -97,6 +97,7 @@ def nearest_other(images: Looks) -> Nearest:
     if count < 2:
         return Nearest(np.full(count, -1), np.full(count, np.inf, np.float32))
     tree = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(images.thumbnails)
+    # asked about nothing in particular, the tree leaves each image itself out
     distance, row = (found[:, 0] for found in tree.kneighbors())
     far, other = tree.kneighbors(_mirrored(images.thumbnails), 2)
     second = (other[:, 0] == np.arange(count)).astype(int)[:, None]  # its own mirror image does not count
@@ -110,6 +111,7 @@ def nearest_other_in(features: np.ndarray, limit: float = 0.0) -> Nearest:
     if len(features) < 2:
         return Nearest(np.full(len(features), -1), np.full(len(features), np.inf, np.float32), limit)
     tree = NearestNeighbors(n_neighbors=1, algorithm="brute", metric="cosine").fit(features)
+    # without itself, as above
     distance, row = tree.kneighbors()
     return Nearest(row[:, 0], distance[:, 0].astype(np.float32), limit)
 
@@ -147,6 +149,7 @@ def copying(made: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> dict[s
     """`leakage` in a feature space, float [N, D] each, with the limit that was used."""
     real = nearest_in(held_out, train)
     limit = limit_in(real)
+    # only now has `real` a limit, which is made from it
     found = leakage(nearest_in(made, train, limit), nearest_in(made, held_out, limit), replace(real, limit=limit))
     return {**found, "limit": round(limit, 5)}
 

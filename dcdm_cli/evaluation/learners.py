@@ -90,6 +90,7 @@ def learner_name(config: ClassifierConfig) -> str:
 
 def learner_settings(config: ClassifierConfig) -> dict[str, Any]:
     """The settings that what is learnt depends on, as plain values."""
+    # a head has no steps and a network no features: settings of the other must not change the keys of what is finished
     wanted = ("features", "feature_size") if on_features(config) is not None else tuple(ClassifierConfig.model_fields)
     return {name: value for name, value in fingerprint(config).items() if name in wanted}
 

@@ -58,6 +58,7 @@ def check_images(data: Evaluated, images: Manifest, difficulty: np.ndarray, judg
         agrees=None if judge is None else judge.labels_of(images) == images.column("label"),
         difficulty=difficulty,
     )
+    # of real images too: by how near they come to training images, nearness of generated ones is told
     return Checked(images, findings, to_train, to_test, nearest(held_out, real), _to_source(images, data, made, real))
 
 
@@ -76,6 +77,7 @@ def measured_difficulty(scorer: Path, images: Manifest, job: Job) -> np.ndarray:
     """float32 [N]: what generation measured, or the answer of the scorer in this folder where it did not."""
     from dcdm_cli.difficulty.scorer import Scorer
 
+    # a column may be a view of the table, into which nothing can be written
     difficulty = images.column("measured_difficulty").copy()
     missing = np.flatnonzero(~np.isfinite(difficulty))
     if len(missing):

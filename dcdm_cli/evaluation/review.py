@@ -57,6 +57,7 @@ def missed(images: Manifest, source: str, tolerance: float, most: int) -> list[I
     lost = (predicted >= 0) & (predicted != label)
     with np.errstate(invalid="ignore"):
         distance = np.nan_to_num(np.abs(measured - target), nan=0.0)  # not measured is not missed
+    # lexsort goes by its last key first: lost labels, then distance
     order = np.lexsort((-distance, ~lost))
     rows = [row for row in order.tolist() if lost[row] or distance[row] > tolerance][:most]
     return [_generated(images, row, MISS, _miss(images, row, bool(lost[row])), source) for row in rows]
@@ -96,6 +97,7 @@ def _twins(train: Manifest) -> Iterator[Item]:
         if picture in first:
             twins.append((names[row] == names[first[picture]], row, first[picture]))
         first.setdefault(picture, row)
+    # False comes before True: two labels first
     for alike, row, other in sorted(twins):
         item = _real(train, row, COPY)
         label = "" if alike else f", which is labelled {names[other]}"

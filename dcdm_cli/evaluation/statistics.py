@@ -33,9 +33,11 @@ def interval(values: Sequence[float] | np.ndarray) -> list[float] | None:
     values = np.asarray(values, float)
     if len(values) < 2:
         return None
+    # scipy's intervals of equal values are NaN
     if np.ptp(values) == 0:
         return [rounded(values[0], DIGITS)] * 2
     if len(values) >= BCA_FROM:
+        # one seed for all: the same numbers have the same interval in every report
         found = stats.bootstrap((values,), np.mean, n_resamples=RESAMPLES, confidence_level=LEVEL, rng=0)
         low, high = found.confidence_interval
     else:
@@ -87,6 +89,7 @@ def seeds_needed(difference: Sequence[float] | np.ndarray) -> int | None:
     if len(difference) < 2 or difference.mean() == 0:
         return None
     spread = difference.std(ddof=1)
+    # equal differences are told apart by the fewest seeds that a permutation test needs
     effect = abs(difference.mean()) / spread if spread else np.inf
     if not np.isfinite(effect):
         return FEWEST_SEEDS

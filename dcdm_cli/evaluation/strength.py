@@ -174,6 +174,7 @@ def choose(
 def steers(correlation: float, images: int) -> bool:
     """Whether difficulty follows the request beyond chance: the lower end of the rank correlation's 95 % interval
     (Fisher's transformation) lies above 0. images: of which it is, at least 4."""
+    # below 1, where atanh is infinite
     low = math.atanh(min(correlation, 1 - 1e-9)) - NORMAL_95 / math.sqrt(images - 3)
     return low > 0
 

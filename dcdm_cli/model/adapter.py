@@ -89,6 +89,7 @@ def save_adapter(folder: Path, unet: UNet2DConditionModel, encoder: nn.Module | 
 
 def save_encoder(folder: Path, weights: Mapping[str, Tensor], config: EncoderConfig) -> None:
     """Writes the encoder's weights with their shape in the file's metadata."""
+    # safetensors refuses tensors that are not contiguous
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     save_file(state, folder / ENCODER_FILE, metadata={"config": json.dumps(asdict(config))})
 
@@ -99,6 +100,7 @@ def read_adapter(folder: Path) -> AdapterInfo:
     if not file.is_file() or not (folder / LORA_FILE).is_file():
         raise NotFoundError(f"no adapter in {folder}", "make it first: dcdm finetune", file=folder)
     info = read_document(file, AdapterInfo, AGAIN)
+    # each may be right by itself, but a label has to mean the same place in both
     if info.encoder is not None and info.encoder.classes != len(info.class_names):
         fault = f"encoder.classes = {info.encoder.classes}, but there are {len(info.class_names)} class names"
         raise MismatchError(f"{file} is damaged: {fault}", AGAIN, file=file)
@@ -108,6 +110,7 @@ def read_adapter(folder: Path) -> AdapterInfo:
 def adapter_hash(folder: Path) -> str:
     """Over the weights and their metadata alone, so that a new calibration does not change it, and equal for equal
     ones: safetensors writes its metadata in another order every time. Raises MismatchError for a damaged file."""
+    # not the file for ComfyUI, which is made from the first of these
     files = [folder / name for name in (LORA_FILE, ENCODER_FILE) if (folder / name).is_file()]
     try:
         return hash_bytes(*(part for file in files for part in tensor_parts(file)))
@@ -121,5 +124,6 @@ def tensor_parts(file: Path) -> Iterator[bytes]:
         yield json.dumps(stored.metadata(), sort_keys=True).encode()
         for name in sorted(stored.keys()):
             tensor = stored.get_tensor(name)
+            # the same bytes in another shape or dtype are other weights
             yield f"{name} {tensor.dtype} {tensor.shape}".encode()
             yield tensor.tobytes()

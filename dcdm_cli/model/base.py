@@ -87,6 +87,7 @@ def load_base(
     no weights. Raises NotFoundError when it cannot be had, MismatchError for another layout, NumericalError for
     weights that are not finite.
     """
+    # console.py alone prints; both libraries would draw bars of their own
     transformers_logging.disable_progress_bar()
     diffusers_logging.disable_progress_bar()
     place = _Place(source, resolve_base(source), revision, config)
@@ -98,6 +99,7 @@ def load_base(
     for part in networks:
         again = "download it again, or use another base or variant: --base, --variant"
         refuse_not_finite_weights(dict(part.named_parameters()), f"the base model {place.path}", again)
+    # before they are cast, so that every dtype has the same
     fingerprint = "" if hollow else _fingerprint(networks, scheduler_config)
     for part in networks:
         _settle(part, device, torch.float32 if part is pipeline.vae else DTYPES[dtype])
@@ -112,6 +114,7 @@ def _loaded(
     NotFoundError and MismatchError as `load_base`."""
     local = place.is_file and place.config is not None  # else a file's configs may have to come from the hub
     try:
+        # "" is no path of this machine: the hub is asked, since the file lies here and its configs may not
         with nullcontext() if local else from_hub(place.path if place.configs is not None else ""):
             index = place.index()
             if index is not None:
@@ -122,6 +125,7 @@ def _loaded(
     except TypeError as error:
         raise other_layout(place.source, str(error)) from error
     except RuntimeError as error:
+        # transformers' words where weights do not fit a config, which it makes up when there is none
         if "mismatched_sizes" not in str(error):
             raise
         raise other_sizes(place.source) from error
@@ -156,6 +160,7 @@ class _Place:
             )
         if self.configs is None:
             return None
+        # of a file the configs are a folder of the user's, which has no revisions
         index: Any = StableDiffusionPipeline.load_config(self.configs, revision=None if self.is_file else self.revision)
         return index
 
@@ -165,6 +170,7 @@ class _Place:
             return StableDiffusionXLPipeline if is_xl(index) else StableDiffusionPipeline
         with safe_open(self.path, "np") as weights:
             names = weights.keys()
+        # Stability AI's name for the text encoders of XL; 1.x and 2.x have a `cond_stage_model`
         xl = any(name.startswith("conditioner.embedders.") for name in names)
         return StableDiffusionXLPipeline if xl else StableDiffusionPipeline
 
@@ -180,6 +186,7 @@ class _Place:
             return kind.from_single_file(
                 self.path, config=self.config, local_files_only=local, torch_dtype=torch.float32, **common
             ), None
+        # use_safetensors: diffusers would take a pickle where there is nothing else, and a pickle can run code
         common |= {"revision": self.revision, "dtype": torch.float32, "use_safetensors": True}
         try:
             return kind.from_pretrained(self.path, variant=variant, **common), variant
@@ -189,6 +196,7 @@ class _Place:
             try:
                 return kind.from_pretrained(self.path, variant=HALF_VARIANT, **common), HALF_VARIANT
             except (OSError, ValueError):
+                # fp16 was only a guess: it is the plain weights that are missing
                 raise error from None
 
 

@@ -50,6 +50,7 @@ def adapter_card(
     the scales that its single call stands for."""
     plain = [name for name in class_names if name.isprintable() and "`" not in name]  # a fence must stay a fence
     name, label = (plain[0], repr(plain[0])) if plain else ("thing", "0")
+    # repr, as names and folders may hold quotes and backslashes, and the snippet has to run
     values = {"prompt": repr(f"a photo of a {name}"), "label": label, "side": resolution, "base": repr(base)}
     values["scale"] = "1.0" if guided else "3.0"
     snippet = (_WITH_DIFFICULTY if encoder else _PLAIN).format(**values)

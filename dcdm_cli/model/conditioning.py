@@ -52,4 +52,5 @@ def join_tokens(text: Tensor, tokens: Tensor, mode: Mode) -> Tensor:
     `replace` keeps the length for engines that are fixed at 77 tokens; the last ones are padding in short prompts.
     """
     kept = text if mode == "append" else text[:, : -tokens.shape[1]]
+    # the encoder stays in float32 where text and UNet are in half precision
     return torch.cat([kept, tokens.to(text.dtype)], dim=1)

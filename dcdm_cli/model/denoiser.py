@@ -72,12 +72,14 @@ def share_prefix(unet: UNet2DConditionModel, calls: int) -> None:
     """
     for owner, name in list(_prefix(unet)):
         part = getattr(owner, name)
+        # sharing once more replaces the first: a wrapper around a wrapper would repeat rows that are repeated
         inner = part.inner if isinstance(part, SharedRows) else part
         setattr(owner, name, SharedRows(inner, calls) if calls > 1 else inner)
 
 
 def split_gates(unet: UNet2DConditionModel) -> None:
     """Replaces each feed-forward layer's projection, whose halves are copied apart afterwards, by one per half."""
+    # lists, as modules are replaced while the tree is walked
     for module in list(unet.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, GEGLU):
@@ -110,6 +112,7 @@ def _prefix(unet: UNet2DConditionModel) -> Iterator[tuple[nn.Module, str]]:
 
 def _part(linear: nn.Linear, index: int) -> nn.Linear:
     """The first or second half of a linear layer's outputs, with weights that are views of the whole's."""
+    # meta: weights of its own would take memory, and be thrown away in the next line
     made = nn.Linear(linear.in_features, linear.out_features // 2, device="meta")
     made.weight = nn.Parameter(linear.weight.detach().chunk(2)[index], requires_grad=False)
     made.bias = nn.Parameter(linear.bias.detach().chunk(2)[index], requires_grad=False)

@@ -68,7 +68,7 @@ class DifficultyEncoder(nn.Module, ModelHubMixin):
             nn.Unflatten(1, (config.tokens, config.dim)),
             nn.LayerNorm(config.dim),  # as large as the text tokens, or attention overlooks them
         )
-        self.null = nn.Parameter(torch.randn(config.tokens, config.dim))
+        self.null = nn.Parameter(torch.randn(config.tokens, config.dim))  # of the size that LayerNorm gives the others
 
     def forward(self, label: Tensor, difficulty: Tensor) -> Tensor:
         known = label.clamp_min(0)
@@ -139,6 +139,7 @@ class DifficultyEncoder(nn.Module, ModelHubMixin):
         prompts, labels, difficulties = _columns(prompt, label, difficulty)
         classes = torch.tensor([self._class_index(word) for word in labels])
         wanted = torch.tensor([_checked(value) for value in difficulties], dtype=self.null.dtype)
+        # called by its weights, so that one that was fused into the pipe is known again by its name alone
         attach_lora(pipe, origin.folder, f"dcdm_{adapter_hash(origin.folder)[:8]}")
         encoded = _encoded(pipe, prompts, negative_prompt)
         nothing = torch.full_like(wanted, NULL_DIFFICULTY)
@@ -149,6 +150,7 @@ class DifficultyEncoder(nn.Module, ModelHubMixin):
 
     @torch.no_grad()
     def _joined(self, text: Tensor, label: Tensor, difficulty: Tensor) -> Tensor:
+        # the encoder stays where it is, whatever device the pipe works on
         place = self.null.device
         tokens = self(label.to(place), difficulty.to(place))
         return join_tokens(text, tokens.to(text.device), self.config.mode)
@@ -168,6 +170,7 @@ class DifficultyEncoder(nn.Module, ModelHubMixin):
                 f"the pipe's UNet attends to {width} values per token, this encoder makes {self.config.dim}",
                 f"load the base it was trained on: DiffusionPipeline.from_pretrained({self.base!r})",
             )
+        # the embeddings come in the text encoder's dtype, and the UNet takes them as they are
         if unet != text:
             raise MismatchError(
                 f"the pipe's UNet is {unet} and its text encoder {text}",
@@ -176,6 +179,7 @@ class DifficultyEncoder(nn.Module, ModelHubMixin):
 
     def _class_index(self, word: str | int) -> int:
         names = self.class_names
+        # "3" is a name and 3 a position, which differ where classes are called by numbers
         if isinstance(word, str) and word in names:
             return names.index(word)
         if isinstance(word, int) and 0 <= word < len(names):
@@ -188,6 +192,7 @@ class DifficultyEncoder(nn.Module, ModelHubMixin):
         for file in (origin.folder / name for name in ADAPTER_FILES):
             if file.is_file():
                 shutil.copyfile(file, save_directory / file.name)
+        # over the copied one: what this object holds counts, which may have learnt on since it was read
         save_encoder(save_directory, self.state_dict(), self.config)
 
     @classmethod
@@ -223,6 +228,7 @@ class DifficultyEncoder(nn.Module, ModelHubMixin):
                 "use it with pipe.load_lora_weights, or fine-tune with --conditioning difficulty",
                 file=folder,
             )
+        # absolute: `condition` reads the LoRA from there, whatever folder the program stands in by then
         encoder.origin = Origin(folder.absolute(), info)
         return encoder
 
@@ -255,6 +261,7 @@ def _encoded(pipe: Any, prompts: list[str], negative_prompt: str) -> dict[str, T
 
 def _columns(*values: Any) -> tuple[list[Any], ...]:
     """Single values repeated to the length of the lists among them. Raises UsageError for lists of two lengths."""
+    # a prompt is one value, though Python takes a text for a sequence of letters
     lists = [list(value) if isinstance(value, Sequence) and not isinstance(value, str) else None for value in values]
     lengths = {len(column) for column in lists if column is not None} or {1}
     if len(lengths) > 1:

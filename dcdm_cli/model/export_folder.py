@@ -32,9 +32,11 @@ def open_export(
         raise NotFoundError(f"no finished export in {folder}", again, file=folder)
     with signature_problems():
         signature = read_signature(folder)
+        # first: a distilled adapter is another adapter too, but exporting again would not help
         _check_guidance(folder, signature.model, distilled)
         _check_model(folder, signature.model, adapter_hash, lora_scale)
         _check_extra(folder, signature.model, extra_lora)
+        # last, as it reads and hashes whole files
         verify(folder, signature, networks)
     return signature
 

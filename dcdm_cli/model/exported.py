@@ -134,6 +134,7 @@ def export_requests(
     shared_calls: network calls of a guided step that share their prefix, 1 = the graph takes any rows. recorded: calls
     of the denoiser in use, by which one in fp8 is quantised; the text encoder is then in the decoder's precision.
     """
+    # in place: whoever exports has loaded this model for it, and neither trains nor saves it
     for network in (model.network.unet, model.base.vae):
         drop_unit_scales(network)
     split_gates(model.network.unet)
@@ -144,6 +145,7 @@ def export_requests(
     text = decoder_precision if precision == "fp8" else precision
 
     def request(name: str, module: Any, output: str, inputs: Any, kind: Precision, calls: int = 1) -> NetworkRequest:
+        # what it does not depend on stays out of its key: a new adapter must not make a new decoder
         known = {k: v for k, v in asdict(facts).items() if name == DENOISER or k not in ADAPTER_FACTS}
         metadata = {
             "dcdm.network": name,
@@ -153,11 +155,13 @@ def export_requests(
             "dcdm.versions": json.dumps(dict(versions)),
         }
         example, spoken = inputs(TRACE_BATCH), max(opset, LOWEST_OPSETS[kind])
+        # a finished network with this key is taken over, so the metadata has to say all that it is made from
         key = hash_json([spoken, metadata])
         graph = Graph(name, module.eval(), example, output, kind, spoken, calls, key, metadata)
         cases = tuple(Case(f"batch {batch}", inputs(batch)) for batch in BATCHES)
         if kind == "fp8":
             return NetworkRequest(graph, cases, calls=recorded)
+        # cast later: in float32 it is the reference that every precision is compared with
         return NetworkRequest(graph, cases, partial(module.cast, kind) if kind != "fp32" else None)
 
     of_denoiser = partial(_denoiser_inputs, model.base, facts, shared_calls)
@@ -172,6 +176,7 @@ def _denoiser_inputs(base: BaseModel, facts: ModelFacts, calls: int, batch: int)
     """Noise with real text; images differ in timestep, rows in text and difficulty, and one of several has none."""
     rows = calls * batch
     return {
+        # repeated as whole groups, which is how `SharedRows` takes rows for equal
         "latents": _decoder_inputs(facts, batch)["latents"].repeat(calls, 1, 1, 1),
         "timestep": torch.tensor([TIMESTEPS[i % len(TIMESTEPS)] for i in range(batch)]).repeat(calls),
         "text": encode_text(base, _captions(facts, rows)).float(),

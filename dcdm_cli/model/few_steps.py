@@ -86,6 +86,7 @@ def check_few_steps(config: GenerateConfig) -> None:
             "generate.extra_lora and generate.guidance = 'distilled' are two ways to few calls, and do not go together",
             "leave one of them out",
         )
+    # Euler without such a LoRA is a sampler like any other, and bears any guidance
     if not extra and name not in STOCHASTIC:
         return
     most = MOST_GUIDANCE[name]

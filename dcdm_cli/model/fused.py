@@ -38,6 +38,7 @@ def load_fused(
     """
     info = read_adapter(adapter)
     model = load_base(info.base, **info.place, dtype=precision, device=device)
+    # by the weights: the same id or folder may hold another model by now
     if model.fingerprint != info.base_fingerprint:
         raise MismatchError(
             f"the base model {model.source!r} is not the one this adapter was trained on",

@@ -47,6 +47,7 @@ def save_kohya(unet: UNet2DConditionModel, folder: Path, *, title: str, resoluti
     """Writes `comfyui_a1111_lora.safetensors` from the UNet's adapter, in float32. base: as the adapter names it."""
     config: Any = unet.peft_config[ADAPTER_NAME]
     state = kohya_state(unet, get_peft_model_state_dict(unet, adapter_name=ADAPTER_NAME), config.lora_alpha)
+    # the text's width tells the families apart; a base of another width, such as the packaged ones, is of none
     family, version = _FAMILIES.get(unet.config["cross_attention_dim"], ("custom", "custom"))
     metadata = {
         "modelspec.sai_model_spec": "1.0.1",
@@ -78,6 +79,7 @@ def kohya_state(unet: UNet2DConditionModel, state: dict[str, Tensor], alpha: flo
         module = stability_name(unet, module) if xl else module
         name = "lora_unet_" + module.replace(".", "_")
         found[f"{name}.{_LAYERS[layer]}.{weight}"] = tensor.detach().cpu().contiguous()
+        # without it a reader would have to guess how strongly the layer acts
         found[f"{name}.alpha"] = torch.tensor(float(alpha))
     return found
 

@@ -47,8 +47,9 @@ def torch_decoder(
     """
     drop_unit_scales(vae)
     vae.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    # a copy: latents are encoded with the VAE itself, and what overflows is decoded by it once more
     half = vae if dtype == torch.float32 else copy.deepcopy(vae)
-    torch.nn.Module.to(half, dtype)
+    torch.nn.Module.to(half, dtype)  # diffusers' own `to` warns of modules that there are none of
     run = _eager(half) if compiled is None else FilledDecode(compiled(VaeDecoder(half)))
     return run if half is vae else RetriedDecode(run, lambda: _eager(vae))
 
@@ -96,6 +97,7 @@ class FilledDecode:
     @torch.inference_mode()
     def __call__(self, latents: Tensor) -> Tensor:
         count = len(latents)
+        # it never shrinks by itself: each new size would be compiled anew
         self._rows = max(self._rows, count)
         rows = torch.cat([latents, latents[-1:].expand(self._rows - count, -1, -1, -1)])
         return self._decode(rows)[:count]
@@ -119,6 +121,7 @@ def _eager(vae: AutoencoderKL) -> Decode:
 @torch.inference_mode()
 def decode_latents(decode: Decode, latents: Tensor, chunk: int) -> np.ndarray:
     """Scaled latents [B, 4, h, w] -> uint8 [B, H, W, 3], `chunk` images at once (decoding is the memory peak)."""
+    # bytes chunk by chunk, a quarter of what all images would take as floats
     return torch.cat([_to_bytes(decode(part)) for part in latents.split(chunk)]).cpu().numpy()
 
 
@@ -136,6 +139,7 @@ def unscale(vae: AutoencoderKL, latents: Tensor) -> Tensor:
 
 
 def shift_factor(vae: AutoencoderKL) -> float:
+    # Stable Diffusion's configs have None, or do not know the word
     return vae.config.get("shift_factor") or 0.0
 
 

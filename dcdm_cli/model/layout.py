@@ -52,6 +52,7 @@ FEW_STEPS_NAME = re.compile(r"turbo|lightning|(?<![a-z])(lcm|tcd|hyper-?sd|dmd2?
 
 def check_index(source: str, index: Mapping[str, Any]) -> None:
     """index: a pipeline's model_index.json. Raises MismatchError before any weights are read."""
+    # before the parts: a refiner lacks some, and "another layout" would not say what to do
     if index.get("requires_aesthetics_score"):
         raise refiner(source, "requires_aesthetics_score = true")
     if "transformer" in index:
@@ -71,6 +72,7 @@ def is_xl(index: Mapping[str, Any]) -> bool:
 
 
 def _has(index: Mapping[str, Any], part: str) -> bool:
+    # a pipeline that was saved without a part lists it as [null, null]
     return bool((index.get(part) or [None])[0])
 
 
@@ -87,6 +89,7 @@ def check_parts(source: str, pipeline: Pipeline) -> None:
     if isinstance(pipeline, StableDiffusionXLPipeline):
         check_pooled(source, pipeline)
     check_lengths(source, pipeline)
+    # `TwoTextEncoders` puts their tokens side by side
     width = sum(encoder.config.hidden_size for encoder in (pipeline.text_encoder, second) if encoder is not None)
     channels = pipeline.vae.config["latent_channels"]
     if unet["cross_attention_dim"] != width:
@@ -119,8 +122,10 @@ def check_pooled(source: str, pipeline: StableDiffusionXLPipeline) -> None:
             f"its UNet has {named} = {unet[named]}, not {second.projection_dim} for the pooled text and {SIZES} x "
             f"{unet['addition_time_embed_dim']} for sizes, as refiners have it",
         )
+    # it travels as a row of the text (text.py), and the padding there would cut off what is longer than a row
     if second.projection_dim > unet["cross_attention_dim"]:
         raise other_layout(source, f"its projection_dim = {second.projection_dim} is wider than a text token")
+    # their ids travel side by side, and `TwoTextEncoders` takes them apart in the middle
     lengths = {tokenizer.model_max_length for tokenizer in tokenizers_of(pipeline) if tokenizer is not None}
     if len(lengths) > 1:
         raise other_layout(source, f"its tokenizers differ in model_max_length: {sorted(lengths)}")
@@ -134,6 +139,7 @@ def check_lengths(source: str, pipeline: Pipeline) -> None:
             continue
         reads, most = tokenizer.model_max_length, encoder.config.max_position_embeddings
         if reads > most:
+            # transformers' stand-in for "no limit" has some thirty digits
             said = "no number" if reads > MOST_TOKENS else str(reads)
             raise MismatchError(
                 f"{source!r} has a text encoder for {most} tokens, and its tokenizer's model_max_length is {said}",
@@ -144,7 +150,9 @@ def check_lengths(source: str, pipeline: Pipeline) -> None:
 def other_conditions(unet: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a UNet's config that are neither its shape nor as they are by default."""
     known = inspect.signature(UNet2DConditionModel.__init__).parameters
+    # diffusers' own notes, such as the class and the folder it came from, begin with an underscore
     named = {name: value for name, value in unet.items() if not name.startswith("_") and name not in SHAPE}
+    # a field that this diffusers does not know counts as a condition: nobody can say what it brings in
     return {name: value for name, value in named.items() if name not in known or value != known[name].default}
 
 
@@ -155,6 +163,7 @@ def base_warnings(source: str, scheduler: str, config: Mapping[str, Any]) -> tup
     guidance takes its samples out of range, which looks like difficulty.
     """
     trailing = (scheduler, config.get("timestep_spacing")) == ("EulerDiscreteScheduler", "trailing")
+    # the last part alone: a folder or an owner above it may be called anything
     name = re.split(r"[/\\]", source.rstrip("/\\"))[-1]
     found = (
         f"its scheduler is {scheduler}"

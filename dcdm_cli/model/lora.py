@@ -24,6 +24,7 @@ ADAPTER_NAME = "dcdm"
 def add_lora(unet: UNet2DConditionModel, rank: int, alpha: int, targets: Sequence[str]) -> None:
     """Adds trainable float32 LoRA layers; everything else stays frozen. Raises UsageError when no module matches."""
     unet.requires_grad_(False)
+    # "gaussian" draws A and leaves B at 0: a fresh LoRA changes nothing yet
     config = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=list(targets))
     try:
         unet.add_adapter(config, adapter_name=ADAPTER_NAME)
@@ -39,6 +40,7 @@ def add_lora(unet: UNet2DConditionModel, rank: int, alpha: int, targets: Sequenc
 
 def save_lora(unet: UNet2DConditionModel, folder: Path) -> None:
     """Writes `pytorch_lora_weights.safetensors` with the adapter's metadata, without which alpha would be guessed."""
+    # in peft's own names: converted to diffusers' older ones, convolutions and feed-forward layers do not load again
     state = get_peft_model_state_dict(unet, adapter_name=ADAPTER_NAME)
     StableDiffusionPipeline.save_lora_weights(
         folder,
@@ -115,9 +117,10 @@ def load_into(unet: UNet2DConditionModel, file: Path, name: str, *, again: str, 
             weight_name=file.name,
             use_safetensors=True,
             return_lora_metadata=True,
-            unet_config=unet.config,
+            unet_config=unet.config,  # by which kohya's names of XL's blocks are understood
         )
         state, alphas, metadata = loaded
+        # loading filters by the prefix `unet`: a text encoder's half would be dropped without a word
         others = sorted({key.partition(".")[0] for key in state if not key.startswith("unet.")})
         if others or not state:
             raise ValueError(f"it has weights for {', '.join(others) or 'nothing'}, and the UNet alone is changed")
@@ -133,6 +136,7 @@ def _is_the_same(unet: UNet2DConditionModel, folder: Path, name: str) -> bool:
     """Whether the loaded adapter `name` has the file's weights."""
     stored = {key.removeprefix("unet."): tensor for key, tensor in load_file(folder / LORA_FILE).items()}
     loaded = get_peft_model_state_dict(unet, adapter_name=name)
+    # a pipe in half precision has rounded the file's float32: the file is compared as rounded
     return stored.keys() == loaded.keys() and all(
         torch.equal(tensor.to(loaded[key].device, loaded[key].dtype), loaded[key]) for key, tensor in stored.items()
     )

@@ -83,6 +83,7 @@ def set_schedule(scheduler: Sampler, steps: int, strength: float) -> tuple[list[
     """
     scheduler.set_timesteps(steps)
     every = [int(timestep) for timestep in scheduler.timesteps]
+    # as the solver has it, with the timestep that PNDM repeats; a tail has to repeat another one
     if strength == 1:
         return every, 0
     count = tail_steps(steps, strength)
@@ -133,6 +134,7 @@ def add_noise(scheduler: DDPMScheduler, latents: Tensor, noise: Tensor, timestep
     if scheduler.config["prediction_type"] == "v_prediction":
         return noisy, scheduler.get_velocity(latents, noise, timesteps)
     if scheduler.config["prediction_type"] != "epsilon":
+        # no slip of the user's: a base that predicts anything else is refused when it is loaded
         raise ValueError(f"unsupported prediction type {scheduler.config['prediction_type']!r}")
     return noisy, noise
 
@@ -147,6 +149,7 @@ def clip_velocity(velocity: Tensor, sample: Tensor, alpha_bar: float, limit: flo
 def clipped_prediction(prediction: Tensor, sample: Tensor, timestep: int, scheduler: Sampler, limit: float) -> Tensor:
     """`clip_clean` for whatever the scheduler's prediction type is. Looks the schedule up on the CPU."""
     clip = clip_velocity if scheduler.config["prediction_type"] == "v_prediction" else clip_clean
+    # the schedule was never moved to a GPU, where reading one number of it would make the process wait
     return clip(prediction, sample, float(scheduler.alphas_cumprod[timestep]), limit)
 
 

@@ -44,13 +44,16 @@ class TwoTextEncoders(nn.Module):
         return self.first.dtype
 
     def forward(self, token_ids: Tensor) -> tuple[Tensor]:
+        # halves, as both tokenizers have one length: `check_pooled` refuses others
         ids = token_ids.chunk(2, dim=1)
         found = [encoder(one, output_hidden_states=True) for encoder, one in zip(self._encoders(), ids, strict=True)]
         text = torch.cat([one.hidden_states[-2] for one in found], dim=2)
         pooled: Tensor = found[1].text_embeds
+        # as wide as a token, to travel with the text; `PooledText` takes the zeros off again
         row = F.pad(pooled, (0, text.shape[2] - pooled.shape[1]))[:, None]
         text = torch.cat([text, row], dim=1)
         if self.empty is not None:
+            # the pooled row too, as diffusers' pipeline does where no negative prompt is given
             text = text.masked_fill((token_ids == self.empty).all(dim=1)[:, None, None], 0.0)
         return (text,)
 

@@ -35,6 +35,7 @@ class LeanUniPC(UniPCMultistepScheduler):
         step = super().multistep_uni_c_bh_update
 
         def update(last: Tensor, *parts: Tensor) -> Tensor:
+            # this_sample lends only its device there: what is corrected starts from the last sample
             return step(parts[-1], last_sample=last, this_sample=last, order=order)
 
         return self._summed([last_sample, *self._history(order), this_model_output], order, update)
@@ -45,8 +46,10 @@ class LeanUniPC(UniPCMultistepScheduler):
 
     def _summed(self, parts: Sequence[Tensor], order: int, update: Callable[..., Tensor]) -> Tensor:
         """The update's sum. parts: the sample, the last `order` predictions, newest first, and perhaps the new one."""
+        # a sum's weights are what it makes of unit vectors
         units = torch.eye(len(parts), dtype=torch.float64).split(1)
         known = self.model_outputs
+        # diffusers keeps its history oldest first
         self.model_outputs = list(units[order:0:-1])
         try:
             weights = update(*units)[0].tolist()

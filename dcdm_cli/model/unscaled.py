@@ -21,7 +21,9 @@ def drop_unit_scales(network: nn.Module) -> int:
     """Changes the blocks of a UNet or VAE that divide by 1. Returns how many."""
     changed = 0
     for module in network.modules():
+        # not isinstance: a subclass may compute something else
         if type(module) is ResnetBlock2D and _is_plain_resnet(module):
+            # in place, so that weights keep their names and whoever holds the block holds this one
             module.__class__ = UnscaledResnet
         elif isinstance(module, Attention) and _is_plain_attention(module):
             module.set_processor(UnscaledAttention())  # pyright: ignore[reportArgumentType]
@@ -44,6 +46,7 @@ def join_projections(network: nn.Module) -> int:
             with torch.no_grad():
                 module.fuse_projections()
             for name in names:
+                # fuse_projections copies the weights: kept, they would be there twice
                 delattr(module, name)
             module.set_processor(JoinedAttention())  # pyright: ignore[reportArgumentType]
             changed += 1
@@ -57,6 +60,7 @@ class UnscaledResnet(ResnetBlock2D):
         hidden = self.conv1(self.nonlinearity(self.norm1(input_tensor)))
         if self.time_emb_proj is not None:
             hidden = hidden + self.time_emb_proj(self.nonlinearity(temb))[:, :, None, None]
+        # diffusers has dropout between the two, which does nothing in inference
         hidden = self.conv2(self.nonlinearity(self.norm2(hidden)))
         return (input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor)) + hidden
 
@@ -78,6 +82,7 @@ class UnscaledAttention(AttnProcessor2_0):
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, temb, *args, **kwargs)
         query, key, value = self.project(attn, hidden_states, encoder_hidden_states)
         mixed = F.scaled_dot_product_attention(query, key, value)
+        # to_out[1] is dropout
         return attn.to_out[0](mixed.transpose(1, 2).flatten(2))  # pyright: ignore[reportOptionalSubscript]
 
     def project(self, attn: Attention, tokens: Tensor, context: Tensor | None) -> Sequence[Tensor]:

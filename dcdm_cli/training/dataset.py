@@ -117,6 +117,7 @@ def cache_latents(
     """
     stamps = [_stamp(path) for path in views.paths]
     made_from = [stamps, views.mirror, views.jittered, views.seed, resolution, base.fingerprint]
+    # the same files look otherwise with another `fit` or `reduce_to`, and so do their latents
     made_from.append(asdict(decode_options()))
     file = folder / f"latents-{hash_json(made_from)}.npy"
     if change_beside(file):
@@ -138,6 +139,7 @@ def _encode(base: BaseModel, views: Views, resolution: int, file: Path, progress
         chunk = max(1, min(CHUNK, CHUNK_PIXELS // resolution**2))  # of images beyond a million pixels one at a time
         for start in range(0, len(views), chunk):
             pictures = views[start : start + chunk]
+            # the originals come first, and ids are of them alone: views that follow have nothing to be compared with
             refuse_others(pictures, ids[start : start + chunk], views.paths[start : start + chunk])
             latents = encode_latents(base.vae, to_pixels(pictures, resolution)).cpu().numpy()
             refuse_not_finite(latents, start)
@@ -211,6 +213,7 @@ def _epoch_rows(images: Tensor, settings: DrawSettings, step: int) -> Tensor:
     count = len(images)
     positions = torch.arange(step * settings.batch, (step + 1) * settings.batch)
     rows = torch.empty_like(positions)
+    # one batch may reach over the end of an epoch, or of several where images are few
     for epoch in (positions // count).unique().tolist():
         order = torch.randperm(count, generator=torch.Generator().manual_seed(_step_seed(settings.seed, ~epoch)))
         here = positions // count == epoch
@@ -246,5 +249,6 @@ def training_rows(manifest: Manifest, keep_suspects: bool) -> Manifest:
 
 def usable_rows(train: Manifest, keep_suspects: bool) -> Manifest:
     """The training images that have a difficulty, without likely mislabels unless they are to be kept."""
+    # NaN where a fold did not know the class, or gave no finite answer
     keep = np.isfinite(train.column("difficulty"))
     return train.select(keep if keep_suspects else keep & ~train.column("suspect_label"))

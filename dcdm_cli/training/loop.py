@@ -305,7 +305,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()  # before the main process deletes or adds one
         if found is None:
             if self.accelerator.is_main_process:
-                shutil.rmtree(self.checkpoints, ignore_errors=True)
+                shutil.rmtree(self.checkpoints, ignore_errors=True)  # others that give way, or damaged ones
             return
         tensors, state = found
         with torch.no_grad():
@@ -371,7 +371,7 @@ class Trainer:
     def _loss(self, draws: Draws, rows: slice) -> Tensor:
         device = self.accelerator.device
         image, caption = draws.image[rows], self.data.caption[draws.image[rows]]
-        caption = torch.where(draws.drop_text[rows], len(self.data.text) - 1, caption)
+        caption = torch.where(draws.drop_text[rows], len(self.data.text) - 1, caption)  # last: the empty prompt
         latents = torch.from_numpy(self.data.latents[image.numpy()]).to(device)
         noise, timestep = draws.noise[rows].to(device), draws.timestep[rows].to(device)
         noisy, target = add_noise(self.schedule, latents, noise, timestep)
@@ -466,7 +466,7 @@ def _trainable(network: ConditionedUNet) -> tuple[list[str], list[nn.Parameter]]
 
 def _groups(network: ConditionedUNet, config: FinetuneConfig) -> list[dict[str, Any]]:
     lora = lora_parameters(network.unet)
-    groups: list[dict[str, Any]] = [{"params": lora, "lr": config.lr}] if lora else []
+    groups: list[dict[str, Any]] = [{"params": lora, "lr": config.lr}] if lora else []  # none of a frozen one
     if network.encoder is not None:
         groups.append({"params": list(network.encoder.parameters()), "lr": config.encoder_lr})
     return groups

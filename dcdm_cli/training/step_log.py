@@ -27,6 +27,7 @@ class StepLog:
 
     def add(self, numbers: Mapping[str, float]) -> None:
         """numbers: step, loss, lr, encoder_lr. Raises StorageError."""
+        # only now is it known where this attempt begins: at the first step, or at a checkpoint
         if self._fresh:
             self._keep_until(int(numbers["step"]))
         seconds = round(time.monotonic() - self._begun, 3)
@@ -47,6 +48,7 @@ class StepLog:
     def _keep_until(self, step: int) -> None:
         self._fresh = False
         found = self.file.read_text("utf-8").splitlines()[1:] if self.file.is_file() else []
+        # by its commas a line counts as whole: a killed process may have left half of one
         kept = [line for line in found if line.count(",") == len(COLUMNS) - 1 and int(line.split(",")[0]) < step]
         write_text(self.file, _line(COLUMNS) + "".join(line + "\n" for line in kept))
 

@@ -51,6 +51,7 @@ class Views(Sequence[Image.Image]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not 0 <= index < len(self):
+            # what ends an iteration over a Sequence
             raise IndexError(index)
         number, image = divmod(index, len(self.paths))
         picture = _decoded(self.paths[image])
