@@ -69,7 +69,9 @@ def _onnxruntime() -> Iterator[str]:
 def _openvino() -> Iterator[str]:
     import openvino
 
-    core = openvino.Core()
+    from dcdm_cli.backends.ov_backend import shared_core
+
+    core = shared_core()
     compiled = core.compile_model(core.read_model(_graph()), "CPU")
     _check(compiled([np.ones((2, 2), np.float32)])[0])
     yield f"{openvino.__version__.split('-')[0]} on CPU"

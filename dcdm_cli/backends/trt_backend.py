@@ -237,12 +237,6 @@ def split_batch(images: int, sizes: tuple[int, ...]) -> tuple[tuple[int, int], .
 
     A call costs its size, full or not, and CALL_COST. sizes rise.
     """
-    largest = sizes[-1]
-    full, rest = divmod(images, largest)
-    if full and rest:
-        return ((largest, largest),) * full + split_batch(rest, sizes)
-    if full:
-        return ((largest, largest),) * full
     cost: list[int] = [0]
     plans: list[tuple[tuple[int, int], ...]] = [()]
     for n in range(1, images + 1):

@@ -102,7 +102,7 @@ def fit_calibration(
 ) -> Calibration:  # fmt: skip
     """requested, realised float [N] in [0, 1], agrees bool [N], label int [N]: one entry per probe image.
 
-    A class's means are drawn towards those of all classes by `PRIOR_IMAGES`; a class without probes gets those.
+    A class's means are drawn towards the fit of all classes by `PRIOR_IMAGES`; a class without probes gets those.
     Raises NumericalError when the scores are not finite, FlatResponseError when realised difficulty does not rise with
     the request.
     """

@@ -93,7 +93,7 @@ class RealFeatures:
 class Drawn:
     """Images of one point. features float32 [N, D]; label int64 [N]: what they should show; requested, realised float
     [N]; agrees bool [N]: the scorer gives the image its label; error: mean miss of reachable targets after calibration,
-    NaN = could not be fitted; seconds of rendering them."""
+    NaN = could not be fitted; seconds of drawing, scoring and looking at them."""
 
     features: np.ndarray
     label: np.ndarray

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from math import gcd
 
 import numpy as np
 from torch import Tensor
@@ -46,11 +47,12 @@ def record_calls(
     """About `most` calls, evenly over the schedule, of one shape: a guided step of `batch` images. Rows that fill no
     batch are left out."""
     whole = rows[: len(rows) // batch * batch]
-    # one more where it divides the steps: else the same few steps would be seen in each batch
     every = max(1, len(whole) // batch * engine.config.steps // most)
-    every += every > 1 and engine.config.steps % every == 0
+    # without a common factor: else the same few steps would be seen in each batch
+    while gcd(every, engine.config.steps) > 1:
+        every += 1
     recorder = RecordingDenoiser(engine.denoiser, every)
-    config = engine.config.model_copy(update={"batch_size": batch, "attempts": 1})
+    config = engine.config.model_copy(update={"batch_size": batch})
     for _ in render(replace(engine, denoiser=recorder, config=config), whole, job):
         job.stop_if_asked("nothing is exported yet")
     # outside a guidance interval steps have fewer rows, and `export_fp8` takes calls of one shape

@@ -199,6 +199,7 @@ class Ledger:
         """Puts a shard in its place and writes its sidecar. A shard that is published already is dropped."""
         if made.shard in self.finished:
             _discard(made.part)
+            _journal_file(self.layout, made.shard).unlink(missing_ok=True)
             return
         try:
             self._publish(made)

@@ -284,9 +284,14 @@ class Journal:
         try:
             check_entries(pa.Table.from_pylist([{c: entry.get(c) for c in ROWS.names} for entry in batch], ROWS))
             # links resolved: a class folder may be one that leads out
-            return all(places.inside(root, entry["path"]).is_file() for entry in batch if entry["path"] is not None)
+            # sizes too: images are not flushed, and after a power cut one may be empty
+            return all(_is_whole(places.inside(root, e["path"]), e["bytes"]) for e in batch if e["path"] is not None)
         except (pa.ArrowException, ValueError, TypeError, OverflowError):  # OutsideError is a ValueError
             return False
+
+
+def _is_whole(image: Path, size: int) -> bool:
+    return image.is_file() and image.stat().st_size == size
 
 
 def check_entries(rows: pa.Table) -> None:

@@ -136,8 +136,9 @@ class ReceivingCoordinator(ShardCoordinator):
         entries.extend(writer.add(batch.entries, batch.contents))
         finished = super().said(shard, ShardProgress(shard, len(entries), len(batch.entries)))
         if finished == task.start + len(task.rows):
+            content = writer.finish()  # while it is open: where this fails, `abandon` removes what was begun
             del self.open[shard]
-            super().said(shard, MadeShard(shard, entries, writer.finish()))
+            super().said(shard, MadeShard(shard, entries, content))
         return finished
 
 

@@ -36,15 +36,8 @@ from dcdm_export.signature import DENOISER, TEXT_ENCODER, VAE_DECODER, ModelFact
 Calls = Callable[[], Sequence[NetworkCall]]
 BATCHES = (1, 2, 5)
 TIMESTEPS = (999.0, 1.0, 500.0, 250.0, 750.0)
-ADAPTER_FACTS = {
-    "class_names",
-    "mode",
-    "tokens",
-    "adapter_hash",
-    "lora_scale",
-    "distilled",
-    "extra_lora",
-}  # decoder and text encoder know none
+# decoder and text encoder know none of them
+ADAPTER_FACTS = {"class_names", "mode", "tokens", "adapter_hash", "lora_scale", "distilled", "extra_lora"}
 DIFFICULTIES = (0.5, NULL_DIFFICULTY, 0.0, 1.0, 0.25)
 
 

@@ -13,6 +13,7 @@ from dcdm_cli.errors import UsageError
 from dcdm_cli.run.roles import IMAGES, all_others, fingerprints
 from dcdm_cli.run.store import Outcome, Stage, StageRecord
 from dcdm_cli.stages.devices import settle_placement
+from dcdm_cli.stages.caption import caption_input
 from dcdm_cli.stages.given import image_input
 from dcdm_cli.stages.label_check import generator_files
 from dcdm_cli.stages.probe import Probed, open_run_engine, probe, probe_with_pool, usable_calibration
@@ -61,7 +62,7 @@ def adherence_stage(session: Session) -> Stage:
     settings |= {"targets": list(evaluate.targets), "per_target": evaluate.per_target, "holdout": evaluate.holdout}
     settings |= {"seed": evaluate.seed + config.seed}
     calibration = run.record("calibrate")
-    inputs = {name: run.require(name).id for name in ("score", "caption")} | run.adapter_ids()
+    inputs = {"score": run.require("score").id, **caption_input(run)} | run.adapter_ids()
     inputs |= {"calibrate": calibration.id if calibration else "", **image_input(session)}
     uncounted = {**all_others(made, *IMAGES), **all_others(judge)}
     return Stage("adherence", settings, inputs, uncounted, generator_files(session))

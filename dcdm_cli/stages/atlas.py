@@ -18,6 +18,7 @@ from dcdm_cli.run.store import Outcome, Stage, StageRecord
 from dcdm_cli.stages.atlas_groups import groups_of
 from dcdm_cli.stages.devices import run_features, settle_generation
 from dcdm_cli.stages.evaluation_data import checked_data, look_at_sources
+from dcdm_cli.stages.given import image_input
 from dcdm_cli.stages.jobs import open_job
 from dcdm_cli.stages.judge import open_judge
 from dcdm_cli.stages.label_check import generator_files
@@ -73,7 +74,7 @@ def atlas_stage(session: Session) -> Stage:
     run, config = session.run, session.config
     found = {name: run.record(name) for name in ("score", "caption", "finetune", "calibrate", "generate")}
     inputs = {name: record.id for name, record in found.items() if record}
-    inputs |= run.adapter_ids()
+    inputs |= run.adapter_ids() | image_input(session)
     made, judge = {"generate": config.generate}, {"judge": config.judge}
     settings: dict[str, Any] = {**fingerprints(made, *IMAGES), **fingerprints(judge)}
     # of [evaluate] only what the page shows: arms and seeds of a comparison do not make it stale

@@ -67,6 +67,6 @@ def with_best_target(session: Session) -> Session:
         raise NotFoundError(f"--difficulty best: {file} was measured with another adapter", f"{COMMAND} --force")
     low, high = found.interval
     known = f"most is worth {found.difficulty:.2f}, 95 % interval {low:.2f} to {high:.2f}"
-    told = known if found.told else f"{known}: too wide to go by, the default stays"
+    told = known if found.told else f"{known}: chance could have made it, the default stays"
     session.console.note(f"--difficulty best: {found.target} ({told})")
     return session.with_settings(generate={"difficulty": found.target})

@@ -35,8 +35,8 @@ def run_caption(session: Session) -> StageRecord:
             _, written = run.run(caption_files_stage(session), lambda: _write_extras(session), force=session.force)
             done = done or written
         if session.config.caption.method == "llm":
-            record = run_prompts(session)
-            done = True
+            record, written = run_prompts(session)
+            done = done or written
     if not done:
         session.console.note("caption: nothing changed, skipped (--force runs it again)")
     return record

@@ -130,7 +130,8 @@ def _on_ray(session: Session) -> Placement:
     count = int(wanted[0]) if wanted and wanted[0] != "all" else cluster.gpus if gpu else cluster.nodes
     if count < 1 or (gpu and count > cluster.gpus):
         raise CapabilityError(f"--devices {count}: the cluster has {cluster.gpus} GPUs", "use --devices all")
-    threads = session.config.threads or (None if gpu else cluster.cpus if not wanted else 1)
+    whole = not wanted or wanted[0] == "all"  # one worker per machine has all its cores
+    threads = session.config.threads or (None if gpu else cluster.cpus if whole else 1)
     resources = {"num_gpus": 1.0, "num_cpus": 1.0} if gpu else {"num_cpus": float(threads or 1)}
     return Placement(["cuda" if gpu else "cpu"] * count, "ray", config.results == "driver", threads, resources)
 

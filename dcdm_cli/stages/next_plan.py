@@ -15,11 +15,11 @@ from dcdm_cli.run.session import Session
 from dcdm_cli.run.store import Outcome, RunFolder, Stage, StageRecord
 from dcdm_cli.stages.devices import settle_generation
 from dcdm_cli.stages.evaluation_data import look_at_sources
-from dcdm_cli.stages.given import image_input
+from dcdm_cli.stages.given import image_input, table_input
 from dcdm_cli.stages.jobs import open_job
 from dcdm_cli.stages.known import scorer_known
 from dcdm_cli.stages.label_check import generator_files
-from dcdm_cli.stages.plan import describe_model
+from dcdm_cli.stages.plan import describe_model, images_per_label
 from dcdm_cli.stages.probe import open_run_engine, plan_inputs
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def next_plan_stage(session: Session) -> Stage:
     run, config = session.run, session.config
     generated = run.record("generate")
     inputs = {"finetune": run.require("finetune").id, "generate": generated.id if generated else ""}
-    inputs |= image_input(session)
+    inputs |= image_input(session) | table_input(session)
     # this round's set is among the inputs by its record
     if earlier := [file for file in _rounds(run) if file.parent != run.generated]:
         inputs["rounds"] = hash_json([[file.parent.name, hash_file(file)] for file in earlier])
@@ -90,7 +90,6 @@ def next_plan_stage(session: Session) -> Stage:
 def _plan_what_is_hard(session: Session) -> Outcome:
     from dcdm_cli.data.manifest import read_manifest
     from dcdm_cli.evaluation.downstream import NOTHING, Samples
-    from dcdm_cli.generation.budget import Budget
     from dcdm_cli.generation.finished import read_generated
     from dcdm_cli.generation.plan_file import write_plan
 
@@ -100,8 +99,7 @@ def _plan_what_is_hard(session: Session) -> Outcome:
     for file in _rounds(run):
         images = read_generated(file.parent)
         made = made + Samples(images.paths(), images.column("label"))
-    budget = Budget(config.generate.per_class, config.generate.count, config.generate.ratio)
-    count = int(budget.per_label(real.class_counts()).sum())
+    count = int(images_per_label(config.generate, real).sum())
     generator = open_run_engine(session, run.adapter, job).generator
     seed = config.generate.seed + config.seed + len(made)  # another round draws other images
     asked = plan_demand(session, real, made, count, seed, generator, job)

@@ -22,8 +22,10 @@ from dcdm_cli.stages.label_check import check_input, generator_files
 from dcdm_cli.stages.probe import make_measure, open_run_engine, plan_inputs
 
 if TYPE_CHECKING:
+    import numpy as np
     from rich.console import RenderableType
 
+    from dcdm_cli.data.manifest import Manifest
     from dcdm_cli.generation.layout import Layout
     from dcdm_cli.generation.plan import Plan
     from dcdm_cli.generation.plan_file import AnyPlan
@@ -46,6 +48,15 @@ class HasGenerator(Protocol):
     def generator(self) -> str: ...
 
 
+def images_per_label(config: GenerateConfig, real: Manifest) -> np.ndarray:
+    """How many images the settings ask for beside these real ones, int64 [classes]."""
+    from dcdm_cli.generation.budget import Budget, read_counts
+
+    counts = read_counts(config.counts, real.class_names) if config.counts else None
+    budget = Budget(config.per_class, config.count, config.ratio, counts, config.balance)
+    return budget.per_label(real.class_counts())
+
+
 def draw_plan(
     session: Session, config: GenerateConfig, engine: HasGenerator, made_for: Mapping[str, Any] | None = None
 ) -> Plan:
@@ -55,18 +66,15 @@ def draw_plan(
     """
     from dcdm_cli.data.manifest import read_manifest
     from dcdm_cli.evaluation.data import check_classes
-    from dcdm_cli.generation.budget import Budget, read_counts
     from dcdm_cli.generation.plan import make_plan
     from dcdm_cli.model.adapter import read_adapter
 
     train, info = read_manifest(session.run.samples).split("train"), read_adapter(session.run.adapter)
     # a label is a row of the adapter's encoder: in another order classes would be exchanged unseen
     check_classes(session.run.adapter, info.class_names, train.class_names)
-    counts = read_counts(config.counts, train.class_names) if config.counts else None
-    budget = Budget(config.per_class, config.count, config.ratio, counts, config.balance)
     return make_plan(
         plan_inputs(session),
-        budget.per_label(train.class_counts()),
+        images_per_label(config, train),
         _targets(config, train.class_names),
         config.seed + session.config.seed,
         engine.generator,

@@ -70,15 +70,16 @@ def _captions_source(session: Session) -> str:
     return " and ".join(f"{name} captions" for name, count in sorted(origins.items()) if count) or "own captions"
 
 
-def run_prompts(session: Session) -> StageRecord:
-    """`prompts.jsonl` by a language model, from the captions that the images have. The caption stage comes before."""
+def run_prompts(session: Session) -> tuple[StageRecord, bool]:
+    """`prompts.jsonl` by a language model, from the captions that the images have. The caption stage comes before.
+    Returns its record and whether there was something to do."""
     record, done = session.run.run(prompts_stage(session), lambda: _write(session), force=session.force)
     results = record.results
     if done:
         dropped = ", ".join(f"{results[name]} {name.replace('_', ' ')}" for name in ("duplicate", "too_long", "empty"))
         session.console.note(f"prompts: {results['prompts']} of {results['asked']} kept; dropped: {dropped}")
         session.console.note(f"use them: dcdm generate --run {session.run.path} --prompts {session.run.prompts}")
-    return record
+    return record, done
 
 
 def prompts_stage(session: Session) -> Stage:

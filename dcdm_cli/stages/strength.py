@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from dcdm_cli.data.manifest import Manifest
     from dcdm_cli.evaluation.features import Space
     from dcdm_cli.evaluation.strength import Point, RealFeatures
-    from dcdm_cli.stages.adapter import DifficultyOf
 
 REQUESTS = 5  # difficulties asked for at each point, evenly over the real images' own
 PROBES = "probes.jsonl"

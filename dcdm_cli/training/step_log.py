@@ -47,10 +47,16 @@ class StepLog:
 
     def _keep_until(self, step: int) -> None:
         self._fresh = False
-        found = self.file.read_text("utf-8").splitlines()[1:] if self.file.is_file() else []
-        # by its commas a line counts as whole: a killed process may have left half of one
-        kept = [line for line in found if line.count(",") == len(COLUMNS) - 1 and int(line.split(",")[0]) < step]
+        # people may open and save it: what is no line of ours is dropped
+        found = self.file.read_text("utf-8", "replace").splitlines()[1:] if self.file.is_file() else []
+        kept = [line for line in found if (of := _step_of(line)) is not None and of < step]
         write_text(self.file, _line(COLUMNS) + "".join(line + "\n" for line in kept))
+
+
+def _step_of(line: str) -> int | None:
+    """None for a line that is not whole, by its commas: a killed process may have left half of one."""
+    first = line.split(",")[0]
+    return int(first) if line.count(",") == len(COLUMNS) - 1 and first.isdecimal() else None
 
 
 class Tracker:

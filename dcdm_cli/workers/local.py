@@ -93,10 +93,9 @@ def _live(pipe: Connection, open_worker: OpenWorker, device: str) -> None:
             for value in worker.run(task):
                 pipe.send(("said", value))
             pipe.send(("end", None))
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        return  # the coordinator is gone
     except BaseException as error:  # all: who ends without a word is started again, several times
-        pipe.send(("failed", failure_of(error)))
+        with contextlib.suppress(*_GONE):  # the coordinator may be, which is then the error too
+            pipe.send(("failed", failure_of(error)))
 
 
 def _asked_over(pipe: Connection) -> Callable[[], bool]:

@@ -24,7 +24,7 @@ AHEAD = 4  # things said that may wait to be heard; a worker that is further ahe
 
 @dataclass(frozen=True)
 class Cluster:
-    """gpus: of all machines. nodes: alive. cpus: of the smallest machine."""
+    """gpus: of all machines. nodes: alive and with a CPU, at least 1. cpus: of the smallest machine."""
 
     gpus: int
     nodes: int

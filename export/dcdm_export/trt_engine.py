@@ -231,10 +231,10 @@ def _make_monitor(trt: Trt, progress: Progress | None) -> Any:
             self.steps.pop(phase_name, None)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            if progress is not None and self.stopped is None:
+            total = self.steps.get(phase_name)
+            if progress is not None and total and self.stopped is None:
                 try:
-                    total = self.steps.get(phase_name)
-                    progress("building engine", step + 1 if total else 0, total or 1)
+                    progress("building engine", step + 1, total)
                 except BaseException as error:
                     self.stopped = error
             return self.stopped is None

@@ -16,7 +16,8 @@ def whole_files(folder: Path, *, last: str | None = None) -> Iterator[Path]:
     """Yields an empty temporary folder in `folder`; when the block ends well, its files are moved into `folder`.
 
     Files of the same names are replaced. last: the file moved after all others, whose presence then says that they are
-    there. When the block fails, or the process dies, `folder` is as it was (a killed process leaves a `.part` folder).
+    there. When the block fails, or the process dies in it, `folder` is as it was (a killed process leaves a `.part`
+    folder); one that dies while files are moved leaves some of them moved, without the last one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".", suffix=PART_SUFFIX) as name:

@@ -15,6 +15,7 @@ from dcdm_cli.run.session import Session
 from dcdm_cli.run.settings import ClassifierConfig, changed
 from dcdm_cli.run.store import Outcome, Stage, StageRecord
 from dcdm_cli.stages.best_target import propose_target
+from dcdm_cli.stages.caption import caption_input
 from dcdm_cli.stages.devices import run_features, settle_generation
 from dcdm_cli.stages.evaluate import evaluation_stage
 from dcdm_cli.stages.evaluation_data import checked_data, look_at_sources
@@ -157,7 +158,7 @@ def _run_arms(session: Session, experiment: Experiment, files: ExperimentFiles) 
 
 def experiment_stage(session: Session, experiment: Experiment, files: ExperimentFiles) -> Stage:
     found = {name: session.run.record(name) for name in ("calibrate",)}
-    inputs = {name: session.run.require(name).id for name in ("score", "caption")} | session.run.adapter_ids()
+    inputs = {"score": session.run.require("score").id, **caption_input(session.run)} | session.run.adapter_ids()
     inputs |= {name: record.id for name, record in found.items() if record}
     inputs |= set_inputs(session.run, experiment)
     return evaluation_stage(session, f"evaluate-{files.name}", inputs, experiment=described(experiment))
