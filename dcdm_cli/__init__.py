@@ -18,9 +18,10 @@ _PLACES = {"DifficultyEncoder": "dcdm_cli.model.encoder", "Run": "dcdm_cli.api.r
 
 def __getattr__(name: str) -> object:
     if name not in _PLACES:
+        # what `hasattr` and the import of a submodule expect of a name that is not there
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_PLACES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__})  # globals() lacks what nobody has asked for yet

@@ -13,7 +13,7 @@ def main() -> None:
 
         run()
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(130)  # ExitCode.INTERRUPTED, whose module may be the one that was being imported
 
 
 if __name__ == "__main__":

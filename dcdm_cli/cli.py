@@ -59,7 +59,7 @@ def build_app(words: Sequence[str]) -> typer.Typer:
     )
     app.callback()(_root)
     for name, summary in COMMANDS.items():
-        if name in words:
+        if name in words:  # any word: options may stand before the command, and a folder called so costs one import
             importlib.import_module(f"dcdm_cli.commands.{name}").register(app, summary)
         else:
             app.command(name, help=summary)(_stand_in)
@@ -68,17 +68,21 @@ def build_app(words: Sequence[str]) -> typer.Typer:
 
 def main() -> None:
     """Console entry point. Exit codes: dcdm_cli.errors.ExitCode."""
+    # A Python that is started from here would import modules of the folder one stands in.
     os.environ.update(SAFE_PATH)
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # it would read what every installed package says
     _open_closed_streams()
     warnings.filterwarnings("ignore", module="huggingface_hub")  # about how other libraries call it
+    # before anything is parsed: a slip on the command line is a document too
     console = Console(as_json="--json" in sys.argv)
     install_handlers(console.warn, lambda: _end(console))
     _show_log(console)
     try:
         completing = (os.environ.get(name, "").split() for name in ("COMP_WORDS", "_TYPER_COMPLETE_ARGS"))
         words = [*sys.argv[1:], *(word for line in completing for word in line)]  # of bash; of zsh and fish
+        # standalone: typer would print errors and end the process by itself, with codes of its own.
         code = build_app(words)(standalone_mode=False, obj=console)
+        # commands return nothing; a number is that of a typer.Exit
         code = code if isinstance(code, int) else ExitCode.OK
         if asked_to_stop():
             stopped = _stopped()
@@ -87,7 +91,7 @@ def main() -> None:
             code = stopped.code
         ending[0] = True
     except BaseException as error:
-        ending[0] = True
+        ending[0] = True  # before the error is told: a signal meanwhile must not replace its code
         code = exit_code(error, console)
     gc.freeze()  # Python looks through all that torch has made once more before it ends: seconds on a busy machine
     sys.exit(code)
@@ -97,6 +101,7 @@ def _end(console: Console) -> None:
     """Says that it was stopped, and ends at once: a kill would leave no less."""
     stopped = _stopped()
     console.error(stopped)
+    # os._exit flushes nothing.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(stopped.code)
@@ -106,6 +111,7 @@ def exit_code(error: BaseException, console: Console) -> int:
     """Prints what the user needs to know about a failure and returns the code for the shell."""
     if os.environ.get("DCDM_DEBUG"):
         traceback.print_exception(error, file=sys.stderr)
+    # Typer makes SystemExit(1) of a broken pipe, so it has to be looked for behind other errors, and first.
     if isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still in Python's buffers goes nowhere, silently
         return ExitCode.BROKEN_PIPE
@@ -119,6 +125,7 @@ def exit_code(error: BaseException, console: Console) -> int:
         return known.code
     if isinstance(error, typer.Exit):
         return error.exit_code
+    # By what it can do, not by its class: some versions of typer have a click of their own.
     if hasattr(error, "exit_code") and hasattr(error, "show"):
         return _usage_error(error, console)
     console.error(DcdmError(f"{type(error).__name__}: {error}", "set DCDM_DEBUG=1 for the traceback; please report it"))
@@ -130,6 +137,7 @@ def _known(error: BaseException) -> DcdmError | None:
         return error
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
         return _stopped()
+    # torch's by name: nothing here imports it
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return OutOfMemoryError(
             f"out of memory: {error}", "use a smaller --batch-size; for fine-tuning also --gradient-checkpointing"
@@ -159,6 +167,7 @@ def _open_closed_streams() -> None:
         if getattr(sys, name) is None:
             while os.open(os.devnull, os.O_RDWR) < number:  # the lowest free number is taken
                 pass
+            # not closefd: the number stays taken
             setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
 
 
@@ -168,7 +177,7 @@ def _show_log(console: Console) -> None:
     handler.emit = lambda record: console.warn(record.getMessage())
     log = logging.getLogger("dcdm_cli")
     log.addHandler(handler)
-    log.propagate = False
+    log.propagate = False  # a library that sets up the root logger would show each line a second time
 
 
 def _print_version(wanted: bool) -> None:

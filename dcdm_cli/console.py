@@ -44,6 +44,7 @@ class Console:
         """Of stderr. Made when something is said: --help says nothing, and does not wait for rich."""
         from rich.console import Console as RichConsole
 
+        # Neither: names from outside may hold brackets and numbers, which stay as they are.
         return RichConsole(stderr=True, highlight=False, markup=False)
 
     @property
@@ -55,7 +56,8 @@ class Console:
 
         Called once a command runs; help and version are printed before and go to stdout as they should.
         """
-        sys.stdout.flush()
+        sys.stdout.flush()  # what was printed so far belongs to the old descriptor
+        # backslashreplace: a path that is no UTF-8 must not end a command that has done its work.
         self.out = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="backslashreplace")
         os.dup2(2, 1)
 
@@ -93,7 +95,7 @@ class Console:
         elif 0 < total <= done or time.monotonic() - self._last_line > LINE_EVERY_S:
             self._last_line = time.monotonic()
             self._say(show(pace.line(done, total, self._details.get(what, ""))))
-        if 0 < total <= done:
+        if 0 < total <= done:  # the same work may come again, for another set, at a pace of its own
             self._paces.pop(what)
 
     def detail(self, what: str, text: str) -> None:
@@ -109,6 +111,7 @@ class Console:
         """The command's result: the document as JSON, or tables and the path, or the path alone."""
         self.end_progress()
         if self.as_json:
+            # allow_nan: a bare NaN is what other readers refuse.
             self.out.write(json.dumps(document, ensure_ascii=False, allow_nan=False) + "\n")
         elif self.quiet:
             self.out.write(f"{path}\n")
@@ -142,7 +145,7 @@ class Console:
 
         if self.err.is_terminal and not whole:
             line = "\n".join(_filled(part, self.err.width) for part in line.splitlines())
-        self.err.print(Text(line, style=style), soft_wrap=True)
+        self.err.print(Text(line, style=style), soft_wrap=True)  # filled already; rich would break a path
 
     def _bar(self, pace: Pace, done: int, total: int) -> None:
         if self._bars is None:
@@ -179,6 +182,7 @@ def _print(out: TextIO, shown: Iterable[RenderableType], path: Path | str) -> No
 
     human = Human(file=out, highlight=False, markup=False)
     for renderable in shown:
+        # a Text is to be copied, as a path or a command
         human.print(renderable, soft_wrap=isinstance(renderable, Text))
     human.print(Text(show(path)), soft_wrap=True)
 

@@ -60,6 +60,7 @@ def system_error(error: BaseException) -> DcdmError | None:
 def error_number(error: BaseException) -> int | None:
     """The operating system's number. safetensors and pyarrow wrap its error in one of their own, with the number in the
     text."""
+    # not all have a number: those that libraries raise themselves do not
     if isinstance(error, OSError) and error.errno:
         return error.errno
     wrapped = isinstance(error, OSError) or type(error).__name__ == "SafetensorError"
@@ -92,14 +93,15 @@ def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        # A dot first and PART_SUFFIX last: `leftovers` knows it by that. A random part: writers may be several.
         part = path.with_name(f".{path.name[:100]}.{os.getpid()}.{secrets.token_hex(4)}{PART_SUFFIX}")
         try:
             yield part
             if durable:
-                fsync(part)
+                fsync(part)  # the content before the name, or a power cut leaves an empty file under it
             os.replace(part, path)
             if durable:
-                fsync(path.parent)
+                fsync(path.parent)  # the new name is an entry of the folder
         finally:
             part.unlink(missing_ok=True)
 
@@ -116,16 +118,18 @@ def atomic_folder(path: Path, *, keep: bool = False) -> Iterator[Path]:
             yield part
             for file in part.rglob("*"):
                 if file.is_file():
-                    fsync(file)
+                    fsync(file)  # what is in the folder before its name, as of a file
             old = part.with_name(part.name + ".old")
+            # A rename does not replace a folder that holds something.
             if path.exists() and not keep:
                 os.replace(path, old)
             try:
                 os.replace(part, path)
             except OSError:
+                # with `keep`, another process was first with the same content
                 if not (keep and path.is_dir()):
                     raise
-            fsync(path.parent)
+            fsync(path.parent)  # before the old one goes: one of the two is there at any time
             shutil.rmtree(old, ignore_errors=True)
         finally:
             shutil.rmtree(part, ignore_errors=True)
@@ -163,6 +167,7 @@ def leftovers(root: Path, *, leave: Sequence[Path] = ()) -> Iterator[Path]:
     `PART_SUFFIX`, as every temporary file and folder here is called. leave: folders that are not looked into."""
     for folder, folders, files in os.walk(root):
         yield from (Path(folder, name) for name in (*files, *folders) if _is_leftover(name))
+        # os.walk goes on by this very list
         folders[:] = [name for name in folders if not _is_leftover(name) and Path(folder, name) not in leave]
 
 
@@ -187,7 +192,7 @@ def sweep(root: Path, *, leave: Sequence[Path] = ()) -> None:
 def remove(paths: Iterable[Path]) -> None:
     """Files, and folders with all that is in them; what is gone already is nobody's loss."""
     for path in paths:
-        if path.is_dir() and not path.is_symlink():
+        if path.is_dir() and not path.is_symlink():  # of a link, the link alone goes
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
@@ -199,6 +204,7 @@ def _is_leftover(name: str) -> bool:
 
 def check_room(folder: Path, needed: int, what: str, spare: float = 0.1) -> None:
     """Before work begins. needed: bytes; spare: share that is asked for beyond. Raises StorageError."""
+    # The run folder itself may not be there yet.
     free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
     if needed * (1 + spare) > free:
         raise StorageError(
@@ -217,7 +223,7 @@ def hash_bytes(*parts: bytes) -> str:
     """First 32 hex digits of SHA-256 over the length-prefixed parts."""
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(len(part).to_bytes(8, "big"))  # lengths too, or ("ab", "c") and ("a", "bc") were one
         digest.update(part)
     return digest.hexdigest()[:32]
 

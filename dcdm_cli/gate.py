@@ -110,6 +110,7 @@ def first_fault(error: ValidationError) -> str:
     """Key, value and rule of the first thing that is wrong."""
     first = error.errors()[0]
     key = ".".join(map(str, first["loc"]))
+    # pydantic's input is the whole table then
     shown = "" if first["type"] == "missing" else f" = {shorten(first.get('input'))}"
     return f"{key}{shown}: {first['msg']}" if key else f"{shorten(first.get('input'))}: {first['msg']}"
 
@@ -117,7 +118,7 @@ def first_fault(error: ValidationError) -> str:
 def read_document(file: Path, kind: type[T], again: str) -> T:
     """A JSON file as a `kind`. Raises NotFoundError without a file, MismatchError with `again` for any other fault."""
     try:
-        if file.stat().st_size > MAX_DOCUMENT:
+        if file.stat().st_size > MAX_DOCUMENT:  # before it is read, and so before it fills the memory
             raise ValueError(f"it is larger than {MAX_DOCUMENT >> 20} MiB")
         return typed(kind, parse_json(file.read_bytes()))
     except FileNotFoundError as error:
@@ -136,7 +137,7 @@ def json_lines(file: Path) -> Iterator[bytes]:
     """The lines of a file, of which no one is longer than `MAX_LINE`; none without a file."""
     if file.is_file():
         with file.open("rb") as stream:
-            while line := stream.readline(MAX_LINE):
+            while line := stream.readline(MAX_LINE):  # a longer one comes in pieces, none of which is a row
                 yield line
 
 
@@ -181,6 +182,7 @@ class Column:
         short = call_function("less_equal", [call_function("utf8_length", [values]), self.longest])
         if self.pattern is None:
             return short
+        # Arrow searches; the group keeps an alternative inside the anchors
         like = MatchSubstringOptions(f"^(?:{self.pattern})$")
         return call_function("and", [short, call_function("match_substring_regex", [values], like)])
 
@@ -222,6 +224,7 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 def _refuse_large(value: Any) -> None:
     for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         _refuse_large(inner)
+    # TOML has 64 bits, and Python's own reader takes any number of digits.
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise ValueError
 

@@ -51,6 +51,7 @@ class Pace:
         if len(self.seen) > 1 and now - self.seen[-2][0] < TICK_S:  # a million reports are not kept
             self.seen.pop()
         self.seen.append((now, done))
+        # the newest report older than the window stays, or the rate would be over less
         while len(self.seen) > 2 and now - self.seen[1][0] > WINDOW_S:
             self.seen.popleft()
 

@@ -30,6 +30,7 @@ class Section(BaseModel):
         if not isinstance(values, Mapping):
             return values
         return {
+            # Unknown names stay, so that they are refused by name.
             name: _plain(cls.model_fields[name].annotation, v) if name in cls.model_fields else v
             for name, v in values.items()
         }
@@ -40,6 +41,7 @@ class Section(BaseModel):
         for name in self.model_fields_set:
             value = getattr(self, name)
             if fault := beyond(value):
+                # Not a plain ValueError: one of a whole section would not say which setting it is.
                 said = PydanticCustomError("value_error", "Value error, {fault}", {"fault": fault})
                 place = InitErrorDetails(type=said, loc=(name,), input=value)
                 raise ValidationError.from_exception_data(type(self).__name__, [place])
@@ -47,7 +49,7 @@ class Section(BaseModel):
 
 
 def _plain(annotation: Any, value: Any) -> Any:
-    if annotation is str and type(value) in (int, float):
+    if annotation is str and type(value) in (int, float):  # not isinstance: True is an int too, and no text
         return str(value)
     return None if value == "none" and type(None) in get_args(annotation) else value
 

@@ -42,6 +42,7 @@ def install_handlers(say: Callable[[str], None], end: Callable[[], None] = lambd
         again, name = bool(_asked), signal.Signals(number).name
         if ending[0]:
             _late.append(name)
+            # Not raised: it would end what is being said with a traceback, and with another code.
             return os._exit(InterruptedRunError.by(name, "").code) if len(_late) > 1 else None
         _asked.append(name)
         importing = _is_importing(frame)
@@ -51,7 +52,7 @@ def install_handlers(say: Callable[[str], None], end: Callable[[], None] = lambd
             raise StopNow
         say(f"{name}: finishing the current unit of work; once more to stop now")
 
-    for number in (getattr(signal, name) for name in SIGNALS if hasattr(signal, name)):
+    for number in (getattr(signal, name) for name in SIGNALS if hasattr(signal, name)):  # Windows lacks some
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handle)
     ending[0] = False
@@ -70,7 +71,7 @@ def _unless_stopped(tell: Callable[[Any], None]) -> Callable[[Any], None]:
 
 def asked_to_stop() -> str | None:
     """Name of the newest signal that asked, or None."""
-    _somebody_asks[0] = True
+    _somebody_asks[0] = True  # from now on a signal can wait for the next question
     return _asked[-1] if _asked else None
 
 

@@ -83,6 +83,7 @@ def _checked(prompt: str, class_name: str, where: str, path: Path) -> str:
     if not prompt.strip():
         raise UsageError(f"{where}: the prompt is empty", "write what is to be seen, or remove the row", file=path)
     try:
+        # "x": a prompt that is the bare name is not empty.
         caption_from_template(prompt.replace(class_name, " ") + "x", class_name)  # braces of the name are no token
     except UsageError as error:
         raise UsageError(f"{where}: {error.message}", error.hint, file=path) from error
@@ -112,6 +113,7 @@ def _text(value: Any) -> str:
 
 def _folder_rows(path: Path, class_names: Sequence[str]) -> Iterator[tuple[str, ClassPrompt]]:
     """Files are called as classes are, or as their folders among generated images are."""
+    # classes last: a file that is called like a class is that of this class
     called = dict(zip(class_folders(class_names), class_names, strict=True)) | {name: name for name in class_names}
     for file in sorted(path.glob("*.txt")):
         try:

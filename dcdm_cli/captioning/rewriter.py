@@ -70,7 +70,8 @@ class Answer:
 
 def requests(class_name: str, captions: Sequence[str], count: int, seed: int) -> list[Request]:
     """`count` different pairs of a caption and a scene, or as many as there are, drawn from the seed."""
-    known = sorted(set(captions))[:MOST_CAPTIONS]
+    known = sorted(set(captions))[:MOST_CAPTIONS]  # sorted: the order of a set changes from run to run
+    # by its name: what a class is asked stays the same when others come or go
     rng = np.random.default_rng([seed, int(hash_json(class_name)[:8], 16)])
     drawn = rng.permutation(len(known) * len(SCENES))[:count].tolist()
     return [Request(class_name, known[n % len(known)], ", ".join(SCENES[n // len(known)])) for n in drawn]
@@ -134,7 +135,7 @@ class LanguageModel:
         self.tokenizer, self.model = _load(config, dtype)
         self.model.to(self.device).eval()
         if self.tokenizer.pad_token is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token
+            self.tokenizer.pad_token = self.tokenizer.eos_token  # many have none, and a batch needs one; it is masked
         self.tokenizer.padding_side = "left"  # generation goes on at the right end
         self.revision: str | None = getattr(self.model.config, "_commit_hash", None) or config.llm_revision
 
@@ -142,6 +143,7 @@ class LanguageModel:
     def rewrite(self, wanted: Sequence[Request]) -> list[str]:
         """One line of text per request; may be empty."""
         inputs = self.tokenizer([self._asked(request) for request in wanted], return_tensors="pt", padding=True)
+        # not token_type_ids, which some tokenizers add and causal models refuse
         inputs = {name: inputs[name].to(self.device) for name in ("input_ids", "attention_mask")}
         ids = self.model.generate(
             **inputs,

@@ -89,6 +89,7 @@ def cut_to_limit(captions: Iterable[str | None], tokenizer: PreTrainedTokenizerB
     def fits(text: str) -> bool:
         if len(text) > limit * _CHARACTERS_PER_TOKEN:
             return False
+        # verbose: it would warn of each text that is too long
         return len(tokenizer(text, verbose=False)["input_ids"]) <= limit
 
     cut = {text: _longest_that_fits(text, fits) for text in set(texts)}
@@ -103,6 +104,7 @@ def _longest_that_fits(text: str, fits: Callable[[str], bool]) -> str:
 
 
 def _bisect(text: str, ends: Sequence[int], fits: Callable[[str], bool]) -> str:
+    # Longer texts never fit where shorter ones do not, so a few calls of the tokenizer find the end.
     kept = bisect_right(ends, False, key=lambda end: not fits(text[:end]))
     return text[: ends[kept - 1]] if kept else ""
 

@@ -42,6 +42,7 @@ def register(app: typer.Typer, summary: str) -> None:
 def as_command(session: Session, *, command: str | None, origin: bool) -> Session:
     """The session with the settings that `command` would see. Raises UsageError for an unknown one."""
     if command is None:
+        # the last command sees the records of all others
         if any(layer.values for layer in recorded_layers(session.run, PIPELINE[-1])):
             session.console.note("stages of this run decide settings of later ones: dcdm config show COMMAND")
         return session

@@ -45,6 +45,7 @@ def register(app: typer.Typer, summary: str) -> None:
             name = stage.__name__
             session.console.note(f"dcdm {name}")
             stage()
+            # a signal may come when the stage has looked for one for the last time
             Job(stop_signal=asked_to_stop).stop_if_asked(f"{name} is finished")
         session.console.note("dcdm evaluate")
         told = evaluation_told(session, run.evaluate())
@@ -57,4 +58,5 @@ def demo_settings(session: Session, *, full: bool) -> Session:
     given = {**FULL, **session.given} if full else session.given
     lowest = {"preset": "digits", **QUICK}
     resolved = resolve(flags=given, config_file=session.config_file, run_file=session.run.config_file, lowest=lowest)
+    # QUICK too, so that dcdm.toml says what the demo was made with
     return replace(session, resolved=resolved, given={**QUICK, **given})

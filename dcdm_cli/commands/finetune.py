@@ -31,10 +31,10 @@ def register(app: typer.Typer, summary: str) -> None:
         ] = None,
     ) -> None:
         ranks, wanted = Ranks.of_environment(), _wanted(devices, session)
-        if ranks.world == 1 and wanted:
+        if ranks.world == 1 and wanted:  # a process that a launcher has started is in a group already
             run_group(session, wanted)
             return
-        if not ranks.is_main:
+        if not ranks.is_main:  # one process writes and speaks
             join_group(session)
             return
         from dcdm_cli.stages.report import prompt_lines, strength_lines

@@ -105,7 +105,7 @@ def show_part(session: Session, plan_file: Path | None, part: str) -> None:
 def show_price(session: Session, wishes: Wishes) -> None:
     plan, cost, file = Run.of(session).plan(budget_hours=wishes.hours, gpu_hour_price=wishes.hour_price)
     warn_unreachable(session, plan)
-    if cost.disk_bytes * 1.1 > cost.disk_free_bytes:
+    if cost.disk_bytes * 1.1 > cost.disk_free_bytes:  # the same to spare as `check_room` asks for when it begins
         session.console.warn(
             f"the images need about {cost.disk_bytes / 1e9:.1f} GB and {cost.disk_free_bytes / 1e9:.1f} GB are free"
         )

@@ -52,6 +52,7 @@ class PanelCommand(TyperCommand):
         origin = settings.origins.get(key, DEFAULT)
         text = as_words(value)
         text = text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
+        # of a file its name: the column is narrow
         return f"  [{Path(origin).name if os.sep in origin else origin}: {text}]"
 
     def _resolved(self, ctx: Any) -> Any:

@@ -45,10 +45,11 @@ def stage_command(
     offered = {name: SHARED[name] for name in SHARED if name in (*shared, *OUTPUT)}
 
     def decorate(function: Callable[..., None]) -> None:
+        # annotations are texts in these modules
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
         flags = {param: key for section in sections for param, key in section_flags(section)}
         flags |= {key.rpartition(".")[2]: key for key in keys}
-        taken = {p.name for p in own} | set(SHARED)
+        taken = {p.name for p in own} | set(SHARED)  # --seed, say, is the run's, and a stage's own is --set's
         flags = {param: key for param, key in flags.items() if param not in taken}
 
         @functools.wraps(function)
@@ -72,7 +73,7 @@ def stage_command(
         parameters += [flag_parameter(param, key) for param, key in flags.items()]
         parameters += [parameter(param, annotation, default) for param, (annotation, default) in offered.items()]
         command.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
-        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        command.__annotations__ = {p.name: p.annotation for p in parameters}  # typer reads both
         lines = [help, "", "\b", *(f"Example: {example}" for example in examples)]  # \b: not filled to paragraphs
         app.command(name, help="\n".join(lines), cls=panelled(name, flags))(command)
 

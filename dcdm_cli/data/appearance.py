@@ -36,7 +36,7 @@ def value_warnings(examined: Examined, options: DecodeOptions) -> Iterator[str]:
 
 def shape_warnings(widths: np.ndarray, heights: np.ndarray, options: DecodeOptions) -> Iterator[str]:
     """Images that are shown distorted, or of which the middle square leaves much out. widths, heights: int [N]."""
-    if options.fit not in ("auto", "crop") or not len(widths):
+    if options.fit not in ("auto", "crop") or not len(widths):  # pad and stretch show the whole image, by wish
         return
     ratio = np.maximum(widths, heights) / np.maximum(1, np.minimum(widths, heights))
     long = (ratio > LONG) if options.fit == "auto" else np.zeros(len(ratio), bool)

@@ -43,10 +43,11 @@ class Place:
 def members(tar: Path) -> Iterator[Member]:
     """Regular members in order, in constant memory. Raises UsageError for what is no plain tar."""
     try:
+        # "r:" takes no compressed tar: of those no member has a place from which it could be read.
         with tarfile.open(tar, "r:", errorlevel=0) as archive:
             while (info := archive.next()) is not None:
                 archive.members = []  # pyright: ignore[reportAttributeAccessIssue]  # it would keep them all
-                if info.isreg() and not info.issparse():
+                if info.isreg() and not info.issparse():  # the bytes of a sparse file are not in one piece
                     yield Member(info.name, info.offset_data, info.size)
     except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
         raise UsageError(
@@ -72,13 +73,14 @@ def sample_key(name: str) -> tuple[str, str] | None:
 
 def member_path(tar: str, member: Member) -> str:
     """The manifest path of a member of `tar`."""
-    name = re.sub(r"[^A-Za-z0-9._-]", "_", PurePosixPath(member.name).name)[-100:]
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", PurePosixPath(member.name).name)[-100:]  # from the end: with the suffix
     return f"{tar}#{member.offset}+{member.size}/{name}"
 
 
 def member_place(path: Path) -> Place | None:
     """None for a path of an ordinary file."""
     text = str(path)
+    # most paths have none, and the pattern tries every ".tar" in them
     match = _MEMBER.fullmatch(text) if "#" in text else None
     return Place(Path(match["tar"]), int(match["offset"]), int(match["size"])) if match else None
 
@@ -92,7 +94,7 @@ def read_range(tar: Path, offset: int, size: int, limit: int = MAX_IMAGE) -> byt
     with tar.open("rb") as stream:
         stream.seek(offset)
         content = stream.read(size)
-    if len(content) < size:
+    if len(content) < size:  # reading beyond the end is no error to the system
         raise ValueError(f"the archive ends {size - len(content)} bytes too early")
     return content
 

@@ -67,7 +67,7 @@ class Beside:
             row = table.get(path.relative_to(folder).as_posix()) if table else None
             if row is not None:
                 return row
-            if folder in (self.root, folder.parent):
+            if folder in (self.root, folder.parent):  # folder.parent: of "/", which is its own
                 return NOTHING
             folder = folder.parent
 
@@ -83,6 +83,7 @@ class Beside:
             columns = columns or _columns(row, self.options, file)
             name = row.get(columns["name"])
             if isinstance(name, str):
+                # as `relative_to` spells the names that are looked up
                 table[name.removeprefix("./")] = self._known(row, columns, f"{file}, row {number}")
         return table
 
@@ -109,7 +110,7 @@ def _first_line(file: Path) -> str | None:
     """None for what is no text."""
     try:
         with file.open("rb") as stream:
-            lines = stream.read(MAX_TEXT).decode("utf-8-sig").splitlines()
+            lines = stream.read(MAX_TEXT).decode("utf-8-sig").splitlines()  # -sig: some editors put a mark first
     except (OSError, ValueError):
         return None
     return read_text(next((line for line in lines if line.strip()), None))
@@ -119,7 +120,7 @@ def _columns(row: Mapping[str, Any], options: ScanOptions, file: Path) -> dict[s
     """Role -> column."""
     name = next((column for column in _NAME_COLUMNS if column in row), None)
     wanted = {"caption": options.caption_column, "difficulty": options.score_column}
-    if options.label_column != "label":
+    if options.label_column != "label":  # the default is no wish: folders name the classes then
         wanted["label"] = options.label_column
     missing = [column for column in wanted.values() if column and column not in row]
     if name is None or missing:

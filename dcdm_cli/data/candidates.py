@@ -151,9 +151,9 @@ def read_label(value: Any, names: Sequence[str] | None) -> str | None:
 def read_difficulty(value: Any, where: str) -> float | None:
     """A score of the user's own: empty and NaN mean not scored. Raises UsageError outside [0, 1]."""
     try:
-        score = math.nan if value is None or value == "" else float(value)
+        score = math.nan if value is None or value == "" else float(value)  # "" is an empty cell of a CSV
     except (TypeError, ValueError, OverflowError):
-        score = math.inf
+        score = math.inf  # no number at all: refused below, as one out of range is
     if math.isnan(score):
         return None
     if not 0.0 <= score <= 1.0:

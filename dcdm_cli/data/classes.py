@@ -51,12 +51,14 @@ def read_class_map(file: Path | None) -> ClassMap | None:
         raise UsageError(f"{file} is no class map", _CLASS_MAP, file=file)
     names = tuple(group[0] for group in groups)
     meaning = {str(index): name for index, name in enumerate(names)}
+    # Names last: a class that is called like a number is that class.
     return ClassMap(names, meaning | {name: group[0] for group in groups for name in group})
 
 
 def _groups(stated: Any) -> list[list[str]] | None:
     """The names of each index, in label order; None for what is no class map."""
     if isinstance(stated, dict):
+        # By length, then text, is the order of numbers, however many digits they have.
         indexes = sorted({str(index) for index in stated.values()}, key=lambda text: (len(text), text))
         if indexes != [str(index) for index in range(len(indexes))]:
             return None
@@ -84,6 +86,7 @@ def check_twins(class_names: Iterable[str]) -> None:
     """Two spellings of one class would share a folder on many file systems. Raises UsageError."""
     spellings: dict[str, str] = {}
     for name in class_names:
+        # again: casefold takes some letters apart
         folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
         if folded in spellings:
             raise UsageError(
@@ -153,7 +156,7 @@ def untrainable_warnings(manifest: Manifest) -> Iterator[str]:
                 f"no training image of {len(without)} classes is {what}: {quoted(without)}. Fine-tuning needs one of "
                 f"each: add images, correct labels, or leave the class out (--exclude){remedy}"
             )
-            return
+            return  # what is not scored is not trusted either: said once
 
 
 def _counted(classes: Sequence[LeftOut], most: int = 5) -> str:

@@ -48,9 +48,10 @@ def correct(manifest: Manifest, drop: Path | None, relabel: Path | None) -> Corr
 def read_rows(path: Path) -> list[dict[str, str]]:
     """The rows about real images, by column name. Semicolons and tabs separate columns too, as spreadsheets write."""
     try:
-        text = path.read_text("utf-8-sig")
+        text = path.read_text("utf-8-sig")  # -sig: spreadsheets put a mark first
         first = text.split("\n", 1)[0]
         separator = max(",;\t", key=first.count)
+        # newline: csv wants line ends as they are. restval: cells that a short row lacks.
         rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, restval=""))
     except FileNotFoundError as error:
         raise NotFoundError(f"no list of corrections at {path}", f"write {EXAMPLE}", file=path) from error
@@ -69,7 +70,7 @@ def _relabelled(manifest: Manifest, path: Path) -> tuple[Manifest, str]:
     known = {name: label for label, name in enumerate(manifest.class_names)}
     for row in chosen:
         if row[RELABEL].strip() not in known:
-            hint = nearest(row[RELABEL].strip(), list(known)[:1000])
+            hint = nearest(row[RELABEL].strip(), list(known)[:1000])  # difflib compares with every one of them
             raise UsageError(f"{path}: there is no class {shorten(row[RELABEL])}", hint, file=path)
     labels, names = manifest.column("label").copy(), manifest.column("class_name").copy()
     found = _found(manifest, chosen, path)
@@ -97,6 +98,7 @@ def _dropped(manifest: Manifest, path: Path) -> tuple[Manifest, str]:
 
 def _found(manifest: Manifest, rows: list[dict[str, str]], path: Path) -> dict[int, Mapping[str, str]]:
     """Position -> row, by id where there is one, else by path."""
+    # Both spellings: dcdm review writes whole paths, a person perhaps those of the source.
     places = {str(place): i for i, place in enumerate(manifest.paths())}
     places |= {name: i for i, name in enumerate(manifest.table["path"].to_pylist())}
     ids = {name: i for i, name in enumerate(manifest.column("sample_id").tolist())}

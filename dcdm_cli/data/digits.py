@@ -65,7 +65,7 @@ def training_images(source: str) -> int:
 def write_digits(folder: Path, training: int = SPLIT_SIZES["train"]) -> Path:
     """Writes `folder/<split>/<digit>/<row>.png` once, `training` images in train; returns the folder."""
     if folder.is_dir():
-        return folder
+        return folder  # whole, because it was renamed into place
     images, labels = digit_images()
     with atomic_folder(folder) as part:
         splits = split_rows(labels)

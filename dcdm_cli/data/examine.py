@@ -86,6 +86,7 @@ def examine_all(
     """
     examined, end = _earlier(spool, key), spool / "end.json"
     if end.is_file():
+        # Counted while the source was listed, which is not done again.
         listing.notes.update(read_document(end, dict[Text, Count], f"remove {spool}"))
         return examined
     candidates = iter(listing.candidates)
@@ -96,6 +97,7 @@ def examine_all(
         chunk = _examine_chunk(islice(candidates, CHUNK), listing, lookup, options, report)
         if not chunk.seen:
             break
+        # a temporary folder need not outlast a power cut
         _keep(chunk, spool / f"{len(examined.files):06d}.parquet", examined, durable=bool(key))
         job.stop_if_asked(f"{examined.candidates} images are read" if key else "the images have not been read yet")
     if not 0 < listing.total <= examined.candidates:  # the last image has not said so
@@ -156,6 +158,7 @@ def _in_threads(
     """Results in order. Decoding and hashing release the interpreter lock, so threads use all cores."""
     with ThreadPoolExecutor(os.cpu_count()) as pool, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")  # set here because warning filters are not per thread
+        # Between its limit and twice that, Pillow only warns.
         warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
         while wave := list(islice(candidates, _WAVE)):
             yield from pool.map(examine, wave)
@@ -166,7 +169,7 @@ def _examine(
 ) -> dict[str, Any]:
     if isinstance(candidate.image, RejectedImage):
         raise candidate.image
-    class_name = _class_name(candidate.label, listing.no_label, lookup)
+    class_name = _class_name(candidate.label, listing.no_label, lookup)  # before decoding, which is what takes time
     image = decode_image(candidate.image, options.decode)
     path = candidate.name
     if isinstance(candidate.image, bytes):
@@ -219,10 +222,12 @@ def _keep_original(content: bytes, root: Path) -> str:
 
 def _keep(chunk: _Chunk, file: Path, examined: Examined, *, durable: bool) -> None:
     peaks = [row["deep_peak"] for row in chunk.rows if row["deep_peak"] is not None]
+    # deep ones are told about by their peaks
     dark = sum(row["is_dark"] and row["deep_peak"] is None for row in chunk.rows)
     facts = _Facts(chunk.seen, tuple(chunk.rejected), len(peaks), max(peaks, default=0.0), dark)
     schema = ROWS.with_metadata({_META: json.dumps(asdict(facts)).encode()})
     with atomic_path(file, durable=durable) as part:
+        # of the rows' keys, those that the schema lacks are left out
         pq.write_table(pa.Table.from_pylist(chunk.rows, schema=schema), part)
     _enter(examined, file, facts, len(chunk.rows))
 
@@ -263,6 +268,7 @@ def _earlier(spool: Path, key: str) -> Examined:
             facts = typed(_Facts, parse_json((pq.read_metadata(file).metadata or {})[_META]))
             check_columns(rows, _RULES)
         except (pa.ArrowException, OSError, KeyError, ValueError):  # damaged: what comes from here on is read again
+            # end.json says that everything is read
             for later in (*sorted(spool.glob("*.parquet"))[number:], spool / "end.json"):
                 later.unlink(missing_ok=True)
             break

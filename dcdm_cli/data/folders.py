@@ -42,7 +42,7 @@ def list_folder(root: Path, options: ScanOptions) -> Listing:
         candidates,
         root,
         str(root),
-        None if beside.names_classes else sorted(names) or None,
+        None if beside.names_classes else sorted(names) or None,  # what a column names is known once it is read
         notes=tree.notes,
         split_origin=origin,
         warnings=tuple(warnings),
@@ -68,8 +68,10 @@ class _Kinds:
 def _split_parts(tree: Tree, tops: Sequence[Path], options: ScanOptions) -> list[SplitFolder]:
     """The parts of a source with splits; none where the top-level folders are classes."""
     kinds = _kinds(tree, tops, options)
+    # --split says which reading is meant: nothing else needs an answer then.
     if kinds.splits and options.split is not None:
         return _chosen(kinds, tops, options)
+    # Before mixtures in general: this kind has a remedy of its own.
     if kinds.flat and any(split == "train" for split, _ in kinds.splits) and not (kinds.classes or kinds.asked):
         _refuse_unlabelled(tree.root, kinds)
     if kinds.splits and (kinds.classes or kinds.flat or kinds.asked):
@@ -92,6 +94,7 @@ def _kinds(tree: Tree, tops: Sequence[Path], options: ScanOptions) -> _Kinds:
     for top in tops:
         name = top.name.casefold()
         meaning = meaning_of(name, options.split_map)
+        # Only where it decides: whether a folder is filled takes a walk through it.
         has_classes = (meaning or name in GUESSES or options.split is not None) and bool(tree.filled(top))
         stated = name in options.split_map
         if meaning == LEFT_OUT:
@@ -101,7 +104,7 @@ def _kinds(tree: Tree, tops: Sequence[Path], options: ScanOptions) -> _Kinds:
         elif meaning in SPLIT_WORDS:
             kinds.flat.append(top)
         elif has_classes and options.split is not None and name == options.split.casefold():
-            kinds.splits.append(("train", top))
+            kinds.splits.append(("train", top))  # as in `split_of`: a name that means nothing here is for training
         elif has_classes and name in GUESSES and meaning != AS_CLASS:
             kinds.asked.append(top)
         else:
@@ -175,6 +178,7 @@ def _look_like_parts(tree: Tree, classes: Sequence[Path]) -> Iterator[str]:
 
 
 def _candidates(tree: Tree, root: Path, parts: Sequence[SplitFolder], beside: Beside) -> Iterator[Candidate]:
+    # Beside folders of splits: listed all the same, so that they are counted as left out.
     if all(top != root for _, top in parts):
         for path in tree.images(root, deep=False):
             yield _file_candidate(tree, path, None, None, beside)
@@ -192,7 +196,7 @@ def _file_candidate(tree: Tree, path: Path, label: str | None, split: str | None
     try:
         if not is_text(name):
             raise RejectedImage("bad_name", "the name is not UTF-8")
-        if tree.follow:
+        if tree.follow:  # the only way out: without --follow-links no link is listed
             path_inside(tree.root, name)
         known = beside.of(path, tree.notes)
     except RejectedImage as error:

@@ -36,14 +36,14 @@ def list_hub(name: str, root: Path, options: ScanOptions) -> Listing:
             builder = _open_builder(repository, revision or None)
             builder.download_and_prepare()
             parts = builder.as_dataset(split=options.split)
-    except ValueError as error:
+    except ValueError as error:  # such as of a split that is not there
         raise UsageError(f"cannot read hf:{name}: {error}", "name one of its splits with --split") from error
     except (OSError, RuntimeError, DatasetsError) as error:
         raise NotFoundError(
             f"cannot load the dataset {name} from the hub: {reason(error)}",
             "check the name; the machine may be offline, or the dataset gated (hf auth login)",
         ) from error
-    if not isinstance(parts, dict):
+    if not isinstance(parts, dict):  # with a split named, `datasets` gives that one part alone
         parts = {options.split: parts}
     splits = {str(part): _hub_split(str(part), options) for part in parts}
     tables = [dataset_table(data, str(part), splits[str(part)], options) for part, data in parts.items()]
@@ -59,6 +59,7 @@ def _open_builder(repository: str, revision: str | None) -> Any:
     configurations = dataset_module_factory(repository, revision=revision).builder_configs_parameters.metadata_configs
     if any("data_files" in configuration for configuration in (configurations or {}).values()):
         return load_dataset_builder(repository, revision=revision)
+    # only to learn the files' names: by itself it would guess splits from them
     everything = load_dataset_builder(repository, revision=revision, data_files={"train": "**"})
     listed = [str(file) for files in (everything.config.data_files or {}).values() for file in files]
     base = str(everything.base_path)
@@ -76,8 +77,10 @@ def hub_files(names: Sequence[str]) -> dict[str, list[str]]:
         return _grouped((known[top], f"{top}/**") for top in sorted(tops))
     tables = [PurePosixPath(name) for name in names]
     words = [word_of_file(file, {}) for file in tables]
+    # a picture called test-1.jpg is no test split
     if all(words) and all(file.suffix.lower() not in IMAGE_SUFFIXES for file in tables):
         pairs = zip(words, tables, strict=True)
+        # A bracket in a name would make a pattern of it.
         return _grouped((SPLIT_WORDS[str(word).casefold()], glob.escape(str(file))) for word, file in pairs)
     return {"train": ["**"]}
 
@@ -85,6 +88,7 @@ def hub_files(names: Sequence[str]) -> dict[str, list[str]]:
 def _grouped(pairs: Iterable[tuple[str | None, str]]) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {}
     for split, pattern in pairs:
+        # "judge" is a word of ours
         groups.setdefault("validation" if split == "judge" else str(split), []).append(pattern)
     return groups
 

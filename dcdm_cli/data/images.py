@@ -73,7 +73,7 @@ class _PillowLimit:
         with self._lock:
             if not self._under_way:
                 self._usual = Image.MAX_IMAGE_PIXELS
-            if self._usual is None or pixels <= self._usual:
+            if self._usual is None or pixels <= self._usual:  # None: somebody has switched the limit off
                 return False
             self._under_way += 1
             Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, pixels)
@@ -145,7 +145,7 @@ def decode_image(source: Path | bytes, options: DecodeOptions | None = None) -> 
             if options.exif:
                 ImageOps.exif_transpose(image, in_place=True)
             return _to_rgb(image, options)
-    except (RejectedImage, MemoryError):
+    except (RejectedImage, MemoryError):  # memory is no fault of the file
         raise
     except Exception as error:  # damaged files make Pillow raise OSError, ValueError, SyntaxError, struct.error, ...
         raise _rejection(error) from error
@@ -155,6 +155,7 @@ def decode_image(source: Path | bytes, options: DecodeOptions | None = None) -> 
 def _silence_libtiff() -> None:
     """The C library writes of every odd tag to stderr, past Python; what matters reaches us as an exception anyway."""
     packages = Path(PIL.__file__).parents[1]
+    # As wheels for Linux and for macOS have it beside them; a system's library stays as it is.
     for file in (*packages.glob("pillow.libs/libtiff*"), *packages.glob("PIL/.dylibs/libtiff*")):
         library = ctypes.CDLL(str(file))  # the copy that Pillow has loaded already
         for name in ("TIFFSetWarningHandler", "TIFFSetErrorHandler"):
@@ -177,7 +178,7 @@ def image_bytes(path: Path) -> bytes:
 def _member_bytes(path: Path) -> Path | bytes:
     """The bytes of a tar's member; the path as it is for an ordinary file."""
     place = member_place(path)
-    if place is None or os.path.isfile(path):
+    if place is None or os.path.isfile(path):  # an ordinary file may be called like a member
         return path
     try:
         return read_range(place.tar, place.offset, place.size)
@@ -191,6 +192,7 @@ def shown_by(options: DecodeOptions | None = None) -> str:
     """A name for how `as_square` shows images, "" as they are by default: what was seen of them holds for that alone,
     and a hash of their pixels does not tell. options None: the run's."""
     options = options or _run_options
+    # elsewhere the background is in the pixels, and so in their hash
     names = ("fit", "reduce_to", *(("background",) if options.fit == "pad" else ()))
     shown = {name: getattr(options, name) for name in names}
     usual = {name: getattr(DEFAULT_OPTIONS, name) for name in names}
@@ -215,6 +217,7 @@ def _reduced(image: Image.Image, side: int | None) -> Image.Image:
     if side is None or shorter <= side:
         return image
     width, height = (max(side, round(length * side / shorter)) for length in image.size)
+    # reducing_gap: Pillow first reduces by a whole factor, and from 3 on it documents no visible difference.
     return image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
 
 
@@ -227,19 +230,21 @@ def _squared(image: Image.Image, options: DecodeOptions) -> Image.Image:
     if fit == "pad":
         side = max(width, height)
         return ImageOps.pad(image, (side, side), Image.Resampling.BICUBIC, color=options.background)
+    # never below the shorter side, along which nothing has to be given up
     side = max(min(width, height), min(max(width, height), _STRETCHED))
     return image.resize((side, side), Image.Resampling.BICUBIC)
 
 
 def image_format(content: bytes) -> str:
     """Pillow's name of the format, from the header alone: "JPEG", "PNG", ..."""
-    with _PILLOW.allowing(_ANY), Image.open(io.BytesIO(content), formats=FORMATS) as image:
+    with _PILLOW.allowing(_ANY), Image.open(io.BytesIO(content), formats=FORMATS) as image:  # any size: only the header
         return image.format or "PNG"
 
 
 def image_hash(image: Image.Image) -> str:
     """Hash of the size and the RGB bytes: equal for equal pictures, whatever file they came from."""
     rgb = image if image.mode == "RGB" else image.convert("RGB")
+    # With the size: 2x8 and 4x4 pixels may have the same bytes.
     return hash_bytes(f"{rgb.width}x{rgb.height}".encode(), rgb.tobytes())
 
 
@@ -264,6 +269,7 @@ def _rejection(error: Exception) -> RejectedImage:
         return RejectedImage("too_large", f"{error} --max-pixels N allows more")
     if isinstance(error, UnidentifiedImageError):
         return RejectedImage("not_an_image", f"none of {', '.join(FORMATS)}")
+    # Pillow has no error of its own for it, only the word.
     reason = "truncated" if isinstance(error, EOFError) or "truncated" in str(error).lower() else "unreadable"
     return RejectedImage(reason, str(error) or type(error).__name__)
 

@@ -70,6 +70,7 @@ def list_saved_dataset(folder: Path, root: Path, options: ScanOptions) -> Listin
     read = [(name, data) for name, data in parts.items() if not name or splits[str(name)]]
     _check_chosen(read, options, list(splits))
     tables = [dataset_table(data, str(name), splits.get(str(name)), options) for name, data in read]
+    # their sizes and times tell `sources.fingerprint` whether the dataset is another
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     listing = list_tables(tables, root, str(folder), options, files=files)
     return replace(listing, split_origin=f"the dataset's own splits {quoted(list(splits))}" if splits else "")
@@ -104,6 +105,7 @@ def _parquet_table(file: Path, split: str | None, options: ScanOptions) -> RowSo
         described = pq.read_metadata(file)
         schema = described.schema.to_arrow_schema()
         stated = parse_json((schema.metadata or {}).get(b"huggingface", b"{}"))
+        # where `datasets` keeps the names of a ClassLabel
         names = stated.get("info", {}).get("features", {}).get(options.label_column, {}).get("names")
         names = None if names is None else list(typed(cast(Any, ClassNames), names))
     except (OSError, ValueError, AttributeError) as error:  # pa.ArrowInvalid is a ValueError
@@ -118,6 +120,7 @@ def dataset_table(data: Any, name: str, split: str | None, options: ScanOptions)
     def read(columns: list[str]) -> Iterator[Mapping[str, Any]]:
         chosen = data.select_columns(columns)
         if isinstance(chosen.features[options.image_column], datasets.Image):
+            # encoded: files are kept as they came, and a bad one is rejected by its row
             chosen = chosen.cast_column(options.image_column, datasets.Image(decode=False))
         return iter(chosen)
 

@@ -79,7 +79,7 @@ def _csv_rows(header: str, lines: Iterable[str], notes: Counter[str] | None) -> 
 
 def _open_text(file: Path | bytes | None) -> TextIO:
     if isinstance(file, Path):
-        return file.open(encoding="utf-8-sig", newline="")
+        return file.open(encoding="utf-8-sig", newline="")  # newline: csv wants line ends as they are
     content = sys.stdin.buffer.read() if file is None else file
     return io.StringIO(content.decode("utf-8-sig"), newline="")
 
@@ -128,6 +128,6 @@ def _listed_file(given: Any, root: Path) -> dict[str, Any]:
         path = path_inside(root, name)
         return {"name": path.relative_to(root).as_posix(), "image": path}
     except RejectedImage as error:
-        if error.reason == "outside_root" and "://" not in name:
+        if error.reason == "outside_root" and "://" not in name:  # to a URL the remedy is said already
             error = RejectedImage(error.reason, f"{error.detail}; --image-root names the folder that holds the images")
         return {"name": name, "image": error}

@@ -138,6 +138,7 @@ class Manifest:
             raise UsageError(f"manifest rows have unknown columns {sorted(unknown)}", f"known: {', '.join(COLUMNS)}")
         try:
             table = pa.Table.from_pylist([{c: row.get(c) for c in COLUMNS} for row in listed], schema=SCHEMA)
+        # the last: of texts that are no UTF-8
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError) as error:
             raise UsageError(
                 f"manifest rows do not fit the schema: {error}", "correct the source, then: dcdm score"
@@ -180,6 +181,7 @@ class Manifest:
         keep = np.asarray(keep)
         if keep.dtype == bool:
             return replace(self, table=self.table.filter(pa.array(keep)))
+        # typed, since an empty list is of floats to NumPy
         return replace(self, table=self.table.take(pa.array(keep, pa.int64())))
 
     def split(self, *names: str) -> Manifest:
@@ -223,6 +225,7 @@ def write_manifest_parts(
     named relative to `root`, as in a data set that is moved or published as a whole.
     """
     home = _portable(root.resolve(), path.parent.resolve()) if root else None
+    # None: paths stay relative, and right wherever the data set is moved to.
     start = str(root.resolve()) if root and not (portable and home and not Path(home).is_absolute()) else None
     meta = {"schema": 1, "class_names": list(class_names), "root": home, "start": start, "note": note}
     schema = SCHEMA.with_metadata({_META_KEY: json.dumps(meta).encode()})
@@ -265,6 +268,7 @@ def _openable(table: pa.Table, start: str | None) -> pa.Table:
     if start is None:
         return table
     names = table["path"]
+    # The last argument stands between the others.
     whole = pc.call_function("binary_join_element_wise", [pa.scalar(start.rstrip("/")), names, pa.scalar("/")])
     return _with_paths(table, pc.call_function("if_else", [_begins(names, "/"), names, whole]))
 

@@ -25,7 +25,7 @@ def external_data(file: Path) -> list[str]:
     from onnx.external_data_helper import uses_external_data
 
     try:
-        model = onnx.load(str(file), load_external_data=False)
+        model = onnx.load(str(file), load_external_data=False)  # where it says its weights are is not trusted yet
         tensors = [tensor for tensor in _tensors(model.graph) if uses_external_data(tensor)]
     except Exception as error:  # protobuf's and onnx's own
         raise MismatchError(f"{file} is not a readable ONNX file: {error}", _AGAIN, file=file) from error
@@ -46,6 +46,7 @@ def _tensors(graph: Any) -> Iterator[Any]:
     yield from graph.initializer
     for node in graph.node:
         for attribute in node.attribute:
+            # protobuf gives an empty message for a field that is not set
             yield from ([attribute.t] if attribute.HasField("t") else [])
             yield from attribute.tensors
             for inner in ([attribute.g] if attribute.HasField("g") else []), attribute.graphs:

@@ -129,6 +129,7 @@ def _settled(
     names = list(class_map.names) if class_map else ordered_classes(listing, set(columns.names))
     check_twins(names)
     before, columns = columns.split, columns.settled(names, options)
+    # after the splits: images that are set aside teach nothing
     left = settle_sparse(names, columns.labels, columns.split, columns.content, options)
     columns, kept, names = columns.without({one.name for one in left}, names)
     table = _mapped_table(examined, columns, kept, spool / "manifest.arrow")
@@ -140,7 +141,7 @@ def _settled(
         *left_out_warning(left, options.min_train),
         *class_warnings(names, columns.labels),
         *copy_warnings(copies, table),
-        *(empty_warnings(facts) if options.test_fraction else ()),
+        *(empty_warnings(facts) if options.test_fraction else ()),  # a fraction of 0 wants no test split
         *value_warnings(examined, options.decode),
         *shape_warnings(table["width"].to_numpy(), table["height"].to_numpy(), options.decode),
         *(f"{count} {note}" for note, count in sorted(listing.notes.items())),
@@ -170,6 +171,7 @@ class _Columns:
             texts = table["class_name"].to_pylist()
             name.append(np.array([known.setdefault(text, len(known)) for text in texts], np.int32))
             split.append(split_codes(table["split"].to_pylist()))
+            # a fixed width: an object per image would take more than `scan_on_disk` promises
             content.append(np.array(table["content"].to_pylist(), "S32"))
         columns = (np.concatenate(parts) for parts in (name, split, content))
         return cls(tuple(known), *columns, labels=np.zeros(0, np.int32))
@@ -210,7 +212,7 @@ def _mapped_table(examined: Examined, columns: _Columns, kept: np.ndarray, file:
             ]
             writer.write_table(pa.table(arrays, SCHEMA))
     with pa.memory_map(str(file)) as source:
-        return pa.ipc.open_file(source).read_all()
+        return pa.ipc.open_file(source).read_all()  # the table keeps the file mapped beyond this block
 
 
 def fingerprint(source: str, options: ScanOptions) -> str:
@@ -234,7 +236,7 @@ def _stamp(image: Path | bytes | RejectedImage) -> Any:
     try:
         return file_stamp(image)[1:] if isinstance(image, Path) else str(image)
     except OSError as error:
-        return error.errno
+        return error.errno  # that it cannot be read is a fact about the source too
 
 
 # Finding the reader
@@ -290,6 +292,7 @@ def _matching(path: Path) -> list[Path]:
 
 
 def _open_folder(folder: Path, options: ScanOptions, materialise: Path) -> Listing:
+    # also where its folder train/ is named
     generated = folder if (folder / GENERATED_MARK).is_file() else folder.parent
     if (generated / GENERATED_MARK).is_file():
         return _open_generated(generated, options, materialise)
@@ -316,6 +319,7 @@ def _open_generated(folder: Path, options: ScanOptions, materialise: Path) -> Li
     listed = folder / "train" / "metadata.jsonl"
     if listed.is_file():
         label = "class_name" if options.label_column == "label" else options.label_column
+        # its paths start from its own folder, whatever --image-root says
         found = list_manifest(listed, replace(options, label_column=label, image_root=None))
     else:
         found = _open_files_in(folder / "data", options, materialise) or list_folder(folder, options)
@@ -357,10 +361,10 @@ def _only_split(listing: Listing, options: ScanOptions) -> Listing:
     if not options.split:
         return listing
     wanted = meaning_of(options.split, options.split_map)
-    if wanted is None and not listing.split_origin:
+    if wanted is None and not listing.split_origin:  # nothing but this word says then what the rows are
         known_split(options.split, "--split")
     kept = (one for one in listing.candidates if one.split in (None, wanted or "train"))
-    return replace(listing, candidates=kept, default_split=wanted or "train", total=0)
+    return replace(listing, candidates=kept, default_split=wanted or "train", total=0)  # total: not known any more
 
 
 def _without_excluded(listing: Listing, options: ScanOptions) -> Listing:
@@ -392,7 +396,7 @@ def _check_rejected(examined: Examined, columns: _Columns | None, options: ScanO
 
 def left_out_sentence(rejected: Sequence[Rejection], file: Path) -> str:
     """How many images a scan that went on left out, why, with an example of each reason. file: where all are listed."""
-    examples = {one.reason: one.path for one in reversed(rejected)}
+    examples = {one.reason: one.path for one in reversed(rejected)}  # reversed, so that the first of each reason stays
     said = ", ".join(f"{count} {reason}, such as {examples[reason]}" for reason, count in _counted(rejected))
     many = "1 image is" if len(rejected) == 1 else f"{len(rejected)} images are"
     return f"{many} left out: {said}; all in {file}"

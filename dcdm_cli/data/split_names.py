@@ -31,6 +31,7 @@ def read_split_map(pairs: Sequence[str]) -> dict[str, str]:
     """`NAME=SPLIT` pairs -> name in lower case -> train, judge, test, none or class. Raises UsageError."""
     meanings: dict[str, str] = {}
     for pair in pairs:
+        # rpartition: names of folders may hold "="
         name, equals, meaning = (part.strip() for part in pair.rpartition("="))
         word = meaning.casefold()
         if not equals or not name or word not in _MEANINGS:
@@ -94,9 +95,11 @@ def splits_of_files(
 
     Raises UsageError where some are certainly splits (`test-00000.parquet`, not `test tube.parquet`) and others not.
     """
+    # A single file is the whole source, whatever it is called, unless a map says otherwise.
     words = [word_of_file(file, split_map) for file in files] if len(files) > 1 or split_map else []
     if words and all(words):
         return [split_of(str(word), wanted, split_map, str(f)) for word, f in zip(words, files, strict=True)], True
+    # not strict: there are no words for a single file
     named = [file for file, word in zip(files, words, strict=False) if word and _is_shard_of(file, word)]
     if named:
         other = next(file for file, word in zip(files, words, strict=True) if not word)

@@ -85,6 +85,7 @@ def _carve(codes: np.ndarray, labels: np.ndarray, contents: np.ndarray, move: tu
     rows = np.flatnonzero(codes == origin)
     if not len(rows):
         return
+    # lexsort goes by its last key first: by class, then by hash
     rows = rows[np.lexsort((contents[rows], labels[rows]))]
     label, content = labels[rows], contents[rows]
     is_new = np.r_[True, (label[1:] != label[:-1]) | (content[1:] != content[:-1])]

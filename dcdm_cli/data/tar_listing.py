@@ -61,6 +61,7 @@ def expand_braces(pattern: str) -> list[str]:
     match = min(found, key=lambda one: one.start())
     if match.re is _RANGE:
         first, last = match.groups()
+        # before it is spelled out: the names of a long range would fill the memory
         if abs(int(last) - int(first)) >= _MAX_NAMES:
             raise UsageError(f"{pattern}: a range of more than {_MAX_NAMES} names", "use a glob: *.tar")
         words = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]

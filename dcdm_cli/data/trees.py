@@ -27,6 +27,7 @@ def is_excluded(path: str, patterns: tuple[str, ...]) -> bool:
     """path: POSIX, below the source. A pattern matches the whole path, one of its folders, or the last name."""
     parts = path.split("/")
     heads = ["/".join(parts[: end + 1]) for end in range(len(parts))]
+    # not fnmatch: case counts on every system
     return any(fnmatchcase(text, pattern.rstrip("/")) for pattern in patterns for text in (*heads, *parts))
 
 
@@ -81,6 +82,7 @@ class Tree:
 
     def _kept(self, top: Path, *, count: bool = False) -> list[os.DirEntry[str]]:
         with os.scandir(top) as entries:
+            # Systems list folders in any order, and a scan that goes on counts on the same one.
             found = sorted(entries, key=lambda entry: entry.name)
         kept = []
         for entry in found:

@@ -54,7 +54,7 @@ def _facts(code: int, before: np.ndarray, after: np.ndarray, labels: np.ndarray,
 
 def _origins(code: int, before: np.ndarray, origin: str) -> Iterator[str]:
     """before: of the images that are in the split `code` now."""
-    for source in dict.fromkeys((code, NONE, TRAIN, JUDGE, TEST)):
+    for source in dict.fromkeys((code, NONE, TRAIN, JUDGE, TEST)):  # its own first, each once
         count = int((before == source).sum())
         if not count:
             continue

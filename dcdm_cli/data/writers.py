@@ -135,6 +135,7 @@ def class_folders(class_names: Sequence[str]) -> list[str]:
     plain_users = Counter(slug.casefold() for slug, is_plain in zip(slugs, plain, strict=True) if is_plain)
     folders = []
     for name, slug, is_plain in zip(class_names, slugs, plain, strict=True):
+        # A name that is safe as it stands keeps its folder: only what had to be changed gives way.
         alone = (plain_users if is_plain else users)[slug.casefold()] == 1
         folders.append(slug if alone and _is_safe_folder(slug) else _hashed_folder(name, slug))
     if len({folder.casefold() for folder in folders}) < len(folders):
@@ -170,6 +171,7 @@ def write_metadata(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """
     listed = list(rows)
     columns = dict.fromkeys((*METADATA_COLUMNS, *(key for row in listed for key in row)))
+    # one float makes the whole column float
     floats = _FLOAT_COLUMNS | {key for row in listed for key, value in row.items() if isinstance(value, float)}
     write_json_lines(folder / "metadata.jsonl", (_metadata_line(row, list(columns), floats) for row in listed))
 
@@ -209,7 +211,7 @@ def write_card(
     base = facts.get("base model", "")
     link = f"license_link: https://huggingface.co/{base}\n" if _HUB_ID.fullmatch(base) else ""
     size = next(word for most, word in _SIZES if images < most)
-    shown = document.replace("`", "\\u0060")
+    shown = document.replace("`", "\\u0060")  # a fence in a name would end the block, and what follows were Markdown
     write_text(folder / "README.md", _CARD.format(facts=shown, license_link=link, size=size, **_CARDS[format]))
 
 
@@ -237,6 +239,7 @@ def write_sidecars(manifest: Manifest, folder: Path, *, overwrite: bool = True) 
     contents = {
         inside(folder, name, said_in=folder, again=again): f"{caption}\n".encode() for name, caption in captions.items()
     }
+    # All are looked at before one is written: a refusal leaves nothing half done.
     for file, content in contents.items():
         if not overwrite and file.exists() and file.read_bytes() != content:
             raise UsageError(f"{file} is there already, with another text", "replace it: dcdm caption --overwrite")
@@ -246,12 +249,14 @@ def write_sidecars(manifest: Manifest, folder: Path, *, overwrite: bool = True) 
 
 
 def _is_safe_folder(slug: str) -> bool:
+    # Windows drops a dot at the end
     if not slug or len(slug) > _MAX_FOLDER_BYTES or slug.startswith(".") or slug.endswith("."):
         return False
     return not _RESERVED_FOLDERS.fullmatch(slug)
 
 
 def _hashed_folder(name: str, slug: str) -> str:
+    # without dots: none in front hides it, and "con.x" is a device too
     return f"{slug[: _MAX_FOLDER_BYTES - 20].replace('.', '_') or 'class'}-{hash_bytes(name.encode())[:8]}"
 
 

@@ -64,6 +64,7 @@ def about_run(found: Sequence[Advice], words: str, taken: Collection[str] = ()) 
     its own."""
     names, made = _free_names(taken), []
     for one in found:
+        # the first set of a run needs no name
         named = f" --name {next(names)}" if taken and one.command.startswith(GENERATE) else ""
         command = one.command + named + words if one.command else ""
         made.append(replace(one, why=one.why.replace(MEAN_SWEEP, MEAN_SWEEP + words), command=command))
@@ -86,10 +87,12 @@ def advice_lines(found: Sequence[Advice]) -> list[RenderableType]:
 def _go_on(metrics: Metrics, strength_chosen: bool) -> Advice:
     question, quality = "Go on or stop?", metrics.get("quality") or {}
     kept = quality.get("label_agreement")
+    # First: with a leak, the accuracies that are asked for further down say nothing.
     if (quality.get("leakage") or {}).get("level") == "error":
         why = f"{quality['leakage']['near_test']} generated images repeat held-out ones: accuracies cannot be trusted."
         return Advice(question, "Stop: held-out images leaked", why, "dcdm evaluate filter")
     known = ((metrics.get("competence") or {}).get("judge") or {}).get("accuracy")
+    # a judge that sees few labels in real images proves nothing by generated ones
     if kept is not None and kept < FEW_LABELS * (1 if known is None else known):
         real = "" if known is None else f", and in {percent(known)} of real ones that it did not learn from"
         why = f"The judge sees the label in {percent(kept)} of the images{real}."
@@ -154,6 +157,7 @@ def _which_difficulty(adherence: Metrics, sweep: Metrics | None, strength_chosen
         why = "Generated images keep their label in 90 % of cases at no difficulty."
         return _broken(Advice(question, "None yet: labels break everywhere", why), strength_chosen)
     cap = max(min(held, reach[1]) if reach else held, 0.01)  # a cap of 0 is refused: nothing lies below it
+    # two deviations lower: the cap cuts little off the distribution
     mean = max(cap - 2 * SPREAD, reach[0] if reach else 0.0)
     where = f"; means from {number(reach[0])} to {number(reach[1])} can be reached" if reach else ""
     open_question = f"Which difficulty helps most was not measured: {MEAN_SWEEP} does that."

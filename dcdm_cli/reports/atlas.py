@@ -80,7 +80,7 @@ def write_atlas(
 ) -> Path:
     """names: the classes in order, for the index; entries may be made while the page is written."""
     stream = template("atlas.html.j2").stream(title=title, entries=entries, about=about, names=list(enumerate(names)))
-    stream.enable_buffering(64)
+    stream.enable_buffering(64)  # a template gives its text in pieces of a few bytes
     with atomic_path(path) as part:
         stream.dump(str(part), encoding="utf-8")
     return path
@@ -101,11 +101,13 @@ def factor_chart(path: Path, entries: Sequence[ClassEntry]) -> Path:
     """Rank correlation of every factor with difficulty, a row per class; at most MOST_IN_CHART classes."""
     shown = [entry for entry in entries if any(v is not None for v in entry.correlations.values())][:MOST_IN_CHART]
     factors = list(shown[0].correlations) if shown else []
+    # NaN: such a cell gets no colour.
     values = np.array([[np.nan if (v := e.correlations[f]) is None else v for f in factors] for e in shown], float)
     figure = figure_style.figure(2.6 + 0.9 * max(3, len(factors)), 1.5 + 0.32 * max(2, len(shown)))
     axes = figure.add_subplot()
     figure_style.style(axes, "What moves as images get harder?", "", "")
     if shown:
+        # all of the scale: a colour means the same in every chart
         drawn = axes.imshow(values, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
         axes.set_xticks(range(len(factors)), factors)
         axes.set_yticks(range(len(shown)), [figure_style.label(entry.name, 20) for entry in shown])
@@ -119,7 +121,7 @@ def factor_chart(path: Path, entries: Sequence[ClassEntry]) -> Path:
 
 def _grid_rows(entry: ClassEntry) -> list[GridRow]:
     """The generated strips between the two easiest and the two hardest real images of the class."""
-    easiest, *made, hardest = entry.strips
+    easiest, *made, hardest = entry.strips  # in the order in which `stages/atlas.py` makes them
     rows = []
     for number, strip in enumerate(made):
         ends = (easiest.tiles[:2], hardest.tiles[-2:]) if number == 0 else ((), ())
@@ -130,10 +132,12 @@ def _grid_rows(entry: ClassEntry) -> list[GridRow]:
 
 
 def _padded(tiles: Sequence[Tile]) -> list[Tile]:
+    # so that generated strips of all classes stand in the same columns
     return [*tiles, *[Tile.of(Image.new("RGB", (SIDE, SIDE), "white"), "")] * (2 - len(tiles))]
 
 
 def _numbers(axes: Any, values: np.ndarray) -> None:
     for (y, x), value in np.ndenumerate(values):
+        # the ends of the scale are dark
         text, color = (f"{value:+.2f}", "white" if abs(value) > 0.6 else INK) if np.isfinite(value) else (NOTHING, INK)
         axes.text(x, y, text, ha="center", va="center", fontsize=8, color=color)

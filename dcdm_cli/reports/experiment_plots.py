@@ -90,11 +90,12 @@ def densities(path: Path, document: Mapping[str, Any]) -> Path:
     axes = figure.add_subplot()
     top = 0.0
     colors = {"real": BLUE, "dcdm": ORANGE}
-    spare = iter([GREEN, PURPLE, SKY, YELLOW, GREY] * 4)
+    spare = iter([GREEN, PURPLE, SKY, YELLOW, GREY] * 4)  # arms may be more than colours
     for name, part in document["densities"].items():
         color = colors.get(name) or next(spare)
         mean = f"{figure_style.label(name, 24)}: mean {number(part['mean'])}, {part['n']} images"
         if part["curve"] is None:
+            # all values are the same: they have no density
             axes.axvline(part["mean"] or 0, color=color, linewidth=2, label=mean)
             continue
         x, y = np.linspace(0, 1, len(part["curve"])), np.asarray(part["curve"])
@@ -164,7 +165,7 @@ def _difference(axes: Axes, y: int, pair: Mapping[str, Any]) -> None:
 def _bound(rows: Sequence[Sequence[Mapping[str, Any]]]) -> float:
     """The farthest end of an interval, points."""
     ends = [abs(v) for pairs in rows for p in pairs for v in (p["difference_ci95"] or [p["difference_mean"]])]
-    return 100 * max([*ends, 0.005])
+    return 100 * max([*ends, 0.005])  # at least half a point: arms that are equal need an axis too
 
 
 def _line(

@@ -39,7 +39,7 @@ def experiment_sentences(document: Metrics) -> list[str]:
         place = f"{cell_name(document, cell)}: " if many else ""
         sentences += [place + sentence for sentence in paired_sentences(cell["paired"])]
     if len(sentences) > 12:  # the tables say it all; here only what is decided
-        decided = [s for s in sentences if s.endswith((": better.", ": worse."))]
+        decided = [s for s in sentences if s.endswith((": better.", ": worse."))]  # as `paired_sentences` ends
         sentences = [
             *decided,
             f"{len(decided)} of {len(sentences)} comparisons can be told apart; the tables have all.",
@@ -66,6 +66,7 @@ def _known(document: Metrics) -> dict[str, Metrics]:
 def _weak(document: Metrics) -> Iterator[str]:
     """Those that know too little, with what that means; of classifiers alike the first."""
     known = _known(document)
+    # reversed: the first of a kind stays
     weakest = {name.partition(":")[0]: found for name, found in reversed(known.items())}
     yield from weak_sentences(weakest)
 
@@ -189,6 +190,7 @@ def _adherence_tables(document: Metrics) -> Iterator[ResultTable]:
         (name, number(part["mean"]), percent(part.get("label_agreement")), str(part["n"]))
         for name, part in document["densities"].items()
     )
+    # The last of these sentences is about means, the first about calibration.
     columns, said = ("images", "mean", "label agreement", "number"), list(_adherence_sentences(document))[-1]
     yield without_unknown(ResultTable("Realised difficulty", columns, means, said), "label agreement")
 

@@ -192,7 +192,7 @@ def _quality_sentences(quality: Metrics) -> Iterator[str]:
 def _time_sentences(seconds: Mapping[str, float], device: str | None) -> Iterator[str]:
     if seconds:
         place, total = f" on {device}" if device else "", duration(sum(seconds.values()))
-        if set(seconds) == {"artefacts"}:
+        if set(seconds) == {"artefacts"}:  # a check alone, which has no other stages
             yield f"Looking at them took {total}{place}."
             return
         longest = max(seconds, key=lambda stage: seconds[stage])

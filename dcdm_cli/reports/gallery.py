@@ -66,7 +66,7 @@ class PictureGallery:
 
 def pictures(manifest: Manifest, most: int) -> list[Picture]:
     """At most `most` images, as many of each class as goes, over all its difficulties; unreadable ones are left out."""
-    kind = GENERATED if manifest.table["synthetic"].to_pylist()[:1] == [True] else REAL
+    kind = GENERATED if manifest.table["synthetic"].to_pylist()[:1] == [True] else REAL  # a table holds one kind
     measured = manifest.column("measured_difficulty" if kind == GENERATED else "difficulty")
     chosen = spread_over(manifest.column("label"), measured, most)
     some = manifest.select(chosen)
@@ -89,7 +89,7 @@ def spread_over(labels: np.ndarray, difficulty: np.ndarray, most: int) -> np.nda
     picked = []
     for label in classes[:most]:
         mine = np.flatnonzero(labels == label)
-        mine = mine[np.argsort(difficulty[mine], kind="stable")]
+        mine = mine[np.argsort(difficulty[mine], kind="stable")]  # those that are not known, NaN, come last
         picked.append(mine[evenly(len(mine), each)])
     return np.concatenate(picked) if picked else np.zeros(0, np.int64)
 

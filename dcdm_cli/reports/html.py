@@ -89,6 +89,7 @@ def write_page(
     extras = extras or Extras()
     page = template("report.html.j2").render(
         title=title, sentences=sentences, figures=figures, tables=tables, facts=facts, made=extras.made,
+        # Markup: escaped, it would not be the script whose hash the page's policy lets run.
         advice=extras.advice, gallery=extras.gallery, explained=Explained(), script=Markup(script()),
         script_hash=script_hash(),
     )  # fmt: skip

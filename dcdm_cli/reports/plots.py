@@ -67,6 +67,7 @@ def image_grid(path: Path, rows: Sequence[GridRow], title: str) -> Path:
     margin = ROW_TITLE if any(row.title for row in rows) else GAP
     width = max(margin + columns * (TILE + GAP), 9 * len(title))  # no title is cut off: 9 pixels hold a letter
     height = HEADER + len(rows) * line
+    # No layout engine, and pixels that are counted: `figimage` takes places in pixels of the figure.
     figure = Figure(figsize=(width / 100, height / 100), dpi=100)
     figure.text(
         GAP / width,
@@ -144,6 +145,7 @@ def frontier(path: Path, adherence: Mapping[str, Any]) -> Path:
         known = [
             (np.mean(row["bin"]), row[f"{kind}_agreement"]) for row in rows if row[f"{kind}_agreement"] is not None
         ]
+        # two columns even where there is no point
         axes.plot(*np.reshape(known, (-1, 2)).T, marker=marker, color=color, linewidth=2, label=kind)
     figure_style.style(
         axes, "Hard or broken? Share of images that keep their label", "realised difficulty", "label agreement"
@@ -199,6 +201,7 @@ def loss_curve(path: Path, steps: Sequence[float], losses: Sequence[float]) -> P
     if len(points):
         window = max(1, len(points) // 20)
         smooth = np.convolve(points[:, 1], np.ones(window) / window, "valid")
+        # of whole windows only: each mean stands in the middle of its own
         axes.plot(points[window // 2 :][: len(smooth), 0], smooth, color=BLUE, linewidth=2)
         axes.set_ylim(0, 1.1 * np.quantile(points[:, 1], 0.99))  # a few early spikes must not flatten the rest
         title = f"Training loss: running mean over {window} logged steps ends at {smooth[-1]:.3g}"
@@ -220,7 +223,7 @@ def _histogram(axes: Axes, difficulty: np.ndarray, color: str) -> None:
     axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.yaxis.set_minor_locator(NullLocator())
     if len(difficulty):
-        axes.set_ylim(bottom=0.7)
+        axes.set_ylim(bottom=0.7)  # below 1: on a log scale the bar of a single image would have no height
         axes.axvline(float(difficulty.mean()), color=ORANGE, linewidth=1.5)
 
 

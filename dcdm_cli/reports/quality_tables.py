@@ -204,7 +204,7 @@ def image_set_tables(document: Metrics) -> list[ResultTable]:
 
 
 def _likeness_in_words(document: Metrics) -> str:
-    row, halves = document["likeness"][:2]
+    row, halves = document["likeness"][:2]  # the second row: one half of the reference by the other
     if row["coverage"] is None:
         return "Too few images to compare sets: at least 7 on either side."
     beside = f", {percent(halves['coverage'])} of one half of it by the other" if halves["coverage"] is not None else ""

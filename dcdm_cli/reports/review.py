@@ -48,7 +48,7 @@ class Card:
 def write_review_table(path: Path, items: Sequence[Item]) -> None:
     """A row per image; `drop` and `new_label` are empty, for the person to fill in."""
     stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
+    writer = csv.writer(stream, lineterminator="\n")  # csv's own is that of Windows
     writer.writerow(COLUMNS)
     for item in items:
         numbers = ["" if math.isnan(value) else f"{value:.4f}" for value in (item.difficulty, item.target)]

@@ -70,7 +70,7 @@ def strength_curves(path: Path, strength: Mapping[str, Any]) -> Path:
     panels[0, 0].legend([f"scale {s:g}, guidance {t:g} / {d:g}" for s, t, d in lines], fontsize=8, frameon=False)
     steps = sorted({p["steps"] for p in points})
     panels[-1, 0].set_xticks(steps, [str(step) for step in steps])
-    panels[-1, 0].minorticks_off()
+    panels[-1, 0].minorticks_off()  # a log axis would name places between the steps
     return figure_style.save(figure, path)
 
 

@@ -65,7 +65,7 @@ def shown(tables: Sequence[ResultTable]) -> list[RenderableType]:
 
 def sentence(text: str) -> RenderableType:
     """For a terminal: filled to its width; what is to be copied is a `Text` instead, and stays in one piece."""
-    return Padding(Text(show(text)), 0)
+    return Padding(Text(show(text)), 0)  # no Text, which the console leaves in one piece
 
 
 def save_tables(tables: Sequence[ResultTable], folder: Path) -> list[Path]:
@@ -90,10 +90,10 @@ class _WholeWords(Table):
         self.longest: list[int] = []
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        room = options.max_width - 3 * len(self.columns) - 1
+        room = options.max_width - 3 * len(self.columns) - 1  # what rich draws between and beside the columns
         least = [column.min_width or 0 for column in self.columns]
         if sum(least) > room:
-            for column in self.columns:
+            for column in self.columns:  # too narrow for whole words: rich breaks them
                 column.min_width = None
         elif sum(self.longest) > room:
             widths = _widened(_widened(least, self.wished, room), self.longest, room)

@@ -96,8 +96,9 @@ def score_table(manifest: Manifest) -> ResultTable:
     """Per class, hardest first; beyond MAX_CLASSES classes the rest is one row. The last row is all images."""
     sums = _class_sums(manifest)
     with np.errstate(invalid="ignore"):
+        # classes without a score last
         hardest = np.argsort(-np.nan_to_num(sums[:, 2] / sums[:, 1], nan=-1.0), kind="stable")
-    shown = hardest if len(hardest) <= MAX_CLASSES else hardest[: MAX_CLASSES - 1]
+    shown = hardest if len(hardest) <= MAX_CLASSES else hardest[: MAX_CLASSES - 1]  # one row for all the others
     rows = [_score_row(manifest.class_names[i], sums[i]) for i in shown]
     if rest := len(hardest) - len(shown):
         rows.append(_score_row(f"other ({rest} classes)", sums[hardest[len(shown) :]].sum(0)))

@@ -10,6 +10,7 @@ from dcdm_cli.safe_text import show
 
 def template(name: str) -> Template:
     """`finalize` sees each value before it is escaped: no control or bidi character reaches the page."""
+    # undefined: a slip in a template must not be an empty place on the page
     environment = Environment(
         loader=PackageLoader("dcdm_cli.reports", ""), autoescape=True, undefined=StrictUndefined, finalize=_shown
     )

@@ -53,6 +53,7 @@ def save_checkpoint(
 ) -> None:
     """Writes `step-00000100/`, then deletes all but the newest `keep`: never the other way round."""
     with atomic_folder(folder / f"step-{step:08d}") as part:
+        # contiguous: safetensors takes no other tensors
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part / TENSORS)
         write_json(part / STATE, {**state, "step": step, "sha256": hash_file(part / TENSORS)})
     for old in _checkpoints(folder)[:-keep]:
@@ -117,7 +118,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
         if key.startswith("optimizer."):
             _, index, name = key.split(".")
             slots.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({**state, "state": slots})
+    optimizer.load_state_dict({**state, "state": slots})  # the groups stay: their rates are the schedule's
     for parameter, slot in optimizer.state.items():
         for name, value in slot.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:  # fused kernels want the same strides

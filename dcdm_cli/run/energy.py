@@ -33,6 +33,7 @@ def energy_since(before: Reading | None, read: Callable[[], Reading | None] = re
     after = read() if before else None
     if not before or after is None or before.keys() - after.keys():
         return None
+    # 3.6e6 millijoules are a watt-hour
     return round(sum(after[number] - start for number, start in before.items()) / 3.6e6, 3)
 
 

@@ -34,6 +34,7 @@ class FileSystem:
 def probe_file_system(path: Path) -> FileSystem:
     """Writes one megabyte into a hidden folder of its own, and takes it away again; one that a kill left is swept like
     any other leftover. Never raises OSError."""
+    # A run folder that is asked about need not be there yet.
     folder = next(place for place in (path.absolute(), *path.absolute().parents) if place.is_dir())
     usage, ms = shutil.disk_usage(folder), dict[str, float]()
     try:
@@ -69,7 +70,7 @@ def _write(place: Path) -> None:
 
 
 def _sync(place: Path) -> None:
-    for path, how in ((place / "new", os.O_RDWR), (place, os.O_RDONLY)):
+    for path, how in ((place / "new", os.O_RDWR), (place, os.O_RDONLY)):  # a folder cannot be opened for writing
         descriptor = os.open(path, how)
         try:
             os.fsync(descriptor)

@@ -31,11 +31,11 @@ class Holder:
         if self.host != socket.gethostname():
             return True
         try:
-            os.kill(self.pid, 0)
+            os.kill(self.pid, 0)  # signal 0 only asks
         except ProcessLookupError:
             return False
         except PermissionError:
-            return True
+            return True  # somebody else's, and so there is one
         return True
 
     def __str__(self) -> str:

@@ -39,7 +39,7 @@ def refuse_replacing(run: RunFolder, stage: Stage, what: str) -> None:
 def followers(run: RunFolder, stage: str) -> Iterator[StageRecord]:
     """Of the finished stages, those that were made from this one, directly or not, in the order of time."""
     made_from = {stage}
-    for record in run.records().values():
+    for record in run.records().values():  # in the order of time: what was made from a follower comes after it
         if made_from & record.inputs.keys():
             made_from.add(record.stage)
             yield record

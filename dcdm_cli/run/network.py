@@ -34,6 +34,7 @@ def from_hub(place: str | Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        # an OSError is what callers know already; the rest is no network's
         if isinstance(error, OSError) or not _is_of_client(error):
             raise
         raise ConnectionError(_told(f"{type(error).__name__}: {error}")) from error
@@ -43,19 +44,19 @@ def from_hub(place: str | Path) -> Iterator[None]:
 
 def reach_hub(place: str | Path) -> None:
     """Once per process, before the first that is no local path."""
-    _unanswered.clear()
+    _unanswered.clear()  # what happens between two loads is no silence
     if _failures or os.path.exists(place):
         return
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
-        return
+        return  # the user says so: nobody is asked
     seconds = budget()
     failure = within(seconds, lambda: ask_hub(seconds))
     if failure:
         _go_offline(failure)
     else:
-        _failures.append(None)
+        _failures.append(None)  # it answers: it is not asked again
         _limit_silence(seconds)
 
 
@@ -63,6 +64,7 @@ def _go_offline(failure: str) -> None:
     from huggingface_hub import constants
 
     _failures[:] = [_told(failure)]
+    # the variable was read when the library was imported; this is what it asks from then on
     constants.HF_HUB_OFFLINE = True
 
 
@@ -82,6 +84,7 @@ def _limit_silence(seconds: float) -> None:
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
 
+    # min: a limit of the user's own that is lower stays.
     constants.HF_HUB_DOWNLOAD_TIMEOUT = min(constants.HF_HUB_DOWNLOAD_TIMEOUT, max(1, round(seconds / TRIES)))
     hooks = getattr(get_session(), "event_hooks", None)
     if hooks is None or _on_request in hooks["request"]:
@@ -99,6 +102,7 @@ def _on_request(request: Any) -> None:
         _go_offline(f"no answer within {budget():g} s")
         raise ConnectionError(_failures[0])
     patience = request.extensions.get("timeout") or dict.fromkeys(("connect", "read", "write", "pool"))
+    # None: the caller sets no limit
     request.extensions["timeout"] = {what: min(given or left, left) for what, given in patience.items()}
 
 
@@ -138,6 +142,7 @@ def within(seconds: float, work: Callable[[], str]) -> str:
         except Exception as error:
             answer.append(f"{type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else 'no reason'}")
 
+    # daemon: the process must be able to end while a name server still says nothing
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(seconds)

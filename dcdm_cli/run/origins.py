@@ -99,7 +99,7 @@ def follow(
         return
     for section in followers:
         own = merged.setdefault(section, {})
-        for name in names if isinstance(own, dict) else ():
+        for name in names if isinstance(own, dict) else ():  # what is no table is refused later, by name
             if name in said and name not in own:
                 own[name] = said[name]
                 origins[f"{section}.{name}"] = f"as {leader}.{name}"

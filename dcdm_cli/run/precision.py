@@ -21,6 +21,7 @@ def settle_precision(requested: GeneratedPrecision, device: str, *, training: bo
         return "fp32"
     import torch
 
+    # a GPU that is not there is refused by who opens it
     capability = torch.cuda.get_device_capability(device) if torch.cuda.is_available() else (0, 0)
     if capability < (7, 0):
         return "fp32"

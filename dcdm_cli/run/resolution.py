@@ -76,10 +76,11 @@ def resolve(
     of_run = file_layer(run_file, required=False)
     for layer in of_run:
         refuse_foreign(layer)
-    written = [*of_run, *file_layer(config_file, required=True), _environment_layer()]
+    written = [*of_run, *file_layer(config_file, required=True), _environment_layer()]  # the weakest first
     given = Layer("flag", nested({k: v for k, v in (flags or {}).items() if v is not None}))
     (starting, *written, given), hints = _with_new_names([starting, *written, given])
     facts = [Layer(layer.origin, known_only(layer.values)) for layer in recorded]
+    # Which preset: the strongest layer decides. What is in it stands below all of them.
     named = (layer.values.get("preset") for layer in (given, *reversed(facts), *reversed(written), starting))
     first = preset_layer(_optional(next((name for name in named if name), None)))
     starting = Layer("command", {key: value for key, value in starting.values.items() if key != "preset"})
@@ -114,6 +115,7 @@ def plain_type(annotation: Any) -> Any:
 
 def listed(key: str, value: Any) -> Any:
     """The value of a list that is written as in flags, with commas, as a list; any other value as it is."""
+    # int: a list of one number, which --set reads as that number.
     is_list = isinstance(value, str | int) and get_origin(plain_type(field_of(key).annotation)) is tuple
     return split_list(str(value)) if is_list else value
 
@@ -241,9 +243,11 @@ def _refuse_unknown(layer: Layer) -> None:
 
 def _merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
     for key, value in values.items():
+        # arguments of one network mean nothing to another
         if isinstance(value, Mapping) and isinstance(into.get(key), dict) and key != "model_args":
             _merge(into[key], value)
         else:
+            # a copy: later layers are merged into it, and presets are everybody's
             into[key] = dict(value) if isinstance(value, Mapping) else value
 
 
@@ -282,6 +286,7 @@ def _validate(merged: Mapping[str, Any], origins: Mapping[str, str]) -> Config:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
+        # The longest: an element of a list comes from where its list does.
         known = [k for k in origins if key.startswith(k)]
         place = f" ({origins[max(known, key=len)]})" if known else ""
         raise UsageError(

@@ -59,7 +59,7 @@ def seal_all(root: Path, places: Iterable[Path], known: Mapping[str, list[Seal]]
     what is for people only is left out. known: earlier seals by name."""
     found = {}
     for file in _files(places):
-        name = os.path.relpath(file, root)
+        name = os.path.relpath(file, root)  # not relative_to, which raises for what lies elsewhere
         if not name.startswith("..") and not is_for_people(name):
             found[Path(name).as_posix()] = seal(file, (known or {}).get(Path(name).as_posix(), ()))
     return found
@@ -83,7 +83,7 @@ def change(path: Path, was: Seal, *, by_content: bool = True) -> str:
         if (size := path.stat().st_size) != was.size:
             return f"has {size:,} bytes and had {was.size:,}"
         return "" if seal(path, (was,), by_content=by_content).same(was) else "has other content than it had"
-    except OSError:
+    except OSError:  # it went between the two looks
         return "is gone"
 
 

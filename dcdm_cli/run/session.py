@@ -51,6 +51,7 @@ class Session:
     def starter_settings(self) -> dict[str, Any]:
         """What the first command of a run was told, as plain values for dcdm.toml."""
         values = flat_items(self.config)
+        # of those dcdm.toml may say nothing: the next command would refuse it
         told = [key for key in ("preset", *self.given) if key not in FOREIGN]
         return {key: values[key] for key in told if values.get(key) is not None or key in self.given}
 
@@ -103,6 +104,7 @@ def peaks_told(session: Session) -> Iterator[None]:
             memory = "GPU memory" if record.device.startswith("cuda") else "memory"
             took = f"{stage}: {duration(record.seconds)} on {record.device or 'cpu'}"
             session.console.note(f"{took}, at most {record.peak_memory_mib / 1024:.2f} GiB of {memory}")
+    # without a set's name: what comes next is the run's
     if after != before and (command := next_command(RunFolder(session.run.path))):
         session.console.note(f"next: {command}")
 
@@ -122,6 +124,7 @@ def _recorded_sections(record: StageRecord, all_records: Mapping[str, StageRecor
         chosen = chosen_strength(record)
         return {record.stage: _outcome(record.stage, record.config), **({"generate": chosen} if chosen else {})}
     finetune = all_records.get("finetune")
+    # an export of an earlier adapter decides nothing
     current = finetune is not None and record.inputs.get("finetune") == finetune.id
     return {"generate": {"precision": record.config["precision"]}} if current and "precision" in record.config else {}
 
@@ -131,6 +134,7 @@ def _outcome(section: str, recorded: Mapping[str, Any]) -> dict[str, Any]:
     model = Config.model_fields[section].annotation
     assert isinstance(model, type) and issubclass(model, BaseModel)
     known = model.model_fields
+    # unknown ones are for `known_only` to drop
     return {k: v for k, v in recorded.items() if k not in known or role_of(model, k) != EXECUTION}
 
 
@@ -172,4 +176,5 @@ def with_chosen_strength(session: Session) -> Session:
     record = session.run.record("finetune")
     chosen = chosen_strength(record) if record else {}
     chosen = {key: value for key, value in chosen.items() if f"generate.{key}" not in session.given}
+    # force: with_settings takes it away, for work inside of a stage
     return replace(with_settings(session, generate=chosen), force=session.force) if chosen else session

@@ -134,6 +134,7 @@ def _stage(run: RunFolder, stage: str, before: list[Standing], busy: str) -> Sta
     except Exception as error:  # whatever a damaged file leads to, it is that stage's state
         return Standing(stage, DAMAGED, str(error), run.images_name, distilled=run.distilled)
     command = f"dcdm {Standing(stage, '', distilled=run.distilled).command.split()[0]}"
+    # calibrations hold the lock of "dcdm finetune (calibration)"
     running = busy.startswith(command) and ("calibration" in busy) == (stage == "calibrate")
     if running and (stage != "generate" or run.images_name == _named(busy)):
         seconds = stopped_seconds(run.stopped_file(stage))
@@ -170,7 +171,7 @@ def _places(run: RunFolder, stage: str) -> list[Path]:
 
 
 def _next(run: RunFolder, stages: list[Standing]) -> str:
-    if any(standing.state == RUNNING for standing in stages):
+    if any(standing.state == RUNNING for standing in stages):  # it holds the lock: no other command would begin
         return ""
     for standing in stages:
         waits = standing.state in (STALE, STOPPED, DAMAGED) or (

@@ -34,7 +34,7 @@ class Attempt:
         with one_off.collected() as found:
             try:
                 yield
-            except BaseException:
+            except BaseException:  # an interrupt too: stopped attempts are what is counted
                 self._add(clock, energy, found)
                 self._leave()
                 raise
@@ -47,6 +47,7 @@ class Attempt:
     def _add(self, clock: float, energy: Any, found: one_off.OneOffCosts) -> None:
         self.seconds += time.monotonic() - clock
         spent = energy_since(energy)
+        # of what is unknown in one attempt, the sum is
         self.energy_wh = None if spent is None or self.energy_wh is None else round(self.energy_wh + spent, 3)
         for name, seconds in found.seconds().items():
             self.apart.add(name, seconds)

@@ -12,5 +12,6 @@ RECORDED_PACKAGES = ("torch", "diffusers", "transformers", "peft", "timm", "acce
 
 def recorded_versions() -> dict[str, str]:
     """Of dcdm, Python and what decides about results, as records and reports name them."""
+    # by what is installed: nothing is imported for it
     packages = {name: metadata.version(name) for name in RECORDED_PACKAGES}
     return {"dcdm": __version__, "python": platform.python_version(), **packages}
