@@ -85,6 +85,14 @@ def _of_cause(number: int, what: str, path: Path | str | None) -> DcdmError:
     return DcdmError(message, f"look at that file and its disk, {again}", file=path)
 
 
+def _part_of(path: Path) -> Path:
+    """A temporary name beside it: a dot first and PART_SUFFIX last, by which `leftovers` knows it, and a random part,
+    since writers may be several."""
+    # a name may have 255 bytes, of which characters can have four
+    name = path.name.encode("utf-8", "surrogateescape")[:100].decode("utf-8", "ignore")
+    return path.with_name(f".{name}.{os.getpid()}.{secrets.token_hex(4)}{PART_SUFFIX}")
+
+
 @contextmanager
 def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yields a temporary path in the same folder; renames it to `path` when the block ends well, else removes it.
@@ -93,8 +101,7 @@ def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A dot first and PART_SUFFIX last: `leftovers` knows it by that. A random part: writers may be several.
-        part = path.with_name(f".{path.name[:100]}.{os.getpid()}.{secrets.token_hex(4)}{PART_SUFFIX}")
+        part = _part_of(path)
         try:
             yield part
             if durable:
@@ -112,7 +119,7 @@ def atomic_folder(path: Path, *, keep: bool = False) -> Iterator[Path]:
     folders named by their content: the one that is there stays, and whoever reads it is not disturbed."""
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}{PART_SUFFIX}")
+        part = _part_of(path)
         part.mkdir()
         try:
             yield part

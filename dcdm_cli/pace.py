@@ -35,19 +35,16 @@ def estimated(seconds: float) -> str:
 
 @dataclass
 class Pace:
-    """One piece of work. seen: (time, done) of the reports in the window, oldest first; first: the first of all."""
+    """One piece of work. seen: (time, done) of the reports in the window, oldest first."""
 
     what: str
     seen: deque[tuple[float, int]] = field(default_factory=deque)
-    first: tuple[float, int] | None = None
     announced: bool = False
 
     def see(self, done: int, now: float | None = None) -> None:
         now = time.monotonic() if now is None else now
         if self.seen and done < self.seen[-1][1]:  # it was begun anew
             self.seen.clear()
-            self.first = None
-        self.first = self.first or (now, done)
         if len(self.seen) > 1 and now - self.seen[-2][0] < TICK_S:  # a million reports are not kept
             self.seen.pop()
         self.seen.append((now, done))
@@ -91,7 +88,7 @@ class Pace:
     def announcement(self, total: int) -> str:
         """Once, for work that takes longer than two minutes: what it is and how long it takes; else ''."""
         left = self.left(total) if total else None
-        if self.announced or left is None or self.first is None or not self._is_measured():
+        if self.announced or left is None or not self._is_measured():
             return ""
         self.announced = True
         if left < LONG_S:

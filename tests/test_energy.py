@@ -30,3 +30,8 @@ def test_only_gpus_in_sight_count(monkeypatch: pytest.MonkeyPatch) -> None:
     assert energy._visible(4) == [2, 0]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-1234")
     assert energy._visible(2) == [0, 1]
+    for none in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", none)
+        assert energy._visible(2) == []
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert energy._visible(2) == [0, 1]

@@ -48,6 +48,15 @@ def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
     assert names(target.parent) == ["a.txt"]
 
 
+def test_names_as_long_as_a_disk_takes_can_be_written(tmp_path: Path) -> None:
+    target = tmp_path / ("猫" * 83 + ".txt")
+    with atomic_path(target) as part:
+        part.write_text("new")
+    with atomic_folder(tmp_path / ("x" * 255)) as part:
+        (part / "a").write_text("new")
+    assert names(tmp_path) == sorted([target.name, "x" * 255])
+
+
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     target = tmp_path / "a.txt"
     target.write_text("old")

@@ -53,7 +53,9 @@ def model_captions(manifest: Manifest, config: CaptionConfig, folder: Path, job:
             job.stop_if_asked(f"{len(known)} of {len(manifest)} captions are kept")
     names = manifest.column("class_name")
     captions = [prefixed(config.prefix, name, known[id].caption) for name, id in zip(names, ids, strict=True)]
-    return captions, known[ids[0]].revision if len(ids) else None
+    # two where the model was published anew while this was stopped
+    revisions = sorted({revision for id in ids if (revision := known[id].revision)})
+    return captions, ", ".join(revisions) or None
 
 
 def _key(config: CaptionConfig) -> str:

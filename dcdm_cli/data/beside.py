@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -110,10 +111,12 @@ def _first_line(file: Path) -> str | None:
     """None for what is no text."""
     try:
         with file.open("rb") as stream:
-            lines = stream.read(MAX_TEXT).decode("utf-8-sig").splitlines()  # -sig: some editors put a mark first
+            content = stream.read(MAX_TEXT)
+        # -sig: some editors put a mark first; not final where it may have been cut inside of a character
+        text = codecs.getincrementaldecoder("utf-8-sig")().decode(content, final=len(content) < MAX_TEXT)
     except (OSError, ValueError):
         return None
-    return read_text(next((line for line in lines if line.strip()), None))
+    return read_text(next((line for line in text.splitlines() if line.strip()), None))
 
 
 def _columns(row: Mapping[str, Any], options: ScanOptions, file: Path) -> dict[str, str]:

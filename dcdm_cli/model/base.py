@@ -84,8 +84,8 @@ def load_base(
     variant: of the weights' files, as in `diffusion_pytorch_model.fp16.safetensors`; None = the plain ones, or fp16
     where there are no others. config: for a single file, a folder with the model's configs and tokenizer; None = those
     that diffusers knows for it, from the hub or its cache. hollow: of `unet` and `vae`, those to have their shapes but
-    no weights, as far as their configs are at hand. Raises NotFoundError when it cannot be had, MismatchError for another layout, NumericalError for
-    weights that are not finite.
+    no weights, as far as their configs are at hand. Raises NotFoundError when it cannot be had, MismatchError for
+    another layout, NumericalError for weights that are not finite.
     """
     # console.py alone prints; both libraries would draw bars of their own
     transformers_logging.disable_progress_bar()

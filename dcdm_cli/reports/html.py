@@ -1,7 +1,7 @@
 """The report: one HTML file with everything inside, readable offline, on a phone, in light and dark.
 
 Names, captions and facts are untrusted text: jinja2 escapes them, control characters are shown as escapes, and the
-page's own policy forbids scripts and every outside request.
+page's own policy forbids every outside request, and every script but the gallery's, which it knows by its hash.
 """
 
 from __future__ import annotations

@@ -38,8 +38,11 @@ def energy_since(before: Reading | None, read: Callable[[], Reading | None] = re
 
 
 def _visible(count: int) -> list[int]:
-    """GPU numbers out of CUDA_VISIBLE_DEVICES; all of them where it names GPUs otherwise, or nothing."""
-    words = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    """GPU numbers out of CUDA_VISIBLE_DEVICES; all of them without it, or where it names GPUs otherwise."""
+    setting = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if setting is not None and setting.strip() in ("", "-1"):  # CUDA's ways to say none
+        return []
+    words = (setting or "").split(",")
     numbers = [int(word) for word in words if word.strip().isdecimal()]
     return [number for number in numbers if number < count] or list(range(count))
 

@@ -48,6 +48,7 @@ def collected() -> Iterator[OneOffCosts]:
     """What is spent inside. The collection around it gets it too, at the end."""
     global _collecting
     outer, inner = _collecting, OneOffCosts()
+    inner.loading = outer.loading  # what is loaded inside of a loading counts there, whoever collects in between
     _collecting = inner
     try:
         yield inner

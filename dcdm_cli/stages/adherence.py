@@ -12,8 +12,8 @@ from PIL import Image
 from dcdm_cli.errors import UsageError
 from dcdm_cli.run.roles import IMAGES, all_others, fingerprints
 from dcdm_cli.run.store import Outcome, Stage, StageRecord
-from dcdm_cli.stages.devices import settle_placement
 from dcdm_cli.stages.caption import caption_input
+from dcdm_cli.stages.devices import settle_placement
 from dcdm_cli.stages.given import image_input
 from dcdm_cli.stages.label_check import generator_files
 from dcdm_cli.stages.probe import Probed, open_run_engine, probe, probe_with_pool, usable_calibration

@@ -83,7 +83,8 @@ def _without_export(config: GenerateConfig) -> dict[str, str]:
 def open_run_pool(
     session: Session, placement: Placement, job: Job, opener: Callable[..., Worker], *, score: bool
 ) -> WorkerPool:
-    """The run's engine, label check, and with `score` its scorer, once per worker. opener: of `generation.worker_start`."""
+    """The run's engine, label check, and with `score` its scorer, once per worker. opener: from
+    `generation.worker_start`."""
     from dcdm_cli.data.images import decode_options
     from dcdm_cli.generation.engine import sampler_warnings
     from dcdm_cli.generation.worker_start import Parcel, Setup

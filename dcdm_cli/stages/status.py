@@ -1,4 +1,4 @@
-"""Where a run folder stands, as a document and as words for the screen. Imports neither torch nor pydantic."""
+"""Where a run folder stands, as a document and as words for the screen. Imports no torch."""
 
 from __future__ import annotations
 

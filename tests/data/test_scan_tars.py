@@ -169,6 +169,8 @@ def test_braces() -> None:
     assert expand_braces("plain.tar") == ["plain.tar"]
     with pytest.raises(UsageError, match="more than 1000000 names"):
         expand_braces("{0..99999999}.tar")
+    with pytest.raises(UsageError, match="more than 1000000 names"):
+        expand_braces("{0.." + "9" * 5000 + "}.tar")
 
 
 def test_keys_end_at_the_first_dot_as_in_webdataset() -> None:

@@ -20,20 +20,23 @@ from dcdm_cli.commands.evaluate import do_job
 from dcdm_cli.console import Console
 from dcdm_cli.data.manifest import Manifest, read_manifest, write_manifest
 from dcdm_cli.errors import MismatchError, NotFoundError, UsageError
-from dcdm_cli.evaluation.experiments import AdapterSpec
+from dcdm_cli.evaluation.experiments import AdapterSpec, find_experiment
 from dcdm_cli.run.presets import PRESETS
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.store import Outcome, RunFolder, Stage
+from dcdm_cli.stages.adherence import adherence_stage
 from dcdm_cli.stages.artefacts import run_artefacts, run_filter
-from dcdm_cli.stages.atlas import hardest_classes, run_atlas
+from dcdm_cli.stages.atlas import atlas_stage, hardest_classes, run_atlas
 from dcdm_cli.stages.caption import run_caption
 from dcdm_cli.stages.evaluate import run_evaluate
 from dcdm_cli.stages.evaluation_data import checked_data
 from dcdm_cli.stages.experiments.generators import prepare_variant, variant_session
+from dcdm_cli.stages.experiments.run import experiment_stage
 from dcdm_cli.stages.finetune import run_finetune
 from dcdm_cli.stages.generate import run_generate
 from dcdm_cli.stages.next_plan import run_next_plan
 from dcdm_cli.stages.probe import open_run_engine
+from dcdm_cli.stages.report import ExperimentFiles
 from dcdm_cli.stages.score import run_score
 
 from .conftest import coloured, session_of
@@ -263,11 +266,12 @@ def test_a_test_set_that_overlaps_training_is_cut_or_refused(run: Path) -> None:
     manifest = read_manifest(run / "samples.parquet")
     ids, splits = manifest.column("sample_id").copy(), manifest.column("split").astype(str)
     train, test = ids[splits == "train"], np.flatnonzero(splits == "test")
-    ids[test[:5]] = train[:5]
+    copy_of = lambda one, id: f"{one.partition('-')[0]}-{id.partition('-')[2]}"  # noqa: E731 - another name
+    ids[test[:5]] = list(map(copy_of, train[:5], ids[test[:5]]))
     rewritten(run, sample_id=ids)
     data = checked_data(session_of(run))
     assert len(data.held_out) == 992 and "leak: 5 of 997 held-out images" in data.warnings[0]
-    ids[test] = np.resize(train, len(test))
+    ids[test] = list(map(copy_of, np.resize(train, len(test)), ids[test]))
     rewritten(run, sample_id=ids)
     with pytest.raises(UsageError, match="every held-out image is also a training image"):
         checked_data(session_of(run))
@@ -376,3 +380,20 @@ def test_an_adapter_with_other_sampler_settings_is_calibrated_for_itself(run: Pa
     prepare_variant(own, spec, Job())
     assert variant_session(session, "ours", AdapterSpec()).run is session.run
     assert variant_session(session, "../a / b", spec).run.path.parent == own.run.path.parent
+
+
+def test_captions_of_ones_own_suffice_for_evaluations(run: Path) -> None:
+    (run / "records" / "caption.json").unlink()
+    session = session_of(run)
+    experiment = find_experiment("controls")
+    files = ExperimentFiles(session.run.evaluation, experiment.name)
+    for stage in (adherence_stage(session), experiment_stage(session, experiment, files)):
+        assert "score" in stage.inputs and "caption" not in stage.inputs
+
+
+def test_another_few_step_lora_makes_an_atlas_stale(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = []
+    for identity in ("one", "another"):
+        monkeypatch.setattr("dcdm_cli.stages.atlas.image_input", lambda session: {"extra_lora": identity})  # noqa: B023
+        stages.append(atlas_stage(session_of(run)))
+    assert stages[0].inputs != stages[1].inputs

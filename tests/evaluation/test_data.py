@@ -19,9 +19,10 @@ def manifest(train: int = 12, test: int = 4, judge: int = 4, *, shared: int = 0)
     rows = []
     for split, count in counts.items():
         for i in range(count):
-            same = f"train-{i}" if split == "test" and i < shared else f"{split}-{i}"
+            content = f"{'train' if split == 'test' and i < shared else split}{i}"
             rows.append({
-                "sample_id": same, "path": f"{split}/{i}.png", "label": i % 2, "class_name": NAMES[i % 2],
+                "sample_id": f"{content}-{split}{i}",  # content and name, as a scan has it
+                "path": f"{split}/{i}.png", "label": i % 2, "class_name": NAMES[i % 2],
                 "split": split, "synthetic": False, "difficulty": 0.5,
             })  # fmt: skip
     return Manifest.from_rows(rows, NAMES)

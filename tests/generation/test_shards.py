@@ -29,7 +29,7 @@ from dcdm_cli.generation import shards
 from dcdm_cli.generation.layout import Layout
 from dcdm_cli.generation.ledger import Ledger
 from dcdm_cli.generation.plan import Plan
-from dcdm_cli.generation.run import Generated, make_shard, run_shards
+from dcdm_cli.generation.run import Generated, ShardCoordinator, make_shard, run_shards
 from dcdm_cli.generation.shards import Encoders, Journal, MadeShard, ShardTask
 from dcdm_cli.run.progress import Job
 
@@ -333,6 +333,30 @@ def test_a_shard_made_twice_is_published_once(tmp_path: Path) -> None:
         assert isinstance(made, MadeShard)
         ledger.publish(made)
     assert ledger.done == 8 and len(list((tmp_path / "data").iterdir())) == 1
+
+
+def test_a_shard_that_two_workers_made_leaves_no_journal_and_counts_once(tmp_path: Path) -> None:
+    place, told = layout(tmp_path), []
+    ledger = Ledger.open(PLAN, place, 4)
+    run_of = ShardCoordinator(PLAN, ledger, Job(progress=lambda what, done, total: told.append(done)))
+    task = ShardTask(0, tuple(PLAN.shard_rows(0)), place, PLAN.generator)
+    with Encoders() as encoders:
+        for _ in range(2):  # the first died between its last word and its end
+            for value in make_shard(task, FakeMaker(), encoders, Job()):
+                run_of.said(0, value)
+    assert max(told) == ledger.done == 8 and not list(tmp_path.rglob("*.journal"))
+
+
+def test_an_image_that_a_power_cut_emptied_is_made_again(tmp_path: Path) -> None:
+    place = layout(tmp_path)
+    task = ShardTask(0, tuple(PLAN.shard_rows(0)), place, PLAN.generator)
+    with Encoders() as encoders:
+        list(make_shard(task, FakeMaker(), encoders, Job()))
+    images = sorted(tmp_path.rglob("*.png"))
+    assert images
+    images[0].write_bytes(b"")
+    run(tmp_path)
+    assert all(image.stat().st_size for image in tmp_path.rglob("*.png"))
 
 
 def test_a_model_that_the_plan_was_not_made_for_is_refused(tmp_path: Path) -> None:

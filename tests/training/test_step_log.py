@@ -34,7 +34,8 @@ def test_one_line_per_step_under_a_header(tmp_path: Path) -> None:
 def test_steps_that_are_made_again_replace_their_lines(tmp_path: Path) -> None:
     file = tmp_path / "loss.csv"
     feed(file, 1, 2, 3, 4)
-    file.write_text(file.read_text() + "5,0.")  # torn by a kill
+    # as a spreadsheet writes a number; no UTF-8; torn by a kill
+    file.write_bytes(file.read_bytes() + "5.0,1,1,1,1\né,1,1,1,1\n5,0.".encode("latin-1"))
     feed(file, 3, 4, 5, loss=0.25)
     assert [(row["step"], row["loss"]) for row in read(file)] == [
         ("1", "0.5"), ("2", "0.5"), ("3", "0.25"), ("4", "0.25"), ("5", "0.25"),

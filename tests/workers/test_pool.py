@@ -69,6 +69,7 @@ def test_a_worker_that_never_opens_is_given_up() -> None:
         ("disk full", StorageError, "cannot write x: no space"),
         ("memory", OutOfMemoryError, "ran out of memory: of the device"),
         ("bug", DcdmError, "a worker failed: ZeroDivisionError: oops"),
+        ("a pipe of its own", DcdmError, "a worker failed: EOFError: of its own"),
     ],
 )
 def test_a_failure_arrives_as_what_it_is(does: str, kind: type[DcdmError], says: str) -> None:

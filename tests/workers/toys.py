@@ -43,6 +43,8 @@ def misbehave(task: ToyTask) -> None:
         raise StorageError("cannot write x: no space", "free some space", file="x")
     if task.does == "memory":
         raise MemoryError("of the device")
+    if task.does == "a pipe of its own":
+        raise EOFError("of its own")
     if task.does == "bug":
         raise ZeroDivisionError("oops")
 
