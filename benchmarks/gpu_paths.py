@@ -68,7 +68,7 @@ def routes(place: Conditions) -> list[Route]:
     """Each adds one lever to the one before, then one call, then the preset."""
     plain = config(place.steps, precision=place.precision, batch_size=place.batch, decode_batch=min(place.batch, 8))
     one = plain.model_copy(update={"text_guidance": 1.0, "difficulty_guidance": 1.0})
-    shipped = GenerateConfig.model_validate({**PRESETS["sd15"]["generate"], "precision": place.precision})
+    shipped = GenerateConfig.model_validate({**PRESETS["sd15"].get("generate", {}), "precision": place.precision})
     if place.sketch:
         shipped = shipped.model_copy(update={"steps": 3})
     return [
