@@ -66,7 +66,6 @@ PRETRAINED_NET = {
 }  # fmt: skip
 REFERENCE_NET = {**SMALL_NET, "model_args": {"channels": [16, 32, 64, 128], "stem_width": 16}, "batch_size": 128}
 EPOCHS = 6  # of the better informed classifier
-FINE_TUNED_ON = 1000  # of CIFAR-10; folds are fewer there, since each takes minutes
 
 
 @dataclass(frozen=True)
@@ -178,7 +177,8 @@ def config_of(problem: Problem, way: int | str) -> ScoreConfig:
     """way: pixels of features, or which trained classifiers."""
     if way == FINE_TUNED:
         found = trained_settings(ScoreConfig(folds=2, repeats=1), FINE_TUNED_PIXELS)[FINE_TUNED]
-        return found.model_copy(update={"batch_size": 32})
+        mirrored = {"hflip": 0.0} if problem.name == "digits" else {}
+        return found.model_copy(update={"batch_size": 32, **mirrored})
     return problem.trained if way == TRAINED else ScoreConfig(method="features", feature_size=int(way))
 
 
@@ -268,10 +268,9 @@ def cases() -> dict[str, tuple[str, int, tuple[int | str, ...]]]:
     """By name: data, images, ways of scoring; trained classifiers first, with which the others are compared."""
     found: dict[str, tuple[str, int, tuple[int | str, ...]]] = {}
     for count in CIFAR10:
-        more = (FINE_TUNED,) if count == FINE_TUNED_ON else ()
-        found[f"cifar10-{count}"] = ("cifar10", count, (TRAINED, *PIXELS, *more))
+        found[f"cifar10-{count}"] = ("cifar10", count, (TRAINED, *PIXELS, FINE_TUNED))
     found["cifar10-first-1000"] = ("first", 1000, (TRAINED, *PIXELS))
-    found |= {f"digits-{count}": ("digits", count, (TRAINED, *PIXELS)) for count in DIGITS}
+    found |= {f"digits-{count}": ("digits", count, (TRAINED, *PIXELS, FINE_TUNED)) for count in DIGITS}
     return found
 
 

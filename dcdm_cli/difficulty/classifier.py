@@ -159,6 +159,8 @@ def build_classifier(config: ClassifierConfig, classes: int, *, resize: bool = T
         if packaged and config.pretrained:
             # its last layer would be of ImageNet's classes
             load_weights(model, FOLDER / WEIGHTS, without=last_layers(model))
+        if config.pretrained:
+            _silence(model)
         if resize and hasattr(model, "set_input_size"):  # transformers are built for one image size
             cast(Any, model).set_input_size(img_size=config.image_size)
     except (TypeError, ValueError, AssertionError) as error:
@@ -171,6 +173,14 @@ def build_classifier(config: ClassifierConfig, classes: int, *, resize: bool = T
             "go online once so that they reach the cache, or set pretrained = false",
         ) from error
     return model
+
+
+def _silence(model: nn.Module) -> None:
+    """The last layer at zero: a random one would stay for hundreds of steps, and bend the weights below it that are
+    worth keeping, before it means anything (not from the paper)."""
+    layers = dict(model.named_modules())  # model_args may have left one out
+    for parameter in (p for name in last_layers(model) if name in layers for p in layers[name].parameters()):
+        nn.init.zeros_(parameter)
 
 
 def last_layers(model: nn.Module) -> tuple[str, ...]:

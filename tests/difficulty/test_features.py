@@ -155,9 +155,9 @@ def test_a_classifier_may_start_from_the_packaged_weights() -> None:
     config = ClassifierConfig(model="packaged", pretrained=True, image_size=64)
     started, stored = build_classifier(config, 3).state_dict(), load_file(FOLDER / "model.safetensors")
     assert torch.equal(started["conv_stem.weight"], stored["conv_stem.weight"].float())
-    assert started["classifier.weight"].shape == (3, 1280)
+    assert started["classifier.weight"].shape == (3, 1280) and not started["classifier.weight"].any()
     fresh = build_classifier(config.model_copy(update={"pretrained": False}), 3).state_dict()
-    assert not torch.equal(fresh["conv_stem.weight"], started["conv_stem.weight"])
+    assert not torch.equal(fresh["conv_stem.weight"], started["conv_stem.weight"]) and fresh["classifier.weight"].any()
     assert ARCHITECTURE == "tf_efficientnet_lite0"
 
 
