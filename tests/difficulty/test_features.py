@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from dcdm_cli.data.images import DecodeOptions, decode_options, set_decode_options
 from dcdm_cli.data.manifest import Manifest
 from dcdm_cli.difficulty import feature_cache
-from dcdm_cli.difficulty.classifier import build_classifier, logits_of
+from dcdm_cli.difficulty.classifier import build_classifier, logits_of, predict_logits, train_classifier
 from dcdm_cli.difficulty.feature_cache import FeatureCache, looked_at
 from dcdm_cli.difficulty.features import Extractor, Penultimate, open_extractor, save_extractor
 from dcdm_cli.difficulty.packaged import ARCHITECTURE, FOLDER
@@ -159,6 +159,16 @@ def test_a_classifier_may_start_from_the_packaged_weights() -> None:
     fresh = build_classifier(config.model_copy(update={"pretrained": False}), 3).state_dict()
     assert not torch.equal(fresh["conv_stem.weight"], started["conv_stem.weight"]) and fresh["classifier.weight"].any()
     assert ARCHITECTURE == "tf_efficientnet_lite0"
+
+
+@pytest.mark.slow  # half a minute: backward passes through a network of real size
+def test_fine_tuning_does_not_first_unlearn_what_the_packaged_network_knows(digits: Digits) -> None:
+    images, labels = digits[0][:400], digits[1][:400]
+    net = {"model": "packaged", "pretrained": True, "image_size": 32, "steps": 80, "batch_size": 32, "lr": 3e-4}
+    config = ClassifierConfig.model_validate({**net, "hflip": 0.0})
+    model = train_classifier(images[:200], labels[:200], 10, config, 0, "cpu")
+    right = predict_logits(model, images[200:], config, "cpu").argmax(1) == labels[200:]
+    assert right.mean() > 0.45  # with a random last layer 0.3
 
 
 @pytest.fixture
