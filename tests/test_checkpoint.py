@@ -159,7 +159,6 @@ def test_those_of_another_training_are_refused_and_not_called_damaged(lesson: Le
 
 
 def test_from_a_step_on_they_are_dropped(lesson: Lesson) -> None:
-    drop_checkpoints(lesson.folder, STEPS)
-    assert lesson.found()[1]["step"] == STEPS - 1
-    drop_checkpoints(lesson.folder, STEPS)
+    assert drop_checkpoints(lesson.folder, STEPS) == 1 and lesson.found()[1]["step"] == STEPS - 1
+    assert drop_checkpoints(lesson.folder, STEPS) == 0
     assert [path.name for path in lesson.folder.iterdir()] == [f"step-{STEPS - 1:08d}"]

@@ -159,11 +159,13 @@ def _whole(path: Path, kind: type[SavedState]) -> tuple[SavedState, dict[str, An
     return said, state, load_file(path / TENSORS)
 
 
-def drop_checkpoints(folder: Path, first: int) -> None:
-    """Of this step and of later ones: what had to be made on the way to them is made again."""
-    for path in _checkpoints(folder):
-        if path.name >= _name(first):
-            shutil.rmtree(path)
+def drop_checkpoints(folder: Path, first: int) -> int:
+    """Those of this step and of later ones, so that what had to be made on the way to them is made again. Returns how
+    many there were."""
+    dropped = [path for path in _checkpoints(folder) if path.name >= _name(first)]
+    for path in dropped:
+        shutil.rmtree(path)
+    return len(dropped)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
