@@ -1,7 +1,8 @@
 """Examining what a source lists: every image is decoded once, in chunks that are kept on disk.
 
-A chunk is a Parquet file with the rows of its usable images and, in its metadata, what was left out. A scan that was
-stopped goes on after the last whole chunk. Memory holds one chunk, whatever the size of the source.
+A chunk is a Parquet file with the rows of its usable images and, in its metadata, what was left out; its hash lies
+beside it. A scan that was stopped goes on after the last whole chunk. Memory holds one chunk, whatever the size of the
+source.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ from PIL import Image
 from dcdm_cli.data.candidates import Candidate, Listing, Rejection, ScanOptions, clean_name
 from dcdm_cli.data.images import RejectedImage, decode_image, image_format, image_hash
 from dcdm_cli.data.manifest import RULES
-from dcdm_cli.files import atomic_path, hash_bytes, write_bytes, write_json
+from dcdm_cli.errors import DcdmError
+from dcdm_cli.files import atomic_path, hash_bytes, hash_json, write_bytes, write_json
 from dcdm_cli.gate import Amount, Column, Count, Text, check_columns, parse_json, parse_line, read_document, typed
 from dcdm_cli.run.progress import Job
+from dcdm_cli.run.seals import is_whole, seal_beside
 
 CHUNK = 2048  # candidates; what a stopped scan may lose
 ROWS = pa.schema(
@@ -85,9 +88,8 @@ def examine_all(
     Stops at the first unusable image with `options.strict`. Raises InterruptedRunError when asked to stop.
     """
     examined, end = _earlier(spool, key), spool / "end.json"
-    if end.is_file():
-        # Counted while the source was listed, which is not done again.
-        listing.notes.update(read_document(end, dict[Text, Count], f"remove {spool}"))
+    if (notes := _notes_at_end(end, examined)) is not None:
+        listing.notes.update(notes)
         return examined
     candidates = iter(listing.candidates)
     for _ in islice(candidates, examined.candidates):
@@ -103,8 +105,24 @@ def examine_all(
     if not 0 < listing.total <= examined.candidates:  # the last image has not said so
         job.progress("reading images", examined.candidates, examined.candidates)
     if key:
-        write_json(end, dict(listing.notes))
+        write_json(end, _end(listing.notes, examined))
     return examined
+
+
+def _end(notes: Mapping[str, int], examined: Examined) -> dict[str, Any]:
+    """What end.json says of a scan that is over: how many candidates there were, too, or the last chunks could go."""
+    said = {"notes": dict(notes), "candidates": examined.candidates}
+    return {**said, "hash": hash_json(said)}
+
+
+def _notes_at_end(end: Path, examined: Examined) -> Mapping[str, int] | None:
+    """Counted while the source was listed, which is not done again; None where the scan is not known to be over."""
+    try:
+        said = read_document(end, dict[str, Any], "")
+        notes = typed(dict[Text, Count], said.get("notes"))
+    except (DcdmError, ValueError):  # not there, or damaged: listing again is cheap, and looks at no image again
+        return None
+    return notes if said == _end(notes, examined) else None
 
 
 @dataclass
@@ -229,6 +247,8 @@ def _keep(chunk: _Chunk, file: Path, examined: Examined, *, durable: bool) -> No
     with atomic_path(file, durable=durable) as part:
         # of the rows' keys, those that the schema lacks are left out
         pq.write_table(pa.Table.from_pylist(chunk.rows, schema=schema), part)
+    if durable:
+        seal_beside(file)
     _enter(examined, file, facts, len(chunk.rows))
 
 
@@ -264,6 +284,8 @@ def _earlier(spool: Path, key: str) -> Examined:
     for number in range(len(list(spool.glob("*.parquet")))):
         file = spool / f"{number:06d}.parquet"
         try:
+            if not is_whole(file):
+                raise ValueError("it is not what was written")
             rows = pq.read_table(file, schema=ROWS)
             facts = typed(_Facts, parse_json((pq.read_metadata(file).metadata or {})[_META]))
             check_columns(rows, _RULES)

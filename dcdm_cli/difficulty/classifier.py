@@ -33,8 +33,8 @@ from dcdm_cli.data.manifest import ImagePaths
 from dcdm_cli.difficulty.fitting import Keep, SeededBatches, Training, batch_rows, fit, seeded
 from dcdm_cli.difficulty.packaged import ARCHITECTURE, FOLDER, PACKAGED
 from dcdm_cli.errors import MismatchError, NotFoundError, UsageError
-from dcdm_cli.files import atomic_folder, hash_json, write_json
-from dcdm_cli.gate import ClassNames, read_document
+from dcdm_cli.files import atomic_folder, hash_file, hash_json, write_json
+from dcdm_cli.gate import ClassNames, Digest, read_document
 from dcdm_cli.run.finite import refuse_not_finite_weights
 from dcdm_cli.run.network import from_hub, reason
 from dcdm_cli.run.progress import Progress
@@ -369,19 +369,22 @@ def save_classifier(
     metadata = {"architecture": config.model, "class_names": json.dumps(list(class_names))}
     with atomic_folder(folder) as part:
         save_file(state, part / WEIGHTS, metadata)
-        write_json(part / DESCRIPTION, document)
+        write_json(part / DESCRIPTION, {**document, "sha256": hash_file(part / WEIGHTS)})
 
 
 def load_classifier(folder: Path, device: torch.device | str = "cpu") -> StoredClassifier:
     """Reads what `save_classifier` wrote, in eval mode on `device`.
 
-    Raises NotFoundError when a file is missing, MismatchError when description and weights do not fit each other.
+    Raises NotFoundError when a file is missing, MismatchError when description and weights do not fit each other or the
+    weights are not those that were written.
     """
-    said = read_document(folder / DESCRIPTION, _ClassifierFile, AGAIN)
+    said, weights = read_document(folder / DESCRIPTION, _ClassifierFile, AGAIN), folder / WEIGHTS
     # published weights would be fetched only to be written over
     config = said.config.model_copy(update={"pretrained": False})
     model = build_classifier(config, len(said.class_names))
-    load_weights(model, folder / WEIGHTS)
+    load_weights(model, weights)
+    if said.sha256 is not None and hash_file(weights) != said.sha256:  # they fit, and some are others
+        raise MismatchError(f"{weights} is damaged: it has other content than it had", AGAIN, file=weights)
     return StoredClassifier(_placed(model.eval(), device), said.class_names, config, said.temperature)
 
 
@@ -392,6 +395,7 @@ class _ClassifierFile:
     config: ClassifierConfig
     class_names: ClassNames
     temperature: Temperature
+    sha256: Digest | None = None  # of the weights; files from before it was kept have none
 
 
 def load_weights(model: nn.Module, path: Path, without: Sequence[str] = ()) -> None:

@@ -25,7 +25,7 @@ from dcdm_cli.difficulty.classifier import (
 )
 from dcdm_cli.difficulty.fitting import Keep
 from dcdm_cli.difficulty.scores import fit_temperature, mean_log_probs, score_all
-from dcdm_cli.errors import MismatchError, UsageError
+from dcdm_cli.errors import MismatchError, NotFoundError, NumericalError, UsageError
 from dcdm_cli.files import hash_json
 from dcdm_cli.run.progress import Job, Progress
 from dcdm_cli.run.roles import fingerprint
@@ -127,17 +127,30 @@ def _key(manifest: Manifest, config: ScoreConfig) -> str:
 def _once(
     kept: Path | None, fit: Callable[[Keep], nn.Module], names: Sequence[str], config: ScoreConfig, job: Job
 ) -> nn.Module:
-    """The classifier from its folder, or made and kept there."""
+    """The classifier from its folder, where it is what was kept there; else made, and kept there."""
     if kept is None:
         return fit(Keep(job))
     if kept.is_dir():
-        return load_classifier(kept, job.device).model
+        try:
+            return _finished(kept, names, config, job)
+        except (MismatchError, NotFoundError, NumericalError, UsageError) as error:  # training again mends it
+            job.warn(f"{error.message}: this classifier is trained again")
     keep = Keep(job, kept.parent / "begun" / kept.name)
     model = fit(keep)
     save_classifier(model, kept, names, config)
     # not before: until the classifier is saved, its checkpoints are all that there is of it
     keep.forget()
     return model
+
+
+def _finished(kept: Path, names: Sequence[str], config: ScoreConfig, job: Job) -> nn.Module:
+    """Raises what `load_classifier` raises, and MismatchError where it says that it was made otherwise than asked."""
+    stored = load_classifier(kept, job.device)
+    # without the hub's weights, which are not fetched for one that is trained
+    said = stored.config.model_dump(mode="json", exclude={"pretrained"})
+    if stored.class_names != tuple(names) or said != config.model_dump(mode="json", include=set(said)):
+        raise MismatchError(f"{kept} holds other classes or settings than it had", "dcdm score --force", file=kept)
+    return stored.model
 
 
 def unseen_models(manifest: Manifest, config: ScoreConfig) -> np.ndarray:

@@ -25,6 +25,7 @@ from torch.utils.data import Dataset
 
 from dcdm_cli.errors import NumericalError
 from dcdm_cli.run.checkpoint import (
+    Awaited,
     SavedState,
     ScheduleState,
     load_checkpoint,
@@ -47,6 +48,10 @@ class FittingState(SavedState):
     """state.json of a classifier's training."""
 
     schedule: ScheduleState
+
+    @property
+    def rates(self) -> ScheduleState:
+        return self.schedule
 
 
 @dataclass(frozen=True)
@@ -171,7 +176,8 @@ class _Training:
         folder = self.lesson.keep.folder if self.lesson.keep else None
         if folder is None:
             return
-        found = load_checkpoint(folder, self.lesson.settings, kind=FittingState, replace=True)
+        awaited = Awaited(self._tensors(), self.optimiser, self.lesson.config.steps)
+        found = load_checkpoint(folder, self.lesson.settings, kind=FittingState, awaited=awaited, replace=True)
         if found is None:
             shutil.rmtree(folder, ignore_errors=True)
             return
@@ -184,10 +190,13 @@ class _Training:
             group["lr"] = rate  # the schedule sets it for the step after next only
         self.step = state["step"]
 
+    def _tensors(self) -> dict[str, Tensor]:
+        """Of a checkpoint, without the optimiser's."""
+        return {f"model.{name}": value for name, value in self.model.state_dict().items()}
+
     def _save(self, folder: Path) -> None:
-        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         state = {"settings": self.lesson.settings, "schedule": self.schedule.state_dict()}
-        save_checkpoint(folder, self.step, tensors | optimizer_tensors(self.optimiser), state, keep=1)
+        save_checkpoint(folder, self.step, self._tensors() | optimizer_tensors(self.optimiser), state, keep=1)
         self._saved = time.monotonic()
 
 

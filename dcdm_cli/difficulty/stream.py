@@ -29,6 +29,7 @@ from dcdm_cli.difficulty.scores import (
 )
 from dcdm_cli.files import atomic_path
 from dcdm_cli.run.progress import Job
+from dcdm_cli.run.seals import is_whole, seal_beside
 from dcdm_cli.workers.coordinator import WorkerPool
 from dcdm_cli.workers.messages import Piece, unshared
 
@@ -90,16 +91,17 @@ def open_chunk_scorer(folder: Path, threads: int | None, device: str, should_sto
 def score_in_chunks(
     data: ScoreSet, worker: Callable[[], ChunkScorer], spool: Path, job: Job, pool: WorkerPool | None = None
 ) -> dict[str, np.ndarray]:
-    """Score columns of every image; chunks that are in `spool` already are not scored again.
+    """Score columns of every image; whole chunks that are in `spool` already are not scored again.
 
     worker: opened when there is work and no worker pool. Raises InterruptedRunError when asked to stop.
     """
     spool.mkdir(parents=True, exist_ok=True)
-    missing = [number for number in range(data.chunks) if not _file(spool, number).is_file()]
+    missing = [number for number in range(data.chunks) if not is_whole(_file(spool, number))]
 
     def said(chunk: Piece, columns: Mapping[str, np.ndarray]) -> int:
         with atomic_path(_file(spool, chunk.number)) as part:
             pq.write_table(pa.table([pa.array(columns[name]) for name in COLUMNS.names], COLUMNS), part)
+        seal_beside(_file(spool, chunk.number))
         job.progress("scoring images", min(len(data), CHUNK * _done(spool)), len(data))
         return 1
 

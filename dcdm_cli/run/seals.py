@@ -15,7 +15,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from dcdm_cli.errors import MismatchError
+from dcdm_cli.errors import MismatchError, NotFoundError
 from dcdm_cli.files import hash_file, write_json
 from dcdm_cli.gate import Count, Digest, read_document
 
@@ -109,6 +109,35 @@ def change_beside(file: Path) -> str:
         return change(file, read_document(note, Seal, ""))
     except MismatchError:
         return "has a damaged seal"
+
+
+def seal_files(folder: Path) -> None:
+    """For a folder that a stopped stage goes on from: the seals of its files, beside it."""
+    seals = {name: asdict(one) for name, one in seal_all(folder, [folder]).items()}
+    write_json(folder.with_suffix(SEAL_SUFFIX), seals)
+
+
+def change_of_files(folder: Path) -> str:
+    """How a folder differs from what `seal_files` sealed; empty where it does not. One without seals, from before there
+    were any, is believed."""
+    note = folder.with_suffix(SEAL_SUFFIX)
+    if not folder.is_dir():
+        return "is gone"
+    try:
+        sealed = read_document(note, dict[str, Seal], "") if note.is_file() else {}
+    except MismatchError:
+        return "has damaged seals"
+    changed = ((name, change(folder / name, was)) for name, was in sealed.items())
+    return next((f"is damaged: {name} {said}" for name, said in changed if said), "")
+
+
+def is_whole(file: Path) -> bool:
+    """Whether what a stopped stage goes on from holds what `seal_beside` sealed, by its content every time. Unlike a
+    cache's, one without a seal does not count: it takes seconds to make again."""
+    try:
+        return hash_file(file) == read_document(file.with_suffix(SEAL_SUFFIX), Seal, "").sha256
+    except (OSError, NotFoundError, MismatchError):
+        return False
 
 
 def _files(places: Iterable[Path]) -> Iterator[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from dcdm_cli.model.packaged import PACKAGED
 from dcdm_cli.run import roles
 from dcdm_cli.run.precision import settle_precision
 from dcdm_cli.run.progress import Job
+from dcdm_cli.run.seals import change_of_files, seal_files
 from dcdm_cli.run.session import Session
 from dcdm_cli.run.settings import FinetuneConfig
 from dcdm_cli.run.store import RunFolder
@@ -146,11 +147,30 @@ def _snapshots(
             sheets.draw(step, network, job)
         if step in lesson.snapshots:
             # how far this one was trained, not how far training will go
-            place = folder / f"step-{step:08d}"
+            place = snapshot_of(folder, step)
             _save(place, network, replace(info, training={**info.training, "steps": step}))
+            seal_files(place)
 
     steps = {*lesson.snapshots, *drawn}
     return Snapshots(tuple(sorted(steps)), keep) if steps else None
+
+
+def refuse_changed_snapshots(run: RunFolder, folder: Path, steps: Sequence[int], job: Job) -> None:
+    """Says which snapshots of these steps are not what fine-tuning has left there, and removes them with the
+    checkpoints from which training would not come by them: going on makes them again."""
+    from dcdm_cli.run.checkpoint import drop_checkpoints
+
+    snapshots, checkpoints = snapshot_folder(run, folder), run.checkpoints / folder.name
+    for step in steps:
+        place = snapshot_of(snapshots, step)
+        # before training has come so far there is none, and no checkpoint of that step either
+        if (said := change_of_files(place)) and drop_checkpoints(checkpoints, step):
+            job.warn(f"{place} {said}: fine-tuning goes on from before that step, which makes it again")
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def snapshot_of(snapshots: Path, step: int) -> Path:
+    return snapshots / f"step-{step:08d}"
 
 
 def _save(folder: Path, network: ConditionedUNet, info: AdapterInfo) -> None:

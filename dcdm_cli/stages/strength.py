@@ -22,7 +22,15 @@ from dcdm_cli.run.progress import Job
 from dcdm_cli.run.session import Session, with_settings
 from dcdm_cli.run.settings import FinetuneConfig, StrengthConfig
 from dcdm_cli.run.standing import run_words
-from dcdm_cli.stages.adapter import DifficultyOf, TrainingRows, copy_adapter, snapshot_folder, train_adapter
+from dcdm_cli.stages.adapter import (
+    DifficultyOf,
+    TrainingRows,
+    copy_adapter,
+    refuse_changed_snapshots,
+    snapshot_folder,
+    snapshot_of,
+    train_adapter,
+)
 from dcdm_cli.stages.devices import run_features
 from dcdm_cli.stages.networks import check_judged_by
 from dcdm_cli.stages.own_draws import learn_from_own_draws
@@ -140,6 +148,9 @@ def _chosen(
     if said := sampled_classes(each, len(points), classes):
         session.console.note(f"strength: {said}")
     lesson = TrainingRows(images.rows, snapshot_steps(config.steps, strength))
+    # the others of a group wait, while training begins, until the main process has come there too
+    if Ranks.of_environment().is_main:
+        refuse_changed_snapshots(session.run, folder, lesson.snapshots, job)
     results = train_adapter(session, config, folder, job, difficulty_of, lesson)
     # training is over, and the group with it: the main process probes and writes alone
     if not Ranks.of_environment().is_main:
@@ -158,7 +169,7 @@ def _chosen(
         session.console.warn(f"strength: {choice.reason}; {HELPS}")
     point = _guided_as_pays(session, config, points[choice.index], table[choice.index], each)
     # over the last step's, which training has left there
-    copy_adapter(snapshot_folder(session.run, folder) / f"step-{points[choice.index].steps:08d}", folder)
+    copy_adapter(snapshot_of(snapshot_folder(session.run, folder), points[choice.index].steps), folder)
     return results | {
         "strength": {
             "points": [{**asdict(point), **row} for point, row in zip(points, table, strict=True)],
@@ -257,7 +268,7 @@ def _measured(
     from dcdm_cli.model.adapter import adapter_hash
 
     snapshots = snapshot_folder(session.run, folder)
-    adapter = snapshots / f"step-{point.steps:08d}"
+    adapter = snapshot_of(snapshots, point.steps)
     own = with_settings(session, generate=point.settings())
     generate = own.config.generate
     # attempts: first draws are probed, but what is reachable counts how many there will be

@@ -33,6 +33,7 @@ from dcdm_cli.model.encoder import DifficultyEncoder, load_encoder
 from dcdm_cli.model.lora import add_lora, inject_lora, lora_parameters
 from dcdm_cli.model.schedule import add_noise, training_scheduler
 from dcdm_cli.run.checkpoint import (
+    Awaited,
     SavedState,
     ScheduleState,
     load_checkpoint,
@@ -114,6 +115,10 @@ class TrainerState(SavedState):
     window: list[Finite]
     skipped: Count
     scaler: dict[str, Finite] | None
+
+    @property
+    def rates(self) -> ScheduleState:
+        return self.lr
 
 
 def finetune(
@@ -280,9 +285,12 @@ class Trainer:
             self._save()
         self.accelerator.wait_for_everyone()
 
+    def _tensors(self) -> dict[str, Tensor]:
+        """Of a checkpoint, without the optimiser's."""
+        kept: dict[str, Tensor] = {f"model.{n}": p for n, p in zip(self.names, self.parameters, strict=True)}
+        return kept | {f"ema.{n}": p for n, p in zip(self.names, self.ema.shadow_params, strict=True)}
+
     def _save(self) -> None:
-        tensors = {f"model.{n}": p for n, p in zip(self.names, self.parameters, strict=True)}
-        tensors |= {f"ema.{n}": p for n, p in zip(self.names, self.ema.shadow_params, strict=True)}
         state = {
             "settings": self.settings,
             "lr": self.lr.state_dict(),
@@ -295,13 +303,14 @@ class Trainer:
         save_checkpoint(
             self.checkpoints,
             self.step,
-            tensors | optimizer_tensors(self.optimizer),
+            self._tensors() | optimizer_tensors(self.optimizer),
             state,
             self.config.keep_checkpoints,
         )
 
     def resume(self, *, replace: bool = False) -> None:
-        found = load_checkpoint(self.checkpoints, self.settings, kind=TrainerState, replace=replace)
+        awaited = Awaited(self._tensors(), self.optimizer, self.config.steps)
+        found = load_checkpoint(self.checkpoints, self.settings, kind=TrainerState, awaited=awaited, replace=replace)
         self.accelerator.wait_for_everyone()  # before the main process deletes or adds one
         if found is None:
             if self.accelerator.is_main_process:
@@ -309,9 +318,8 @@ class Trainer:
             return
         tensors, state = found
         with torch.no_grad():
-            for name, parameter, shadow in zip(self.names, self.parameters, self.ema.shadow_params, strict=True):
-                parameter.copy_(tensors[f"model.{name}"])
-                shadow.copy_(tensors[f"ema.{name}"])
+            for name, value in awaited.tensors.items():
+                value.copy_(tensors[name])
         restore_optimizer(self.optimizer, tensors)
         self.lr.load_state_dict(state["lr"])
         for group, rate in zip(self.optimizer.param_groups, self.lr.get_last_lr(), strict=True):

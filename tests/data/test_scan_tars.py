@@ -182,6 +182,38 @@ def test_keys_end_at_the_first_dot_as_in_webdataset() -> None:
 # Stopping and going on
 
 
+@pytest.mark.parametrize(
+    ("name", "again"),
+    [("000000.parquet", 12), ("000001.parquet", 7), ("000001.seal", 7), ("000002.parquet", 2), ("end.json", 0),
+     ("scan.json", 12)],
+)  # fmt: skip
+@pytest.mark.parametrize("how", ["bit", "half", "gone"])
+def test_what_a_finished_scan_has_left_is_compared_and_read_again_from_there_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, again: int, how: str
+) -> None:
+    """Of a score that was stopped later; the source's notes come back with it."""
+    monkeypatch.setattr(examine, "CHUNK", 5)
+    write_tar(tmp_path / "a.tar", samples(0, 12))
+    decoded: list[int] = []
+    real = examine.decode_image
+    monkeypatch.setattr(examine, "decode_image", lambda *given: (decoded.append(1), real(*given))[1])
+
+    def run() -> Scan:
+        return scan_on_disk(str(tmp_path / "a.tar"), ScanOptions(), tmp_path / "kept", tmp_path / "spool", "k", Job())
+
+    through, file = run(), tmp_path / "spool" / name
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content[: len(content) // (2 if how == "half" else 1)])
+    if how == "gone":
+        file.unlink()
+    decoded.clear()
+    resumed = run()
+    assert len(decoded) == again and resumed.manifest.table.equals(through.manifest.table)
+    decoded.clear()
+    assert run().manifest.table.equals(through.manifest.table) and not decoded
+
+
 def test_a_stopped_scan_goes_on_without_looking_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(examine, "CHUNK", 5)
     write_tar(tmp_path / "a.tar", samples(0, 23) | {"bad.png": b"x", "bad.cls": "0"})

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from dcdm_cli.data.manifest import SCORE_COLUMNS
 from dcdm_cli.difficulty import crossfit as module
-from dcdm_cli.difficulty.classifier import predict_logits
+from dcdm_cli.difficulty.classifier import DESCRIPTION, WEIGHTS, predict_logits
 from dcdm_cli.difficulty.crossfit import crossfit, fold_of
 from dcdm_cli.errors import UsageError
 from dcdm_cli.run.progress import Job
@@ -106,3 +108,35 @@ def test_the_loss_is_told_beside_the_progress_of_all_folds(
     crossfit(make_manifest(digits[0][:30], digits[1][:30] % 3), quick, Job(detail=lambda *said: told.append(said)))
     assert len(told) == quick.folds * quick.repeats and {what for what, _ in told} == {"cross-fitting"}
     assert all(text.startswith("loss ") and float(text.split()[1]) > 0 for _, text in told)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [(WEIGHTS, b"", b""), (WEIGHTS, None, b""), (DESCRIPTION, None, b""), (DESCRIPTION, b"erature", b"eraturf"),
+     (DESCRIPTION, b'"image_size": 32', b'"image_size": 36'), (DESCRIPTION, b"zero", b"zerp")],
+)  # fmt: skip
+def test_a_finished_classifier_that_has_changed_is_trained_again(
+    digits: Digits, quick: ScoreConfig, make_manifest: MakeManifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    name: str, old: bytes | None, new: bytes,
+) -> None:  # fmt: skip
+    """old: what becomes `new` in its file; empty = one bit of the last weight changes; None = the file is gone."""
+    trained: list[int] = []
+    train = module.train_classifier
+    monkeypatch.setattr(module, "train_classifier", lambda *given: (trained.append(1), train(*given))[1])
+    config = quick.model_copy(update={"steps": 1, "folds": 2, "repeats": 1})
+    manifest, said = make_manifest(digits[0][:12], digits[1][:12] % 3), []
+    through = crossfit(manifest, config, Job(), tmp_path)
+    (file,) = tmp_path.glob(f"*/1/{name}")
+    content = file.read_bytes()
+    if old is None:
+        file.unlink()
+    elif old:
+        assert old in content
+        file.write_bytes(content.replace(old, new))
+    else:
+        file.write_bytes(content[:-4] + bytes([content[-4] ^ 1]) + content[-3:])
+    again = crossfit(manifest, config, Job(warn=said.append), tmp_path)
+    assert len(trained) == 3 and len(said) == 1 and "is trained again" in said[0]
+    assert np.array_equal(again.columns["difficulty"], through.columns["difficulty"], equal_nan=True)
+    crossfit(manifest, config, Job(warn=pytest.fail), tmp_path)
+    assert len(trained) == 3

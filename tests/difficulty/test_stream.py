@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def test_chunks_give_what_memory_gives(
     same(whole.columns, chunked.columns)
     assert whole.results.keys() == chunked.results.keys()
     assert whole.results["temperature"] == pytest.approx(chunked.results["temperature"], rel=1e-3)
-    assert len(list((tmp_path / "b-spool/chunks").iterdir())) == 4
+    assert len(list((tmp_path / "b-spool/chunks").glob("*.parquet"))) == 4
 
 
 def test_a_stopped_scoring_neither_trains_nor_scores_again(
@@ -72,6 +73,34 @@ def test_a_stopped_scoring_neither_trains_nor_scores_again(
     assert len(trained) == 6 and scored == [0, 1, 2, 3]
     through = score_images(train, config, Scoring(tmp_path / "other-spool"), Job())
     same(resumed.columns, through.columns)
+
+
+@pytest.mark.parametrize("how", ["bit", "half", "gone", "seal gone"])
+def test_a_chunk_that_is_not_what_was_scored_is_scored_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    small_chunks(monkeypatch)
+    scored: list[int] = []
+
+    class Numbering(stream.ChunkScorer):
+        def __init__(self) -> None:
+            pass
+
+        def run(self, task: stream.ChunkTask) -> Iterator[dict[str, np.ndarray]]:
+            scored.append(task.number)
+            yield {name: np.full(len(task.labels), task.number) for name in stream.COLUMNS.names}
+
+    data = stream.ScoreSet([Path()] * 40, np.zeros(40, np.int64), np.zeros((1, 40), np.int16))
+    through = stream.score_in_chunks(data, Numbering, tmp_path, Job())
+    file = tmp_path / ("000001.seal" if how == "seal gone" else "000001.parquet")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content[: len(content) // (2 if how == "half" else 1)])
+    if how.endswith("gone"):
+        file.unlink()
+    again = stream.score_in_chunks(data, Numbering, tmp_path, Job())
+    assert scored == [0, 1, 2, 1]
+    assert all(np.array_equal(again[name], through[name]) for name in through)
 
 
 @pytest.mark.slow

@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from dcdm_cli.errors import CapabilityError, InterruptedRunError, MismatchError, NumericalError, StorageError
+from dcdm_cli.files import hash_file
 from dcdm_cli.model.base import BaseModel
+from dcdm_cli.run.checkpoint import STATE_HASH
 from dcdm_cli.run.progress import Job
 from dcdm_cli.training import loop
 from dcdm_cli.training.dataset import TrainingSet
@@ -240,17 +242,51 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     assert same(weights(train(settings(checkpoint_every=1))), through)
 
 
+def edit_state(checkpoint: Path, **changes: object) -> None:
+    """As one from before states had hashes, with other values."""
+    file = checkpoint / "state.json"
+    said = {name: value for name, value in json.loads(file.read_text()).items() if name != STATE_HASH}
+    file.write_text(json.dumps(said | changes))
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("losses", 5), ("losses", [[1, "low"]]), ("window", None), ("skipped", -1), ("ema_step", "many"), ("lr", {}),
+    [("step", 10**15), ("step", 5),
+     ("losses", 5), ("losses", [[1, "low"]]), ("window", None), ("skipped", -1), ("ema_step", "many"), ("lr", {}),
      ("lr", {"last_epoch": 1, "_step_count": 1, "base_lrs": [1.0], "_last_lr": [], "lr_lambdas": [None]})],
 )  # fmt: skip
 def test_a_state_that_is_none_is_a_damaged_checkpoint(train: Train, tmp_path: Path, key: str, value: object) -> None:
     train(settings(checkpoint_every=1, keep_checkpoints=1))
-    file = tmp_path / "checkpoints" / "step-00000006" / "state.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    edit_state(tmp_path / "checkpoints" / "step-00000006", **{key: value})
     with pytest.raises(MismatchError, match=r"no checkpoint in .* is readable"):
         train(settings(checkpoint_every=1))
+
+
+def test_a_bit_that_has_changed_in_a_state_is_noticed(
+    train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of one that is as plausible as before; the checkpoint before it gives the same weights."""
+    config = settings(checkpoint_every=1, keep_checkpoints=2)
+    through = weights(train(config))
+    file = tmp_path / "checkpoints" / "step-00000006" / "state.json"
+    file.write_text(file.read_text().replace('"skipped": 0', '"skipped": 4'))
+    resumed = train(config)
+    assert "step-00000006 is damaged (the state differs from its recorded hash)" in caplog.text
+    assert same(weights(resumed), through) and resumed.skipped == 0
+
+
+def test_a_tensor_cut_to_its_first_row_is_not_broadcast(
+    train: Train, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = settings(steps=2, checkpoint_every=1, keep_checkpoints=2)
+    through = weights(train(config))
+    newest = tmp_path / "checkpoints" / "step-00000002"
+    tensors = load_file(newest / "tensors.safetensors")
+    name = next(name for name, value in tensors.items() if name.startswith("model.") and value.ndim > 1)
+    save_file({**tensors, name: tensors[name][:1].clone()}, newest / "tensors.safetensors")
+    edit_state(newest, sha256=hash_file(newest / "tensors.safetensors"))
+    assert same(weights(train(config)), through)
+    assert "step-00000002 is damaged" in caplog.text
 
 
 def test_checkpoints_that_do_not_fit_are_refused_before_a_step(
