@@ -284,8 +284,8 @@ class RunFolder:
             return None
         record = read_document(file, StageRecord, again)
         if not record.names(file.stem):
-            said = f"{file} is damaged: it says that it is of the stage {shorten(record.stage)}"
-            raise MismatchError(said, again, file=file)
+            text = f"{file} is damaged: it says that it is of the stage {shorten(record.stage)}"
+            raise MismatchError(text, again, file=file)
         for output in record.outputs:
             inside(self.path, output, said_in=file, again=again)
         said = {name: Table.of(getattr(record, name), file, name, again) for name in ("config", "results")}
