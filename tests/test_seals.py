@@ -115,6 +115,29 @@ def test_captions_that_are_gone_again_are_written_again(run: RunFolder) -> None:
     assert run.is_fresh(finetune(run))
 
 
+def test_a_record_that_is_gone_makes_nobody_elses_file_damaged(run: RunFolder) -> None:
+    """Who read the table after captioning says that captioning left it like that."""
+    made = finetune(run)
+    run.run(replace(made, inputs={**made.inputs, "caption": run.require("caption").id}), lambda: Outcome([], ""))
+    (run.path / "records" / "caption.json").unlink()
+    assert [*run.changes(run.require("score"))] == []
+    run.run(caption(run), writer(run, run.samples, "captioned", caption=True))
+    (run.path / "records" / "caption.json").unlink()
+    run.samples.write_text("by somebody")
+    assert [name for name, _ in run.changes(run.require("score"))] == ["samples.parquet"]
+    with pytest.raises(MismatchError, match=r"samples\.parquet is damaged"):
+        run.run(caption(run), lambda: Outcome([], ""))
+
+
+def test_of_a_record_that_is_gone_only_what_fits_the_others_is_believed(run: RunFolder) -> None:
+    made, captioned = finetune(run), run.samples.read_text()
+    run.run(replace(made, inputs={**made.inputs, "caption": run.require("caption").id}), lambda: Outcome([], ""))
+    (run.path / "records" / "caption.json").unlink()
+    run.run(Stage("score", {"steps": 2}, {}), writer(run, run.samples, "scored otherwise"))
+    run.samples.write_text(captioned)
+    assert [name for name, _ in run.changes(run.require("score"))] == ["samples.parquet"]
+
+
 def test_captions_that_were_written_twice_leave_scoring_fresh(run: RunFolder) -> None:
     run.run(caption(run), writer(run, run.samples, "again", caption=True), force=True)
     assert run.is_fresh(SCORE) and run.is_fresh(caption(run))

@@ -241,6 +241,29 @@ def test_a_damaged_record_names_the_command_that_makes_it_again(run: RunFolder, 
     assert isinstance(fault, MismatchError) and f"dcdm {command} --force" in fault.hint and run.records() == {}
 
 
+@pytest.mark.parametrize("said", ["../../x", "caption", "", "generate"])
+def test_a_record_that_says_it_is_of_another_stage_is_damaged(run: RunFolder, said: str) -> None:
+    run.run(STAGE, Work(run))
+    file = run.path / "records" / "score.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"stage": said}))
+    with pytest.raises(MismatchError, match=r"score\.json is damaged: it says that it is of the stage") as caught:
+        run.record("score")
+    assert "dcdm score --force" in caught.value.hint and run.records() == {}
+
+
+@pytest.mark.parametrize(
+    ("stage", "file", "of"),
+    [
+        ("generate", "generate", True), ("generate", "generate-hard-2", True), ("generate", "generate-../x", False),
+        ("generate", "generated", False), ("calibrate", "calibrate-distilled", True), ("score", "score-hard", False),
+        ("score", "score-distilled", False), ("filter-hard", "filter-hard", True),
+    ],
+)  # fmt: skip
+def test_files_of_a_record(run: RunFolder, stage: str, file: str, of: bool) -> None:
+    record, _ = run.run(Stage(stage, {}, {}), lambda: Outcome([], ""))
+    assert record.names(file) is of
+
+
 OUTWARD = (
     "generated", ".lock", "records/score.json", "export/denoiser.onnx", "sets/hard/shards",
     "sets/hard/train/bird/00.png", "evaluation/judge/fold-0/cache", "distilled/adapter/config.json",

@@ -50,21 +50,26 @@ def read_generated(folder: Path, *, made_by: str = "dcdm generate") -> Manifest:
     for an image with other content than was generated.
     """
     images, hashes = read_manifest(folder / "samples.parquet", made_by=made_by), _hashes(folder)
+    changed, gone = _remedies(folder, made_by)
     for name, path in zip(images.table["path"].to_pylist(), images.paths(), strict=True):
-        if name in hashes and hashlib.sha256(_content(path)).hexdigest() != hashes[name]:
-            raise MismatchError(
-                f"{path} has other content than was generated",
-                "remove it, and dcdm generate makes it again; dcdm check --verify names all that have changed",
-                file=path,
-            )
+        if name in hashes and hashlib.sha256(_content(path, gone)).hexdigest() != hashes[name]:
+            raise MismatchError(f"{path} has other content than was generated", changed, file=path)
     return images
 
 
-def _content(path: Path) -> bytes:
+def _remedies(folder: Path, made_by: str) -> tuple[str, str]:
+    """For an image that has changed, and for one that is gone. Only `dcdm generate` misses single images; to whoever
+    else made a set it is finished or not there."""
+    if made_by != "dcdm generate":
+        return (f"remove {folder}: {made_by} makes it again",) * 2
+    again = f"{made_by} makes it again; dcdm check --verify names all that"
+    return f"remove it, and {again} have changed", f"{again} are missing"
+
+
+def _content(path: Path, again: str) -> bytes:
     try:
         return image_bytes(path)
     except RejectedImage as error:
-        again = "dcdm generate makes it again; dcdm check --verify names all that are missing"
         raise NotFoundError(f"{path} can no longer be read: {error}", again, file=path) from error
 
 

@@ -6,7 +6,6 @@ One process publishes: workers hand over finished shards, so a shard that was ma
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,6 +34,7 @@ from dcdm_cli.files import (
     write_json,
 )  # fmt: skip
 from dcdm_cli.gate import EXACT, Count, Digest, Word, read_document, read_lines
+from dcdm_cli.generation.intact import Fault, Written, faults_of
 from dcdm_cli.generation.layout import SPLIT, FolderImages, Layout, ShardContent, ShardWriter, open_writer
 from dcdm_cli.generation.plan_file import AnyPlan, PlanFile, write_plan
 from dcdm_cli.generation.shards import ROWS, Journal, MadeShard, beginning, check_entries, write_journal
@@ -100,10 +100,12 @@ class Ledger:
         own = None if shards is None else {ledger._sidecar_file(shard).name for shard in shards}
         with storage_errors(layout.folder):
             ledger._adopt()
-            there = ledger._sweep(remove=own is None)
+            # several processes may be at work on parts, whose unfinished files are not to be removed
+            if own is None:
+                ledger._sweep()
         for file in sorted(ledger.folder.glob("*.json")):
             if file.name != OUTPUT and (own is None or file.name in own):
-                ledger._take(file, there, batch, verify)
+                ledger._take(file, batch, verify)
         return ledger
 
     def unfinished(self) -> list[int]:
@@ -132,7 +134,6 @@ class Ledger:
 
     def missing(self) -> str:
         """What a folder that was finished lacks, the first of it; empty when it is whole. Changes nothing."""
-        there = {path for path, _ in self._files() if path.startswith(f"{SPLIT}/")}
         for shard in range(self.plan.shards):
             file = self._sidecar_file(shard)
             if not file.is_file():
@@ -143,15 +144,14 @@ class Ledger:
                 return f"{file} is damaged"
             if self._faults(sidecar):
                 return f"shard {file.stem} differs from its record"
-            if self._is_lost(sidecar, there):
-                return f"images of shard {file.stem} are gone"
+            if fault := next(self._file_faults(sidecar), None):
+                return f"shard {file.stem} is not what was made: {fault}"
         return ""
 
     def differences(self, *, verify: bool = False) -> Iterator[tuple[str, str]]:
         """(what, remedy) of everything in which a finished folder differs from its ledger: shards, images, and what was
         made of their rows for other tools; no remedy, and the same command mends it. verify: read every image too.
         Changes nothing."""
-        there = {path for path, _ in self._files() if path.startswith(f"{SPLIT}/") and not _is_temporary(path)}
         known: set[str] = set()
         for shard in range(self.plan.shards):
             file = self._sidecar_file(shard)
@@ -159,21 +159,27 @@ class Ledger:
                 sidecar = self._read_sidecar(file)
                 said = self._faults(sidecar)
                 # rows that do not fit their sidecar are not believed, so neither are their paths
-                paths = set() if said else set(self._rows(shard)["path"].drop_null().to_pylist())
+                paths = [] if said else self._rows(shard)["path"].drop_null().to_pylist()
             except DcdmError as error:
                 yield error.message, error.hint
                 continue
-            known |= paths
+            known.update(paths)
             self.finished[shard] = sidecar
-            if self.layout.format == "folder":
-                yield from ((f"{path} is gone", "") for path in sorted(paths - there))
-            # what is gone was said above, and cannot be read
-            if said or (verify and not paths - there and (said := self._verify(sidecar))):
+            if said:
                 yield f"shard {file.stem}: {said}", f"remove {file}, then dcdm generate makes that shard alone again"
+                continue
+            for fault in self._file_faults(sidecar, verify=verify):
+                again = f"remove {self.layout.folder / fault.path}, then dcdm generate makes it again"
+                yield f"shard {file.stem}: {fault}", "" if fault.lost else again
+        yield from self._unknown_images(known)
+        yield from ((text, "") for text in self._projection_differences(known))
+
+    def _unknown_images(self, known: set[str]) -> Iterator[tuple[str, str]]:
+        """As `differences`, of what lies among a folder's images. known: paths that rows have."""
         if self.layout.format == "folder":
+            there = {path for path, _ in self._files() if path.startswith(f"{SPLIT}/") and not _is_temporary(path)}
             extra = there - known - {METADATA}
             yield from ((f"{path} is in no row of any shard", f"remove {path}") for path in sorted(extra))
-        yield from ((text, "") for text in self._projection_differences(known))
 
     def _projection_differences(self, known: set[str]) -> Iterator[str]:
         """Rows that other tools read, against those of the shards."""
@@ -303,16 +309,11 @@ class Ledger:
                 file=output,
             )
 
-    def _sweep(self, *, remove: bool = True) -> set[str]:
-        """Removes temporary files if wanted; returns the images of class folders, relative to the folder."""
-        there = set()
+    def _sweep(self) -> None:
+        """Removes temporary files."""
         for path, file in self._files():
             if path.endswith(PART_SUFFIX):
-                if remove:
-                    file.unlink(missing_ok=True)
-            elif path.startswith(f"{SPLIT}/"):
-                there.add(path)
-        return there
+                file.unlink(missing_ok=True)
 
     def _files(self) -> Iterator[tuple[str, Path]]:
         """All files of the folder, also by their paths in it."""
@@ -321,45 +322,47 @@ class Ledger:
             inside = parent[len(root) :].lstrip(os.sep).replace(os.sep, "/")
             yield from ((f"{inside}/{name}" if inside else name, Path(parent, name)) for name in names)
 
-    def _take(self, file: Path, there: set[str], batch: int, verify: bool) -> None:
+    def _take(self, file: Path, batch: int, verify: bool) -> None:
         """Enters a finished shard, or makes it an unfinished one when images of it were deleted."""
         sidecar = self._read_sidecar(file)
         faults = self._faults(sidecar)
+        found = [] if faults else [*self._file_faults(sidecar, verify=verify)]
+        changed = next((fault for fault in found if not fault.lost), None)
         # what is only gone is made again; what differs, somebody has changed, and is told how to have it made again
-        if not faults and self._has_lost_images(sidecar, there, batch):
-            # after a folder's journal, which the shard goes on from once it counts as unfinished
-            file.unlink()
-            return
-        if verify and not faults:
-            faults = self._verify(sidecar)
-        if faults:
+        if faults or changed:
             raise MismatchError(
-                f"shard {file.stem} differs from its record: {faults}",
+                f"shard {file.stem} differs from its record: {faults or changed}",
                 f"remove {file} and run the same command again: that shard alone is made again",
                 file=file,
             )
-        self._count(sidecar)
+        if found:
+            self._reopen(sidecar, {fault.path for fault in found}, batch)
+        else:
+            self._count(sidecar)
 
-    def _has_lost_images(self, sidecar: Sidecar, there: set[str], batch: int) -> bool:
-        """Whether images are gone; of a folder's shard, the journal then lists what it can go on from."""
-        lost = self._is_lost(sidecar, there)
-        if lost and self.layout.format == "folder":
-            whole = beginning(self._rows(sidecar.shard).to_pylist(), there.__contains__, batch)
+    def _reopen(self, sidecar: Sidecar, lost: set[str], batch: int) -> None:
+        """A shard counts as unfinished; of a folder's, the journal then lists what it can go on from."""
+        if self.layout.format == "folder":
+            whole = beginning(self._rows(sidecar.shard).to_pylist(), lambda path: path not in lost, batch)
             write_journal(whole, _journal_file(self.layout, sidecar.shard), batch)
-        return lost
+        # after the journal, which the shard goes on from as soon as it has no sidecar
+        self._sidecar_file(sidecar.shard).unlink()
 
-    def _is_lost(self, sidecar: Sidecar, there: set[str]) -> bool:
-        """Whether the shard's file, or an image of a folder's shard, is not there any more."""
-        if self.layout.format != "folder":
-            return sidecar.path is not None and not (self.layout.folder / sidecar.path).is_file()
-        paths = self._rows(sidecar.shard)["path"].drop_null().to_pylist()
-        return not there.issuperset(paths)
+    def _file_faults(self, sidecar: Sidecar, *, verify: bool = False) -> Iterator[Fault]:
+        """Of the files of a shard without other faults. verify: read those too that were not touched since."""
+        files = [Written(sidecar.path, sidecar.bytes, sidecar.sha256)] if sidecar.path else []
+        if self.layout.format == "folder":
+            rows = self._rows(sidecar.shard).select(["path", "bytes", "sha256"])
+            files = [Written(**row) for row in rows.filter(rows["path"].is_valid()).to_pylist()]
+        # the sidecar is written last: whatever is newer, somebody has written since
+        published = self._sidecar_file(sidecar.shard).stat().st_mtime_ns
+        yield from faults_of(self.layout.folder, files, published, verify=verify)
 
     def _read_sidecar(self, file: Path) -> Sidecar:
         return read_document(file, Sidecar, "remove it and run the same command again: that shard alone is made again")
 
     def _faults(self, sidecar: Sidecar) -> str:
-        """What does not fit, without reading the images; empty when all fits."""
+        """What does not fit, but for the files of the images; empty when all fits."""
         rows = self._rows_file(sidecar.shard)
         if sidecar.plan != self.plan.hash:
             return "it belongs to another plan"
@@ -376,19 +379,6 @@ class Ledger:
             return error.message
         if sidecar.count + sidecar.failed != known:
             return f"it counts {sidecar.count} images and {sidecar.failed} failures, and has {known} rows"
-        file = self.layout.folder / sidecar.path if sidecar.path else None
-        # a file that is gone is no fault: `_is_lost` has it made again
-        if file is not None and file.is_file() and file.stat().st_size != sidecar.bytes:
-            return f"{sidecar.path} has {file.stat().st_size} bytes instead of {sidecar.bytes}"
-        return ""
-
-    def _verify(self, sidecar: Sidecar) -> str:
-        if sidecar.path is not None:
-            same = _sha256(self.layout.folder / sidecar.path) == sidecar.sha256
-            return "" if same else f"{sidecar.path} has other content"
-        for row in self._rows(sidecar.shard).select(["path", "sha256"]).to_pylist():
-            if row["path"] is not None and _sha256(self.layout.folder / row["path"]) != row["sha256"]:
-                return f"{row['path']} has other content"
         return ""
 
     def _count(self, sidecar: Sidecar) -> None:
@@ -426,6 +416,13 @@ def sweep_folder(folder: Path) -> None:
 def read_output(folder: Path) -> KeptAs:
     """How the images of a generated folder are kept."""
     return read_document(folder / "shards" / OUTPUT, KeptAs, "make it again: dcdm generate --force")
+
+
+def ledger_in(folder: Path) -> Ledger:
+    """Of a generated folder, as its own files say: settings may ask for another format by now. Raises MismatchError for
+    a plan or a note of the format that is none, NotFoundError where one is gone."""
+    plan, kept = PlanFile(folder / "plan.parquet"), read_output(folder)
+    return Ledger(plan, Layout(folder, kept.format, kept.image_format, plan.class_names, plan.shards))
 
 
 def _is_temporary(path: str) -> bool:
@@ -471,8 +468,3 @@ def _journal_file(layout: Layout, shard: int) -> Path:
 def _discard(part: ShardContent) -> None:
     if part.file is not None:
         Path(part.file).unlink(missing_ok=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -32,6 +32,7 @@ from dcdm_cli.difficulty.verdict import Verdict
 from dcdm_cli.errors import InterruptedRunError
 from dcdm_cli.files import storage_errors, write_bytes
 from dcdm_cli.gate import PLAN_ID, Column, check_columns, parse_line, refuse_first
+from dcdm_cli.generation.intact import has_hash
 from dcdm_cli.generation.layout import IMAGE_PATH, SPLIT, Entry, Layout, ShardContent, ShardWriter, folders_of
 from dcdm_cli.generation.plan import PlanRow
 from dcdm_cli.generation.starts import Starts
@@ -284,14 +285,18 @@ class Journal:
         try:
             check_entries(pa.Table.from_pylist([{c: entry.get(c) for c in ROWS.names} for entry in batch], ROWS))
             # links resolved: a class folder may be one that leads out
-            # sizes too: images are not flushed, and after a power cut one may be empty
-            return all(_is_whole(places.inside(root, e["path"]), e["bytes"]) for e in batch if e["path"] is not None)
+            made = [entry for entry in batch if entry["path"] is not None]
+            return all(_is_whole(places.inside(root, e["path"]), e) for e in made)
         except (pa.ArrowException, ValueError, TypeError, OverflowError):  # OutsideError is a ValueError
             return False
 
 
-def _is_whole(image: Path, size: int) -> bool:
-    return image.is_file() and image.stat().st_size == size
+def _is_whole(image: Path, entry: Entry) -> bool:
+    """Read as a whole: images are not flushed, and after a power cut one may be empty, or hold other bytes. It costs
+    little beside making it again, and there is at most one open shard per worker."""
+    if not image.is_file() or image.stat().st_size != entry["bytes"]:
+        return False
+    return has_hash(image, entry["sha256"])
 
 
 def check_entries(rows: pa.Table) -> None:

@@ -15,13 +15,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator
 
 from dcdm_cli.errors import DcdmError, LockedError, MismatchError, NotFoundError, StorageError
 from dcdm_cli.files import PART_SUFFIX, hash_json, links, remove, sweep, write_json
-from dcdm_cli.gate import EXACT, NO_LINKS, Amount, Count, Finite, Share, Table, Text, Word, inside, read_document
+from dcdm_cli.gate import EXACT, NO_LINKS, Amount, Count, Finite, Table, Text, Word, inside, read_document, shorten
 from dcdm_cli.run.holder import note_holder, now, read_holder
 from dcdm_cli.run.memory import peak_memory_mib
+from dcdm_cli.run.results import check_results
 from dcdm_cli.run.roles import counted
 from dcdm_cli.run.seals import Seal, change, change_of, is_for_people, outside, seal_all, seal_outside
 from dcdm_cli.run.timing import Attempt
@@ -45,43 +46,6 @@ _held: set[Path] = set()  # run folders that this process has locked
 ADAPTER_WEIGHTS = ("pytorch_lora_weights.safetensors", "difficulty_encoder.safetensors", "config.json")
 
 
-class Scales(BaseModel):
-    """The settings of generation that fine-tuning chooses; no other may come from a record."""
-
-    model_config = ConfigDict(extra="forbid", defer_build=True)
-
-    lora_scale: Finite | None = None
-    text_guidance: Finite | None = None
-    difficulty_guidance: Finite | None = None
-
-
-class ChosenStrength(BaseModel):
-    """What later stages work with of the choice of strength; the rest of it is for people."""
-
-    model_config = ConfigDict(extra="allow", defer_build=True)
-
-    settings: Scales | None = None
-
-
-class _Results(BaseModel):
-    """Kinds of the results that later commands work with, where a stage has them; the others are for people."""
-
-    model_config = ConfigDict(extra="allow", defer_build=True)  # built when a record is read
-
-    images: Count | None = None
-    rejected: Count | None = None
-    failed: Count | None = None
-    method: Word | None = None
-    reason: Text | None = None
-    reachable: tuple[Share, Share] | None = None
-    strength: ChosenStrength | None = None
-
-
-def _check_results(results: dict[str, Any]) -> dict[str, Any]:
-    _Results.model_validate(results)
-    return results
-
-
 @dataclass(frozen=True)
 class StageRecord:
     """records/<stage>.json. fingerprint: hash of what the stage made; results: its numbers, for people and reports.
@@ -98,7 +62,7 @@ class StageRecord:
     inputs: dict[str, Text]
     outputs: list[Text]
     fingerprint: Word
-    results: Annotated[dict[str, Any], AfterValidator(_check_results)]
+    results: Annotated[dict[str, Any], AfterValidator(check_results)]
     seconds: Amount
     device: Word
     peak_memory_mib: Count
@@ -116,6 +80,12 @@ class StageRecord:
     def id(self) -> str:
         """What later stages depend on: the same id means the same output."""
         return hash_json([self.stage, self.config, self.inputs, self.fingerprint])
+
+    def names(self, file: str) -> bool:
+        """Whether a file of this name, without its suffix, may be the record of the stage; see `_record_file`."""
+        of_set = self.stage == "generate" and SET_NAME.fullmatch(file.removeprefix("generate-")) is not None
+        of_adapter = self.stage in OF_ADAPTER and file == f"{self.stage}-{DISTILLED}"
+        return file == self.stage or of_adapter or (of_set and file.startswith("generate-"))
 
 
 @dataclass(frozen=True)
@@ -313,6 +283,9 @@ class RunFolder:
         if not file.is_file():
             return None
         record = read_document(file, StageRecord, again)
+        if not record.names(file.stem):
+            text = f"{file} is damaged: it says that it is of the stage {shorten(record.stage)}"
+            raise MismatchError(text, again, file=file)
         for output in record.outputs:
             inside(self.path, output, said_in=file, again=again)
         said = {name: Table.of(getattr(record, name), file, name, again) for name in ("config", "results")}
@@ -362,11 +335,12 @@ class RunFolder:
         """(file, what became of it) of what the stage wrote, then of what it had read: none, and it is fresh."""
         gone = [(output, "is gone") for output in self.gone(record)]
         yield from gone
-        begun = self._begun()
-        later = [one for one in self.records().values() if one.stage != record.stage]  # that may have rewritten it
+        begun, records = self._begun(), self.records()
+        later = [one for one in records.values() if one.stage != record.stage]  # that may have rewritten it
+        left = _left_by_the_gone(records)
         for name, was in record.wrote.items():
             went_on = [one.wrote[name] for one in later if name in one.wrote and name in one.read]
-            said = [change(self.path / name, seal) for seal in (was, *went_on)]
+            said = [change(self.path / name, seal) for seal in (was, *went_on, *left.get(name, ()))]
             if all(said) and name not in begun and (name, said[0]) not in gone:
                 yield name, said[0]
         for name, was in record.read.items():
@@ -391,10 +365,14 @@ class RunFolder:
         """Of what is about to be read. Raises MismatchError for a file that is not as any stage left it, or not as
         fine-tuning found it. One of the run folder that is gone is missed by whoever reads it."""
         writers: dict[str, list[StageRecord]] = {}
-        for record in self.records().values():
+        records = self.records()
+        for record in records.values():
             for name in record.wrote:
                 writers.setdefault(name, []).append(record)
-        known = {name: [record.wrote[name] for record in wrote] for name, wrote in writers.items()}
+        left = _left_by_the_gone(records)
+        known = {
+            name: [*(record.wrote[name] for record in wrote), *left.get(name, ())] for name, wrote in writers.items()
+        }
         found, begun = seal_all(self.path, reads, known), self._begun()
         for name, wrote in writers.items():
             if name in found and name not in begun and not any(found[name].same(seal) for seal in known[name]):
@@ -483,6 +461,19 @@ class RunFolder:
         name = f"{stage}-{self.images_name}" if stage == "generate" and self.images_name else stage
         name += f"-{DISTILLED}" if self.distilled and stage in OF_ADAPTER else ""
         return self.path / "records" / f"{name}.json"
+
+
+def _left_by_the_gone(records: Mapping[str, StageRecord]) -> dict[str, list[Seal]]:
+    """Name of a file -> what it was when a stage read it that was made from one whose record is gone by now: that one
+    may have rewritten it, and it is nobody's damage. Only of those that the records there are would be made into."""
+    found: dict[str, list[Seal]] = {}
+    for record in records.values():
+        made_from = {stage: id for stage, id in record.inputs.items() if stage in PIPELINE and id}
+        known = {stage: records[stage].id for stage in made_from if stage in records}
+        if len(known) < len(made_from) and all(made_from[stage] == id for stage, id in known.items()):
+            for name, was in record.read.items():
+                found.setdefault(name, []).append(was)
+    return found
 
 
 def command_of(name: str) -> str:

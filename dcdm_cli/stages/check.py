@@ -23,6 +23,7 @@ from dcdm_cli.run.seals import SEAL_SUFFIX, change_beside
 from dcdm_cli.run.session import Session, recorded_layers
 from dcdm_cli.run.standing import OPTIONAL
 from dcdm_cli.run.store import DISTILLED, PIPELINE, RunFolder, StageRecord, command_of
+from dcdm_cli.stages.check_experiments import experiment_faults
 from dcdm_cli.stages.doctor import Finding
 from dcdm_cli.stages.given import image_input, table_input
 from dcdm_cli.stages.source import source_changes
@@ -53,7 +54,8 @@ def run_check(session: Session, *, repair: bool = False, verify: bool = False) -
         repaired = [*_repaired(run), *_swept(run, left)] if repair else left
         source = map(_changed_source, source_changes(session))
         parts = (_stages(run), source, _asked(session), _templates(run), _class_names(run), _weights(run),
-                 _sets(run, verify), _exports(run, verify), _caches(run), _journals(run))  # fmt: skip
+                 _sets(run, verify), _of_experiments(run, verify), _exports(run, verify), _caches(run),
+                 _journals(run))  # fmt: skip
         found = [finding for part in parts for finding in _to_the_end(part)]
         return [*_without_fresh_damage(found), *repaired]
 
@@ -296,16 +298,16 @@ def _topic(run: RunFolder) -> str:
 
 def ledger_of(run: RunFolder) -> Ledger | None:
     """Of a finished set; None where there is none."""
-    from dcdm_cli.generation.layout import Layout
-    from dcdm_cli.generation.ledger import Ledger, read_output
-    from dcdm_cli.generation.plan_file import PlanFile
+    from dcdm_cli.generation.ledger import ledger_in
 
     if not (run.generated / "plan.parquet").is_file() or run.record("generate") is None:
         return None
-    # as its own files say: the settings may ask for another format by now
-    plan, kept = PlanFile(run.generated / "plan.parquet"), read_output(run.generated)
-    layout = Layout(run.generated, kept.format, kept.image_format, plan.class_names, plan.shards)
-    return Ledger(plan, layout)
+    return ledger_in(run.generated)
+
+
+def _of_experiments(run: RunFolder, verify: bool) -> Iterator[Finding]:
+    for folder, said, again in experiment_faults(run, verify=verify):
+        yield Finding(folder, DAMAGED, said, again)
 
 
 def _exports(run: RunFolder, verify: bool) -> Iterator[Finding]:

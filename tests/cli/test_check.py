@@ -169,7 +169,11 @@ def test_what_is_cheap_is_repaired_and_the_rest_is_left(copy: Path) -> None:
 def test_images_are_held_against_their_shards(copy: Path) -> None:
     first, second = sorted((copy / "generated" / "train").rglob("*.png"))[:2]
     first.rename(first.with_name("extra.png"))
+    written = second.stat().st_mtime_ns
     flip(second)
+    changed = f"{second.relative_to(copy / 'generated')} has other content"
+    assert any(changed in text for text in findings(run("check", "--json", "--run", copy, code=12), "damaged"))
+    os.utime(second, ns=(written, written))
     damaged = findings(run("check", "--json", "--run", copy, code=12), "damaged")
     assert any("is gone" in text for text in damaged) and any("in no row of any shard" in text for text in damaged)
     first.with_name("extra.png").rename(first)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -333,6 +334,26 @@ def test_damage_to_finished_images_is_noticed(
         run_generate(session(generate__format="webdataset"))
     assert "--force" in caught.value.hint or "that shard alone is made again" in caught.value.hint
     assert all(path.read_bytes() == old for path, old in before.items() if path != run.generated / name)
+
+
+def test_images_of_a_folder_that_changed_are_told_by_check_and_by_generate(session: Open, run: RunFolder) -> None:
+    record = run_generate(session())
+    before, image = contents(run.generated), min(run.generated.glob("train/*/*.png"))
+
+    def damaged() -> list[str]:
+        return [f"{found.text}; {found.fix}" for found in run_check(session()) if found.state == "damaged"]
+
+    os.truncate(image, 0)
+    assert [text for text in damaged() if text.endswith(f"{image.name} is empty; dcdm generate")]
+    again = run_generate(session())
+    assert again.started != record.started and again.results["made_now"] in range(1, 9)
+    assert contents(run.generated) == before
+    later = image.stat().st_mtime_ns + 60 * 10**9
+    image.write_bytes(bytes([*before[image.relative_to(run.generated).as_posix()][:-1], 0]))
+    os.utime(image, ns=(later, later))
+    assert [text for text in damaged() if f"{image.name} has other content; remove {image}" in text]
+    with pytest.raises(MismatchError, match=f"{image.name} has other content"):
+        run_generate(session())
 
 
 @pytest.mark.parametrize(

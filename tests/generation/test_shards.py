@@ -7,6 +7,7 @@ import errno
 import hashlib
 import io
 import json
+import os
 import tarfile
 import threading
 import time
@@ -37,6 +38,7 @@ from .fakes import NAMES, FakeMaker, contents, fake_measure, fake_plan
 
 FORMATS = ("folder", "parquet", "webdataset")
 PLAN = fake_plan(22, shard_size=8)
+OF_X = hashlib.sha256(b"x").hexdigest()
 
 
 def layout(folder: Path, format: str = "folder", plan: Plan = PLAN, image: str = "png") -> Layout:
@@ -176,7 +178,7 @@ def test_the_journal_keeps_whole_batches_of_what_is_there(tmp_path: Path) -> Non
     file, ids = tmp_path / "shards" / "00000.journal", [f"{i:016x}" for i in range(6)]
     write_bytes(tmp_path / "train/cat" / f"{ids[0]}.png", b"x")
     journal = Journal(file, ids)
-    entry = {"path": f"train/cat/{ids[0]}.png", "sha256": "0" * 64, "bytes": 1}
+    entry = {"path": f"train/cat/{ids[0]}.png", "sha256": OF_X, "bytes": 1}
     journal.append([{"sample_id": i} | entry for i in ids[:2]])
     journal.append([{"sample_id": ids[2], "path": None, "sha256": None}, {"sample_id": ids[3]} | entry])
     journal.append([{"sample_id": ids[4]} | entry, {"sample_id": ids[5]} | entry | {"path": f"train/cat/{ids[5]}.png"}])
@@ -195,6 +197,7 @@ def test_the_journal_keeps_whole_batches_of_what_is_there(tmp_path: Path) -> Non
         {"path": "/etc/hostname"},
         {"path": "train/linked/0000000000000000.png"},
         {"sha256": "x"},
+        {"sha256": "0" * 64},
         {"sha256": None},
         {"bytes": -1},
         {"bytes": 10**30},
@@ -209,7 +212,7 @@ def test_lines_of_a_journal_that_are_not_ours_are_made_again(tmp_path: Path, cha
     write_bytes(folder / f"train/cat/{id}.png", b"x")
     write_bytes(tmp_path / "elsewhere" / f"{id}.png", b"x")
     (folder / "train/linked").symlink_to(tmp_path / "elsewhere")
-    line = {"sample_id": id, "path": f"train/cat/{id}.png", "sha256": "0" * 64, "bytes": 1, "batch": 1}
+    line = {"sample_id": id, "path": f"train/cat/{id}.png", "sha256": OF_X, "bytes": 1, "batch": 1}
     for changed, known in ((line, 1), (line | change, 0)):
         write_bytes(folder / "shards/00000.journal", json.dumps(changed).encode() + b"\n")
         assert len(Journal(folder / "shards/00000.journal", [id]).entries) == known
@@ -299,13 +302,83 @@ def test_a_wrong_record_is_refused_with_the_remedy(tmp_path: Path, change: dict 
 def test_verify_finds_content_that_changed(tmp_path: Path, format: str) -> None:
     run(tmp_path, format)
     run_shards(PLAN, FakeMaker(), layout(tmp_path, format), Job(), verify=True)
-    victim = next(p for p in sorted(tmp_path.rglob("*")) if p.suffix == ".png" or p.parent.name == "data")
-    content = bytearray(victim.read_bytes())
-    content[len(content) // 2] ^= 1
-    victim.write_bytes(bytes(content))
+    flip(image_or_archive(tmp_path), same_time=True)
     assert run(tmp_path, format).images == 22  # not looked for unless asked
     with pytest.raises(MismatchError, match="has other content"):
         run_shards(PLAN, FakeMaker(), layout(tmp_path, format), Job(), verify=True)
+
+
+def image_or_archive(folder: Path) -> Path:
+    return next(p for p in sorted(folder.rglob("*")) if p.suffix == ".png" or p.parent.name == "data")
+
+
+def flip(file: Path, *, same_time: bool) -> None:
+    """One bit in the middle. same_time: no look at the file tells; otherwise it is written some time later."""
+    content, written = bytearray(file.read_bytes()), file.stat().st_mtime_ns
+    content[len(content) // 2] ^= 1
+    file.write_bytes(bytes(content))
+    later = written + (0 if same_time else 60 * 10**9)
+    os.utime(file, ns=(later, later))
+
+
+def found_in(folder: Path, format: str, *, verify: bool = False) -> list[tuple[str, str]]:
+    return [*Ledger(PLAN, layout(folder, format)).differences(verify=verify)]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_content_that_changed_later_is_found_without_being_asked_for(tmp_path: Path, format: str) -> None:
+    run(tmp_path, format)
+    victim = image_or_archive(tmp_path)
+    assert found_in(tmp_path, format, verify=True) == [] and Ledger(PLAN, layout(tmp_path, format)).missing() == ""
+    flip(victim, same_time=False)
+    [(said, again)] = found_in(tmp_path, format)
+    assert f"{victim.relative_to(tmp_path)} has other content" in said and again.startswith(f"remove {victim}, then")
+    assert "has other content" in Ledger(PLAN, layout(tmp_path, format)).missing()
+    with pytest.raises(MismatchError, match="has other content"):
+        run(tmp_path, format)
+    victim.unlink()  # what the remedy says
+    run(tmp_path, format)
+    assert found_in(tmp_path, format, verify=True) == []
+
+
+def test_a_folder_that_was_copied_with_new_times_is_as_it_was(tmp_path: Path) -> None:
+    run(tmp_path)
+    for file in tmp_path.rglob("*.png"):
+        os.utime(file, ns=(2**62, 2**62))
+    assert found_in(tmp_path, "folder") == [] and Ledger(PLAN, layout(tmp_path)).missing() == ""
+    assert run(tmp_path).made == 0
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_file_of_another_size_is_told_and_an_empty_one_made_again(tmp_path: Path, format: str) -> None:
+    run(tmp_path, format)
+    before, victim = contents(tmp_path), image_or_archive(tmp_path)
+    size, written = victim.stat().st_size, victim.stat().st_mtime_ns
+    os.truncate(victim, size - 1)
+    os.utime(victim, ns=(written, written))
+    [(said, again)] = found_in(tmp_path, format)
+    assert f"has {size - 1} bytes instead of {size}" in said and f"remove {victim}" in again
+    with pytest.raises(MismatchError, match=f"has {size - 1} bytes instead of {size}"):
+        run(tmp_path, format)
+    os.truncate(victim, 0)
+    os.utime(victim, ns=(written, written))
+    [(said, again)] = found_in(tmp_path, format)
+    assert "is empty" in said and again == "", "the same command mends it"
+    assert "is empty" in Ledger(PLAN, layout(tmp_path, format)).missing()
+    run(tmp_path, format)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("format", ["parquet", "webdataset"])
+def test_an_archive_that_is_gone_or_changed_is_among_the_differences(tmp_path: Path, format: str) -> None:
+    run(tmp_path, format)
+    victim = image_or_archive(tmp_path)
+    flip(victim, same_time=True)
+    [(said, _)] = found_in(tmp_path, format, verify=True)
+    assert "has other content" in said
+    victim.unlink()
+    [(said, again)] = found_in(tmp_path, format)
+    assert "is gone" in said and again == ""
 
 
 def test_a_deleted_archive_is_made_again_alone(tmp_path: Path) -> None:
@@ -357,6 +430,20 @@ def test_an_image_that_a_power_cut_emptied_is_made_again(tmp_path: Path) -> None
     images[0].write_bytes(b"")
     run(tmp_path)
     assert all(image.stat().st_size for image in tmp_path.rglob("*.png"))
+
+
+def test_an_image_that_changed_before_its_shard_was_finished_is_made_again(tmp_path: Path) -> None:
+    run(tmp_path / "through")
+    place = layout(tmp_path / "stopped")
+    task = ShardTask(0, tuple(PLAN.shard_rows(0)), place, PLAN.generator)
+    with Encoders() as encoders:
+        list(make_shard(task, FakeMaker(measure=fake_measure), encoders, Job()))
+    [victim] = place.folder.rglob(f"{task.rows[4].sample_id}.png")
+    flip(victim, same_time=True)
+    maker = FakeMaker(measure=fake_measure)
+    run(place.folder, maker=maker)
+    assert contents(place.folder) == contents(tmp_path / "through")
+    assert maker.rendered == list(range(4, 22)), "its batch, and what comes after"
 
 
 def test_a_model_that_the_plan_was_not_made_for_is_refused(tmp_path: Path) -> None:
