@@ -15,13 +15,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator
 
 from dcdm_cli.errors import DcdmError, LockedError, MismatchError, NotFoundError, StorageError
 from dcdm_cli.files import PART_SUFFIX, hash_json, links, remove, sweep, write_json
-from dcdm_cli.gate import EXACT, NO_LINKS, Amount, Count, Finite, Share, Table, Text, Word, inside, read_document
+from dcdm_cli.gate import EXACT, NO_LINKS, Amount, Count, Finite, Table, Text, Word, inside, read_document, table_in
 from dcdm_cli.run.holder import note_holder, now, read_holder
 from dcdm_cli.run.memory import peak_memory_mib
+from dcdm_cli.run.recorded import check_results, refuse_elsewhere, refuse_outward
 from dcdm_cli.run.roles import counted
 from dcdm_cli.run.seals import Seal, change, change_of, is_for_people, outside, seal_all, seal_outside
 from dcdm_cli.run.timing import Attempt
@@ -45,43 +46,6 @@ _held: set[Path] = set()  # run folders that this process has locked
 ADAPTER_WEIGHTS = ("pytorch_lora_weights.safetensors", "difficulty_encoder.safetensors", "config.json")
 
 
-class Scales(BaseModel):
-    """The settings of generation that fine-tuning chooses; no other may come from a record."""
-
-    model_config = ConfigDict(extra="forbid", defer_build=True)
-
-    lora_scale: Finite | None = None
-    text_guidance: Finite | None = None
-    difficulty_guidance: Finite | None = None
-
-
-class ChosenStrength(BaseModel):
-    """What later stages work with of the choice of strength; the rest of it is for people."""
-
-    model_config = ConfigDict(extra="allow", defer_build=True)
-
-    settings: Scales | None = None
-
-
-class _Results(BaseModel):
-    """Kinds of the results that later commands work with, where a stage has them; the others are for people."""
-
-    model_config = ConfigDict(extra="allow", defer_build=True)  # built when a record is read
-
-    images: Count | None = None
-    rejected: Count | None = None
-    failed: Count | None = None
-    method: Word | None = None
-    reason: Text | None = None
-    reachable: tuple[Share, Share] | None = None
-    strength: ChosenStrength | None = None
-
-
-def _check_results(results: dict[str, Any]) -> dict[str, Any]:
-    _Results.model_validate(results)
-    return results
-
-
 @dataclass(frozen=True)
 class StageRecord:
     """records/<stage>.json. fingerprint: hash of what the stage made; results: its numbers, for people and reports.
@@ -98,7 +62,7 @@ class StageRecord:
     inputs: dict[str, Text]
     outputs: list[Text]
     fingerprint: Word
-    results: Annotated[dict[str, Any], AfterValidator(_check_results)]
+    results: Annotated[dict[str, Any], AfterValidator(check_results)]
     seconds: Amount
     device: Word
     peak_memory_mib: Count
@@ -108,14 +72,18 @@ class StageRecord:
     energy_wh: Amount | None = None
     apart: dict[str, Finite] = field(default_factory=dict)
     uncounted: dict[str, Any] = field(default_factory=dict)
-    read: dict[Word, Seal] = field(default_factory=dict)
-    wrote: dict[Word, Seal] = field(default_factory=dict)
+    read: Annotated[dict[Word, Seal], AfterValidator(refuse_outward)] = field(default_factory=dict)
+    wrote: Annotated[dict[Word, Seal], AfterValidator(refuse_elsewhere)] = field(default_factory=dict)
     listed: list[Word] = field(default_factory=list)
 
     @property
     def id(self) -> str:
         """What later stages depend on: the same id means the same output."""
         return hash_json([self.stage, self.config, self.inputs, self.fingerprint])
+
+    def section(self, name: str) -> Mapping[str, Any]:
+        """A table of its settings. Raises MismatchError for what is none, and where there is none of that name."""
+        return table_in(self.config, name)
 
 
 @dataclass(frozen=True)
@@ -171,6 +139,8 @@ class RunFolder:
     export = property(lambda self: self._of_adapter / "export")
     _of_adapter = property(lambda self: self.path / DISTILLED if self.distilled else self.path)
     sets = property(lambda self: self.path / "sets")
+    _records = property(lambda self: self.path / "records")
+    _lock_file = property(lambda self: self.path / ".lock")
     generated = property(lambda self: self.sets / self.images_name if self.images_name else self.path / "generated")
     plans = property(lambda self: self.path / "plans")
     evaluation = property(lambda self: self.path / "evaluation")
@@ -221,7 +191,7 @@ class RunFolder:
 
     def set_names(self) -> list[str]:
         """The named generated sets that were begun or finished, in the order of their names."""
-        records = (self.path / "records").glob("generate-*.json")
+        records = self._records.glob("generate-*.json")
         recorded = {file.name.removeprefix("generate-").split(".")[0] for file in records}
         begun = {folder.name for folder in self.sets.glob("[!.]*") if folder.is_dir()}
         return sorted(name for name in recorded | begun if SET_NAME.fullmatch(name))
@@ -253,11 +223,28 @@ class RunFolder:
                 probe.unlink()
 
     def refuse_links(self) -> None:
-        """Raises MismatchError for a link anywhere in the run folder that leads out of it: a folder that was received
-        would make stages write elsewhere. dcdm.toml is only read, and may be a link."""
+        """Raises MismatchError for a link that leads out of the run folder, and for any in the place of what is ours: a
+        folder that was received would make stages write, or remove, something else. dcdm.toml is only read, and may be
+        a link."""
+        ours = self._own_names()
         for link in links(self.path):
-            if link != self.config_file:
-                inside(self.path, os.path.relpath(link, self.path), said_in=link, again=NO_LINKS)
+            name = os.path.relpath(link, self.path)
+            if link == self.config_file:
+                continue
+            inside(self.path, name, said_in=link, again=NO_LINKS)
+            if Path(name).parts[0] in ours or name.endswith(PART_SUFFIX):
+                raise MismatchError(f"{link} is a link, and stages write and remove there", NO_LINKS, file=link)
+
+    def _own_names(self) -> set[str]:
+        """What lies in the run folder itself: the first parts of all the places above, a new one's without a word."""
+        plain = RunFolder(self.path)
+        names = [name for name, kind in vars(RunFolder).items() if isinstance(kind, property)]
+        places = [place for name in names if isinstance(place := getattr(plain, name), Path)]
+        # `_of_adapter` is the run folder itself here
+        first = {
+            place.relative_to(self.path).parts[0] for place in (*places, self.path / DISTILLED) if place != self.path
+        }
+        return first | {set_aside(self.path / name).name for name in first}
 
     @contextmanager
     def lock(self, command: str) -> Iterator[None]:
@@ -270,7 +257,7 @@ class RunFolder:
         holder = self.holder_file
         from filelock import FileLock, Timeout  # --help and status open a run without locking it
 
-        lock = FileLock(self.path / ".lock")
+        lock = FileLock(self._lock_file)
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -303,7 +290,7 @@ class RunFolder:
         found: dict[str, StageRecord | DcdmError | None] = {}
         for name in self.record_times():
             try:
-                found[name] = self._read_record(self.path / "records" / f"{name}.json", name)
+                found[name] = self._read_record(self._records / f"{name}.json", name)
             except DcdmError as error:
                 found[name] = error
         return {name: one for name, one in found.items() if one is not None}
@@ -320,7 +307,7 @@ class RunFolder:
 
     def record_times(self) -> dict[str, int]:
         """When each stage's record was written (nanoseconds), in the order of time."""
-        files = [*(self.path / "records").glob("[!.]*.json")]
+        files = [*self._records.glob("[!.]*.json")]
         times = {f.stem: f.stat().st_mtime_ns for f in files if not f.name.endswith(".stopped.json")}
         return dict(sorted(times.items(), key=lambda item: item[1]))
 
@@ -422,11 +409,11 @@ class RunFolder:
 
     def _begun(self) -> set[str]:
         """Files that a stage which was killed may have replaced."""
-        files = (self.path / "records").glob(".*.begun")
+        files = self._records.glob(".*.begun")
         return {name for file in files for name in read_document(file, list[Word], f"remove {file}")}
 
     def _begun_file(self, stage: str) -> Path:
-        return self.path / "records" / f".{self._record_file(stage).stem}.begun"
+        return self._records / f".{self._record_file(stage).stem}.begun"
 
     def run(
         self,
@@ -482,7 +469,7 @@ class RunFolder:
     def _record_file(self, stage: str) -> Path:
         name = f"{stage}-{self.images_name}" if stage == "generate" and self.images_name else stage
         name += f"-{DISTILLED}" if self.distilled and stage in OF_ADAPTER else ""
-        return self.path / "records" / f"{name}.json"
+        return self._records / f"{name}.json"
 
 
 def command_of(name: str) -> str:
