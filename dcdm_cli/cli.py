@@ -16,7 +16,7 @@ import typer
 
 from dcdm_cli import __version__
 from dcdm_cli.console import Console
-from dcdm_cli.errors import DcdmError, ExitCode, InterruptedRunError, OutOfMemoryError, UsageError
+from dcdm_cli.errors import DcdmError, ExitCode, InterruptedRunError, MismatchError, OutOfMemoryError, UsageError
 from dcdm_cli.files import system_error
 from dcdm_cli.signals import asked_to_stop, ending, install_handlers
 from dcdm_cli.workers.environment import SAFE_PATH
@@ -141,6 +141,11 @@ def _known(error: BaseException) -> DcdmError | None:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return OutOfMemoryError(
             f"out of memory: {error}", "use a smaller --batch-size; for fine-tuning also --gradient-checkpointing"
+        )
+    if isinstance(error, RecursionError):
+        return MismatchError(
+            "files or folders are nested too deeply in one another",
+            "find what nobody meant (find DIR -mindepth 100), and remove it; set DCDM_DEBUG=1 to see where it happened",
         )
     return system_error(error)
 

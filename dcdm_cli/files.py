@@ -12,7 +12,8 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -123,9 +124,9 @@ def atomic_folder(path: Path, *, keep: bool = False) -> Iterator[Path]:
         part.mkdir()
         try:
             yield part
-            for file in part.rglob("*"):
-                if file.is_file():
-                    fsync(file)  # what is in the folder before its name, as of a file
+            for entry in walk(part):
+                if entry.is_file():
+                    fsync(Path(entry.path))  # what is in the folder before its name, as of a file
             old = part.with_name(part.name + ".old")
             # A rename does not replace a folder that holds something.
             if path.exists() and not keep:
@@ -161,6 +162,7 @@ def append_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        unshare(path)
         with path.open("ab") as stream:
             if stream.tell() and not _ends_with_newline(path):
                 lines = "\n" + lines  # what a crash has torn must not spoil the next line
@@ -169,25 +171,53 @@ def append_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
             os.fsync(stream.fileno())
 
 
+def unshare(path: Path) -> None:
+    """Before a file is written to in place: one with further names, as `cp -al` and deduplication give it, becomes a
+    copy of its own, or what is written would be in those too. Raises StorageError for what is no file."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(found.st_mode):  # to open a pipe would wait for ever
+        raise StorageError(f"{path} is no file", "remove it, and run the same command again", file=path)
+    if found.st_nlink > 1:
+        with atomic_path(path) as part:
+            shutil.copy(path, part)
+
+
 def leftovers(root: Path, *, leave: Sequence[Path] = ()) -> Iterator[Path]:
     """What writers that were killed left below `root`, wherever that is: names that begin with a dot and end in
     `PART_SUFFIX`, as every temporary file and folder here is called. leave: folders that are not looked into."""
-    for folder, folders, files in os.walk(root):
-        yield from (Path(folder, name) for name in (*files, *folders) if _is_leftover(name))
-        # os.walk goes on by this very list
-        folders[:] = [name for name in folders if not _is_leftover(name) and Path(folder, name) not in leave]
+    kept = {os.fspath(folder) for folder in leave}
+    seen = walk(root, enter=lambda entry: not _is_leftover(entry.name) and entry.path not in kept, skip=(OSError,))
+    for entry in seen:
+        if _is_leftover(entry.name):
+            yield Path(entry.path)
 
 
 def links(root: Path) -> Iterator[Path]:
-    """Links below `root`, at any depth; none is followed. Folders are listed and no file is looked at: a hundred
-    thousand of them take a tenth of a second. What other processes remove meanwhile is passed over."""
+    """Links below `root`, at any depth; none is followed."""
+    return (Path(entry.path) for entry in walk(root) if entry.is_symlink())
+
+
+def walk(
+    root: Path,
+    *,
+    enter: Callable[[os.DirEntry[str]], bool] = lambda entry: True,
+    skip: tuple[type[OSError], ...] = (FileNotFoundError, NotADirectoryError),
+) -> Iterator[os.DirEntry[str]]:
+    """What is below `root`, at any depth; no link is followed. No file is looked at: a hundred thousand of them take a
+    tenth of a second. enter: of a folder, whether it is looked into. skip: what the system says of folders that are
+    passed over; by itself, that another process has removed them.
+
+    Not by recursion, as os.walk and rglob go before Python 3.12: a thousand folders in one another end those.
+    """
     folders = [os.fspath(root)]
     while folders:
-        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folders.pop()) as entries:
+        with suppress(*skip), os.scandir(folders.pop()) as entries:
             for entry in entries:
-                if entry.is_symlink():
-                    yield Path(entry.path)
-                elif entry.is_dir(follow_symlinks=False):
+                yield entry
+                if entry.is_dir(follow_symlinks=False) and enter(entry):
                     folders.append(entry.path)
 
 
@@ -248,7 +278,7 @@ def hash_tree(path: Path) -> str:
     """Hash of a file, or of every regular file below a folder with its relative name."""
     if path.is_file():
         return hash_file(path)
-    files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.endswith(PART_SUFFIX))
+    files = sorted(Path(e.path) for e in walk(path) if e.is_file() and not e.name.endswith(PART_SUFFIX))
     return hash_bytes(*(part for p in files for part in (str(p.relative_to(path)).encode(), hash_file(p).encode())))
 
 

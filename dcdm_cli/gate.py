@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import stat
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -61,16 +62,29 @@ class Table(dict[str, Any]):
     said_in: tuple[Path, str, str] | None = None  # file, what the table is called in it, how it is made again
 
     def __missing__(self, key: str) -> Any:
+        raise self.fault(key, "is missing") or KeyError(key)
+
+    def fault(self, key: str, said: str) -> MismatchError | None:
+        """What is wrong with a value; None for a table of no file."""
         if self.said_in is None:
-            raise KeyError(key)
+            return None
         file, name, again = self.said_in
-        raise MismatchError(f"{file} is damaged: {name}.{key} is missing", again, file=file)
+        return MismatchError(f"{file} is damaged: {name}.{key} {said}", again, file=file)
 
     @classmethod
     def of(cls, values: Mapping[str, Any], file: Path, name: str, again: str) -> Table:
         table = cls(values)
         table.said_in = file, name, again
         return table
+
+
+def table_in(table: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """A table in another. Raises MismatchError, of a table of a file, where it is none."""
+    found = table[key]
+    if isinstance(found, Mapping):
+        return found
+    fault = table.fault(key, f"= {shorten(found)} is no table") if isinstance(table, Table) else None
+    raise fault or TypeError(f"{key} is no table")
 
 
 # JSON
@@ -118,12 +132,15 @@ def first_fault(error: ValidationError) -> str:
 def read_document(file: Path, kind: type[T], again: str) -> T:
     """A JSON file as a `kind`. Raises NotFoundError without a file, MismatchError with `again` for any other fault."""
     try:
-        if file.stat().st_size > MAX_DOCUMENT:  # before it is read, and so before it fills the memory
+        found = file.stat()
+        if not stat.S_ISREG(found.st_mode):  # to open a pipe would wait for ever
+            raise ValueError("it is no file")
+        if found.st_size > MAX_DOCUMENT:  # before it is read, and so before it fills the memory
             raise ValueError(f"it is larger than {MAX_DOCUMENT >> 20} MiB")
         return typed(kind, parse_json(file.read_bytes()))
     except FileNotFoundError as error:
         raise NotFoundError(f"no {file}", again, file=file) from error
-    except (IsADirectoryError, NotADirectoryError, ValueError) as error:
+    except (NotADirectoryError, ValueError) as error:
         raise MismatchError(f"{file} is damaged: {error}", again, file=file) from error
 
 

@@ -15,6 +15,9 @@ LARGEST = 2**31 - 1  # of whole numbers: seeds are added up, and random generato
 LONGEST = 2**16  # characters of a text
 Seed = Annotated[int, Field(ge=0, lt=2**30)]  # two of them make a whole number that is not too large
 
+# Of images that are made, in pixels: several times what any base draws; memory grows with the square of it
+Side = Annotated[int, Field(ge=8, le=2**12)]
+
 
 class Section(BaseModel):
     """Numbers are finite and texts short, in free-form tables too."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,6 @@ from dcdm_cli.run.store import Outcome, RunFolder, Stage
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
     for name in [n for n in os.environ if n.startswith("DCDM_")]:
         monkeypatch.delenv(name)
 
@@ -36,6 +36,19 @@ def test_without_layers_everything_is_a_default() -> None:
     assert resolved.config == Config()
     assert set(resolved.origins.values()) == {"default"}
     assert set(resolved.origins) == set(known_keys())
+
+
+@pytest.mark.parametrize("make", [
+    lambda file: file.symlink_to("gone.toml"), lambda file: file.mkdir(), os.mkfifo,
+])  # fmt: skip
+def test_settings_that_cannot_be_read_are_not_passed_over(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    file = tmp_path / "dcdm.toml"
+    assert resolve(run_file=file).config == Config()  # none is there
+    make(file)
+    for given in ({"run_file": file}, {"config_file": file}):
+        with pytest.raises(UsageError, match=f"{file} are .*no file") as caught:
+            resolve(**given)
+        assert caught.value.file == str(file) and caught.value.hint
 
 
 def test_each_layer_wins_over_the_one_below(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from dcdm_cli.errors import CapabilityError, DcdmError, NotFoundError, StorageError
 from dcdm_cli.files import (
+    PART_SUFFIX,
     append_json_lines,
     atomic_folder,
     atomic_path,
@@ -25,6 +26,8 @@ from dcdm_cli.files import (
     hash_file,
     hash_json,
     hash_tree,
+    leftovers,
+    links,
     storage_error,
     storage_errors,
     sweep,
@@ -33,6 +36,9 @@ from dcdm_cli.files import (
     write_json,
 )
 from dcdm_cli.gate import read_lines
+from dcdm_cli.run.seals import seal_all
+
+from .nested import nested
 
 
 def names(folder: Path) -> list[str]:
@@ -126,6 +132,20 @@ def test_lines_are_appended_and_torn_ones_dropped(tmp_path: Path) -> None:
         assert found[-1] == {"a": 3} and found[:kept] == [{"a": "é"}, {"a": "x\ny"}][:kept]
 
 
+def test_what_is_appended_is_in_no_backup_that_shares_the_file(tmp_path: Path) -> None:
+    file, backup = tmp_path / "log.jsonl", tmp_path / "backup.jsonl"
+    append_json_lines(file, [{"a": 1}])
+    os.link(file, backup)
+    append_json_lines(file, [{"a": 2}])
+    append_json_lines(file, [{"a": 3}])
+    assert read_lines(backup, dict[str, Any]) == [{"a": 1}]
+    assert read_lines(file, dict[str, Any]) == [{"a": 1}, {"a": 2}, {"a": 3}]
+    assert names(tmp_path) == ["backup.jsonl", "log.jsonl"]
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(StorageError, match="is no file"):
+        append_json_lines(tmp_path / "pipe", [{"a": 1}])
+
+
 @pytest.mark.parametrize("code", [e for e in errno.errorcode if e != errno.EPIPE])
 def test_no_error_of_the_operating_system_is_called_a_bug(code: int) -> None:
     """Whatever its number: file, cause and a remedy are named."""
@@ -166,6 +186,15 @@ def test_leftovers_are_swept_wherever_they_are_and_nothing_else(tmp_path: Path) 
         (tmp_path / name).write_text("x")
     sweep(tmp_path, leave=[tmp_path / "generated"])
     assert sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()) == sorted(kept)
+
+
+def test_walks_go_through_a_thousand_folders_in_one_another(tmp_path: Path) -> None:
+    part, top = f".x{PART_SUFFIX}", tmp_path / "top"
+    with nested(top, part, "x.json") as deep:
+        (deep / "link").symlink_to("x.json")
+        assert [*leftovers(top)] == [deep / part] and [*links(top)] == [deep / "link"]
+        assert len(hash_tree(top)) == 32
+        assert [*seal_all(top, [top])] == [str((deep / name).relative_to(top)) for name in ("link", "x.json")]
 
 
 def test_what_does_not_fit_is_refused_before_it_is_begun(tmp_path: Path) -> None:

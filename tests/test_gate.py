@@ -158,6 +158,7 @@ def test_a_document_with_anything_in_it_raises_only_our_errors(tmp_path: Path, n
         ("config.json", {"encoder": {"classes": 2, "dim": 10**9}}, "encoder.dim = 1000000000"),
         ("scorer.json", {"own": "../other.onnx"}, "own = '../other.onnx'"),
         ("scorer.json", {"temperature": 0}, "temperature = 0"),
+        ("config.json", {"resolution": 65536}, "resolution = 65536"),
         ("scorer.json", {"folds": None}, "neither `own`, `heads` nor `folds`"),
         ("classifier.json", {"config": {"model_args": {"checkpoint_path": "x.pth"}}}, "checkpoint_path may not"),
     ],

@@ -14,7 +14,9 @@ import typer
 from click import Context
 from typer.main import get_command
 
-from dcdm_cli.cli import COMMANDS, build_app
+from dcdm_cli.cli import COMMANDS, build_app, exit_code
+from dcdm_cli.console import Console
+from dcdm_cli.errors import MismatchError
 
 ROOT = Path(__file__).parents[1]
 OWN_APPS = ("demo/pretrain.py", "__main__.py")  # scripts with an argument parser of their own
@@ -147,3 +149,9 @@ def test_a_message_that_names_what_is_not_there_is_found(text: str, fault: str) 
 def test_the_app_is_read_and_not_a_list_of_ours() -> None:
     assert isinstance(build_app([]), typer.Typer)
     assert {"--steps", "--devices"} <= flags()["finetune"] and "--origin" in flags()["config"]
+
+
+def test_what_is_nested_too_deeply_is_no_bug_of_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(RecursionError("maximum recursion depth exceeded"), Console()) == MismatchError.code
+    said = capsys.readouterr().err
+    assert "nested too deeply" in said and "-mindepth" in said and "report it" not in said

@@ -13,10 +13,13 @@ import pytest
 
 from dcdm_cli.console import Console
 from dcdm_cli.errors import MismatchError
+from dcdm_cli.run.holder import process_start
 from dcdm_cli.run.resolution import resolve
 from dcdm_cli.run.session import Session, peaks_told
 from dcdm_cli.run.standing import RunStanding, next_command, run_words, sized, standing_of
 from dcdm_cli.run.store import Outcome, RunFolder, Stage
+
+from .nested import nested
 
 
 def make(run: RunFolder, name: str, *after: str, **results: int) -> None:
@@ -128,8 +131,33 @@ def test_what_runs_is_seen_and_what_was_killed_is_not_taken_for_running(run: Run
     holder = {"host": socket.gethostname(), "pid": int(gone.stdout), "command": "dcdm finetune", "since": "now"}
     (run.path / ".lock.json").write_text(json.dumps(holder))
     assert states(standing_of(run))["finetune"] == "not yet"
+    (run.path / ".lock.json").write_text(json.dumps({**holder, "pid": os.getpid(), "began": "1"}))
+    if process_start(os.getpid()):
+        assert states(standing_of(run))["finetune"] == "not yet", "this process has the number of one that is gone"
     (run.path / ".lock.json").write_text(json.dumps({**holder, "host": "elsewhere"}))
     assert states(standing_of(run))["finetune"] == "running"
+
+
+def test_when_a_process_began_tells_it_from_others() -> None:
+    words = [sys.executable, "-c", "import ctypes; ctypes.CDLL(None).prctl(15, b'a ) b', 0, 0, 0); print(); input()"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline()
+        began = process_start(other.pid)
+        other.communicate("\n")
+    if began:  # a system that says it
+        assert began.isdecimal() and int(began) > int(process_start(os.getpid()))
+    assert process_start(other.pid) == ""
+
+
+def test_folders_nested_a_thousand_deep_and_pipes_end_nothing(run: RunFolder) -> None:
+    for name in ("records/.score.begun", ".lock.json", "records/finetune.stopped.json"):
+        os.mkfifo(run.path / name)
+    with nested(run.generated, "x.json"):
+        standing = standing_of(run)
+    found = {stage.stage: stage for stage in standing.stages}
+    assert found["score"].state == "done" and found["generate"].size == 1
+    with pytest.raises(MismatchError, match="it is no file"):
+        run.sealed([run.samples])
 
 
 def test_a_stopped_stage_says_what_it_has_taken(run: RunFolder) -> None:

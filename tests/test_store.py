@@ -7,12 +7,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dcdm_cli.errors import LockedError, MismatchError, NotFoundError, StorageError
 from dcdm_cli.run.resolution import resolve
-from dcdm_cli.run.session import chosen_strength, write_starter_config
+from dcdm_cli.run.session import chosen_strength, recorded_layers, write_starter_config
 from dcdm_cli.run.store import Outcome, RunFolder, Stage, command_of
 
 STAGE = Stage("score", {"folds": 5}, {"source": "abc"})
@@ -266,7 +267,8 @@ def test_files_of_a_record(run: RunFolder, stage: str, file: str, of: bool) -> N
 
 OUTWARD = (
     "generated", ".lock", "records/score.json", "export/denoiser.onnx", "sets/hard/shards",
-    "sets/hard/train/bird/00.png", "evaluation/judge/fold-0/cache", "distilled/adapter/config.json",
+    "sets/hard/train/bird/00.png", "evaluation/judge/fold-0/cache", "distilled/adapter/config.json", "checkpoints",
+    ".generated.old", ".probe.1.part",
 )  # fmt: skip
 
 
@@ -284,7 +286,42 @@ def test_links_that_lead_out_of_a_run_folder_are_refused_before_anything_is_writ
     assert mine.read_text() == "precious"
     link.unlink()
     (run.path / "real").mkdir()
-    link.symlink_to(run.path / "real")  # stays inside
+    link.symlink_to(run.path / "real")  # stays inside, and what is removed at our place would be something else
+    for use in (run.create, run.lock("dcdm score").__enter__):
+        with pytest.raises(MismatchError, match="is a link") as caught:
+            use()
+        assert str(link) in caught.value.message and "--run" in caught.value.hint
+    link.unlink()
+    (run.path / "mine").symlink_to(run.path / "real")  # no place of ours
     (run.path.parent / "settings.toml").write_text("")
     run.config_file.symlink_to(run.path.parent / "settings.toml")  # is only read
     run.create()
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "says"),
+    [("read", "../../etc/passwd", "names no file"), ("wrote", "adapter/../../x", "names no file"),
+     ("read", "", "names no file"), ("wrote", "/etc/passwd", "lies outside")],
+)  # fmt: skip
+def test_a_record_names_no_file_outside(run: RunFolder, part: str, name: str, says: str) -> None:
+    run.run(STAGE, Work(run))
+    file = run.path / "records/score.json"
+    document = json.loads(file.read_text())
+    seal = {"size": 1, "mtime_ns": 2, "sha256": "0" * 32}
+    file.write_text(json.dumps(document | {"read": {"/my/base.safetensors": seal}}))
+    assert run.require("score").read  # the user's own base model
+    file.write_text(json.dumps(document | {part: {name: seal}}))
+    with pytest.raises(MismatchError, match=says) as caught:
+        run.record("score")
+    assert str(file) in caught.value.message and "dcdm score --force" in caught.value.hint
+
+
+@pytest.mark.parametrize("change", [{"data": "x"}, {"score": [1]}, {"score": None}])
+def test_a_section_of_a_record_that_is_no_table_is_the_records_fault(run: RunFolder, change: dict[str, Any]) -> None:
+    run.run(Stage("score", {"data": {}, "score": {"folds": 5}}, {}), Work(run))
+    assert recorded_layers(run, "caption")[0].values["score"] == {"folds": 5}
+    file = run.path / "records/score.json"
+    document = json.loads(file.read_text())
+    file.write_text(json.dumps(document | {"config": document["config"] | change}))
+    with pytest.raises(MismatchError, match=rf"score\.json is damaged: config\.{next(iter(change))} = .* is no table"):
+        recorded_layers(run, "caption")

@@ -12,10 +12,9 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from diffusers import UNet2DConditionModel
-from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -27,6 +26,7 @@ from dcdm_cli.model.card import CARD_FILE, adapter_card
 from dcdm_cli.model.conditioning import ENCODER_FILE, EncoderConfig
 from dcdm_cli.model.kohya import KOHYA_FILE, save_kohya
 from dcdm_cli.model.lora import LORA_FILE, save_lora
+from dcdm_cli.section import Side
 
 CONFIG_FILE, CALIBRATION_FILE = "config.json", "calibration.json"
 ADAPTER_FILES = (LORA_FILE, KOHYA_FILE, ENCODER_FILE, CONFIG_FILE, CALIBRATION_FILE, CARD_FILE)
@@ -60,7 +60,7 @@ class AdapterInfo:
     base_fingerprint: Word
     revision: Word | None
     class_names: ClassNames
-    resolution: Annotated[int, Field(ge=1, le=2**16)]
+    resolution: Side
     encoder: EncoderConfig | None
     training: dict[str, Any]
     schema: Literal[1] = 1

@@ -97,6 +97,7 @@ def write_grids(folder: Path, entries: Sequence[ClassEntry]) -> list[Path]:
     return made
 
 
+@figure_style.own_look()
 def factor_chart(path: Path, entries: Sequence[ClassEntry]) -> Path:
     """Rank correlation of every factor with difficulty, a row per class; at most MOST_IN_CHART classes."""
     shown = [entry for entry in entries if any(v is not None for v in entry.correlations.values())][:MOST_IN_CHART]

@@ -22,6 +22,7 @@ VERDICTS = {"better": GREEN, "worse": ORANGE}
 MOST_CLASSES = 20
 
 
+@figure_style.own_look()
 def differences(path: Path, document: Mapping[str, Any], against: str) -> Path:
     """Every arm minus `against`, in points, with its 95 % interval and verdict; one panel per cell."""
     cells = document["cells"]
@@ -43,6 +44,7 @@ def differences(path: Path, document: Mapping[str, Any], against: str) -> Path:
     return figure_style.save(figure, path)
 
 
+@figure_style.own_look()
 def difficulty_sweep(path: Path, document: Mapping[str, Any]) -> Path:
     """Accuracy over the realised mean difficulty of the arms, with the baseline as a band. First cell."""
     cell = document["cells"][0]
@@ -63,6 +65,7 @@ def difficulty_sweep(path: Path, document: Mapping[str, Any]) -> Path:
     return figure_style.save(figure, path)
 
 
+@figure_style.own_look()
 def ratio_sweep(path: Path, document: Mapping[str, Any]) -> Path:
     """Accuracy over the number of extra images, a line per arm; what they cost is written under the ticks."""
     cells = sorted(document["cells"], key=lambda cell: cell["ratio"])
@@ -84,6 +87,7 @@ def ratio_sweep(path: Path, document: Mapping[str, Any]) -> Path:
     return figure_style.save(figure, path)
 
 
+@figure_style.own_look()
 def densities(path: Path, document: Mapping[str, Any]) -> Path:
     """Kernel density of realised difficulty, a line per kind of image (the paper's Figure 2)."""
     figure = figure_style.figure(7.6, 4.2)
@@ -110,6 +114,7 @@ def densities(path: Path, document: Mapping[str, Any]) -> Path:
     return figure_style.save(figure, path)
 
 
+@figure_style.own_look()
 def classes(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     """Rank correlation and label agreement per class, hardest to steer on top; at most MOST_CLASSES."""
     shown = rows[:MOST_CLASSES]
@@ -134,6 +139,7 @@ def classes(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     return figure_style.save(figure, path)
 
 
+@figure_style.own_look()
 def cost_bars(path: Path, cost: Mapping[str, Any]) -> Path:
     """Device hours per stage of making images."""
     stages = cost["stages"]

@@ -1,6 +1,7 @@
 """What all figures share: colours, axes, labels and the way a PNG is written.
 
-Object-oriented matplotlib only: no pyplot, no backend choice, no global settings.
+Object-oriented matplotlib only: no pyplot, no backend choice, no global settings. Whoever makes a figure does it under
+`own_look`.
 
 Colours are Okabe and Ito's, which colour-blind readers can tell apart: where both appear, blue is real and orange
 generated.
@@ -10,8 +11,11 @@ from __future__ import annotations
 
 import textwrap
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -22,6 +26,16 @@ BLUE, ORANGE, GREEN, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#8A8F98", "#2
 PURPLE, SKY, YELLOW = "#CC79A7", "#56B4E9", "#E69F00"
 PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}  # behind text that a line may cross
 DPI = 120
+
+
+@contextmanager
+def own_look() -> Iterator[None]:
+    """matplotlib's own settings while a figure is drawn and saved: without it a `matplotlibrc` in the folder one stands
+    in, or in the home, would decide how reports look, and with `text.usetex` which programs run."""
+    # not rcdefaults, which reads every style that is installed; the backend is the caller's, and none is used here
+    own = {name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"}
+    with matplotlib.rc_context(own):  # pyright: ignore[reportArgumentType]
+        yield
 
 
 def figure(width: float, height: float) -> Figure:

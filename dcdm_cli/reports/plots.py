@@ -33,6 +33,7 @@ class GridRow:
     captions: Sequence[str] = field(default=())
 
 
+@figure_style.own_look()
 def difficulty_histogram(path: Path, difficulty: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> Path:
     """Counts per difficulty, over all images and per class (the hardest MAX_CLASSES).
 
@@ -60,6 +61,7 @@ def difficulty_histogram(path: Path, difficulty: np.ndarray, labels: np.ndarray,
     return figure_style.save(figure, path)
 
 
+@figure_style.own_look()
 def image_grid(path: Path, rows: Sequence[GridRow], title: str) -> Path:
     """Images in rows, each in a tile of TILE pixels: small ones enlarged by whole factors, pixels kept square."""
     columns = max((len(row.images) for row in rows), default=1)
@@ -99,6 +101,7 @@ def image_grid(path: Path, rows: Sequence[GridRow], title: str) -> Path:
     return figure_style.save(figure, path)
 
 
+@figure_style.own_look()
 def requested_vs_realised(
     path: Path, adherence: Mapping[str, Any], calibration: Mapping[str, Sequence[float]] | None = None
 ) -> Path:
@@ -136,6 +139,7 @@ def requested_vs_realised(
     return figure_style.save(figure, path)
 
 
+@figure_style.own_look()
 def frontier(path: Path, adherence: Mapping[str, Any]) -> Path:
     """Label agreement of real and generated images per bin of realised difficulty, with the number of images below."""
     rows = adherence.get("frontier") or []
@@ -157,6 +161,7 @@ def frontier(path: Path, adherence: Mapping[str, Any]) -> Path:
     return figure_style.save(figure, path)
 
 
+@figure_style.own_look()
 def accuracy_bars(path: Path, downstream: Mapping[str, Any]) -> Path:
     """Mean accuracy per training set with its 95 % interval, and every seed as a dot. The accuracy axis is zoomed."""
     arms = downstream["arms"]
@@ -174,6 +179,7 @@ def accuracy_bars(path: Path, downstream: Mapping[str, Any]) -> Path:
     return figure_style.save(figure, path)
 
 
+@figure_style.own_look()
 def stage_seconds(path: Path, seconds: Mapping[str, float]) -> Path:
     """Wall-clock time per stage, in the order of the pipeline."""
     stages, spent = list(seconds), list(seconds.values())
@@ -190,6 +196,7 @@ def stage_seconds(path: Path, seconds: Mapping[str, float]) -> Path:
     return figure_style.save(figure, path)
 
 
+@figure_style.own_look()
 def loss_curve(path: Path, steps: Sequence[float], losses: Sequence[float]) -> Path:
     """Training loss per step, faint, and its running mean over a twentieth of the run; non-finite ones left out."""
     points = np.column_stack([np.asarray(steps, float), np.asarray(losses, float)])

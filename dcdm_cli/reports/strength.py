@@ -53,6 +53,7 @@ def _row(point: Mapping[str, Any], chosen: bool) -> tuple[str, ...]:
     )
 
 
+@figure_style.own_look()
 def strength_curves(path: Path, strength: Mapping[str, Any]) -> Path:
     """Four panels over the steps, one line per scale and guidance; the chosen point is ringed."""
     points, chosen = strength["points"], strength["points"][strength["chosen"]]

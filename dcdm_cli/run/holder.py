@@ -18,12 +18,13 @@ from dcdm_cli.gate import Word, read_document
 
 @dataclass(frozen=True)
 class Holder:
-    """pid: of the process, on `host`. since: when it took the lock."""
+    """pid: of the process, on `host`. since: when it took the lock. began: `process_start` of it, "" = not known."""
 
     host: Word
     pid: Annotated[int, Field(gt=0, lt=2**31)]
     command: Word
     since: Word
+    began: Word = ""
 
     @property
     def is_alive(self) -> bool:
@@ -35,8 +36,10 @@ class Holder:
         except ProcessLookupError:
             return False
         except PermissionError:
-            return True  # somebody else's, and so there is one
-        return True
+            pass  # somebody else's, and so there is one
+        # numbers are given again: another process may have this one by now
+        now_there = process_start(self.pid)
+        return not (self.began and now_there) or self.began == now_there
 
     def __str__(self) -> str:
         return f"{self.command} (process {self.pid} on {self.host}, since {self.since})"
@@ -52,7 +55,19 @@ def read_holder(file: Path) -> Holder | None:
 
 def note_holder(file: Path, command: str) -> None:
     """Says that this process does, and what it is about."""
-    write_json(file, asdict(Holder(socket.gethostname(), os.getpid(), command, now())))
+    pid = os.getpid()
+    write_json(file, asdict(Holder(socket.gethostname(), pid, command, now(), process_start(pid))))
+
+
+def process_start(pid: int) -> str:
+    """What tells a process from others that had or will have its number: when it began, in ticks since the machine did.
+    "" where the system does not say, as macOS."""
+    try:
+        said = Path(f"/proc/{pid}/stat").read_text("ascii", "replace")
+    except OSError:
+        return ""
+    fields = said.rpartition(")")[2].split()  # the name before it, in brackets, may have blanks
+    return fields[19] if len(fields) > 19 else ""
 
 
 def now() -> str:

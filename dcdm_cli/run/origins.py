@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,10 +107,15 @@ def follow(
 
 
 def file_layer(path: Path | None, *, required: bool) -> list[Layer]:
-    if path is None or (not required and not path.is_file()):
+    """Nothing for a file that may be missing and is. Raises NotFoundError for one that must be there, UsageError for
+    what cannot be read as settings: a link that leads nowhere would be settings that nobody misses."""
+    if path is None or (not required and not os.path.lexists(path)):
         return []
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise NotFoundError(f"no settings file {path}", "check the path given with --config", file=path)
+    if not path.is_file():  # a folder, a pipe, or a link to what is gone
+        said = "a link that leads to no file" if path.is_symlink() else "no file"
+        raise UsageError(f"the settings {path} are {said}", "put a file there, or remove it", file=path)
     try:
         return [Layer(str(path), parse_toml(path.read_text("utf-8")))]
     except ValueError as error:

@@ -16,7 +16,7 @@ from typing import Annotated
 from pydantic import Field
 
 from dcdm_cli.errors import MismatchError, NotFoundError
-from dcdm_cli.files import hash_file, write_json
+from dcdm_cli.files import hash_file, walk, write_json
 from dcdm_cli.gate import Count, Digest, read_document
 
 SEAL_SUFFIX = ".seal"
@@ -146,8 +146,9 @@ def _files(places: Iterable[Path]) -> Iterator[Path]:
         if place.is_file():
             yield place
         elif place.is_dir():
-            yield from sorted(p for p in place.rglob("[!.]*") if p.is_file() and not _is_hidden(p, place))
+            seen = walk(place, enter=_is_shown)
+            yield from sorted(Path(entry.path) for entry in seen if _is_shown(entry) and entry.is_file())
 
 
-def _is_hidden(path: Path, root: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(root).parts)
+def _is_shown(entry: os.DirEntry[str]) -> bool:
+    return not entry.name.startswith(".")

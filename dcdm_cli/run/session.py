@@ -119,7 +119,7 @@ def recorded_layers(run: RunFolder, command: str) -> list[Layer]:
 
 def _recorded_sections(record: StageRecord, all_records: Mapping[str, StageRecord]) -> dict[str, Any]:
     if record.stage == "score":
-        return {name: _outcome(name, record.config[name]) for name in ("data", "score")}
+        return {name: _outcome(name, record.section(name)) for name in ("data", "score")}
     if record.stage != "export":
         chosen = chosen_strength(record)
         return {record.stage: _outcome(record.stage, record.config), **({"generate": chosen} if chosen else {})}
@@ -166,7 +166,7 @@ def by_calls(session: Session) -> Session:
 
 def chosen_strength(record: StageRecord) -> dict[str, Any]:
     """The settings of generation that fine-tuning with `strength = auto` chose; empty where it chose none. Only scales:
-    the record's gate (`results.Scales`) lets nothing else through."""
+    the record's gate (`recorded.Scales`) lets nothing else through."""
     chosen = (record.results.get("strength") or {}) if record.stage == "finetune" else {}
     return {key: value for key, value in (chosen.get("settings") or {}).items() if value is not None}
 

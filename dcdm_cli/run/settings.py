@@ -16,7 +16,7 @@ from dcdm_cli.run.network import DEFAULT_SECONDS
 from dcdm_cli.run.origins import nearest
 from dcdm_cli.run.presets import PRESET_NAMES
 from dcdm_cli.run.roles import execution, plan, result
-from dcdm_cli.section import Fraction, Section, Seed
+from dcdm_cli.section import Fraction, Section, Seed, Side
 
 # settings too, from a file of their own
 __all__ = ["ClassifierConfig", "DownstreamConfig", "FeaturesConfig", "JudgeConfig", "ScoreConfig"]
@@ -134,7 +134,7 @@ class FinetuneConfig(Section):
     base_config: Path | None = result(
         default=None, description="folder with configs and tokenizer, for a base that is one .safetensors file"
     )
-    resolution: int = result(default=512, ge=8, description="pixels per side")
+    resolution: Side = result(default=512, description="pixels per side")
     steps: int = result(default=5000, ge=1, description="optimiser steps; with --strength auto at most so many")
     strength: Annotated[int, Field(ge=1)] | Literal["auto"] | None = result(
         default=None, description="auto: how far to train is measured and chosen; or steps; none = --steps"

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dcdm_cli.files import walk
 from dcdm_cli.run.holder import read_holder
 from dcdm_cli.run.store import COMMAND_OF, DEFAULT_RUN, OF_ADAPTER, PIPELINE, RunFolder, StageRecord
 from dcdm_cli.run.timing import stopped_seconds
@@ -104,16 +105,15 @@ def _seen(run: RunFolder, standing: Standing) -> RunFolder:
 
 def size_of(path: Path) -> int:
     """Bytes of a file, or of all files below a folder; links are not followed, and what is gone meanwhile is 0."""
+    if not path.is_dir():
+        return _bytes(path)
+    below = walk(path, skip=(OSError,))
+    return sum(_bytes(entry) for entry in below if not entry.is_dir(follow_symlinks=False))
+
+
+def _bytes(file: Path | os.DirEntry[str]) -> int:
     try:
-        if not path.is_dir():
-            return path.lstat().st_size
-        with os.scandir(path) as entries:
-            return sum(
-                size_of(Path(entry.path))
-                if entry.is_dir(follow_symlinks=False)
-                else entry.stat(follow_symlinks=False).st_size
-                for entry in entries
-            )
+        return file.stat(follow_symlinks=False).st_size
     except OSError:
         return 0
 

@@ -19,10 +19,10 @@ from pydantic import AfterValidator
 
 from dcdm_cli.errors import DcdmError, LockedError, MismatchError, NotFoundError, StorageError
 from dcdm_cli.files import PART_SUFFIX, hash_json, links, remove, sweep, write_json
-from dcdm_cli.gate import EXACT, NO_LINKS, Amount, Count, Finite, Table, Text, Word, inside, read_document, shorten
+from dcdm_cli.gate import EXACT, NO_LINKS, Amount, Count, Finite, Table, Text, Word, inside, read_document, table_in
 from dcdm_cli.run.holder import note_holder, now, read_holder
 from dcdm_cli.run.memory import peak_memory_mib
-from dcdm_cli.run.results import check_results
+from dcdm_cli.run.recorded import check_results, left_by_the_gone, of_another_stage, refuse_elsewhere, refuse_outward
 from dcdm_cli.run.roles import counted
 from dcdm_cli.run.seals import Seal, change, change_of, is_for_people, outside, seal_all, seal_outside
 from dcdm_cli.run.timing import Attempt
@@ -72,8 +72,8 @@ class StageRecord:
     energy_wh: Amount | None = None
     apart: dict[str, Finite] = field(default_factory=dict)
     uncounted: dict[str, Any] = field(default_factory=dict)
-    read: dict[Word, Seal] = field(default_factory=dict)
-    wrote: dict[Word, Seal] = field(default_factory=dict)
+    read: Annotated[dict[Word, Seal], AfterValidator(refuse_outward)] = field(default_factory=dict)
+    wrote: Annotated[dict[Word, Seal], AfterValidator(refuse_elsewhere)] = field(default_factory=dict)
     listed: list[Word] = field(default_factory=list)
 
     @property
@@ -86,6 +86,10 @@ class StageRecord:
         of_set = self.stage == "generate" and SET_NAME.fullmatch(file.removeprefix("generate-")) is not None
         of_adapter = self.stage in OF_ADAPTER and file == f"{self.stage}-{DISTILLED}"
         return file == self.stage or of_adapter or (of_set and file.startswith("generate-"))
+
+    def section(self, name: str) -> Mapping[str, Any]:
+        """A table of its settings. Raises MismatchError for what is none, and where there is none of that name."""
+        return table_in(self.config, name)
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,8 @@ class RunFolder:
     export = property(lambda self: self._of_adapter / "export")
     _of_adapter = property(lambda self: self.path / DISTILLED if self.distilled else self.path)
     sets = property(lambda self: self.path / "sets")
+    _records = property(lambda self: self.path / "records")
+    _lock_file = property(lambda self: self.path / ".lock")
     generated = property(lambda self: self.sets / self.images_name if self.images_name else self.path / "generated")
     plans = property(lambda self: self.path / "plans")
     evaluation = property(lambda self: self.path / "evaluation")
@@ -191,7 +197,7 @@ class RunFolder:
 
     def set_names(self) -> list[str]:
         """The named generated sets that were begun or finished, in the order of their names."""
-        records = (self.path / "records").glob("generate-*.json")
+        records = self._records.glob("generate-*.json")
         recorded = {file.name.removeprefix("generate-").split(".")[0] for file in records}
         begun = {folder.name for folder in self.sets.glob("[!.]*") if folder.is_dir()}
         return sorted(name for name in recorded | begun if SET_NAME.fullmatch(name))
@@ -223,11 +229,28 @@ class RunFolder:
                 probe.unlink()
 
     def refuse_links(self) -> None:
-        """Raises MismatchError for a link anywhere in the run folder that leads out of it: a folder that was received
-        would make stages write elsewhere. dcdm.toml is only read, and may be a link."""
+        """Raises MismatchError for a link that leads out of the run folder, and for any in the place of what is ours: a
+        folder that was received would make stages write, or remove, something else. dcdm.toml is only read, and may be
+        a link."""
+        ours = self._own_names()
         for link in links(self.path):
-            if link != self.config_file:
-                inside(self.path, os.path.relpath(link, self.path), said_in=link, again=NO_LINKS)
+            name = os.path.relpath(link, self.path)
+            if link == self.config_file:
+                continue
+            inside(self.path, name, said_in=link, again=NO_LINKS)
+            if Path(name).parts[0] in ours or name.endswith(PART_SUFFIX):
+                raise MismatchError(f"{link} is a link, and stages write and remove there", NO_LINKS, file=link)
+
+    def _own_names(self) -> set[str]:
+        """What lies in the run folder itself: the first parts of all the places above, a new one's without a word."""
+        plain = RunFolder(self.path)
+        names = [name for name, kind in vars(RunFolder).items() if isinstance(kind, property)]
+        places = [place for name in names if isinstance(place := getattr(plain, name), Path)]
+        # `_of_adapter` is the run folder itself here
+        first = {
+            place.relative_to(self.path).parts[0] for place in (*places, self.path / DISTILLED) if place != self.path
+        }
+        return first | {set_aside(self.path / name).name for name in first}
 
     @contextmanager
     def lock(self, command: str) -> Iterator[None]:
@@ -240,7 +263,7 @@ class RunFolder:
         holder = self.holder_file
         from filelock import FileLock, Timeout  # --help and status open a run without locking it
 
-        lock = FileLock(self.path / ".lock")
+        lock = FileLock(self._lock_file)
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -273,7 +296,7 @@ class RunFolder:
         found: dict[str, StageRecord | DcdmError | None] = {}
         for name in self.record_times():
             try:
-                found[name] = self._read_record(self.path / "records" / f"{name}.json", name)
+                found[name] = self._read_record(self._records / f"{name}.json", name)
             except DcdmError as error:
                 found[name] = error
         return {name: one for name, one in found.items() if one is not None}
@@ -284,8 +307,7 @@ class RunFolder:
             return None
         record = read_document(file, StageRecord, again)
         if not record.names(file.stem):
-            text = f"{file} is damaged: it says that it is of the stage {shorten(record.stage)}"
-            raise MismatchError(text, again, file=file)
+            raise of_another_stage(file, record.stage, again)
         for output in record.outputs:
             inside(self.path, output, said_in=file, again=again)
         said = {name: Table.of(getattr(record, name), file, name, again) for name in ("config", "results")}
@@ -293,7 +315,7 @@ class RunFolder:
 
     def record_times(self) -> dict[str, int]:
         """When each stage's record was written (nanoseconds), in the order of time."""
-        files = [*(self.path / "records").glob("[!.]*.json")]
+        files = [*self._records.glob("[!.]*.json")]
         times = {f.stem: f.stat().st_mtime_ns for f in files if not f.name.endswith(".stopped.json")}
         return dict(sorted(times.items(), key=lambda item: item[1]))
 
@@ -337,7 +359,7 @@ class RunFolder:
         yield from gone
         begun, records = self._begun(), self.records()
         later = [one for one in records.values() if one.stage != record.stage]  # that may have rewritten it
-        left = _left_by_the_gone(records)
+        left = left_by_the_gone(records, PIPELINE)
         for name, was in record.wrote.items():
             went_on = [one.wrote[name] for one in later if name in one.wrote and name in one.read]
             said = [change(self.path / name, seal) for seal in (was, *went_on, *left.get(name, ()))]
@@ -369,7 +391,7 @@ class RunFolder:
         for record in records.values():
             for name in record.wrote:
                 writers.setdefault(name, []).append(record)
-        left = _left_by_the_gone(records)
+        left = left_by_the_gone(records, PIPELINE)
         known = {
             name: [*(record.wrote[name] for record in wrote), *left.get(name, ())] for name, wrote in writers.items()
         }
@@ -400,11 +422,11 @@ class RunFolder:
 
     def _begun(self) -> set[str]:
         """Files that a stage which was killed may have replaced."""
-        files = (self.path / "records").glob(".*.begun")
+        files = self._records.glob(".*.begun")
         return {name for file in files for name in read_document(file, list[Word], f"remove {file}")}
 
     def _begun_file(self, stage: str) -> Path:
-        return self.path / "records" / f".{self._record_file(stage).stem}.begun"
+        return self._records / f".{self._record_file(stage).stem}.begun"
 
     def run(
         self,
@@ -460,20 +482,7 @@ class RunFolder:
     def _record_file(self, stage: str) -> Path:
         name = f"{stage}-{self.images_name}" if stage == "generate" and self.images_name else stage
         name += f"-{DISTILLED}" if self.distilled and stage in OF_ADAPTER else ""
-        return self.path / "records" / f"{name}.json"
-
-
-def _left_by_the_gone(records: Mapping[str, StageRecord]) -> dict[str, list[Seal]]:
-    """Name of a file -> what it was when a stage read it that was made from one whose record is gone by now: that one
-    may have rewritten it, and it is nobody's damage. Only of those that the records there are would be made into."""
-    found: dict[str, list[Seal]] = {}
-    for record in records.values():
-        made_from = {stage: id for stage, id in record.inputs.items() if stage in PIPELINE and id}
-        known = {stage: records[stage].id for stage in made_from if stage in records}
-        if len(known) < len(made_from) and all(made_from[stage] == id for stage, id in known.items()):
-            for name, was in record.read.items():
-                found.setdefault(name, []).append(was)
-    return found
+        return self._records / f"{name}.json"
 
 
 def command_of(name: str) -> str:

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from dcdm_cli.files import remove
 from dcdm_cli.model.base_files import base_files
 from dcdm_cli.run.keeping import refuse_replacing
 from dcdm_cli.run.progress import Job
@@ -116,7 +117,4 @@ def _train(session: Session, config: FinetuneConfig, folder: Path) -> Outcome:
 
 
 def _drop_checkpoints(run: RunFolder) -> None:
-    import shutil
-
-    for name in (run.adapter.name, own_name(run.adapter)):
-        shutil.rmtree(run.checkpoints / name, ignore_errors=True)
+    remove(run.checkpoints / name for name in (run.adapter.name, own_name(run.adapter)))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcdm_cli.errors import UsageError
+from dcdm_cli.files import remove
 from dcdm_cli.run.roles import fingerprint, others
 from dcdm_cli.run.session import Session
 from dcdm_cli.run.store import ALL_SETS, Outcome, RunFolder, Stage, StageRecord
@@ -251,7 +251,7 @@ def _set_aside(folder: Path, plan: AnyPlan) -> None:
         if folder.exists():
             folder.rename(old)
     elif not begun.is_file() or PlanFile(begun).hash != plan.hash:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove([folder])
 
 
 def _is_intact(session: Session) -> bool:
@@ -283,4 +283,4 @@ def drop_damaged(run: RunFolder) -> list[str]:
 
 
 def _drop_old(folder: Path) -> None:
-    shutil.rmtree(set_aside(folder), ignore_errors=True)
+    remove([set_aside(folder)])

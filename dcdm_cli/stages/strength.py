@@ -335,7 +335,7 @@ def strength_settings(session: Session) -> Mapping[str, Any]:
     config, record = session.config, session.run.record("finetune")
     draws = fingerprint(config.generate, RESULT, UNCALIBRATED)
     sampler = sampler_settings(config.generate) | {name: draws[name] for name in ("attempts", "tolerance")}
-    before = record.config.get("sampler", {}) if record else {}
+    before = record.section("sampler") if record and "sampler" in record.config else {}
     fixed = {name: sampler[name] for name in SCALES if _fixing(name) & {*session.given}}
     idle = {name: before[name] for name in SCALES if name in before}
     rest = {name: value for name, value in sampler.items() if name not in SCALES}

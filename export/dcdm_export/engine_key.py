@@ -152,6 +152,8 @@ def _is_ours(folder: Path, engine: EngineFile) -> bool:
 
 def _read(folder: Path, engine: EngineFile) -> Any:
     file = inside(folder, engine.key_file)
+    if not file.is_file():  # to open a pipe would wait for ever
+        raise ValueError(f"{file} is no file")
     if file.stat().st_size > MAX_KEY_BYTES:
         raise ValueError(f"{file} is larger than {MAX_KEY_BYTES >> 20} MiB")
     return json.loads(file.read_text("utf-8"))

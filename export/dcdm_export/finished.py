@@ -92,7 +92,10 @@ def read_finished(folder: Path, name: str) -> Finished | None:
 def read_parity(folder: Path) -> dict[str, Any]:
     """parity.json's entries by network; empty when there is none that can be read."""
     try:
-        networks = json.loads(inside(folder, PARITY_FILE).read_text("utf-8"), parse_constant=_refuse)["networks"]
+        file = inside(folder, PARITY_FILE)
+        if not file.is_file():  # to open a pipe would wait for ever
+            return {}
+        networks = json.loads(file.read_text("utf-8"), parse_constant=_refuse)["networks"]
         _PARITY.validate_python(networks)
         return dict(networks)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):

@@ -38,6 +38,7 @@ from dcdm_cli.stages.generate import run_generate
 from dcdm_cli.stages.jobs import open_job
 from dcdm_cli.stages.parts import Part, run_part
 from dcdm_cli.stages.plan import Wishes
+from dcdm_export.places import set_aside
 
 from ..fake_cuda import pretend_gpus
 from ..generation.fakes import NAMES, contents
@@ -63,6 +64,13 @@ def test_a_part_writes_nothing_where_a_link_leads(session: Open, run: RunFolder,
     with pytest.raises(MismatchError, match="leads out of"):
         run_part(session(), file, Part(1, 1))
     assert not [*outside.iterdir()]
+
+
+def test_a_link_in_the_place_of_old_images_goes_and_what_it_leads_to_stays(run: RunFolder) -> None:
+    old = set_aside(run.generated)
+    old.symlink_to(run.adapter.name)
+    generate._drop_old(run.generated)
+    assert not old.is_symlink() and [*run.adapter.iterdir()]
 
 
 def test_images_that_do_not_fit_are_refused_before_the_first(

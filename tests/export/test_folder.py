@@ -151,6 +151,9 @@ def test_figures_that_cannot_be_read_are_none(tmp_path: Path, content: str) -> N
     assert read_parity(tmp_path) == {}
     (tmp_path / "parity.json").write_text(content)
     assert read_parity(tmp_path) == {}
+    (tmp_path / "parity.json").unlink()
+    os.mkfifo(tmp_path / "parity.json")  # to open it would wait for ever
+    assert read_parity(tmp_path) == {}
 
 
 def test_without_its_figures_a_network_is_not_finished(run: Path) -> None:

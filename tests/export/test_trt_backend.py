@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -464,6 +465,8 @@ def test_an_engine_of_unknown_origin_needs_trust(network: NetworkFile, tmp_path:
         assert "is of unknown origin" in refused(tmp_path, signature)
         assert len(denoiser(tmp_path, signature, trust=True)(*inputs(2))) == 2
     key.unlink()
+    assert "is of unknown origin" in refused(tmp_path, signature)
+    os.mkfifo(key)  # to open it would wait for ever
     assert "is of unknown origin" in refused(tmp_path, signature)
 
 

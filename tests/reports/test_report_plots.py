@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
+
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
@@ -35,6 +39,25 @@ def test_nothing_to_draw_is_no_error(tmp_path):
     size(plots.stage_seconds(tmp_path / "s.png", {}))
     size(plots.loss_curve(tmp_path / "l.png", [], []))
     size(plots.image_grid(tmp_path / "g.png", [], "empty"))
+
+
+def test_a_figure_does_not_depend_on_the_folder_one_stands_in(tmp_path):
+    draw = {name: lambda path: plots.stage_seconds(path, {"score": 2.0}) for name in ("plain", "elsewhere")}
+    plain = draw["plain"](tmp_path / "a.png").read_bytes()
+    with matplotlib.rc_context({"text.usetex": True, "axes.facecolor": "red", "savefig.bbox": "tight"}):
+        assert draw["elsewhere"](tmp_path / "b.png").read_bytes() == plain
+        assert matplotlib.rcParams["text.usetex"] is True  # the caller's own stay
+
+
+def test_every_figure_is_drawn_with_our_own_look():
+    folder = Path(figure_style.__file__).parent
+    for file in (file for file in folder.glob("*.py") if file.name != "figure_style.py"):
+        for one in ast.walk(ast.parse(file.read_text("utf-8"))):
+            makes = [f"{part.func.value.id}.{part.func.attr}" for part in ast.walk(one)
+                     if isinstance(part, ast.Call) and isinstance(part.func, ast.Attribute)
+                     and isinstance(part.func.value, ast.Name)]  # fmt: skip
+            if isinstance(one, ast.FunctionDef) and "figure_style.save" in makes:
+                assert "figure_style.own_look()" in map(ast.unparse, one.decorator_list), f"{file.name}: {one.name}"
 
 
 def test_the_grid_enlarges_by_whole_pixels(tmp_path):
