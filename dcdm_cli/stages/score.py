@@ -112,13 +112,11 @@ def _place(source: str, run: RunFolder) -> str:
 def _scan_and_score(session: Session, source: str, options: ScanOptions, stage: Stage) -> Outcome:
     from dcdm_cli.data.classes import untrainable_warnings
     from dcdm_cli.data.manifest import write_manifest
-    from dcdm_cli.difficulty.scoring import check_settings
 
     run, job, placement = session.run, open_job(session), settle_placement(session)
     key = hash_json([stage.config, stage.inputs])
     spool = run.checkpoints / "scorer" / key[:16]  # what a stopped run goes on from
-    # a network that cannot be had is said before hours of reading images
-    check_settings(session.config.score)
+    check_inputs(session.config)
     found = _scanned(session, source, options, spool / "scan", key, job)
     _warn_of_refusals(session, found.manifest)
     scored = _score(session, found, job, spool, placement)
@@ -141,6 +139,17 @@ def _scan_and_score(session: Session, source: str, options: ScanOptions, stage: 
     outputs = [run.samples, *([run.scorer] if run.scorer.exists() else []), *_figures(run, manifest)]
     also, listed = [run.rejected, run.own_captions, run.copies], [run.images, run.cache]
     return Outcome(outputs, manifest.digest("sample_id", "difficulty"), results, job.device, also, listed)
+
+
+def check_inputs(config: Config) -> None:
+    """A network, a classifier or a list of corrections that cannot be had is said before hours of reading images.
+    Raises what `check_settings` and `read_rows` raise."""
+    from dcdm_cli.data.corrections import read_rows
+    from dcdm_cli.difficulty.scoring import check_settings
+
+    check_settings(config.score)
+    for file in filter(None, (config.data.drop, config.data.relabel)):
+        read_rows(file)
 
 
 def _scanned(session: Session, source: str, options: ScanOptions, spool: Path, key: str, job: Job) -> Scan:

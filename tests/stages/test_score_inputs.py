@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dcdm_cli.errors import UsageError
+from dcdm_cli.errors import NotFoundError, UsageError
+from dcdm_cli.run.settings import Config
 from dcdm_cli.run.store import RunFolder
-from dcdm_cli.stages.score import refuse_shared_place
+from dcdm_cli.stages.score import check_inputs, refuse_shared_place
 
 
 @pytest.fixture
@@ -51,3 +52,12 @@ def test_a_run_folder_may_lie_among_the_images(photos: Path, monkeypatch: pytest
     refuse_shared_place(run, ".")
     for source in ("cat", "hf:owner/name", "-", "digits", "nowhere", "list.csv"):
         refuse_shared_place(RunFolder(Path()), source)
+
+
+@pytest.mark.parametrize(("section", "name"), [("score", "classifier"), ("data", "drop"), ("data", "relabel")])
+def test_files_that_settings_name_are_missed(tmp_path: Path, section: str, name: str) -> None:
+    config = Config.model_validate({section: {name: tmp_path / "gone.safetensors"}})
+    with pytest.raises(NotFoundError, match=r"gone\.safetensors"):
+        check_inputs(config)
+    (tmp_path / "gone.safetensors").write_text("sample_id,drop,new_label\n")
+    check_inputs(config)
