@@ -41,6 +41,7 @@ from dcdm_cli.data.images import RejectedImage
 from dcdm_cli.data.listings import has_images, list_parquet, list_saved_dataset
 from dcdm_cli.data.lists import list_manifest
 from dcdm_cli.data.manifest import SCHEMA, Manifest, manifest_classes
+from dcdm_cli.data.remedies import no_images, no_source, repair
 from dcdm_cli.data.split_names import known_split, meaning_of
 from dcdm_cli.data.splits import NONE, SPLITS, assign_codes, split_codes
 from dcdm_cli.data.tar_listing import expand_braces, list_tars
@@ -104,18 +105,15 @@ def scan_on_disk(source: str, options: ScanOptions, materialise: Path, spool: Pa
     class_map = read_class_map(options.class_map)
     examined = examine_all(listing, class_map.meaning if class_map else None, options, spool, key, job)
     columns = _Columns.of(examined) if examined.usable else None
-    _check_rejected(examined, columns, options)
+    _check_rejected(examined, columns, listing, options)
     if columns is None and examined.rejected:
         shown = "; ".join(map(_reason, examined.rejected[:_SHOWN])) + (
             ", ..." if len(examined.rejected) > _SHOWN else ""
         )
         what = f"none of the {len(examined.rejected)} images can be used: {shown}"
-        raise TooManyRejectedError(what, "repair or replace them", examined.rejected)
+        raise TooManyRejectedError(what, repair(examined.rejected, listing, options), examined.rejected)
     if columns is None:
-        raise NotFoundError(
-            f"no images found in {source}" + (f" (split {options.split})" if options.split else ""),
-            "give a folder with one subfolder per class, Parquet files, tars, a CSV or JSONL file, or hf:owner/name",
-        )
+        raise no_images(source, searched_folder(source), options)
     return _settled(listing, examined, columns, class_map, options, spool)
 
 
@@ -283,9 +281,7 @@ def _open_files(source: str, path: Path, files: list[Path], options: ScanOptions
         return list_tars(files, str(path.absolute()), options)
     if len(files) == 1 and files[0].suffix.lower() in _MANIFEST_SUFFIXES:
         return list_manifest(files[0], options)
-    raise UsageError(
-        f"{source} is no source of images", "give a folder, or .parquet, .tar, .csv or .jsonl files", file=source
-    )
+    raise no_source(source, files[0])
 
 
 def _matching(path: Path, notes: Counter[str]) -> list[Path]:
@@ -405,7 +401,7 @@ def _without_excluded(listing: Listing, options: ScanOptions) -> Listing:
 # Rules about the whole set
 
 
-def _check_rejected(examined: Examined, columns: _Columns | None, options: ScanOptions) -> None:
+def _check_rejected(examined: Examined, columns: _Columns | None, listing: Listing, options: ScanOptions) -> None:
     used, rejected = examined.usable, examined.rejected
     share = len(rejected) / max(1, used + len(rejected))
     limit = 0.0 if options.strict else options.max_bad
@@ -417,7 +413,8 @@ def _check_rejected(examined: Examined, columns: _Columns | None, options: ScanO
         f"{len(rejected)} of {used + len(rejected)} images cannot be used, more than {limit:.3g} of them ({reasons}): "
         + "; ".join(map(_reason, rejected[:_SHOWN]))
         + (", ..." if len(rejected) > _SHOWN else ""),
-        "repair or remove them, or allow more with --max-bad" + (" and without --strict" if options.strict else ""),
+        f"{repair(rejected, listing, options)}, or allow more with --max-bad"
+        + (" and without --strict" if options.strict else ""),
         rejected,
     )
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 GENERATED_MARK = "shards/output.json"
 _SIDECAR_SUFFIXES = frozenset({".txt", ".caption", ".json", ".jsonl", ".csv", ".md"})
+_READ_SUFFIXES = IMAGE_SUFFIXES | _SIDECAR_SUFFIXES | {".parquet", ".tar"}
 _LITTER = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini", ".DS_Store"})
 OWN = "folders of dcdm's own (run folders, generated sets) passed over"
 
@@ -75,6 +76,11 @@ class Tree:
     def files(self, suffixes: Set[str]) -> Iterator[Path]:
         """Files of these suffixes below the root, and links to such: a cache of downloads is made of them."""
         return self._walk(self.root, lambda path: path.suffix.lower() in suffixes, linked=True)
+
+    def ignored(self) -> Counter[str]:
+        """Suffixes, in lower case, of the files that are neither images nor beside such, and how many there are."""
+        others = self._probe()._walk(self.root, lambda path: path.suffix.lower() not in _READ_SUFFIXES)
+        return Counter(path.suffix.lower() for path in others)
 
     def _walk(
         self, top: Path, wanted: Callable[[Path], bool], *, deep: bool = True, linked: bool = False
