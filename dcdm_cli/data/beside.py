@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dcdm_cli.data.archives import MAX_TEXT
-from dcdm_cli.data.candidates import ScanOptions, read_difficulty, read_label, read_text
+from dcdm_cli.data.candidates import ScanOptions, headless, read_difficulty, read_label, read_text
 from dcdm_cli.data.lists import parse_rows
 from dcdm_cli.errors import UsageError
 
@@ -84,8 +84,11 @@ class Beside:
             columns = columns or _columns(row, self.options, file)
             name = row.get(columns["name"])
             if isinstance(name, str):
+                known = self._known(row, columns, f"{file}, row {number}")
                 # as `relative_to` spells the names that are looked up
-                table[name.removeprefix("./")] = self._known(row, columns, f"{file}, row {number}")
+                table[name.removeprefix("./")] = known
+                # as Windows writes them; a file that is really called so has its own row
+                table.setdefault(name.replace("\\", "/").removeprefix("./"), known)
         return table
 
     def _known(self, row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> Known:
@@ -130,7 +133,7 @@ def _columns(row: Mapping[str, Any], options: ScanOptions, file: Path) -> dict[s
         lacking = ", ".join(missing) or " or ".join(_NAME_COLUMNS)
         raise UsageError(
             f"{file} has no column {lacking}; it has {', '.join(map(str, row))}",
-            "name the columns with --label-column, --caption-column and --column (scores)",
+            f"{headless(list(row))}name the columns with --label-column, --caption-column and --column (scores)",
             file=file,
         )
     found = {role: column for role, column in wanted.items() if column}

@@ -10,10 +10,11 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from dcdm_cli.data.images import DEFAULT_OPTIONS, DecodeOptions, RejectedImage
+from dcdm_cli.data.trees import IMAGE_SUFFIXES
 from dcdm_cli.errors import UsageError
 from dcdm_cli.gate import shorten
 from dcdm_export import places
@@ -109,14 +110,20 @@ class Listing:
 def path_inside(root: Path, given: str) -> Path:
     """The file a listed path means, after links. Raises RejectedImage: `outside_root`, or `bad_name`.
 
-    root: resolved. An absolute path is accepted when it is inside.
+    root: resolved. An absolute path is accepted when it is inside, and one with backslashes where it exists with
+    slashes.
     """
     if not given or "\0" in given or not is_text(given):
         raise RejectedImage("bad_name", "the path is empty or not valid text")
     if "://" in given:
         raise RejectedImage("outside_root", "URLs are not read: download the image and list the file")
     try:
-        return places.inside(root, given)
+        place = places.inside(root, given)
+        if "\\" not in given or place.exists():
+            return place
+        # a list from Windows, read elsewhere
+        slashed = places.inside(root, given.replace("\\", "/"))
+        return slashed if slashed.exists() else place
     except places.OutsideError as error:
         raise RejectedImage("outside_root", f"leads out of {root}") from error
 
@@ -132,9 +139,16 @@ def pick_columns(available: Sequence[str], options: ScanOptions, where: str, ima
     if missing:
         raise UsageError(
             f"{where} has no column {', '.join(missing)}; it has {', '.join(map(str, available))}",
-            "name the columns with --image-column, --label-column, --caption-column and --column (of scores)",
+            f"{headless(available)}name the columns with --image-column, --label-column, --caption-column and --column "
+            "(of scores)",
         )
     return chosen
+
+
+def headless(columns: Sequence[str]) -> str:
+    """The beginning of a hint: what to do where names of columns name an image, as in a list without a header."""
+    has_image = any(PurePosixPath(str(name)).suffix.lower() in IMAGE_SUFFIXES for name in columns)
+    return "the first row looks like data: give the file a header line, path,label; or " if has_image else ""
 
 
 def read_label(value: Any, names: Sequence[str] | None) -> str | None:

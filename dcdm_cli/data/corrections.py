@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dcdm_cli.data.lists import not_utf8
 from dcdm_cli.data.manifest import Manifest
 from dcdm_cli.errors import NotFoundError, UsageError
 from dcdm_cli.gate import shorten
@@ -55,6 +56,8 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, restval=""))
     except FileNotFoundError as error:
         raise NotFoundError(f"no list of corrections at {path}", f"write {EXAMPLE}", file=path) from error
+    except UnicodeDecodeError as error:
+        raise not_utf8(error.object, path, str(path)) from error
     except (OSError, ValueError, csv.Error) as error:
         raise UsageError(f"cannot read {path}: {error}", f"write {EXAMPLE}", file=path) from error
     if rows and not {"sample_id", "path"} & set(rows[0]):

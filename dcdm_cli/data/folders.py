@@ -6,6 +6,7 @@ both of them named.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +26,10 @@ def list_folder(root: Path, options: ScanOptions) -> Listing:
     folders with images are such. Raises UsageError for a layout with more than one reading."""
     tree = Tree(root, options.follow_links, options.exclude)
     tops = tree.filled(root)
-    parts = _split_parts(tree, tops, options) or [(None, root)]
+    parts = _split_parts(tree, tops, options)
+    if not parts and len(tops) == 1 and options.label_column == "label":
+        _refuse_wrapper(tree, tops[0], options)
+    parts = parts or [(None, root)]
     beside = Beside(root, options)
     if (options.score_column or options.caption_column) and not any(has_metadata(top) for top in (root, *tops)):
         raise UsageError(
@@ -151,6 +155,27 @@ def _refuse_unlabelled(root: Path, kinds: _Kinds) -> None:
         f"leave {'it' if one else 'them'} out: --split-map {left_out}, name their labels in a metadata.csv beside "
         f"them, or, if all of these folders are classes: --split-map {classes}",
         file=root,
+    )
+
+
+def _refuse_wrapper(tree: Tree, top: Path, options: ScanOptions) -> None:
+    """A folder around the class folders, as archives unpack, would be taken for the only class."""
+    if options.split_map.get(top.name.casefold()) == AS_CLASS:
+        return
+    inner = top
+    while not tree.has_own_images(inner) and (below := tree.filled(inner)):
+        if len(below) > 1 or meaning_of(below[0].name, options.split_map) in SPLIT_WORDS:
+            break
+        inner = below[0]
+    else:
+        return
+    here = Path.cwd()
+    shown = inner.relative_to(here) if inner.is_relative_to(here) else inner
+    raise UsageError(
+        f"{tree.root} has images in one folder only, {top.name}/: it is no class if those are {_listed(below)}",
+        f"name the folder that holds them: dcdm score {shlex.quote(str(shown))}, "
+        f"or, if all images are of one class: --split-map {top.name}=class",
+        file=tree.root,
     )
 
 

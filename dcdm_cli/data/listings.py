@@ -70,10 +70,19 @@ def list_saved_dataset(folder: Path, root: Path, options: ScanOptions) -> Listin
     read = [(name, data) for name, data in parts.items() if not name or splits[str(name)]]
     _check_chosen(read, options, list(splits))
     tables = [dataset_table(data, str(name), splits.get(str(name)), options) for name, data in read]
-    # their sizes and times tell `sources.fingerprint` whether the dataset is another
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    listing = list_tables(tables, root, str(folder), options, files=files)
+    listing = list_tables(tables, root, str(folder), options, files=_saved_files(folder, [str(name) for name in parts]))
     return replace(listing, split_origin=f"the dataset's own splits {quoted(list(splits))}" if splits else "")
+
+
+def _saved_files(folder: Path, parts: Sequence[str]) -> list[Path]:
+    """Of a dataset that could be read, the files it is made of. A run folder or what `Dataset.map` keeps may lie beside
+    them; the sizes and times of these tell `sources.fingerprint` whether the dataset is another."""
+    found = [folder / "dataset_dict.json"]
+    for place in (folder / part for part in parts):
+        state = parse_json((place / "state.json").read_bytes())
+        data = [place / str(one["filename"]) for one in state["_data_files"]]
+        found += [place / "state.json", place / "dataset_info.json", *data]
+    return sorted(file for file in found if file.is_file())
 
 
 def _check_chosen(read: Sequence[Any], options: ScanOptions, names: Sequence[str]) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -55,14 +57,35 @@ def parse_rows(
     try:
         with _open_text(file) as stream:
             first = stream.readline()
+            if "\0" in first:  # letters of UTF-16 are letters of UTF-8 too, with zeros between them
+                raise not_utf8(first.encode(), file, origin)
             lines = chain([first], stream)
             yield from _json_rows(lines) if first.lstrip().startswith("{") else _csv_rows(first, lines, notes)
     except UnicodeDecodeError as error:
-        raise UsageError(f"{origin} is not UTF-8: {error}", "save it as UTF-8", file=origin) from error
+        raise not_utf8(error.object, file, origin) from error
     except (csv.Error, ValueError, RecursionError) as error:
         raise UsageError(
             f"{origin} is neither CSV with a header nor JSON lines: {error}", _ROWS, file=origin
         ) from error
+
+
+def not_utf8(content: bytes, file: Path | bytes | None, origin: str) -> UsageError:
+    """content: what could not be read. file: None or bytes for standard input."""
+    encoding = _encoding(content)
+    hint = f"convert it on its way: iconv -f {encoding} -t UTF-8 FILE | dcdm score -"
+    if isinstance(file, Path):
+        old, new = (shlex.quote(str(name)) for name in (file, file.with_stem(f"{file.stem}-utf8")))
+        hint = f"save it as UTF-8: iconv -f {encoding} -t UTF-8 {old} > {new}"
+    return UsageError(f"{origin} is not UTF-8: it looks like {encoding}", hint, file=origin)
+
+
+def _encoding(content: bytes) -> str:
+    """As iconv calls it: what spreadsheets write besides UTF-8."""
+    if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return "UTF-16"  # iconv looks at the mark too
+    if b"\0" in content:
+        return "UTF-16BE" if content.startswith(b"\0") else "UTF-16LE"
+    return "WINDOWS-1252"
 
 
 def _csv_rows(header: str, lines: Iterable[str], notes: Counter[str] | None) -> Iterator[Mapping[str, Any]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -40,10 +41,11 @@ from dcdm_cli.data.images import RejectedImage
 from dcdm_cli.data.listings import has_images, list_parquet, list_saved_dataset
 from dcdm_cli.data.lists import list_manifest
 from dcdm_cli.data.manifest import SCHEMA, Manifest, manifest_classes
+from dcdm_cli.data.remedies import no_images, no_source, repair
 from dcdm_cli.data.split_names import known_split, meaning_of
 from dcdm_cli.data.splits import NONE, SPLITS, assign_codes, split_codes
 from dcdm_cli.data.tar_listing import expand_braces, list_tars
-from dcdm_cli.data.trees import GENERATED_MARK, is_excluded, is_run_folder
+from dcdm_cli.data.trees import GENERATED_MARK, OWN, Tree, is_excluded, is_run_folder, lies_in_own_folder
 from dcdm_cli.data.understood import SplitFacts, empty_warnings, split_facts
 from dcdm_cli.errors import DcdmError, NotFoundError, UsageError
 from dcdm_cli.files import atomic_path, hash_json
@@ -103,18 +105,15 @@ def scan_on_disk(source: str, options: ScanOptions, materialise: Path, spool: Pa
     class_map = read_class_map(options.class_map)
     examined = examine_all(listing, class_map.meaning if class_map else None, options, spool, key, job)
     columns = _Columns.of(examined) if examined.usable else None
-    _check_rejected(examined, columns, options)
+    _check_rejected(examined, columns, listing, options)
     if columns is None and examined.rejected:
         shown = "; ".join(map(_reason, examined.rejected[:_SHOWN])) + (
             ", ..." if len(examined.rejected) > _SHOWN else ""
         )
         what = f"none of the {len(examined.rejected)} images can be used: {shown}"
-        raise TooManyRejectedError(what, "repair or replace them", examined.rejected)
+        raise TooManyRejectedError(what, repair(examined.rejected, listing, options), examined.rejected)
     if columns is None:
-        raise NotFoundError(
-            f"no images found in {source}" + (f" (split {options.split})" if options.split else ""),
-            "give a folder with one subfolder per class, Parquet files, tars, a CSV or JSONL file, or hf:owner/name",
-        )
+        raise no_images(source, searched_folder(source), options)
     return _settled(listing, examined, columns, class_map, options, spool)
 
 
@@ -266,7 +265,14 @@ def _open_path(source: str, options: ScanOptions, materialise: Path) -> Listing:
     path = Path(source).expanduser()
     if path.is_dir():
         return _open_folder(path.resolve(), options, materialise)
-    files = [path] if path.is_file() else _matching(path)
+    notes: Counter[str] = Counter()
+    files = [path] if path.is_file() else _matching(path, notes)
+    listing = _open_files(source, path, files, options, materialise)
+    return _with_warnings(listing, notes)
+
+
+def _open_files(source: str, path: Path, files: list[Path], options: ScanOptions, materialise: Path) -> Listing:
+    """path: what the files were named by, a file or a pattern."""
     if not files:
         raise NotFoundError(f"no such file or folder: {source}", "a dataset on the hub is written hf:owner/name")
     if all(file.suffix.lower() == ".parquet" for file in files):
@@ -275,20 +281,35 @@ def _open_path(source: str, options: ScanOptions, materialise: Path) -> Listing:
         return list_tars(files, str(path.absolute()), options)
     if len(files) == 1 and files[0].suffix.lower() in _MANIFEST_SUFFIXES:
         return list_manifest(files[0], options)
-    raise UsageError(
-        f"{source} is no source of images", "give a folder, or .parquet, .tar, .csv or .jsonl files", file=source
-    )
+    raise no_source(source, files[0])
 
 
-def _matching(path: Path) -> list[Path]:
-    """Files of a glob or of a brace range; a name that a range spells out must exist."""
+def _matching(path: Path, notes: Counter[str]) -> list[Path]:
+    """Files of a glob or of a brace range; a name that a range spells out must exist. What `**` finds in folders of our
+    own is passed over, and counted in `notes`."""
     found: list[Path] = []
     for pattern in expand_braces(str(path)):
         files = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
+        parts = Path(pattern).parts
+        if "**" in parts:
+            kept = [file for file in files if not lies_in_own_folder(file, parts.index("**"))]
+            notes.update({OWN: len(files) - len(kept)} if len(kept) < len(files) else {})
+            files = kept
         if not files and pattern != str(path):
             raise NotFoundError(f"no such file: {pattern}", "check the ends of the range in braces", file=pattern)
         found += files
     return found
+
+
+def searched_folder(source: str) -> Path | None:
+    """The folder in which images are looked for; None where a file, standard input or a dataset on the hub is named."""
+    if source == "-" or _is_on_hub(source):
+        return None
+    path = Path(source.removeprefix("hf:")).expanduser()
+    if os.path.exists(path):  # unlike Path.exists, False where it may not be looked at, which listing it says
+        return path.resolve() if path.is_dir() else None
+    fixed = next((number for number, part in enumerate(path.parts) if glob.has_magic(part)), None)
+    return None if fixed is None else Path(*path.parts[:fixed]).resolve()
 
 
 def _open_folder(folder: Path, options: ScanOptions, materialise: Path) -> Listing:
@@ -296,10 +317,11 @@ def _open_folder(folder: Path, options: ScanOptions, materialise: Path) -> Listi
     generated = folder if (folder / GENERATED_MARK).is_file() else folder.parent
     if (generated / GENERATED_MARK).is_file():
         return _open_generated(generated, options, materialise)
-    if is_run_folder(folder) and not _is_working_place(folder):
+    if is_run_folder(folder):
         raise UsageError(
             f"{folder} is a run folder, which holds results",
-            f"name the images; those that a run has generated are in {folder / 'generated'}",
+            f"name the images; those that a run has generated are in {folder / 'generated'}. Where images of your own "
+            "lie among the results, move them to a folder of their own",
             file=folder,
         )
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
@@ -307,11 +329,6 @@ def _open_folder(folder: Path, options: ScanOptions, materialise: Path) -> Listi
     if not holds_images(folder, options):
         return _open_files_in(folder, options, materialise) or list_folder(folder, options)
     return list_folder(folder, options)
-
-
-def _is_working_place(folder: Path) -> bool:
-    """A run folder that the user keeps among the images: `dcdm score . --run .`"""
-    return folder == Path.cwd().resolve()
 
 
 def _open_generated(folder: Path, options: ScanOptions, materialise: Path) -> Listing:
@@ -329,15 +346,16 @@ def _open_generated(folder: Path, options: ScanOptions, materialise: Path) -> Li
 
 def _open_files_in(folder: Path, options: ScanOptions, materialise: Path) -> Listing | None:
     """Tables or tars below a folder that has no image files. A table without images beside tars describes them."""
-    found = {
-        suffix: sorted(
-            file
-            for file in folder.rglob(f"*{suffix}")
-            if file.is_file() and not is_excluded(file.relative_to(folder).as_posix(), options.exclude)
-        )
-        for suffix in (".parquet", ".tar")
-    }
-    tables, tars = found[".parquet"], found[".tar"]
+    tree = Tree(folder, options.follow_links, options.exclude)
+    found = sorted(tree.files({".parquet", ".tar"}))
+    tables, tars = ([file for file in found if file.suffix.lower() == suffix] for suffix in (".parquet", ".tar"))
+    listing = _list_either(folder, tables, tars, options, materialise)
+    return listing and _with_warnings(listing, tree.notes)
+
+
+def _list_either(
+    folder: Path, tables: list[Path], tars: list[Path], options: ScanOptions, materialise: Path
+) -> Listing | None:
     if tables and tars:
         with_images = [table for table in tables if has_images(table, options)]
         if with_images:
@@ -353,6 +371,12 @@ def _open_files_in(folder: Path, options: ScanOptions, materialise: Path) -> Lis
     if tables:
         return list_parquet(tables, materialise, str(folder), options)
     return list_tars(tars, str(folder), options) if tars else None
+
+
+def _with_warnings(listing: Listing, notes: Counter[str]) -> Listing:
+    """notes: counted before any image is read; the listing's own are counted while that goes on, and kept for it."""
+    said = (f"{count} {note}" for note, count in sorted(notes.items()))
+    return replace(listing, warnings=(*listing.warnings, *said))
 
 
 def _only_split(listing: Listing, options: ScanOptions) -> Listing:
@@ -377,7 +401,7 @@ def _without_excluded(listing: Listing, options: ScanOptions) -> Listing:
 # Rules about the whole set
 
 
-def _check_rejected(examined: Examined, columns: _Columns | None, options: ScanOptions) -> None:
+def _check_rejected(examined: Examined, columns: _Columns | None, listing: Listing, options: ScanOptions) -> None:
     used, rejected = examined.usable, examined.rejected
     share = len(rejected) / max(1, used + len(rejected))
     limit = 0.0 if options.strict else options.max_bad
@@ -389,7 +413,8 @@ def _check_rejected(examined: Examined, columns: _Columns | None, options: ScanO
         f"{len(rejected)} of {used + len(rejected)} images cannot be used, more than {limit:.3g} of them ({reasons}): "
         + "; ".join(map(_reason, rejected[:_SHOWN]))
         + (", ..." if len(rejected) > _SHOWN else ""),
-        "repair or remove them, or allow more with --max-bad" + (" and without --strict" if options.strict else ""),
+        f"{repair(rejected, listing, options)}, or allow more with --max-bad"
+        + (" and without --strict" if options.strict else ""),
         rejected,
     )
 

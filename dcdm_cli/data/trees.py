@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 GENERATED_MARK = "shards/output.json"
 _SIDECAR_SUFFIXES = frozenset({".txt", ".caption", ".json", ".jsonl", ".csv", ".md"})
+_READ_SUFFIXES = IMAGE_SUFFIXES | _SIDECAR_SUFFIXES | {".parquet", ".tar"}
 _LITTER = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini", ".DS_Store"})
-_OWN = "folders of dcdm's own (run folders, generated sets) passed over"
+OWN = "folders of dcdm's own (run folders, generated sets) passed over"
 
 
 def is_run_folder(folder: Path) -> bool:
     """Whether a command of ours writes, or has written, its results there."""
     if (folder / ".lock.json").is_file():
         return True
-    return (folder / "records").is_dir() and any((folder / name).is_file() for name in ("dcdm.toml", ".lock"))
+    if (folder / "records").is_dir() and any((folder / name).is_file() for name in ("dcdm.toml", ".lock")):
+        return True
+    # of a first run that was stopped: nothing is recorded yet
+    return (folder / ".lock").is_file() and (folder / "checkpoints").is_dir()
+
+
+def lies_in_own_folder(file: Path, depth: int) -> bool:
+    """Whether a folder on the way to the file is one of ours; the first `depth` parts were named and do not count."""
+    return any(_is_ours(folder) for folder in file.parents if len(folder.parts) > depth)
 
 
 def is_excluded(path: str, patterns: tuple[str, ...]) -> bool:
@@ -62,19 +71,34 @@ class Tree:
 
     def images(self, top: Path, *, deep: bool = True) -> Iterator[Path]:
         """Image files by suffix. A folder that cannot be read is given as if it were a file, to be rejected as one."""
+        return self._walk(top, self._is_image, deep=deep)
+
+    def files(self, suffixes: Set[str]) -> Iterator[Path]:
+        """Files of these suffixes below the root, and links to such: a cache of downloads is made of them."""
+        return self._walk(self.root, lambda path: path.suffix.lower() in suffixes, linked=True)
+
+    def ignored(self) -> Counter[str]:
+        """Suffixes, in lower case, of the files that are neither images nor beside such, and how many there are."""
+        others = self._probe()._walk(self.root, lambda path: path.suffix.lower() not in _READ_SUFFIXES)
+        return Counter(path.suffix.lower() for path in others)
+
+    def _walk(
+        self, top: Path, wanted: Callable[[Path], bool], *, deep: bool = True, linked: bool = False
+    ) -> Iterator[Path]:
+        """linked: links to files are taken for files."""
         try:
             entries = self._kept(top, count=True) if self._is_first_visit(top) else []
         except OSError:
             yield top
             return
         for entry in entries:
-            if entry.is_symlink() and not self.follow:
+            if entry.is_symlink() and not self.follow and not (linked and entry.is_file()):
                 self.notes["links not followed (--follow-links does)"] += 1
             elif entry.is_dir():
                 if deep:
-                    yield from self.images(Path(entry))
-            elif entry.is_file():
-                yield from self._if_image(Path(entry))
+                    yield from self._walk(Path(entry), wanted, linked=linked)
+            elif entry.is_file() and wanted(Path(entry)):
+                yield Path(entry)
 
     def _probe(self) -> Tree:
         """A look ahead must not count, nor mark folders as visited."""
@@ -104,7 +128,7 @@ class Tree:
             return "hidden files and folders passed over" if could_hold else ""
         if self.exclude and is_excluded(Path(entry).relative_to(self.root).as_posix(), self.exclude):
             return "files and folders left out by --exclude"
-        return _OWN if entry.is_dir() and _is_ours(Path(entry)) else None
+        return OWN if entry.is_dir() and _is_ours(Path(entry)) else None
 
     def _is_first_visit(self, folder: Path) -> bool:
         """Each real folder is entered once, so that a loop of links ends."""
@@ -114,12 +138,13 @@ class Tree:
         self.visited.add(key)
         return not known
 
-    def _if_image(self, path: Path) -> Iterator[Path]:
+    def _is_image(self, path: Path) -> bool:
         suffix = path.suffix.lower()
         if suffix in IMAGE_SUFFIXES:
-            yield path
-        elif suffix not in _SIDECAR_SUFFIXES:
+            return True
+        if suffix not in _SIDECAR_SUFFIXES:
             self.notes["files without an image suffix ignored"] += 1
+        return False
 
 
 def _is_ours(folder: Path) -> bool:

@@ -24,6 +24,7 @@ from dcdm_cli.difficulty.feature_cache import FeatureCache, FeatureTable
 from dcdm_cli.difficulty.feature_folds import crossfit_features
 from dcdm_cli.difficulty.features import Extractor, open_extractor
 from dcdm_cli.difficulty.own_classifier import OwnClassifier, load_own_classifier, score_with
+from dcdm_cli.difficulty.own_files import classifier_file
 from dcdm_cli.difficulty.packaged import PACKAGED
 from dcdm_cli.difficulty.scorer import Scorer, save_feature_scorer, save_own_scorer, save_scorer
 from dcdm_cli.difficulty.scores import accuracy_of
@@ -131,10 +132,13 @@ def chosen_method(config: ScoreConfig) -> str:
 
 def check_settings(config: ScoreConfig) -> None:
     """What can be known to be wrong before hours of reading images: settings that contradict each other, and a network
-    that cannot be had. Raises what `chosen_method` and `open_extractor` raise."""
+    or classifier that cannot be had. Raises what `chosen_method`, `open_extractor` and `classifier_file` raise."""
+    method = chosen_method(config)
     # the packaged network is always there
-    if chosen_method(config) in ("auto", "features") and config.features != PACKAGED:
+    if method in ("auto", "features") and config.features != PACKAGED:
         open_extractor(config.features, config.feature_size)
+    if method == "classifier" and config.classifier is not None:
+        classifier_file(config.classifier)
 
 
 def _by_the_best(train: Manifest, config: ScoreConfig, place: Scoring, job: Job) -> Scored:

@@ -26,10 +26,9 @@ def rehearse(command: str, session: Session, own: Mapping[str, Any]) -> None:
 
 def _score(session: Session, source: str | None) -> None:
     """Raises what `run_score` would before it reads an image: the source is listed, as it is there."""
-    from dcdm_cli.difficulty.scoring import check_settings
-    from dcdm_cli.stages.score import refuse_other_source, settled_source
+    from dcdm_cli.stages.score import check_inputs, refuse_other_source, settled_source
 
-    check_settings(session.config.score)
+    check_inputs(session.config)
     _, _, stage = settled_source(session, source)
     if not session.force:
         refuse_other_source(session.run, stage)

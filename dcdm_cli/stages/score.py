@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -56,8 +58,29 @@ def settled_source(session: Session, source: str | None) -> tuple[str, ScanOptio
     source = source or session.config.data.source
     if not source:
         raise UsageError("no images to score", "name them: dcdm score FOLDER (or hf:owner/name, a CSV, digits)")
+    refuse_shared_place(session.run, source)
     options = scan_options(session, source)
     return source, options, score_stage(session, source, options)
+
+
+def refuse_shared_place(run: RunFolder, source: str) -> None:
+    """Raises UsageError where results would lie among the images: the next scan would take folders of the run for
+    classes, or a class of that name for results."""
+    from dcdm_cli.data.candidates import ScanOptions
+    from dcdm_cli.data.folders import holds_images
+    from dcdm_cli.data.sources import searched_folder
+    from dcdm_cli.data.trees import is_run_folder
+
+    folder, place = searched_folder(source), run.path.resolve()
+    if folder is None or not place.is_relative_to(folder):
+        return
+    if place != folder and (not place.is_dir() or is_run_folder(place) or not holds_images(place, ScanOptions())):
+        return
+    elsewhere = shlex.quote(os.path.relpath(folder.parent / f"{folder.name}-run"))
+    remedy = f"keep the results elsewhere: dcdm score {shlex.quote(source)} --run {elsewhere}"
+    if is_run_folder(place):
+        remedy = "move the images to a folder of their own, and name that"
+    raise UsageError(f"the run folder {run.path} holds the images themselves", remedy, file=run.path)
 
 
 def refuse_other_source(run: RunFolder, stage: Stage) -> None:
@@ -89,13 +112,11 @@ def _place(source: str, run: RunFolder) -> str:
 def _scan_and_score(session: Session, source: str, options: ScanOptions, stage: Stage) -> Outcome:
     from dcdm_cli.data.classes import untrainable_warnings
     from dcdm_cli.data.manifest import write_manifest
-    from dcdm_cli.difficulty.scoring import check_settings
 
     run, job, placement = session.run, open_job(session), settle_placement(session)
     key = hash_json([stage.config, stage.inputs])
     spool = run.checkpoints / "scorer" / key[:16]  # what a stopped run goes on from
-    # a network that cannot be had is said before hours of reading images
-    check_settings(session.config.score)
+    check_inputs(session.config)
     found = _scanned(session, source, options, spool / "scan", key, job)
     _warn_of_refusals(session, found.manifest)
     scored = _score(session, found, job, spool, placement)
@@ -118,6 +139,17 @@ def _scan_and_score(session: Session, source: str, options: ScanOptions, stage: 
     outputs = [run.samples, *([run.scorer] if run.scorer.exists() else []), *_figures(run, manifest)]
     also, listed = [run.rejected, run.own_captions, run.copies], [run.images, run.cache]
     return Outcome(outputs, manifest.digest("sample_id", "difficulty"), results, job.device, also, listed)
+
+
+def check_inputs(config: Config) -> None:
+    """A network, a classifier or a list of corrections that cannot be had is said before hours of reading images.
+    Raises what `check_settings` and `read_rows` raise."""
+    from dcdm_cli.data.corrections import read_rows
+    from dcdm_cli.difficulty.scoring import check_settings
+
+    check_settings(config.score)
+    for file in filter(None, (config.data.drop, config.data.relabel)):
+        read_rows(file)
 
 
 def _scanned(session: Session, source: str, options: ScanOptions, spool: Path, key: str, job: Job) -> Scan:
