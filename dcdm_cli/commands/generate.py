@@ -110,4 +110,4 @@ def show_price(session: Session, wishes: Wishes) -> None:
             f"the images need about {cost.disk_bytes / 1e9:.1f} GB and {cost.disk_free_bytes / 1e9:.1f} GB are free"
         )
     document = {"plan": str(file), "plan_hash": plan.hash, **cost.document()}
-    session.console.result(document, file, price_lines(cost, file, session.run.tables))
+    session.console.result(document, file, price_lines(session, cost, file))

@@ -74,6 +74,11 @@ def toml_document(settings: Mapping[str, Any], origins: Mapping[str, str] | None
     return "".join(_printable(character) for character in tomlkit.dumps(document))
 
 
+def as_typed(value: Any) -> str:
+    """A setting's plain value as --set KEY=VALUE takes it: text as it is, all else as TOML writes it."""
+    return value if isinstance(value, str) else toml_document({"value": value}).partition("=")[2].strip().strip('"')
+
+
 def _inline(value: Mapping[str, Any]) -> Any:
     import tomlkit
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 FULL_SIZE = "sd15"
 # An optimiser step of that preset, one network call of one image, and the memory of a step; with random weights.
 # They are those of benchmarks/results/bench_sd15_finetune.json and bench_sd15.json, which a test compares.
-GPU, STEP_S, CALL_S, STEP_GIB = "an NVIDIA H200", 0.383, 0.00383, 4.4
+GPU, STEP_S, CALL_S, STEP_GIB = "an NVIDIA H200", 0.383, 0.00383, 4.35
 
 
 def is_first_look(config: Config) -> bool:
@@ -53,10 +53,10 @@ def full_size_advice(session: Session, images: int) -> list[Advice]:
     training, each = full_size_seconds(config), image_seconds(config)
     probes = config.calibrate.points * config.calibrate.images
     why = (
-        f"On {GPU}: about {estimated(training)} for fine-tuning's {config.finetune.steps:,} steps, in {STEP_GIB} GiB "
-        f"of its memory; {estimated(probes * each)} for the {probes} images of calibration; {estimated(images * each)} "
-        f"for {images} images of {config.finetune.resolution} px. Measured with random weights. A slower GPU takes "
-        "longer in proportion, and the classifiers of scoring and evaluation come on top."
+        f"On {GPU}: about {estimated(training)} for fine-tuning's {config.finetune.steps:,} steps, in {STEP_GIB:.1f} "
+        f"GiB of its memory; {estimated(probes * each)} for the {probes} images of calibration; "
+        f"{estimated(images * each)} for {images} images of {config.finetune.resolution} px. Measured with random "
+        "weights. A slower GPU takes longer in proportion, and the classifiers of scoring and evaluation come on top."
     )
     source, run = session.config.data.source, session.run.path
     # in a run folder of its own: scoring here would replace what this run is about

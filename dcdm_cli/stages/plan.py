@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dcdm_cli.errors import CapabilityError, MismatchError, UsageError
+from dcdm_cli.run.origins import as_typed
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.roles import BUDGET, PLAN, fingerprint
 from dcdm_cli.run.session import by_calls
 from dcdm_cli.run.settings import GenerateConfig
+from dcdm_cli.run.standing import run_words
 from dcdm_cli.safe_text import show
 from dcdm_cli.signals import asked_to_stop
 from dcdm_cli.stages.devices import Placement, settle_generation, settle_placement
@@ -186,15 +188,25 @@ def price_table(cost: Price) -> ResultTable:
     return ResultTable("Price of the plan", ("", "value"), tuple(rows), said)
 
 
-def price_lines(cost: Price, file: Path, tables: Path) -> list[RenderableType]:
+def price_lines(session: Session, cost: Price, file: Path) -> list[RenderableType]:
     """For the screen, the command on a line of its own, which is not broken up; the table as a CSV file too."""
     from rich.text import Text
 
     from dcdm_cli.reports.table import shown
     from dcdm_cli.reports.tables import saved_tables
 
-    command = shlex.join(["dcdm", "generate", str(file)])
-    return [*shown(saved_tables([price_table(cost)], tables)), Text(f"  {show(command)}")]
+    tables = saved_tables([price_table(cost)], session.run.tables)
+    return [*shown(tables), Text(f"  {show(plan_command(session, file))}")]
+
+
+def plan_command(session: Session, file: Path) -> str:
+    """What executes the plan in `file`, from where this session's command was typed: for the same set of images, with
+    the settings that a finished plan leaves open."""
+    used_up = {f"generate.{name}" for name in _used_up(session.config.generate)}
+    left = [f"--set={key}={as_typed(value)}" for key, value in session.given.items() if key not in used_up]
+    name = ["--name", session.run.images_name] if session.run.images_name else []
+    settings = ["--config", str(session.config_file)] if session.config_file else []
+    return shlex.join(["dcdm", "generate", str(file), *name, *settings, *left]) + run_words(session.run)
 
 
 def _repaid(distilled: Repayment) -> str:
@@ -218,13 +230,23 @@ def _repayment(session: Session, config: GenerateConfig, placement: Placement, r
 
 
 def refuse_planning_flags(session: Session) -> None:
-    used_up = fingerprint(session.config.generate, PLAN, BUDGET)  # the rest says how a finished plan is executed
-    given = [f"--{name.replace('_', '-')}" for name in used_up if f"generate.{name}" in session.given]
+    given = [_flag(name, session) for name in _used_up(session.config.generate) if f"generate.{name}" in session.given]
     if given:
         raise UsageError(
             f"{', '.join(given)} cannot change a finished plan",
             "leave it out, or make a new plan: dcdm generate --plan",
         )
+
+
+def _used_up(config: GenerateConfig) -> Iterable[str]:
+    """The settings that a finished plan holds; the rest says how it is executed."""
+    return fingerprint(config, PLAN, BUDGET)
+
+
+def _flag(name: str, session: Session) -> str:
+    """As it was typed: a switch that was turned off is --no-NAME."""
+    no = "no-" if session.given[f"generate.{name}"] is False else ""
+    return f"--{no}{name.replace('_', '-')}"
 
 
 def _of_size(config: GenerateConfig, images: int) -> GenerateConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from dcdm_cli.commands.flags import parse_settings
 from dcdm_cli.commands.generate import show_part, show_price
 from dcdm_cli.data.manifest import read_manifest, write_manifest
 from dcdm_cli.errors import (
@@ -126,6 +128,28 @@ def test_a_priced_plan_is_what_generate_executes(session: Open, run: RunFolder) 
     assert record.results["predicted_seconds"] == price["seconds"]
     assert run_generate(session(), file).started == record.started  # nothing changed: skipped
     assert run_generate(session()).results["made_now"] == 0  # the settings give the same plan
+
+
+def test_the_command_for_a_plan_is_for_the_same_set_with_what_the_plan_leaves_open(
+    session: Open, run: RunFolder, tmp_path: Path
+) -> None:
+    opened = session(generate__count=3, generate__format="webdataset", seed=4, scale__devices=["0", "1"])
+    opened = replace(opened, run=run.with_images("parted"), config_file=tmp_path / "my own.toml")
+    words = shlex.split(plan.plan_command(opened, run.plans / "1.parquet"))
+    assert words[:5] == ["dcdm", "generate", str(run.plans / "1.parquet"), "--name", "parted"]
+    assert words[5:7] == ["--config", str(tmp_path / "my own.toml")]
+    assert words[7:10] == ["--set=generate.format=webdataset", "--set=seed=4", '--set=scale.devices=["0", "1"]']
+    assert words[10:] == ["--run", str(run.path)]
+    assert parse_settings([word.removeprefix("--set=") for word in words[7:10]]) == {
+        "generate.format": "webdataset", "seed": 4, "scale.devices": ["0", "1"],
+    }  # fmt: skip
+
+
+def test_a_switch_that_a_plan_has_used_up_is_named_as_it_was_typed(session: Open, run: RunFolder) -> None:
+    with pytest.raises(UsageError, match=r"^--no-calibrated cannot change a finished plan"):
+        plan.refuse_planning_flags(session(generate__calibrated=False))
+    with pytest.raises(UsageError, match=r"^--calibrated cannot change"):
+        plan.refuse_planning_flags(session(generate__calibrated=True))
 
 
 def test_a_plan_is_made_in_parts_and_joined(session: Open, run: RunFolder) -> None:

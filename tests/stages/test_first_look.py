@@ -26,7 +26,7 @@ def test_what_full_size_takes_is_what_was_measured() -> None:
                 if row["batch"] == 8 and row["gradient checkpointing"])  # fmt: skip
     images = next(row for row in result("bench_sd15")["table"] if row["rival"] == "ours eager" and row["batch"] == 8)
     assert pytest.approx(step["seconds per step"], abs=5e-4) == first_look.STEP_S
-    assert pytest.approx(step["peak GiB"], abs=0.06) == first_look.STEP_GIB
+    assert step["peak GiB"] == first_look.STEP_GIB, "rounded where it is told, as the documents round it"
     assert pytest.approx(1 / images["images/s at 20 steps"] / 20 / 2, abs=5e-6) == first_look.CALL_S
     for name in ("bench_sd15_finetune", "bench_sd15"):
         assert first_look.GPU.removeprefix("an ") in result(name)["hardware"]
@@ -52,5 +52,6 @@ def test_small_says_what_to_expect_and_others_say_nothing(tmp_path: Path) -> Non
         "400 images" in advice.why
         and advice.command.endswith(f"--preset sd15 --run {tmp_path}-sd15")
         and "GPU" in advice.answer
+        and f"in {result('bench_sd15_finetune')['table'][1]['peak GiB']:.1f} GiB" in advice.why
     )
     assert first_look.first_look_sentences(other.config) == [] == first_look.full_size_advice(other, 400)
