@@ -49,6 +49,7 @@ from dcdm_export.orders import Order
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SCALE = 2.0
 CALLS = 2  # of a guided step at that scale
+PATH = "two calls, no scoring, no redraws"  # what both sides do, in the words of the results
 
 
 def config(steps: int, **changes: Any) -> GenerateConfig:
@@ -211,7 +212,7 @@ class Diffusers:
                 for text, level in zip(texts, levels, strict=True)
             )
         return self.pipeline(
-            prompt_embeds=full, negative_prompt_embeds=none, guidance_scale=SCALE,
+            prompt_embeds=full, negative_prompt_embeds=none, guidance_scale=self.settings.difficulty_guidance,
             num_inference_steps=self.settings.steps,
             generator=[torch.Generator().manual_seed(row.seed) for row in rows],
         ).images  # fmt: skip
@@ -223,11 +224,18 @@ class Ours:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
 
+    def sized(self, batch: int) -> Engine:
+        """The engine at a batch size, as a new run has it."""
+        settings = self.engine.config.model_copy(update={"batch_size": batch, "decode_batch": min(batch, 64)})
+        base = self.engine.base
+        prompts = PromptCache(lambda captions: encode_text(base, captions), self.engine.denoiser.device)
+        return dataclasses.replace(self.engine, config=settings, prompts=prompts)
+
     def images(self, rows: Sequence[Any], batch: int) -> list[Any]:
-        return [image for _, images in render(self._sized(batch), rows, Job()) for image in images]
+        return [image for _, images in render(self.sized(batch), rows, Job()) for image in images]
 
     def to_files(self, images: int, batch: int, folder: Path) -> None:
-        run_plan(plan_of(images, self.engine.generator), self._sized(batch), folder, Job())
+        run_plan(plan_of(images, self.engine.generator), self.sized(batch), folder, Job())
 
     def step(self, batch: int) -> Callable[[], Any]:
         engine, rows = self.engine, 2 * batch
@@ -240,9 +248,3 @@ class Ours:
             torch.linspace(0, 1, rows, device=device),
         )
         return lambda: call_alone(engine.denoiser, *inputs)
-
-    def _sized(self, batch: int) -> Engine:
-        settings = self.engine.config.model_copy(update={"batch_size": batch, "decode_batch": min(batch, 64)})
-        base = self.engine.base
-        prompts = PromptCache(lambda captions: encode_text(base, captions), self.engine.denoiser.device)
-        return dataclasses.replace(self.engine, config=settings, prompts=prompts)
