@@ -3,8 +3,9 @@
     python benchmarks/bench_generate.py             the tiny base on a CPU, about 25 minutes on 2 cores
     python benchmarks/bench_generate.py --gpu       Stable Diffusion 1.5's architecture at 512 px (see bench_sd15.py)
 
-Same weights, prompts, seeds, steps and guidance scale. Parity is checked first, and nothing is timed without it. Rivals
-are timed in turn; the ratios are medians of rounds. Writes results/bench_generate.json and ends with it as a JSON line.
+Same weights, prompts, seeds, steps and guidance scale; single draws, neither scored nor chosen: that is timed by
+bench_product.py. Parity is checked first, and nothing is timed without it. Rivals are timed in turn; the ratios are
+medians of rounds. Writes results/bench_generate.json and ends with it as a JSON line.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from typing import Any
 import numpy as np
 import torch
 from common import ROOT, WORK, best_product, interleaved, median_ratio, square_products, write_result
-from rivals import CALLS, Diffusers, Ours, config, cpu_backends, make_adapter, plan_of, row_flops, write_export
+from rivals import CALLS, PATH, Diffusers, Ours, config, cpu_backends, make_adapter, plan_of, row_flops, write_export
 
 from dcdm_cli.generation.engine import open_engine
 from dcdm_cli.model.fused import load_fused
 
 Rival = Diffusers | Ours
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
-GOALS = {"batch 8": 2.0, "best against best": 1.6, "share of the ceiling": 0.7}
+GOALS = {"batch 8": 2.0, "best against best": 2.5, "share of the ceiling": 0.7}
 TOGETHER = 5  # steps of a run, or products, that are timed together
 
 
@@ -61,7 +62,7 @@ def main() -> None:
     headline = summarise(result)
     print_tables(result)
     document = {
-        "title": f"Images per second: {result['task']}",
+        "title": f"Images per second, lossless ({PATH}): {result['task']}",
         "sentences": sentences(headline),
         "tables": sheets(result),
     }

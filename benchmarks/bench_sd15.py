@@ -38,14 +38,21 @@ from common import (
     versions,
     write_result,
 )
-from rivals import CALLS, Diffusers, Ours, config, plan_of, row_flops, sd15_model, torch_engine
+from rivals import CALLS, PATH, Diffusers, Ours, config, plan_of, row_flops, sd15_model, torch_engine
 
 from dcdm_cli.backends.torch_backend import TorchOptions
 from dcdm_cli.files import write_json
 
 Rival = Diffusers | Ours
 RIVALS = ("diffusers eager", "diffusers compiled", "ours eager", "ours compiled")
-GOALS = {"images/s at 20 steps": 9.0, "images/s at 30 steps": 6.2, "times diffusers eager": 1.5}
+SHIPPED = "the sd15 preset as shipped, images/s"
+JUDGED = 32  # the batch at which the share of the ceiling is judged
+GOALS = {
+    "times diffusers eager": 2.0,  # lossless
+    f"share of the ceiling at batch {JUDGED}": 0.5,
+    "distilled, times diffusers eager": 4.0,  # this and the next: gpu_paths.py
+    SHIPPED: 9.0,
+}
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,11 @@ def main() -> None:
     task = f"SD 1.5 architecture, random weights, 512 px, guidance scale 2, {setting.dtype}"
     rows = table(cells.values, setting)
     headline = summarise(rows)
-    shown = {"title": f"Images per second: {task}", "sentences": sentences(headline), "tables": [sheet(rows)]}
+    shown = {
+        "title": f"Images per second, lossless ({PATH}; our VAE in fp32): {task}",
+        "sentences": sentences(headline),
+        "tables": [sheet(rows)],
+    }
     measured = {"task": task, "cells": cells.values, "table": rows, "headline": headline}
     write_result(name, {**shown, **measured}, headline)
     cells.file.unlink()
@@ -228,15 +239,22 @@ def table(cells: dict[str, Any], setting: Setting) -> list[dict[str, Any]]:
 def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Best of ours per goal. The comparison with diffusers is best batch against best batch, at the fewest steps."""
 
-    def best(side: str, column: str) -> float:
-        return max(
-            (row[column] for row in rows if row["rival"].startswith(side) and isinstance(row[column], float)), default=0
-        )
+    def best(side: str, column: str, among: list[dict[str, Any]] = rows) -> float:
+        mine = [row[column] for row in among if row["rival"].startswith(side)]
+        return max((value for value in mine if isinstance(value, float)), default=0)
 
     fewest = next(column for column in rows[0] if column.startswith("images/s"))
     reached = {column: best("ours", column) for column in rows[0] if column.startswith("images/s")}
     reached["times diffusers eager"] = best("ours", fewest) / best("diffusers eager", fewest)
     reached["share_of_ceiling"] = best("ours", "share_of_ceiling")
+    judged = [row for row in rows if row["batch"] == JUDGED]
+    if judged:
+        reached[f"share of the ceiling at batch {JUDGED}"] = best("ours", "share_of_ceiling", judged)
+    return judge(reached)
+
+
+def judge(reached: dict[str, float]) -> dict[str, Any]:
+    """Each figure with its goal, and whether it was met; None where it has none."""
     return {
         name: {
             "reached": round(value, 3),

@@ -60,6 +60,8 @@ def pieces(data: Path | None, out: Path, *, sketch: bool) -> list[Piece]:
         Piece("two processes", ("gpu_two.py", *small), 1.5),
         Piece("fine-tuning", ("bench_sd15_finetune.py", *(small or ("--batches", "8", "16"))), 1),
         Piece("compiled", ("bench_sd15.py", *cells), 3),
+        Piece("onnxruntime", ("gpu_engines.py", "onnxruntime", *small), 2.5, ("onnxruntime",)),
+        Piece("tensorrt", ("gpu_engines.py", "tensorrt", *small), 5, ("tensorrt",)),
         Piece("tests", ("-m", "pytest", "-q", "-m", "gpu", str(ROOT / "tests")), 1.5, ("pytest",)),
     ]
     if data is not None:

@@ -63,7 +63,19 @@ def main() -> None:
     with profile(activities=activities) as profiler:
         for _ in range(STEPS):
             step()
-    write_result(name, {**found, **by_class(kernels(profiler, device))}, found)
+    write_result(name, document({**found, **by_class(kernels(profiler, device))}, f"{precision}, {device}"), found)
+
+
+def document(found: dict[str, Any], where: str) -> dict[str, Any]:
+    """With what `documents.py` shows of it."""
+    first = found["classes"][0]
+    said = f"{found['TFLOP/s']} TFLOP/s inside the network; most of the time is {first['class']}: {first['share']:.0%}."
+    sheets = [
+        {"title": title, "columns": list(rows[0]), "rows": [list(row.values()) for row in rows]}
+        for title, rows in (("By class, a guided step", found["classes"]), ("The longest", found["longest"]))
+    ]
+    title = f"Where the time of a guided step goes: SD 1.5 architecture, two calls, batch {found['batch']}, {where}"
+    return {"title": title, "sentences": [said], "tables": sheets, **found}
 
 
 def kernels(profiler: Any, device: str) -> dict[str, float]:

@@ -6,7 +6,8 @@
 Every path makes PNG files through `run_plan`, as `dcdm generate` does. "one call" is the cost of a distilled adapter:
 its second LoRA is part of the weights. "as shipped" is the preset with scoring by the packaged features. Paths whose
 images must equal the first path's are compared with it before anything is timed, and the script ends without a result
-when one of them does not. Writes results/gpu_paths.json, path by path.
+when one of them does not. diffusers' pipeline, eager and on two calls, is timed first, and the best matrix product, for
+what the paths are held against. Writes results/gpu_paths.json, path by path.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import shutil
+import statistics
 import sys
 import time
 from dataclasses import dataclass
@@ -22,8 +24,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import WORK, gpu_or_sketch, release, seconds, write_result
-from rivals import config, plan_of, sd15_model, torch_engine
+from bench_sd15 import JUDGED, SHIPPED, judge, sentences
+from common import WORK, gpu_or_sketch, interleaved, matmul_ceiling, release, seconds, write_result
+from rivals import CALLS, Diffusers, Ours, config, plan_of, row_flops, sd15_model, torch_engine
 
 from dcdm_cli import Run
 from dcdm_cli.backends.torch_backend import TorchOptions
@@ -37,6 +40,7 @@ from dcdm_cli.run.presets import PRESETS
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.settings import GenerateConfig
 
+SHIPPED_PATH = "the sd15 preset as shipped, scored"
 ALIKE = 0.98  # share of values within 4 of 255: half precision rounds, wrong wiring does not
 
 
@@ -49,6 +53,16 @@ class Conditions:
     batch: int
     steps: int
     sketch: bool
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What the paths are held against. diffusers: images/s of its pipeline, eager. ceiling: FLOP/s of the best matrix
+    product. row_flops: floating-point operations of one row through the network."""
+
+    diffusers: float
+    ceiling: float
+    row_flops: int
 
 
 @dataclass(frozen=True)
@@ -75,7 +89,7 @@ def routes(place: Conditions) -> list[Route]:
         Route("two calls, VAE in fp32", plain, 2),
         Route("two calls, VAE in half precision", plain, 2, half_vae=True),
         Route("one call, as distilled", one, 1, half_vae=True, alike=False),
-        Route("the sd15 preset as shipped, scored", shipped, 3, half_vae=True, scored=True, alike=False),
+        Route(SHIPPED_PATH, shipped, 3, half_vae=True, scored=True, alike=False),
         Route("two calls, compiled", plain, 2, compile=True, half_vae=True),
         Route("one call, as distilled, compiled", one, 1, compile=True, half_vae=True, alike=False),
     ]
@@ -93,17 +107,18 @@ def main() -> None:
     deadline = time.monotonic() + 60 * options.minutes
     known = routes(place)[: 4 if options.sketch else None]
     scorer, rows, reference = open_scorer(WORK / "gpu-paths", place.device), [], None
+    against = measure_yardstick(place)
+    release()
     for route in known:
         if time.monotonic() > deadline:
             break
-        made, row = measured(route, place, scorer if route.scored else None)
+        made, row = measured(route, place, against, scorer if route.scored else None)
         reference = made if reference is None else reference
         row["values alike"] = alike(made, reference) if route.alike else None
         if route.alike and row["values alike"] < ALIKE:
             sys.exit(f"{route.name} does not make the images of {known[0].name}: no result is written")
         rows.append(row)
-        found = {"place": dataclasses.asdict(place), "complete": len(rows) == len(known), "table": rows}
-        write_result(name, found, found)
+        write_result(name, document(rows, place, against, len(known)), rows[-1])
         release()
 
 
@@ -114,19 +129,57 @@ def open_scorer(folder: Path, device: str) -> Measure:
     return Scorer.load(folder / "scorer", device).verdicts
 
 
-def measured(route: Route, place: Conditions, measure: Measure | None) -> tuple[np.ndarray, dict[str, Any]]:
+def measure_yardstick(place: Conditions) -> Yardstick:
+    model = sd15_model(place.device, place.precision, small=place.sketch)
+    flops, settings = row_flops(model), config(place.steps, precision=place.precision)
+    rival = Diffusers(model, settings, place.device)
+
+    def to_png(images: int) -> None:
+        rival.to_files(images, place.batch, emptied())
+
+    to_png(place.batch)
+    rate = 2 * place.batch / seconds(lambda: to_png(2 * place.batch), place.device)
+    kind = "float32" if place.device == "cpu" else "bfloat16"
+    return Yardstick(rate, matmul_ceiling(kind, place.device, rounds=3 if place.sketch else 10), flops)
+
+
+def measured(
+    route: Route, place: Conditions, against: Yardstick, measure: Measure | None
+) -> tuple[np.ndarray, dict[str, Any]]:
     """(two images for comparison, images/s end to end to PNG files and the seconds before the first)"""
     started = time.monotonic()
     engine = open_route(route, place)
+    made = parity_images(engine)
+    rate, warm = images_per_second(engine, place.device, measure)
+    calls, steps, batch = route.calls, engine.config.steps, engine.config.batch_size
+    arithmetic = rate * steps * calls * against.row_flops
+    row = {"path": route.name, "batch": batch, "steps": steps, "calls": calls, "images/s": round(rate, 3)}
+    row["times diffusers eager"] = round(rate / against.diffusers, 3)
+    row["of the ceiling, end to end"] = round(arithmetic / against.ceiling, 3)
+    row["of the ceiling, network"] = network_share(engine, place.device, against) if calls == CALLS else None
+    return made, {**row, "seconds to open": round(warm - started, 1)}
+
+
+def parity_images(engine: Engine) -> np.ndarray:
+    """Two images of few steps, uint8 [2, H, W, 3]."""
+    few = sized(engine, steps=min(4, engine.config.steps))
+    return np.concatenate([images for _, images in render(few, plan_of(2, "parity").rows(), Job())])
+
+
+def images_per_second(engine: Engine, device: str, measure: Measure | None) -> tuple[float, float]:
+    """(images/s to PNG files over two batches, `time.monotonic()` when they were begun)"""
     batch = engine.config.batch_size
-    two = sized(engine, steps=min(4, engine.config.steps))
-    made = [np.asarray(image) for _, images in render(two, plan_of(2, "parity").rows(), Job()) for image in images]
     to_files(engine, plan_of(batch, engine.generator), measure)  # compiles, records graphs, fills caches
-    opened, images = time.monotonic() - started, 2 * batch
-    plan = plan_of(images, engine.generator)
-    rate = images / seconds(lambda: to_files(engine, plan, measure), place.device)
-    row = {"path": route.name, "batch": batch, "steps": engine.config.steps, "calls": route.calls}
-    return np.stack(made), {**row, "images/s": round(rate, 3), "seconds to open": round(opened, 1)}
+    plan, warm = plan_of(2 * batch, engine.generator), time.monotonic()
+    return 2 * batch / seconds(lambda: to_files(engine, plan, measure), device), warm
+
+
+def network_share(engine: Engine, device: str, against: Yardstick) -> float:
+    """Share of the ceiling in a guided step of `CALLS` calls of the network alone."""
+    batch = engine.config.batch_size
+    step = Ours(engine).step(batch)
+    taken = statistics.median(interleaved({"": step}, 5, device)[""])
+    return round(CALLS * batch * against.row_flops / taken / against.ceiling, 3)
 
 
 def open_route(route: Route, place: Conditions) -> Engine:
@@ -142,15 +195,51 @@ def sized(engine: Engine, *, steps: int) -> Engine:
 
 
 def to_files(engine: Engine, plan: Plan, measure: Measure | None) -> None:
+    run_plan(plan, engine, emptied(), Job(), measure)
+
+
+def emptied() -> Path:
     folder = WORK / "gpu-paths-images"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    run_plan(plan, engine, folder, Job(), measure)
+    return folder
 
 
 def alike(made: np.ndarray, reference: np.ndarray) -> float:
     """Share of values within 4 of 255."""
     return round(float((np.abs(made.astype(int) - reference.astype(int)) <= 4).mean()), 5)
+
+
+def document(rows: list[dict[str, Any]], place: Conditions, against: Yardstick, known: int) -> dict[str, Any]:
+    """known: how many paths there are to be."""
+    headline, where = summarise(rows), f"{place.precision}, {place.device}"
+    return {
+        "title": f"The product path, step by step: SD 1.5 architecture, random weights, 512 px, {where}",
+        "sentences": sentences(headline),
+        "tables": [sheet(rows)],
+        "place": dataclasses.asdict(place),
+        "against": dataclasses.asdict(against),
+        "complete": len(rows) == known,
+        "table": rows,
+        "headline": headline,
+    }
+
+
+def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Each goal as far as it was measured, by the best of its paths."""
+    shares = {row["of the ceiling, network"] for row in rows if row["batch"] == JUDGED} - {None}
+    found = {
+        "times diffusers eager": [row["times diffusers eager"] for row in rows if row["values alike"] is not None],
+        f"share of the ceiling at batch {JUDGED}": list(shares),
+        "distilled, times diffusers eager": [row["times diffusers eager"] for row in rows if row["calls"] == 1],
+        SHIPPED: [row["images/s"] for row in rows if row["path"] == SHIPPED_PATH],
+    }
+    return judge({name: max(values) for name, values in found.items() if values})
+
+
+def sheet(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    table = [["-" if value is None else value for value in row.values()] for row in rows]
+    return {"title": "End to end to PNG files; diffusers: eager, two calls", "columns": list(rows[0]), "rows": table}
 
 
 if __name__ == "__main__":

@@ -37,18 +37,21 @@ from dcdm_cli.model.denoiser import ConditionedUNet
 from dcdm_cli.model.encoder import DifficultyEncoder
 from dcdm_cli.model.exported import export_requests, model_facts
 from dcdm_cli.model.fused import FusedModel
-from dcdm_cli.model.latents import torch_decoder
+from dcdm_cli.model.latents import Decode, torch_decoder
 from dcdm_cli.model.lora import add_lora
 from dcdm_cli.model.packaged import TINY_BASE, TINY_NAME
 from dcdm_cli.model.schedule import sampling_scheduler
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.settings import GenerateConfig
 from dcdm_export.folder import make_export
-from dcdm_export.orders import Order
+from dcdm_export.onnx_graph import default_opset
+from dcdm_export.orders import EngineOrder, Order
+from dcdm_export.signature import Precision
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SCALE = 2.0
 CALLS = 2  # of a guided step at that scale
+PATH = "two calls, no scoring, no redraws"  # what both sides do, in the words of the results
 
 
 def config(steps: int, **changes: Any) -> GenerateConfig:
@@ -83,11 +86,25 @@ def cpu_backends() -> list[str]:
     return ["torch", "onnxruntime", *(["openvino"] if importlib.util.find_spec("openvino") else [])]
 
 
-def write_export(model: FusedModel, adapter: Path, export: Path, *, afresh: bool = False) -> None:
-    """The graphs of an adapter's model for guided steps of `CALLS` calls; those that are there and fit are kept."""
-    facts = model_facts(model, adapter, 1.0)
-    requests = export_requests(model, facts, "fp32", 21, {}, shared_calls=CALLS)
-    make_export(Order(facts, requests, {}, "bench"), export, adapter.with_name("part"), afresh=afresh)
+def write_export(
+    model: FusedModel,
+    adapter: Path,
+    export: Path,
+    *,
+    afresh: bool = False,
+    precision: Precision = "fp32",
+    device: str = "cpu",
+    engines: EngineOrder | None = None,
+) -> None:
+    """The graphs of an adapter's model for guided steps of `CALLS` calls; those that are there and fit are kept.
+
+    model: on the CPU, in float32. device: where graphs and engines are compared with PyTorch. Raises what `make_export`
+    raises, ParityError for one that computes otherwise.
+    """
+    facts, opset = model_facts(model, adapter, 1.0), default_opset(precision, gpu=device != "cpu")
+    requests = export_requests(model, facts, precision, opset, {}, CALLS, precision)
+    order = Order(facts, requests, {}, "bench", engines, device)
+    make_export(order, export, adapter.with_name("part"), afresh=afresh)
 
 
 def faint_encoder(dim: int, tokens: int, hidden: int, mode: Mode = "append") -> DifficultyEncoder:
@@ -130,10 +147,14 @@ def sd15_model(device: str, dtype: str, *, small: bool = False) -> FusedModel:
 
 def torch_engine(model: FusedModel, settings: GenerateConfig, device: str, options: TorchOptions) -> Engine:
     """Our engine around a model in memory, which it changes for inference."""
+    return engine_around(model, TorchDenoiser(model.network, device, options), torch_decoder(model.base.vae), settings)
+
+
+def engine_around(model: FusedModel, denoiser: Denoiser, decode: Decode, settings: GenerateConfig) -> Engine:
+    """An engine whose prompts a model in memory encodes."""
     base = model.base
-    prompts = PromptCache(lambda captions: encode_text(base, captions), device)
-    denoiser = TorchDenoiser(model.network, device, options)
-    return Engine(denoiser, torch_decoder(base.vae), base, model.info, settings, prompts, "random", "asked for")
+    prompts = PromptCache(lambda captions: encode_text(base, captions), denoiser.device)
+    return Engine(denoiser, decode, base, model.info, settings, prompts, "random", "asked for")
 
 
 def row_flops(model: FusedModel) -> int:
@@ -211,7 +232,7 @@ class Diffusers:
                 for text, level in zip(texts, levels, strict=True)
             )
         return self.pipeline(
-            prompt_embeds=full, negative_prompt_embeds=none, guidance_scale=SCALE,
+            prompt_embeds=full, negative_prompt_embeds=none, guidance_scale=self.settings.difficulty_guidance,
             num_inference_steps=self.settings.steps,
             generator=[torch.Generator().manual_seed(row.seed) for row in rows],
         ).images  # fmt: skip
@@ -223,11 +244,18 @@ class Ours:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
 
+    def sized(self, batch: int) -> Engine:
+        """The engine at a batch size, as a new run has it."""
+        settings = self.engine.config.model_copy(update={"batch_size": batch, "decode_batch": min(batch, 64)})
+        base = self.engine.base
+        prompts = PromptCache(lambda captions: encode_text(base, captions), self.engine.denoiser.device)
+        return dataclasses.replace(self.engine, config=settings, prompts=prompts)
+
     def images(self, rows: Sequence[Any], batch: int) -> list[Any]:
-        return [image for _, images in render(self._sized(batch), rows, Job()) for image in images]
+        return [image for _, images in render(self.sized(batch), rows, Job()) for image in images]
 
     def to_files(self, images: int, batch: int, folder: Path) -> None:
-        run_plan(plan_of(images, self.engine.generator), self._sized(batch), folder, Job())
+        run_plan(plan_of(images, self.engine.generator), self.sized(batch), folder, Job())
 
     def step(self, batch: int) -> Callable[[], Any]:
         engine, rows = self.engine, 2 * batch
@@ -240,9 +268,3 @@ class Ours:
             torch.linspace(0, 1, rows, device=device),
         )
         return lambda: call_alone(engine.denoiser, *inputs)
-
-    def _sized(self, batch: int) -> Engine:
-        settings = self.engine.config.model_copy(update={"batch_size": batch, "decode_batch": min(batch, 64)})
-        base = self.engine.base
-        prompts = PromptCache(lambda captions: encode_text(base, captions), self.engine.denoiser.device)
-        return dataclasses.replace(self.engine, config=settings, prompts=prompts)
