@@ -137,11 +137,11 @@ WEIGHT, MOMENT = "model.0.weight", "optimizer.0.exp_avg"
      (lambda found: found.update({WEIGHT: found[WEIGHT].double()}), "float64"),
      (lambda found: found.pop(WEIGHT), f"{WEIGHT} is missing"),
      (lambda found: found.update({"model.9.weight": torch.ones(1)}), "model.9.weight is no tensor of this training"),
-     (lambda found: found[WEIGHT].fill_(float("nan")), f"not finite: {WEIGHT}"),
+     (lambda found: found[WEIGHT].fill_(float("nan")), f"{WEIGHT} is not finite"),
      (lambda found: found.update({"optimizer.9.step": torch.ones(())}), "optimizer.9.step is no tensor"),
      (lambda found: found.pop(MOMENT), f"{MOMENT} is missing"),
      (lambda found: found.update({MOMENT: found[MOMENT][:1].clone()}), f"{MOMENT} is float32 [1, 4]"),
-     (lambda found: found[MOMENT].fill_(float("inf")), f"not finite: {MOMENT}")],
+     (lambda found: found[MOMENT].fill_(float("inf")), f"{MOMENT} is not finite")],
 )  # fmt: skip
 def test_tensors_that_do_not_fit_are_damage(
     lesson: Lesson, caplog: pytest.LogCaptureFixture, change: Callable[[dict[str, Tensor]], object], says: str
@@ -150,6 +150,12 @@ def test_tensors_that_do_not_fit_are_damage(
     lesson.forge(change)
     assert lesson.found()[1]["step"] == STEPS - 1
     assert says in caplog.text
+
+
+def test_what_is_not_finite_is_never_the_last_good_checkpoint(lesson: Lesson, caplog: pytest.LogCaptureFixture) -> None:
+    save_checkpoint(lesson.folder, STEPS + 1, {"model.a": torch.full((2,), float("nan"))}, {"settings": "s"}, keep=1)
+    assert lesson.found()[1]["step"] == STEPS and len(list(lesson.folder.iterdir())) == 2
+    assert "model.a is not finite" in caplog.text
 
 
 def test_those_of_another_training_are_refused_and_not_called_damaged(lesson: Lesson) -> None:

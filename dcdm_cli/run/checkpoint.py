@@ -21,7 +21,7 @@ from torch import Tensor
 from dcdm_cli.errors import DcdmError, MismatchError
 from dcdm_cli.files import atomic_folder, hash_file, hash_json, write_json
 from dcdm_cli.gate import Count, Digest, Finite, Word, read_document, typed
-from dcdm_cli.run.finite import refuse_not_finite_weights
+from dcdm_cli.run.finite import first_not_finite
 
 log = logging.getLogger(__name__)
 STATE, TENSORS = "state.json", "tensors.safetensors"
@@ -68,7 +68,7 @@ class Awaited:
     steps: int
 
     def refuse_others(self, said: SavedState, tensors: Mapping[str, Tensor]) -> None:
-        """Raises ValueError for what does not fit, NumericalError for tensors that are not finite."""
+        """Raises ValueError for what does not fit, and for tensors that are not finite."""
         groups = len(self.optimizer.param_groups)
         if said.step > self.steps:
             raise ValueError(f"it is of step {said.step}, and there are {self.steps}")
@@ -80,13 +80,18 @@ class Awaited:
         for name, like in awaited.items():
             if _kind(tensors[name]) != _kind(like):
                 raise ValueError(f"{name} is {_kind(tensors[name])} instead of {_kind(like)}")
-        refuse_not_finite_weights(tensors, "it", "go on from the one before")
+        if name := first_not_finite(tensors):
+            raise ValueError(f"{name} is not finite")
 
 
 def save_checkpoint(
     folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], keep: int
 ) -> None:
-    """Writes `step-00000100/`, then deletes all but the newest `keep`: never the other way round."""
+    """Writes `step-00000100/`, then deletes all but the newest `keep`: never the other way round. What is not finite is
+    not written: the last good checkpoint is the one before."""
+    if name := first_not_finite(tensors):
+        log.warning("step %d: %s is not finite; no checkpoint is kept of it", step, name)
+        return
     with atomic_folder(folder / _name(step)) as part:
         # contiguous: safetensors takes no other tensors
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part / TENSORS)

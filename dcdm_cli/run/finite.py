@@ -14,7 +14,7 @@ from dcdm_cli.errors import NumericalError
 
 def refuse_not_finite_weights(tensors: Mapping[str, Tensor], where: Path | str, again: str) -> None:
     """tensors: by name; those without memory (meta) are not looked at. Raises NumericalError naming file and tensor."""
-    if name := _first(tensors):
+    if name := first_not_finite(tensors):
         raise NumericalError(
             f"{where} holds weights that are not finite: {name}", again, file=where if isinstance(where, Path) else None
         )
@@ -25,14 +25,15 @@ def not_finite_in(file: Path) -> str:
     try:
         with safe_open(file, "pt") as stream:
             for name in stream.keys():  # noqa: SIM118 - it is no mapping
-                if _first({name: stream.get_tensor(name)}):
+                if first_not_finite({name: stream.get_tensor(name)}):
                     return f"{name} is not finite"
     except (SafetensorError, OSError) as error:
         return f"cannot be read: {error}"
     return ""
 
 
-def _first(tensors: Mapping[str, Tensor]) -> str:
+def first_not_finite(tensors: Mapping[str, Tensor]) -> str:
+    """Its name; empty where all are finite."""
     return next((name for name, tensor in tensors.items() if not _is_finite(tensor)), "")
 
 

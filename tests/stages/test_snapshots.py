@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from torch import nn
 
+from dcdm_cli.model.adapter import AdapterInfo
 from dcdm_cli.run.progress import Job
-from dcdm_cli.run.seals import seal_files
+from dcdm_cli.run.seals import change_of_files, seal_files
 from dcdm_cli.run.store import RunFolder
-from dcdm_cli.stages.adapter import refuse_changed_snapshots, snapshot_folder
+from dcdm_cli.stages import adapter
+from dcdm_cli.stages.adapter import TrainingRows, refuse_changed_snapshots, snapshot_folder
 
 STEPS = (2, 4, 6)
 
@@ -73,3 +76,17 @@ def test_training_goes_on_from_before_one_that_has_changed(
 
 def test_before_training_has_come_there_nothing_is_missed(tmp_path: Path) -> None:
     assert said_of(RunFolder(tmp_path)) == []
+
+
+def test_fine_tuning_seals_each_snapshot_as_it_leaves_it(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapter, "_save", lambda folder, *_: (folder / "lora.safetensors").write_bytes(b"others"))
+    info = AdapterInfo("tiny", "f" * 32, None, ("a",), 32, None, {})
+    place = snapshot_folder(run, run.adapter)
+    shown = adapter._snapshots(place, TrainingRows(snapshots=(2, 4)), info, None, Job())
+    assert shown is not None and shown.steps == (2, 4)
+    shown.keep(2, network := nn.Module())
+    assert change_of_files(place / "step-00000002") == ""
+    (place / "step-00000002" / "lora.safetensors").write_bytes(b"Others")
+    assert "lora.safetensors has other content" in change_of_files(place / "step-00000002")
+    shown.keep(2, network)
+    assert change_of_files(place / "step-00000002") == ""
