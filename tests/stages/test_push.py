@@ -54,7 +54,7 @@ def test_what_is_damaged_is_not_pushed(session: Open, run: RunFolder, hub: Hub) 
     contents = first.read_bytes(), second.read_bytes()
     second.write_bytes(contents[0])
     first.write_bytes(contents[1])
-    with pytest.raises(MismatchError, match="has other content|bytes instead of"):
+    with pytest.raises(MismatchError, match=r"has other content|bytes instead of"):
         run_push(session(), "images", "me/birds")
     stage = Stage("calibrate", {}, {})
     run.calibration.write_text("{}")
