@@ -61,7 +61,8 @@ def _remedies(folder: Path, made_by: str) -> tuple[str, str]:
     """For an image that has changed, and for one that is gone. Only `dcdm generate` misses single images; to whoever
     else made a set it is finished or not there."""
     if made_by != "dcdm generate":
-        return (f"remove {folder}: {made_by} makes it again",) * 2
+        whole = f"remove {folder}: {made_by} makes it again"
+        return whole, whole
     again = f"{made_by} makes it again; dcdm check --verify names all that"
     return f"remove it, and {again} have changed", f"{again} are missing"
 
