@@ -24,10 +24,7 @@ def register(app: typer.Typer, summary: str) -> None:
         session: Session,
         most: Annotated[int, typer.Option(help="Images of each group at most.", min=1)] = 60,
     ) -> None:
-        from dcdm_cli.evaluation.review import GROUPS
-        from dcdm_cli.reports.review import review_table
-        from dcdm_cli.reports.table import shown
+        from dcdm_cli.stages.review import review_lines
 
         document = Run.of(session).review(most)
-        table = review_table({group: document[group] for group in GROUPS})
-        session.console.result(document, Path(document["page"]), shown([table]))
+        session.console.result(document, Path(document["page"]), review_lines(document))

@@ -18,6 +18,9 @@ EXCHANGED = 5  # images of a class, taken for one other, below which two classes
 MOST_NAMED = 3  # pairs of classes in a sentence
 DOUBT = 1.645  # standard errors above chance; less happens to one guesser in twenty
 SCORER, JUDGE, DOWNSTREAM = "scorer", "judge", "downstream"
+SEEN = (
+    "seen"  # in the standing of a classifier of which it is not known whether it learned from what it was asked about
+)
 FIGURES = ("accuracy", "chance", "prior", "asked")  # of a standing, as the message says them
 MEANS = {
     SCORER: "difficulties from it say little",
@@ -107,14 +110,22 @@ def competence_of(asked: int, accuracy: float, chance: float, prior: float) -> d
     return {"asked": asked, **rounded, "knows": round(knows, 4), "verdict": verdict}
 
 
+def maybe_seen(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The standing of a classifier that somebody else has trained, on who knows which images."""
+    return {**found, SEEN: "not known"}
+
+
 def competence_sentence(who: str, found: Mapping[str, Any]) -> str:
     """For people. who: one of `MEANS`."""
     names = "downstream classifier" if who == DOWNSTREAM else who
     if found["accuracy"] is None:
         return f"The {names} was asked about too few images to tell what it knows."
     accuracy, chance, prior = (f"{100 * found[name]:.1f} %" for name in ("accuracy", "chance", "prior"))
+    learned = " that it did not learn from"
+    if SEEN in found:
+        learned = " (whether it learned from them is not known: images that it has seen score too easy)"
     return (
-        f"The {names} names {accuracy} of {found['asked']} images right that it did not learn from; guessing gets "
+        f"The {names} names {accuracy} of {found['asked']} images right{learned}; guessing gets "
         f"{chance}, always naming the largest class {prior}."
     )
 

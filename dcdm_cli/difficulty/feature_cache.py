@@ -123,8 +123,9 @@ class FeatureCache:
 
         if self.pool is None:
             for chunk in chunks:
+                # it tells of every batch, the last one of a chunk among them
                 report = _shifted(job.stoppable(wanted.saved()), wanted.done, len(wanted))
-                said(chunk, looked_at(extractor, wanted.images(chunk.number), report))
+                wanted.keep(chunk.number, looked_at(extractor, wanted.images(chunk.number), report))
             return
         with self.pool(partial(open_looker, extractor.name, extractor.size, self.threads)) as pool:
             # a worker opens the network by its name, and another machine may have other weights under it

@@ -14,7 +14,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from pydantic import BaseModel
 from dcdm_cli.data.images import DecodeOptions, decode_options, set_decode_options
 from dcdm_cli.data.manifest import Manifest
 from dcdm_cli.difficulty.competence import DOWNSTREAM, chance_of, competence_of, guard, prior_of
+from dcdm_cli.difficulty.fitting import PROGRESS as TRAINING
 from dcdm_cli.difficulty.fitting import Keep
 from dcdm_cli.difficulty.scores import log_loss
 from dcdm_cli.errors import InterruptedRunError, NumericalError, UsageError
@@ -32,6 +33,7 @@ from dcdm_cli.evaluation.learners import Learner, learner_name, learner_settings
 from dcdm_cli.evaluation.statistics import interval, paired
 from dcdm_cli.files import hash_json
 from dcdm_cli.gate import Amount, Count, Share, Word
+from dcdm_cli.pace import LONG_S, Pace, estimated
 from dcdm_cli.run.journals import append_rows, kept_rows
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.settings import ClassifierConfig, changed
@@ -270,6 +272,32 @@ class _Lesson:
         return list(missing.values())
 
 
+@dataclass
+class _Teller:
+    """Says once how long the training takes, from the first steps of the first classifier: hours may pass before that
+    one is finished. classifiers, steps: of all that are to be trained, one after the other."""
+
+    job: Job
+    classifiers: int
+    steps: int
+    pace: Pace = field(default_factory=lambda: Pace(TRAINING))
+    said: bool = False
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        if what != TRAINING:
+            self.job.progress(what, done, total)
+            return
+        # steps are not shown themselves: what is counted for people is classifiers
+        self.pace.see(done)
+        rate = self.pace.measured
+        if rate is None or self.said:
+            return
+        self.said = True
+        if (seconds := self.steps / rate) >= LONG_S:
+            many = "1 classifier" if self.classifiers == 1 else f"{self.classifiers} classifiers"
+            self.job.note(f"downstream: about {estimated(seconds)} for {many}, by the first steps")
+
+
 def _train_missing(
     lessons: Sequence[_Lesson],
     trial: Trial,
@@ -286,7 +314,8 @@ def _train_missing(
         job.detail(PROGRESS, text)
         job.progress(PROGRESS, done, total)
 
-    shown = replace(job, detail=detail)
+    teller = _Teller(job, len(lessons), sum(lesson.config.steps for lesson in lessons))
+    shown = replace(job, detail=detail, progress=teller.progress)
     for lesson, result, seconds, images in _taught(lessons, trial, ledger, shown, workers):
         row = {"arm": lesson.arm.name, "seed": lesson.seed, **asdict(result), "images": images, "seconds": seconds}
         ledger.add(lesson.key, row)

@@ -50,8 +50,9 @@ class Learner:
         """
         if on_features(self.config) is not None:
             return self._by_head(images, labels, asked)
+        told = self.keep.job.progress if self.keep else None
         model = train_classifier(
-            list(images), labels, self.classes, self.config, self.seed, self.device, keep=self.keep
+            list(images), labels, self.classes, self.config, self.seed, self.device, progress=told, keep=self.keep
         )
         return predict_logits(model, list(asked), self.config, self.device, progress=progress)
 

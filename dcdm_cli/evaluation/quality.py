@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from dcdm_cli.evaluation.features import Space
     from dcdm_cli.evaluation.judge import Judge
     from dcdm_cli.evaluation.leakage import Findings, Looks, Nearest
-    from dcdm_cli.run.progress import Job
+    from dcdm_cli.run.progress import Job, Progress
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,9 @@ def check_images(data: Evaluated, images: Manifest, difficulty: np.ndarray, judg
     from dcdm_cli.evaluation.leakage import Findings, nearest
     from dcdm_cli.generation.shards import FLAT_IMAGE
 
-    made, real, held_out = _look(images, job), _look(data.real, job), _look(data.held_out, job)
+    parts = (images, data.real, data.held_out)
+    report = _as_one(job.progress, sum(map(len, parts)))
+    made, real, held_out = (_look(part, report) for part in parts)
     to_train, to_test = nearest(made, real), nearest(made, held_out)
     findings = Findings(
         blank=made.spread < FLAT_IMAGE,
@@ -87,13 +90,19 @@ def measured_difficulty(scorer: Path, images: Manifest, job: Job) -> np.ndarray:
     return difficulty
 
 
-def _look(manifest: Manifest, job: Job) -> Looks:
+def _as_one(progress: Progress, total: int) -> Progress:
+    """For work that reports every unit of several parts: they are told as one, with one end."""
+    done = count(1)
+    return lambda what, _, __: progress(what, next(done), total)
+
+
+def _look(manifest: Manifest, progress: Progress) -> Looks:
     from dcdm_cli.data.images import RejectedImage
     from dcdm_cli.errors import NotFoundError
     from dcdm_cli.evaluation.leakage import look
 
     try:
-        return look(manifest.paths(), job.progress)
+        return look(manifest.paths(), progress)
     except RejectedImage as error:
         raise NotFoundError(
             f"an image can no longer be read: {error}", "dcdm score --force, or dcdm generate --force"

@@ -39,13 +39,15 @@ class Item:
 
 
 def real_items(train: Manifest, most: int) -> list[Item]:
-    """Suspects, hardest, easiest and copies, at most `most` of each, the clearest first."""
+    """Suspects, hardest, easiest and copies, at most `most` of each, the clearest first. Of few images the harder half
+    is at most what is hardest, and none of it easiest."""
     s, suspect = train.column("difficulty"), train.column("suspect_label").astype(bool)
     known = np.flatnonzero(np.isfinite(s))
     order = known[np.argsort(s[known], kind="stable")]
     doubtful = order[suspect[order]][::-1]
     sure = order[~suspect[order]]
-    chosen = {SUSPECT: doubtful[:most], HARDEST: sure[::-1][:most], EASIEST: sure[:most]}
+    easy = len(sure) // 2
+    chosen = {SUSPECT: doubtful[:most], HARDEST: sure[easy:][::-1][:most], EASIEST: sure[:easy][:most]}
     found = [_real(train, row, group) for group, rows in chosen.items() for row in rows.tolist()]
     return found + list(_twins(train))[:most]
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from dcdm_cli import pace
-from dcdm_cli.difficulty.competence import DOWNSTREAM, MEANS, competence_sentence, exchanged_sentence
+from dcdm_cli.difficulty.competence import DOWNSTREAM, MEANS, SEEN, competence_sentence, exchanged_sentence
 
 NOTHING = "\N{EN DASH}"
 STEERED = 0.5  # rank correlation from which the page says that difficulty can be steered
@@ -128,7 +128,8 @@ def generated_sentence(results: Metrics, known: Metrics | None = None) -> str:
         if known and known.get("accuracy") is not None:
             right, guessed, prior = (percent(known.get(share), 0) for share in ("accuracy", "chance", "prior"))
             also = f", always naming the largest class: {prior}" if prior not in (guessed, NOTHING) else ""
-            text += f", and in {right} of {known['asked']:,} real images that it did not learn from "
+            learned = "may have learned from" if SEEN in known else "did not learn from"
+            text += f", and in {right} of {known['asked']:,} real images that it {learned} "
             text += f"(guessing: {guessed}{also})"
     failed = f"; {results['failed']:,} failed" if results.get("failed") else ""
     return f"{text}{failed}."

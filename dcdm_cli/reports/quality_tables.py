@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from dcdm_cli.difficulty.competence import SEEN
 from dcdm_cli.reports.formatting import NOTHING, Metrics, duration, known_sentences, number, percent
 from dcdm_cli.reports.summing_up import (
     classes_words,
@@ -13,6 +14,7 @@ from dcdm_cli.reports.summing_up import (
     copying_words,
     cost_words,
     filter_words,
+    leading,
     likeness_words,
 )
 from dcdm_cli.reports.table import ResultTable
@@ -77,9 +79,15 @@ def sets_table(sets: Mapping[str, Metrics]) -> ResultTable:
     """One row per generated set: what artefacts.json says of it."""
     rows = tuple(_set_row(name, metrics) for name, metrics in sets.items())
     columns = ("set", "images", "target", "realised", "rank corr.", "label kept", "blank", "copies")
-    known = {name: value for name, m in sets.items() if (value := (m.get("quality") or {}).get("label_agreement"))}
-    best = max(known, key=lambda name: known[name], default="")
-    sentence = f"The label is kept most often in {best} ({percent(known[best])}, by the judge)." if best else ""
+    known = {
+        name: value
+        for name, m in sets.items()
+        if (value := (m.get("quality") or {}).get("label_agreement")) is not None
+    }
+    sentence = ""
+    if known:
+        first = percent(max(known.values()))
+        sentence = f"The label is kept most often in {leading(known, percent)} ({first}, by the judge)."
     sentence = f"{sentence} Copies are counted by thumbnails.".lstrip()
     return without_unknown(ResultTable("Generated sets", columns, rows, sentence), "label kept")
 
@@ -143,7 +151,7 @@ def copying_table(metrics: Metrics) -> ResultTable:
 
 
 def competence_table(metrics: Metrics) -> ResultTable:
-    """What the classifiers behind the figures know, on images that they did not learn from."""
+    """What the classifiers behind the figures know, on images that they did not learn from as far as that is known."""
     known = metrics.get("competence") or {}
     rows = tuple(
         (
@@ -155,7 +163,8 @@ def competence_table(metrics: Metrics) -> ResultTable:
         for name, found in known.items()
     )
     columns = ("classifier", "accuracy", "guessing", "largest class", "images", "verdict")
-    title = "What the classifiers know of images that they did not learn from"
+    unlearned = "images that they did not learn from"
+    title = f"What the classifiers know of {'real images' if any(SEEN in one for one in known.values()) else unlearned}"
     return ResultTable(title, columns, rows, competence_words(known))
 
 

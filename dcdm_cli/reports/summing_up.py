@@ -5,13 +5,26 @@ All take what the table shows, and give "" where there is nothing to say.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from dcdm_cli.difficulty.competence import SEEN
 from dcdm_cli.reports.formatting import Metrics, duration, number, percent, points
 
 Rows = Sequence[Mapping[str, Any]]
+Pick = Callable[[Iterable[float]], float]
 DECIDED = ("better", "worse")
+MOST_NAMED = 4  # that share the first place, in a sentence
+
+
+def leading(values: Mapping[str, float], shown: Callable[[float], str], pick: Pick = max) -> str:
+    """Who is first, as words: all whose value is the first one's as it is `shown`, for no reader sees more of it. pick:
+    max or min. values: of one name at least."""
+    first = shown(pick(values.values()))
+    names = [name for name, value in values.items() if shown(value) == first]
+    if len(names) > MOST_NAMED:
+        names = [*names[: MOST_NAMED - 1], f"{len(names) - MOST_NAMED + 1} more"]
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def accuracy_words(arms: Rows) -> str:
@@ -20,9 +33,12 @@ def accuracy_words(arms: Rows) -> str:
     if len(known) < 2:
         return ""
     best, worst = (pick(known, key=lambda arm: arm["accuracy_mean"]) for pick in (max, min))
+    leaders = leading({arm["name"]: arm["accuracy_mean"] for arm in known}, lambda value: percent(value, 2))
+    if percent(best["accuracy_mean"], 2) == percent(worst["accuracy_mean"], 2):
+        return f"All alike: {leaders} with {percent(best['accuracy_mean'], 2)}."
     apart = points(best["accuracy_mean"] - worst["accuracy_mean"], 2).removeprefix("+")
     return (
-        f"Highest: {best['name']} with {percent(best['accuracy_mean'], 2)}, {apart} points above {worst['name']}; "
+        f"Highest: {leaders} with {percent(best['accuracy_mean'], 2)}, {apart} points above {worst['name']}; "
         "whether that is chance is said by the differences, seed by seed."
     )
 
@@ -51,8 +67,10 @@ def measures_words(arms: Rows) -> str:
     known = [arm for arm in arms if arm.get("log_loss_mean") is not None]
     if not known:
         return ""
-    best = min(known, key=lambda arm: arm["log_loss_mean"])
-    return f"The least log-loss has {best['name']} ({number(best['log_loss_mean'], 4)})."
+    losses = {arm["name"]: arm["log_loss_mean"] for arm in known}
+    leaders = leading(losses, lambda value: number(value, 4), min)
+    has = "has" if leaders in losses else "have"
+    return f"The least log-loss {has} {leaders} ({number(min(losses.values()), 4)})."
 
 
 def targets_words(targets: Rows) -> str:
@@ -76,7 +94,10 @@ def classes_words(classes: Rows) -> str:
     if not known:
         return ""
     worst = min(known, key=lambda row: row["label_agreement"])
-    return f"{worst['class']} keeps its label least often ({percent(worst['label_agreement'])} of {worst['n']} images)."
+    least = leading({row["class"]: row["label_agreement"] for row in known}, percent, min)
+    if least == worst["class"]:
+        return f"{least} keeps its label least often ({percent(worst['label_agreement'])} of {worst['n']} images)."
+    return f"The label is kept least often in {least} ({percent(worst['label_agreement'])} of images)."
 
 
 def frontier_words(rows: Rows) -> str:
@@ -98,7 +119,9 @@ def competence_words(known: Mapping[str, Mapping[str, Any]]) -> str:
     if not known:
         return ""
     said = "; ".join(f"{name}: {found['verdict']}" for name, found in known.items())
-    return f"How far each may be believed: {said} (good = at least half of the way from guessing to all right)."
+    text = f"How far each may be believed: {said} (good = at least half of the way from guessing to all right)."
+    seen = [name for name, found in known.items() if SEEN in found]
+    return f"{text} Whether the {seen[0]} learned from its images is not known." if seen else text
 
 
 def likeness_words(rows: Rows) -> str:
@@ -153,7 +176,7 @@ def time_words(seconds: Mapping[str, float]) -> str:
 
 def filter_words(results: Mapping[str, Any]) -> str:
     gone = {reason: count for reason, count in results["removed"].items() if count}
-    why = f", most for {max(gone, key=lambda reason: gone[reason]).replace('_', ' ')}" if gone else ""
+    why = f", most for {leading(gone, str).replace('_', ' ')}" if gone else ""
     return f"{results['kept']} of {results['images']} images stay{why}; no file is touched."
 
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Any
 
+from dcdm_cli.errors import NotFoundError
 from dcdm_cli.run.session import Session
+from dcdm_cli.run.standing import next_command, run_words
 from dcdm_cli.run.store import RunFolder
+from dcdm_cli.safe_text import show
 from dcdm_cli.stages.jobs import open_job
-from dcdm_cli.stages.known import scorer_words
+from dcdm_cli.stages.known import is_by_own_classifier, scorer_words
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from dcdm_cli.data.manifest import Manifest
     from dcdm_cli.evaluation.review import Item
     from dcdm_cli.run.progress import Job
@@ -17,8 +23,8 @@ if TYPE_CHECKING:
 TABLE, PAGE = "review.csv", "review.html"
 ABOUT = (
     "Mark images with an x in the column drop of review.csv, or write their right class into new_label; then: "
-    "dcdm score --drop review.csv --relabel review.csv",
-    "A suspect label is one that the scorer, which was not trained on the image, contradicts with confidence.",
+    "{command}",
+    "A suspect label is one that the scorer{unlearned} contradicts with confidence.",
     "Difficulty is 1 minus the probability that the scorer gives the label: 0 easy, 1 hard.",
 )
 
@@ -32,7 +38,10 @@ def run_review(session: Session, most: int) -> dict[str, Any]:
     from dcdm_cli.reports.tables import saved_tables
 
     run = session.run
-    run.create(after="score")
+    if run.record("score") is None:
+        hint = next_command(run) or f"dcdm status{run_words(run)}"
+        raise NotFoundError(f"{run.path} has no scored images to look at", f"run it first: {hint}", file=run.path)
+    run.create()
     # thumbnails need no device, and settling one would import torch
     job = open_job(session, "cpu")
     with run.lock("dcdm review"):
@@ -41,13 +50,34 @@ def run_review(session: Session, most: int) -> dict[str, Any]:
         if kept := _keep_filled(run):
             session.console.note(f"the table that was filled in is kept: {kept}")
         write_review_table(run.review / TABLE, items)
-        known = scorer_words(run)
-        write_gallery(run.review / PAGE, items, [*ABOUT, *([known] if known else [])])
+        known, command = scorer_words(run), correcting_command(run)
+        unlearned = "" if is_by_own_classifier(run) else ", which was not trained on the image,"
+        about = [text.format(command=command, unlearned=unlearned) for text in ABOUT]
+        write_gallery(run.review / PAGE, items, [*about, *([known] if known else [])])
         saved_tables([review_table(counted(items))], run.tables)
     if known:
         session.console.note(known)
     files = {"table": str(run.review / TABLE), "page": str(run.review / PAGE)}
-    return {"stage": "review", "images": len(items), **counted(items), **files}
+    return {"stage": "review", "images": len(items), **counted(items), **files, "command": command}
+
+
+def correcting_command(run: RunFolder) -> str:
+    """What scores the run's source again as the table says, as it can be typed."""
+    source, table = str(run.require("score").config.get("source") or "FOLDER"), str(run.review / TABLE)
+    command = shlex.join(["dcdm", "score", source, "--drop", table, "--relabel", table])
+    return f"{command}{run_words(run)}{' < images.csv' if source == '-' else ''}"
+
+
+def review_lines(document: dict[str, Any]) -> list[RenderableType]:
+    """For the screen, the command on a line of its own, which is not broken up. document: as `run_review` gives it."""
+    from rich.text import Text
+
+    from dcdm_cli.evaluation.review import GROUPS
+    from dcdm_cli.reports.review import review_table
+    from dcdm_cli.reports.table import shown
+
+    table = review_table({group: document[group] for group in GROUPS})
+    return [*shown([table]), Text(f"  {show(document['command'])}")]
 
 
 def _generated(session: Session, train: Manifest, most: int, job: Job) -> list[Item]:

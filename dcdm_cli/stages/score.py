@@ -297,11 +297,13 @@ def _score(session: Session, found: Scan, job: Job, spool: Path, placement: Plac
 
 def _known(session: Session, train: Manifest, columns: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """What the scorer knows; nothing where scores are a column of the source. Raises NumericalError for guessing."""
-    from dcdm_cli.difficulty.competence import SCORER, competence, competence_sentence, guard
+    from dcdm_cli.difficulty.competence import SCORER, competence, competence_sentence, guard, maybe_seen
 
     if "predicted" not in columns:
         return {}
     found = competence(columns["predicted"], train.column("label").astype("int64"), train.class_names)
+    if session.config.score.classifier:
+        found = maybe_seen(found)
     guard(SCORER, found, session.config.score.at_chance, session.console.warn)
     session.console.note(competence_sentence(SCORER, found))
     return {"competence": found}

@@ -211,6 +211,15 @@ def test_each_image_is_looked_at_once(small: Path, manifest: Manifest, tmp_path:
     assert "another network, size or version" in notes[0] and sum(looked) == 40
 
 
+def test_images_that_are_looked_at_are_told_once(
+    small: Path, manifest: Manifest, tmp_path: Path, looked: list[int]
+) -> None:
+    told = []
+    job = Job(progress=lambda *said: told.append(said))
+    FeatureCache(tmp_path / "cache").of(open_extractor(str(small)), manifest.select(np.arange(12)), job)
+    assert told == [("looking at images", 8, 12), ("looking at images", 12, 12)]
+
+
 def test_a_damaged_file_is_computed_again_and_nothing_else(
     small: Path, manifest: Manifest, tmp_path: Path, looked: list[int]
 ) -> None:

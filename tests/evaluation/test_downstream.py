@@ -16,6 +16,8 @@ from scipy import stats
 
 from dcdm_cli.data.digits import digit_images
 from dcdm_cli.data.images import DecodeOptions, decode_options, set_decode_options
+from dcdm_cli.difficulty.fitting import PROGRESS as TRAINING
+from dcdm_cli.difficulty.fitting import Keep
 from dcdm_cli.errors import InterruptedRunError
 from dcdm_cli.evaluation import downstream as module
 from dcdm_cli.evaluation.downstream import (
@@ -126,6 +128,30 @@ def test_means_intervals_and_paired_differences(tmp_path: Path, accuracies: dict
     assert paired["dcdm", "real"]["difference_ci95"] == pytest.approx(
         [difference.mean() - half, difference.mean() + half], abs=1e-5
     )
+
+
+def test_how_long_all_classifiers_take_is_said_after_the_first_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, said, shown = iter(range(10_000)), list[str](), set[str]()
+    monkeypatch.setattr("dcdm_cli.pace.time.monotonic", lambda: float(next(clock)))
+
+    def slow(train: Samples, trial: Trial, config: ClassifierConfig, *rest: object) -> Result:
+        for done in range(1, config.steps + 1):
+            rest[-1].job.progress("training classifier", done, config.steps)  # type: ignore[attr-defined]
+        return Result(0.5, 1.0, 0.5)
+
+    monkeypatch.setattr(module, "arm_result", slow)
+    run(tmp_path, [], Job(note=said.append, progress=lambda what, done, total: shown.add(what)))
+    assert said == ["downstream: about 9 min for 9 classifiers, by the first steps"]
+    assert shown == {"downstream classifiers"}
+
+
+def test_a_network_tells_its_steps(pair: tuple[Samples, Samples]) -> None:
+    told: list[tuple[str, int, int]] = []
+    keep = Keep(Job(progress=lambda *one: told.append(one)))
+    arm_result(pair[0], Trial(*pair, 2, ""), SETTINGS.model_copy(update={"steps": 3}), 0, "cpu", keep)
+    assert [one for one in told if one[0] == TRAINING] == [(TRAINING, step, 3) for step in (1, 2, 3)]
 
 
 def test_an_accuracy_that_somebody_changed_is_measured_again(

@@ -24,6 +24,7 @@ from dcdm_cli.evaluation.leakage import (
     nearest,
     to_own,
 )
+from dcdm_cli.evaluation.quality import _as_one
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +147,12 @@ def test_copies_are_found_in_a_feature_space() -> None:
     assert overlapping["real_overlap"] == 20 and overlapping["near_train"] == 7  # a third of copies does no harm
     assert copying(made[:0], train, held_out)["closer_than_real"] is None
     assert copying(made, train, held_out[:0])["near_train"] == 0
+
+
+def test_looks_at_several_sets_of_images_have_one_end() -> None:
+    told: list[tuple[str, int, int]] = []
+    report = _as_one(lambda *one: told.append(one), 5)
+    for total in (2, 3):
+        for done in range(total):
+            report("reading images", done + 1, total)
+    assert told == [("reading images", done, 5) for done in (1, 2, 3, 4, 5)]

@@ -8,7 +8,15 @@ from rich.table import Table
 
 from dcdm_cli.data.manifest import Manifest
 from dcdm_cli.reports import tables
-from dcdm_cli.reports.quality_tables import copying_table, cost_table, demand_table, fidelity_table, filter_table
+from dcdm_cli.reports.quality_tables import (
+    copying_table,
+    cost_table,
+    demand_table,
+    fidelity_table,
+    filter_table,
+    sets_table,
+)
+from dcdm_cli.reports.summing_up import accuracy_words, classes_words, filter_words, measures_words
 from dcdm_cli.reports.table import ResultTable
 from dcdm_cli.safe_text import show
 
@@ -104,6 +112,26 @@ def test_the_filter_says_what_goes_and_what_stays():
     rows = dict(filter_table(results).rows)
     assert rows["label lost, and harder than labels hold"] == "2" and rows["kept, medium images"] == "5 of 5"
     assert rows["kept"] == "7 of 10"
+
+
+def test_who_shares_the_first_place_is_named_with_the_others():
+    def of(kept: float) -> dict:
+        return {"adherence": {}, "quality": {"images": 3, "label_agreement": kept}}
+
+    found = {"generated": of(1 / 3), "easy": of(0.2), "hard": of(1 / 3)}
+    assert sets_table(found).sentence.startswith("The label is kept most often in generated and hard (33.3 %,")
+    assert "most often in easy (20.0 %" in sets_table({"easy": of(0.2)}).sentence
+    arms = [
+        {"name": name, "accuracy_mean": value, "log_loss_mean": 1.5}
+        for name, value in {"a": 0.5, "b": 0.9, "c": 0.9}.items()
+    ]
+    assert accuracy_words(arms).startswith("Highest: b and c with 90.00 %, 40.00 points above a;")
+    assert accuracy_words(arms[1:]) == "All alike: b and c with 90.00 %."
+    assert measures_words(arms) == "The least log-loss have a, b and c (1.5000)."
+    classes = [{"class": str(i), "label_agreement": 0.0, "n": 4} for i in range(9)]
+    assert classes_words(classes) == "The label is kept least often in 0, 1, 2 and 6 more (0.0 % of images)."
+    gone = {"blank": 2, "near_test": 2, "near_train": 0}
+    assert "most for blank and near test;" in filter_words({"kept": 5, "images": 9, "removed": gone})
 
 
 def test_the_demand_lists_the_most_wanted():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,19 @@ def test_classes_that_are_exchanged_are_said_by_score(run: RunFolder, capsys: py
     assert found["verdict"] == "good" and found["exchanged"] == [["b", "d"]]
     said = " ".join(capsys.readouterr().err.split())
     assert "each for the other, 'b' and 'd'" in said and "--class-map" in said
+
+
+def test_of_a_classifier_of_ones_own_score_says_what_is_not_known(
+    run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"path": f"{i}.png", "label": i % 2, "class_name": "ab"[i % 2], "split": "train"} for i in range(60)]
+    train = Manifest.from_rows(rows, ("a", "b"))
+    for settings, told in (({"score__classifier": "mine.onnx"}, False), ({}, True)):
+        opened = replace(session(run, **settings), console=Console())
+        found = _known(opened, train, {"predicted": train.column("label")})["competence"]
+        said = " ".join(capsys.readouterr().err.split())
+        assert ("right that it did not learn from;" in said) == told != ("whether it learned from them" in said)
+        assert ("seen" in found) == (not told)
 
 
 def test_seeds_of_heads_are_said_to_prove_little(run: RunFolder) -> None:

@@ -11,7 +11,7 @@ from rich.console import Console, RenderableType
 
 from dcdm_cli import __version__
 from dcdm_cli.difficulty.competence import competence_of
-from dcdm_cli.reports.quality_tables import demand_table
+from dcdm_cli.reports.quality_tables import competence_table, demand_table
 from dcdm_cli.run.store import Outcome, RunFolder, Stage
 from dcdm_cli.stages.known import scorer_known, scorer_words
 from dcdm_cli.stages.report import (
@@ -62,6 +62,20 @@ def test_the_scorer_is_never_quoted_without_what_it_knows(run: RunFolder) -> Non
     demand = {"images": 4, "demand": [], "newest_difficulty": 0.3, "competence": scorer_known(run)}
     said = demand_table(demand).sentence
     assert said.startswith("Real images are 0.30 hard in the mean") and "The scorer names 71.0 %" in said
+
+
+def test_a_classifier_of_ones_own_is_not_said_to_be_new_to_the_images(run: RunFolder) -> None:
+    standing = competence_of(72, 0.819, 0.34, 0.5)
+    said = Stage("score", {"score": {"classifier": "mine.onnx"}}, {})
+    run.run(said, lambda: Outcome([], "x", {"competence": standing}))
+    assert scorer_words(run).startswith(
+        "The scorer names 81.9 % of 72 images right (whether it learned from them is not known: images that it has "
+        "seen score too easy); guessing gets 34.0 %"
+    )
+    made = {"images": 40, "failed": 0, "measured_mean": 0.5, "target_mean": 0.4, "label_agreement": 0.67}
+    assert "in 82 % of 72 real images that it may have learned from (" in text_of(generated_lines(run, made))
+    table = competence_table({"competence": scorer_known(run)})
+    assert "did not learn" not in table.title and table.sentence.endswith("learned from its images is not known.")
 
 
 def text_of(lines: Sequence[RenderableType]) -> str:
