@@ -61,8 +61,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    run = prepare(options.run, options.strength)
-    sessions = {name: opened(options.run, name) for name in (GUIDED, DISTILLED)}
+    run = prepare(options.run, finetune={"strength": options.strength})
+    sessions = {name: opened(options.run, name, **{"generate.backend": "torch"}) for name in (GUIDED, DISTILLED)}
     targets = shared_targets(list(sessions.values()))
     sides = {name: make(session, targets, options.per_target) for name, session in sessions.items()}
     table = {name: quality(side) for name, side in sides.items()}
@@ -73,9 +73,10 @@ def main() -> None:
     write_result("bench_distilled", document(table, differences, price, targets, options.per_target), price)
 
 
-def prepare(folder: Path, strength: str) -> Run:
-    """Scored, captioned, fine-tuned and distilled, each with its calibration; what is done stays."""
-    run = Run(folder, preset="digits", device="cpu", threads=1, quiet=True, finetune={"strength": strength})
+def prepare(folder: Path, **settings: Any) -> Run:
+    """Scored, captioned, fine-tuned and distilled, each with its calibration; what is done stays. settings: other than
+    the preset's, by section."""
+    run = Run(folder, preset="digits", device="cpu", threads=1, quiet=True, **settings)
     run.score()
     run.caption()
     run.finetune()
@@ -83,9 +84,10 @@ def prepare(folder: Path, strength: str) -> Run:
     return run
 
 
-def opened(folder: Path, name: str) -> Session:
+def opened(folder: Path, name: str, **flags: Any) -> Session:
+    """The run as one of the two sides. flags: settings of its own, under dotted keys."""
     guidance = "distilled" if name == DISTILLED else "calls"
-    flags = {"preset": "digits", "device": "cpu", "generate.guidance": guidance, "generate.backend": "torch"}
+    flags = {"preset": "digits", "device": "cpu", "generate.guidance": guidance, **flags}
     return open_session(folder, "generate", flags, Console(quiet=True))
 
 
@@ -109,7 +111,7 @@ def make(session: Session, targets: list[float], per_target: int) -> Side:
 
 
 def quality(side: Side) -> dict[str, Any]:
-    probed, shows = side.probed, seen_by_checker(side)
+    probed, shows = side.probed, seen_by_checker(side.session, side.made, side.probed.label)
     said = adherence(probed.target, probed.realised, probed.agrees)
     near = fidelity(*features(side))
     return {
@@ -126,11 +128,11 @@ def quality(side: Side) -> dict[str, Any]:
     }
 
 
-def seen_by_checker(side: Side) -> np.ndarray:
+def seen_by_checker(session: Session, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """bool [N]: the packaged digits classifier sees the label."""
-    measure = make_measure(side.session.with_settings(generate={"check": "digits"}), Job(), score=False)
+    measure = make_measure(session.with_settings(generate={"check": "digits"}), Job(), score=False)
     assert measure is not None
-    shows = measure(side.made, side.probed.label).shows
+    shows = measure(images, labels).shows
     assert shows is not None
     return shows
 
@@ -173,7 +175,7 @@ def compared(sides: dict[str, Side]) -> dict[str, tuple[float, float, float]]:
     """Distilled minus guided, images paired by target, class and seed, with the 95 % bootstrap interval."""
     ours, theirs = sides[DISTILLED], sides[GUIDED]
     error = [np.abs(side.probed.realised - side.probed.target) for side in (ours, theirs)]
-    checked = [seen_by_checker(side).astype(float) for side in (ours, theirs)]
+    checked = [seen_by_checker(s.session, s.made, s.probed.label).astype(float) for s in (ours, theirs)]
     pairs = {"error of images": error[0] - error[1], "agreement (checker)": checked[0] - checked[1]}
     pairs["agreement (scorer)"] = ours.probed.agrees.astype(float) - theirs.probed.agrees
     return {name: interval(values) for name, values in pairs.items()}

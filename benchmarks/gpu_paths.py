@@ -104,8 +104,12 @@ def main() -> None:
     if name is None:
         return
     place = Conditions("cpu", "fp32", 2, 2, True) if options.sketch else Conditions("cuda", "fp16", 32, 20, False)
-    deadline = time.monotonic() + 60 * options.minutes
-    known = routes(place)[: 4 if options.sketch else None]
+    measure_all(name, place, time.monotonic() + 60 * options.minutes)
+
+
+def measure_all(name: str, place: Conditions, deadline: float) -> None:
+    """Path by path, each saved as soon as it is there. Stops where images that must be alike are not."""
+    known = routes(place)[: 4 if place.sketch else None]
     scorer, rows, reference = open_scorer(WORK / "gpu-paths", place.device), [], None
     against = measure_yardstick(place)
     release()

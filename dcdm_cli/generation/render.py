@@ -37,10 +37,10 @@ def render_close(engine: Engine, rows: Sequence[PlanRow], job: Job, measure: Mea
         for batch, images in render(engine, rows, job):
             yield Rendered(batch, images, None)
         return
-    pool = _Pool(rows, engine.config.attempts, engine.config.tolerance)
+    pool = Pool(rows, engine.config.attempts, engine.config.tolerance)
     while pool.given < len(rows):
         draws = pool.next_draws(engine.batch_size, LOOK_AHEAD * engine.config.batch_size, engine.denoiser.fixed_batch)
-        drawn = [_seeded(rows[place], attempt) for place, attempt in draws]
+        drawn = [seeded(rows[place], attempt) for place, attempt in draws]
         images = draw(engine, drawn, job)
         # the first of what was due, as many as are made at once; the others stay due
         pool.take(draws[: len(images)], images, _measured(drawn[: len(images)], images, measure))
@@ -61,7 +61,7 @@ class _Kept:
     verdict: Verdict | None = None  # on this image alone
 
 
-class _Pool:
+class Pool:
     """Which draws are due, and what came of them. given: rows that were handed over, always the first ones.
 
     A row waits for those before it. Redraws go first, so it waits for `attempts` batches at most.
@@ -117,7 +117,8 @@ class _Pool:
         return Rendered([self._rows[place] for place in places], images, verdict)
 
 
-def _seeded(row: PlanRow, attempt: int) -> PlanRow:
+def seeded(row: PlanRow, attempt: int) -> PlanRow:
+    """The row as its draw `attempt` is made; 0 is the first."""
     return replace(row, seed=image_seed(row.seed, attempt)) if attempt else row
 
 

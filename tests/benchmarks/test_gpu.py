@@ -138,7 +138,7 @@ def test_what_two_processes_did_can_be_shown() -> None:
 
 @pytest.mark.slow
 def test_paths_on_a_toy(tmp_path: Path) -> None:
-    made = ran("gpu_paths", tmp_path)
+    made = ran("gpu_paths", tmp_path, "--minutes", "14")
     assert made["complete"] and len(made["table"]) == 4 and made["against"]["ceiling"] > 0
     assert all(entry["times diffusers eager"] > 0 for entry in made["table"])
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from dcdm_cli.data.manifest import read_manifest
 
+from ..sd21 import save_sd21
 from ..xl import save_xl
 from .conftest import CLASSES, SETTINGS, SPLITS, STAGES, FinishedJob, document, new_run
 from .runner import run
@@ -255,6 +256,19 @@ def test_stable_diffusion_xl_goes_the_same_way(scored: Path, tmp_path: Path) -> 
     assert len(calibration["requested"]) == 3
     made = document(run("generate", "--set", "generate.calibrated=true", "--json", "--run", scored))
     assert (made["images"], made["failed"]) == (12, 0)
+
+
+@pytest.mark.slow
+def test_stable_diffusion_2_1_goes_the_same_way_and_from_its_export(scored: Path, tmp_path: Path) -> None:
+    closed_loop = ["calibrate.enabled=true", "calibrate.points=3", "calibrate.images=4"]
+    words = [word for setting in closed_loop for word in ("--set", setting)]
+    run("finetune", "--base", save_sd21(tmp_path / "sd21"), *words, "--run", scored)
+    calibration = json.loads((scored / "adapter" / "calibration.json").read_text())
+    assert len(calibration["requested"]) == 3
+    exported = document(run("export", "--json", "--run", scored))
+    assert {network["parity"] for network in exported["networks"]} == {"passed"} and len(exported["networks"]) == 3
+    made = document(run("generate", "--set", "generate.calibrated=true", "--json", "--run", scored))
+    assert (made["images"], made["failed"]) == (12, 0) and made["backend"] != "torch"
 
 
 @pytest.mark.slow

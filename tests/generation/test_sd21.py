@@ -1,9 +1,8 @@
-"""Stable Diffusion 2.1's kind of base end to end, tiny and with random weights: it predicts velocity, its attention
-has linear projections and a number of heads per block, its text encoder is of another make."""
+"""Stable Diffusion 2.1's kind of base, which predicts velocity: loss, samplers, export. Its commands, one after the
+other, are in tests/cli."""
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from dcdm_cli.generation.engine import open_engine, render
 from dcdm_cli.generation.guidance import Guidance
@@ -20,7 +18,6 @@ from dcdm_cli.model.adapter import AdapterInfo, save_adapter
 from dcdm_cli.model.base import BaseModel, load_base
 from dcdm_cli.model.exported import export_requests, model_facts
 from dcdm_cli.model.fused import load_fused
-from dcdm_cli.model.packaged import TINY_BASE
 from dcdm_cli.model.schedule import SAMPLERS, sampling_scheduler
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.resolution import resolve
@@ -30,39 +27,16 @@ from dcdm_cli.training.loop import Trained, finetune
 from dcdm_export.folder import make_export
 from dcdm_export.orders import Order
 
+from ..sd21 import WIDTH, save_sd21
 from .conftest import config, plan
 from .fakes import NAMES
 
-WIDTH = 32
-UNET = {
-    "block_out_channels": (16, 32), "layers_per_block": 1, "norm_num_groups": 8, "sample_size": 8,
-    "down_block_types": ("CrossAttnDownBlock2D",) * 2, "up_block_types": ("CrossAttnUpBlock2D",) * 2,
-    "cross_attention_dim": WIDTH, "attention_head_dim": (2, 4), "use_linear_projection": True, "upcast_attention": True,
-}  # fmt: skip
-TEXT = {
-    "vocab_size": 607, "hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 2, "hidden_act": "gelu",
-    "num_attention_heads": 2, "max_position_embeddings": 16, "bos_token_id": 605, "eos_token_id": 606,
-    "projection_dim": WIDTH,
-}  # fmt: skip
 CLEAN = 0.7
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded base's tokenizer and autoencoder; the rest as Stable Diffusion 2.1 has it, only small."""
-    made = Path(shutil.copytree(TINY_BASE, tmp_path_factory.mktemp("sd21") / "base"))
-    torch.manual_seed(0)
-    for part, network in (
-        ("unet", UNet2DConditionModel(**UNET)),
-        ("text_encoder", CLIPTextModel(CLIPTextConfig(**TEXT))),
-    ):
-        shutil.rmtree(made / part)
-        network.save_pretrained(made / part)
-    DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction",
-        clip_sample=False, set_alpha_to_one=False, steps_offset=1,
-    ).save_pretrained(made / "scheduler")  # fmt: skip
-    return made
+    return save_sd21(tmp_path_factory.mktemp("sd21") / "base")
 
 
 @pytest.fixture
@@ -144,8 +118,8 @@ def test_tuned_exported_and_generated(base: BaseModel, folder: Path, tmp_path: P
     facts = model_facts(model, adapter, 1.0)
     assert facts.prediction_type == "v_prediction" and facts.text_shape == (16, WIDTH)
     requests = export_requests(model, facts, "fp32", 21, {}, shared_calls=3)
-    make_export(Order(facts, requests[:1], {}, "0"), tmp_path / "export", tmp_path / "work")  # raises out of parity
-    engine = open_engine(adapter, config(), "cpu")
+    make_export(Order(facts, requests, {}, "0"), tmp_path / "export", tmp_path / "work")  # raises out of parity
+    engine = open_engine(adapter, config(backend="onnxruntime"), "cpu", export=tmp_path / "export")
     images = np.concatenate([made for _, made in render(engine, plan().rows(), Job())])
     assert images.shape == (7, 32, 32, 3) and images.std() > 1
 
