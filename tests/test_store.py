@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
+from dcdm_cli.data.manifest import manifest_classes
 from dcdm_cli.errors import LockedError, MismatchError, NotFoundError, StorageError
+from dcdm_cli.run.finite import not_finite_in
 from dcdm_cli.run.resolution import resolve
 from dcdm_cli.run.session import chosen_strength, recorded_layers, write_starter_config
 from dcdm_cli.run.store import Outcome, RunFolder, Stage, command_of
@@ -272,6 +274,18 @@ def test_links_that_lead_out_of_a_run_folder_are_refused_before_anything_is_writ
     (run.path / "mine").symlink_to(run.path / "real")  # no place of ours
     (run.path.parent / "settings.toml").write_text("")
     run.config_file.symlink_to(run.path.parent / "settings.toml")  # is only read
+    run.create()
+
+
+def test_pipes_are_refused_before_anything_is_opened(run: RunFolder) -> None:
+    for place in (run.samples, run.adapter / "weights.safetensors", run.holder_file):
+        place.parent.mkdir(exist_ok=True)
+        os.mkfifo(place)
+        with pytest.raises(MismatchError, match=f"{place} is neither file nor folder"):
+            run.create()
+        assert manifest_classes(place) is None and not_finite_in(place) == "is no file"
+        place.unlink()
+    os.mkfifo(run.path / "mine")
     run.create()
 
 
