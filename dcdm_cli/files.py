@@ -195,9 +195,11 @@ def leftovers(root: Path, *, leave: Sequence[Path] = ()) -> Iterator[Path]:
             yield Path(entry.path)
 
 
-def links(root: Path) -> Iterator[Path]:
-    """Links below `root`, at any depth; none is followed."""
-    return (Path(entry.path) for entry in walk(root) if entry.is_symlink())
+def strange(root: Path) -> Iterator[Path]:
+    """What is neither file nor folder below `root`: links, of which none is followed, pipes, sockets, devices."""
+    for entry in walk(root):
+        if not entry.is_file(follow_symlinks=False) and not entry.is_dir(follow_symlinks=False):
+            yield Path(entry.path)
 
 
 def walk(

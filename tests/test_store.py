@@ -298,6 +298,17 @@ def test_links_that_lead_out_of_a_run_folder_are_refused_before_anything_is_writ
     run.create()
 
 
+def test_pipes_are_refused_before_anything_is_opened(run: RunFolder) -> None:
+    for place in (run.samples, run.adapter / "weights.safetensors", run.holder_file):
+        place.parent.mkdir(exist_ok=True)
+        os.mkfifo(place)
+        with pytest.raises(MismatchError, match=f"{place} is neither file nor folder"):
+            run.create()
+        place.unlink()
+    os.mkfifo(run.path / "mine")
+    run.create()
+
+
 @pytest.mark.parametrize(
     ("part", "name", "says"),
     [("read", "../../etc/passwd", "names no file"), ("wrote", "adapter/../../x", "names no file"),

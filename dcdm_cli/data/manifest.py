@@ -236,6 +236,8 @@ def write_manifest_parts(
 
 def manifest_note(path: Path) -> str | None:
     """The note a manifest was written with; None without a readable manifest. Reads no rows."""
+    if not path.is_file():  # to open a pipe would wait for ever
+        return None
     try:
         return _read_meta(pq.read_schema(path)).note
     except (OSError, KeyError, ValueError):  # pa.ArrowInvalid is a ValueError
@@ -244,6 +246,8 @@ def manifest_note(path: Path) -> str | None:
 
 def manifest_classes(path: Path) -> tuple[str, ...] | None:
     """The class names of a manifest, in label order; None without a readable one. Reads no rows."""
+    if not path.is_file():  # to open a pipe would wait for ever
+        return None
     try:
         return _read_meta(pq.read_schema(path)).class_names
     except (OSError, KeyError, ValueError):  # pa.ArrowInvalid is a ValueError
@@ -252,6 +256,8 @@ def manifest_classes(path: Path) -> tuple[str, ...] | None:
 
 def manifest_rows(path: Path) -> int | None:
     """How many rows a manifest has; None without a readable one. Reads no rows."""
+    if not path.is_file():  # to open a pipe would wait for ever
+        return None
     try:
         return pq.read_metadata(path).num_rows
     except (OSError, ValueError):  # pa.ArrowInvalid is a ValueError

@@ -22,6 +22,8 @@ def refuse_not_finite_weights(tensors: Mapping[str, Tensor], where: Path | str, 
 
 def not_finite_in(file: Path) -> str:
     """What is wrong with a safetensors file: that it cannot be read, or which tensor is not finite; empty when fine."""
+    if not file.is_file():  # to open a pipe would wait for ever
+        return "is no file"
     try:
         with safe_open(file, "pt") as stream:
             for name in stream.keys():  # noqa: SIM118 - it is no mapping

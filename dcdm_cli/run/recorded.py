@@ -1,53 +1,14 @@
-"""What a stage's record may say: checked where it is read, since it lies in a folder that may be somebody else's."""
+"""What a stage's record says of files and of itself: checked where it is read, since it may be somebody else's."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path, PurePath
-from typing import Any, Protocol
-
-from pydantic import BaseModel, ConfigDict
+from typing import Protocol
 
 from dcdm_cli.errors import MismatchError
-from dcdm_cli.gate import Count, Finite, Share, Text, Word, shorten
+from dcdm_cli.gate import shorten
 from dcdm_cli.run.seals import Seal
-
-
-class Scales(BaseModel):
-    """The settings of generation that fine-tuning chooses; no other may come from a record."""
-
-    model_config = ConfigDict(extra="forbid", defer_build=True)
-
-    lora_scale: Finite | None = None
-    text_guidance: Finite | None = None
-    difficulty_guidance: Finite | None = None
-
-
-class ChosenStrength(BaseModel):
-    """What later stages work with of the choice of strength; the rest of it is for people."""
-
-    model_config = ConfigDict(extra="allow", defer_build=True)
-
-    settings: Scales | None = None
-
-
-class _Results(BaseModel):
-    """Kinds of the results that later commands work with, where a stage has them; the others are for people."""
-
-    model_config = ConfigDict(extra="allow", defer_build=True)  # built when a record is read
-
-    images: Count | None = None
-    rejected: Count | None = None
-    failed: Count | None = None
-    method: Word | None = None
-    reason: Text | None = None
-    reachable: tuple[Share, Share] | None = None
-    strength: ChosenStrength | None = None
-
-
-def check_results(results: dict[str, Any]) -> dict[str, Any]:
-    _Results.model_validate(results)
-    return results
 
 
 def refuse_outward(seals: dict[str, Seal]) -> dict[str, Seal]:

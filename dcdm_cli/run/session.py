@@ -166,7 +166,7 @@ def by_calls(session: Session) -> Session:
 
 def chosen_strength(record: StageRecord) -> dict[str, Any]:
     """The settings of generation that fine-tuning with `strength = auto` chose; empty where it chose none. Only scales:
-    the record's gate (`recorded.Scales`) lets nothing else through."""
+    the record's gate (`results.Scales`) lets nothing else through."""
     chosen = (record.results.get("strength") or {}) if record.stage == "finetune" else {}
     return {key: value for key, value in (chosen.get("settings") or {}).items() if value is not None}
 

@@ -18,11 +18,12 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator
 
 from dcdm_cli.errors import DcdmError, LockedError, MismatchError, NotFoundError, StorageError
-from dcdm_cli.files import PART_SUFFIX, hash_json, links, remove, sweep, write_json
+from dcdm_cli.files import PART_SUFFIX, hash_json, remove, strange, sweep, write_json
 from dcdm_cli.gate import EXACT, NO_LINKS, Amount, Count, Finite, Table, Text, Word, inside, read_document, table_in
 from dcdm_cli.run.holder import note_holder, now, read_holder
 from dcdm_cli.run.memory import peak_memory_mib
-from dcdm_cli.run.recorded import check_results, left_by_the_gone, of_another_stage, refuse_elsewhere, refuse_outward
+from dcdm_cli.run.recorded import left_by_the_gone, of_another_stage, refuse_elsewhere, refuse_outward
+from dcdm_cli.run.results import check_results
 from dcdm_cli.run.roles import counted
 from dcdm_cli.run.seals import Seal, change, change_of, is_for_people, outside, seal_all, seal_outside
 from dcdm_cli.run.timing import Attempt
@@ -122,9 +123,8 @@ class Stage:
 class RunFolder:
     """Names of everything in a run folder; nothing else spells these paths.
 
-    images_name: which generated set is meant by `generated` and by the record of `generate`; "" = the one without a
-    name. distilled: which of two adapters is meant by `adapter`, `export` and by the records of `calibrate` and
-    `export`: the fine-tuned one, or the one that was distilled from it.
+    images_name: the generated set that `generated` and the record of `generate` mean; "" = the one without a name.
+    distilled: `adapter`, `export` and the records of both and of `calibrate` mean the adapter that was distilled.
     """
 
     def __init__(self, path: Path, images_name: str = "", *, distilled: bool = False) -> None:
@@ -231,15 +231,16 @@ class RunFolder:
     def refuse_links(self) -> None:
         """Raises MismatchError for a link that leads out of the run folder, and for any in the place of what is ours: a
         folder that was received would make stages write, or remove, something else. dcdm.toml is only read, and may be
-        a link."""
+        a link. Pipes, sockets and devices in these places are refused too: to open one may wait for ever."""
         ours = self._own_names()
-        for link in links(self.path):
-            name = os.path.relpath(link, self.path)
-            if link == self.config_file:
+        for odd in strange(self.path):
+            name = os.path.relpath(odd, self.path)
+            if odd == self.config_file:
                 continue
-            inside(self.path, name, said_in=link, again=NO_LINKS)
+            inside(self.path, name, said_in=odd, again=NO_LINKS)
             if Path(name).parts[0] in ours or name.endswith(PART_SUFFIX):
-                raise MismatchError(f"{link} is a link, and stages write and remove there", NO_LINKS, file=link)
+                said = "a link, and stages write and remove there" if odd.is_symlink() else "neither file nor folder"
+                raise MismatchError(f"{odd} is {said}", NO_LINKS if odd.is_symlink() else "remove it", file=odd)
 
     def _own_names(self) -> set[str]:
         """What lies in the run folder itself: the first parts of all the places above, a new one's without a word."""
@@ -495,6 +496,5 @@ def command_of(name: str) -> str:
 
 
 def same_work(record: StageRecord, stage: Stage) -> bool:
-    """Whether inputs and settings are the record's, whatever became of the files. Older records also hold what does not
-    count, and lack optional settings that came later."""
+    """Whether inputs and settings are the record's, whatever became of the files; older ones hold what counts no more."""
     return record.inputs == stage.inputs and counted(record.config, stage.uncounted) == counted(stage.config, {})

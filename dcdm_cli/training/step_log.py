@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dcdm_cli.errors import CapabilityError
-from dcdm_cli.files import storage_errors, write_text
+from dcdm_cli.files import storage_errors, unshare, write_text
 
 COLUMNS = ("step", "loss", "lr", "encoder_lr", "seconds")
 EVERY_S = 2.0  # between writes: whoever watches need not wait, and the disk is left alone
@@ -40,8 +40,10 @@ class StepLog:
         """Writes what has come since the last time, whole lines at once."""
         if not self._lines:
             return
-        with storage_errors(self.file), self.file.open("a", encoding="utf-8") as stream:
-            stream.write("".join(self._lines))
+        with storage_errors(self.file):
+            unshare(self.file)
+            with self.file.open("a", encoding="utf-8") as stream:
+                stream.write("".join(self._lines))
         self._lines.clear()
         self._written = time.monotonic()
 
