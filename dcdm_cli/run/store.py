@@ -496,5 +496,5 @@ def command_of(name: str) -> str:
 
 
 def same_work(record: StageRecord, stage: Stage) -> bool:
-    """Whether inputs and settings are the record's, whatever became of the files; older ones hold what counts no more."""
+    """Whether inputs and settings are those of the record, whatever became of the files and of what counts no more."""
     return record.inputs == stage.inputs and counted(record.config, stage.uncounted) == counted(stage.config, {})
