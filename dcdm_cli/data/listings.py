@@ -63,14 +63,15 @@ def list_saved_dataset(folder: Path, root: Path, options: ScanOptions) -> Listin
 
     try:
         found = datasets.load_from_disk(str(folder))
+        parts = dict(found) if isinstance(found, datasets.DatasetDict) else {"": found}
+        files = _saved_files(folder, [str(name) for name in parts])
     except (OSError, ValueError, KeyError, pa.ArrowInvalid) as error:
         raise UsageError(f"{folder} is not a readable saved dataset: {error}", _AGAIN, file=folder) from error
-    parts = dict(found) if isinstance(found, datasets.DatasetDict) else {"": found}
     splits = {str(name): split_of(str(name), options.split, options.split_map, str(folder)) for name in parts if name}
     read = [(name, data) for name, data in parts.items() if not name or splits[str(name)]]
     _check_chosen(read, options, list(splits))
     tables = [dataset_table(data, str(name), splits.get(str(name)), options) for name, data in read]
-    listing = list_tables(tables, root, str(folder), options, files=_saved_files(folder, [str(name) for name in parts]))
+    listing = list_tables(tables, root, str(folder), options, files=files)
     return replace(listing, split_origin=f"the dataset's own splits {quoted(list(splits))}" if splits else "")
 
 

@@ -36,7 +36,7 @@ def put_saved(folder: Path, first: int = 0) -> None:
 
 
 def put_saved_splits(folder: Path, first: int = 0) -> None:
-    DatasetDict(train=dataset(first, first + 1), test=dataset(first + 2, first + 3)).save_to_disk(str(folder))
+    DatasetDict({"train": dataset(first, first + 1), "test": dataset(first + 2, first + 3)}).save_to_disk(str(folder))
 
 
 def put_generated(folder: Path, put: Callable[..., None]) -> None:
@@ -67,7 +67,8 @@ def test_a_source_is_the_same_with_results_in_it(
 ) -> None:
     source = tmp_path / "images"
     put(source)
-    first, known = scanned(source), fingerprint(str(source), ScanOptions())
+    again = first = scanned(source)
+    known = fingerprint(str(source), ScanOptions())
     for _ in range(2):
         if beside != "set":
             put_run(source / "dcdm-run", first, put)
