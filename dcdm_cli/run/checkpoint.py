@@ -199,7 +199,8 @@ def _moments(optimizer: torch.optim.Optimizer, found: Mapping[str, Tensor]) -> d
     """Name -> tensor of the same kind, of all that AdamW keeps of a parameter; of one that never had a gradient it
     keeps nothing, and nothing is found."""
     parameters: list[Tensor] = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    count, awaited = torch.zeros(()), {}
+    count = torch.zeros(())
+    awaited: dict[str, Tensor] = {}
     for number, like in enumerate(parameters):
         slots = {"step": count, "exp_avg": like, "exp_avg_sq": like}
         named = {f"optimizer.{number}.{name}": value for name, value in slots.items()}

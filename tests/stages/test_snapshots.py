@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from torch import nn
@@ -81,10 +82,10 @@ def test_before_training_has_come_there_nothing_is_missed(tmp_path: Path) -> Non
 def test_fine_tuning_seals_each_snapshot_as_it_leaves_it(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adapter, "_save", lambda folder, *_: (folder / "lora.safetensors").write_bytes(b"others"))
     info = AdapterInfo("tiny", "f" * 32, None, ("a",), 32, None, {})
-    place = snapshot_folder(run, run.adapter)
+    place, network = snapshot_folder(run, run.adapter), cast(Any, nn.Module())
     shown = adapter._snapshots(place, TrainingRows(snapshots=(2, 4)), info, None, Job())
     assert shown is not None and shown.steps == (2, 4)
-    shown.keep(2, network := nn.Module())
+    shown.keep(2, network)
     assert change_of_files(place / "step-00000002") == ""
     (place / "step-00000002" / "lora.safetensors").write_bytes(b"Others")
     assert "lora.safetensors has other content" in change_of_files(place / "step-00000002")
