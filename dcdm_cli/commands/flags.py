@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 from pydantic import BaseModel
+from typer.models import ArgumentInfo
 
 from dcdm_cli.api import completion
 from dcdm_cli.errors import UsageError
@@ -61,6 +63,16 @@ def metavar(kind: Any) -> str:
     if get_origin(kind) is tuple:
         return "A,B,…"
     return {int: "INT", float: "FLOAT", Path: "PATH"}.get(kind, "TEXT")
+
+
+def worded(param: inspect.Parameter) -> inspect.Parameter:
+    """An option that is no setting, with the word that settings have for what is typed; an argument with its name.
+    Typer's own words differ by its version."""
+    kind, info = get_args(param.annotation)
+    if info.metavar is None and plain_type(kind) is not bool:
+        info = copy(info)
+        info.metavar = param.name.upper() if isinstance(info, ArgumentInfo) else metavar(plain_type(kind))
+    return param.replace(annotation=Annotated[kind, info])
 
 
 def parse_flag(key: str, value: Any) -> Any:

@@ -36,7 +36,7 @@ def register(app: typer.Typer, summary: str) -> None:
     def generate(
         session: Session,
         plan_file: Annotated[
-            Path | None, typer.Argument(metavar="[PLAN]", help="A plan that --plan wrote; without it, one is drawn.")
+            Path | None, typer.Argument(metavar="PLAN", help="A plan that --plan wrote; without it, one is drawn.")
         ] = None,
         name: Annotated[
             str,

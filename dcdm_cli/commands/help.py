@@ -29,7 +29,8 @@ class PanelCommand(TyperCommand):
     def format_options(self, ctx: Any, formatter: Any) -> None:
         settings = self._resolved(ctx)
         records = [p.get_help_record(ctx) for p in self.get_params(ctx) if p.param_type_name == "argument"]
-        _write(formatter, "Arguments", [record for record in records if record])
+        # without the type that typer writes behind an argument's name
+        _write(formatter, "Arguments", [(r[0].partition(" <")[0], r[1]) for r in records if r])
         for title, options in self.panels(ctx).items():
             shown = [(option, option.get_help_record(ctx)) for option in options]
             _write(formatter, title, [(r[0], r[1] + self._default(str(option.name), settings)) for option, r in shown])

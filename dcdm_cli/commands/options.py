@@ -12,7 +12,7 @@ from typing import Any
 import typer
 
 from dcdm_cli.api.session import GENERAL, open_session
-from dcdm_cli.commands.flags import flag_parameter, parameter, parse_flag, parse_settings, section_flags
+from dcdm_cli.commands.flags import flag_parameter, parameter, parse_flag, parse_settings, section_flags, worded
 from dcdm_cli.commands.help import panelled
 from dcdm_cli.commands.shared import OUTPUT, SHARED
 from dcdm_cli.console import Console
@@ -69,9 +69,11 @@ def stage_command(
                     function(session, **values)
 
         parameters = [inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
-        parameters += [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+        parameters += [worded(p.replace(kind=inspect.Parameter.KEYWORD_ONLY)) for p in own]
         parameters += [flag_parameter(param, key) for param, key in flags.items()]
-        parameters += [parameter(param, annotation, default) for param, (annotation, default) in offered.items()]
+        parameters += [
+            worded(parameter(param, annotation, default)) for param, (annotation, default) in offered.items()
+        ]
         command.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
         command.__annotations__ = {p.name: p.annotation for p in parameters}  # typer reads both
         lines = [help, "", "\b", *(f"Example: {example}" for example in examples)]  # \b: not filled to paragraphs

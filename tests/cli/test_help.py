@@ -42,6 +42,13 @@ def test_answers_at_once(words: list[str]) -> None:
     assert least_seconds(DCDM, *words) < max(0.3, 4 * libraries)
 
 
+@pytest.mark.parametrize("words", [["score"], ["generate"], ["config", "show"]])
+def test_what_is_typed_is_named_in_one_way(words: list[str]) -> None:
+    said = run(*words, "--help").stdout
+    assert not re.search(r"<\w+>", said) and "[[" not in said
+    assert "--run PATH" in said and "--config PATH" in said and "--preset TEXT" in said
+
+
 def test_importing_the_package_costs_nothing() -> None:
     """0.1 s of processor time beyond Python's own start."""
     nothing = least_seconds(sys.executable, "-c", "")
