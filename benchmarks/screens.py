@@ -24,6 +24,7 @@ import sys
 import tempfile
 import termios
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -129,10 +130,7 @@ def shown(screen: Screen, folder: Path) -> list[str]:
         if seen and time.monotonic() - seen > screen.after:
             break
     lines = on_screen(text)
-    if command.poll() is None:
-        os.killpg(command.pid, signal.SIGINT)
-        while _read(main_end, command):
-            pass
+    _end(command, main_end)
     os.close(main_end)
     command.wait()
     return [line.replace(f"{folder}{os.sep}", "") for line in lines]
@@ -141,6 +139,16 @@ def shown(screen: Screen, folder: Path) -> list[str]:
 def _hears_ctrl_c() -> None:
     """Who was started in the background hears none, and its children with it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _end(command: subprocess.Popen[Any], end: int) -> None:
+    """By Ctrl-C, more than once: a signal just before a program begins to wait for input is not heard."""
+    while command.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(command.pid, signal.SIGINT)
+        with suppress(OSError):  # Linux's way to say that nobody writes any more
+            while select.select([end], [], [], 0.5)[0] and os.read(end, 65536):
+                pass
 
 
 def _read(end: int, command: subprocess.Popen[Any]) -> str:
