@@ -43,7 +43,7 @@ def test_every_key_experiment_and_adapter_is_named() -> None:
 
 def test_every_flag_it_shows_is_one() -> None:
     known = "".join(path.read_text("utf-8") for path in (ROOT / "benchmarks").glob("*.py"))
-    for command in ("evaluate", "generate"):
+    for command in ("evaluate", "generate", "score"):
         words = [sys.executable, "-m", "dcdm_cli", command, "--help"]
         env = {**os.environ, "COLUMNS": "200", "TERM": "dumb"}
         known += subprocess.run(words, env=env, capture_output=True, text=True, check=True).stdout

@@ -47,6 +47,7 @@ def run_export(session: Session) -> StageRecord:
         # engines are for one release and one kind of GPU: another of them makes the stage stale
         tensorrt = f"{engines.trt.__version__} on {engines.gpu.name}" if engines is not None else ""
         stage = export_stage(session, tensorrt)
+        _settled_opset(session)  # before anybody is asked to replace what is there
         if not session.force:
             _keep_what_took_long(run, stage)
         record, done = run.run(
@@ -117,6 +118,19 @@ def _export_network(session: Session, engines: EngineOrder | None) -> Outcome:
     return Outcome([run.export / "signature.json"], fingerprint, results, also=also, listed=listed)
 
 
+def _settled_opset(session: Session, gpu: bool = False) -> int:
+    """Raises UsageError for one that does not serve the precision."""
+    from dcdm_export.onnx_graph import ExportError, check_opset, default_opset
+
+    precision = settle_precision(session.config.generate.precision, "cpu")  # settled already
+    opset = session.config.export.opset or default_opset(precision, gpu=gpu)
+    try:
+        check_opset(precision, opset)
+    except ExportError as error:
+        raise UsageError(str(error), "leave --opset out to get the one that fits") from error
+    return opset
+
+
 def _order(session: Session, engines: EngineOrder | None) -> Order:
     """Loads base and adapter in float32: that is the reference, whatever the precision of the graphs."""
     from dcdm_cli.files import check_room
@@ -126,20 +140,14 @@ def _order(session: Session, engines: EngineOrder | None) -> Order:
     from dcdm_cli.model.exported import export_requests, model_facts
     from dcdm_cli.model.few_steps import check_few_steps, extra_lora_of
     from dcdm_cli.model.fused import load_fused
-    from dcdm_export.onnx_graph import ExportError, check_opset, default_opset
     from dcdm_export.orders import Order
 
-    config, scale, adapter = session.config.export, session.config.generate.lora_scale, session.run.adapter
-    job = open_job(session)
+    scale, adapter, job = session.config.generate.lora_scale, session.run.adapter, open_job(session)
     gpu = job.device.startswith("cuda") or engines is not None
     precision = settle_precision(session.config.generate.precision, "cpu")  # settled already
-    opset = config.opset or default_opset(precision, gpu=gpu)
+    opset = _settled_opset(session, gpu)
     if precision == "fp8":
         check_quantizer()
-    try:
-        check_opset(precision, opset)
-    except ExportError as error:
-        raise UsageError(str(error), "leave --opset out to get the one that fits") from error
 
     def progress(what: str, done: int, total: int) -> None:
         job.progress(what, done, total)

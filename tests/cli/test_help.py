@@ -148,7 +148,7 @@ def test_every_example_is_accepted(example: str, tmp_path: Path) -> None:
     assert words[0] == "dcdm"
     made = run(*words[1:], "--dry-run", cwd=tmp_path, code=None)
     if made.returncode == ExitCode.NOT_FOUND:  # the files that it is about are not here
-        assert re.search(r"no (such )?(file|plan|prompts)|there is no", made.stderr)
+        assert re.search(r"no (such )?(file|plan|prompts|list)|there is no", made.stderr)
     else:
         assert made.returncode == 0 and made.stderr == "" and made.stdout
     assert list(tmp_path.iterdir()) == []
