@@ -7,10 +7,10 @@ file's metadata, so that the table explains itself.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, overload
+from typing import Annotated, Any, Literal, TypeVar, overload
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,7 @@ from dcdm_cli.files import atomic_path, hash_json
 from dcdm_cli.gate import PLAN_ID, SCAN_ID, ClassNames, Column, Word, check_columns, parse_json, refuse_first, typed
 from dcdm_export import places
 
+T = TypeVar("T")
 SCHEMA = pa.schema(
     [
         # identity
@@ -236,31 +237,26 @@ def write_manifest_parts(
 
 def manifest_note(path: Path) -> str | None:
     """The note a manifest was written with; None without a readable manifest. Reads no rows."""
-    if not path.is_file():  # to open a pipe would wait for ever
-        return None
-    try:
-        return _read_meta(pq.read_schema(path)).note
-    except (OSError, KeyError, ValueError):  # pa.ArrowInvalid is a ValueError
-        return None
+    return _stated(path, lambda: _read_meta(pq.read_schema(path)).note)
 
 
 def manifest_classes(path: Path) -> tuple[str, ...] | None:
     """The class names of a manifest, in label order; None without a readable one. Reads no rows."""
-    if not path.is_file():  # to open a pipe would wait for ever
-        return None
-    try:
-        return _read_meta(pq.read_schema(path)).class_names
-    except (OSError, KeyError, ValueError):  # pa.ArrowInvalid is a ValueError
-        return None
+    return _stated(path, lambda: _read_meta(pq.read_schema(path)).class_names)
 
 
 def manifest_rows(path: Path) -> int | None:
     """How many rows a manifest has; None without a readable one. Reads no rows."""
+    return _stated(path, lambda: pq.read_metadata(path).num_rows)
+
+
+def _stated(path: Path, read: Callable[[], T]) -> T | None:
+    """What a manifest says of itself; None without a readable one."""
     if not path.is_file():  # to open a pipe would wait for ever
         return None
     try:
-        return pq.read_metadata(path).num_rows
-    except (OSError, ValueError):  # pa.ArrowInvalid is a ValueError
+        return read()
+    except (OSError, KeyError, ValueError):  # pa.ArrowInvalid is a ValueError
         return None
 
 

@@ -32,8 +32,7 @@ from dcdm_cli.errors import UsageError
 _RANGE = re.compile(r"\{([0-9]+)\.\.([0-9]+)\}")
 _CHOICE = re.compile(r"\{([^{}]*,[^{}]*)\}")
 _MAX_NAMES = 1_000_000
-_MAX_DIGITS = 18  # int() refuses some thousand of them
-_MOST_DIGITS = 18  # of a label that is a number; more are a name
+_MOST_DIGITS = 18  # of a number, in a label or a range: int() refuses some thousand of them
 
 
 def list_tars(files: Sequence[Path], origin: str, options: ScanOptions) -> Listing:
@@ -63,7 +62,7 @@ def expand_braces(pattern: str) -> list[str]:
     if match.re is _RANGE:
         first, last = match.groups()
         # before it is spelled out: the names of a long range would fill the memory
-        if max(len(first), len(last)) > _MAX_DIGITS or abs(int(last) - int(first)) >= _MAX_NAMES:
+        if max(len(first), len(last)) > _MOST_DIGITS or abs(int(last) - int(first)) >= _MAX_NAMES:
             raise UsageError(f"{pattern}: a range of more than {_MAX_NAMES} names", "use a glob: *.tar")
         words = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
     else:

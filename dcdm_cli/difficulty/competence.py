@@ -18,9 +18,8 @@ EXCHANGED = 5  # images of a class, taken for one other, below which two classes
 MOST_NAMED = 3  # pairs of classes in a sentence
 DOUBT = 1.645  # standard errors above chance; less happens to one guesser in twenty
 SCORER, JUDGE, DOWNSTREAM = "scorer", "judge", "downstream"
-SEEN = (
-    "seen"  # in the standing of a classifier of which it is not known whether it learned from what it was asked about
-)
+# in the standing of a classifier of which it is not known whether it learned from what it was asked about
+SEEN = "seen"
 FIGURES = ("accuracy", "chance", "prior", "asked")  # of a standing, as the message says them
 MEANS = {
     SCORER: "difficulties from it say little",

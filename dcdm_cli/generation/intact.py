@@ -6,15 +6,16 @@ gives it a later time. A folder that was copied with new times is read once per 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from dcdm_export.signature import digest
+
 
 @dataclass(frozen=True)
 class Written:
-    """A file as it was made. path: below the generated folder; bytes, sha256: of its content."""
+    """A file as it was made. path: below the generated folder; bytes, sha256 (64 hex digits): of its content."""
 
     path: str
     bytes: int
@@ -45,12 +46,6 @@ def faults_of(root: Path, files: Iterable[Written], published_ns: int, *, verify
             yield fault
 
 
-def has_hash(file: Path, sha256: str) -> bool:
-    """sha256: 64 hex digits. Raises OSError."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() == sha256
-
-
 def _fault(file: Path, was: Written, published_ns: int, verify: bool) -> Fault | None:
     there = file.stat()
     # images are not flushed one by one, so this is what a power cut leaves; nobody has anything to lose in it
@@ -59,4 +54,4 @@ def _fault(file: Path, was: Written, published_ns: int, verify: bool) -> Fault |
     if there.st_size != was.bytes:
         return Fault(was.path, f"has {there.st_size} bytes instead of {was.bytes}")
     unread = not verify and there.st_mtime_ns <= published_ns
-    return None if unread or has_hash(file, was.sha256) else Fault(was.path, "has other content")
+    return None if unread or digest(file) == was.sha256 else Fault(was.path, "has other content")

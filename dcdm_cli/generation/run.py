@@ -132,9 +132,8 @@ class ShardCoordinator:
             self.inside.pop(shard, None)
             return len(value.entries)
         self.made += value.new
-        if (
-            shard not in self.ledger.finished
-        ):  # one whose worker died after its last word is made twice, and counts once
+        # one whose worker died after its last word is made twice, and counts once
+        if shard not in self.ledger.finished:
             self.inside[shard] = value.done
         if value.done:
             self.job.progress("generating", self.ledger.done + sum(self.inside.values()), self.ledger.rows)

@@ -32,12 +32,12 @@ from dcdm_cli.difficulty.verdict import Verdict
 from dcdm_cli.errors import InterruptedRunError
 from dcdm_cli.files import storage_errors, write_bytes
 from dcdm_cli.gate import PLAN_ID, Column, check_columns, parse_line, refuse_first
-from dcdm_cli.generation.intact import has_hash
 from dcdm_cli.generation.layout import IMAGE_PATH, SPLIT, Entry, Layout, ShardContent, ShardWriter, folders_of
 from dcdm_cli.generation.plan import PlanRow
 from dcdm_cli.generation.starts import Starts
 from dcdm_cli.run.progress import Job, silent
 from dcdm_export import places
+from dcdm_export.signature import digest
 
 FLAT_IMAGE = 1.0  # standard deviation in grey levels below which an image counts as blank
 WAITING = 2  # batches that may be encoding while the next is rendered; bounds memory
@@ -296,7 +296,7 @@ def _is_whole(image: Path, entry: Entry) -> bool:
     little beside making it again, and there is at most one open shard per worker."""
     if not image.is_file() or image.stat().st_size != entry["bytes"]:
         return False
-    return has_hash(image, entry["sha256"])
+    return digest(image) == entry["sha256"]
 
 
 def check_entries(rows: pa.Table) -> None:
