@@ -30,7 +30,7 @@ from dcdm_cli.data.manifest import RULES, SCHEMA
 from dcdm_cli.data.writers import encode_image
 from dcdm_cli.difficulty.verdict import Verdict
 from dcdm_cli.errors import InterruptedRunError
-from dcdm_cli.files import storage_errors, write_bytes
+from dcdm_cli.files import storage_errors, unshare, write_bytes
 from dcdm_cli.gate import PLAN_ID, Column, check_columns, parse_line, refuse_first
 from dcdm_cli.generation.layout import IMAGE_PATH, SPLIT, Entry, Layout, ShardContent, ShardWriter, folders_of
 from dcdm_cli.generation.plan import PlanRow
@@ -273,6 +273,7 @@ class Journal:
         """One write, flushed to disk: after a crash the batch is whole or it is dropped at the next opening."""
         with storage_errors(self.file):
             self.file.parent.mkdir(parents=True, exist_ok=True)
+            unshare(self.file)
             with self.file.open("ab") as stream:
                 stream.write(_lines(entries))
                 stream.flush()

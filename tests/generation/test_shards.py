@@ -420,6 +420,18 @@ def test_a_shard_that_two_workers_made_leaves_no_journal_and_counts_once(tmp_pat
     assert max(told) == ledger.done == 8 and not list(tmp_path.rglob("*.journal"))
 
 
+def test_a_backup_by_links_is_not_written_to(tmp_path: Path) -> None:
+    place, journals = layout(tmp_path / "run"), []
+    task = ShardTask(0, tuple(PLAN.shard_rows(0)), place, PLAN.generator)
+    with Encoders() as encoders:
+        for _ in make_shard(task, FakeMaker(), encoders, Job()):
+            for journal in (tmp_path / "run").rglob("*.journal"):
+                backup = tmp_path / f"{len(journals)}"
+                os.link(journal, backup)
+                journals.append((backup, backup.read_bytes()))
+    assert len(journals) > 1 and all(backup.read_bytes() == was for backup, was in journals)
+
+
 def test_an_image_that_a_power_cut_emptied_is_made_again(tmp_path: Path) -> None:
     place = layout(tmp_path)
     task = ShardTask(0, tuple(PLAN.shard_rows(0)), place, PLAN.generator)
