@@ -102,17 +102,14 @@ def _files(run: Path) -> Iterator[str]:
 def _made_again(run: Path, name: str, harmed: int) -> bool:
     """Whether a record that was written since says that this is what its stage left: weights that are trained anew
     are as good as the old ones, and not always the same."""
-    if not (run / name).is_file():
+    file = run / name
+    if not file.is_file():
         return False
     for record in run.glob("**/records/*.json"):
-        own = (
-            (run / name).relative_to(record.parent.parent)
-            if (run / name).is_relative_to(record.parent.parent)
-            else None
-        )
-        if own and record.stat().st_mtime_ns > harmed:
-            seal = json.loads(record.read_text("utf-8"))["wrote"].get(own.as_posix())
-            if seal and seal["sha256"] == hash_file(run / name):
+        home = record.parent.parent
+        if file.is_relative_to(home) and record.stat().st_mtime_ns > harmed:
+            seal = json.loads(record.read_text("utf-8"))["wrote"].get(file.relative_to(home).as_posix())
+            if seal and seal["sha256"] == hash_file(file):
                 return True
     return False
 

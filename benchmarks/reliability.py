@@ -32,10 +32,12 @@ from given import given  # noqa: F401 - a part, found by its name
 from harm import CHANGES, EXPECTED, VERIFY, bad_images, cut_in_half, forgeries, last_bit, tampered, unseal
 from PIL import Image
 from place import CLASSES, OPTIONAL, STAGES, Place
+from resumed import resumed  # noqa: F401 - a part, found by its name
+from small_disk import small_disk  # noqa: F401 - a part, found by its name
 
 PARTS = (
-    "kills", "kills_optional", "faults", "signals", "starts", "images", "hostile", "outside", "tampering", "inputs",
-    "given", "experiments", "stale", "soak",
+    "kills", "kills_optional", "faults", "small_disk", "signals", "starts", "images", "hostile", "outside", "tampering",
+    "inputs", "given", "resumed", "experiments", "stale", "soak",
 )  # fmt: skip
 # What stops must cost at most, at the sizes that `dcdm demo` works with.
 DEMO_SIZES = {
@@ -116,7 +118,9 @@ def signals(place: Place, count: int) -> dict[str, Any]:
     for turn in range(count):
         stage, number = [*DEMO_SIZES][turn % len(DEMO_SIZES)], [*wanted][turn // len(DEMO_SIZES) % len(wanted)]
         place.reset(f"before-{stage}" if stage in ("score", "calibrate", "strength") else "finished")
-        ended = place.go(stage, *DEMO_SIZES[stage], signalled=(number, draw.uniform(0.3, 8)))
+        # captions from templates are done before the moment that meets the others in their work
+        moment = draw.uniform(0.05, place.seconds[stage]) if stage == "caption" else draw.uniform(0.3, 8)
+        ended = place.go(stage, *DEMO_SIZES[stage], signalled=(number, moment))
         if not ended.stopped_s:
             continue  # it was faster
         sent[stage] += 1
@@ -387,15 +391,15 @@ def main() -> None:
     parser.add_argument("--starts", type=int, default=30)
     parser.add_argument("--hostile", type=int, default=60)
     parser.add_argument("--rows", type=int, default=200_000)
+    parser.add_argument("--small-disk", type=int, default=36)
     parser.add_argument("--small", action="store_true")
     asked = parser.parse_args()
     if asked.small:
         asked.kills, asked.every, asked.signals, asked.hostile, asked.rows = 4, 160, 3, 4, 2000
-        asked.starts, asked.kills_optional = 4, 3
+        asked.starts, asked.kills_optional, asked.small_disk = 4, 3, 9
     os.environ |= {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
     trials.warm_up()
-    sizes = {"kills": asked.kills, "faults": asked.every, "signals": asked.signals, "hostile": asked.hostile}
-    sizes |= {"starts": asked.starts, "soak": asked.rows, "kills_optional": asked.kills_optional}
+    sizes = {**vars(asked), "faults": asked.every, "soak": asked.rows}
     done: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         place = Place(Path(folder))

@@ -202,6 +202,11 @@ def picture(root: Path) -> dict[str, str]:
     return {name: digest(file) for name, file in names if not (BESIDE.match(name) or SHOWN.search(name))}
 
 
+def bytes_below(root: Path) -> int:
+    """As they lie on a disk."""
+    return sum(file.lstat().st_blocks * 512 for file in root.rglob("*"))
+
+
 def differences(expected: dict[str, str], found: dict[str, str]) -> list[str]:
     """Names that are missing, too many or other."""
     return sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))

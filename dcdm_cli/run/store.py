@@ -333,14 +333,12 @@ class RunFolder:
 
     def require(self, stage: str) -> StageRecord:
         """Raises NotFoundError naming the command that was probably forgotten."""
-        record = self.record(stage)
-        if record is None:
-            raise NotFoundError(
-                f"{self.path} has no finished {stage} stage",
-                f"run it first: dcdm {stage} --run {self.path}",
-                file=self.path,
-            )
-        return record
+        if (record := self.record(stage)) is not None:
+            return record
+        words, run = f"{stage} FOLDER" if stage == "score" else stage, shlex.quote(str(self.path))
+        raise NotFoundError(
+            f"{self.path} has no finished {stage} stage", f"run it first: dcdm {words} --run {run}", file=self.path
+        )
 
     def is_fresh(self, stage: Stage) -> StageRecord | None:
         """The stage's record when running it again would change nothing."""

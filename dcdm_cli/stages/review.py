@@ -5,9 +5,8 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Any
 
-from dcdm_cli.errors import NotFoundError
 from dcdm_cli.run.session import Session
-from dcdm_cli.run.standing import next_command, run_words
+from dcdm_cli.run.standing import run_words
 from dcdm_cli.run.store import RunFolder
 from dcdm_cli.safe_text import show
 from dcdm_cli.stages.jobs import open_job
@@ -38,10 +37,7 @@ def run_review(session: Session, most: int) -> dict[str, Any]:
     from dcdm_cli.reports.tables import saved_tables
 
     run = session.run
-    if run.record("score") is None:
-        hint = next_command(run) or f"dcdm status{run_words(run)}"
-        raise NotFoundError(f"{run.path} has no scored images to look at", f"run it first: {hint}", file=run.path)
-    run.create()
+    run.create(after="score")
     # thumbnails need no device, and settling one would import torch
     job = open_job(session, "cpu")
     with run.lock("dcdm review"):
