@@ -29,9 +29,10 @@ def table(**ours: float) -> dict[str, dict[str, Any]]:
     ],
 )
 def test_goals(ours: dict[str, float], missed: set[str]) -> None:
-    price = {"break_even_images": 1200, "training_seconds": 60.0, "with_calibration_seconds": 72.0}
+    price = {"calls": 3, "break_even_images": 1200, "training_seconds": 60.0, "with_calibration_seconds": 72.0}
     made = bench.document(table(**ours), {"error of images": (0.001, -0.01, 0.01)}, price, [0.1, 0.5], 200)
     assert {name for name, met in made["goals"].items() if not met} == missed
+    assert "against 3 guided ones" in made["title"]
     assert sum("NOT met" in sentence for sentence in made["sentences"]) == len(missed)
     assert "repaid after 1,200 images" in made["sentences"][-1]
     first, second = made["tables"]
@@ -47,7 +48,7 @@ def test_an_interval_holds_the_mean_and_shrinks_with_the_images() -> None:
 
 
 def test_what_is_no_faster_is_never_repaid() -> None:
-    record, calibrated = SimpleNamespace(seconds=90.0), SimpleNamespace(seconds=30.0)
+    record, calibrated = SimpleNamespace(seconds=90.0, results={"calls": 3}), SimpleNamespace(seconds=30.0)
     folder = SimpleNamespace(with_distilled=lambda _: SimpleNamespace(record=lambda _: calibrated))
     run: Any = SimpleNamespace(record=lambda _: record, folder=folder)
     price = bench.repayment(run, table())
