@@ -16,7 +16,8 @@ import numpy as np
 from PIL import Image
 from sklearn.neighbors import NearestNeighbors
 
-from dcdm_cli.data.images import decode_image
+from dcdm_cli.data.images import RejectedImage, decode_image
+from dcdm_cli.errors import NotFoundError
 from dcdm_cli.run.progress import Progress, silent
 
 SIDE = 16  # pixels of the thumbnails that are compared
@@ -45,11 +46,18 @@ class Looks:
 
 
 def look(paths: Sequence[Path], progress: Progress = silent) -> Looks:
-    """Reads each file once; thumbnails are all that is kept. Raises RejectedImage for one that cannot be read."""
+    """Reads each file once; thumbnails are all that is kept. Raises NotFoundError for one that cannot be read."""
     thumbnails = np.zeros((len(paths), SIDE * SIDE * 3), np.float32)
     spread = np.zeros(len(paths), np.float32)
     for row, path in enumerate(paths):
-        thumbnails[row], spread[row] = look_at(decode_image(path))
+        try:
+            thumbnails[row], spread[row] = look_at(decode_image(path))
+        except RejectedImage as error:
+            raise NotFoundError(
+                f"the image {path} can no longer be read: {error}",
+                "dcdm score --force, or dcdm generate --force",
+                file=path,
+            ) from error
         progress("reading images", row + 1, len(paths))
     return Looks(thumbnails, spread)
 

@@ -47,12 +47,12 @@ class Checked:
 
 def check_images(data: Evaluated, images: Manifest, difficulty: np.ndarray, judge: Judge | None, job: Job) -> Checked:
     """difficulty: float32 [N], of the images. Raises NotFoundError for an image that can no longer be read."""
-    from dcdm_cli.evaluation.leakage import Findings, nearest
+    from dcdm_cli.evaluation.leakage import Findings, look, nearest
     from dcdm_cli.generation.shards import FLAT_IMAGE
 
     parts = (images, data.real, data.held_out)
     report = _as_one(job.progress, sum(map(len, parts)))
-    made, real, held_out = (_look(part, report) for part in parts)
+    made, real, held_out = (look(part.paths(), report) for part in parts)
     to_train, to_test = nearest(made, real), nearest(made, held_out)
     findings = Findings(
         blank=made.spread < FLAT_IMAGE,
@@ -94,19 +94,6 @@ def _as_one(progress: Progress, total: int) -> Progress:
     """For work that reports every unit of several parts: they are told as one, with one end."""
     done = count(1)
     return lambda what, _, __: progress(what, next(done), total)
-
-
-def _look(manifest: Manifest, progress: Progress) -> Looks:
-    from dcdm_cli.data.images import RejectedImage
-    from dcdm_cli.errors import NotFoundError
-    from dcdm_cli.evaluation.leakage import look
-
-    try:
-        return look(manifest.paths(), progress)
-    except RejectedImage as error:
-        raise NotFoundError(
-            f"an image can no longer be read: {error}", "dcdm score --force, or dcdm generate --force"
-        ) from error
 
 
 def spaces(wanted: str, cache: FeatureCache, judge: Judge | None, job: Job) -> list[Space]:

@@ -1,12 +1,13 @@
 """Which images a person should look at, and why: suspects, hardest, easiest, copies, misses. Not from the paper.
 
-From the columns of manifests alone; copies of training images among generated ones are found by thumbnails.
+From the columns of manifests alone; what is there twice but not to the pixel, and copies of training images among
+generated ones, are found by thumbnails.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,18 @@ def real_items(train: Manifest, most: int) -> list[Item]:
     chosen = {SUSPECT: doubtful[:most], HARDEST: sure[easy:][::-1][:most], EASIEST: sure[:easy][:most]}
     found = [_real(train, row, group) for group, rows in chosen.items() for row in rows.tolist()]
     return found + list(_twins(train))[:most]
+
+
+def near_twins(train: Manifest, other: np.ndarray, same: np.ndarray, most: int) -> list[Item]:
+    """Training images that show the picture of an earlier one otherwise encoded, resized or mirrored; those under two
+    labels first. other: int64 [N], the nearest other row; same: bool [N], whether it shows the same picture. Those that
+    are equal to the pixel are among `real_items`."""
+    names, paths = train.column("class_name").tolist(), train.paths()
+    picture = [sample.split("-")[0] for sample in train.column("sample_id").tolist()]
+    pairs = {tuple(sorted((row, int(other[row])))) for row in np.flatnonzero(same).tolist()}
+    found = sorted((names[a] == names[b], b, a) for a, b in pairs if picture[a] != picture[b])
+    twins = ((_real(train, row, COPY), paths[first].name, alike, names[first]) for alike, row, first in found[:most])
+    return [replace(item, reason=_repeats("nearly", name, alike, label)) for item, name, alike, label in twins]
 
 
 def missed(images: Manifest, source: str, tolerance: float, most: int) -> list[Item]:
@@ -101,9 +114,14 @@ def _twins(train: Manifest) -> Iterator[Item]:
         first.setdefault(picture, row)
     # False comes before True: two labels first
     for alike, row, other in sorted(twins):
-        item = _real(train, row, COPY)
-        label = "" if alike else f", which is labelled {names[other]}"
-        yield Item(**{**vars(item), "reason": f"the same picture as {train.paths()[other].name}{label}"})
+        reason = _repeats("", train.paths()[other].name, alike, names[other])
+        yield replace(_real(train, row, COPY), reason=reason)
+
+
+def _repeats(how: str, name: str, alike: bool, label: str) -> str:
+    return " ".join(filter(None, (how, f"the same picture as {name}"))) + (
+        "" if alike else f", which is labelled {label}"
+    )
 
 
 def _generated(images: Manifest, row: int, group: str, reason: str, source: str) -> Item:

@@ -13,13 +13,17 @@ from dcdm_cli.stages.jobs import open_job
 from dcdm_cli.stages.known import is_by_own_classifier, scorer_words
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from rich.console import RenderableType
 
     from dcdm_cli.data.manifest import Manifest
+    from dcdm_cli.evaluation.leakage import Looks
     from dcdm_cli.evaluation.review import Item
     from dcdm_cli.run.progress import Job
 
 TABLE, PAGE = "review.csv", "review.html"
+MOST_COMPARED = 10_000  # training images, each with all others: seconds, which grow with the square
 ABOUT = (
     "Mark images with an x in the column drop of review.csv, or write their right class into new_label; then: "
     "{command}",
@@ -42,7 +46,7 @@ def run_review(session: Session, most: int) -> dict[str, Any]:
     job = open_job(session, "cpu")
     with run.lock("dcdm review"):
         train = read_manifest(run.samples).split("train")
-        items = real_items(train, most) + _generated(session, train, most, job)
+        items = real_items(train, most) + _looked_at(session, train, most, job)
         if kept := _keep_filled(run):
             session.console.note(f"the table that was filled in is kept: {kept}")
         write_review_table(run.review / TABLE, items)
@@ -76,24 +80,48 @@ def review_lines(document: dict[str, Any]) -> list[RenderableType]:
     return [*shown([table]), Text(f"  {show(document['command'])}")]
 
 
-def _generated(session: Session, train: Manifest, most: int, job: Job) -> list[Item]:
+def _looked_at(session: Session, train: Manifest, most: int, job: Job) -> list[Item]:
+    """What only the pictures tell: nearly equal real images, where they are not too many to be compared with each
+    other, and what generated images miss or repeat."""
+    from dcdm_cli.evaluation.leakage import look, nearest_other
+    from dcdm_cli.evaluation.review import near_twins
+
+    sets, few = list(_sets(session.run)), len(train) <= MOST_COMPARED
+    if not few:
+        session.console.note(f"more than {MOST_COMPARED:,} training images: nearly equal ones are not looked for")
+    if not few and not sets:
+        return []
+    real, twins = look(train.paths(), job.progress), []
+    if few:
+        near = nearest_other(real)
+        twins = near_twins(train, near.row, near.same, most)
+    return twins + _generated(session, train, sets, real, most, job)
+
+
+def _generated(
+    session: Session, train: Manifest, sets: Sequence[tuple[str, Manifest]], real: Looks, most: int, job: Job
+) -> list[Item]:
+    """real: of the training images."""
     from dcdm_cli.evaluation.leakage import look, nearest
     from dcdm_cli.evaluation.review import copied, missed
-    from dcdm_cli.generation.finished import read_generated
 
-    found, real = [], None
-    for name in ("", *session.run.set_names()):
-        file = session.run.with_images(name).generated / "samples.parquet"
-        images = read_generated(file.parent) if file.is_file() else None
-        if images is None or not len(images):
-            continue
-        source, paths = name or "generated", train.paths()
-        real = real or look(paths, job.progress)
+    found, paths = [], train.paths()
+    for source, images in sets:
         near = nearest(look(images.paths(), job.progress), real)
-        tolerance = session.config.generate.tolerance
-        found += missed(images, source, tolerance, most)
+        found += missed(images, source, session.config.generate.tolerance, most)
         found += copied(images, source, near.same, [paths[row] for row in near.row], most)
     return found
+
+
+def _sets(run: RunFolder) -> Iterator[tuple[str, Manifest]]:
+    """Generated images by their source, as `Item` has it."""
+    from dcdm_cli.generation.finished import read_generated
+
+    for name in ("", *run.set_names()):
+        file = run.with_images(name).generated / "samples.parquet"
+        images = read_generated(file.parent) if file.is_file() else None
+        if images is not None and len(images):
+            yield name or "generated", images
 
 
 def _keep_filled(run: RunFolder) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dcdm_cli.data.manifest import Manifest
-from dcdm_cli.evaluation.review import COPY, EASIEST, HARDEST, MISS, SUSPECT, copied, missed, real_items
+from dcdm_cli.evaluation.review import COPY, EASIEST, HARDEST, MISS, SUSPECT, copied, missed, near_twins, real_items
 
 NAMES = ("cat", "dog")
 
@@ -52,6 +52,18 @@ def test_the_same_picture_twice_is_found_and_two_labels_come_first() -> None:
     copies = [i for i in real_items(train, 9) if i.group == COPY]
     assert [i.sample_id for i in copies] == ["bb-2", "aa-2"]
     assert copies[0].reason == "the same picture as 2.png, which is labelled cat"
+
+
+def test_nearly_equal_pictures_are_named_once_each_and_two_labels_come_first() -> None:
+    train = real(
+        ("aa-1", 0, 0.1, 0, False), ("ab-1", 0, 0.1, 0, False), ("ba-1", 0, 0.2, 0, False), ("bb-1", 1, 0.8, 0, False),
+        ("ba-2", 0, 0.2, 0, False), ("cc-1", 1, 0.3, 1, False),
+    )  # fmt: skip
+    other, same = np.array([1, 0, 4, 2, 2, 0]), np.array([True, True, True, True, True, False])
+    items = near_twins(train, other, same, 9)
+    assert [i.sample_id for i in items] == ["bb-1", "ab-1"], "ba-1 and ba-2 are equal to the pixel"
+    assert items[0].reason == "nearly the same picture as 2.png, which is labelled cat"
+    assert items[1].reason == "nearly the same picture as 0.png" and {i.group for i in items} == {COPY}
 
 
 def test_misses_are_lost_labels_and_then_the_furthest_from_their_target() -> None:
