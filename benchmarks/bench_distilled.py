@@ -248,6 +248,7 @@ def document(
         "images_per_target": each,
         "sides": table,
         "differences": differences,
+        "price": price,
         "goals": {name: met for name, (met, _) in goals.items()},
     }
 
