@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageOps
 
-from dcdm_cli.data.images import RejectedImage
+from dcdm_cli.errors import NotFoundError
 from dcdm_cli.evaluation.leakage import (
     MEDIUM,
     Findings,
@@ -65,7 +65,7 @@ def test_nothing_to_compare_with_is_far_away(photos: list[Path]) -> None:
 def test_a_constant_image_has_no_spread(tmp_path: Path) -> None:
     Image.new("RGB", (9, 9), (10, 200, 30)).save(tmp_path / "blank.png")  # its channels differ: still constant
     assert look([tmp_path / "blank.png"]).spread.tolist() == [0.0]
-    with pytest.raises(RejectedImage):
+    with pytest.raises(NotFoundError, match=r"gone\.png can no longer be read"):
         look([tmp_path / "gone.png"])
 
 
