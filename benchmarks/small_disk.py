@@ -24,11 +24,12 @@ def small_disk(place: Place, count: int) -> dict[str, Any]:
     place.prepare_optional()
     draw, bad, codes, elsewhere = random.Random(5), [], {}, place.run
     turns = (*STAGES, *OPTIONAL)
-    tries = 0
     with _mounted(place.root / "disk") as disk:
-        place.run = disk / "run" if disk else place.run
-        for turn in range(count if disk else 0):
-            stage, tries = turns[turn % len(turns)], tries + 1
+        if disk is None:
+            return {"count": 0, "codes": {}, "bad": 0, "first_bad": []}
+        place.run = disk / "run"
+        for turn in range(count):
+            stage = turns[turn % len(turns)]
             place.reset(f"before-{stage}")
             ballast = _fill(disk, int(draw.uniform(0, 0.9) * _grown(place, stage)))
             ended = place.go(stage)
@@ -40,7 +41,7 @@ def small_disk(place: Place, count: int) -> dict[str, Any]:
             if not well or broken or again.code or place.wrong(stage):
                 bad.append([stage, ended.code, checked.code, broken, again.code, place.wrong(stage), ended.said[-200:]])
     place.run = elsewhere
-    return {"count": tries, "codes": codes, "bad": len(bad), "first_bad": bad[:5]}
+    return {"count": count, "codes": codes, "bad": len(bad), "first_bad": bad[:5]}
 
 
 @contextmanager

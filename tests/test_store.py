@@ -103,7 +103,7 @@ def test_a_run_folder_can_move(run: RunFolder) -> None:
 def test_a_stage_that_was_forgotten_is_named(run: RunFolder) -> None:
     with pytest.raises(NotFoundError, match="no finished score stage") as caught:
         run.require("score")
-    assert f"dcdm score --run {run.path}" in caught.value.hint
+    assert f"dcdm score FOLDER --run {run.path}" in caught.value.hint
 
 
 def test_a_damaged_record_names_the_file_and_the_remedy(run: RunFolder) -> None:

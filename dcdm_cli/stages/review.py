@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Any
 
+from dcdm_cli.errors import NotFoundError
 from dcdm_cli.run.session import Session
 from dcdm_cli.run.standing import run_words
 from dcdm_cli.run.store import RunFolder
@@ -13,7 +14,7 @@ from dcdm_cli.stages.jobs import open_job
 from dcdm_cli.stages.known import is_by_own_classifier, scorer_words
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from rich.console import RenderableType
 
@@ -81,36 +82,43 @@ def review_lines(document: dict[str, Any]) -> list[RenderableType]:
 
 
 def _looked_at(session: Session, train: Manifest, most: int, job: Job) -> list[Item]:
-    """What only the pictures tell: nearly equal real images, where they are not too many to be compared with each
-    other, and what generated images miss or repeat."""
-    from dcdm_cli.evaluation.leakage import look, nearest_other
-    from dcdm_cli.evaluation.review import near_twins
+    """What generated images miss, and what only pictures tell: nearly equal training images, where they are not too
+    many to be compared with each other, and those that generated ones repeat."""
+    from dcdm_cli.evaluation.leakage import nearest_other
+    from dcdm_cli.evaluation.review import missed, near_twins
 
     sets, few = list(_sets(session.run)), len(train) <= MOST_COMPARED
+    found = [item for name, images in sets for item in missed(images, name, session.config.generate.tolerance, most)]
     if not few:
         session.console.note(f"more than {MOST_COMPARED:,} training images: nearly equal ones are not looked for")
-    if not few and not sets:
-        return []
-    real, twins = look(train.paths(), job.progress), []
+    real = _look(session, train, job) if few or sets else None
+    if real is None:
+        return found
+    twins = []
     if few:
         near = nearest_other(real)
         twins = near_twins(train, near.row, near.same, most)
-    return twins + _generated(session, train, sets, real, most, job)
+    return twins + found + [item for name, images in sets for item in _copied(train, name, images, real, most, job)]
 
 
-def _generated(
-    session: Session, train: Manifest, sets: Sequence[tuple[str, Manifest]], real: Looks, most: int, job: Job
-) -> list[Item]:
+def _look(session: Session, train: Manifest, job: Job) -> Looks | None:
+    """None, said, where training images are no longer there: what tables tell can be gone through without them."""
+    from dcdm_cli.evaluation.leakage import look
+
+    try:
+        return look(train.paths(), job.progress)
+    except NotFoundError as error:
+        session.console.note(f"{error.message}: copies are not looked for")
+        return None
+
+
+def _copied(train: Manifest, source: str, images: Manifest, real: Looks, most: int, job: Job) -> list[Item]:
     """real: of the training images."""
     from dcdm_cli.evaluation.leakage import look, nearest
-    from dcdm_cli.evaluation.review import copied, missed
+    from dcdm_cli.evaluation.review import copied
 
-    found, paths = [], train.paths()
-    for source, images in sets:
-        near = nearest(look(images.paths(), job.progress), real)
-        found += missed(images, source, session.config.generate.tolerance, most)
-        found += copied(images, source, near.same, [paths[row] for row in near.row], most)
-    return found
+    near, paths = nearest(look(images.paths(), job.progress), real), train.paths()
+    return copied(images, source, near.same, [paths[row] for row in near.row], most)
 
 
 def _sets(run: RunFolder) -> Iterator[tuple[str, Manifest]]:
