@@ -199,7 +199,8 @@ def _counted(said: Path) -> int:
 def picture(root: Path) -> dict[str, str]:
     """Name -> digest of content, of everything but what differs between two equal runs."""
     names = ((file.relative_to(root).as_posix(), file) for file in sorted(root.rglob("*")) if file.is_file())
-    return {name: digest(file) for name, file in names if not (BESIDE.match(name) or SHOWN.search(name))}
+    compared = ((name, file) for name, file in names if not (BESIDE.match(name) or SHOWN.search(name)))
+    return {name: digest_or_none(file) or "cannot be read" for name, file in compared}
 
 
 def bytes_below(root: Path) -> int:

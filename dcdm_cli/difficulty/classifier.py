@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import Compose, InterpolationMode, RandomRotation
 
 from dcdm_cli.data.images import DecodeOptions, RejectedImage, as_square, decode_image, decode_options
-from dcdm_cli.data.manifest import ImagePaths
+from dcdm_cli.data.manifest import ImagePaths, from_the_end
 from dcdm_cli.difficulty.fitting import Keep, SeededBatches, Training, batch_rows, fit, seeded
 from dcdm_cli.difficulty.packaged import ARCHITECTURE, FOLDER, PACKAGED
 from dcdm_cli.errors import MismatchError, NotFoundError, UsageError
@@ -453,14 +453,15 @@ def _loader(dataset: Dataset[Any], device: torch.device, side: int, reads: int, 
 
 
 def _in_stable_order(images: Images, labels: np.ndarray) -> tuple[Images, np.ndarray]:
-    """Files sorted by name, so that the order of a manifest's rows does not change what is learnt."""
+    """Files sorted by name, so that neither the order of a manifest's rows nor a run folder's place changes what is
+    learnt."""
     if isinstance(images, ImagePaths):
         rows = images.sorted_rows(labels)
         return images.take(rows), labels[rows]
     if not all(isinstance(image, Path) for image in images):
         return images, labels
     # the label too: a file may be there twice, under two of them
-    order = sorted(range(len(images)), key=lambda i: (str(images[i]), labels[i]))
+    order = sorted(range(len(images)), key=lambda i: (from_the_end(str(images[i])), labels[i]))
     return [images[i] for i in order], labels[order]
 
 

@@ -73,6 +73,22 @@ def test_the_order_of_the_files_does_not_matter(
     )
 
 
+def test_where_two_folders_of_images_lie_does_not_matter(digits: Digits, quick: ScoreConfig, tmp_path: Path) -> None:
+    """As a run's own images beside the real ones, when the run folder is moved."""
+
+    def learnt(real: str, made: str) -> np.ndarray:
+        paths = [
+            tmp_path / place / f"{'real' if i % 2 else 'made'}-{i:02d}.png" for i, place in enumerate((made, real) * 15)
+        ]
+        for path, image in zip(paths, digits[0], strict=False):
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(image).save(path)
+        model = train_classifier(paths, digits[1][:30], 10, quick, 0, "cpu")
+        return predict_logits(model, digits[0][:5], quick, "cpu")
+
+    np.testing.assert_array_equal(learnt("b-photos", "c-run"), learnt("b-photos", "a-run"))
+
+
 def test_files_pictures_and_arrays_get_the_same_logits(
     digits: Digits, quick: ScoreConfig, make_manifest: MakeManifest
 ) -> None:
