@@ -88,7 +88,7 @@ class Place:
             return
         shutil.rmtree(self.run, ignore_errors=True)
         self.run.mkdir()
-        longer = {"steps = 4\nfolds": "steps = 12\nfolds", "steps = 4\nstrength": "steps = 8\nstrength"}
+        longer = {"steps = 4\nfolds": "steps = 40\nfolds", "steps = 4\nstrength": "steps = 30\nstrength"}
         longer |= {"steps = 1\ncount": "steps = 2\ncount"}
         text = f"{SETTINGS}[data]\ntest_fraction = 0.5\njudge_fraction = 0.75\n"  # who judges a strength needs 7
         for few, many in longer.items():
