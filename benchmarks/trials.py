@@ -24,7 +24,7 @@ from typing import Any
 
 # Sizes and hashes that records keep are of files that are compared themselves.
 VOLATILE = re.compile(
-    r"seconds|started|peak_memory_mib|energy_wh|apart|made_now|resumed|versions|mtime_ns|sha256|^size$|^made$"
+    r"seconds|started|peak_memory_mib|energy_wh|apart|made_now|resumed|versions|mtime_ns|sha256|row_hash|^size$|^made$"
 )
 BESIDE = re.compile(
     r"^(\.lock.*|records/.*\.stopped\.json|tables/.*|figures/.*|logs/.*|cache/.*\.seal|evaluation/(figures|tables)/.*)$"

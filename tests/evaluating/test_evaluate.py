@@ -171,7 +171,8 @@ def test_the_next_plan_can_be_read_and_asks_for_what_is_wanted(run: Path) -> Non
     assert len(plan) == made["images"] == 20 and plan.hash == made["plan"] and made["known_images"] == 20
     targets = np.array(plan.table["target_difficulty"])
     assert targets.min() >= 0 and targets.max() <= 0.8
-    assert sum(row["easy"] + row["medium"] + row["hard"] for row in made["demand"]) == pytest.approx(20, abs=1)
+    # each of thirty is rounded to a tenth
+    assert sum(row["easy"] + row["medium"] + row["hard"] for row in made["demand"]) == pytest.approx(20, abs=1.5)
     assert plan.generator == read_plan(run / "generated" / "plan.parquet").generator
 
 
