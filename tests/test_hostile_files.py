@@ -27,7 +27,7 @@ from dcdm_cli.commands.flags import parse_settings
 from dcdm_cli.data.candidates import ScanOptions
 from dcdm_cli.data.classes import read_class_map
 from dcdm_cli.data.corrections import read_rows
-from dcdm_cli.data.manifest import manifest_classes, manifest_note, manifest_rows
+from dcdm_cli.data.manifest import manifest_classes, manifest_rows
 from dcdm_cli.data.sources import scan
 from dcdm_cli.difficulty.feature_cache import _named as read_features
 from dcdm_cli.difficulty.own_files import timm_description
@@ -244,5 +244,5 @@ def test_a_large_file_is_refused_soon_and_in_little_memory(tmp_path: Path, name:
 def test_nobody_waits_for_a_pipe(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "samples.parquet")
     assert manifest_classes(tmp_path / "samples.parquet") is None
-    assert manifest_rows(tmp_path / "samples.parquet") is manifest_note(tmp_path / "samples.parquet") is None
+    assert manifest_rows(tmp_path / "samples.parquet") is None
     assert not_finite_in(tmp_path / "samples.parquet") == "is no file"

@@ -222,28 +222,22 @@ def write_manifest_parts(
     path: Path,
     class_names: Sequence[str],
     root: Path | None,
-    note: str = "",
     *,
     portable: bool = True,
 ) -> None:
     """`write_manifest` for more rows than fit in memory: tables of `SCHEMA`, one row group each.
 
-    note: kept in the file's metadata; `manifest_note` gives it back. portable: images below the manifest's folder are
-    named relative to `root`, as in a data set that is moved or published as a whole.
+    portable: images below the manifest's folder are named relative to `root`, as in a data set that is moved or
+    published as a whole.
     """
     home = _portable(root.resolve(), path.parent.resolve()) if root else None
     # None: paths stay relative, and right wherever the data set is moved to.
     start = str(root.resolve()) if root and not (portable and home and not Path(home).is_absolute()) else None
-    meta = {"schema": 1, "class_names": list(class_names), "root": home, "start": start, "note": note}
+    meta = {"schema": 1, "class_names": list(class_names), "root": home, "start": start}
     schema = SCHEMA.with_metadata({_META_KEY: json.dumps(meta).encode()})
     with atomic_path(path) as part, pq.ParquetWriter(part, schema) as writer:
         for table in parts:
             writer.write_table(_openable(table, start).cast(schema), row_group_size=ROW_GROUP)
-
-
-def manifest_note(path: Path) -> str | None:
-    """The note a manifest was written with; None without a readable manifest. Reads no rows."""
-    return _stated(path, lambda: _read_meta(pq.read_schema(path)).note)
 
 
 def manifest_classes(path: Path) -> tuple[str, ...] | None:
@@ -345,7 +339,7 @@ _Place = Annotated[str, Field(max_length=8192, pattern=r"^[^\x00]*$")]
 @dataclass(frozen=True)
 class _Meta:
     """What the file says of itself. root: relative to the file's folder, or absolute; None = that folder. start: what
-    its paths begin with, the root at the time of writing; None = they are relative."""
+    its paths begin with, the root at the time of writing; None = they are relative. note: of older files."""
 
     class_names: ClassNames
     root: _Place | None = None

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from dcdm_cli.data.candidates import Rejection
-from dcdm_cli.data.manifest import COLUMNS, manifest_note, manifest_rows, write_manifest_parts
+from dcdm_cli.data.manifest import COLUMNS, manifest_rows, write_manifest_parts
 from dcdm_cli.data.writers import METADATA_COLUMNS, stream_metadata, write_card, write_rejected
 from dcdm_cli.errors import DcdmError, MismatchError
 from dcdm_cli.files import (
@@ -27,7 +27,6 @@ from dcdm_cli.files import (
     atomic_path,
     fsync,
     hash_file,
-    hash_json,
     leftovers,
     remove,
     storage_errors,
@@ -196,7 +195,7 @@ class Ledger:
             yield f"{METADATA} names {len(named & known)} of {len(known)} images, and {len(named - known)} others"
 
     def write_again(self, base: str, backend: str) -> None:
-        """`conclude` for a folder that is whole: nothing is removed, only what is not there is written."""
+        """`conclude` for a folder that is whole."""
         for shard in range(self.plan.shards):
             self._count(self._read_sidecar(self._sidecar_file(shard)))
         self.conclude(base, backend)
@@ -242,23 +241,16 @@ class Ledger:
         self._count(sidecar)
 
     def conclude(self, base: str, backend: str) -> None:
-        """Writes what other tools read: samples.parquet, metadata.jsonl, the card. Does nothing when they are there."""
+        """Writes what other tools read: samples.parquet, metadata.jsonl, the card. Those that are there too: nobody
+        has sealed them yet, and what has changed in them since would be taken for ours."""
         folder, names = self.layout.folder, self.layout.class_names
-        samples, metadata = folder / "samples.parquet", folder / SPLIT / "metadata.jsonl"
-        state = hash_json([asdict(self.finished[shard]) for shard in sorted(self.finished)])
-        complete = metadata.is_file() or self.layout.format != "folder"
-        written = (folder / "README.md").is_file() and (folder / REJECTED).is_file()
-        # the note is over the sidecars: what is there was made of the same shards
-        if manifest_note(samples) == state and complete and written:
-            return
         self._sweep()  # workers that were killed left some
         write_rejected(folder / REJECTED, self._rejected())
         if self.layout.format == "folder":
             stream_metadata(folder / SPLIT, self._metadata())
         facts = {"base model": base, "generator": self.plan.generator, "backend": backend}
         write_card(folder, names, facts, self.layout.format, self.images)
-        # last: its note says that all of the above is there
-        write_manifest_parts(self._manifest(), samples, names, folder, state)
+        write_manifest_parts(self._manifest(), folder / SAMPLES, names, folder)
 
     @property
     def images(self) -> int:
@@ -295,8 +287,7 @@ class Ledger:
         file, output = self.layout.folder / "plan.parquet", self.folder / OUTPUT
         ours = {"schema": 1, "format": self.layout.format, "image_format": self.layout.image}
         refuse_other_plan(self.plan, self.layout.folder)
-        if not file.is_file():
-            _copy_plan(self.plan, file)
+        _copy_plan(self.plan, file)
         if not output.is_file():
             write_json(output, ours)
             return
@@ -454,7 +445,10 @@ def shard_writer(layout: Layout, shard: int, ids: Sequence[str]) -> tuple[ShardW
 
 
 def _copy_plan(plan: AnyPlan, file: Path) -> None:
+    """One that is there too: it may have changed where its hash does not look."""
     if isinstance(plan, PlanFile):
+        if file.is_file() and plan.path.samefile(file):
+            return
         with atomic_path(file) as part:
             shutil.copyfile(plan.path, part)
     else:
