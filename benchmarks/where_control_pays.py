@@ -29,6 +29,7 @@ PACKAGED = ROOT / "dcdm_cli" / "reports" / "cases.json"
 PICTURE = ROOT / "docs" / "images" / "where_control_pays.png"
 COLUMNS = ("data", "real images", "generated per real", "fine-tuned", "points, 95 % interval", "seeds", "verdict")
 COLOURS = (figure_style.ORANGE, figure_style.BLUE, figure_style.GREEN, figure_style.PURPLE, figure_style.GREY)
+MARKS = ("o", "s", "^")
 
 
 def main() -> None:
@@ -69,14 +70,14 @@ def _cases(one: Mapping[str, Any], document: Mapping[str, Any]) -> Iterator[Meas
 
 
 def draw(cases: Sequence[MeasuredCase], path: Path) -> None:
-    """Points over generated images per real one, a colour per data and real images, a mark per strength; filled where
-    the comparison says better."""
+    """Points over generated images per real one, a colour and mark per data, real images and strength; filled where the
+    comparison says better."""
     figure = figure_style.figure(8.4, 4.6)
     axes = figure.add_subplot()
     groups = list(dict.fromkeys((case.data, case.real, case.strength) for case in cases))
     for number, (data, real, strength) in enumerate(groups):
         mine = [case for case in cases if (case.data, case.real, case.strength) == (data, real, strength)]
-        _points(axes, mine, f"{data}, {real:,} real, {strength}", COLOURS[number % len(COLOURS)], 0.03 * number)
+        _points(axes, mine, f"{data}, {real:,} real, {strength}", _look(number), 0.03 * number)
     axes.axhline(0, color=figure_style.GREY, linewidth=1)
     axes.set_xscale("log", base=2)
     ratios = sorted({case.ratio for case in cases})
@@ -89,13 +90,19 @@ def draw(cases: Sequence[MeasuredCase], path: Path) -> None:
     figure_style.save(figure, path)
 
 
-def _points(axes: Any, cases: Sequence[MeasuredCase], label: str, colour: str, shift: float) -> None:
+def _look(number: int) -> tuple[str, str]:
+    """Colour and mark of a group: another mark where the colours begin again."""
+    return COLOURS[number % len(COLOURS)], MARKS[number // len(COLOURS) % len(MARKS)]
+
+
+def _points(axes: Any, cases: Sequence[MeasuredCase], label: str, look: tuple[str, str], shift: float) -> None:
+    colour, mark = look
     x = [case.ratio * (1 + shift) for case in cases]
     for place, case in zip(x, cases, strict=True):
         axes.plot([place, place], [100 * case.low, 100 * case.high], color=colour, linewidth=1.4)
         filled = colour if case.verdict == "better" else "white"
-        axes.plot([place], [100 * case.difference], "o", color=colour, markerfacecolor=filled, markersize=6)
-    axes.plot([], [], "o", color=colour, label=label)
+        axes.plot([place], [100 * case.difference], mark, color=colour, markerfacecolor=filled, markersize=6)
+    axes.plot([], [], mark, color=colour, label=label)
 
 
 def _row(case: MeasuredCase) -> list[str]:
