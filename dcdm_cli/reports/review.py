@@ -67,7 +67,8 @@ def write_gallery(path: Path, items: Sequence[Item], about: Sequence[str]) -> No
 def review_table(counts: dict[str, int]) -> ResultTable:
     rows = tuple((f"{name}: {text}", str(counts[name])) for name, text in GROUPS.items())
     doubtful = f"{counts['suspects']} labels are in doubt" if counts["suspects"] else "No label is in doubt"
-    sentence = f"{doubtful}; mark what is to change in review.csv and give it back:"
+    repeated = f", {counts['copies']} pictures repeat another" if counts["copies"] else ""
+    sentence = f"{doubtful}{repeated}; mark what is to change in review.csv and give it back:"
     return ResultTable("Images to look at", ("group", "images"), rows, sentence)
 
 
