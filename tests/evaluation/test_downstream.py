@@ -235,7 +235,7 @@ def test_what_was_stopped_within_a_classifier_ends_as_it_would_have(
 ) -> None:
     real, test = pair
     how = {"arms": [Arm("real", lambda seed: NOTHING, "")], "trial": Trial(real, test, 2, "d"), "seeds": [0]}
-    how["config"] = SETTINGS.model_copy(update={"steps": 9})
+    how["config"] = SETTINGS.model_copy(update={"steps": 9, "at_chance": "warn"})
     folders = [tmp_path / name for name in ("through", "stopped")]
     for folder in folders:
         folder.mkdir()
