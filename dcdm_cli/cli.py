@@ -18,7 +18,7 @@ from dcdm_cli import __version__
 from dcdm_cli.console import Console
 from dcdm_cli.errors import DcdmError, ExitCode, InterruptedRunError, MismatchError, OutOfMemoryError, UsageError
 from dcdm_cli.files import system_error
-from dcdm_cli.signals import asked_to_stop, ending, install_handlers
+from dcdm_cli.signals import asked_to_stop, ending, install_handlers, was_interrupted
 from dcdm_cli.workers.environment import SAFE_PATH
 
 # In pipeline order. Only the command that is asked for is imported: --help must not wait for torch or pydantic.
@@ -118,8 +118,10 @@ def exit_code(error: BaseException, console: Console) -> int:
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else ExitCode.FAILED
     known = _known(error)
-    if known is None and asked_to_stop() and isinstance(error, Exception):
-        known = _stopped()  # some libraries make an error of their own of an interrupt
+    # some libraries make an error of their own of an interrupt, of which ours may be made: a value's check calls it bad
+    collateral = asked_to_stop() if known is None else was_interrupted() and not isinstance(known, InterruptedRunError)
+    if collateral and isinstance(error, Exception):
+        known = _stopped()
     if known is not None:
         console.error(known)
         return known.code

@@ -21,6 +21,7 @@ _asked: list[str] = []
 _at_once: list[str] = []
 _late: list[str] = []
 _somebody_asks = [False]
+_raised = [False]
 ending = [False]  # set without a call: Python looks for signals at calls
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 _IMPORTING = "<frozen importlib._bootstrap>"
@@ -49,13 +50,14 @@ def install_handlers(say: Callable[[str], None], end: Callable[[], None] = lambd
         if importing:
             end()
         if again or importing or _at_once or not _somebody_asks[0]:
+            _raised[0] = True
             raise StopNow
         say(f"{name}: finishing the current unit of work; once more to stop now")
 
     for number in (getattr(signal, name) for name in SIGNALS if hasattr(signal, name)):  # Windows lacks some
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handle)
-    ending[0] = False
+    ending[0] = _raised[0] = False
     sys.unraisablehook = _unless_stopped(sys.unraisablehook)
 
 
@@ -73,6 +75,11 @@ def asked_to_stop() -> str | None:
     """Name of the newest signal that asked, or None."""
     _somebody_asks[0] = True  # from now on a signal can wait for the next question
     return _asked[-1] if _asked else None
+
+
+def was_interrupted() -> bool:
+    """Whether `StopNow` was raised: an error that arrives then may be what a library has made of it."""
+    return _raised[0]
 
 
 @contextmanager
