@@ -10,6 +10,7 @@ from dcdm_cli.errors import CapabilityError, NumericalError
 from dcdm_cli.generation.engine import open_engine
 from dcdm_cli.run.store import RunFolder
 from dcdm_cli.stages import fp8
+from dcdm_cli.stages.calibrate import probe_points
 from dcdm_cli.stages.export import run_export
 from dcdm_cli.stages.jobs import open_job
 from dcdm_export.finished import read_parity
@@ -27,7 +28,8 @@ def test_recorded_calls_are_the_samplers_over_the_schedule_and_the_difficulties(
     assert rows % fp8.BATCH == 0 and rows > fp8.BATCH  # guided: several calls of an image lie in one
     assert len({float(call["timestep"][0]) for call in calls}) == 5
     asked = {round(float(value), 3) for call in calls for value in call["difficulty"] if value >= 0}
-    assert len(asked) >= fp8.REQUESTS - 1 and max(asked) - min(asked) > 0.05
+    points = {round(float(point), 3) for point in probe_points(session, fp8.REQUESTS)}
+    assert len(asked) >= fp8.REQUESTS - 1 and asked <= points and {min(asked), max(asked)} == {min(points), max(points)}
 
 
 @pytest.mark.slow
