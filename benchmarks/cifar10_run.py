@@ -1,7 +1,7 @@
 """The CIFAR-10 experiments, in pieces: pretrain a base, then score, fine-tune and compare on 1,000 and 5,000 images.
 
     python benchmarks/cifar10_run.py --data DIR --state DIR [--piece-seconds 540] [--setting gpu|cpu|taught|tiny]
-        [--base DIR]
+        [--base DIR] [--only TARGET]
 
 Run it again until it says that it is done. Every piece ends in time, saved; finished steps, images and classifiers are
 never made twice. The last line is JSON: which steps are done, and which waits. Code 0 = all done, 3 = there is more.
@@ -41,7 +41,7 @@ LEFT_BEHIND = {"checkpoints", "images", "sets", "cache"}  # made again where the
 class Scale:
     """Settings that differ between machines, as dcdm settings. seeds: per target; without `tune` among them guidance is
     not chosen but `GUESS`. own: settings of one target alone. exported: images are made from the export, which is
-    faster on a CPU. experiments: built in, or files of this folder."""
+    faster on a CPU. experiments: built in, or files of this folder; those in own_experiments are of one target."""
 
     settings: dict[str, dict[str, Any]]
     seeds: dict[str, int]
@@ -51,6 +51,10 @@ class Scale:
     test_per_class: int | None = None
     score_needs: float = 20
     experiments: tuple[str, ...] = EXPERIMENTS
+    own_experiments: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def asked(self, target: str) -> tuple[str, ...]:
+        return self.own_experiments.get(target, self.experiments)
 
 
 NET = {"model": "resnet10t", "image_size": 64, "batch_size": 128, "lr": 3e-3, "scale": [0.5, 1.0], "hflip": 0.5}
@@ -90,10 +94,17 @@ CPU = Scale(
         "evaluate": {"fresh_sets": True, "per_target": 100, "density_images": 500, "workers": 1, "atlas_classes": 10},
     },
     seeds={"small": 6, "target": 6},
-    own={"target": {"downstream": {"steps": 800}, "finetune": {"steps": 1000, "batch_size": 64}}},
+    own={
+        "target": {
+            "downstream": {"steps": 800},
+            "finetune": {"steps": 1000, "batch_size": 64},
+            "generate": {"ratio": 0.1},
+        }
+    },
     exported=True,
     score_needs=100,
     experiments=("adherence", "cifar10_worth.toml", "cifar10_features.toml", "target"),
+    own_experiments={"target": ("adherence", "cifar10_ratios.toml")},
 )
 TAUGHT = replace(
     CPU,
@@ -104,6 +115,7 @@ TAUGHT = replace(
     seeds={"taught": 6},
     own={},
     experiments=("adherence",),
+    own_experiments={},
 )
 TINY_NET = {**NET, "image_size": 32, "model_args": {"channels": [8, 12, 16, 32], "stem_width": 8}, "batch_size": 64}
 TINY_NET |= {"steps": 4}
@@ -133,6 +145,7 @@ def main() -> None:
     parser.add_argument("--state", type=Path, required=True)
     parser.add_argument("--piece-seconds", type=float, default=None)
     parser.add_argument("--setting", choices=SCALES, default="gpu")
+    parser.add_argument("--only", help="one target of the setting: small, target, ...")
     parser.add_argument("--base", type=Path, help="what cifar10_base.py made, instead of pretraining again")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--pack", type=Path, help="afterwards write the state here, in parts of 15 MiB")
@@ -146,7 +159,7 @@ def main() -> None:
     if options.unpack:
         progress.forget(": images")  # they were left behind
     base = options.base.absolute() if options.base else None
-    job = Experiments(options.data.absolute(), state, options.setting, options.results, clock, base)
+    job = Experiments(options.data.absolute(), state, options.setting, options.results, clock, base, options.only)
     waiting = progress.run(list(job.steps()), clock)
     if options.pack:
         pack(state, options.pack)
@@ -163,6 +176,7 @@ class Experiments:
     results: Path
     clock: Clock
     finished: Path | None = None
+    only: str | None = None
 
     @property
     def base(self) -> Path:
@@ -174,7 +188,7 @@ class Experiments:
 
     def steps(self) -> Iterator[Step]:
         yield Step("base", self._base, needs=60)
-        for target in self.scale.seeds:
+        for target in self.scale.seeds if self.only is None else (self.only,):
             yield from self.first_steps(target)
             yield Step(f"{target}: finetune", lambda t=target: self._stage(t, "finetune"))
             if self.scale.exported:
@@ -184,7 +198,7 @@ class Experiments:
                 continue
             yield Step(f"{target}: generate", lambda t=target: self._stage(t, "generate"))
             yield Step(f"{target}: artefacts", lambda t=target: self._artefacts(t), needs=60)
-            for name in self.scale.experiments:
+            for name in self.scale.asked(target):
                 yield Step(f"{target}: {name}", lambda t=target, n=name: self._experiment(t, n))
 
     def first_steps(self, target: str) -> Iterator[Step]:
@@ -276,7 +290,7 @@ class Experiments:
 
     def _publish(self, name: str, document: dict[str, Any], command: str) -> None:
         target = name.split("_")[0]
-        size = {"tune": 1000, "small": 1000, "target": 5000}[target]
+        size = 5000 if target == "target" else 1000
         title = f"CIFAR-10, {size} real images, {document['experiment']} ({self.setting} setting)"
         about = {"title": title, "setting": self.setting, "settings": self.settings(target), **provenance(command)}
         save({**about, "document": document}, f"cifar10_{name}", self.results)
