@@ -50,7 +50,7 @@ def test_a_stopped_attempt_counts_until_its_work_is_recorded(tmp_path: Path) -> 
     last = Attempt(file, "key")
     with last.measured():
         time.sleep(0.02)
-    assert last.seconds >= 0.06 and last.apart.seconds()["load_seconds"] >= 0.04
+    assert last.seconds >= 0.06 and last.one_off.seconds()["load_seconds"] >= 0.04
     for other in (Attempt(file, "other"),):
         assert other.seconds == 0
     last.over()
@@ -70,12 +70,24 @@ def test_a_record_holds_the_seconds_of_all_its_attempts(tmp_path: Path) -> None:
         with pytest.raises(KeyboardInterrupt):
             run.run(stage, stop, force=True)
         (file,) = (tmp_path / "records").glob("*.stopped.json")
-        spent = json.loads(file.read_text()) | {"seconds": 1000.0, "apart": {"load_seconds": 9.0}}
+        spent = json.loads(file.read_text()) | {"seconds": 1000.0, "one_off": {"load_seconds": 9.0}}
         file.write_text(json.dumps(spent))
         return run.run(stage, lambda: Outcome([], "f"), **how)[0]
 
     record = attempt()
-    assert record.seconds >= 1000 and record.apart == {"load_seconds": 9.0}
+    assert record.seconds >= 1000 and record.one_off == {"load_seconds": 9.0}
     assert [path.name for path in (tmp_path / "records").iterdir()] == ["score.json"]
-    assert json.loads((tmp_path / "records" / "score.json").read_text())["apart"] == record.apart
+    assert json.loads((tmp_path / "records" / "score.json").read_text())["one_off"] == record.one_off
     assert attempt(force=True).seconds >= 1000  # what is forced goes on with what it had begun
+
+
+def test_records_of_earlier_releases_are_read(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    stage = Stage("score", {}, {})
+    run.run(stage, lambda: Outcome([], "f"))
+    file = tmp_path / "records" / "score.json"
+    old = json.loads(file.read_text())
+    del old["one_off"]
+    file.write_text(json.dumps({**old, "apart": {"load_seconds": 9.0}}))
+    found = RunFolder(tmp_path).record("score")
+    assert found is not None and found.one_off == {"load_seconds": 9.0}

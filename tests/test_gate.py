@@ -82,7 +82,7 @@ def read_footer(file: Path) -> Any:
 DOCUMENTS: dict[str, tuple[Any, Callable[[Path], Any]]] = {
     "records/score.json": (asdict(RECORD), lambda file: RunFolder(file.parent.parent).record("score")),
     "score.stopped.json": (
-        {"of": HASH, "seconds": 1.5, "energy_wh": None, "apart": {"opening": 0.5}},
+        {"of": HASH, "seconds": 1.5, "energy_wh": None, "one_off": {"opening": 0.5}},
         lambda file: Attempt(file, HASH),
     ),
     "calibration.json": ({k: v for k, v in asdict(CALIBRATION).items() if k != "attempts"}, read_calibration),

@@ -122,7 +122,7 @@ TEXTS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "difficulty.json": ('{"label": "one", "difficulty": %s}', scanned_tar),
     "label": ("%s", scanned_tar),
     ".lock.json": ('{"host": %s, "pid": %s, "command": "dcdm score", "since": %s}', stands),
-    "stopped.json": ('{"of": "x", "seconds": %s, "energy_wh": %s, "apart": {"a": %s}}', stands),
+    "stopped.json": ('{"of": "x", "seconds": %s, "energy_wh": %s, "one_off": {"a": %s}}', stands),
 }  # fmt: skip
 
 

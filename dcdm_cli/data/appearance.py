@@ -34,6 +34,14 @@ def value_warnings(examined: Examined, options: DecodeOptions) -> Iterator[str]:
         )
 
 
+def animation_warnings(examined: Examined) -> Iterator[str]:
+    """Of animations one frame is seen, which may not be the one that shows the class."""
+    if examined.animated:
+        have = "image has" if examined.animated == 1 else "images have"
+        said = f"{examined.animated} {have} several frames or pages"
+        yield f"{said}: the first is used; --animated reject leaves them out"
+
+
 def shape_warnings(widths: np.ndarray, heights: np.ndarray, options: DecodeOptions) -> Iterator[str]:
     """Images that are shown distorted, or of which the middle square leaves much out. widths, heights: int [N]."""
     if options.fit not in ("auto", "crop") or not len(widths):  # pad and stretch show the whole image, by wish

@@ -20,6 +20,7 @@ from dcdm_cli.errors import UsageError
 METADATA_FILES = ("metadata.jsonl", "metadata.csv")
 CAPTION_SUFFIXES = (".txt", ".caption")
 _NAME_COLUMNS = ("file_name", "path")
+SHARED = "images that share a caption file with the one before, by a name that differs in its ending alone"
 _CAPTION_COLUMNS = ("caption", "text")
 _LABEL_COLUMNS = ("class_name", "label")
 _NUMBERS = re.compile(r"[\s0-9.,;:eE+-]*")  # boxes and other annotations, which are no captions
@@ -48,6 +49,7 @@ class Beside:
     def __init__(self, root: Path, options: ScanOptions) -> None:
         self.root, self.options = root, options
         self._tables: dict[Path, dict[str, Known]] = {}
+        self._last: Path | None = None  # caption file
 
     @property
     def names_classes(self) -> bool:
@@ -59,7 +61,21 @@ class Beside:
         row = self._row(path)
         if row.caption or not self.options.caption_files:
             return row
-        return replace(row, caption=_caption_file(path, notes))
+        return replace(row, caption=self._caption_file(path, notes))
+
+    def _caption_file(self, path: Path, notes: Counter[str]) -> str | None:
+        """The first line; trainers read further ones as alternatives."""
+        for suffix in CAPTION_SUFFIXES:
+            file = path.with_suffix(suffix)
+            if file.is_file():
+                text = _first_line(file)
+                if text and not _NUMBERS.fullmatch(text):
+                    if file == self._last:  # a.jpg and a.png: they are listed one after the other
+                        notes[SHARED] += 1
+                    self._last = file
+                    return text
+                notes["text files beside images that hold no caption"] += 1
+        return None
 
     def _row(self, path: Path) -> Known:
         folder = path.parent
@@ -96,18 +112,6 @@ class Beside:
         score = read_difficulty(cell.get("difficulty"), where) if "difficulty" in columns else None
         label, bare_label = (read_label(cell.get(role), None) for role in ("label", "bare_label"))
         return Known(label, bare_label, read_text(cell.get("caption")), score)
-
-
-def _caption_file(path: Path, notes: Counter[str]) -> str | None:
-    """The first line; trainers read further ones as alternatives."""
-    for suffix in CAPTION_SUFFIXES:
-        file = path.with_suffix(suffix)
-        if file.is_file():
-            text = _first_line(file)
-            if text and not _NUMBERS.fullmatch(text):
-                return text
-            notes["text files beside images that hold no caption"] += 1
-    return None
 
 
 def _first_line(file: Path) -> str | None:

@@ -7,9 +7,11 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from dcdm_cli.data.cells import unguarded
 from dcdm_cli.data.lists import not_utf8
 from dcdm_cli.data.manifest import Manifest
 from dcdm_cli.errors import NotFoundError, UsageError
@@ -46,7 +48,7 @@ def correct(manifest: Manifest, drop: Path | None, relabel: Path | None) -> Corr
     return Corrected(manifest, tuple(said))
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
+def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows about real images, by column name. Semicolons and tabs separate columns too, as spreadsheets write."""
     try:
         text = path.read_text("utf-8-sig")  # -sig: spreadsheets put a mark first
@@ -62,7 +64,12 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         raise UsageError(f"cannot read {path}: {error}", f"write {EXAMPLE}", file=path) from error
     if rows and not {"sample_id", "path"} & set(rows[0]):
         raise UsageError(f"{path} names no images: its columns are {', '.join(map(str, rows[0]))}", EXAMPLE, file=path)
-    return [row for row in rows if (row.get(SOURCE) or REAL) == REAL]
+    return [_plain(row) for row in rows if (row.get(SOURCE) or REAL) == REAL]
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """As it was before `guarded`; what csv keeps of a row that is too long is a list."""
+    return {name: unguarded(cell) if isinstance(cell, str) else cell for name, cell in row.items()}
 
 
 def _relabelled(manifest: Manifest, path: Path) -> tuple[Manifest, str]:

@@ -59,7 +59,8 @@ _DARK = 32  # of 255
 @dataclass
 class Examined:
     """files: one per chunk, in order. candidates: how many were looked at. deep: grey images of more than 8 bits, and
-    deep_peak the largest value in them, as a share of the range; dark: other images without a value above an eighth."""
+    deep_peak the largest value in them, as a share of the range; dark: other images without a value above an eighth.
+    animated: images of which more frames or pages than the first are there."""
 
     files: list[Path] = field(default_factory=list)
     rejected: list[Rejection] = field(default_factory=list)
@@ -68,6 +69,7 @@ class Examined:
     deep: int = 0
     deep_peak: float = 0.0
     dark: int = 0
+    animated: int = 0
 
     def tables(self) -> Iterator[pa.Table]:
         for file in self.files:
@@ -205,6 +207,7 @@ def _examine(
         "content": content,
         "deep_peak": image.info.get("deep_peak"),
         "is_dark": _brightest(image) < _DARK,
+        "is_animated": image.info["animated"],
     }
 
 
@@ -242,7 +245,8 @@ def _keep(chunk: _Chunk, file: Path, examined: Examined, *, durable: bool) -> No
     peaks = [row["deep_peak"] for row in chunk.rows if row["deep_peak"] is not None]
     # deep ones are told about by their peaks
     dark = sum(row["is_dark"] and row["deep_peak"] is None for row in chunk.rows)
-    facts = _Facts(chunk.seen, tuple(chunk.rejected), len(peaks), max(peaks, default=0.0), dark)
+    animated = sum(row["is_animated"] for row in chunk.rows)
+    facts = _Facts(chunk.seen, tuple(chunk.rejected), len(peaks), max(peaks, default=0.0), dark, animated)
     schema = ROWS.with_metadata({_META: json.dumps(asdict(facts)).encode()})
     with atomic_path(file, durable=durable) as part:
         # of the rows' keys, those that the schema lacks are left out
@@ -261,6 +265,7 @@ class _Facts:
     deep: Count = 0
     deep_peak: Amount = 0.0
     dark: Count = 0
+    animated: Count = 0
 
 
 def _enter(examined: Examined, file: Path, facts: _Facts, rows: int) -> None:
@@ -271,6 +276,7 @@ def _enter(examined: Examined, file: Path, facts: _Facts, rows: int) -> None:
     examined.deep += facts.deep
     examined.deep_peak = max(examined.deep_peak, facts.deep_peak)
     examined.dark += facts.dark
+    examined.animated += facts.animated
 
 
 def _earlier(spool: Path, key: str) -> Examined:

@@ -126,7 +126,8 @@ def decoding_so(
 def decode_image(source: Path | bytes, options: DecodeOptions | None = None) -> Image.Image:
     """Decodes every pixel and returns mode RGB. options None: the run's. A path may name a member of a tar.
 
-    `info["deep_peak"]` of an image that was grey with more than 8 bits is its largest value, as a share of the range.
+    `info["deep_peak"]` of an image that was grey with more than 8 bits is its largest value, as a share of the range;
+    `info["animated"]` says whether there are more frames or pages than the first, which is what comes back.
 
     Raises RejectedImage, and no other error, for a bad file.
     """
@@ -141,10 +142,13 @@ def decode_image(source: Path | bytes, options: DecodeOptions | None = None) -> 
             _check_header(image, options)
             if image.format == "TIFF":
                 _silence_libtiff()
+            animated = _is_animated(image)
             image.load()
             if options.exif:
                 ImageOps.exif_transpose(image, in_place=True)
-            return _to_rgb(image, options)
+            decoded = _to_rgb(image, options)
+            decoded.info["animated"] = animated
+            return decoded
     except (RejectedImage, MemoryError):  # memory is no fault of the file
         raise
     except Exception as error:  # damaged files make Pillow raise OSError, ValueError, SyntaxError, struct.error, ...
@@ -259,9 +263,13 @@ def _check_header(image: Image.Image, options: DecodeOptions) -> None:
         raise RejectedImage("too_small", f"{width}x{height}, the shorter side must have {options.min_size} pixels")
     if max(width, height) > options.max_aspect * min(width, height):
         raise RejectedImage("extreme_aspect", f"{width}x{height} is longer than {options.max_aspect:g} to 1")
-    # A camera's MPO is a photo with a preview behind it, not an animation.
-    if options.animated == "reject" and image.format != "MPO" and getattr(image, "is_animated", False):
+    if options.animated == "reject" and _is_animated(image):
         raise RejectedImage("animated", "more than one frame or page")
+
+
+def _is_animated(image: Image.Image) -> bool:
+    """A camera's MPO is a photo with a preview behind it, not an animation."""
+    return image.format != "MPO" and bool(getattr(image, "is_animated", False))
 
 
 def _rejection(error: Exception) -> RejectedImage:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from dcdm_cli.data.appearance import shape_warnings, value_warnings
+from dcdm_cli.data.appearance import animation_warnings, shape_warnings, value_warnings
 from dcdm_cli.data.archives import file_stamp
 from dcdm_cli.data.candidates import Listing, Rejection, ScanOptions
 from dcdm_cli.data.classes import (
@@ -142,6 +142,7 @@ def _settled(
         *copy_warnings(copies, table),
         *(empty_warnings(facts) if options.test_fraction else ()),  # a fraction of 0 wants no test split
         *value_warnings(examined, options.decode),
+        *animation_warnings(examined),
         *shape_warnings(table["width"].to_numpy(), table["height"].to_numpy(), options.decode),
         *(f"{count} {note}" for note, count in sorted(listing.notes.items())),
     )

@@ -20,7 +20,7 @@ MAKING = (
     "export",
     "generate",
 )  # what an image costs; evaluation is apart
-APART = (LOAD, WARMUP, BUILD)  # parts of a stage that do not grow with the images
+ONE_OFF = (LOAD, WARMUP, BUILD)  # parts of a stage that do not grow with the images
 GPU, CPU = "GPU-hours", "CPU-hours"
 
 
@@ -72,7 +72,7 @@ def _stage(name: str, record: StageRecord) -> dict[str, Any]:
         "unit": unit,
         "peak_memory_mib": record.peak_memory_mib,
         "energy_wh": record.energy_wh,
-        **{part: record.apart.get(part) for part in APART},
+        **{part: record.one_off.get(part) for part in ONE_OFF},
     }
 
 

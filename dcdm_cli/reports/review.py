@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dcdm_cli.data.cells import guarded
 from dcdm_cli.data.corrections import DROP, RELABEL
 from dcdm_cli.data.images import RejectedImage, decode_image
 from dcdm_cli.evaluation.review import GROUPS, Item
@@ -53,7 +54,8 @@ def write_review_table(path: Path, items: Sequence[Item]) -> None:
     for item in items:
         numbers = ["" if math.isnan(value) else f"{value:.4f}" for value in (item.difficulty, item.target)]
         named = [item.source, item.reason, item.sample_id, str(item.path)]
-        writer.writerow(["", "", item.group, item.class_name, item.predicted, *numbers, *named])
+        row = ["", "", item.group, item.class_name, item.predicted, *numbers, *named]
+        writer.writerow(map(guarded, row))
     write_text(path, stream.getvalue())
 
 

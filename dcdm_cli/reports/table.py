@@ -14,6 +14,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from dcdm_cli.data.cells import guarded
 from dcdm_cli.files import safe_name, write_text
 from dcdm_cli.safe_text import show
 
@@ -51,9 +52,11 @@ class ResultTable:
         return "\n".join("| " + " | ".join(show(cell).replace("|", "\\|") for cell in row) + " |" for row in lines)
 
     def csv(self) -> str:
-        """A header and one line per row, as spreadsheets and pandas read them; cells as they are."""
+        """A header and one line per row, as spreadsheets and pandas read them; cells as they are, but for formulas."""
         stream = io.StringIO()
-        csv.writer(stream, lineterminator="\n").writerows([self.columns, *self.rows])
+        csv.writer(stream, lineterminator="\n").writerows(
+            [guarded(c) for c in row] for row in [self.columns, *self.rows]
+        )
         return stream.getvalue()
 
 

@@ -12,8 +12,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Annotated
+
+from pydantic import AliasChoices, Field
+
+from dcdm_cli.gate import Finite
 
 LOAD, WARMUP, BUILD = "load_seconds", "warmup_seconds", "build_seconds"
+# How records keep them; earlier releases called them "apart".
+OneOff = Annotated[dict[str, Finite], Field(validation_alias=AliasChoices("one_off", "apart"))]
 FEWEST = 3  # batches of one size from which the first can be compared with the others
 
 

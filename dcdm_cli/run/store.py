@@ -19,9 +19,10 @@ from pydantic import AfterValidator
 
 from dcdm_cli.errors import DcdmError, LockedError, MismatchError, NotFoundError, StorageError
 from dcdm_cli.files import PART_SUFFIX, hash_json, remove, strange, sweep, write_json
-from dcdm_cli.gate import EXACT, NO_LINKS, Amount, Count, Finite, Table, Text, Word, inside, read_document, table_in
+from dcdm_cli.gate import EXACT, NO_LINKS, Amount, Count, Table, Text, Word, inside, read_document, table_in
 from dcdm_cli.run.holder import note_holder, now, read_holder
 from dcdm_cli.run.memory import peak_memory_mib
+from dcdm_cli.run.one_off import OneOff
 from dcdm_cli.run.recorded import left_by_the_gone, of_another_stage, refuse_elsewhere, refuse_outward
 from dcdm_cli.run.results import check_results
 from dcdm_cli.run.roles import counted
@@ -52,7 +53,7 @@ class StageRecord:
     """records/<stage>.json. fingerprint: hash of what the stage made; results: its numbers, for people and reports.
     config: what the outcome depends on; uncounted: settings of the same sections that change nothing of it, for people.
     seconds: of work, with those of attempts that were stopped and gone on with. energy_wh: of the GPUs in sight, None =
-    unknown. apart: parts of the seconds that do not grow with the work, by name (`one_off.py`), as far as known.
+    unknown. one_off: parts of the seconds that do not grow with the work, by name (`one_off.py`), as far as known.
     read, wrote: files of the run folder by name, and of a base model of the user's own by their absolute paths
     (`seals.py`); a folder in `listed` has a list of its own."""
 
@@ -71,7 +72,7 @@ class StageRecord:
     versions: dict[str, Word]
     schema: Literal[1] = 1
     energy_wh: Amount | None = None
-    apart: dict[str, Finite] = field(default_factory=dict)
+    one_off: OneOff = field(default_factory=dict)
     uncounted: dict[str, Any] = field(default_factory=dict)
     read: Annotated[dict[Word, Seal], AfterValidator(refuse_outward)] = field(default_factory=dict)
     wrote: Annotated[dict[Word, Seal], AfterValidator(refuse_elsewhere)] = field(default_factory=dict)
@@ -460,7 +461,7 @@ class RunFolder:
             started=started,
             versions=recorded_versions(),
             energy_wh=attempt.energy_wh,
-            apart=attempt.apart.seconds(),
+            one_off=attempt.one_off.seconds(),
             uncounted=stage.uncounted,
             read=read,
             wrote=seal_all(self.path, [*outcome.outputs, *outcome.also]),

@@ -13,20 +13,21 @@ from typing import Any
 
 from dcdm_cli.errors import DcdmError
 from dcdm_cli.files import write_json
-from dcdm_cli.gate import Amount, Finite, Word, read_document
+from dcdm_cli.gate import Amount, Word, read_document
 from dcdm_cli.run import one_off
 from dcdm_cli.run.energy import energy_since, read_energy
+from dcdm_cli.run.one_off import OneOff
 
 
 class Attempt:
-    """seconds, energy_wh (None = unknown) and apart (`one_off.py`, by name) include those of earlier attempts."""
+    """seconds, energy_wh (None = unknown) and one_off (by name) include those of earlier attempts."""
 
     def __init__(self, file: Path, key: str) -> None:
         """key: what the work is; attempts at other work do not count. One that is forced goes on like any other."""
         self._file, self._key = file, key
         earlier = _read(file, key)
         self.seconds, self.energy_wh = earlier.seconds, earlier.energy_wh
-        self.apart = one_off.OneOffCosts(dict(earlier.apart))
+        self.one_off = one_off.OneOffCosts(dict(earlier.one_off))
 
     @contextmanager
     def measured(self) -> Iterator[None]:
@@ -50,11 +51,11 @@ class Attempt:
         # of what is unknown in one attempt, the sum is
         self.energy_wh = None if spent is None or self.energy_wh is None else round(self.energy_wh + spent, 3)
         for name, seconds in found.seconds().items():
-            self.apart.add(name, seconds)
+            self.one_off.add(name, seconds)
 
     def _leave(self) -> None:
         """A full disk is what is to be told then, not this."""
-        spent = {"seconds": self.seconds, "energy_wh": self.energy_wh, "apart": self.apart.seconds()}
+        spent = {"seconds": self.seconds, "energy_wh": self.energy_wh, "one_off": self.one_off.seconds()}
         try:
             write_json(self._file, {"of": self._key, **spent})
         except Exception:
@@ -68,7 +69,7 @@ class _Earlier:
     of: Word
     seconds: Amount = 0.0
     energy_wh: Amount | None = 0.0
-    apart: dict[str, Finite] = field(default_factory=dict)
+    one_off: OneOff = field(default_factory=dict)
 
 
 def stopped_seconds(file: Path) -> float | None:

@@ -56,7 +56,7 @@ def test_records_say_what_was_done(job: FinishedJob) -> None:
         record = json.loads((job.run / "records" / f"{stage}.json").read_text())
         assert set(record) == {
             "stage", "config", "inputs", "outputs", "fingerprint", "results", "seconds", "device", "peak_memory_mib",
-            "energy_wh", "started", "versions", "schema", "apart", "uncounted", "read", "wrote", "listed",
+            "energy_wh", "started", "versions", "schema", "one_off", "uncounted", "read", "wrote", "listed",
         }  # fmt: skip
         assert record["seconds"] >= 0 and record["device"] == "cpu" and record["peak_memory_mib"] > 50
         assert all((job.run / output).exists() for output in record["outputs"])

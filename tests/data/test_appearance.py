@@ -68,3 +68,13 @@ def test_very_long_images_are_shown_whole_and_said_to_be(scanned: Scanned, tmp_p
     whole, middle = scanned(source).warnings
     assert whole.startswith("2 of 4 images are longer than 2 to 1") and "distorted" in whole and "--fit crop" in whole
     assert middle.startswith("1 of 4 images are longer than 3 to 2") and "50% of them is cropped away" in middle
+
+
+def test_animations_are_counted(scanned: Scanned, tmp_path: Path) -> None:
+    source = write(tmp_path / "moving", [picture(seed) for seed in range(4)])
+    frames = [picture(9), picture(8)]
+    frames[0].save(source / "cat" / "moving.gif", save_all=True, append_images=frames[1:])
+    (warning,) = scanned(source).warnings
+    assert warning.startswith("1 image has several frames or pages") and "--animated reject" in warning
+    (rejected,) = scanned(source, decode=DecodeOptions(animated="reject"), max_bad=0.5).rejected
+    assert (rejected.path, rejected.reason) == ("cat/moving.gif", "animated")

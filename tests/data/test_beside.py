@@ -68,3 +68,13 @@ def test_a_named_label_column_counts_instead_of_the_folders(put: Put, scanned: S
     (tmp_path / "images/metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert scanned(label_column="kind").manifest.class_names == ("AC/DC", "cat")
     assert scanned().manifest.class_names == ("AC_DC", "cat")
+
+
+def test_images_that_share_a_caption_file_are_counted(put: Put, scanned: Scanned) -> None:
+    for seed, name in enumerate(("a.png", "a.webp", "b.png")):
+        put(f"cat/{name}", seed)
+    folder = put("dog/c.png", 4).parent.parent / "cat"
+    (folder / "a.txt").write_text("a cat")
+    (folder / "b.txt").write_text("a cat")
+    shared = [warning for warning in scanned().warnings if "share a caption file" in warning]
+    assert [warning.partition(" ")[0] for warning in shared] == ["1"]

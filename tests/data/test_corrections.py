@@ -78,3 +78,11 @@ def test_what_cannot_be_meant_is_refused(manifest: Manifest, tmp_path: Path, tex
 def test_a_file_that_is_not_there(manifest: Manifest, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError):
         correct(manifest, tmp_path / "none.csv", None)
+
+
+def test_a_class_that_looks_like_a_formula_comes_back_from_a_spreadsheet(tmp_path: Path) -> None:
+    names = ("=1+1", "dog")
+    rows = [{"sample_id": f"id{i}", "path": f"{i}.png", "label": 1, "class_name": "dog"} for i in range(2)]
+    manifest = Manifest.from_rows(rows, names, tmp_path)
+    made = correct(manifest, None, table(tmp_path, "new_label,sample_id\n'=1+1,id0\n=1+1,id1\n"))
+    assert made.manifest.column("label").tolist() == [0, 0]

@@ -14,16 +14,19 @@ BETTER = {"verdict": "better", "difference_mean": 0.02}
 
 
 def record(
-    stage: str, seconds: float, device: str = "cuda", energy: float | None = 10.0, apart: Any = None, **results: Any
+    stage: str, seconds: float, device: str = "cuda", energy: float | None = 10.0, one_off: Any = None, **results: Any
 ) -> StageRecord:
     return StageRecord(
-        stage, {}, {}, [], "", results, seconds, device, 2000, "", {}, energy_wh=energy, apart=apart or {}
+        stage, {}, {}, [], "", results, seconds, device, 2000, "", {}, energy_wh=energy, one_off=one_off or {}
     )
 
 
 def test_seconds_times_devices_money_and_shares() -> None:
     spent = {"load_seconds": 30.0}
-    records = {"finetune": record("finetune", 1800, "cuda:0,cuda:1", apart=spent), "generate": record("generate", 3600)}
+    records = {
+        "finetune": record("finetune", 1800, "cuda:0,cuda:1", one_off=spent),
+        "generate": record("generate", 3600),
+    }
     made = bill(records, 1000, BETTER, 3.0)
     assert made["hours"] == {"GPU-hours": 2.0, "CPU-hours": 0.0} and made["money"] == 6.0
     assert made["per_image"] == {"GPU-hours": 0.002, "CPU-hours": 0.0, "money": 0.006}
