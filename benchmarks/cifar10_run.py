@@ -114,7 +114,7 @@ TAUGHT = replace(
     },
     seeds={"taught": 6},
     own={},
-    experiments=("adherence",),
+    experiments=("adherence", "cifar10_control.toml"),
     own_experiments={},
 )
 TINY_NET = {**NET, "image_size": 32, "model_args": {"channels": [8, 12, 16, 32], "stem_width": 8}, "batch_size": 64}
