@@ -6,9 +6,9 @@
 
 One thread. Pictures of random blocks are written once, in class folders; then `dcdm score FOLDER` at 32 pixels is
 watched by what it says of its progress. Reports images/s of every tenth and the peak of memory. --photos: how long the
-command takes to scores of a folder of one's own, as anybody would type it, with every thread. --rows: no pictures, but as
-many drawn rows of features in a cache, cross-fitted as those of pictures are: the peak of memory with a quarter of them,
-and with all.
+command takes to scores of a folder of one's own, as anybody would type it, with every thread. --rows: no pictures, but
+as many drawn rows of features in a cache, cross-fitted as those of pictures are: the peak of memory with a quarter of
+them, and with all.
 """
 
 from __future__ import annotations
