@@ -1,6 +1,6 @@
 """The CIFAR-10 experiments, in pieces: pretrain a base, then score, fine-tune and compare on 1,000 and 5,000 images.
 
-    python benchmarks/cifar10_run.py --data DIR --state DIR [--piece-seconds 540] [--setting gpu|cpu|taught|tiny]
+    python benchmarks/cifar10_run.py --data DIR --state DIR [--piece-seconds 540] [--setting gpu|cpu|taught|chosen|tiny]
         [--base DIR] [--only TARGET]
 
 Run it again until it says that it is done. Every piece ends in time, saved; finished steps, images and classifiers are
@@ -8,7 +8,8 @@ never made twice. The last line is JSON: which steps are done, and which waits. 
 Results go to benchmarks/results (--results elsewhere) as soon as they are there. DIR of --data holds train*.parquet and
 test*.parquet with an `image` struct and a `label` (ClassLabel) column. --pack and --unpack carry the state to another
 machine, which must use the same --state path. --setting taught: how far images follow the request once the encoder and
-the LoRA have learned from the generator's own draws (`finetune.own_draws`).
+the LoRA have learned from the generator's own draws (`finetune.own_draws`); chosen: once they are chosen among sixteen
+draws instead of four.
 """
 
 from __future__ import annotations
@@ -117,6 +118,14 @@ TAUGHT = replace(
     experiments=("adherence", "cifar10_control.toml"),
     own_experiments={},
 )
+CHOSEN = replace(
+    CPU,
+    settings={**CPU.settings, "generate": {**LOOK["generate"], "attempts": 16}},
+    seeds={"chosen": 6},
+    own={},
+    experiments=("adherence",),
+    own_experiments={},
+)
 TINY_NET = {**NET, "image_size": 32, "model_args": {"channels": [8, 12, 16, 32], "stem_width": 8}, "batch_size": 64}
 TINY_NET |= {"steps": 4}
 TINY = Scale(
@@ -136,7 +145,7 @@ TINY = Scale(
     per_class={"pool": 12, "small": 6, "judge": 8},
     test_per_class=5,
 )  # fmt: skip
-SCALES = {"gpu": GPU, "cpu": CPU, "taught": TAUGHT, "tiny": TINY}
+SCALES = {"gpu": GPU, "cpu": CPU, "taught": TAUGHT, "chosen": CHOSEN, "tiny": TINY}
 
 
 def main() -> None:

@@ -108,7 +108,7 @@ def _made_again(run: Path, name: str, harmed: int) -> bool:
     for record in run.glob("**/records/*.json"):
         home = record.parent.parent
         if file.is_relative_to(home) and record.stat().st_mtime_ns > harmed:
-            seal = json.loads(record.read_text("utf-8"))["wrote"].get(file.relative_to(home).as_posix())
+            seal = json.loads(record.read_text("utf-8")).get("wrote", {}).get(file.relative_to(home).as_posix())
             if seal and seal["sha256"] == hash_file(file):
                 return True
     return False
