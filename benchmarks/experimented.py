@@ -45,7 +45,7 @@ text_guidance = 2.0
 """
 HARMS = {"a bit": last_bit, "half": cut_in_half, "gone": Path.unlink}
 # Nothing is made from these: for people and other tools; steps of training that is finished.
-BESIDE = ("README.md", "metadata.jsonl", "samples.parquet", "rejected.jsonl", "comfyui_a1111_lora.safetensors")
+BESIDE = ("README.md", "metadata.jsonl", "rejected.jsonl", "comfyui_a1111_lora.safetensors")
 
 
 def experiments(place: Place, _: int) -> dict[str, Any]:

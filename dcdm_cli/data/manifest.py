@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, overload
 
@@ -248,6 +249,26 @@ def manifest_classes(path: Path) -> tuple[str, ...] | None:
 def manifest_rows(path: Path) -> int | None:
     """How many rows a manifest has; None without a readable one. Reads no rows."""
     return _stated(path, lambda: pq.read_metadata(path).num_rows)
+
+
+def has_rows(path: Path, parts: Iterable[pa.Table]) -> bool:
+    """Whether a manifest in whose folder the images lie, as `write_manifest_parts` left it, still has these rows. Reads
+    one of its row groups at a time. Raises pa.ArrowException or OSError for what cannot be read."""
+    wanted = (part.slice(start, ROW_GROUP) for part in parts for start in range(0, len(part), ROW_GROUP))
+    with pq.ParquetFile(path) as there:
+        groups = (there.read_row_group(number, COLUMNS) for number in range(there.num_row_groups))
+        pairs = zip_longest(wanted, (group for group in groups if len(group)))
+        return all(a is not None and b is not None and _same_rows(a.cast(SCHEMA), b.cast(SCHEMA)) for a, b in pairs)
+
+
+def _same_rows(a: pa.Table, b: pa.Table) -> bool:
+    return len(a) == len(b) and all(_same_values(a[name], b[name]) for name in COLUMNS)
+
+
+def _same_values(a: pa.ChunkedArray, b: pa.ChunkedArray) -> bool:
+    """NaN, which equals nothing, is as good as no value."""
+    known = [pc.invert(pc.is_null(column, nan_is_null=True)) for column in (a, b)]
+    return known[0].equals(known[1]) and a.filter(known[0]).equals(b.filter(known[1]))
 
 
 def _stated(path: Path, read: Callable[[], T]) -> T | None:

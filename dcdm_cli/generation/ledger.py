@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from dcdm_cli.data.candidates import Rejection
-from dcdm_cli.data.manifest import COLUMNS, manifest_rows, write_manifest_parts
+from dcdm_cli.data.manifest import COLUMNS, has_rows, manifest_rows, write_manifest_parts
 from dcdm_cli.data.writers import METADATA_COLUMNS, stream_metadata, write_card, write_rejected
 from dcdm_cli.errors import DcdmError, MismatchError
 from dcdm_cli.files import (
@@ -147,6 +147,15 @@ class Ledger:
                 return f"shard {file.stem} is not what was made: {fault}"
         return ""
 
+    def doubt(self) -> str:
+        """Why the images of a finished folder, as its manifest lists them, are not to be worked with; empty when they
+        may be. Changes nothing."""
+        if said := self.missing():
+            return said
+        for shard in range(self.plan.shards):
+            self._count(self._read_sidecar(self._sidecar_file(shard)))
+        return "" if self._is_projection() else f"{SAMPLES} has other rows than the shards"
+
     def differences(self, *, verify: bool = False) -> Iterator[tuple[str, str]]:
         """(what, remedy) of everything in which a finished folder differs from its ledger: shards, images, and what was
         made of their rows for other tools; no remedy, and the same command mends it. verify: read every image too.
@@ -188,11 +197,20 @@ class Ledger:
             yield f"{SAMPLES} cannot be read" if samples.is_file() else f"{SAMPLES} is gone"
         elif count != self.images:
             yield f"{SAMPLES} has {count} rows for {self.images} images"
+        elif not self._is_projection():
+            yield f"{SAMPLES} has other rows than the shards"
         if self.layout.format != "folder":
             return
         named = {f"{SPLIT}/{row.get('file_name')}" for row in read_lines(metadata, dict[str, Any])}
         if named != known:
             yield f"{METADATA} names {len(named & known)} of {len(known)} images, and {len(named - known)} others"
+
+    def _is_projection(self) -> bool:
+        """Whether the manifest has the rows of the shards that are finished."""
+        try:
+            return has_rows(self.layout.folder / SAMPLES, self._manifest())
+        except (pa.ArrowException, OSError, KeyError, ValueError):  # damaged pages, or columns that are gone
+            return False
 
     def write_again(self, base: str, backend: str) -> None:
         """`conclude` for a folder that is whole."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from safetensors.torch import load
 
 from dcdm_cli.data.manifest import read_manifest
-from dcdm_cli.errors import InterruptedRunError, NotFoundError, UsageError
+from dcdm_cli.errors import InterruptedRunError, MismatchError, NotFoundError, UsageError
 from dcdm_cli.evaluation.experiments import BUILT_IN_ADAPTERS, ArmSpec, Experiment, find_experiment, parse_experiment
 from dcdm_cli.generation.engine import open_engine
 from dcdm_cli.model.adapter import adapter_hash
@@ -246,6 +247,21 @@ def test_a_set_whose_facts_were_not_written_is_measured_again(experimented: Path
     whole = sets.facts(ARMS["dcdm"], 0.1, 7)
     (experimented / "evaluation" / "sets" / sets.key(ARMS["dcdm"], 0.1, 7) / "facts.json").unlink()
     assert sets.facts(ARMS["dcdm"], 0.1, 7) == {**whole, "seconds": None}
+
+
+@pytest.mark.parametrize("name", ["samples.parquet", "plan.parquet", "shards/00000.parquet", "shards/00000.json"])
+def test_a_set_that_has_changed_is_not_worked_with(experimented: Path, name: str) -> None:
+    sets = sets_of(experimented, ARMS["dcdm"])
+    made = sets.make(ARMS["dcdm"], 0.1, 8)
+    folder = experimented / "evaluation" / "sets" / sets.key(ARMS["dcdm"], 0.1, 8)
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(MismatchError, match=f"{folder}.*") as caught:
+        sets_of(experimented, ARMS["dcdm"]).make(ARMS["dcdm"], 0.1, 8)
+    assert caught.value.hint.startswith(f"remove {folder}")
+    shutil.rmtree(folder)
+    again = sets_of(experimented, ARMS["dcdm"]).make(ARMS["dcdm"], 0.1, 8)
+    assert len(again) == len(made) and again.labels.tolist() == made.labels.tolist()
 
 
 def test_bands_are_the_ratios_that_arms_like_it_ask_for(experimented: Path) -> None:

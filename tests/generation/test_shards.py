@@ -16,6 +16,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import webdataset
@@ -379,6 +380,24 @@ def test_an_archive_that_is_gone_or_changed_is_among_the_differences(tmp_path: P
     victim.unlink()
     [(said, again)] = found_in(tmp_path, format)
     assert "is gone" in said and again == ""
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_manifest_with_other_rows_than_the_shards_is_not_believed(tmp_path: Path, format: str) -> None:
+    run(tmp_path, format, FakeMaker(measure=fake_measure))
+    samples, ledger = tmp_path / "samples.parquet", Ledger(PLAN, layout(tmp_path, format))
+    assert ledger.doubt() == ""
+    there = pq.read_table(samples)
+    labels = there["label"].to_numpy().copy()
+    labels[0] = 1 - labels[0]
+    other = there.set_column(there.schema.get_field_index("label"), there.schema.field("label"), pa.array(labels))
+    pq.write_table(other.replace_schema_metadata(there.schema.metadata), samples)
+    said = "samples.parquet has other rows than the shards"
+    assert ledger.doubt() == said and found_in(tmp_path, format) == [(said, "")]
+    run(tmp_path, format)
+    assert found_in(tmp_path, format) == [] and pq.read_table(samples).equals(there)
+    (tmp_path / "shards" / "00000.json").unlink()
+    assert "is gone" in ledger.doubt()
 
 
 def test_a_deleted_archive_is_made_again_alone(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from dcdm_cli.data.manifest import share_true
+from dcdm_cli.errors import MismatchError, NotFoundError
 from dcdm_cli.evaluation.downstream import NOTHING, Samples
 from dcdm_cli.evaluation.learners import learner_settings
 from dcdm_cli.files import hash_json, write_json
@@ -59,6 +60,7 @@ class GeneratedSets:
         self.session, self.experiment, self.real, self.job = session, experiment, real, job
         self._open: tuple[str, Engine] | None = None
         self._named: dict[str, dict[str, Any]] = {}
+        self._whole: set[Path] = set()  # sets that were held against their ledgers
 
     @property
     def difficulty(self) -> str:
@@ -108,7 +110,7 @@ class GeneratedSets:
                 engine, ready = self._engine(arm, session, seed)
                 plan = _plan(ready, counts, self._set_seed(seed) * MOST_BANDS + number, engine.generator)
                 self._run(plan, engine, place)
-            made = made + _samples(_read(place))
+            made = made + _samples(self._read(place))
         return made
 
     def facts(self, arm: ArmSpec, ratio: float, seed: int) -> dict[str, Any]:
@@ -206,8 +208,24 @@ class GeneratedSets:
                     ready, self.real, made, stop - start, seed + 1000 * number, engine.generator, self.job
                 )
                 self._run(asked.plan, engine, place)
-            made = made + _samples(_read(place))
+            made = made + _samples(self._read(place))
         return made
+
+    def _read(self, folder: Path) -> Manifest:
+        """A finished set, once it has been held against its ledger. Raises MismatchError for one that does not fit."""
+        from dcdm_cli.generation.finished import read_generated
+        from dcdm_cli.generation.ledger import ledger_in
+
+        if folder not in self._whole:
+            try:
+                said = ledger_in(folder).doubt()
+            except (MismatchError, NotFoundError) as error:  # no plan, or none that can be read
+                said = error.message
+            if said:
+                again = f"remove {folder}: dcdm evaluate makes it again"
+                raise MismatchError(f"{folder} is damaged: {said}", again, file=folder)
+            self._whole.add(folder)
+        return read_generated(folder, made_by="dcdm evaluate")
 
     def _run(self, plan: Plan, engine: Engine, folder: Path) -> None:
         from dcdm_cli.generation.run import run_plan
@@ -235,11 +253,13 @@ class GeneratedSets:
     def _measured(self, folder: Path) -> dict[str, Any]:
         """seconds is None where the process ended between the last image and the writing of the facts."""
         file, facts = folder / FACTS, {}
-        if file.is_file():
+        if not file.is_file():
+            self.job.note(f"what the images in {folder} took is not known: {FACTS} is not there")
+        else:
             # only what the file says: a key that is missing was not measured yet, None was and is not known
             facts = read_document(file, SetFacts, f"remove {file}: it is written again").model_dump(exclude_unset=True)
         if "realised_mean" not in facts:
-            images = _read(folder)
+            images = self._read(folder)
             facts = {"seconds": None, "images": len(images), **facts, **self._measure(images)}
             write_json(folder / FACTS, facts)
         return facts
@@ -280,12 +300,6 @@ def _but_name(arm: ArmSpec) -> ArmSpec:
 def _finished(folder: Path) -> bool:
     """samples.parquet is written last."""
     return (folder / "samples.parquet").is_file()
-
-
-def _read(folder: Path) -> Manifest:
-    from dcdm_cli.generation.finished import read_generated
-
-    return read_generated(folder, made_by="dcdm evaluate")
 
 
 def _samples(images: Manifest) -> Samples:
