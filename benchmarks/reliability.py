@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import trials
-from common import RESULTS, save, write_result
+from common import RESULTS, hardware, save, write_result
 from experimented import experiments  # noqa: F401 - a part, found by its name
 from given import given  # noqa: F401 - a part, found by its name
 from harm import CHANGES, EXPECTED, VERIFY, bad_images, cut_in_half, forgeries, last_bit, tampered, unseal
@@ -419,11 +419,11 @@ def main() -> None:
 
 
 def _joined(done: dict[str, Any]) -> dict[str, Any]:
-    """These parts, each with the day it was done, beside those that the result has already."""
+    """These parts, each with the day and the machine it was done on, beside those that the result has already."""
     file = RESULTS / "reliability.json"
     there = json.loads(file.read_text("utf-8")) if file.exists() else {}
     today = datetime.now(UTC).date().isoformat()
-    dated = {part: {"date": today, **found} for part, found in done.items()}
+    dated = {part: {"date": today, "hardware": hardware(), **found} for part, found in done.items()}
     known = there | dated
     return {part: known[part] for part in PARTS if part in known}
 
