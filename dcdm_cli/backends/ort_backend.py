@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dcdm_cli.backends.cpu_streams import Streams, rows_of
 from dcdm_cli.backends.exported import empty_output
+from dcdm_cli.backends.ort_graph import for_cpu
 from dcdm_cli.errors import CapabilityError
 from dcdm_cli.workers.devices import split_name
 from dcdm_export.parity import optimization_level
@@ -93,7 +94,8 @@ def _open_session(
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     try:
-        session = onnxruntime.InferenceSession(file, options, providers=_providers(device))
+        graph = for_cpu(file) if device == "cpu" else file
+        session = onnxruntime.InferenceSession(graph, options, providers=_providers(device))
     except Exception as error:  # onnxruntime's exceptions share no base of their own
         reason = str(error).strip().splitlines()[0]
         raise CapabilityError(f"onnxruntime cannot run {file}: {reason}", "use --backend torch", file=file) from error
