@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import RenderableType
 from rich.text import Text
 
+from dcdm_cli.evaluation.statistics import FEWEST_SEEDS
 from dcdm_cli.reports.cases import measured_cases, nearest_case
 from dcdm_cli.reports.formatting import Metrics, interval, known_bounds, number, percent, points, seeds_of
 from dcdm_cli.reports.table import sentence
@@ -111,6 +112,9 @@ def _by_verdict(question: str, pair: Metrics) -> Advice:
     if pair["verdict"] == "better":
         return Advice(question, "Go on: the images help", why, "dcdm evaluate experiment ratio-sweep")
     needed = pair.get("seeds_needed") or 0
+    if not needed and pair["seeds"] < FEWEST_SEEDS:  # of one seed no spread is known
+        why += f" {FEWEST_SEEDS} seeds are the fewest that can tell."
+        return Advice(question, "Cannot be told yet", why, f"dcdm evaluate --seeds {FEWEST_SEEDS}")
     command = f"dcdm evaluate --seeds {needed}" if pair["seeds"] < needed <= MOST_SEEDS else ""
     if pair["verdict"] in HELPS:
         return Advice(question, "Go on, with more seeds: it points to a gain", why, command)

@@ -57,6 +57,16 @@ def test_a_difference_that_needs_hundreds_of_seeds_is_not_chased(metrics: dict) 
     assert found.answer.startswith("Stop, or change something") and "565 seeds" in found.why and found.command == ""
 
 
+def test_one_seed_asks_for_the_fewest_that_can_tell(metrics: dict) -> None:
+    metrics["quality"]["leakage"]["level"] = "ok"
+    metrics["downstream"]["paired"] = [pair("cannot tell", seeds=1, seeds_needed=None)]
+    found = advice(metrics)[0]
+    assert (found.answer, found.command) == ("Cannot be told yet", "dcdm evaluate --seeds 6")
+    assert "6 seeds are the fewest that can tell" in found.why
+    metrics["downstream"]["paired"] = [pair("cannot tell", seeds=8, seeds_needed=None)]
+    assert "not expected to decide" in advice(metrics)[0].why
+
+
 def test_leaks_and_lost_labels_stop_whatever_was_gained(metrics: dict) -> None:
     metrics["downstream"]["paired"] = [pair("better")]
     assert go_on(metrics) == ("Stop: held-out images leaked", "dcdm evaluate filter")
