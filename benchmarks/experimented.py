@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import trials
 from harm import cut_in_half, last_bit
 from place import Place
@@ -65,6 +66,7 @@ def experiments(place: Place, _: int) -> dict[str, Any]:
             ended = _go(place, "--seeds", "2", "--set", "downstream.steps=5")
             by_kind[_kind(name)] = by_kind.get(_kind(name), 0) + 1
             mended = trials.digest_or_none(place.run / name) == right or _made_again(place.run, name, harmed)
+            mended = mended or _says_the_same(place.run / name, place.root / "experimented" / name)
             told = Path(name).stem in ended.said  # a calibration that is gone, which nobody must have
             if not ended.is_clean or (ended.code == 0 and not mended and not (told and how == "gone")):
                 bad.append([name, how, ended.code, ended.said[-200:]])
@@ -112,6 +114,14 @@ def _made_again(run: Path, name: str, harmed: int) -> bool:
             if seal and seal["sha256"] == hash_file(file):
                 return True
     return False
+
+
+def _says_the_same(file: Path, was: Path) -> bool:
+    """A bit of a table that no value hangs on, such as the name of the library that wrote it."""
+    try:
+        return file.suffix == ".parquet" and pq.read_table(file).equals(pq.read_table(was), check_metadata=True)
+    except (OSError, ValueError):  # pa.ArrowInvalid is a ValueError
+        return False
 
 
 def _kind(name: str) -> str:
