@@ -62,8 +62,10 @@ def processor_seconds() -> float:
 
 
 def threads() -> str:
-    count = os.environ.get("OMP_NUM_THREADS", "")
-    return {"": "as many threads as cores", "1": "1 thread"}.get(count, f"{count} threads")
+    """How many there were for the commands: as many as cores that this process may use, unless it is said otherwise."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = int(os.environ.get("OMP_NUM_THREADS", allowed))
+    return "1 thread" if count == 1 else f"{count} threads"
 
 
 def totalled(text: str) -> str:
