@@ -256,9 +256,14 @@ def has_rows(path: Path, parts: Iterable[pa.Table]) -> bool:
     one of its row groups at a time. Raises pa.ArrowException or OSError for what cannot be read."""
     wanted = (part.slice(start, ROW_GROUP) for part in parts for start in range(0, len(part), ROW_GROUP))
     with pq.ParquetFile(path) as there:
-        groups = (there.read_row_group(number, COLUMNS) for number in range(there.num_row_groups))
+        columns = as_far_as_there(path, COLUMNS)
+        groups = (_with_later(there.read_row_group(number, columns)) for number in range(there.num_row_groups))
         pairs = zip_longest(wanted, (group for group in groups if len(group)))
-        return all(a is not None and b is not None and _same_rows(a.cast(SCHEMA), b.cast(SCHEMA)) for a, b in pairs)
+        return all(a is not None and b is not None and _same_rows(_plain(a), _plain(b)) for a, b in pairs)
+
+
+def _plain(rows: pa.Table) -> pa.Table:
+    return rows.select(COLUMNS).cast(SCHEMA)
 
 
 def _same_rows(a: pa.Table, b: pa.Table) -> bool:
@@ -267,7 +272,7 @@ def _same_rows(a: pa.Table, b: pa.Table) -> bool:
 
 def _same_values(a: pa.ChunkedArray, b: pa.ChunkedArray) -> bool:
     """NaN, which equals nothing, is as good as no value."""
-    known = [pc.invert(pc.is_null(column, nan_is_null=True)) for column in (a, b)]
+    known = [pc.call_function("invert", [column.is_null(nan_is_null=True)]) for column in (a, b)]
     return known[0].equals(known[1]) and a.filter(known[0]).equals(b.filter(known[1]))
 
 

@@ -21,6 +21,7 @@ from dcdm_cli.data.manifest import (
     LATER,
     SCHEMA,
     Manifest,
+    has_rows,
     read_manifest,
     share_true,
     write_manifest,
@@ -292,3 +293,25 @@ def test_images_of_sources_that_are_unpacked_open_without_our_help(tmp_path: Pat
     run.rename(tmp_path / "moved")
     moved = read_manifest(tmp_path / "moved" / "samples.parquet")
     assert moved.rows() == found.manifest.rows() and all(path.is_file() for path in moved.paths())
+
+
+def test_rows_of_a_file_are_held_against_what_was_written(tmp_path: Path) -> None:
+    file = tmp_path / "samples.parquet"
+    rows = [
+        {
+            "sample_id": f"id{i}",
+            "path": f"{i}.png",
+            "label": i % 2,
+            "class_name": "ab"[i % 2],
+            "loss": [0.5, None, np.nan][i % 3],
+        }
+        for i in range(7)
+    ]
+    parts = [Manifest.from_rows(rows[:4], "ab").table, Manifest.from_rows(rows[4:], "ab").table]
+    write_manifest_parts(parts, file, ("a", "b"), tmp_path)
+    assert has_rows(file, parts) and not has_rows(file, parts[:1]) and not has_rows(file, [*parts, parts[0]])
+    for column, value in (("label", 1), ("class_name", "b"), ("loss", 0.25), ("path", "x.png")):
+        other = Manifest.from_rows([{**rows[0], column: value}, *rows[1:4]], "ab").table
+        assert not has_rows(file, [other, parts[1]])
+    pq.write_table(pq.read_table(file).drop_columns(["source_id"]), file)
+    assert has_rows(file, [pa.concat_tables(parts)]), "a file from before there was such a column"
