@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from dcdm_cli.run.session import Session
 
 MOST_BANDS = 1000  # more ratios than anyone asks for: keeps the seeds of bands apart
-FACTS = "facts.json"
+FACTS, MADE_BY = "facts.json", "dcdm evaluate"
 
 
 class SetFacts(BaseModel):
@@ -222,10 +222,10 @@ class GeneratedSets:
             except (MismatchError, NotFoundError) as error:  # no plan, or none that can be read
                 said = error.message
             if said:
-                again = f"remove {folder}: dcdm evaluate makes it again"
+                again = f"remove {folder}: {MADE_BY} makes it again"
                 raise MismatchError(f"{folder} is damaged: {said}", again, file=folder)
             self._whole.add(folder)
-        return read_generated(folder, made_by="dcdm evaluate")
+        return read_generated(folder, made_by=MADE_BY)
 
     def _run(self, plan: Plan, engine: Engine, folder: Path) -> None:
         from dcdm_cli.generation.run import run_plan
