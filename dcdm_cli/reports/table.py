@@ -18,7 +18,7 @@ from dcdm_cli.data.cells import guarded
 from dcdm_cli.files import safe_name, write_text
 from dcdm_cli.safe_text import show
 
-NAME_WIDTH = 10  # a first column gets at least so much; longer names are folded before a number is broken
+NAME_WIDTH = 9  # a first column gets at least so much; longer names are folded before a number is broken
 
 
 @dataclass(frozen=True)

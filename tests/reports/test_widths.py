@@ -88,7 +88,7 @@ def test_words_stay_whole_on_eighty_columns() -> None:
 
 @pytest.mark.parametrize("words", [("a", "bb ccc"), ("wwwwwwwwwwwwwwwwwwww", "x")])
 def test_the_width_is_that_of_the_longest_words(words: tuple[str, str]) -> None:
-    assert least_width(ResultTable("t", ("n", "m"), (words,))) == (11 if words[0] == "a" else 18)
+    assert least_width(ResultTable("t", ("n", "m"), (words,))) == (11 if words[0] == "a" else NAME_WIDTH + 8)
 
 
 def test_a_cell_stays_on_one_line_where_there_is_room_for_it() -> None:
