@@ -41,7 +41,7 @@ def for_cpu(file: Path) -> Path | bytes:
             nodes.append(node)
             continue
         name, (_, scale, shift) = f"norm of {node.output[0]}", node.input
-        by_channel = [numpy_helper.to_array(known[each]).reshape(1, -1, 1, 1) for each in (scale, shift)]
+        by_channel = [numpy_helper.to_array(known[each]).reshape(-1, 1) for each in (scale, shift)]
         tensors.extend(_constants(name, _attributes(node)["num_groups"], *by_channel))
         nodes += _instead(name, node)
     del model.graph.node[:]
@@ -56,6 +56,7 @@ def _constants(name: str, groups: int, scale: np.ndarray, shift: np.ndarray) -> 
         "ones": np.ones(groups, np.float32),
         "zeros": np.zeros(groups, np.float32),
         "groups": np.array([0, groups, -1], np.int64),  # 0: as it was
+        "channels": np.array([0, len(scale), -1], np.int64),
         "scale": scale,
         "shift": shift,
     }
@@ -63,7 +64,7 @@ def _constants(name: str, groups: int, scale: np.ndarray, shift: np.ndarray) -> 
 
 
 def _instead(name: str, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
-    """Normalised over groups, then scaled and shifted by channel."""
+    """Normalised over groups, then scaled and shifted by channel, whatever the number of dimensions behind it."""
     from onnx import helper
 
     def made(kind: str, inputs: list[str], output: str, **attributes: Any) -> onnx.NodeProto:
@@ -73,10 +74,11 @@ def _instead(name: str, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
     yield made("Reshape", [pixels, of("groups")], of("grouped"))
     inputs = [of("grouped"), of("ones"), of("zeros")]
     yield made("InstanceNormalization", inputs, of("normal"), epsilon=_attributes(node)["epsilon"])
+    yield made("Reshape", [of("normal"), of("channels")], of("by channel"))
+    yield made("Mul", [of("by channel"), of("scale")], of("scaled"))
+    yield made("Add", [of("scaled"), of("shift")], of("shifted"))
     yield made("Shape", [pixels], of("shape"))
-    yield made("Reshape", [of("normal"), of("shape")], of("shaped"))
-    yield made("Mul", [of("shaped"), of("scale")], of("scaled"))
-    yield made("Add", [of("scaled"), of("shift")], node.output[0])
+    yield made("Reshape", [of("shifted"), of("shape")], node.output[0])
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, Any]:

@@ -45,6 +45,15 @@ def test_the_numbers_are_the_same(tmp_path: Path, batch: int, side: int) -> None
     assert np.allclose(answer(changed, x), answer(file, x), atol=1e-5)
 
 
+def test_norms_of_sequences_are_too(tmp_path: Path) -> None:
+    """As in the attention of a VAE: channels, and one dimension behind them."""
+    file = write_graph(tmp_path / "norms.onnx", GRAPH.replace("4,side,side", "4,length"))
+    changed = for_cpu(file)
+    assert isinstance(changed, bytes)
+    x = np.random.default_rng(0).normal(3, 2, (2, 4, 9)).astype(np.float32)
+    assert np.allclose(answer(changed, x), answer(file, x), atol=1e-5)
+
+
 def test_a_model_that_gains_nothing_stays_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write_graph(tmp_path / "norms.onnx", GRAPH)
     apart = tmp_path / "apart.onnx"
