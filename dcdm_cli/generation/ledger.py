@@ -41,6 +41,7 @@ from dcdm_cli.generation.shards import ROWS, Journal, MadeShard, beginning, chec
 OUTPUT, REJECTED = "output.json", "rejected.jsonl"
 _LOCK = f".lock{PART_SUFFIX}"
 SAMPLES, METADATA = "samples.parquet", f"{SPLIT}/metadata.jsonl"
+OTHER_ROWS = f"{SAMPLES} has other rows than the shards"
 
 
 @dataclass(frozen=True)
@@ -152,15 +153,15 @@ class Ledger:
         may be. Changes nothing."""
         if said := self.missing():
             return said
-        for shard in range(self.plan.shards):
-            self._count(self._read_sidecar(self._sidecar_file(shard)))
-        return "" if self._is_projection() else f"{SAMPLES} has other rows than the shards"
+        self._read_sidecars()
+        return "" if self._is_projection() else OTHER_ROWS
 
     def differences(self, *, verify: bool = False) -> Iterator[tuple[str, str]]:
         """(what, remedy) of everything in which a finished folder differs from its ledger: shards, images, and what was
         made of their rows for other tools; no remedy, and the same command mends it. verify: read every image too.
         Changes nothing."""
         known: set[str] = set()
+        sound = True  # rows of all shards
         for shard in range(self.plan.shards):
             file = self._sidecar_file(shard)
             try:
@@ -169,18 +170,20 @@ class Ledger:
                 # rows that do not fit their sidecar are not believed, so neither are their paths
                 paths = [] if said else self._rows(shard)["path"].drop_null().to_pylist()
             except DcdmError as error:
+                sound = False
                 yield error.message, error.hint
                 continue
             known.update(paths)
             self.finished[shard] = sidecar
             if said:
+                sound = False
                 yield f"shard {file.stem}: {said}", f"remove {file}, then dcdm generate makes that shard alone again"
                 continue
             for fault in self._file_faults(sidecar, verify=verify):
                 again = f"remove {self.layout.folder / fault.path}, then dcdm generate makes it again"
                 yield f"shard {file.stem}: {fault}", "" if fault.lost else again
         yield from self._unknown_images(known)
-        yield from ((text, "") for text in self._projection_differences(known))
+        yield from ((text, "") for text in self._projection_differences(known, sound))
 
     def _unknown_images(self, known: set[str]) -> Iterator[tuple[str, str]]:
         """As `differences`, of what lies among a folder's images. known: paths that rows have."""
@@ -189,16 +192,16 @@ class Ledger:
             extra = there - known - {METADATA}
             yield from ((f"{path} is in no row of any shard", f"remove {path}") for path in sorted(extra))
 
-    def _projection_differences(self, known: set[str]) -> Iterator[str]:
-        """Rows that other tools read, against those of the shards."""
+    def _projection_differences(self, known: set[str], sound: bool) -> Iterator[str]:
+        """Rows that other tools read, against those of the shards, as far as these can be believed (sound)."""
         samples, metadata = self.layout.folder / SAMPLES, self.layout.folder / METADATA
         count = manifest_rows(samples)
         if count is None:
             yield f"{SAMPLES} cannot be read" if samples.is_file() else f"{SAMPLES} is gone"
         elif count != self.images:
             yield f"{SAMPLES} has {count} rows for {self.images} images"
-        elif not self._is_projection():
-            yield f"{SAMPLES} has other rows than the shards"
+        elif sound and not self._is_projection():
+            yield OTHER_ROWS
         if self.layout.format != "folder":
             return
         named = {f"{SPLIT}/{row.get('file_name')}" for row in read_lines(metadata, dict[str, Any])}
@@ -214,9 +217,12 @@ class Ledger:
 
     def write_again(self, base: str, backend: str) -> None:
         """`conclude` for a folder that is whole."""
-        for shard in range(self.plan.shards):
-            self._count(self._read_sidecar(self._sidecar_file(shard)))
+        self._read_sidecars()
         self.conclude(base, backend)
+
+    def _read_sidecars(self) -> None:
+        """Of a folder that is whole."""
+        self.finished = {shard: self._read_sidecar(self._sidecar_file(shard)) for shard in range(self.plan.shards)}
 
     def publish(self, made: MadeShard) -> None:
         """Puts a shard in its place and writes its sidecar. A shard that is published already is dropped."""

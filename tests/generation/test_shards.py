@@ -400,6 +400,15 @@ def test_a_manifest_with_other_rows_than_the_shards_is_not_believed(tmp_path: Pa
     assert "is gone" in ledger.doubt()
 
 
+def test_rows_that_cannot_be_read_are_one_difference_and_no_error(tmp_path: Path) -> None:
+    run(tmp_path)
+    rows = tmp_path / "shards" / "00000.parquet"
+    rows.write_bytes(rows.read_bytes()[: rows.stat().st_size // 2])
+    said = [text for text, _ in found_in(tmp_path, "folder")]
+    assert said[0] == "shard 00000: 00000.parquet is missing or was changed"
+    assert "samples.parquet has other rows than the shards" not in said
+
+
 def test_a_deleted_archive_is_made_again_alone(tmp_path: Path) -> None:
     run(tmp_path, "parquet")
     before = contents(tmp_path)
