@@ -114,17 +114,13 @@ TAUGHT = replace(
         "finetune": {**LOOK["finetune"], "own_draws": 3000, "own_steps": 1500, "own_trains": "all"},
     },
     seeds={"taught": 6},
-    own={},
     experiments=("adherence", "cifar10_control.toml"),
-    own_experiments={},
 )
 CHOSEN = replace(
     CPU,
     settings={**CPU.settings, "generate": {**LOOK["generate"], "attempts": 16}},
     seeds={"chosen": 6},
-    own={},
     experiments=("adherence",),
-    own_experiments={},
 )
 TINY_NET = {**NET, "image_size": 32, "model_args": {"channels": [8, 12, 16, 32], "stem_width": 8}, "batch_size": 64}
 TINY_NET |= {"steps": 4}

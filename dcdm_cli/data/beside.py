@@ -20,9 +20,9 @@ from dcdm_cli.errors import UsageError
 METADATA_FILES = ("metadata.jsonl", "metadata.csv")
 CAPTION_SUFFIXES = (".txt", ".caption")
 _NAME_COLUMNS = ("file_name", "path")
-SHARED = "images that share a caption file with the one before, by a name that differs in its ending alone"
 _CAPTION_COLUMNS = ("caption", "text")
 _LABEL_COLUMNS = ("class_name", "label")
+_SHARED = "images that share a caption file with the one before, by a name that differs in its ending alone"
 _NUMBERS = re.compile(r"[\s0-9.,;:eE+-]*")  # boxes and other annotations, which are no captions
 
 
@@ -71,7 +71,7 @@ class Beside:
                 text = _first_line(file)
                 if text and not _NUMBERS.fullmatch(text):
                     if file == self._last:  # a.jpg and a.png: they are listed one after the other
-                        notes[SHARED] += 1
+                        notes[_SHARED] += 1
                     self._last = file
                     return text
                 notes["text files beside images that hold no caption"] += 1

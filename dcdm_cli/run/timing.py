@@ -14,9 +14,8 @@ from typing import Any
 from dcdm_cli.errors import DcdmError
 from dcdm_cli.files import write_json
 from dcdm_cli.gate import Amount, Word, read_document
-from dcdm_cli.run import one_off
 from dcdm_cli.run.energy import energy_since, read_energy
-from dcdm_cli.run.one_off import OneOff
+from dcdm_cli.run.one_off import OneOff, OneOffCosts, collected
 
 
 class Attempt:
@@ -27,12 +26,12 @@ class Attempt:
         self._file, self._key = file, key
         earlier = _read(file, key)
         self.seconds, self.energy_wh = earlier.seconds, earlier.energy_wh
-        self.one_off = one_off.OneOffCosts(dict(earlier.one_off))
+        self.one_off = OneOffCosts(dict(earlier.one_off))
 
     @contextmanager
     def measured(self) -> Iterator[None]:
         clock, energy = time.monotonic(), read_energy()
-        with one_off.collected() as found:
+        with collected() as found:
             try:
                 yield
             except BaseException:  # an interrupt too: stopped attempts are what is counted
@@ -45,7 +44,7 @@ class Attempt:
         """The work is recorded; no later attempt may count these again."""
         self._file.unlink(missing_ok=True)
 
-    def _add(self, clock: float, energy: Any, found: one_off.OneOffCosts) -> None:
+    def _add(self, clock: float, energy: Any, found: OneOffCosts) -> None:
         self.seconds += time.monotonic() - clock
         spent = energy_since(energy)
         # of what is unknown in one attempt, the sum is
