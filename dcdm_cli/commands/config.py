@@ -31,7 +31,7 @@ def register(app: typer.Typer, summary: str) -> None:
         command: Annotated[
             str | None, typer.Argument(help="As this command resolves them; without it, no record is asked.")
         ] = None,
-        origin: Annotated[bool, typer.Option("--origin", help="Also where each value came from.")] = False,
+        origin: Annotated[bool, typer.Option("--origin", help="Say so of defaults, and in --json, too.")] = False,
     ) -> None:
         print_settings(session, origin=origin)
 

@@ -17,7 +17,7 @@ from dcdm_cli.commands.help import panelled
 from dcdm_cli.commands.shared import OUTPUT, SHARED
 from dcdm_cli.console import Console
 from dcdm_cli.errors import UsageError
-from dcdm_cli.run.origins import toml_document
+from dcdm_cli.run.origins import DEFAULT, toml_document
 from dcdm_cli.run.resolution import flat_items
 from dcdm_cli.run.session import Session, checked_name, peaks_told
 from dcdm_cli.stages.rehearsal import rehearse
@@ -96,14 +96,15 @@ def _is_default(ctx: typer.Context, name: str) -> bool:
 
 
 def print_settings(session: Session, *, origin: bool = False) -> None:
-    """The resolved settings, as a document or as TOML that --config reads back."""
-    values = flat_items(session.config)
-    origins = session.resolved.origins
+    """The resolved settings, as a document or as TOML that --config reads back, with a comment where one is no default.
+    origin: with one everywhere, and in the document."""
+    values, origins = flat_items(session.config), session.resolved.origins
     if session.console.as_json or session.console.quiet:
         document = {k: {"value": v, "origin": origins[k]} if origin else v for k, v in values.items()}
         session.console.result(document, session.run.path)
     else:
-        session.console.text(toml_document(values, origins if origin else None))
+        shown = {key: place for key, place in origins.items() if origin or place != DEFAULT}
+        session.console.text(toml_document(values, shown))
 
 
 def _open_session(ctx: typer.Context, command: str, shared: dict[str, Any], given: dict[str, Any]) -> Session:

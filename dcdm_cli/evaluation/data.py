@@ -42,19 +42,15 @@ def evaluated(manifest: Manifest, holdout: str) -> Evaluated:
     return Evaluated(manifest, real, clean, (*_few(real), *overlap))
 
 
-def held_out_difficulty(scorer: Path, held_out: Manifest, looked: FeatureCache, job: Job) -> np.ndarray:
-    """float32 [held-out images]: what the scorer in this folder, which has seen none of them, finds in each. looked:
-    where features of images are kept; a scorer that stands on such looks at no image twice."""
+def held_out_difficulty(
+    scorer: Path, held_out: Manifest, looked: FeatureCache, job: Job, saved: str = "no classifier has been trained yet"
+) -> np.ndarray:
+    """float32 [held-out images]: what the scorer in this folder, which has seen none of them, finds in each. looked,
+    saved: as `found_in` takes them."""
+    from dcdm_cli.difficulty.known import found_in
     from dcdm_cli.difficulty.scorer import Scorer
 
-    kept, labels = Scorer.load(scorer, job.device), held_out.column("label")
-    if kept.extractor is None:
-        report = job.stoppable("no classifier has been trained yet")
-        return kept.measure(held_out.paths(), labels, progress=report).difficulty
-    found = np.zeros(len(held_out), np.float32)
-    for rows, features in looked.of(kept.extractor, held_out, job).parts():
-        found[rows] = kept.measure_features(features, labels[rows]).difficulty
-    return found
+    return found_in(held_out, Scorer.load(scorer, job.device), looked, job, saved).difficulty
 
 
 def check_scorer(scorer: Path) -> None:

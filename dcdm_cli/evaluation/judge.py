@@ -37,13 +37,12 @@ class Judge:
 
     def labels_of(self, images: Manifest) -> np.ndarray:
         """`labels` of a manifest's images: by features that are known, where the judge stands on such."""
-        if self.looks is None or self.scorer.extractor is None:
+        from dcdm_cli.difficulty.known import found_in
+
+        if self.looks is None:
             return self.labels(images.paths())
         cache, job = self.looks
-        table, found = cache.of(self.scorer.extractor, images, job), np.zeros(len(images), np.int64)
-        for rows, features in table.parts():
-            found[rows] = self.scorer.measure_features(features, np.full(len(features), -1)).predicted
-        return found
+        return found_in(images, self.scorer, cache, job, "the judge is trained").predicted
 
     def features(self, images: Images) -> np.ndarray:
         """float32 [N, D]"""

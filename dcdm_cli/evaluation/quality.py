@@ -76,8 +76,10 @@ def _to_source(images: Manifest, data: Evaluated, made: Looks, real: Looks) -> N
     return to_own(made, real, np.array([place.get(source, -1) for source in sources], np.int64))
 
 
-def measured_difficulty(scorer: Path, images: Manifest, job: Job) -> np.ndarray:
-    """float32 [N]: what generation measured, or the answer of the scorer in this folder where it did not."""
+def measured_difficulty(scorer: Path, images: Manifest, looked: FeatureCache, job: Job) -> np.ndarray:
+    """float32 [N]: what generation measured, or the answer of the scorer in this folder where it did not. looked: as
+    `found_in` takes it."""
+    from dcdm_cli.difficulty.known import found_in
     from dcdm_cli.difficulty.scorer import Scorer
 
     # a column may be a view of the table, into which nothing can be written
@@ -86,7 +88,7 @@ def measured_difficulty(scorer: Path, images: Manifest, job: Job) -> np.ndarray:
     if len(missing):
         rest = images.select(missing)
         asked = Scorer.load(scorer, job.device)
-        difficulty[missing] = asked.measure(rest.paths(), rest.column("label"), progress=job.progress).difficulty
+        difficulty[missing] = found_in(rest, asked, looked, job, "the images are finished").difficulty
     return difficulty
 
 

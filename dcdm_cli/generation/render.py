@@ -90,7 +90,7 @@ class Pool:
 
     def take(self, draws: Sequence[tuple[int, int]], images: np.ndarray, verdict: Verdict) -> None:
         """What was made of the first of the draws that were due."""
-        distances = _distance([self._rows[place] for place, _ in draws], verdict)
+        distances = distance_of(np.array([self._rows[place].target_difficulty for place, _ in draws]), verdict)
         for i, (place, attempt) in enumerate(draws):
             kept = self._open.setdefault(place, _Kept())
             self._begun = max(self._begun, place + 1)
@@ -126,12 +126,12 @@ def _measured(rows: Sequence[PlanRow], images: np.ndarray, measure: Measure) -> 
     return measure(images, np.array([row.label for row in rows]))
 
 
-def _distance(rows: Sequence[PlanRow], verdict: Verdict) -> np.ndarray:
-    """float [B]: how far each image is from what its row wants; a score that is not finite counts as far, a lost label
-    as further than any other miss."""
-    distance = np.zeros(len(rows))
+def distance_of(target: np.ndarray, verdict: Verdict) -> np.ndarray:
+    """float [B]: how far each image is from what its row wants, target float [B]; a score that is not finite counts as
+    far, a lost label as further than any other miss."""
+    distance = np.zeros(len(target))
     if verdict.rival is not None:
-        misses = np.abs(verdict.difficulty - np.array([row.target_difficulty for row in rows]))
+        misses = np.abs(verdict.difficulty - target)
         distance = np.nan_to_num(misses + np.maximum(0, verdict.rival - RIVAL_SHARE * verdict.difficulty), nan=1.0)
     return distance if verdict.shows is None else distance + LOST * ~verdict.shows
 

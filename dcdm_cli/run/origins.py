@@ -13,6 +13,7 @@ from dcdm_cli.errors import NotFoundError, UsageError
 from dcdm_cli.gate import parse_toml
 from dcdm_cli.run.presets import PRESETS
 
+DEFAULT = "default"  # origin of what nobody has said
 # Settings that write outside the run folder, send to others, or let code from elsewhere run, with the value that does
 # none of it.
 FOREIGN: Mapping[str, Any] = {
@@ -58,7 +59,7 @@ def nested(dotted: Mapping[str, Any]) -> dict[str, Any]:
 
 def toml_document(settings: Mapping[str, Any], origins: Mapping[str, str] | None = None, head: str = "") -> str:
     """Dotted keys and plain values as TOML that `file_layer` reads back; None is written "none", because TOML has no
-    null. origins: comments behind the values."""
+    null. origins: comments behind the values that have one."""
     import tomlkit
 
     document = tomlkit.document()
@@ -68,7 +69,7 @@ def toml_document(settings: Mapping[str, Any], origins: Mapping[str, str] | None
         section, _, name = dotted.rpartition(".")
         table: Any = document.setdefault(section, tomlkit.table()) if section else document
         item = tomlkit.item("none" if value is None else _inline(value) if isinstance(value, Mapping) else value)
-        if origins is not None:
+        if origins is not None and dotted in origins:
             item.comment(origins[dotted])
         table.add(name, item)
     return "".join(_printable(character) for character in tomlkit.dumps(document))
@@ -131,7 +132,7 @@ def file_layer(path: Path | None, *, required: bool) -> list[Layer]:
 
 def preset_layer(name: str | None) -> Layer:
     if name is None:
-        return Layer("default", {})
+        return Layer(DEFAULT, {})
     if name not in PRESETS:
         raise UsageError(f"unknown preset {name!r}", nearest(name, sorted(PRESETS)))
     return Layer(f"preset {name}", {"preset": name, **PRESETS[name]})

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 from dcdm_cli.errors import UsageError
 from dcdm_cli.gate import shorten
 from dcdm_cli.run.origins import (
+    DEFAULT,
     FOREIGN,
     Layer,
     file_layer,
@@ -89,7 +90,7 @@ def resolve(
     config, origins = _merged([first, starting, *written, *facts, given])
     free = [layer for layer in written if layer.values]
     overridden = _overridden(free, facts, given, (config, origins), [first, starting]) if facts else ()
-    known = {key: origins.get(key, "default") for key in _leaves(config.model_dump())}
+    known = {key: origins.get(key, DEFAULT) for key in _leaves(config.model_dump())}
     return Resolved(config, known | {k: v for k, v in origins.items() if k in known}, tuple(overridden), tuple(hints))
 
 

@@ -13,7 +13,7 @@ from dcdm_cli.errors import UsageError
 from dcdm_cli.run.roles import IMAGES, all_others, fingerprints
 from dcdm_cli.run.store import Outcome, Stage, StageRecord
 from dcdm_cli.stages.caption import caption_input
-from dcdm_cli.stages.devices import settle_placement
+from dcdm_cli.stages.devices import run_features, settle_placement
 from dcdm_cli.stages.given import image_input
 from dcdm_cli.stages.label_check import generator_files
 from dcdm_cli.stages.probe import Probed, open_run_engine, probe, probe_with_pool, usable_calibration
@@ -148,13 +148,13 @@ def _judged(real: tuple[np.ndarray, np.ndarray], generated: tuple[np.ndarray, np
 def _real(session: Session, data: Evaluated, judge: Judge, job: Job) -> tuple[np.ndarray, np.ndarray]:
     """Difficulty and label agreement of real images that neither scorer nor judge has seen: the test split's. None of
     them while settings are being chosen: the test images are not to be looked at then."""
-    from dcdm_cli.difficulty.scorer import Scorer
+    from dcdm_cli.evaluation.data import held_out_difficulty
 
     if session.config.evaluate.holdout != "test":
         return np.zeros(0, np.float32), np.zeros(0, bool)
-    paths, labels = data.held_out.paths(), data.held_out.column("label")
-    difficulty = Scorer.load(session.run.scorer, job.device).measure(paths, labels).difficulty
-    return difficulty, judge.labels(paths) == labels
+    looked, saved = run_features(session, job), "adherence is measured again"
+    difficulty = held_out_difficulty(session.run.scorer, data.held_out, looked, job, saved)
+    return difficulty, judge.labels_of(data.held_out) == data.held_out.column("label")
 
 
 def _grid(session: Session, train: Manifest, gallery: Gallery) -> Path:

@@ -13,7 +13,7 @@ from dcdm_cli.arrays import evenly
 from dcdm_cli.errors import NotFoundError
 from dcdm_cli.evaluation.data import Evaluated
 from dcdm_cli.evaluation.judge import Judge
-from dcdm_cli.evaluation.quality import Checked, measured_difficulty
+from dcdm_cli.evaluation.quality import Checked
 from dcdm_cli.files import write_bytes, write_json
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.session import Session
@@ -24,7 +24,7 @@ from dcdm_cli.stages.evaluate import evaluation_stage, stage_records, the_bill
 from dcdm_cli.stages.evaluation_data import checked_data, look_at_sources
 from dcdm_cli.stages.jobs import open_job
 from dcdm_cli.stages.judge import judge_said, open_judge
-from dcdm_cli.stages.quality import checked_images, generated_images, generated_quality
+from dcdm_cli.stages.quality import checked_images, difficulty_of, generated_images, generated_quality
 
 if TYPE_CHECKING:
     from dcdm_cli.data.manifest import Manifest
@@ -111,7 +111,7 @@ def _adherence(session: Session, data: Evaluated, images: Manifest, judge: Judge
     """Target against measured difficulty of finished images, read in batches."""
     from dcdm_cli.evaluation.adherence import adherence, label_frontier, per_class, per_source
 
-    target, realised = images.column("target_difficulty"), measured_difficulty(session.run.scorer, images, job)
+    target, realised = images.column("target_difficulty"), difficulty_of(session, images, job)
     label = images.column("label").astype(np.int64)
     agrees, judged = None, {}
     if judge is not None:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from dcdm_cli.evaluation.data import Evaluated
-from dcdm_cli.evaluation.quality import measured_difficulty, spaces
+from dcdm_cli.evaluation.quality import spaces
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.roles import IMAGES, all_others, fingerprints
 from dcdm_cli.run.session import Session
@@ -23,7 +23,7 @@ from dcdm_cli.stages.jobs import open_job
 from dcdm_cli.stages.judge import open_judge
 from dcdm_cli.stages.label_check import generator_files
 from dcdm_cli.stages.probe import first_draws, open_run_engine, plan_inputs, probe_rows
-from dcdm_cli.stages.quality import generated_images
+from dcdm_cli.stages.quality import difficulty_of, generated_images
 
 if TYPE_CHECKING:
     from dcdm_cli.data.manifest import Manifest
@@ -248,7 +248,7 @@ def _factors(session: Session, data: Evaluated, made: Manifest | None, job: Job)
     real = data.real
     found = {"real": _hard_factors(real, real.column("difficulty"), job)}
     if made is not None:
-        found["generated"] = _hard_factors(made, measured_difficulty(session.run.scorer, made, job), job)
+        found["generated"] = _hard_factors(made, difficulty_of(session, made, job), job)
     return found
 
 

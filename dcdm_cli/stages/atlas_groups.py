@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dcdm_cli.arrays import evenly
-from dcdm_cli.evaluation.quality import measured_difficulty
 from dcdm_cli.reports.atlas_tables import taken_for
 from dcdm_cli.reports.formatting import number
+from dcdm_cli.stages.quality import difficulty_of
 
 if TYPE_CHECKING:
     from dcdm_cli.data.manifest import Manifest
@@ -36,7 +36,7 @@ def groups_of(
     placed = _placed(real, real.column("difficulty"), space)
     theirs = None
     if made is not None and len(made):
-        theirs = _placed(made, measured_difficulty(session.run.scorer, made, job), space)
+        theirs = _placed(made, difficulty_of(session, made, job), space)
     rows = hard_groups(placed, data.real.class_names, theirs, seed=session.config.evaluate.seed + session.config.seed)
     strips: dict[str, list[Strip]] = {}
     for row in rows:

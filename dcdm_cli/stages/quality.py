@@ -9,6 +9,8 @@ from dcdm_cli.run.standing import run_words
 from dcdm_cli.stages.devices import run_features
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from dcdm_cli.data.manifest import Manifest
     from dcdm_cli.evaluation.data import Evaluated
     from dcdm_cli.evaluation.judge import Judge
@@ -57,6 +59,13 @@ def generated_quality(session: Session, data: Evaluated, judge: Judge | None, jo
 
 
 def checked_images(session: Session, data: Evaluated, images: Manifest, judge: Judge | None, job: Job) -> Checked:
-    from dcdm_cli.evaluation.quality import check_images, measured_difficulty
+    from dcdm_cli.evaluation.quality import check_images
 
-    return check_images(data, images, measured_difficulty(session.run.scorer, images, job), judge, job)
+    return check_images(data, images, difficulty_of(session, images, job), judge, job)
+
+
+def difficulty_of(session: Session, images: Manifest, job: Job) -> np.ndarray:
+    """`measured_difficulty` by the run's scorer and what the run keeps of its images."""
+    from dcdm_cli.evaluation.quality import measured_difficulty
+
+    return measured_difficulty(session.run.scorer, images, run_features(session, job), job)

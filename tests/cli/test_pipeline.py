@@ -189,16 +189,18 @@ def test_what_a_record_decides_is_said_and_shown(copy: Path, tmp_path: Path) -> 
     file = copy / "dcdm.toml"
     assert "[generate]" in file.read_text()
     file.write_text(file.read_text().replace("[generate]", "[generate]\ntext_guidance = 9"))
-    shown = run("config", "show", "evaluate", "--origin", "--run", copy)
+    shown = run("config", "show", "evaluate", "--run", copy)
     (warning,) = shown.stderr.splitlines()
     for part in ("generate.text_guidance = 9.0", str(file), f"record of generate has {made}", "dcdm generate --run"):
         assert part in warning
     assert tomllib.loads(shown.stdout)["generate"]["text_guidance"] == made != 9
-    assert f"text_guidance = {made} # record of generate\n" in shown.stdout
+    assert f"text_guidance = {made} # record of generate\n" in shown.stdout and "# default" not in shown.stdout
+    assert "# default" in run("config", "show", "evaluate", "--origin", "--run", copy).stdout
     as_file = tmp_path / "shown.toml"
     as_file.write_text(run("evaluate", "--dry-run", "--run", copy).stdout)
     again = run("config", "show", "evaluate", "--config", as_file, "--run", copy)
-    assert again.stdout == as_file.read_text() and again.stderr == ""  # nothing contradicts the records any more
+    assert tomllib.loads(again.stdout) == tomllib.loads(as_file.read_text())
+    assert again.stderr == ""  # nothing contradicts the records any more
     plain = run("config", "show", "--run", copy)
     assert tomllib.loads(plain.stdout)["generate"]["text_guidance"] == 9
     assert plain.stderr == "stages of this run decide settings of later ones: dcdm config show COMMAND\n"

@@ -24,6 +24,7 @@ from dcdm_cli.difficulty.scoring import FINE_TUNED, SCRATCH, Scoring, score_imag
 from dcdm_cli.errors import MismatchError, UsageError
 from dcdm_cli.evaluation.data import held_out_difficulty
 from dcdm_cli.evaluation.judge import Judge
+from dcdm_cli.evaluation.quality import measured_difficulty
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.settings import JudgeConfig, ScoreConfig
 from dcdm_cli.workers.coordinator import WorkerPool
@@ -134,6 +135,8 @@ def test_the_difficulty_of_held_out_images_is_found_by_kept_features(
         path.unlink()
     known = held_out_difficulty(scorer, train, cache, Job())
     np.testing.assert_allclose(known, looked, atol=0.02)  # features are kept in half precision
+    made = train.with_columns({"measured_difficulty": np.full(len(train), np.nan, np.float32)})
+    assert np.array_equal(measured_difficulty(scorer, made, cache, Job()), known)
 
 
 def test_a_scorer_of_other_features_is_refused(train: Manifest, config: ScoreConfig, tmp_path: Path) -> None:

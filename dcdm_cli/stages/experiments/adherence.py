@@ -13,6 +13,7 @@ from dcdm_cli.run.progress import Job
 from dcdm_cli.run.session import Session
 from dcdm_cli.stages.adherence import reachable_targets, summary
 from dcdm_cli.stages.agreement import scorer_and_judge
+from dcdm_cli.stages.devices import run_features
 from dcdm_cli.stages.experiments.generators import ready_for
 from dcdm_cli.stages.judge import judge_said, open_judge
 from dcdm_cli.stages.probe import open_run_engine, plan_inputs, probe, probe_rows
@@ -87,11 +88,11 @@ def _arm(session: Session, experiment: Experiment, arm: ArmSpec, judge: Judge | 
 
 def _real(session: Session, data: Evaluated, job: Job) -> dict[str, Any]:
     """Held-out real images by the same scorer that measures the generated ones."""
-    from dcdm_cli.difficulty.scorer import Scorer
     from dcdm_cli.evaluation.adherence import density
+    from dcdm_cli.evaluation.data import held_out_difficulty
 
-    paths, labels = data.held_out.paths(), data.held_out.column("label")
-    return density(Scorer.load(session.run.scorer, job.device).measure(paths, labels).difficulty)
+    looked, saved = run_features(session, job), "adherence is measured again"
+    return density(held_out_difficulty(session.run.scorer, data.held_out, looked, job, saved))
 
 
 def _labels(rows: Sequence[PlanRow]) -> np.ndarray:

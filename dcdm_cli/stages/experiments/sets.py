@@ -24,6 +24,7 @@ from dcdm_cli.files import hash_json, write_json
 from dcdm_cli.gate import Amount, Count, Share, Word, read_document
 from dcdm_cli.run.progress import Job
 from dcdm_cli.run.roles import IMAGES, fingerprint
+from dcdm_cli.stages.devices import run_features
 from dcdm_cli.stages.experiments.generators import VariantFolder, arm_session, as_chosen, ready_for
 from dcdm_cli.stages.experiments.named_sets import finished_set, set_record
 from dcdm_cli.stages.given import image_input
@@ -265,6 +266,7 @@ class GeneratedSets:
         return facts
 
     def _measure(self, images: Manifest) -> dict[str, Any]:
+        from dcdm_cli.difficulty.known import found_in
         from dcdm_cli.difficulty.scorer import Scorer
 
         checked = share_true(images.table["label_checked"])
@@ -274,7 +276,8 @@ class GeneratedSets:
             return unknown | rest
         labels, difficulty, predicted = (images.column(n) for n in ("label", "measured_difficulty", "predicted"))
         if not np.isfinite(difficulty).all():  # drawn once, and so not measured on the way
-            found = Scorer.load(self.session.run.scorer, self.job.device).measure(images.paths(), labels)
+            asked, looked = Scorer.load(self.session.run.scorer, self.job.device), run_features(self.session, self.job)
+            found = found_in(images, asked, looked, self.job, "the images are finished")
             difficulty, predicted = found.difficulty, found.predicted
         known = np.isfinite(difficulty)  # the others say nothing about their labels
         if not known.any():
