@@ -1,7 +1,7 @@
 """The CIFAR-10 experiments, in pieces: pretrain a base, then score, fine-tune and compare on 1,000 and 5,000 images.
 
-    python benchmarks/cifar10_run.py --data DIR --state DIR [--piece-seconds 540] [--setting gpu|cpu|taught|chosen|tiny]
-        [--base DIR] [--only TARGET]
+    python benchmarks/cifar10_run.py --data DIR --state DIR [--piece-seconds 540] [--base DIR] [--only TARGET]
+        [--setting gpu|cpu|taught|chosen|spanned|tiny]
 
 Run it again until it says that it is done. Every piece ends in time, saved; finished steps, images and classifiers are
 never made twice. The last line is JSON: which steps are done, and which waits. Code 0 = all done, 3 = there is more.
@@ -9,7 +9,7 @@ Results go to benchmarks/results (--results elsewhere) as soon as they are there
 test*.parquet with an `image` struct and a `label` (ClassLabel) column. --pack and --unpack carry the state to another
 machine, which must use the same --state path. --setting taught: how far images follow the request once the encoder and
 the LoRA have learned from the generator's own draws (`finetune.own_draws`); chosen: once they are chosen among sixteen
-draws instead of four.
+draws instead of four; spanned: once guidance by text follows the request (`generate.guidance_span`), among eight draws.
 """
 
 from __future__ import annotations
@@ -122,6 +122,12 @@ CHOSEN = replace(
     seeds={"chosen": 6},
     experiments=("adherence",),
 )
+SPANNED = replace(
+    CPU,
+    settings={**CPU.settings, "generate": {**LOOK["generate"], "attempts": 8, "guidance_span": [8.0, 1.5]}},
+    seeds={"spanned": 6},
+    experiments=("adherence", "cifar10_span.toml"),
+)
 TINY_NET = {**NET, "image_size": 32, "model_args": {"channels": [8, 12, 16, 32], "stem_width": 8}, "batch_size": 64}
 TINY_NET |= {"steps": 4}
 TINY = Scale(
@@ -141,7 +147,7 @@ TINY = Scale(
     per_class={"pool": 12, "small": 6, "judge": 8},
     test_per_class=5,
 )  # fmt: skip
-SCALES = {"gpu": GPU, "cpu": CPU, "taught": TAUGHT, "chosen": CHOSEN, "tiny": TINY}
+SCALES = {"gpu": GPU, "cpu": CPU, "taught": TAUGHT, "chosen": CHOSEN, "spanned": SPANNED, "tiny": TINY}
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 Fraction = Annotated[float, Field(ge=0, le=1)]
 LARGEST = 2**31 - 1  # of whole numbers: seeds are added up, and random generators and array shapes take no more
 LONGEST = 2**16  # characters of a text
+Scale = Annotated[float, Field(ge=1, le=LARGEST)]  # of guidance; 1 = none
 Seed = Annotated[int, Field(ge=0, lt=2**30)]  # two of them make a whole number that is not too large
 
 # Of images that are made, in pixels: several times what any base draws; memory grows with the square of it

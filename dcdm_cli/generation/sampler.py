@@ -59,7 +59,8 @@ def sample(
     start, device = conditioning.start, conditioning.text.device
     timesteps, before = set_schedule(scheduler, steps, start.strength if start else 1.0)
     # the guided interval is one of the whole schedule, of which this may be the tail
-    weights = guidance.schedule(before + len(timesteps))[before:]
+    requested = conditioning.difficulty.clamp(0, 1).view(-1, 1, 1, 1)
+    weights = guidance.schedule(before + len(timesteps), requested)[before:]
     batches = {tuple(calls): _Batch(denoiser, conditioning, tuple(calls), timesteps) for calls in weights}
     if start is None:
         latents = noise.to(device) * scheduler.init_noise_sigma
@@ -105,13 +106,16 @@ class _Batch:
         times = torch.tensor(timesteps, dtype=torch.float32, device=conditioning.text.device)
         self._times = times[:, None].repeat(1, len(self._inputs[0]))
 
-    def predict(self, latents: Tensor, step: int, weights: Sequence[float]) -> Tensor:
-        """The guided prediction [B, 4, h, w]: the weighted sum of the calls."""
+    def predict(self, latents: Tensor, step: int, weights: Sequence[float | Tensor]) -> Tensor:
+        """The guided prediction [B, 4, h, w]: the weighted sum of the calls. weights: numbers, or [B, 1, 1, 1]."""
         rows = latents if self._calls == 1 else latents.repeat(self._calls, 1, 1, 1)
         parts = self._denoiser(rows, self._times[step], *self._inputs).chunk(self._calls)
         if self._calls == 1:
             return parts[0]
         total = parts[0] * weights[0]
         for part, weight in zip(parts[1:], weights[1:], strict=True):
-            total.add_(part, alpha=weight)
+            if isinstance(weight, Tensor):
+                total = total + part * weight
+            else:
+                total.add_(part, alpha=weight)
         return total

@@ -90,11 +90,15 @@ def check_few_steps(config: GenerateConfig) -> None:
     if not extra and name not in STOCHASTIC:
         return
     most = MOST_GUIDANCE[name]
-    for scale in ("text_guidance", "difficulty_guidance"):
-        if (asked := getattr(config, scale)) > most:
+    lower = dict.fromkeys(("text_guidance", "difficulty_guidance"), f"{most:g}")
+    asked = {scale: getattr(config, scale) for scale in lower}
+    if config.guidance_span is not None:
+        asked["guidance_span"], lower["guidance_span"] = max(config.guidance_span), "none"
+    for scale, value in asked.items():
+        if value > most:
             raise UsageError(
-                f"generate.{scale} = {asked:g} is more than few-step sampling with {name} bears: {most:g}",
-                f"--text-guidance {most:g} --difficulty-guidance {most:g}",
+                f"generate.{scale} = {value:g} is more than few-step sampling with {name} bears: {most:g}",
+                " ".join(f"--{flag.replace('_', '-')} {lowest}" for flag, lowest in lower.items()),
             )
     if config.steps > MOST_STEPS.get(name, config.steps):
         raise UsageError(f"{name} has a schedule of {MOST_STEPS[name]} steps", "--steps 4 to --steps 8 are usual")

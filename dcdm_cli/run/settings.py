@@ -16,7 +16,7 @@ from dcdm_cli.run.network import DEFAULT_SECONDS
 from dcdm_cli.run.origins import nearest
 from dcdm_cli.run.presets import PRESET_NAMES
 from dcdm_cli.run.roles import execution, plan, result
-from dcdm_cli.section import Fraction, Section, Seed, Side
+from dcdm_cli.section import Fraction, Scale, Section, Seed, Side
 
 # settings too, from a file of their own
 __all__ = ["ClassifierConfig", "DownstreamConfig", "FeaturesConfig", "JudgeConfig", "ScoreConfig"]
@@ -350,9 +350,8 @@ class GenerateConfig(Section):
     steps: int = result(default=20, ge=1, description="sampler steps per image")
     strength: float = result(default=1.0, description="share of the steps, from a noised real image; 1 = noise alone")
     text_guidance: float = result(default=2.0, ge=1, description="w_text; 1 = off")
-    difficulty_guidance: float = result(
-        default=4.0, ge=0, description="w_difficulty; equal to text_guidance = one scale"
-    )
+    difficulty_guidance: float = result(default=4.0, ge=0, description="w_difficulty; as text_guidance = one scale")
+    guidance_span: tuple[Scale, Scale] | None = result(default=None, description="w_text at request 0 and 1: 8,1.5")
     guidance: Literal["calls", "distilled"] = result(
         default="calls", description="two or three network calls a step, or the one of dcdm distill, at these scales"
     )

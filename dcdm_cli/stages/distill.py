@@ -92,10 +92,11 @@ def _facts(session: Session) -> dict[str, Any]:
 
 
 def _guidance(session: Session) -> Any:
-    """By calls, as it is taught. Raises UsageError for scales that make one call anyway."""
-    from dcdm_cli.generation.guidance import taught_guidance
+    """By calls, as it is taught. Raises UsageError for scales that make one call anyway, and for a span."""
+    from dcdm_cli.generation.guidance import check_one_scale, taught_guidance
 
     config = session.config
+    check_one_scale(config.generate)
     guidance = taught_guidance(config.generate, plain=config.finetune.conditioning == "none")
     if len(guidance.weights()) == 1:
         raise UsageError(

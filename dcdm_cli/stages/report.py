@@ -33,7 +33,8 @@ def write_evaluation_report(session: Session, manifest: Manifest, metrics: Mappi
     """Returns the files made, report.html first."""
     figures = _figures(session, manifest, metrics)
     report = session.run.evaluation / "report.html"
-    config = session.config
+    config, span = session.config, session.config.generate.guidance_span
+    text = config.generate.text_guidance if span is None else f"{span[0]:g} to {span[1]:g}"
     facts = {
         "run": session.run.path.name,
         "base model": Path(config.finetune.base).name,
@@ -41,7 +42,7 @@ def write_evaluation_report(session: Session, manifest: Manifest, metrics: Mappi
         "real training images": str(len(manifest.split("train"))),
         "scorer": f"{config.score.model}, {config.score.method}",
         "sampler": f"{config.generate.scheduler}, {config.generate.steps} steps, guidance "
-        f"{config.generate.text_guidance} (text) and {config.generate.difficulty_guidance} (difficulty)"
+        f"{text} (text) and {config.generate.difficulty_guidance} (difficulty)"
         + (", distilled into one call" if config.generate.guidance == "distilled" else "")
         + (f", from real images at strength {config.generate.strength:g}" if config.generate.strength < 1 else ""),
         "device": str(metrics["device"]),

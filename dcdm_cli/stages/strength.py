@@ -86,7 +86,7 @@ def grid(session: Session, config: FinetuneConfig) -> list[Point]:
 
     strength, given, generate = session.config.strength, session.given, session.config.generate
     scales = (generate.lora_scale,) if "generate.lora_scale" in given else strength.lora_scales
-    fixed = _fixing("text_guidance") & set(given)
+    fixed = _fixing("text_guidance") & set(given) or generate.guidance_span
     pairs = ((generate.text_guidance, generate.difficulty_guidance),) if fixed else strength.guidance
     if config.conditioning == "none":  # without difficulty only the text's scale acts
         pairs = tuple((text, text) for text in sorted({text for text, _ in pairs}))

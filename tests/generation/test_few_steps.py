@@ -107,6 +107,7 @@ def test_the_generator_knows_what_it_does_not_where_it_lies(adapter: Path, tmp_p
     [
         ({"scheduler": "ddim"}, "is no sampler of theirs", "--scheduler lcm | tcd | euler"),
         ({"scheduler": "lcm", "text_guidance": 3.0}, "generate.text_guidance = 3 is more .* bears: 2", "-guidance 2"),
+        ({"scheduler": "lcm", "guidance_span": (8.0, 1.5)}, "guidance_span = 8 is more .* bears: 2", "span none"),
         ({"scheduler": "tcd", "difficulty_guidance": 2.0}, "difficulty_guidance = 2 .* bears: 1", "-guidance 1"),
         ({"scheduler": "euler", "text_guidance": 2.0}, "more than few-step sampling with euler", "--text-guidance 1"),
         ({"scheduler": "lcm", "guidance": "distilled"}, "two ways to few calls", "leave one of them out"),

@@ -60,6 +60,17 @@ def test_the_formula_and_the_calls_it_needs(text: float, difficulty: float, call
     assert denoiser.batches == [2 * calls]
 
 
+@pytest.mark.parametrize(("difficulty", "calls"), [(2.0, 2), (6.0, 3)])
+def test_with_a_span_each_image_has_the_scale_of_its_request(difficulty: float, calls: int) -> None:
+    denoiser, guidance = Arithmetic(), Guidance(2.0, difficulty, span=(9.0, 1.0))
+    made = sample(denoiser, Recorder(), torch.randn(2, 4, 8, 8), CONDITIONING, guidance, steps=1)  # type: ignore[arg-type]
+    for image, text in enumerate((7.0, 3.0)):  # requests of 0.25 and 0.75
+        own = Guidance(text, text if calls == 2 else difficulty)
+        alone = sample(Arithmetic(), Recorder(), torch.randn(2, 4, 8, 8), CONDITIONING, own, steps=1)  # type: ignore[arg-type]
+        assert torch.allclose(made[image], alone[image], atol=1e-4)
+    assert denoiser.batches == [2 * calls]
+
+
 def scheduler(name: str = "ddim") -> Sampler:
     return sampling_scheduler(name, load_base(TINY_NAME).scheduler_config)
 
