@@ -105,7 +105,7 @@ CPU = Scale(
     exported=True,
     score_needs=100,
     experiments=("adherence", "cifar10_worth.toml", "cifar10_features.toml", "target"),
-    own_experiments={"target": ("adherence", "cifar10_ratios.toml")},
+    own_experiments={"target": ("adherence", "cifar10_ratios.toml", "cifar10_ratios_features.toml")},
 )
 TAUGHT = replace(
     CPU,
