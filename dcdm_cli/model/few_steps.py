@@ -90,7 +90,7 @@ def check_few_steps(config: GenerateConfig) -> None:
     if not extra and name not in STOCHASTIC:
         return
     most = MOST_GUIDANCE[name]
-    lower = dict.fromkeys(("text_guidance", "difficulty_guidance"), f"{most:g}")
+    lower: dict[str, str] = dict.fromkeys(("text_guidance", "difficulty_guidance"), f"{most:g}")
     asked = {scale: getattr(config, scale) for scale in lower}
     if config.guidance_span is not None:
         asked["guidance_span"], lower["guidance_span"] = max(config.guidance_span), "none"
